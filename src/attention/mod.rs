@@ -1,0 +1,36 @@
+//! Attention, the global operation: plain reference, blocked flash kernels on the CPU, and Ulysses over ranks.
+//!
+//! Non-causal, no mask. All tensors are `[B, H, S, d]`; the row statistic `lse` (log of the sum of exponentials of the scaled
+//! logits, natural) is `[B, H, S]`. Nothing here sees a file or a model.
+
+pub mod cpu;
+pub mod reference;
+mod ulysses;
+
+use candle_core::Tensor;
+
+use crate::Result;
+pub use ulysses::Ulysses;
+
+/// softmax(scale q kᵀ) v by blocks with an online softmax, and the row statistic.
+///
+/// q `[B, H, Sq, d]`, k and v `[B, H, Sk, d]`, of one dtype (f32, bf16 or f64), last dim contiguous, other strides free.
+/// Returns o `[B, H, Sq, d]` contiguous in q's dtype, and lse `[B, H, Sq]` in f32 (f64 for f64 input).
+/// f64 goes to the plain [`reference`]. FlashAttention-2, arXiv 2307.08691.
+pub fn flash(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+    cpu::forward(q, k, v, scale)
+}
+
+/// Gradients of [`flash`] with respect to q, k and v, given the cotangent `d_o`, the saved `lse` and
+/// `delta` = rowsum(d_o * o) `[B, H, Sq]` (in lse's dtype). They come contiguous, in q's dtype.
+pub fn flash_backward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    d_o: &Tensor,
+    lse: &Tensor,
+    delta: &Tensor,
+    scale: f64,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    cpu::backward(q, k, v, d_o, lse, delta, scale)
+}

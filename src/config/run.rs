@@ -1,0 +1,324 @@
+//! What a run's TOML file may say: one struct a section, one documented field a key.
+//!
+//! Defaults are the values of `Default`; an unknown or mistyped key is an error. Nothing here is resolved or checked
+//! against files: that is the business of the room that uses the section.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    #[serde(default)]
+    pub run: Run,
+    pub data: Data,
+    pub model: Model,
+    #[serde(default)]
+    pub diffusion: Diffusion,
+    #[serde(default)]
+    pub train: Train,
+    #[serde(default)]
+    pub parallel: Parallel,
+    #[serde(default)]
+    pub sample: Sample,
+}
+
+/// `[run]`: where the run lives and what its random numbers hang on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Run {
+    /// Folder for checkpoints, metrics and samples.
+    pub out: PathBuf,
+    /// Seed of everything random: weights, order, crops, flips, noise, timesteps, label drops.
+    pub seed: u64,
+}
+
+/// `[data]`: which clips, and how they are cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Folder of videos and images, searched recursively; or `hf://owner/name[@revision][/path]`.
+    pub path: String,
+    /// Folder of held-out clips, never trained on; none: no held-out loss.
+    #[serde(default)]
+    pub heldout: Option<String>,
+    /// Frames of a clip. 1 makes every frame, and every image, a clip.
+    pub frames: usize,
+    /// Height of a clip in pixels, after resizing and cropping.
+    pub height: usize,
+    /// Width of a clip in pixels.
+    pub width: usize,
+    /// Every how many-th frame of the source is taken.
+    #[serde(default = "one")]
+    pub stride: usize,
+    /// Frames per second to resample the source to, before `stride`; none: the source's own frames.
+    #[serde(default)]
+    pub fps: Option<f64>,
+    /// Where the crop lies once the frame is resized to cover the clip.
+    #[serde(default)]
+    pub crop: Crop,
+    /// Mirror half of the clips left to right.
+    #[serde(default)]
+    pub flip: bool,
+    /// Where a clip's class comes from.
+    #[serde(default)]
+    pub label: Label,
+    /// Clips decoded ahead of the step.
+    #[serde(default = "prefetch")]
+    pub prefetch: usize,
+}
+
+/// Where a crop lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Crop {
+    #[default]
+    Center,
+    Random,
+}
+
+/// Where a clip's class comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Label {
+    /// Clips have no class.
+    #[default]
+    None,
+    /// The folder directly below `path` is the class; classes are numbered in the order of their names.
+    Folder,
+}
+
+/// `[model]`: the network, new or from a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// A diffusers transformer folder (or `hf://...`) to start from; the fields below are then read from its config.json.
+    pub from: Option<String>,
+    /// Patch size (frames, height, width) in pixels or latents.
+    pub patch_size: [usize; 3],
+    /// Attention heads H.
+    pub num_attention_heads: usize,
+    /// Head dim d; the width D is H * d.
+    pub attention_head_dim: usize,
+    /// Blocks L.
+    pub num_layers: usize,
+    /// Hidden width of the MLP.
+    pub ffn_dim: usize,
+    /// Sinusoidal features of the timestep.
+    pub freq_dim: usize,
+    /// Classes; 0: no class labels. One null class is added for guidance.
+    pub num_classes: usize,
+}
+
+/// `[diffusion]`: noise, target and loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Diffusion {
+    /// What the network predicts: the velocity `eps - x0`, or the clean clip.
+    pub prediction: Prediction,
+    /// How training timesteps are drawn.
+    pub timesteps: Timesteps,
+    /// Mean of the logit-normal.
+    pub logit_mean: f64,
+    /// Standard deviation of the logit-normal.
+    pub logit_std: f64,
+    /// Shift of sigma: s' = a s / (1 + (a - 1) s). 1: none. 0: from the clip's token count (see `shift_base_tokens`).
+    pub shift: f64,
+    /// With shift = 0: a = sqrt(tokens / shift_base_tokens).
+    pub shift_base_tokens: usize,
+    /// x-prediction: 1 - t is clamped from below by this in the loss (JiT).
+    pub clamp: f64,
+    /// Share of labels dropped in training, for guidance.
+    pub label_dropout: f64,
+}
+
+/// What the network predicts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prediction {
+    #[default]
+    V,
+    X,
+}
+
+/// How training timesteps are drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Timesteps {
+    #[default]
+    LogitNormal,
+    Uniform,
+}
+
+/// `[train]`: the loop and the optimizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// Optimizer steps of the whole run.
+    pub steps: u64,
+    /// Clips a micro-batch, for each data rank.
+    pub batch: usize,
+    /// Micro-batches accumulated into a step.
+    pub accumulate: usize,
+    /// Arithmetic of linear layers and attention; accumulation, gradients and master weights are f32.
+    pub dtype: Compute,
+    /// Learning rate after warm-up.
+    pub lr: f64,
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// What follows warm-up.
+    pub schedule: Schedule,
+    /// AdamW's (beta1, beta2).
+    pub betas: [f64; 2],
+    /// AdamW's epsilon.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices; biases, norms and tables have none.
+    pub weight_decay: f64,
+    /// Global gradient norm above which gradients are scaled down; 0: never.
+    pub clip: f64,
+    /// Decay of the weights' moving average, after its warm-up; 0: no average.
+    pub ema: f64,
+    /// Tokens of a tile; 0: chosen from the cache's size.
+    pub tile: usize,
+    /// A checkpoint every this many steps, and at the end; 0: only at the end.
+    pub checkpoint_every: u64,
+    /// How many checkpoints are kept.
+    pub keep: usize,
+    /// Held-out loss every this many steps; 0: never.
+    pub heldout_every: u64,
+    /// Samples every this many steps; 0: never.
+    pub sample_every: u64,
+}
+
+/// Arithmetic of the heavy operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    #[default]
+    F32,
+    Bf16,
+}
+
+/// What follows warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    #[default]
+    Constant,
+    /// Cosine to zero at `steps`.
+    Cosine,
+}
+
+/// `[parallel]`: the mesh of ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Parallel {
+    /// Ranks when the command line does not say: data x sequence.
+    pub ranks: usize,
+    /// How many groups of ranks train on clips of their own; the rest of the ranks split each clip's sequence.
+    pub data: usize,
+}
+
+/// `[sample]`: how clips are sampled, during training and by `longreel sample` where its flags do not say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sample {
+    /// Which sampler.
+    pub sampler: SamplerKind,
+    /// Its steps.
+    pub steps: usize,
+    /// How many clips.
+    pub count: usize,
+    /// Guidance scale w: v = v_null + w (v - v_null); 1: none.
+    pub guidance: f64,
+    /// Guidance acts only for sigma in this interval.
+    pub guidance_interval: [f64; 2],
+    /// Shift of sigma, as in `[diffusion]`; 1: none, 0: from the token count.
+    pub shift: f64,
+}
+
+/// Which sampler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplerKind {
+    Euler,
+    #[default]
+    Heun,
+    /// DPM-Solver++(2M).
+    Dpmpp,
+    /// UniPC, order 2, B2(h).
+    Unipc,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn prefetch() -> usize {
+    4
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { out: "runs/run".into(), seed: 0 }
+    }
+}
+
+impl Default for Diffusion {
+    fn default() -> Self {
+        Self {
+            prediction: Prediction::V,
+            timesteps: Timesteps::LogitNormal,
+            logit_mean: 0.0,
+            logit_std: 1.0,
+            shift: 1.0,
+            shift_base_tokens: 4096,
+            clamp: 0.05,
+            label_dropout: 0.1,
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: 1,
+            accumulate: 1,
+            dtype: Compute::F32,
+            lr: 1e-4,
+            warmup: 100,
+            schedule: Schedule::Constant,
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            ema: 0.999,
+            tile: 0,
+            checkpoint_every: 500,
+            keep: 3,
+            heldout_every: 100,
+            sample_every: 0,
+        }
+    }
+}
+
+impl Default for Parallel {
+    fn default() -> Self {
+        Self { ranks: 1, data: 1 }
+    }
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self {
+            sampler: SamplerKind::Heun,
+            steps: 25,
+            count: 4,
+            guidance: 1.0,
+            guidance_interval: [0.0, 1.0],
+            shift: 1.0,
+        }
+    }
+}

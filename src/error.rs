@@ -1,0 +1,53 @@
+//! The library's one error type.
+//!
+//! Every message says what was wrong, where (file, key, clip, rank, step) and what to do about it; the variants exist
+//! only where a caller acts on the difference. The binary prints the message and exits with a code that is not 0.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong in longreel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Input that cannot be used: a config key, a shape, a file's contents. The text is the whole story.
+    #[error("{0}")]
+    Invalid(String),
+    /// The operating system refused a file operation.
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    /// A loss or gradient was NaN or infinite.
+    #[error("step {step}: {tensor} is {value}; the run stops here, the last good checkpoint is untouched")]
+    NonFinite { step: u64, tensor: String, value: f64 },
+    /// Another rank failed first; `message` is that rank's error.
+    #[error("rank {rank} failed: {message}")]
+    Rank { rank: usize, message: String },
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// Candle reported an error.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// `std::result::Result` with longreel's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An [`Error::Io`] about `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), source }
+    }
+
+    /// The same error as a Candle error, for use inside custom ops.
+    pub fn into_candle(self) -> candle_core::Error {
+        match self {
+            Self::Candle(e) => e,
+            other => candle_core::Error::wrap(other),
+        }
+    }
+}
+
+/// Returns early with [`Error::Invalid`](crate::Error::Invalid), formatted like `format!`.
+#[macro_export]
+macro_rules! bail {
+    ($($arg:tt)*) => { return Err($crate::Error::Invalid(format!($($arg)*))) };
+}

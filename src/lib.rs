@@ -1,0 +1,27 @@
+//! longreel trains diffusion transformers on video clips and images whose token sequences are millions long, sharded by
+//! sequence over ranks.
+//!
+//! Everything but attention is token-local, so a network is an alternation of token-local pieces, which run tile by tile,
+//! and attention, the only place where ranks talk. `docs/design.md` tells the whole; the rooms, from the top:
+//!
+//! - [`cli`]: the commands; [`config`]: what a user may write.
+//! - [`train`]: the loop, optimizer, EMA, checkpoints, metrics.
+//! - [`data`]: folders to clips to a rank's frames; [`engine`]: forward and backward over model and attention.
+//! - [`model`]: the network's token-local pieces; [`diffusion`]: noise, targets, samplers.
+//! - [`attention`]: the global operation; [`parallel`]: communicators and sharding; [`ops`]: differentiable fused ops.
+
+pub mod attention;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod diffusion;
+pub mod engine;
+mod error;
+pub mod hub;
+pub mod model;
+pub mod ops;
+pub mod parallel;
+pub mod rng;
+pub mod train;
+
+pub use error::{Error, Result};

@@ -1,0 +1,14 @@
+//! The one integration-test binary: a module for each room. Linking once keeps `make test` short.
+
+mod attention;
+mod cli;
+mod config;
+mod data;
+mod diffusion;
+mod engine;
+mod golden;
+mod hub;
+mod model;
+mod ops;
+mod parallel;
+mod train;
