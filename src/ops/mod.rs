@@ -20,6 +20,7 @@ mod residual;
 mod rope;
 mod vjp;
 
+pub(crate) use custom::{Custom, Op1};
 pub use custom::{Stored, Values, read, write};
 pub use elementwise::{add_assign, row_dot, silu, sum_columns};
 pub use gelu::gelu;
