@@ -96,9 +96,26 @@ impl SigmaDistribution {
     }
 }
 
-/// Whether `sample` of the global batch of `step` is trained on without its label; true for a share `dropout` of samples.
-pub fn label_dropped(seed: u64, step: u64, sample: u64, dropout: f64) -> bool {
-    Key { seed, purpose: Purpose::LabelDrop, step, sample }.stream(0).uniform() < dropout
+/// Which samples are trained on without their label, so that the network also learns the null condition of guidance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LabelDropout(f64);
+
+impl LabelDropout {
+    /// The dropout `[diffusion]` asks for.
+    ///
+    /// # Errors
+    /// If its share is not within [0, 1].
+    pub fn new(config: &Diffusion) -> Result<Self> {
+        if !(0.0..=1.0).contains(&config.label_dropout) {
+            bail!("[diffusion] label_dropout = {}: must be within [0, 1]", config.label_dropout);
+        }
+        Ok(Self(config.label_dropout))
+    }
+
+    /// Whether `sample` of the global batch of `step` loses its label.
+    pub fn drops(&self, seed: u64, step: u64, sample: u64) -> bool {
+        Key { seed, purpose: Purpose::LabelDrop, step, sample }.stream(0).uniform() < self.0
+    }
 }
 
 /// The sigmas of a sampler of `steps` steps: evenly spaced from 1 towards 1/1000, shifted by `a`, then 0; steps + 1 in all.
