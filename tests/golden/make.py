@@ -4,9 +4,11 @@
     make.py write OUT_DIR                      the fixtures beside this script (seconds)
     make.py check CHECKPOINT [--longreel BIN]  does a checkpoint of longreel's load into diffusers and compute the same?
 
-Made with diffusers 0.42.1, torch 2.11.0, safetensors 0.8.0, Python 3.11:
+Made with diffusers 0.42.1, torch 2.11.0, accelerate 1.15.0, safetensors 0.8.0, Python 3.11. The environment of
+benches/peers/setup.sh has them; the least that will do is
 
-    python3 -m venv venv && venv/bin/pip install torch==2.11.0 diffusers==0.42.1 safetensors==0.8.0 numpy
+    python3 -m venv venv
+    venv/bin/pip install torch==2.11.0 diffusers==0.42.1 accelerate==1.15.0 safetensors==0.8.0 numpy
 
 What a case holds
     transformer/           what `save_pretrained` writes: config.json and safetensors, whole or in shards with an index
@@ -165,7 +167,7 @@ def load_strictly(folder, config):
     Diffusers has no Wan without text. For a checkpoint without, it is given a cross-attention whose output projection
     is zero, which adds nothing; all other keys are held to the same strictness."""
     if config.get("text_dim"):
-        model, info = WanTransformer3DModel.from_pretrained(folder, output_loading_info=True, low_cpu_mem_usage=False)
+        model, info = WanTransformer3DModel.from_pretrained(folder, output_loading_info=True)
         bad = {k: v for k, v in info.items() if v}
         if bad:
             sys.exit(f"{folder}: diffusers reports {bad}")
