@@ -109,3 +109,9 @@ fn at_least_1(text: &str) -> std::result::Result<usize, String> {
         Ok(n) => Ok(n),
     }
 }
+
+/// The machine's processors, shared out to `ranks` ranks of this process: at least one thread each.
+fn threads_per_rank(ranks: usize) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    (processors / ranks).max(1)
+}

@@ -14,6 +14,7 @@ mod cross;
 mod embed;
 pub mod folder;
 mod head;
+mod patch;
 mod spec;
 mod unit;
 
@@ -25,6 +26,7 @@ pub use condition::{Condition, Conditioner, Prompt};
 pub use config::ModelConfig;
 pub use embed::Embed;
 pub use head::{Head, HeadCondition};
+pub use patch::Patches;
 pub use spec::{Init, ParamSpec, UnitSpec};
 pub use unit::{Entry, Unit};
 
