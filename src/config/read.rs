@@ -36,7 +36,8 @@ pub(super) fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<RunCon
     // serde takes the first values of an array that is too long, and says nothing.
     let read = toml::Table::try_from(&config).map_err(|e| source.error(None, e))?;
     for (section, key, given, span) in arrays {
-        let length = read[&section][&key].as_array().map_or(given, Vec::len);
+        let array = read.get(&section).and_then(|s| s.get(&key)).and_then(toml::Value::as_array);
+        let length = array.map_or(given, Vec::len);
         if given != length {
             return Err(source.error(Some(span), format!("{section}.{key}: {given} values, expected {length}")));
         }
