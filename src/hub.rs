@@ -106,7 +106,7 @@ impl Hub {
             top.truncate(12);
             bail!("{spec}: {} has no such file or folder; it has: {}", wanted.id, top.join(", "));
         }
-        if let Some(name) = files.iter().map(|f| &f.rfilename).chain([&info.sha]).find(|n| !is_inside(n)) {
+        if let Some(name) = info.siblings.iter().map(|f| &f.rfilename).chain([&info.sha]).find(|n| !is_inside(n)) {
             bail!("{spec}: the hub names a file `{name}`, which would lie outside the cache");
         }
         let cache = Cache::new(self.cache.clone());
@@ -196,6 +196,10 @@ impl Hub {
             },
             ApiError::LockAcquisition(path) => {
                 format!("{what}: another process is downloading it ({} is locked); wait for it", path.display())
+            }
+            ApiError::InvalidResume => {
+                let blobs = self.cache.join("*").join("blobs").join("*.part");
+                format!("{what}: an older download of it is damaged: remove {}", blobs.display())
             }
             ApiError::IoError(e) => format!("{what}: {e}; a second try takes up the download where it ended"),
             e => format!("{what}: {endpoint} does not answer like a hub ({e}); see HF_ENDPOINT"),
