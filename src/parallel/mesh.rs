@@ -27,7 +27,7 @@ impl Mesh {
     /// If `data` is 0 or does not divide the number of ranks.
     pub fn new(world: Arc<dyn Communicator>, data: usize) -> Result<Self> {
         let ranks = world.size();
-        if data == 0 || ranks % data != 0 {
+        if !ranks.is_multiple_of(data) {
             bail!(
                 "{ranks} ranks cannot form {data} data-parallel groups of equal size; \
                  choose a number of groups that divides {ranks}"
