@@ -49,7 +49,8 @@ impl Objective {
             eps.len(),
             grad.len()
         );
-        let per_error = self.velocity_per_unit(sigma).powi(2); // squared velocity error of a unit error of the prediction
+        // The squared velocity error of a unit error of the prediction.
+        let per_error = self.velocity_per_unit(sigma).powi(2);
         let slope = (2.0 * weight * per_error) as f32;
         let parts: Vec<f64> = grad
             .par_chunks_mut(CHUNK)

@@ -21,7 +21,7 @@ fn noise(count: usize) -> Tensor {
 ///
 ///     def xhat(x, s): return torch.tanh(x) * (1 - 0.3 * s) + 0.2 * s * s
 ///     S = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)       # order 2, bh2
-///     S = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)   # dpmsolver++, order 2
+///     S = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)   # also order 2
 ///     S.set_timesteps(len(sigmas) - 1); S.sigmas = torch.tensor(sigmas); S.timesteps = 1000 * S.sigmas[:-1]
 ///     for s, t in zip(S.sigmas, S.timesteps): x = S.step((x - xhat(x, s)) / s, t, x).prev_sample
 ///
