@@ -4,14 +4,15 @@
 //!
 //!     x' = (s'/s) x + (1 - s'/s) * mean of x_hat(lambda), weighted by exp(lambda) over the step,
 //!
-//! x_hat being the clean clip predicted on the way. A solver approximates that mean by a weighted sum of predictions it has;
-//! the weights, which add up to 1, are all that this file knows. Written this way nothing is infinite at sigma = 1
+//! x_hat being the clean clip predicted on the way. A solver approximates that mean by a weighted sum of predictions it
+//! has; the weights, which add up to 1, are all that this file knows. Written this way nothing is infinite at sigma = 1
 //! (lambda = -inf), and a step to sigma = 0 (lambda = inf), where all weight lies on the end, is x' = x_hat.
 
-/// Weights of the predictions (at `from`, at `previous`) for the step `from -> to`; order 2 where there is a `previous`.
+/// Weights of the predictions (at `from`, at `previous`) for the step `from -> to`; order 2 where there is a
+/// `previous`.
 ///
-/// Both solvers extrapolate x_hat linearly in lambda and take it at the step's middle. To reach sigma = 0, infinitely far in
-/// lambda, there is nothing to extrapolate: the latest prediction is the answer.
+/// Both solvers extrapolate x_hat linearly in lambda and take it at the step's middle. To reach sigma = 0, infinitely
+/// far in lambda, there is nothing to extrapolate: the latest prediction is the answer.
 pub fn predictor(previous: Option<f64>, from: f64, to: f64) -> [f64; 2] {
     match previous {
         Some(previous) if to > 0.0 => {
@@ -28,8 +29,8 @@ pub fn predictor(previous: Option<f64>, from: f64, to: f64) -> [f64; 2] {
 /// UniPC's B2(h) form: the trapezoid without `previous`; with it, the parabola through all three, integrated exactly.
 pub fn corrector(previous: Option<f64>, from: f64, to: f64) -> [f64; 3] {
     let Some(previous) = previous else { return [0.5, 0.5, 0.0] };
-    // With tau running from 0 to 1 over the step, the predictions stand at tau = 1, 0 and -r, and the parabola's mean is
-    // m0 + a (m_previous - m0) / -r + b (m_next - m0), where a + b = mean of tau and -r a + b = mean of tau^2.
+    // With tau running from 0 to 1 over the step, the predictions stand at tau = 1, 0 and -r, and the parabola's mean
+    // is m0 + a (m_previous - m0) / -r + b (m_next - m0), where a + b = mean of tau and -r a + b = mean of tau^2.
     let r = step_ratio(previous, from, to);
     let [first, second] = tau_moments(lambda(to) - lambda(from));
     let a = (first - second) / (1.0 + r);

@@ -41,7 +41,8 @@ impl Guidance {
         self.scale != 1.0 && (self.interval[0]..=self.interval[1]).contains(&sigma)
     }
 
-    /// The guided velocity `v_null + w (v_given - v_null)` at `sigma`; where guidance does not act, `v_given` from one call.
+    /// The guided velocity `v_null + w (v_given - v_null)` at `sigma`; where guidance does not act, `v_given` from one
+    /// call.
     ///
     /// # Errors
     /// Those of `velocity`, and differing shapes or dtypes.

@@ -1,8 +1,9 @@
 //! Rectified flow: noise, training sigmas, losses, and the samplers that turn noise into clips.
 //!
-//! One convention throughout: `x_sigma = (1 - sigma) x0 + sigma eps`, the velocity is `v = dx/dsigma = eps - x0`, sigma runs
-//! from 1 (noise) to 0 (data), and the network is told `1000 sigma`. Papers that write `t` for the share of data mean
-//! `1 - sigma`. Nothing here knows of ranks, files or networks: functions act on rows of tokens or on tensors of any shape.
+//! One convention throughout: `x_sigma = (1 - sigma) x0 + sigma eps`, the velocity is `v = dx/dsigma = eps - x0`, sigma
+//! runs from 1 (noise) to 0 (data), and the network is told `1000 sigma`. Papers that write `t` for the share of data
+//! mean `1 - sigma`. Nothing here knows of ranks, files or networks: functions act on rows of tokens or on tensors of
+//! any shape.
 
 mod exponential;
 mod guidance;

@@ -1,8 +1,9 @@
 //! Noise for rows of tokens, the noisy rows the network sees, and the two orders a row may be in.
 //!
-//! A row is one token's patch, `pt * ph * pw * C` values. Noise is defined once, in channel-last order (pt, ph, pw, C), the
-//! order of the network's head; the patch embedding's weight wants channel-first (C, pt, ph, pw), a transpose away. Every
-//! token has a random stream of its own, so any rank or tile makes its part alone and the whole is always the same.
+//! A row is one token's patch, `pt * ph * pw * C` values. Noise is defined once, in channel-last order (pt, ph, pw, C),
+//! the order of the network's head; the patch embedding's weight wants channel-first (C, pt, ph, pw), a transpose away.
+//! Every token has a random stream of its own, so any rank or tile makes its part alone and the whole is always the
+//! same.
 
 use crate::rng::{Key, Purpose};
 use rayon::prelude::*;

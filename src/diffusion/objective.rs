@@ -1,9 +1,9 @@
 //! What the network predicts: the loss of a prediction, its gradient, and the velocity it stands for.
 //!
-//! Both predictions are judged by the squared error of the velocity. A v-prediction is the velocity `eps - x0` itself. An
-//! x-prediction (JiT, Li and He 2025) is the clean clip, from which `v = (x_sigma - x_hat) / sigma`; in the loss sigma is
-//! clamped from below in prediction and target alike, so `x_sigma` cancels and the loss is that of `x_hat` over the
-//! clamped sigma squared. The clamp weighs the loss only: in sampling it would bend the flow near sigma = 0.
+//! Both predictions are judged by the squared error of the velocity. A v-prediction is the velocity `eps - x0` itself.
+//! An x-prediction (JiT, Li and He 2025) is the clean clip, from which `v = (x_sigma - x_hat) / sigma`; in the loss
+//! sigma is clamped from below in prediction and target alike, so `x_sigma` cancels and the loss is that of `x_hat`
+//! over the clamped sigma squared. The clamp weighs the loss only: in sampling it would bend the flow near sigma = 0.
 
 use crate::config::{Diffusion, Prediction};
 use crate::{Result, bail};
@@ -34,9 +34,9 @@ impl Objective {
 
     /// The loss of a tile of one sample's rows, and its gradient.
     ///
-    /// Returns the squared velocity error summed over elements, unweighted. Writes into `grad` the gradient of `weight` times
-    /// that sum with respect to `prediction`; a mean over the global batch has weight 1 / (its number of elements). All
-    /// slices are rows of the same tokens in the same order.
+    /// Returns the squared velocity error summed over elements, unweighted. Writes into `grad` the gradient of `weight`
+    /// times that sum with respect to `prediction`; a mean over the global batch has weight 1 / (its number of
+    /// elements). All slices are rows of the same tokens in the same order.
     ///
     /// # Panics
     /// If the slices differ in length.
@@ -49,7 +49,8 @@ impl Objective {
             eps.len(),
             grad.len()
         );
-        let per_error = self.velocity_per_unit(sigma).powi(2); // squared velocity error of a unit error of the prediction
+        // The squared velocity error of a unit error of the prediction.
+        let per_error = self.velocity_per_unit(sigma).powi(2);
         let slope = (2.0 * weight * per_error) as f32;
         let parts: Vec<f64> = grad
             .par_chunks_mut(CHUNK)

@@ -1,8 +1,9 @@
 //! Samplers: integrate `dx/dsigma = v(x, sigma)` from noise at the first sigma to a clip at the last.
 //!
-//! Every update is the same linear combination for every element, so a rank samples its shard of a clip with these functions
-//! as they are, and only the network inside `velocity` talks to other ranks. Coefficients are f64 whatever the state's dtype.
-//! Euler and Heun (as in Karras et al. 2022) are here whole; the weights of the exponential integrators are next door.
+//! Every update is the same linear combination for every element, so a rank samples its shard of a clip with these
+//! functions as they are, and only the network inside `velocity` talks to other ranks. Coefficients are f64 whatever
+//! the state's dtype. Euler and Heun (as in Karras et al. 2022) are here whole; the weights of the exponential
+//! integrators are next door.
 
 use super::exponential::{corrector, predictor};
 use crate::config::SamplerKind;

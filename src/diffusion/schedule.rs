@@ -1,8 +1,9 @@
 //! Which sigmas: drawn for training, fixed for the held-out loss, listed for sampling.
 //!
-//! Training follows Stable Diffusion 3 (Esser et al. 2024): a logit-normal sigma, shifted towards noise where a clip has
-//! many tokens. Draws hang on (seed, step, sample) alone, so they do not depend on the number of ranks. The held-out loss
-//! is taken at evenly spaced quantiles of the same distribution instead, which keeps it comparable from step to step.
+//! Training follows Stable Diffusion 3 (Esser et al. 2024): a logit-normal sigma, shifted towards noise where a clip
+//! has many tokens. Draws hang on (seed, step, sample) alone, so they do not depend on the number of ranks. The
+//! held-out loss is taken at evenly spaced quantiles of the same distribution instead, which keeps it comparable from
+//! step to step.
 
 use crate::config::{Diffusion, Timesteps};
 use crate::rng::{Key, Purpose};
@@ -71,7 +72,7 @@ impl SigmaDistribution {
     pub fn draw(&self, seed: u64, step: u64, sample: u64) -> f64 {
         let mut stream = Key { seed, purpose: Purpose::Timestep, step, sample }.stream(0);
         match self.timesteps {
-            Timesteps::LogitNormal => self.from_normal(stream.normal()),
+            Timesteps::LogitNormal => self.at_normal(stream.normal()),
             Timesteps::Uniform => shift_sigma(stream.uniform(), self.shift),
         }
     }
@@ -79,7 +80,7 @@ impl SigmaDistribution {
     /// The sigma below which a share `q` of all draws lies, 0 < q < 1.
     pub fn quantile(&self, q: f64) -> f64 {
         match self.timesteps {
-            Timesteps::LogitNormal => self.from_normal(normal_quantile(q)),
+            Timesteps::LogitNormal => self.at_normal(normal_quantile(q)),
             Timesteps::Uniform => shift_sigma(q, self.shift),
         }
     }
@@ -89,8 +90,9 @@ impl SigmaDistribution {
         (0..count).map(|i| self.quantile((i as f64 + 0.5) / count as f64)).collect()
     }
 
-    /// A standard normal number's place in the shifted logit-normal. The shift is monotone, so quantiles map to quantiles.
-    fn from_normal(&self, normal: f64) -> f64 {
+    /// A standard normal number's place in the shifted logit-normal. The shift is monotone, so quantiles map to
+    /// quantiles.
+    fn at_normal(&self, normal: f64) -> f64 {
         let logit = self.mean + self.std * normal;
         shift_sigma(1.0 / (1.0 + (-logit).exp()), self.shift)
     }
@@ -118,7 +120,8 @@ impl LabelDropout {
     }
 }
 
-/// The sigmas of a sampler of `steps` steps: evenly spaced from 1 towards 1/1000, shifted by `a`, then 0; steps + 1 in all.
+/// The sigmas of a sampler of `steps` steps: evenly spaced from 1 towards 1/1000, shifted by `a`, then 0; steps + 1 in
+/// all.
 ///
 /// # Errors
 /// If there are no steps or `a` is not positive.

@@ -3,8 +3,8 @@
 use crate::{Result, bail};
 use rayon::prelude::*;
 
-/// The decay of update number `n`, counted from 0: `min(decay, (1 + n) / (10 + n))`, so that the first weights, which are
-/// random, are soon forgotten.
+/// The decay of update number `n`, counted from 0: `min(decay, (1 + n) / (10 + n))`, so that the first weights, which
+/// are random, are soon forgotten.
 pub fn ema_decay(decay: f64, n: u64) -> f64 {
     decay.min((1.0 + n as f64) / (10.0 + n as f64))
 }

@@ -1,8 +1,8 @@
 //! AdamW and plain SGD on flat f32 buffers, and the gradient norm they are clipped by.
 //!
-//! A buffer is a unit's parameters or this rank's shard of them; what is in it, and who else holds the rest, is not known
-//! here. Each update is one pass over memory, clipping included. Chunks are of a fixed size and sums go in a fixed order,
-//! so results have the same bits for any number of threads. AdamW: Loshchilov and Hutter 2019.
+//! A buffer is a unit's parameters or this rank's shard of them; what is in it, and who else holds the rest, is not
+//! known here. Each update is one pass over memory, clipping included. Chunks are of a fixed size and sums go in a
+//! fixed order, so results have the same bits for any number of threads. AdamW: Loshchilov and Hutter 2019.
 
 use crate::config::Train;
 use crate::{Result, bail};
@@ -85,7 +85,7 @@ impl AdamW {
             inv_std: (1.0 / bias2.sqrt()) as f32,
             eps: self.eps as f32,
         };
-        let keep = (1.0 - lr * self.weight_decay) as f32;
+        let decay = (lr * self.weight_decay) as f32;
         let grads = grads.par_chunks(CHUNK);
         let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
         let chunks = params.par_chunks_mut(CHUNK).zip(grads).zip(moments);
@@ -99,7 +99,7 @@ impl AdamW {
                     m: &mut m[part.clone()],
                     v: &mut v[part],
                 };
-                step.apply(shard, if decays { keep } else { 1.0 });
+                step.apply(shard, if decays { decay } else { 0.0 });
             }
         });
         Ok(())
@@ -107,14 +107,15 @@ impl AdamW {
 }
 
 impl Step {
-    /// The update proper; `keep` is what decay leaves of a parameter.
-    fn apply(&self, shard: Shard<'_>, keep: f32) {
+    /// The update proper; `decay` is the share of a parameter that goes: 1 minus it would be rounded much more
+    /// coarsely.
+    fn apply(&self, shard: Shard<'_>, decay: f32) {
         let values = shard.params.iter_mut().zip(shard.grads);
         for ((param, &grad), (m, v)) in values.zip(shard.m.iter_mut().zip(shard.v)) {
             let grad = self.scale * grad;
             *m = self.betas[0] * *m + self.rest[0] * grad;
             *v = self.betas[1] * *v + self.rest[1] * grad * grad;
-            *param = keep * *param - self.rate * *m / (v.sqrt() * self.inv_std + self.eps);
+            *param -= decay * *param + self.rate * *m / (v.sqrt() * self.inv_std + self.eps);
         }
     }
 }
@@ -155,7 +156,8 @@ pub fn norm_squared(values: &[f32]) -> f64 {
 
 /// What gradients are multiplied by so that their global norm, now `norm`, is at most `max`; with `max` 0, by 1.
 ///
-/// A norm that is not finite gives no usable coefficient: check for one first, with [`first_non_finite`] to name the culprit.
+/// A norm that is not finite gives no usable coefficient: check for one first, with [`first_non_finite`] to name the
+/// culprit.
 pub fn clip_coefficient(norm: f64, max: f64) -> f64 {
     if max == 0.0 || norm <= max { 1.0 } else { max / norm }
 }

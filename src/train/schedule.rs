@@ -25,8 +25,8 @@ impl LearningRate {
         Ok(Self { peak, warmup, steps, schedule })
     }
 
-    /// The rate of step `step`, counted from 0. Warm-up rises from `lr / warmup` at step 0 to `lr` at its last step; the
-    /// cosine leaves `lr` at the first step after it and would be 0 at step `steps`, one past the last.
+    /// The rate of step `step`, counted from 0. Warm-up rises from `lr / warmup` at step 0 to `lr` at its last step;
+    /// the cosine leaves `lr` at the first step after it and would be 0 at step `steps`, one past the last.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / self.warmup as f64;

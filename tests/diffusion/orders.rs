@@ -44,8 +44,9 @@ fn away_from_the_ends_every_sampler_has_its_order() {
     }
 }
 
-/// At sigma = 1 and 0, lambda is infinite and its steps do not shrink with their number. What is left of the order: all of
-/// Heun's, 2 of UniPC's 3, and errors of log N / N^2 for DPM-Solver++(2M), which from 256 to 512 steps look like order 1.5 to 1.9.
+/// At sigma = 1 and 0, lambda is infinite and its steps do not shrink with their number. What is left of the order: all
+/// of Heun's, 2 of UniPC's 3, and errors of log N / N^2 for DPM-Solver++(2M), which from 256 to 512 steps look like
+/// order 1.5 to 1.9.
 #[test]
 fn from_pure_noise_to_data_the_order_is_as_theory_has_it() {
     let bands = [(Euler, 0.95..=1.05), (Heun, 1.9..=2.1), (Dpmpp, 1.5..=1.9), (Unipc, 1.85..=2.1)];

@@ -21,7 +21,7 @@ fn noise(count: usize) -> Tensor {
 ///
 ///     def xhat(x, s): return torch.tanh(x) * (1 - 0.3 * s) + 0.2 * s * s
 ///     S = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)       # order 2, bh2
-///     S = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)   # dpmsolver++, order 2
+///     S = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)   # also order 2
 ///     S.set_timesteps(len(sigmas) - 1); S.sigmas = torch.tensor(sigmas); S.timesteps = 1000 * S.sigmas[:-1]
 ///     for s, t in zip(S.sigmas, S.timesteps): x = S.step((x - xhat(x, s)) / s, t, x).prev_sample
 ///
@@ -84,20 +84,21 @@ fn noise_becomes_the_data_s_distribution() {
     assert!((exact_mean - mean).abs() < 4.0 * (variance / 4096.0).sqrt(), "the reference itself: mean {exact_mean}");
     assert!((exact_variance - variance).abs() < 0.05, "the reference itself: variance {exact_variance}");
 
-    for (kind, tolerance) in [(Euler, 2e-2), (Heun, 2e-3), (Dpmpp, 4e-3), (Unipc, 2e-3)] {
+    // Of the mean, absolute, and of the variance, relative: small against sampling noise for all but Euler.
+    let tolerances = [(Euler, 2e-3, 0.1), (Heun, 1e-4, 6e-3), (Dpmpp, 3e-4, 1.6e-2), (Unipc, 1e-4, 8e-3)];
+    for (kind, of_mean, of_variance) in tolerances {
+        let check = |name: &str, end: Tensor, want_mean: f64, want_variance: f64| {
+            assert_eq!(end.dims(), [2048, 2]);
+            let [mean, variance] = moments(&values(&end));
+            assert!((mean - want_mean).abs() < of_mean, "{kind:?}, {name}: mean {mean}, not {want_mean}");
+            let ratio = variance / want_variance;
+            assert!((ratio - 1.0).abs() < of_variance, "{kind:?}, {name}: variance {variance}, not {want_variance}");
+        };
         let sampler = Sampler::new(kind, inference_sigmas(50, 1.0).unwrap()).unwrap();
         let end = sampler.run(start.clone(), network(|x, s| gaussian.velocity(x, s))).unwrap();
-        assert_eq!(end.dims(), [2048, 2]);
-        let [mean, variance] = moments(&values(&end));
-        assert!((mean - (0.6 + 0.3 * noise_mean)).abs() < tolerance, "{kind:?}, Gaussian: mean {mean}");
-        assert!(
-            (variance / (0.09 * noise_variance) - 1.0).abs() < 2.0 * tolerance,
-            "{kind:?}, Gaussian: var {variance}"
-        );
+        check("Gaussian", end, 0.6 + 0.3 * noise_mean, 0.09 * noise_variance);
         let end = sampler.run(start.clone(), network(|x, s| MIXTURE.velocity(x, s))).unwrap();
-        let [mean, variance] = moments(&values(&end));
-        assert!((mean - exact_mean).abs() < tolerance, "{kind:?}, mixture: mean {mean}, not {exact_mean}");
-        assert!((variance - exact_variance).abs() < tolerance, "{kind:?}, mixture: {variance}, not {exact_variance}");
+        check("mixture", end, exact_mean, exact_variance);
     }
 }
 
