@@ -2,5 +2,13 @@
 
 pub mod checkpoint;
 pub mod ema;
+pub mod metrics;
 pub mod optimizer;
+pub mod plot;
+pub mod progress;
+pub mod sampling;
 pub mod schedule;
+pub mod tensorboard;
+
+mod clips;
+mod weights;
