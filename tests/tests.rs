@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod data;
 mod diffusion;
+mod documentation;
 mod engine;
 mod files;
 mod golden;

@@ -68,17 +68,17 @@ fn model(c: &Model, data: &Data) -> Checked {
     ensure(pt >= 1 && ph >= 1 && pw >= 1, "model.patch_size", c.patch_size, "must be three sizes of at least 1")?;
     for (axis, clip, patch) in [("frames", data.frames, pt), ("height", data.height, ph), ("width", data.width, pw)] {
         let allowed = format!("{patch} must divide data.{axis} = {clip} (patch sizes are frames, height, width)");
-        ensure(clip % patch == 0, "model.patch_size", c.patch_size, &allowed)?;
+        ensure(clip.is_multiple_of(patch), "model.patch_size", c.patch_size, &allowed)?;
     }
     let heads = c.num_attention_heads;
     ensure((1..=4096).contains(&heads), "model.num_attention_heads", heads, "must be in 1..=4096")?;
     let d = c.attention_head_dim;
     let allowed = "must be a multiple of 8 in 8..=256";
-    ensure((8..=256).contains(&d) && d % 8 == 0, "model.attention_head_dim", d, allowed)?;
+    ensure((8..=256).contains(&d) && d.is_multiple_of(8), "model.attention_head_dim", d, allowed)?;
     ensure((1..=10_000).contains(&c.num_layers), "model.num_layers", c.num_layers, "must be in 1..=10000")?;
     size("model.ffn_dim", c.ffn_dim)?;
     let f = c.freq_dim;
-    ensure(f >= 2 && f <= HUGE && f % 2 == 0, "model.freq_dim", f, "must be even and at least 2")?;
+    ensure((2..=HUGE).contains(&f) && f.is_multiple_of(2), "model.freq_dim", f, "must be even and at least 2")?;
     ensure(c.num_classes <= HUGE, "model.num_classes", c.num_classes, "must be at most 1048576")?;
     match data.label {
         Label::None => {
@@ -128,7 +128,7 @@ fn train(c: &Train) -> Checked {
 fn parallel(c: &Parallel) -> Checked {
     ensure((1..=65_536).contains(&c.ranks), "parallel.ranks", c.ranks, "must be in 1..=65536")?;
     let allowed = format!("must divide parallel.ranks = {}", c.ranks);
-    ensure(c.data >= 1 && c.ranks % c.data == 0, "parallel.data", c.data, &allowed)
+    ensure(c.data >= 1 && c.ranks.is_multiple_of(c.data), "parallel.data", c.data, &allowed)
 }
 
 fn sample(c: &Sample) -> Checked {
