@@ -10,5 +10,6 @@ mod golden;
 mod hub;
 mod model;
 mod ops;
+mod optimizer;
 mod parallel;
 mod train;

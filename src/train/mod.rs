@@ -1,1 +1,5 @@
 //! placeholder
+
+pub mod ema;
+pub mod optimizer;
+pub mod schedule;
