@@ -1,11 +1,13 @@
 //! The one integration-test binary: a module for each room. Linking once keeps `make test` short.
 
 mod attention;
+mod checkpoint;
 mod cli;
 mod config;
 mod data;
 mod diffusion;
 mod engine;
+mod files;
 mod golden;
 mod hub;
 mod model;
@@ -13,3 +15,4 @@ mod ops;
 mod optimizer;
 mod parallel;
 mod train;
+mod usage;

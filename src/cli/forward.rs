@@ -69,34 +69,36 @@ struct Inputs {
 impl Inputs {
     fn read(path: &std::path::Path, config: &ModelConfig) -> Result<Self> {
         let file = Tensors::open(path)?;
-        let name = path.display();
+        let at = |what: &str| format!("{}: {what}", path.display());
         let &[b, channels, t, h, w] = file.shape("hidden_states")? else {
-            bail!("{name}: hidden_states is {:?}; [B, C, T, H, W] is wanted", file.shape("hidden_states")?)
+            bail!("{} is {:?}; [B, C, T, H, W] is wanted", at("hidden_states"), file.shape("hidden_states")?)
         };
         if channels != config.in_channels {
-            bail!("{name}: hidden_states has {channels} channels, the model takes {}", config.in_channels)
+            bail!("{} has {channels} channels, the model takes {}", at("hidden_states"), config.in_channels)
         }
-        let timesteps = file.read_f32("timestep")?;
-        if timesteps.len() != b || b == 0 {
-            bail!("{name}: {} timesteps for {b} clips", timesteps.len())
+        config.grid([t, h, w]).map_err(|e| e.at(at("hidden_states")))?;
+        if b == 0 || file.shape("timestep")? != [b] {
+            bail!("{} is {:?}; one for each of {b} clips, [{b}], is wanted", at("timestep"), file.shape("timestep")?)
         }
         let text = match config.text_dim {
             0 => None,
-            _ => {
+            features => {
                 let shape = file.shape("encoder_hidden_states")?.to_vec();
+                if !matches!(shape[..], [samples, tokens, f] if samples == b && tokens > 0 && f == features) {
+                    bail!("{} is {shape:?}; [{b}, tokens, {features}] is wanted", at("encoder_hidden_states"))
+                }
                 Some(Tensor::from_vec(file.read_f32("encoder_hidden_states")?, shape, &Device::Cpu)?)
             }
         };
         let labels = match config.num_classes {
             0 => None,
-            _ => Some(file.read_f32("class_labels")?.into_iter().map(|label| label as usize).collect()),
+            _ => Some(file.read_numbers("class_labels")?.into_iter().map(|label| label as usize).collect()),
         };
-        let size = [t, h, w];
-        config.grid(size)?;
+        let timesteps = file.read_numbers("timestep")?.into_iter().map(f64::from).collect();
         Ok(Self {
             clips: file.read_f32("hidden_states")?,
-            patches: Patches { channels, size, patch: config.patch_size },
-            prompt: Prompt { timesteps: timesteps.into_iter().map(f64::from).collect(), text, labels },
+            patches: Patches { channels, size: [t, h, w], patch: config.patch_size },
+            prompt: Prompt { timesteps, text, labels },
         })
     }
 

@@ -24,6 +24,7 @@ pub(super) fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<RunCon
     }
     refuse_unknown(root.get_ref(), &source)?;
     let places = places(root.get_ref());
+    let arrays = arrays(root.get_ref());
     let config = RunConfig::deserialize(toml::Deserializer::from(root)).map_err(|e| {
         let key = e.span().and_then(|span| key_at(&places, &span));
         source.error(e.span(), explain(e.message(), key))
@@ -32,6 +33,15 @@ pub(super) fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<RunCon
         let place = places.iter().find(|(key, _)| key == problem.key).map(|(_, span)| span.clone());
         source.error(place, problem)
     })?;
+    // serde takes the first values of an array that is too long, and says nothing.
+    let read = toml::Table::try_from(&config).map_err(|e| source.error(None, e))?;
+    for (section, key, given, span) in arrays {
+        let array = read.get(&section).and_then(|s| s.get(&key)).and_then(toml::Value::as_array);
+        let length = array.map_or(given, Vec::len);
+        if given != length {
+            return Err(source.error(Some(span), format!("{section}.{key}: {given} values, expected {length}")));
+        }
+    }
     Ok(config)
 }
 
@@ -176,6 +186,19 @@ fn places(root: &DeTable) -> Vec<(String, Range<usize>)> {
     places
 }
 
+/// Section, key, length and place of every value that is an array.
+fn arrays(root: &DeTable) -> Vec<(String, String, usize, Range<usize>)> {
+    let mut arrays = Vec::new();
+    for (section, value) in root.iter() {
+        for (key, value) in value.get_ref().as_table().into_iter().flat_map(|table| table.iter()) {
+            if let Some(array) = value.get_ref().as_array() {
+                arrays.push((section.get_ref().to_string(), key.get_ref().to_string(), array.len(), value.span()));
+            }
+        }
+    }
+    arrays
+}
+
 /// The innermost key whose value holds `span`.
 fn key_at<'a>(places: &'a [(String, Range<usize>)], span: &Range<usize>) -> Option<&'a str> {
     let holding = places.iter().filter(|(_, place)| place.start <= span.start && span.end <= place.end);
@@ -199,7 +222,10 @@ fn explain(message: &str, key: Option<&str>) -> String {
         "f64" | "f32" => "a number",
         "path string" => "a string",
         section if section.starts_with("struct ") => "a section of keys",
-        other => other,
+        other => match other.strip_prefix("an array of length ") {
+            Some(length) => &format!("{length} values in brackets"),
+            None => other,
+        },
     };
     format!("{}: {what}, expected {expected}", key.unwrap_or("the file"))
 }

@@ -122,11 +122,20 @@ impl Tensors {
         Ok(self.entry(name)?.dtype)
     }
 
-    /// A tensor's elements in row-major order, as f32. Sources: f32, bf16, f16, f64, i32, i64 (rounded to nearest).
+    /// A tensor's elements in row-major order, as f32. Sources: f32, bf16, f16, f64 (rounded to nearest).
     ///
     /// # Errors
     /// There is no such tensor, it is of another type, or the file cannot be read.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        self.read(name, false)
+    }
+
+    /// As [`read_f32`](Self::read_f32), but i32 and i64 too: for timesteps and labels, which are no weights.
+    pub fn read_numbers(&self, name: &str) -> Result<Vec<f32>> {
+        self.read(name, true)
+    }
+
+    fn read(&self, name: &str, integers: bool) -> Result<Vec<f32>> {
         let entry = self.entry(name)?;
         let (path, file) = &self.files[entry.file];
         let read = |bytes: &mut [u8], at: u64| {
@@ -148,9 +157,9 @@ impl Tensors {
             Dtype::BF16 => widen::<2>(&mut out, read, |b| half::bf16::from_le_bytes(b).to_f32())?,
             Dtype::F16 => widen::<2>(&mut out, read, |b| half::f16::from_le_bytes(b).to_f32())?,
             Dtype::F64 => widen::<8>(&mut out, read, |b| f64::from_le_bytes(b) as f32)?,
-            Dtype::I64 => widen::<8>(&mut out, read, |b| i64::from_le_bytes(b) as f32)?,
-            Dtype::I32 => widen::<4>(&mut out, read, |b| i32::from_le_bytes(b) as f32)?,
-            other => bail!("{}: tensor `{name}` is {other}; f32, bf16, f16, f64, i32 or i64 is needed", path.display()),
+            Dtype::I64 if integers => widen::<8>(&mut out, read, |b| i64::from_le_bytes(b) as f32)?,
+            Dtype::I32 if integers => widen::<4>(&mut out, read, |b| i32::from_le_bytes(b) as f32)?,
+            other => bail!("{}: tensor `{name}` is {other}; f32, bf16, f16 or f64 is needed", path.display()),
         }
         Ok(out)
     }

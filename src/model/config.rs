@@ -120,8 +120,8 @@ impl ModelConfig {
                 tracing::warn!("config.json: unknown key {key} is ignored");
             }
         }
-        let mut config: Self =
-            serde_json::from_value(json.clone()).map_err(|e| Error::Invalid(format!("config.json: {e}")))?;
+        let mut config: Self = serde_path_to_error::deserialize(json)
+            .map_err(|e| Error::Invalid(format!("config.json: {}: {}", e.path(), e.inner())))?;
         if config.out_channels == 0 {
             config.out_channels = config.in_channels; // as diffusers does for null
         }

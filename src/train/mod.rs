@@ -1,5 +1,6 @@
-//! placeholder
+//! Training: the loop, optimizer, moving average, checkpoints, metrics; and sampling, which the loop and `longreel sample` share.
 
+pub mod checkpoint;
 pub mod ema;
 pub mod optimizer;
 pub mod schedule;
