@@ -66,7 +66,7 @@ impl Weights {
     }
 
     /// Optimizer step number `step`, counted from 0, at learning rate `lr`, with gradients of norm `norm`.
-    pub fn update(&mut self, step: u64, lr: f64, norm: f64) -> Result<()> {
+    pub fn update(&self, step: u64, lr: f64, norm: f64) -> Result<()> {
         let scale = clip_coefficient(norm, if self.clip > 0.0 { self.clip } else { f64::INFINITY });
         for (unit, state) in self.model.units.iter().zip(&self.units) {
             let grads = read::<f32>(&unit.grad)?;
@@ -87,14 +87,14 @@ impl Weights {
     }
 
     /// Calls `f` with the model's weights replaced by their moving average, if there is one.
-    pub fn averaged<R>(&mut self, f: impl FnOnce(&Model) -> Result<R>) -> Result<R> {
+    pub fn averaged<R>(&self, f: impl FnOnce(&Model) -> Result<R>) -> Result<R> {
         self.swap()?;
         let result = f(&self.model);
         self.swap()?;
         result
     }
 
-    fn swap(&mut self) -> Result<()> {
+    fn swap(&self) -> Result<()> {
         for (unit, state) in self.model.units.iter().zip(&self.units) {
             if let Some(ema) = &state.ema {
                 write(&unit.value, |value: &mut [f32]| write(ema, |ema: &mut [f32]| value.swap_with_slice(ema)))??;
@@ -116,7 +116,7 @@ impl Weights {
     }
 
     /// Takes weights, average and moments from a checkpoint.
-    pub fn load(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+    pub fn load(&self, checkpoint: &Checkpoint) -> Result<()> {
         let shapes = Model::shapes(&self.model.config);
         let transformer = checkpoint.transformer()?;
         transformer.check(&shapes)?;
