@@ -11,4 +11,10 @@ pub mod schedule;
 pub mod tensorboard;
 
 mod clips;
+mod heldout;
+mod job;
+mod report;
+mod run;
 mod weights;
+
+pub use run::run;

@@ -1,0 +1,93 @@
+//! Captions: `NAME.txt` beside `NAME.mp4`, or a line of `metadata.jsonl` in a folder above it.
+//!
+//! A line of metadata.jsonl is `{"file_name": "clips/a.mp4", "text": "a caption"}`, the file's path relative to the
+//! folder that metadata.jsonl lies in; other keys are passed over. Where both name a file, the text file wins.
+
+use super::walk::Skipped;
+use crate::{Error, Result, bail};
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+pub(super) const METADATA: &str = "metadata.jsonl";
+
+/// Captions by file.
+#[derive(Debug, Default)]
+pub(super) struct Captions {
+    /// By the text file's path without extension: its text, or why it cannot be read.
+    texts: BTreeMap<PathBuf, std::result::Result<String, String>>,
+    /// By the media file's path: its text, and where that was written.
+    lines: BTreeMap<PathBuf, (String, Place)>,
+}
+
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    line: usize,
+}
+
+impl Captions {
+    /// Reads a `NAME.txt`. One that cannot be read spoils only its own clip.
+    pub fn read_text(&mut self, path: &Path) {
+        let text = std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+        self.texts.insert(path.with_extension(""), text.map_err(|e| e.to_string()));
+    }
+
+    /// Reads a `metadata.jsonl`.
+    ///
+    /// # Errors
+    /// A line is no JSON object with the strings file_name and text, leaves the folder, or names a file again.
+    pub fn read_metadata(&mut self, path: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let at = format!("{}:{}", path.display(), i + 1);
+            let value: serde_json::Value = match serde_json::from_str(line) {
+                Ok(value) => value,
+                Err(e) => bail!("{at}: not JSON, column {}: {e}", e.column()),
+            };
+            let field = |name: &str| match value.get(name).and_then(|v| v.as_str()) {
+                Some(text) => Ok(text.to_owned()),
+                None => Err(Error::Invalid(format!(
+                    "{at}: no text under \"{name}\"; a line is {{\"file_name\": \"clip.mp4\", \"text\": \"a caption\"}}"
+                ))),
+            };
+            let name = field("file_name")?;
+            if !Path::new(&name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+                bail!("{at}: file_name {name:?} must lie in the folder of {METADATA}");
+            }
+            // Collecting components drops the `./` that would make the same file another key.
+            let file =
+                folder.join(Path::new(&name).components().filter(|c| *c != Component::CurDir).collect::<PathBuf>());
+            let place = Place { path: path.to_owned(), line: i + 1 };
+            if let Some((_, before)) = self.lines.insert(file, (field("text")?.trim().to_owned(), place)) {
+                bail!("{at}: {name:?} has a caption already, in {}:{}", before.path.display(), before.line);
+            }
+        }
+        Ok(())
+    }
+
+    /// The caption of `media`, if it has one.
+    ///
+    /// # Errors
+    /// The reason why its text file cannot be read.
+    pub fn of(&self, media: &Path) -> std::result::Result<Option<String>, String> {
+        match self.texts.get(&media.with_extension("")) {
+            Some(Ok(text)) => Ok(Some(text.clone())),
+            Some(Err(e)) => Err(format!("its caption in the text file beside it cannot be read ({e})")),
+            None => Ok(self.lines.get(media).map(|(text, _)| text.clone())),
+        }
+    }
+
+    /// Reports lines of metadata that name no file among `media` (sorted by their bytes).
+    pub fn unclaimed(&self, media: &[PathBuf], skipped: &mut Vec<Skipped>) {
+        let known: std::collections::BTreeSet<&PathBuf> = media.iter().collect();
+        for (file, (_, place)) in self.lines.iter().filter(|(file, _)| !known.contains(file)) {
+            let reason = format!(
+                "line {} of {} names it, but there is no such video or image",
+                place.line,
+                place.path.display()
+            );
+            skipped.push(Skipped::new(file, reason));
+        }
+    }
+}

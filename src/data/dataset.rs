@@ -1,0 +1,401 @@
+//! A dataset: the usable files of a folder, cut into numbered clips.
+//!
+//! Which files are used, and in what order, hangs on their paths and contents alone, so every rank that opens the same
+//! folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
+
+use super::av::Reason;
+use super::cut::{Cut, resample};
+use super::decode;
+use super::frames::Frames;
+use super::order::{Augment, Orders};
+use super::picture;
+use super::probe::VideoIndex;
+use super::scale::{Scaler, Shape};
+use super::walk::{Folder, Skipped};
+use crate::config::{self, Label};
+use crate::{Result, bail};
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// A file that gives clips.
+#[derive(Clone, Debug)]
+pub struct SourceFile {
+    pub path: PathBuf,
+    /// Frames that the file holds; 1 for an image.
+    pub frames: usize,
+    /// Height of a frame as shown, before resizing.
+    pub height: usize,
+    /// Width of a frame as shown.
+    pub width: usize,
+    /// Frames per second of the file; none for an image.
+    pub rate: Option<f64>,
+    /// How many clips are cut from it.
+    pub clips: usize,
+    pub caption: Option<Arc<str>>,
+    /// Index in [`Dataset::classes`].
+    pub class: Option<usize>,
+    media: Media,
+}
+
+#[derive(Clone, Debug)]
+enum Media {
+    Image,
+    Video {
+        index: Box<VideoIndex>,
+        /// Which frames the configured rate takes; none: all.
+        picks: Option<Vec<u32>>,
+    },
+}
+
+/// One clip: where it comes from and what is known of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clip {
+    /// Its number in the dataset.
+    pub id: usize,
+    /// Index in [`Dataset::files`].
+    pub file: usize,
+    pub path: PathBuf,
+    /// Which clip of the file it is.
+    pub window: usize,
+    /// Its first frame, counted in the file.
+    pub first_frame: usize,
+    pub caption: Option<Arc<str>>,
+    pub class: Option<usize>,
+    /// Frames per second of the clip itself; none for an image.
+    pub rate: Option<f64>,
+}
+
+/// The clips of a folder.
+#[derive(Debug)]
+pub struct Dataset {
+    config: config::Data,
+    files: Vec<SourceFile>,
+    /// Clips before each file.
+    starts: Vec<usize>,
+    skipped: Vec<Skipped>,
+    classes: Vec<String>,
+    pub(super) orders: Orders,
+}
+
+impl Dataset {
+    /// Opens the clips below `path`, a folder (or a single file), cut as `config` says. `config.path` itself is not read,
+    /// so that held-out clips open the same way. Every file not used is logged as a warning with its reason.
+    ///
+    /// # Errors
+    /// As [`survey`](Self::survey); or nothing is usable.
+    pub fn open(config: &config::Data, path: &Path) -> Result<Self> {
+        let dataset = Self::survey(config, path)?;
+        for Skipped { path, reason } in &dataset.skipped {
+            tracing::warn!("{} is not used: {reason}", path.display());
+        }
+        if dataset.is_empty() {
+            let first = dataset.skipped.first().map_or_else(
+                || "it holds no files".to_owned(),
+                |s| {
+                    format!(
+                        "{} files are skipped, the first is {}: {}",
+                        dataset.skipped.len(),
+                        s.path.display(),
+                        s.reason
+                    )
+                },
+            );
+            bail!("{}: no usable clips; {first}", path.display());
+        }
+        tracing::info!("{}: {} clips of {} files", path.display(), dataset.len(), dataset.files.len());
+        Ok(dataset)
+    }
+
+    /// As [`open`](Self::open), but logs nothing and may be empty: for reports.
+    ///
+    /// # Errors
+    /// A value of `config` is out of range; `path` cannot be read; a metadata.jsonl is malformed.
+    pub fn survey(config: &config::Data, path: &Path) -> Result<Self> {
+        check(config)?;
+        let Folder { media, captions, mut skipped } = Folder::walk(path)?;
+        let class_of = |file: &Path| -> Option<String> {
+            let mut parts = file.strip_prefix(path).ok()?.components();
+            let folder = parts.next()?.as_os_str().to_string_lossy().into_owned();
+            parts.next().map(|_| folder)
+        };
+        let labelled = config.label == Label::Folder;
+        let names: BTreeSet<String> = media.iter().filter(|_| labelled).filter_map(|file| class_of(file)).collect();
+        let classes: Vec<String> = names.into_iter().collect();
+        let probed: Vec<Reason<SourceFile>> = media
+            .par_iter()
+            .map(|file| {
+                let class = class_of(file).and_then(|name| classes.binary_search(&name).ok());
+                if labelled && class.is_none() {
+                    return Err("it lies in no class folder (label = \"folder\")".to_owned());
+                }
+                let caption = captions.of(file)?.map(Arc::from);
+                Ok(SourceFile { caption, class, ..probe(config, file)? })
+            })
+            .collect();
+        let (mut files, mut starts, mut count) = (Vec::new(), Vec::new(), 0);
+        for (path, outcome) in media.into_iter().zip(probed) {
+            match outcome {
+                Ok(file) => {
+                    starts.push(count);
+                    count += file.clips;
+                    files.push(file);
+                }
+                Err(reason) => skipped.push(Skipped { path, reason }),
+            }
+        }
+        skipped.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
+        starts.push(count);
+        Ok(Self { config: config.clone(), files, starts, skipped, classes, orders: Orders::default() })
+    }
+
+    /// How the clips are cut.
+    pub fn config(&self) -> &config::Data {
+        &self.config
+    }
+
+    /// How many clips there are.
+    pub fn len(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// Whether there is no clip; never so after [`open`](Self::open).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The files that give clips, in the order of their paths.
+    pub fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    /// What is not used, and why, in the order of paths.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
+    }
+
+    /// Names of the classes: folders directly below the path that hold a video or image, used or not, sorted by bytes.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Numbers the classes as `classes` does: for held-out clips, whose folders may be fewer than those trained on.
+    ///
+    /// # Errors
+    /// A class of this dataset is not among them.
+    pub fn number_classes_as(&mut self, classes: &[String]) -> Result<()> {
+        let mut numbers = Vec::with_capacity(self.classes.len());
+        for name in &self.classes {
+            match classes.iter().position(|known| known == name) {
+                Some(number) => numbers.push(number),
+                None => bail!(
+                    "class folder {name:?} of the held-out clips is not among the classes trained on: {classes:?}"
+                ),
+            }
+        }
+        for file in &mut self.files {
+            file.class = file.class.map(|class| numbers[class]);
+        }
+        self.classes = classes.to_vec();
+        Ok(())
+    }
+
+    /// Clip `id`, in 0..len.
+    ///
+    /// # Panics
+    /// If there is no such clip.
+    pub fn clip(&self, id: usize) -> Clip {
+        assert!(id < self.len(), "clip {id} of {}", self.len());
+        let file = self.starts.partition_point(|&start| start <= id) - 1;
+        let window = id - self.starts[file];
+        let source = &self.files[file];
+        let (first_frame, rate) = match &source.media {
+            Media::Image => (0, None),
+            Media::Video { picks, .. } => {
+                let first = self.cut().frame(window, 0);
+                let first = picks.as_ref().map_or(first, |picks| picks[first] as usize);
+                (first, self.config.fps.or(source.rate).map(|rate| rate / self.config.stride as f64))
+            }
+        };
+        Clip {
+            id,
+            file,
+            path: source.path.clone(),
+            window,
+            first_frame,
+            caption: source.caption.clone(),
+            class: source.class,
+            rate,
+        }
+    }
+
+    /// Decodes frames `range` of `clip`, 0..config.frames being the whole, resized, cropped and mirrored.
+    ///
+    /// # Errors
+    /// The file has changed or is damaged since it was probed; names the file and the reason.
+    pub fn frames(&self, clip: &Clip, augment: &Augment, range: Range<usize>) -> Result<Frames> {
+        self.frames_until(clip, augment, range, None)
+    }
+
+    /// As [`frames`](Self::frames), but gives up once `stop` is set.
+    pub(super) fn frames_until(
+        &self,
+        clip: &Clip,
+        augment: &Augment,
+        range: Range<usize>,
+        stop: Option<&AtomicBool>,
+    ) -> Result<Frames> {
+        if range.start > range.end || range.end > self.config.frames {
+            bail!("frames {range:?} of a clip of {}", self.config.frames);
+        }
+        let mut frames = Frames::black(range.clone(), self.config.height, self.config.width);
+        if let Err(reason) = self.fill(clip, augment, range, stop, &mut frames) {
+            bail!(
+                "{}, clip {} from frame {}: {reason}; it was fine when the dataset was opened, `longreel scan --decode` \
+                 finds every damaged file",
+                clip.path.display(),
+                clip.window,
+                clip.first_frame
+            );
+        }
+        Ok(frames)
+    }
+
+    fn fill(
+        &self,
+        clip: &Clip,
+        augment: &Augment,
+        range: Range<usize>,
+        stop: Option<&AtomicBool>,
+        out: &mut Frames,
+    ) -> Reason<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let size = [self.config.height, self.config.width];
+        let bytes = size[0] * size[1] * 3;
+        let mut scaler = Scaler::default();
+        let (index, picks) = match &self.files[clip.file].media {
+            Media::Image => {
+                let image = picture::load(&clip.path)?;
+                return scaler.fit(&image, Shape::PLAIN, size, augment, &mut out.data);
+            }
+            Media::Video { index, picks } => (index, picks),
+        };
+        // Resampling to a higher rate takes a frame more than once: it is decoded once and copied.
+        let cut = self.cut();
+        let taken: Vec<u32> = range
+            .map(|i| cut.frame(clip.window, i))
+            .map(|n| picks.as_ref().map_or(n as u32, |picks| picks[n]))
+            .collect();
+        let mut wanted = taken.clone();
+        wanted.dedup();
+        decode::frames(&clip.path, index, &wanted, stop, |i, frame| {
+            let from = taken.partition_point(|&n| n < wanted[i]);
+            let count = taken[from..].partition_point(|&n| n == wanted[i]);
+            let (first, copies) = out.data[from * bytes..(from + count) * bytes].split_at_mut(bytes);
+            scaler.fit(frame, index.shape, size, augment, first)?;
+            copies.chunks_exact_mut(bytes).for_each(|copy| copy.copy_from_slice(first));
+            Ok(())
+        })
+    }
+
+    /// Decodes every used file from start to end, in parallel, and moves the damaged ones to [`skipped`](Self::skipped).
+    pub fn decode_all(mut self) -> Self {
+        let checks: Vec<Reason<()>> = self
+            .files
+            .par_iter()
+            .map(|file| match &file.media {
+                Media::Image => picture::load(&file.path).map(|_| ()),
+                Media::Video { index, .. } => index.verify(&file.path),
+            })
+            .collect();
+        let (mut files, mut starts, mut count) = (Vec::new(), Vec::new(), 0);
+        for (file, check) in self.files.into_iter().zip(checks) {
+            match check {
+                Ok(()) => {
+                    starts.push(count);
+                    count += file.clips;
+                    files.push(file);
+                }
+                Err(reason) => self.skipped.push(Skipped::new(file.path, reason)),
+            }
+        }
+        starts.push(count);
+        Self { files, starts, ..self }
+    }
+
+    fn cut(&self) -> Cut {
+        Cut { frames: self.config.frames, stride: self.config.stride }
+    }
+}
+
+fn check(config: &config::Data) -> Result<()> {
+    let counts =
+        [("frames", config.frames), ("height", config.height), ("width", config.width), ("stride", config.stride)];
+    for (key, value) in counts {
+        if value == 0 || value > 1 << 24 {
+            bail!("data.{key} = {value}: must be from 1 to {}", 1 << 24);
+        }
+    }
+    if let Some(fps) = config.fps.filter(|fps| !(*fps > 0.0 && *fps <= 1000.0)) {
+        bail!("data.fps = {fps}: must be above 0 and at most 1000");
+    }
+    Ok(())
+}
+
+/// What the file at `path` gives; caption and class are left to the caller.
+fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
+    let unreadable = |e: std::io::Error| format!("it cannot be read ({e})");
+    if std::fs::metadata(path).map_err(unreadable)?.len() == 0 {
+        return Err("it is empty (0 bytes)".to_owned());
+    }
+    let cut = Cut { frames: config.frames, stride: config.stride };
+    let (width, height, frames, rate, clips, media) = match picture::sniff(path).map_err(unreadable)? {
+        Some(format) => {
+            let (width, height) = picture::probe(path, format)?;
+            if config.frames > 1 {
+                return Err(format!("it is an image, which is one frame; the config asks {}", config.frames));
+            }
+            (width, height, 1, None, 1, Media::Image)
+        }
+        None => {
+            let index = VideoIndex::probe(path)?;
+            let (times, count) = (index.times(), index.pts.len());
+            let picks = match config.fps {
+                None => None,
+                Some(fps) => {
+                    let span = times[count - 1] - times[0];
+                    if span * fps > 1000.0 * (count + 10) as f64 {
+                        return Err(format!(
+                            "its {count} frames claim to last {span:.0} seconds: its timestamps are broken"
+                        ));
+                    }
+                    Some(resample(&times, index.tick, fps))
+                }
+            };
+            let usable = picks.as_ref().map_or(count, Vec::len);
+            let missing = cut.missing(usable);
+            if missing > 0 {
+                let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
+                return Err(format!(
+                    "it is {missing} frames too short: {usable} frames{rate}, a clip spans {}",
+                    cut.span()
+                ));
+            }
+            let (width, height) = index.shown;
+            let rate = index.rate;
+            (width, height, count, rate, cut.count(usable), Media::Video { index: Box::new(index), picks })
+        }
+    };
+    if width < config.width || height < config.height {
+        return Err(format!(
+            "it is too small: {width}x{height} (width x height), a clip is {}x{}",
+            config.width, config.height
+        ));
+    }
+    Ok(SourceFile { path: path.to_owned(), frames, height, width, rate, clips, caption: None, class: None, media })
+}

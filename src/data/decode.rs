@@ -1,0 +1,103 @@
+//! The asked frames of a video, exactly those: from the key frame before them, forward, all others dropped unconverted.
+//!
+//! A frame is known by its timestamp. If one does not come (a group of pictures that leans on the one before it, a demuxer
+//! that misses its mark), decoding starts again one key frame earlier, then at the file's start; then it is an error.
+
+use super::av::{self, Reader, Reason};
+use super::probe::VideoIndex;
+use ffmpeg_next::frame;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// Decodes the frames `wanted` (strictly increasing) and gives each to `take` with its place in `wanted`.
+///
+/// # Errors
+/// The reason why a frame cannot be decoded; `stop` was set; or `take`'s own.
+pub fn frames(
+    path: &Path,
+    index: &VideoIndex,
+    wanted: &[u32],
+    stop: Option<&AtomicBool>,
+    mut take: impl FnMut(usize, &frame::Video) -> Reason<()>,
+) -> Reason<()> {
+    let mut frame = frame::Video::empty();
+    let mut walk = Walk { path, index, stop, reader: Reader::open(path, stop)?, next: 0, fresh: true };
+    let (mut done, mut attempt, mut placed) = (0, 0, false);
+    let mut trouble = None;
+    while let Some(&want) = wanted.get(done) {
+        if !placed {
+            placed = true;
+            if let Err(why) = walk.place(want, attempt) {
+                trouble.get_or_insert(why);
+            }
+        }
+        let found = walk.step(&mut frame)?;
+        if found.is_some_and(|n| n < want) {
+            continue;
+        }
+        if found == Some(want) && !av::is_damaged(&frame) {
+            take(done, &frame)?;
+            (done, attempt) = (done + 1, 0);
+            // Where the next frame has a key frame of its own, going there is cheaper than decoding what lies between.
+            placed = wanted.get(done).is_none_or(|&next| index.key_before(next) <= want);
+            continue;
+        }
+        trouble = trouble.or(walk.reader.trouble.take());
+        if attempt == 2 {
+            let why = trouble.unwrap_or_else(|| "decoding passes it by".to_owned());
+            return Err(format!("frame {want} cannot be decoded: {why}"));
+        }
+        (attempt, placed) = (attempt + 1, false);
+    }
+    Ok(())
+}
+
+/// A reader and where it stands.
+struct Walk<'a> {
+    path: &'a Path,
+    index: &'a VideoIndex,
+    stop: Option<&'a AtomicBool>,
+    reader: Reader<'a>,
+    /// Without key frames: which frame comes next, counted from the start.
+    next: u32,
+    /// Nothing has been read yet.
+    fresh: bool,
+}
+
+impl Walk<'_> {
+    /// Goes to where decoding for frame `want` starts, the further back the more attempts were in vain.
+    fn place(&mut self, want: u32, attempt: usize) -> Reason<()> {
+        let key = match attempt {
+            0 => self.index.key_before(want),
+            1 => self.index.key_before(self.index.key_before(want).saturating_sub(1)),
+            _ => 0,
+        };
+        if key > 0 {
+            self.fresh = false;
+            return self.reader.seek(self.index.pts[key as usize]);
+        }
+        if !self.fresh {
+            self.reader = Reader::open(self.path, self.stop)?;
+            self.next = 0;
+        }
+        Ok(())
+    }
+
+    /// Decodes a frame: its number, or none at the end.
+    fn step(&mut self, frame: &mut frame::Video) -> Reason<Option<u32>> {
+        self.fresh = false;
+        loop {
+            if !self.reader.next_frame(frame)? {
+                return Ok(None);
+            }
+            if self.index.keys.is_empty() {
+                self.next += 1;
+                return Ok(Some(self.next - 1));
+            }
+            // A frame that the index does not know (before the start that an edit list sets) is passed over.
+            if let Some(Ok(n)) = frame.pts().map(|pts| self.index.pts.binary_search(&pts)) {
+                return Ok(Some(n as u32));
+            }
+        }
+    }
+}

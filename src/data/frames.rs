@@ -1,0 +1,176 @@
+//! Decoded frames of a clip as u8, and the patch rows of any run of tokens made from them.
+//!
+//! A rank holds only the frames its tokens lie in; a tile asks for only its tokens' rows. Tokens are ordered (t, h, w):
+//! token n of a grid of T x H x W patches is the patch at t = n / (H W), h = n / W mod H, w = n mod W.
+
+use crate::{Result, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// The order of values in a patch row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOrder {
+    /// (C, pt, ph, pw): the order of a patch embedding's convolution weight.
+    ChannelFirst,
+    /// (pt, ph, pw, C): the order of the head's prediction.
+    ChannelLast,
+}
+
+/// Consecutive frames of a clip, [n, height, width, 3] in RGB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frames {
+    /// Which frame of the clip is the first one held.
+    pub first: usize,
+    pub height: usize,
+    pub width: usize,
+    /// The pixels; its length is a multiple of height * width * 3.
+    pub data: Vec<u8>,
+}
+
+/// A u8 pixel value as the network sees it, in [-1, 1].
+#[inline]
+pub fn level(value: u8) -> f32 {
+    value as f32 / 127.5 - 1.0
+}
+
+/// Patches along (t, h, w) of a clip of `size` (frames, height, width).
+///
+/// # Errors
+/// A side of the patch is 0 or does not divide the clip's.
+pub fn token_grid(size: [usize; 3], patch: [usize; 3]) -> Result<[usize; 3]> {
+    for ((side, step), name) in size.into_iter().zip(patch).zip(["frames", "height", "width"]) {
+        if step == 0 || side % step != 0 || side == 0 {
+            bail!(
+                "a patch of {patch:?} (frames, height, width) does not divide a clip of {size:?}: {name} {side} is no positive multiple of {step}"
+            );
+        }
+    }
+    Ok(std::array::from_fn(|i| size[i] / patch[i]))
+}
+
+/// The frames of a clip that `tokens` lie in; empty for no tokens. `grid` counts patches along (t, h, w).
+pub fn frames_of_tokens(tokens: Range<usize>, grid: [usize; 3], patch: [usize; 3]) -> Range<usize> {
+    if tokens.is_empty() {
+        return 0..0;
+    }
+    let plane = grid[1] * grid[2];
+    tokens.start / plane * patch[0]..((tokens.end - 1) / plane + 1) * patch[0]
+}
+
+impl Frames {
+    /// Black frames, `range` of a clip.
+    pub fn black(range: Range<usize>, height: usize, width: usize) -> Self {
+        Self { first: range.start, height, width, data: vec![0; range.len() * height * width * 3] }
+    }
+
+    /// How many frames are held.
+    pub fn count(&self) -> usize {
+        self.data.len() / (self.height * self.width * 3)
+    }
+
+    /// Frame `i` of those held, [height, width, 3].
+    pub fn frame(&self, i: usize) -> &[u8] {
+        let size = self.height * self.width * 3;
+        &self.data[i * size..(i + 1) * size]
+    }
+
+    /// Writes the patch rows of `tokens` to `out`, [tokens, 3 pt ph pw], values in [-1, 1]; rows are made in parallel.
+    ///
+    /// # Errors
+    /// The patch does not divide the frame, a token lies in no frame held, or `out` has another length.
+    pub fn patch_rows(&self, patch: [usize; 3], tokens: Range<usize>, order: RowOrder, out: &mut [f32]) -> Result<()> {
+        let layout = self.layout(patch, &tokens, out.len())?;
+        let row = layout.row;
+        out.par_chunks_mut(row).with_min_len(rows_a_task(row)).enumerate().for_each(|(i, row)| {
+            let mut taken = 0;
+            for (start, channel_run) in layout.runs(tokens.start + i) {
+                let pixels = &self.data[start..start + channel_run * 3];
+                match order {
+                    RowOrder::ChannelLast => {
+                        for (value, &pixel) in row[taken * 3..].iter_mut().zip(pixels) {
+                            *value = level(pixel);
+                        }
+                    }
+                    RowOrder::ChannelFirst => {
+                        let plane = row.len() / 3;
+                        let (red, rest) = row.split_at_mut(plane);
+                        let (green, blue) = rest.split_at_mut(plane);
+                        let channels = red[taken..].iter_mut().zip(&mut green[taken..]).zip(&mut blue[taken..]);
+                        for (((r, g), b), pixel) in channels.zip(pixels.chunks_exact(3)) {
+                            (*r, *g, *b) = (level(pixel[0]), level(pixel[1]), level(pixel[2]));
+                        }
+                    }
+                }
+                taken += channel_run;
+            }
+        });
+        Ok(())
+    }
+
+    /// The way back, for samples: writes rows in [-1, 1] (clamped; NaN is black) into the pixels of `tokens`.
+    ///
+    /// # Errors
+    /// As [`patch_rows`](Self::patch_rows).
+    pub fn set_rows(&mut self, patch: [usize; 3], tokens: Range<usize>, order: RowOrder, rows: &[f32]) -> Result<()> {
+        let layout = self.layout(patch, &tokens, rows.len())?;
+        let pixel = |value: f32| ((value + 1.0) * 127.5).round() as u8; // `as` saturates
+        for (i, row) in rows.chunks_exact(layout.row).enumerate() {
+            let (plane, mut taken) = (row.len() / 3, 0);
+            for (start, run) in layout.runs(tokens.start + i) {
+                for (j, target) in self.data[start..start + run * 3].iter_mut().enumerate() {
+                    *target = pixel(match order {
+                        RowOrder::ChannelLast => row[taken * 3 + j],
+                        RowOrder::ChannelFirst => row[j % 3 * plane + taken + j / 3],
+                    });
+                }
+                taken += run;
+            }
+        }
+        Ok(())
+    }
+
+    fn layout(&self, patch: [usize; 3], tokens: &Range<usize>, values: usize) -> Result<Layout> {
+        let [_, rows, columns] = token_grid([patch[0], self.height, self.width], patch)?;
+        let needed = frames_of_tokens(tokens.clone(), [0, rows, columns], patch);
+        let held = self.first..self.first + self.count();
+        if !tokens.is_empty() && (needed.start < held.start || needed.end > held.end) {
+            bail!("tokens {tokens:?} lie in frames {needed:?} of the clip, but frames {held:?} are held");
+        }
+        let row = 3 * patch.iter().product::<usize>();
+        if values != tokens.len() * row {
+            bail!("{} rows of {row} values do not fit a buffer of {values}", tokens.len());
+        }
+        Ok(Layout { patch, rows, columns, row, first: self.first, height: self.height, width: self.width })
+    }
+}
+
+/// So many rows that handing them to a thread pays.
+fn rows_a_task(row: usize) -> usize {
+    (16 * 1024 / row).max(1)
+}
+
+/// Where a token's pixels lie in the frames held.
+struct Layout {
+    patch: [usize; 3],
+    /// Patches along a frame's height and width.
+    rows: usize,
+    columns: usize,
+    /// Values a row.
+    row: usize,
+    first: usize,
+    height: usize,
+    width: usize,
+}
+
+impl Layout {
+    /// A token's pixels in the order (pt, ph): the offset of each run of pw pixels, and pw.
+    fn runs(&self, token: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let [pt, ph, pw] = self.patch;
+        let (w, h, t) = (token % self.columns, token / self.columns % self.rows, token / (self.columns * self.rows));
+        let (height, width, first) = (self.height, self.width, self.first);
+        (0..pt * ph).map(move |i| {
+            let (frame, y) = (t * pt + i / ph - first, h * ph + i % ph);
+            (((frame * height + y) * width + w * pw) * 3, pw)
+        })
+    }
+}

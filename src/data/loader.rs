@@ -1,0 +1,190 @@
+//! Decoding ahead of the step: threads that fill a bounded queue, in the order in which clips were asked for.
+//!
+//! The queue holds what is decoded and what is being decoded, so memory is bounded by its length. A clip that cannot be
+//! decoded is an error in its place, and the last thing that comes: training never goes on without a clip unawares.
+
+use super::dataset::{Clip, Dataset};
+use super::frames::Frames;
+use super::order::Request;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A clip, or a rank's frames of it, ready for the step.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub request: Request,
+    pub clip: Clip,
+    pub frames: Frames,
+}
+
+/// An iterator over the clips asked for, decoded by background threads. Dropping it stops them.
+pub struct Loader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    waited: Duration,
+}
+
+struct Shared {
+    dataset: Arc<Dataset>,
+    range: Range<usize>,
+    prefetch: usize,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    stop: AtomicBool,
+}
+
+struct Queue {
+    requests: Box<dyn Iterator<Item = Request> + Send>,
+    /// Requests handed to threads.
+    issued: u64,
+    /// Clips handed to the consumer.
+    taken: u64,
+    /// Requests that there are in all, once that is known.
+    total: Option<u64>,
+    ready: BTreeMap<u64, Result<Sample>>,
+}
+
+impl Loader {
+    /// Starts to decode frames `range` (those a rank's tokens lie in) of the clips that `requests` name, at most
+    /// `prefetch` clips ahead, by as many threads but not more than the machine has cores.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn new(
+        dataset: Arc<Dataset>,
+        range: Range<usize>,
+        prefetch: usize,
+        requests: impl Iterator<Item = Request> + Send + 'static,
+    ) -> Result<Self> {
+        let prefetch = prefetch.max(1);
+        let queue = Queue { requests: Box::new(requests), issued: 0, taken: 0, total: None, ready: BTreeMap::new() };
+        let shared = Arc::new(Shared {
+            dataset,
+            range,
+            prefetch,
+            queue: Mutex::new(queue),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+        });
+        let mut loader = Self { shared, threads: Vec::new(), waited: Duration::ZERO };
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        for i in 0..prefetch.min(cores) {
+            let shared = loader.shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("decode-{i}"))
+                .spawn(move || shared.work())
+                .map_err(|e| Error::Invalid(format!("no thread for decoding clips: {e}")))?;
+            loader.threads.push(thread);
+        }
+        Ok(loader)
+    }
+
+    /// How long the consumer has waited for clips, in all.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+}
+
+impl Iterator for Loader {
+    type Item = Result<Sample>;
+
+    /// The next clip; waits for it if need be. None after the last one, or after an error.
+    fn next(&mut self) -> Option<Self::Item> {
+        let start = Instant::now();
+        let mut queue = self.shared.lock();
+        let sample = loop {
+            let ticket = queue.taken;
+            if let Some(sample) = queue.ready.remove(&ticket) {
+                break sample;
+            }
+            if queue.total.is_some_and(|total| ticket >= total) {
+                return None;
+            }
+            queue = self.shared.changed.wait(queue).unwrap_or_else(|e| e.into_inner());
+        };
+        queue.taken += 1;
+        if sample.is_err() {
+            queue.total = Some(queue.taken);
+        }
+        drop(queue);
+        self.shared.changed.notify_all();
+        self.waited += start.elapsed();
+        Some(sample)
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        drop(self.shared.lock()); // whoever is about to wait has seen the flag or gets the notice
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn work(&self) {
+        while let Some((ticket, request)) = self.next_request() {
+            let sample = catch_unwind(AssertUnwindSafe(|| self.decode(request)))
+                .unwrap_or_else(|_| Err(Error::Invalid(format!("decoding clip {} panicked", request.clip))));
+            self.lock().ready.insert(ticket, sample);
+            self.changed.notify_all();
+        }
+    }
+
+    /// The next request, once there is room for its clip; none when there is nothing left to do.
+    fn next_request(&self) -> Option<(u64, Request)> {
+        let mut queue = self.lock();
+        loop {
+            if self.stop.load(Ordering::Relaxed) || queue.total.is_some() {
+                return None;
+            }
+            if queue.issued - queue.taken < self.prefetch as u64 {
+                break;
+            }
+            queue = self.changed.wait(queue).unwrap_or_else(|e| e.into_inner());
+        }
+        let ticket = queue.issued;
+        // A panic of the caller's iterator must end as an error at the consumer, not as a wait without end.
+        match catch_unwind(AssertUnwindSafe(|| queue.requests.next())) {
+            Ok(Some(request)) => {
+                queue.issued += 1;
+                return Some((ticket, request));
+            }
+            Ok(None) => queue.total = Some(ticket),
+            Err(_) => {
+                let error = Error::Invalid(format!("the list of clips to decode panicked at its entry {ticket}"));
+                queue.ready.insert(ticket, Err(error));
+                queue.total = Some(ticket + 1);
+            }
+        }
+        drop(queue);
+        self.changed.notify_all();
+        None
+    }
+
+    fn decode(&self, request: Request) -> Result<Sample> {
+        if request.clip >= self.dataset.len() {
+            return Err(Error::Invalid(format!(
+                "clip {} was asked for, there are {}",
+                request.clip,
+                self.dataset.len()
+            )));
+        }
+        let clip = self.dataset.clip(request.clip);
+        let frames = self.dataset.frames_until(&clip, &request.augment, self.range.clone(), Some(&self.stop))?;
+        Ok(Sample { request, clip, frames })
+    }
+}

@@ -1,0 +1,187 @@
+//! A decoded frame to the clip's pixels: colours, resize to cover, crop, orientation, mirror.
+//!
+//! swscale resizes with its area filter (each output pixel is the mean of the source pixels it covers, so nothing
+//! aliases or rings, however large the source) and converts colours in the same pass, with rounding that is the same on
+//! every processor. Transparent pixels are laid over white before that, so that their hidden colours do not bleed in.
+
+use super::av::{self, Orientation, Reason};
+use super::order::Augment;
+use ffmpeg_next::ffi;
+use ffmpeg_next::format::Pixel;
+use ffmpeg_next::frame;
+use ffmpeg_next::software::scaling::{Context, Flags};
+use ffmpeg_next::util::color::{Range, Space};
+use std::os::raw::c_int;
+
+/// How a file's decoded pictures must be shown.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    pub orientation: Orientation,
+    /// Width of a pixel divided by its height.
+    pub aspect: f64,
+}
+
+impl Shape {
+    pub const PLAIN: Self =
+        Self { orientation: Orientation { transpose: false, mirror_x: false, mirror_y: false }, aspect: 1.0 };
+
+    /// Width and height of a decoded picture as shown.
+    pub fn shown(&self, width: usize, height: usize) -> (usize, usize) {
+        let wide = self.stretched(width);
+        if self.orientation.transpose { (height, wide) } else { (wide, height) }
+    }
+
+    /// The width at which pixels are square.
+    fn stretched(&self, width: usize) -> usize {
+        ((width as f64 * self.aspect).round() as usize).max(1)
+    }
+}
+
+/// The smallest size that covers `target` (both as width, height) with the source's aspect ratio, rounded.
+fn cover(source: (usize, usize), target: (usize, usize)) -> (usize, usize) {
+    let scale = (target.0 as f64 / source.0 as f64).max(target.1 as f64 / source.1 as f64);
+    let side = |source: usize, target: usize| ((source as f64 * scale).round() as usize).max(target);
+    (side(source.0, target.0), side(source.1, target.1))
+}
+
+/// A conversion set up for frames of one kind, and the frame it writes to.
+struct Conversion {
+    kind: (Pixel, u32, u32, c_int, Option<bool>),
+    size: (u32, u32),
+    context: Context,
+    target: frame::Video,
+}
+
+impl Conversion {
+    /// Converts `source` to `format` at `size`, with `kept`'s set-up if it fits.
+    fn run(kept: &mut Option<Self>, source: &frame::Video, format: Pixel, size: (u32, u32)) -> Reason<()> {
+        let kind = (source.format(), source.width(), source.height(), matrix(source), full_range(source));
+        if !kept.as_ref().is_some_and(|c| (c.kind, c.size) == (kind, size)) {
+            let flags =
+                Flags::AREA | Flags::ACCURATE_RND | Flags::FULL_CHR_H_INT | Flags::FULL_CHR_H_INP | Flags::BITEXACT;
+            let (w, h) = size;
+            let mut context = Context::get(kind.0, kind.1, kind.2, format, w, h, flags).map_err(|_| {
+                format!("its {}x{} frames of {:?} cannot be resized to {w}x{h}", kind.1, kind.2, kind.0)
+            })?;
+            av::set_colors(&mut context, kind.3, kind.4);
+            *kept = Some(Self { kind, size, context, target: frame::Video::new(format, w, h) });
+        }
+        let Some(conversion) = kept else { return Err("it cannot be resized".to_owned()) };
+        conversion
+            .context
+            .run(source, &mut conversion.target)
+            .map_err(|e| format!("its frames cannot be resized ({e})"))
+    }
+}
+
+/// The matrix of the frame's YUV; where the file does not say, BT.709 from 720 lines on and BT.601 below, as players do.
+fn matrix(frame: &frame::Video) -> c_int {
+    match frame.color_space() {
+        Space::BT709 => ffi::SWS_CS_ITU709,
+        Space::BT470BG | Space::SMPTE170M => ffi::SWS_CS_ITU601,
+        Space::FCC => ffi::SWS_CS_FCC,
+        Space::SMPTE240M => ffi::SWS_CS_SMPTE240M,
+        Space::BT2020NCL | Space::BT2020CL => ffi::SWS_CS_BT2020,
+        _ if frame.height() >= 720 || frame.width() >= 1280 => ffi::SWS_CS_ITU709,
+        _ => ffi::SWS_CS_ITU601,
+    }
+}
+
+/// Whether pixel values use the full range; none: as the format implies (YUV: limited).
+fn full_range(frame: &frame::Video) -> Option<bool> {
+    match frame.color_range() {
+        Range::JPEG => Some(true),
+        Range::MPEG => Some(false),
+        Range::Unspecified => None,
+    }
+}
+
+/// Makes clip pixels of frames; what it sets up is kept for frames of the same kind.
+#[derive(Default)]
+pub struct Scaler {
+    opaque: Option<Conversion>,
+    resize: Option<Conversion>,
+}
+
+impl Scaler {
+    /// Writes `source` as [height, width, 3] to `out`: turned as `shape` says, resized to cover, cropped and mirrored.
+    pub fn fit(
+        &mut self,
+        source: &frame::Video,
+        shape: Shape,
+        [height, width]: [usize; 2],
+        augment: &Augment,
+        out: &mut [u8],
+    ) -> Reason<()> {
+        if av::has_alpha(source.format()) {
+            let size = (source.width(), source.height());
+            Conversion::run(&mut self.opaque, source, Pixel::RGBA, size)?;
+            if let Some(conversion) = &self.opaque {
+                let flat = over_white(&conversion.target);
+                return self.fit_opaque(&flat, shape, [height, width], augment, out);
+            }
+        }
+        self.fit_opaque(source, shape, [height, width], augment, out)
+    }
+
+    fn fit_opaque(
+        &mut self,
+        source: &frame::Video,
+        shape: Shape,
+        [height, width]: [usize; 2],
+        augment: &Augment,
+        out: &mut [u8],
+    ) -> Reason<()> {
+        let turn = shape.orientation;
+        let target = if turn.transpose { (height, width) } else { (width, height) };
+        let size = cover((shape.stretched(source.width() as usize), source.height() as usize), target);
+        Conversion::run(&mut self.resize, source, Pixel::RGB24, (size.0 as u32, size.1 as u32))?;
+        let Some(Conversion { target: resized, .. }) = &self.resize else { return Ok(()) };
+
+        let (pixels, line) = (resized.data(0), resized.stride(0));
+        let shown = if turn.transpose { (size.1, size.0) } else { size };
+        let [top, left] = [(augment.crop[0], shown.1 - height), (augment.crop[1], shown.0 - width)]
+            .map(|(share, rest)| ((share * (rest + 1) as f64) as usize).min(rest));
+        // Source coordinates of a shown pixel are linear in it: offset of column 0, and the step from column to column.
+        let mirrored = |at: usize, side: usize, mirror: bool| if mirror { side - 1 - at } else { at };
+        for (y, row) in out.chunks_exact_mut(width * 3).enumerate() {
+            let v = mirrored(top + y, shown.1, turn.mirror_y);
+            if turn.transpose {
+                for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+                    let u = mirrored(left + mirrored(x, width, augment.flip), shown.0, turn.mirror_x);
+                    pixel.copy_from_slice(&pixels[u * line + v * 3..][..3]);
+                }
+            } else if turn.mirror_x == augment.flip {
+                let u = if turn.mirror_x { shown.0 - width - left } else { left };
+                row.copy_from_slice(&pixels[v * line + u * 3..][..width * 3]);
+            } else {
+                for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+                    let u = mirrored(left + mirrored(x, width, augment.flip), shown.0, turn.mirror_x);
+                    pixel.copy_from_slice(&pixels[v * line + u * 3..][..3]);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An RGBA frame over white, as RGB.
+fn over_white(source: &frame::Video) -> frame::Video {
+    let mut flat = frame::Video::new(Pixel::RGB24, source.width(), source.height());
+    let (from, to) = (source.stride(0), flat.stride(0));
+    let width = source.width() as usize;
+    for (input, output) in source.data(0).chunks_exact(from).zip(flat.data_mut(0).chunks_exact_mut(to)) {
+        for (rgba, rgb) in input[..width * 4].chunks_exact(4).zip(output.chunks_exact_mut(3)) {
+            for (target, &value) in rgb.iter_mut().zip(&rgba[..3]) {
+                *target = blend(value, rgba[3]);
+            }
+        }
+    }
+    flat
+}
+
+/// `value` with opacity `alpha` over white.
+pub fn blend(value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (value as u32, alpha as u32);
+    ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+}

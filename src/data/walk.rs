@@ -1,0 +1,117 @@
+//! A folder's files, sorted: those that may be clips, those that go with them, and all others with a reason.
+//!
+//! The order is that of the paths' bytes, so it does not hang on the file system. Symbolic links are followed (a hub's
+//! cache is made of them). Contents are not looked at here, except for captions.
+
+use super::captions::{self, Captions};
+use crate::{Error, Result, bail};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use walkdir::WalkDir;
+
+const VIDEOS: [&str; 6] = ["mp4", "mkv", "webm", "mov", "avi", "gif"];
+const IMAGES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
+/// Names, without extension, of texts that say where a dataset comes from; they are no clips and need no mention.
+const ABOUT: [&str; 7] = ["readme", "license", "licence", "attribution", "notice", "credits", "copying"];
+
+/// A file or folder that is not used, and why.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Skipped {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+impl Skipped {
+    pub(super) fn new(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self { path: path.into(), reason: reason.into() }
+    }
+}
+
+/// What a folder holds, in the order of paths.
+#[derive(Debug, Default)]
+pub(super) struct Folder {
+    pub media: Vec<PathBuf>,
+    pub captions: Captions,
+    pub skipped: Vec<Skipped>,
+}
+
+impl Folder {
+    /// Walks `root`, a folder or a single file.
+    ///
+    /// # Errors
+    /// `root` is not there or cannot be read; a metadata.jsonl is malformed.
+    pub fn walk(root: &Path) -> Result<Self> {
+        let about = std::fs::metadata(root).map_err(|e| Error::io(root, e))?;
+        if about.is_dir() {
+            std::fs::read_dir(root).map_err(|e| Error::io(root, e))?;
+        } else if !about.is_file() {
+            bail!("{}: a dataset is a folder or a file, this is neither", root.display());
+        }
+        let (mut folder, mut others) = (Self::default(), Vec::new());
+        let mut entries = WalkDir::new(root).follow_links(true).into_iter();
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(e) => {
+                    let path = e.path().unwrap_or(root).to_owned();
+                    let why = match e.io_error() {
+                        Some(io) => format!("it cannot be read ({io})"),
+                        None => "it is a link to a folder that it lies in".to_owned(),
+                    };
+                    folder.skipped.push(Skipped::new(path, why));
+                    continue;
+                }
+            };
+            let path = entry.path();
+            let hidden = entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
+            if entry.file_type().is_dir() {
+                if hidden {
+                    folder.skipped.push(Skipped::new(path, "it is a hidden folder"));
+                    entries.skip_current_dir();
+                }
+            } else if hidden {
+                folder.skipped.push(Skipped::new(path, "it is a hidden file"));
+            } else if !entry.file_type().is_file() {
+                folder.skipped.push(Skipped::new(path, "it is not a regular file"));
+            } else if has_extension(path, &VIDEOS) || has_extension(path, &IMAGES) {
+                folder.media.push(path.to_owned());
+            } else {
+                others.push(path.to_owned());
+            }
+        }
+        folder.media.sort_by(|a, b| bytes(a).cmp(bytes(b)));
+        others.sort_by(|a, b| bytes(a).cmp(bytes(b)));
+        folder.sort_out(others)?;
+        Ok(folder)
+    }
+
+    /// Tells captions and texts about the dataset from files that do not belong.
+    fn sort_out(&mut self, others: Vec<PathBuf>) -> Result<()> {
+        let stems: BTreeSet<PathBuf> = self.media.iter().map(|path| path.with_extension("")).collect();
+        for path in others {
+            if path.file_name().is_some_and(|name| name == captions::METADATA) {
+                self.captions.read_metadata(&path)?;
+            } else if has_extension(&path, &["txt"]) && stems.contains(&path.with_extension("")) {
+                self.captions.read_text(&path);
+            } else if !is_about(&path) {
+                self.skipped.push(Skipped::new(path, "it is not a video or image"));
+            }
+        }
+        self.captions.unclaimed(&self.media, &mut self.skipped);
+        Ok(())
+    }
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_encoded_bytes()
+}
+
+fn has_extension(path: &Path, known: &[&str]) -> bool {
+    path.extension().is_some_and(|e| known.iter().any(|k| e.eq_ignore_ascii_case(k)))
+}
+
+fn is_about(path: &Path) -> bool {
+    let text = path.extension().is_none() || has_extension(path, &["txt", "md", "rst"]);
+    text && path.file_stem().is_some_and(|stem| ABOUT.iter().any(|known| stem.eq_ignore_ascii_case(known)))
+}
