@@ -197,6 +197,9 @@ impl<E: Element> Kernel for Keys<'_, E> {
         let (dk, dv) = sums.split_at_mut(tiles * ROWS * wide); // [keys, wide]
         let factor = (self.scale * LOG2_E) as f32;
 
+        // A tile's, used over and over.
+        let (mut s, mut dp) = (Square([0f32; ROWS * WIDTH]), Square([0f32; ROWS * WIDTH]));
+        let (mut p, mut ds_row) = (Square([0u32; ROWS * WIDTH]), Square([0u32; ROWS * WIDTH]));
         for (i, block) in self.blocks.chunks_exact(self.layout.total).enumerate() {
             let (q, rest) = block.split_at(self.layout.columns + self.layout.rows);
             let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
@@ -206,8 +209,6 @@ impl<E: Element> Kernel for Keys<'_, E> {
             };
             let ((q_columns, q_rows), (o_columns, o_rows)) = (right(q), right(o));
             for t in 0..tiles {
-                let (mut s, mut dp) = (Square([0f32; ROWS * WIDTH]), Square([0f32; ROWS * WIDTH]));
-                let (mut p, mut ds_row) = (Square([0u32; ROWS * WIDTH]), Square([0u32; ROWS * WIDTH]));
                 let pairs = ds[t * ROWS / S::PAIR * WIDTH..][..ROWS / S::PAIR * WIDTH].as_mut_ptr();
                 let tile = |words: &[u32]| Left { words: words[t * ROWS * steps..].as_ptr(), row: 1, step: ROWS };
                 let sum = |x: &mut [f32]| Out { values: x[t * ROWS * wide..].as_mut_ptr(), row: wide };

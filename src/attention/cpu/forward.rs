@@ -115,6 +115,7 @@ impl<E: Element> Kernel for Rows<'_, E> {
         let mut running = vec![Running { max: [f32::NEG_INFINITY; ROWS], sum: [[0.0; 16]; ROWS] }; tiles];
         let factor = (self.scale * std::f64::consts::LOG2_E) as f32;
 
+        let (mut s, mut p) = (Logits([0.0; ROWS * WIDTH]), Weights([0; ROWS * WIDTH])); // a tile's, used over and over
         for (i, words) in self.panels.chunks_exact(panel).enumerate() {
             let keys = WIDTH.min(self.sk - i * WIDTH);
             let kt = Right { words: words.as_ptr(), step: WIDTH };
@@ -122,8 +123,6 @@ impl<E: Element> Kernel for Rows<'_, E> {
             for (t, state) in running.iter_mut().enumerate() {
                 let q = Left { words: queries[t * ROWS * steps..].as_ptr(), row: 1, step: ROWS };
                 let out = &mut sums[t * ROWS * wide..][..ROWS * wide];
-                let mut s = Logits([0.0; ROWS * WIDTH]);
-                let mut p = Weights([0; ROWS * WIDTH]);
                 let left = Left { words: p.0.as_ptr(), row: WIDTH / S::PAIR, step: 1 };
                 // SAFETY: the features are there; the panels were packed with these sizes.
                 unsafe {
