@@ -5,6 +5,7 @@
 
 use super::exp::two_to_fraction;
 use super::simd::{Kernel, Simd};
+use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable<const BF16: bool>;
@@ -105,6 +106,10 @@ impl<const BF16: bool> Simd for Portable<BF16> {
             Self::store(p.cast(), round(a));
             Self::store(p.add(stride).cast(), round(b));
         }
+    }
+    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
+        // SAFETY: same features.
+        unsafe { super::tile::product::<Self>(steps, a, b, out) }
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {
