@@ -8,6 +8,8 @@ mod diffusion;
 mod engine;
 mod golden;
 mod hub;
+mod media;
+mod metrics;
 mod model;
 mod ops;
 mod parallel;
