@@ -12,7 +12,7 @@ fn record(step: u64) -> Record {
     Record {
         step,
         loss: 1.0 / step as f64,
-        heldout: (step % 4 == 0).then_some(1.5 / step as f64),
+        heldout: step.is_multiple_of(4).then_some(1.5 / step as f64),
         grad_norm: 0.1 + 0.2,
         lr: 3e-4,
         tokens_per_s: 12345.678,
@@ -85,6 +85,8 @@ fn bad_records_and_files_are_refused() {
     }
     assert!(matches!(MetricsLog::create(&folder.path().join("no/metrics.jsonl")), Err(Error::Io { .. })));
     assert!(matches!(metrics::read(&folder.path().join("none")), Err(Error::Io { .. })));
+    let full = MetricsLog::create(std::path::Path::new("/dev/full")).unwrap().write(&record(1)).unwrap_err();
+    assert!(full.to_string().contains("No space left"), "{full}");
 }
 
 /// One field of a protocol-buffer message: its number and what it holds.
@@ -146,7 +148,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
         }
     }
     let crc = !crc;
-    ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8)
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 /// The records of a TFRecord file, with their checksums verified.
@@ -223,7 +225,7 @@ fn run(steps: u64, path: &std::path::Path) {
         let floor = 0.22 + 0.9 * (-(step as f64) / 80.0).exp();
         let spike = if step == 260 { 8.0 } else { 1.0 };
         let loss = floor * spike * (1.0 + 0.12 * noise.normal());
-        let heldout = (step % 25 == 0).then_some(floor + 0.03 + 0.004 * noise.normal());
+        let heldout = step.is_multiple_of(25).then_some(floor + 0.03 + 0.004 * noise.normal());
         log.write(&Record { step, loss, heldout, ..Record::default() }).unwrap();
     }
 }

@@ -4,6 +4,7 @@ mod attention;
 mod cli;
 mod config;
 mod data;
+mod datasets;
 mod diffusion;
 mod engine;
 mod golden;
