@@ -177,3 +177,79 @@ fn clock(time: Duration) -> String {
         (d, h, _, _) => format!("{d}d {h:02}h"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        let status = "Name:\tx\nVmPeak:\t  9999 kB\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(parse_memory(status), Memory { now: 1 << 20, peak: 2 << 20 });
+        assert_eq!(parse_memory("VmRSS: nonsense"), Memory::default());
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
+        let memory = memory();
+        assert!(memory.peak >= 64 << 20 && memory.now > 1 << 20, "{memory:?}");
+        drop(block);
+    }
+
+    #[test]
+    fn the_line_says_all() {
+        let memory = Memory { now: 3 << 29, peak: 2 << 30 };
+        let left = Some(Duration::from_secs(200));
+        let expected = "step 12/1000  loss 0.1235  18.2k tokens/s  1.50 GiB (peak 2.00)  ETA 3m 20s";
+        assert_eq!(line(12, 1000, 0.123456, 18_249.0, memory, left), expected);
+        assert_eq!(line(9, 9, 0.5, 1.0, Memory::default(), left), "step 9/9  loss 0.5000  1 tokens/s");
+        for (rate, text) in [(0.0, "0"), (999.4, "999"), (999.6, "1.00k"), (99_960.0, "100k"), (3_049_000.0, "3.05M")] {
+            assert_eq!(short(rate), text);
+        }
+        for (s, text) in [(59, "59s"), (61, "1m 01s"), (3661, "1h 01m"), (90_000, "1d 01h")] {
+            assert_eq!(clock(Duration::from_secs(s)), text);
+        }
+    }
+
+    #[test]
+    fn the_estimate_forgets_slow_first_steps_and_counts_from_a_resume() {
+        let start = Instant::now();
+        let at = |s: f64| start + Duration::from_secs_f64(s);
+        let mut time = StepTime::new(start, 100);
+        assert_eq!(time.left(5), None);
+        time.update(at(10.0), 101);
+        assert_eq!(time.left(5), Some(Duration::from_secs(50)));
+        (1..=200).for_each(|i| time.update(at(10.0 + i as f64), 101 + i));
+        let left = time.left(100).unwrap().as_secs_f64();
+        assert!((left - 100.0).abs() < 1.0, "{left}");
+        assert_eq!(time.left(0), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn without_a_terminal_it_logs_now_and_then() {
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<Vec<u8>>>);
+        impl Write for Log {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let run = |log_every: Duration| {
+            let log = Log::default();
+            let writer = log.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                let step_time = StepTime::new(Instant::now(), 0);
+                let mut progress = Progress { bar: None, total: 50, step_time, log_every, logged: None };
+                (1..=50).for_each(|step| progress.update(step, 0.5, 1e3));
+            });
+            let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            text.lines()
+                .map(|l| l[l.find("step ").unwrap()..].split_once("  ").unwrap().0.to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(run(Duration::from_secs(3600)), ["step 1/50", "step 50/50"]);
+        assert_eq!(run(Duration::ZERO).len(), 50);
+    }
+}
