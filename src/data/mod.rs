@@ -18,6 +18,7 @@ mod picture;
 mod probe;
 mod scale;
 mod walk;
+mod whole;
 
 pub use cut::{Cut, resample};
 pub use dataset::{Clip, Dataset, SourceFile};
