@@ -37,6 +37,14 @@ impl Error {
         Self::Io { path: path.as_ref().to_owned(), source }
     }
 
+    /// The same error, its message preceded by where it happened: a file, a key, a clip.
+    pub fn at(self, place: impl std::fmt::Display) -> Self {
+        match self {
+            Self::Invalid(message) => Self::Invalid(format!("{place}: {message}")),
+            other => other,
+        }
+    }
+
     /// The same error as a Candle error, for use inside custom ops.
     pub fn into_candle(self) -> candle_core::Error {
         match self {

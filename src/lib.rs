@@ -9,6 +9,7 @@
 //! - [`data`]: folders to clips to a rank's frames; [`engine`]: forward and backward over model and attention.
 //! - [`model`]: the network's token-local pieces; [`diffusion`]: noise, targets, samplers.
 //! - [`attention`]: the global operation; [`parallel`]: communicators and sharding; [`ops`]: differentiable fused ops.
+//! - [`files`]: atomic writes and safetensors; [`hub`]: `hf://` names; [`rng`]: counter-based random numbers.
 
 pub mod attention;
 pub mod cli;
@@ -17,6 +18,7 @@ pub mod data;
 pub mod diffusion;
 pub mod engine;
 mod error;
+pub mod files;
 pub mod hub;
 pub mod model;
 pub mod ops;

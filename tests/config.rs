@@ -1,1 +1,353 @@
-//! placeholder
+//! The configuration: what is read, what is refused and with which words. Its documentation: `documentation.rs`.
+
+use longreel::config::*;
+use proptest::prelude::*;
+use std::path::Path;
+
+pub const MINIMAL: &str = r#"# A comment, so that line numbers count.
+[data]
+path = "clips"
+frames = 8
+height = 32
+width = 48
+
+[model]
+patch_size = [1, 8, 8]
+num_attention_heads = 3
+attention_head_dim = 16
+num_layers = 2
+ffn_dim = 64
+"#;
+
+pub fn parse(text: &str, sets: &[&str]) -> longreel::Result<RunConfig> {
+    let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+    RunConfig::parse(text, Path::new("run.toml"), &sets)
+}
+
+/// The message of the error that `sets` on top of the minimal config give.
+fn refused(sets: &[&str]) -> String {
+    parse(MINIMAL, sets).expect_err("must be refused").to_string()
+}
+
+/// The message where `from` in the minimal config is replaced by `to`.
+fn refused_with(from: &str, to: &str) -> String {
+    assert!(MINIMAL.contains(from), "{from} is not in the text");
+    parse(&MINIMAL.replacen(from, to, 1), &[]).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn minimal_config_has_the_defaults() {
+    let config = parse(MINIMAL, &[]).unwrap();
+    assert_eq!(config.data.frames, 8);
+    assert_eq!(config.data.prefetch, 4);
+    assert_eq!(config.model.patch_size, [1, 8, 8]);
+    assert_eq!(config.model.freq_dim, 256);
+    assert_eq!(config.train, Train::default());
+    assert_eq!(config.sample, Sample::default());
+    config.check().unwrap();
+}
+
+#[test]
+fn overrides_are_merged_in_order_and_typed() {
+    let sets = [
+        "train.lr=3e-4",
+        "train.steps = 7",
+        "train.steps=8",
+        "data.path=some folder/clips",
+        "data.crop=random",
+        "train.betas=[0.8, 0.9]",
+        "data.heldout=hf://owner/name@main/sub",
+        "run.out=\"quo\\\"ted\"",
+        "data.flip=true",
+        "train.ema=0",
+        "parallel={ ranks = 4, data = 2 }",
+        "data.label=none",
+    ];
+    let config = parse(MINIMAL, &sets).unwrap();
+    assert_eq!(config.train.lr, 3e-4);
+    assert_eq!(config.train.steps, 8);
+    assert_eq!(config.data.path, "some folder/clips");
+    assert_eq!(config.data.crop, Crop::Random);
+    assert_eq!(config.train.betas, [0.8, 0.9]);
+    assert_eq!(config.data.heldout.as_deref(), Some("hf://owner/name@main/sub"));
+    assert_eq!(config.run.out, Path::new("quo\"ted"));
+    assert!(config.data.flip);
+    assert_eq!(config.train.ema, 0.0);
+    assert_eq!(config.parallel, Parallel { ranks: 4, data: 2 });
+    // Keys that are not named keep what the file says.
+    assert_eq!((config.data.height, config.data.width), (32, 48));
+}
+
+#[test]
+fn an_override_can_repair_what_the_file_says() {
+    let broken = MINIMAL.replace("height = 32", "height = \"tall\"");
+    assert!(parse(&broken, &[]).is_err());
+    assert_eq!(parse(&broken, &["data.height=64"]).unwrap().data.height, 64);
+}
+
+#[test]
+fn unknown_keys_name_line_text_and_the_nearest_key() {
+    let message = refused_with("height = 32", "hieght = 32");
+    assert_eq!(message, "run.toml:5: unknown key `hieght` in [data]; the nearest known is `height`\n  5 | hieght = 32");
+    let message = refused_with("[model]", "[modle]");
+    assert_eq!(message, "run.toml:8: unknown section `modle`; the nearest known is [model]\n  8 | [modle]");
+    let message = refused_with("[data]", "steps = 3\n[data]");
+    assert!(
+        message.starts_with("run.toml:2: unknown key outside any section `steps`; the nearest known is `steps` in [")
+    );
+    // A key that belongs to another section is found there.
+    let message = refused_with("width = 48", "width = 48\nnum_layers = 4");
+    assert!(message.contains(":7: unknown key `num_layers` in [data]; the nearest known is `num_layers` in [model]"));
+    let message = refused(&["train.stpes=3"]);
+    assert_eq!(message, "--set train.stpes=3: unknown key `stpes` in [train]; the nearest known is `steps`");
+    assert!(refused(&["lr=3"]).contains("`lr` in [train]"));
+    assert!(refused(&["trian.lr=3"]).contains("nearest known is [train]"));
+    // Also inside inline tables and dotted keys of the file.
+    let message = refused_with("# A comment", "train = { stps = 3 } # A comment");
+    assert!(message.starts_with("run.toml:1: unknown key `stps` in [train]"), "{message}");
+    let message = refused_with("# A comment", "train.stps = 3 # A comment");
+    assert!(message.starts_with("run.toml:1: unknown key `stps` in [train]"), "{message}");
+}
+
+#[test]
+fn wrong_types_name_line_key_and_what_is_expected() {
+    for (from, to, expected) in [
+        (
+            "height = 32",
+            "height = \"32\"",
+            "run.toml:5: data.height: string \"32\", expected a whole number, 0 or more",
+        ),
+        ("height = 32", "height = -32", "run.toml:5: data.height: integer `-32`, expected a whole number, 0 or more"),
+        ("height = 32", "height = 32.5", "run.toml:5: data.height: floating point `32.5`, expected a whole number"),
+        ("path = \"clips\"", "path = 3", "run.toml:3: data.path: integer `3`, expected a string"),
+        ("[1, 8, 8]", "[1, 8]", "run.toml:9: model.patch_size: invalid length 2, expected 3 values in brackets"),
+        ("[1, 8, 8]", "[1, 8, 8, 8]", "run.toml:9: model.patch_size: 4 values, expected 3"),
+        ("[1, 8, 8]", "[1, \"8\", 8]", "run.toml:9: model.patch_size: string \"8\", expected a whole number"),
+        ("width = 48", "width = 48\ncrop = \"middle\"", "run.toml:7: data.crop: unknown variant `middle`, expected `c"),
+        ("width = 48", "width = 48\nflip = 1", "run.toml:7: data.flip: integer `1`, expected a boolean"),
+        ("width = 48", "width = 48\nfps = \"24\"", "run.toml:7: data.fps: string \"24\", expected a number"),
+        ("# A", "train = 3 # A", "run.toml:1: train: integer `3`, expected a section of keys"),
+        ("height = 32", "height = 99999999999999999999", "run.toml:5: "),
+    ] {
+        let message = refused_with(from, to);
+        assert!(message.starts_with(expected), "{to}: {message}");
+        let line = to.lines().last().unwrap();
+        assert!(message.contains(" | ") && message.contains(line), "{to} must be shown: {message}");
+    }
+    assert_eq!(refused(&["train.lr=fast"]), "--set train.lr=fast: train.lr: string \"fast\", expected a number");
+    assert!(refused(&["run.out=2024"]).contains("run.out: integer `2024`, expected a string"));
+    assert!(refused(&["train.betas=[0.9, 0.95, 0.99]"]).contains("3 values, expected 2"));
+}
+
+#[test]
+fn missing_keys_and_sections_are_named() {
+    assert!(refused_with("height = 32\n", "").starts_with("run.toml:2: [data] has no `height`, which has no default"));
+    let no_model = &MINIMAL[..MINIMAL.find("[model]").unwrap()];
+    let message = parse(no_model, &[]).unwrap_err().to_string();
+    assert!(message.starts_with("run.toml") && message.contains("no section [model]"), "{message}");
+    assert!(parse("", &[]).unwrap_err().to_string().contains("no section [data]"));
+}
+
+#[test]
+fn text_that_is_not_toml_names_the_line() {
+    for (text, line) in [("[data\npath = 1", 1), ("[data]\npath = \n", 2), ("[data]\npath = \"a\"\npath = \"b\"", 3)] {
+        let message = parse(text, &[]).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("run.toml:{line}: ")), "{message}");
+    }
+}
+
+#[test]
+fn malformed_overrides_are_refused() {
+    for (set, expected) in [
+        ("train.lr", "written section.key=value"),
+        ("=3", "written section.key=value"),
+        (".lr=3", "written section.key=value"),
+        ("train..lr=3", "written section.key=value"),
+        ("train.=3", "written section.key=value"),
+        ("", "written section.key=value"),
+        ("train.lr=", "has no value"),
+        ("train.lr= ", "has no value"),
+        ("data.path.deeper=3", "path is no section"),
+        ("train.lr.deeper=3", "train.lr"),
+        ("train.steps=1\nbatch = 2", "train.steps: string"),
+        ("train=3", "expected a section of keys"),
+        ("train.steps=☃", "expected a whole number"),
+    ] {
+        let message = refused(&[set]);
+        assert!(message.starts_with(&format!("--set {set}: ")) && message.contains(expected), "{set}: {message}");
+    }
+    // Of several, the right one is blamed, behind multi-byte text too.
+    let message = parse(&MINIMAL.replace("clips", "klîps ☃"), &["train.lr=1", "train.steps=x", "train.ema=0"]);
+    assert!(message.unwrap_err().to_string().starts_with("--set train.steps=x: "));
+}
+
+#[test]
+fn values_that_are_not_allowed_name_key_value_and_rule() {
+    for (set, expected) in [
+        ("data.frames=0", "data.frames = 0: must be in 1..="),
+        ("data.height=0", "data.height = 0"),
+        ("data.width=9999999", "data.width = 9999999"),
+        ("data.stride=0", "data.stride = 0"),
+        ("data.fps=0", "data.fps = 0.0: must be above 0"),
+        ("data.fps=nan", "data.fps = NaN"),
+        ("data.prefetch=0", "data.prefetch = 0: must be in 1..=1024"),
+        ("data.path=\"\"", "data.path = \"\""),
+        ("data.heldout=\"\"", "data.heldout = \"\""),
+        ("run.out=\"\"", "run.out = \"\""),
+        ("run.seed=18446744073709551615", "run.seed = 18446744073709551615: must be below 2^63"),
+        ("model.patch_size=[0,8,8]", "model.patch_size = [0, 8, 8]: must be three sizes"),
+        ("model.patch_size=[3,8,8]", "3 must divide data.frames = 8"),
+        ("model.patch_size=[1,5,8]", "5 must divide data.height = 32"),
+        ("model.patch_size=[1,8,5]", "5 must divide data.width = 48"),
+        ("model.num_attention_heads=0", "model.num_attention_heads = 0"),
+        ("model.attention_head_dim=12", "model.attention_head_dim = 12: must be a multiple of 8"),
+        ("model.attention_head_dim=264", "model.attention_head_dim = 264"),
+        ("model.attention_head_dim=0", "model.attention_head_dim = 0"),
+        ("model.num_layers=0", "model.num_layers = 0"),
+        ("model.ffn_dim=0", "model.ffn_dim = 0"),
+        ("model.freq_dim=7", "model.freq_dim = 7: must be even"),
+        ("model.freq_dim=0", "model.freq_dim = 0"),
+        ("model.num_classes=10", "model.num_classes = 10: needs labels"),
+        ("data.label=folder", "model.num_classes = 0: must be the number of class folders"),
+        ("model.from=folder", "model.from = \"folder\": is the whole of [model]"),
+        ("diffusion.logit_mean=inf", "diffusion.logit_mean = inf"),
+        ("diffusion.logit_std=0", "diffusion.logit_std = 0.0: must be above 0"),
+        ("diffusion.shift=-1", "diffusion.shift = -1.0: must be at least 0"),
+        ("diffusion.shift_base_tokens=0", "diffusion.shift_base_tokens = 0"),
+        ("diffusion.clamp=0", "diffusion.clamp = 0.0: must be above 0"),
+        ("diffusion.clamp=nan", "diffusion.clamp = NaN"),
+        ("diffusion.label_dropout=1.5", "diffusion.label_dropout = 1.5: must be in 0..=1"),
+        ("train.steps=0", "train.steps = 0"),
+        ("train.batch=0", "train.batch = 0"),
+        ("train.accumulate=0", "train.accumulate = 0"),
+        ("train.lr=-1", "train.lr = -1.0"),
+        ("train.lr=nan", "train.lr = NaN"),
+        ("train.betas=[0.9,1]", "train.betas = [0.9, 1.0]: must be two numbers"),
+        ("train.betas=[-0.1,0.9]", "train.betas"),
+        ("train.eps=0", "train.eps = 0.0"),
+        ("train.weight_decay=-1", "train.weight_decay"),
+        ("train.clip=inf", "train.clip = inf"),
+        ("train.ema=1", "train.ema = 1.0"),
+        ("train.tile=9999999", "train.tile = 9999999"),
+        ("train.keep=0", "train.keep = 0"),
+        ("train.warmup=9999999999999999", "train.warmup"),
+        ("train.sample_every=9999999999999999", "train.sample_every"),
+        ("parallel.ranks=0", "parallel.ranks = 0"),
+        ("parallel.data=0", "parallel.data = 0"),
+        ("parallel={ranks=4, data=3}", "parallel.data = 3: must divide parallel.ranks = 4"),
+        ("sample.steps=0", "sample.steps = 0"),
+        ("sample.count=0", "sample.count = 0"),
+        ("sample.guidance=inf", "sample.guidance = inf"),
+        ("sample.guidance_interval=[0.5,0.1]", "sample.guidance_interval = [0.5, 0.1]"),
+        ("sample.guidance_interval=[0,nan]", "sample.guidance_interval"),
+        ("sample.shift=-1", "sample.shift"),
+    ] {
+        let message = refused(&[set]);
+        assert!(message.contains(expected), "{set}: {message}");
+    }
+    // In the file, the line is named.
+    let message = refused_with("num_layers = 2", "num_layers = 0");
+    assert_eq!(message, "run.toml:12: model.num_layers = 0: must be in 1..=10000\n  12 | num_layers = 0");
+}
+
+#[test]
+fn check_also_serves_configs_made_by_code() {
+    let mut config = parse(MINIMAL, &[]).unwrap();
+    config.parallel = Parallel { ranks: 6, data: 4 };
+    assert_eq!(config.check().unwrap_err().to_string(), "parallel.data = 4: must divide parallel.ranks = 6");
+    config.parallel.data = 3;
+    config.check().unwrap();
+}
+
+#[test]
+fn a_model_from_a_folder_stands_alone() {
+    let text = &MINIMAL[..MINIMAL.find("patch_size").unwrap()];
+    let config = parse(text, &["model.from=hf://owner/name/transformer"]).unwrap();
+    assert_eq!(config.model.from.as_deref(), Some("hf://owner/name/transformer"));
+    // The patch is the checkpoint's and checked with it; labels too.
+    parse(text, &["model.from=folder", "data.label=folder"]).unwrap();
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = RunConfig::load(Path::new("no/such/run.toml"), &[]).unwrap_err().to_string();
+    assert!(error.starts_with("no/such/run.toml: No such file"), "{error}");
+}
+
+fn floats() -> impl Strategy<Value = f64> {
+    prop_oneof![Just(0.0), 1e-12..1.0, 1.0..1e12]
+}
+
+prop_compose! {
+    fn data()(
+        path in "[a-zA-Z0-9 \"'\\\\\n☃=#.]{1,12}", heldout in proptest::option::of("[ -~]{1,9}"), sizes in [1..9usize, 1..9, 1..9],
+        stride in 1..5usize, fps in proptest::option::of(1e-3..1e3f64), random in any::<bool>(), flip in any::<bool>(),
+        prefetch in 1..=1024usize,
+    ) -> Data {
+        let [frames, height, width] = sizes;
+        let crop = if random { Crop::Random } else { Crop::Center };
+        Data { path, heldout, frames, height, width, stride, fps, crop, flip, label: Label::None, prefetch }
+    }
+}
+
+prop_compose! {
+    fn config()(
+        data in data(), seed in 0..=i64::MAX as u64, out in "[a-z/\"\\\\é]{1,9}", heads in 1..99usize, dim in 1..=32usize,
+        patch in [1..4usize, 1..4, 1..4], x in any::<bool>(), uniform in any::<bool>(), bf16 in any::<bool>(),
+        n in [floats(), floats(), floats(), floats(), floats()], unit in [0.0..1.0, 0.0..1.0, 0.0..1.0f64],
+        steps in 1..1u64 << 40, cosine in any::<bool>(), mesh in [1..9usize, 1..9], kind in 0..4usize,
+    ) -> RunConfig {
+        let [t, h, w] = patch;
+        let data = Data { frames: data.frames * t, height: data.height * h, width: data.width * w, ..data };
+        let model = Model {
+            patch_size: patch, num_attention_heads: heads, attention_head_dim: 8 * dim, num_layers: heads, ffn_dim: dim,
+            ..Model::default()
+        };
+        let diffusion = Diffusion {
+            prediction: if x { Prediction::X } else { Prediction::V },
+            timesteps: if uniform { Timesteps::Uniform } else { Timesteps::LogitNormal },
+            logit_mean: -n[0], logit_std: n[1] + 1e-9, shift: n[2], label_dropout: unit[0], ..Diffusion::default()
+        };
+        let train = Train {
+            steps, lr: n[3], weight_decay: n[4], betas: [unit[1], unit[2]], warmup: steps / 2, tile: dim,
+            dtype: if bf16 { Compute::Bf16 } else { Compute::F32 },
+            schedule: if cosine { Schedule::Cosine } else { Schedule::Constant }, ..Train::default()
+        };
+        let sampler = [SamplerKind::Euler, SamplerKind::Heun, SamplerKind::Dpmpp, SamplerKind::Unipc][kind];
+        let low = unit[0].min(unit[1]);
+        let sample = Sample { sampler, guidance: n[0] - n[1], guidance_interval: [low, unit[1].max(low)], ..Sample::default() };
+        let parallel = Parallel { ranks: mesh[0] * mesh[1], data: mesh[0] };
+        RunConfig { run: Run { out: out.into(), seed }, data, model, diffusion, train, parallel, sample }
+    }
+}
+
+proptest! {
+    #[test]
+    fn toml_round_trips(config in config()) {
+        config.check().unwrap();
+        let text = config.to_toml().unwrap();
+        prop_assert_eq!(parse(&text, &[]).unwrap(), config);
+    }
+
+    /// Whatever stands in a file or an override: an answer, never a panic.
+    #[test]
+    fn no_text_makes_it_panic(text in "[a-z\\[\\]=.\"'0-9 \n☃#{},-]{0,60}", set in "[a-z.=\\[\\]\"0-9 \n☃]{0,20}") {
+        let _ = parse(&text, &[]);
+        let _ = parse(&format!("{MINIMAL}{text}"), &[&set]);
+    }
+
+    /// Any known key with one letter changed leads back to it, or to one as near.
+    #[test]
+    fn typing_errors_find_their_key(which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>()) {
+        let known: Vec<(&str, &str)> = sections().into_iter().flat_map(|(s, keys)| keys.iter().map(move |k| (s, *k))).collect();
+        let (section, key) = known[which.index(known.len())];
+        let mut typed: Vec<char> = key.chars().collect();
+        let place = at.index(typed.len());
+        typed[place] = 'q';
+        let typed: String = typed.into_iter().collect();
+        let message = refused(&[&format!("{section}.{typed}=1")]);
+        if key.len() >= 5 {
+            prop_assert!(message.contains(&format!("nearest known is `{key}`")), "{}", message);
+        }
+    }
+}

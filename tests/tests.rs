@@ -1,14 +1,19 @@
 //! The one integration-test binary: a module for each room. Linking once keeps `make test` short.
 
 mod attention;
+mod checkpoint;
 mod cli;
 mod config;
 mod data;
 mod diffusion;
+mod documentation;
 mod engine;
+mod files;
 mod golden;
 mod hub;
 mod model;
 mod ops;
+mod optimizer;
 mod parallel;
 mod train;
+mod usage;

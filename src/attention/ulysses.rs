@@ -1,2 +1,220 @@
-//! placeholder
-pub struct Ulysses;
+//! Ulysses: two all-to-alls turn "all heads of my tokens" into "my heads of all tokens" and back, so that attention runs on
+//! whole heads while everything else runs on a part of the tokens (DeepSpeed-Ulysses, arXiv 2309.14509).
+//!
+//! Tokens and heads are both split by [`Split`], so neither count need be a multiple of the ranks. Only data moves here: what
+//! is done with the heads is the caller's business, and the gradient of either direction is the other direction.
+
+use candle_core::{DType, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::parallel::bytes::{self, Rows};
+use crate::parallel::{Communicator, Split};
+use crate::{Result, bail};
+
+/// The exchange for clips of S tokens and networks of H heads over the ranks of a communicator.
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// # use longreel::{attention::Ulysses, parallel::run_threads};
+/// run_threads(2, 1, |comm| {
+///     let ulysses = Ulysses::new(comm, 5, 3)?; // S = 5 tokens, H = 3 heads
+///     let mine = ulysses.local_tokens().len();
+///     let q = Tensor::zeros((1, mine, 3, 8), candle_core::DType::F32, &Device::Cpu)?; // [B, S_local, H, d]
+///     let q = ulysses.seq_to_heads(&q)?; // [B, H_local, S, d]
+///     assert_eq!(q.dims(), [1, ulysses.local_heads().len(), 5, 8]);
+///     let o = ulysses.heads_to_seq(&q)?; // [B, S_local, H, d]
+///     assert_eq!(o.dims(), [1, mine, 3, 8]);
+///     Ok(())
+/// })?;
+/// # Ok::<(), longreel::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Ulysses {
+    comm: Arc<dyn Communicator>,
+    tokens: Split,
+    heads: Split,
+}
+
+/// Which way tensors go.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    SeqToHeads,
+    HeadsToSeq,
+}
+
+impl Ulysses {
+    /// An exchange for `tokens` (S) and `heads` (H) over the ranks (P) of `comm`. Not a collective.
+    ///
+    /// # Errors
+    /// If P > H or P > S: a rank would be left without a head or a token.
+    pub fn new(comm: Arc<dyn Communicator>, tokens: usize, heads: usize) -> Result<Self> {
+        let ranks = comm.size();
+        if ranks > heads {
+            bail!(
+                "{ranks} sequence-parallel ranks cannot share {heads} attention heads, since each needs at least one; \
+                 use at most {heads} sequence ranks (more data-parallel groups make smaller ones) or a network with more heads"
+            );
+        }
+        if ranks > tokens {
+            bail!(
+                "{ranks} sequence-parallel ranks cannot share a clip of {tokens} tokens, since each needs at least one; \
+                 use at most {tokens} sequence ranks, longer or larger clips, or smaller patches"
+            );
+        }
+        Ok(Self { comm, tokens: Split::new(tokens, ranks), heads: Split::new(heads, ranks) })
+    }
+
+    /// The tokens that this rank holds outside attention.
+    pub fn local_tokens(&self) -> Range<usize> {
+        self.tokens.range(self.comm.rank())
+    }
+
+    /// The heads that this rank holds inside attention.
+    pub fn local_heads(&self) -> Range<usize> {
+        self.heads.range(self.comm.rank())
+    }
+
+    /// `[B, S_local, H, d]` to `[B, H_local, S, d]` contiguous, or `[B, S_local, H]` to `[B, H_local, S]`. Collective.
+    ///
+    /// Any dtype; any strides, as long as the last of four dims is contiguous.
+    ///
+    /// # Errors
+    /// If the shape is another, or a rank fails.
+    pub fn seq_to_heads(&self, x: &Tensor) -> Result<Tensor> {
+        self.seq_to_heads_many(&[x]).map(first)
+    }
+
+    /// `[B, H_local, S, d]` to `[B, S_local, H, d]` contiguous, or `[B, H_local, S]` to `[B, S_local, H]`: the inverse of
+    /// [`seq_to_heads`](Self::seq_to_heads), under the same conditions.
+    ///
+    /// # Errors
+    /// If the shape is another, or a rank fails.
+    pub fn heads_to_seq(&self, y: &Tensor) -> Result<Tensor> {
+        self.heads_to_seq_many(&[y]).map(first)
+    }
+
+    /// [`seq_to_heads`](Self::seq_to_heads) for several tensors of one dtype and batch size (q, k and v) in one message.
+    pub fn seq_to_heads_many(&self, xs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        self.exchange(xs, Way::SeqToHeads)
+    }
+
+    /// [`heads_to_seq`](Self::heads_to_seq) for several tensors of one dtype and batch size in one message.
+    pub fn heads_to_seq_many(&self, ys: &[&Tensor]) -> Result<Vec<Tensor>> {
+        self.exchange(ys, Way::HeadsToSeq)
+    }
+
+    /// Both directions are one: a tensor `[B, N_local, M, d]` becomes `[B, M_local, N, d]`, where N is split over ranks
+    /// before and M after.
+    fn exchange(&self, xs: &[&Tensor], way: Way) -> Result<Vec<Tensor>> {
+        let (n, m) = match way {
+            Way::SeqToHeads => (self.tokens, self.heads),
+            Way::HeadsToSeq => (self.heads, self.tokens),
+        };
+        let rank = self.comm.rank();
+        let Some(&x0) = xs.first() else { return Ok(Vec::new()) };
+        let (batch, dtype) = (x0.dims().first().copied().unwrap_or(0), x0.dtype());
+        for x in xs {
+            self.check(x, [batch, n.count(rank), m.total], dtype, way)?;
+        }
+        let widths: Vec<usize> = xs.iter().map(|x| width(x)).collect();
+        let total: usize = widths.iter().sum();
+        let out_dims = |x: &Tensor| {
+            let mut dims = x.dims().to_vec();
+            dims[1..3].copy_from_slice(&[m.count(rank), n.total]);
+            dims
+        };
+
+        if self.comm.size() == 1 {
+            // One rank holds all: only the two dims change places.
+            let swap = |x: &&Tensor| bytes::build(dtype, &out_dims(x), |out| pack(out, x, 0..m.total));
+            return xs.iter().map(swap).collect();
+        }
+
+        // The message to rank j: each tensor's [B, M_j, N_local, d], one after another; the receiver only has to weave the
+        // runs of all ranks together. Its dims say what is in it, so that a disagreement is seen.
+        let mut send = Vec::with_capacity(m.parts);
+        for j in 0..m.parts {
+            let dims = [batch, m.count(j), n.count(rank), total];
+            send.push(bytes::build(dtype, &dims, |mut out| {
+                for x in xs {
+                    let here;
+                    (here, out) = out.split_at_mut(batch * dims[1] * dims[2] * width(x) * dtype.size_in_bytes());
+                    pack(here, x, m.range(j))?;
+                }
+                Ok(())
+            })?);
+        }
+        let shapes: Vec<Vec<usize>> = (0..n.parts).map(|i| vec![batch, m.count(rank), n.count(i), total]).collect();
+        let received = self.comm.all_to_all(send, &shapes)?;
+
+        let views: Vec<_> = received.iter().map(|t| t.storage_and_layout()).collect();
+        let messages = views
+            .iter()
+            .map(|(storage, layout)| bytes::view(bytes::raw(storage)?, layout, dtype))
+            .collect::<Result<Vec<&[u8]>>>()?;
+        let mut before = 0; // the summed widths of the tensors before this one
+        let mut outs = Vec::with_capacity(xs.len());
+        for (x, &width) in xs.iter().zip(&widths) {
+            outs.push(bytes::build(dtype, &out_dims(x), |out| {
+                // In the message from rank i, this tensor begins after those before it and has a run for each group.
+                let groups = batch * m.count(rank);
+                let part = |i: usize| {
+                    let run = n.count(i) * dtype.size_in_bytes();
+                    (&messages[i][groups * run * before..][..groups * run * width], run * width)
+                };
+                let parts: Vec<(&[u8], usize)> = (0..n.parts).map(part).collect();
+                bytes::weave(out, &parts);
+                Ok(())
+            })?);
+            before += width;
+        }
+        Ok(outs)
+    }
+
+    fn check(&self, x: &Tensor, expected: [usize; 3], dtype: DType, way: Way) -> Result<()> {
+        let (from, names) = match way {
+            Way::SeqToHeads => ("seq_to_heads", "[B, S_local, H] or [B, S_local, H, d]"),
+            Way::HeadsToSeq => ("heads_to_seq", "[B, H_local, S] or [B, H_local, S, d]"),
+        };
+        if !matches!(x.rank(), 3 | 4) || x.dims()[..3] != expected {
+            bail!(
+                "{from} on rank {} of {}: expected {names} beginning with {expected:?}, got {:?}",
+                self.comm.rank(),
+                self.comm.size(),
+                x.dims()
+            );
+        }
+        if x.dtype() != dtype {
+            bail!("{from}: tensors of one message must have one dtype, got {dtype:?} and {:?}", x.dtype());
+        }
+        if x.rank() == 4 && x.stride()[3] != 1 && x.dims()[3] > 1 {
+            bail!("{from}: the last dim must be contiguous, got strides {:?} for {:?}", x.stride(), x.dims());
+        }
+        bytes::check(x)
+    }
+}
+
+/// Elements of a token and head: d, or 1 without a last dim.
+fn width(x: &Tensor) -> usize {
+    x.dims().get(3).copied().unwrap_or(1)
+}
+
+/// Writes x[:, :, ms, :] of `[B, N, M, d]` as `[B, |ms|, N, d]`.
+fn pack(out: &mut [u8], x: &Tensor, ms: Range<usize>) -> Result<()> {
+    let (storage, layout) = x.storage_and_layout();
+    let size = x.dtype().size_in_bytes();
+    let (dims, stride) = (layout.dims(), layout.stride());
+    let rows = Rows {
+        base: (layout.start_offset() + ms.start * stride[2]) * size,
+        counts: [dims[0], ms.len(), dims[1]],
+        strides: [stride[0] * size, stride[2] * size, stride[1] * size],
+        row: width(x) * size,
+    };
+    bytes::gather(out, bytes::raw(&storage)?, rows);
+    Ok(())
+}
+
+fn first(mut tensors: Vec<Tensor>) -> Tensor {
+    tensors.swap_remove(0)
+}

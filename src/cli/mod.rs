@@ -1,4 +1,117 @@
-//! placeholder
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The command line: parse, run, exit code. Each command has a file of its own with its arguments and its `run`.
+//!
+//! Errors are printed once, as `error: ...` on stderr; the exit code is 1, or 2 where the command line itself is wrong.
+//! Logging goes to stderr as `RUST_LOG` says, stdout holds only what was asked for; who closes it early (`| head`) is
+//! no error.
+
+mod forward;
+mod interrupt;
+mod sample;
+mod scan;
+mod train;
+
+use crate::{Error, Result};
+use clap::{Parser, Subcommand};
+use std::error::Error as _;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+pub use interrupt::{catch_interrupts, interrupted};
+
+/// Trains diffusion transformers on video clips and images, their token sequences sharded over ranks.
+#[derive(Debug, Parser)]
+#[command(name = "longreel", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::TrainArgs),
+    Sample(sample::SampleArgs),
+    Forward(forward::ForwardArgs),
+    Scan(scan::ScanArgs),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print(); // --help and --version come here too
+            return ExitCode::from(e.exit_code() as u8);
+        }
+    };
+    if let Err(message) = start_logging() {
+        let _ = writeln!(io::stderr(), "error: {message}");
+        return ExitCode::from(2);
+    }
+    let outcome = match cli.command {
+        Command::Train(args) => train::run(args),
+        Command::Sample(args) => sample::run(args),
+        Command::Forward(args) => forward::run(args),
+        Command::Scan(args) => scan::run(args),
+    };
+    match outcome {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "error: {}", with_causes(&e));
+            ExitCode::FAILURE
+        }
+        Ok(()) => ExitCode::SUCCESS,
+    }
+}
+
+/// Writes `text` and a newline to stdout; `println!` would panic where the reader is gone.
+///
+/// # Errors
+/// stdout cannot be written; of kind `BrokenPipe`, [`main`] ends quietly.
+pub fn print(text: impl std::fmt::Display) -> Result<()> {
+    writeln!(io::stdout(), "{text}").map_err(|e| Error::io("stdout", e))
+}
+
+/// The error and what caused it, once each: some messages hold their cause's already.
+fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let message = inner.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+fn start_logging() -> std::result::Result<(), String> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(wish) if !wish.is_empty() => EnvFilter::try_new(&wish).map_err(|e| format!("RUST_LOG={wish}: {e}"))?,
+        _ => EnvFilter::new("info,hf_hub=warn,ureq=warn,ureq_proto=warn"),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .log_internal_errors(false) // it would panic where stderr is closed
+        .init();
+    Ok(())
+}
+
+/// For clap: a whole number of at least 1.
+fn at_least_1(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("must be a whole number of at least 1".to_owned()),
+        Ok(n) => Ok(n),
+    }
+}
+
+/// The machine's processors, shared out to `ranks` ranks of this process: at least one thread each.
+fn threads_per_rank(ranks: usize) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    (processors / ranks).max(1)
 }

@@ -1,5 +1,51 @@
-//! What a user may write: [`RunConfig`], read from TOML.
+//! What a user may write: [`RunConfig`], read from TOML with `--set key=value` on top.
+//!
+//! - `run`: the structs, one field a key, and their defaults;
+//! - `fields`: the keys there are, learnt from the structs;
+//! - `read`: TOML and overrides to a config, with errors that name file, line and the nearest known key;
+//! - `check`: what values are allowed.
+//!
+//! `docs/configuration.md` is the reference for users; a test keeps it equal to the code.
 
+mod check;
+mod fields;
+mod read;
 mod run;
 
+use crate::{Error, Result};
+use std::path::Path;
+
+pub use fields::sections;
 pub use run::*;
+
+impl RunConfig {
+    /// Reads and checks the TOML file `path`, with `sets` (`section.key=value`, as after `--set`) on top, in order.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not TOML; a key is unknown or missing, or its value not allowed.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        Self::parse(&text, path, sets)
+    }
+
+    /// As [`load`](Self::load), of a `text` that errors call `origin`.
+    pub fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<Self> {
+        read::parse(text, origin, sets)
+    }
+
+    /// Checks every value, for a config made or changed by code; the readers have done so already.
+    ///
+    /// # Errors
+    /// The first key whose value is not allowed, with the value and what is allowed.
+    pub fn check(&self) -> Result<()> {
+        check::check(self).map_err(|problem| Error::Invalid(problem.to_string()))
+    }
+
+    /// The config as TOML, every key written out; [`parse`](Self::parse) gives the same config back.
+    ///
+    /// # Errors
+    /// A number is beyond what TOML holds (i64), which [`check`](Self::check) refuses too.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Invalid(format!("the config cannot be written as TOML: {e}")))
+    }
+}

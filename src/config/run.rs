@@ -1,7 +1,7 @@
 //! What a run's TOML file may say: one struct a section, one documented field a key.
 //!
-//! Defaults are the values of `Default`; an unknown or mistyped key is an error. Nothing here is resolved or checked
-//! against files: that is the business of the room that uses the section.
+//! Defaults are the values of `Default`; an unknown or mistyped key is an error. Values are checked in `check`; nothing is
+//! resolved against files here: that is the business of the room that uses the section.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -90,22 +90,25 @@ pub enum Label {
 }
 
 /// `[model]`: the network, new or from a checkpoint.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+///
+/// A new one has no text conditioning; one with cross-attention comes from `from`, whose config.json says the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// A diffusers transformer folder (or `hf://...`) to start from; the fields below are then read from its config.json.
+    /// A diffusers transformer folder (or `hf://...`) to start from. Its config.json says the rest, so the keys below must
+    /// then be left out; a new network needs all but `freq_dim` and `num_classes`.
     pub from: Option<String>,
-    /// Patch size (frames, height, width) in pixels or latents.
+    /// Patch size (frames, height, width) in pixels or latents; it divides the clip's.
     pub patch_size: [usize; 3],
     /// Attention heads H.
     pub num_attention_heads: usize,
-    /// Head dim d; the width D is H * d.
+    /// Head dim d, a multiple of 8 up to 256; the width D is H * d.
     pub attention_head_dim: usize,
     /// Blocks L.
     pub num_layers: usize,
     /// Hidden width of the MLP.
     pub ffn_dim: usize,
-    /// Sinusoidal features of the timestep.
+    /// Sinusoidal features of the timestep; even.
     pub freq_dim: usize,
     /// Classes; 0: no class labels. One null class is added for guidance.
     pub num_classes: usize,
@@ -192,7 +195,7 @@ pub struct Train {
 }
 
 /// Arithmetic of the heavy operations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Compute {
     #[default]
@@ -262,6 +265,22 @@ fn prefetch() -> usize {
 impl Default for Run {
     fn default() -> Self {
         Self { out: "runs/run".into(), seed: 0 }
+    }
+}
+
+impl Default for Model {
+    /// A timestep of 256 features and no classes; the sizes are 0, which is not allowed: a new network must say them.
+    fn default() -> Self {
+        Self {
+            from: None,
+            patch_size: [0; 3],
+            num_attention_heads: 0,
+            attention_head_dim: 0,
+            num_layers: 0,
+            ffn_dim: 0,
+            freq_dim: 256,
+            num_classes: 0,
+        }
     }
 }
 

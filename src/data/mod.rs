@@ -17,8 +17,10 @@ mod order;
 mod picture;
 mod probe;
 mod scale;
+pub mod sheet;
 mod walk;
 mod whole;
+pub mod write;
 
 pub use cut::{Cut, resample};
 pub use dataset::{Clip, Dataset, SourceFile};

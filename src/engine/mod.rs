@@ -1,1 +1,165 @@
-//! placeholder
+//! The alternation: token-local tiles of the model, attention between them, forward and backward, over the ranks of a sequence.
+//!
+//!     embed | before_0 | ATTEND | after_0 | before_1 | ATTEND | after_1 | ... | head + loss
+//!
+//! Token-local pieces run tile by tile and keep no intermediate: backward recomputes a tile and differentiates it there and then.
+//! Between forward and backward only each block's input, attention output and row statistic are remembered, in the [`Stash`];
+//! attention is never recomputed. Where the rows of a clip come from and what the loss is are the caller's: [`Source`] and
+//! [`Objective`]. The engine sees no file; gradients are left in the model's units, summed over this rank's tokens only.
+
+mod backward;
+mod forward;
+mod stash;
+
+use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::attention::Ulysses;
+use crate::model::{Model, Prompt};
+use crate::ops::{Rope, Rows};
+use crate::parallel::Communicator;
+use crate::{Result, bail};
+pub use stash::{Saved, Stash};
+
+/// Base of the rotary frequencies, Wan's.
+const THETA: f64 = 10_000.0;
+
+/// Rows of a tile where the user does not say: long enough for matrix products to pay for packing their weights, short enough that
+/// the MLP's hidden rows stay in the last-level cache.
+pub const DEFAULT_TILE: usize = 512;
+
+/// Where the network's input comes from. Rows are this rank's tokens of the flattened `[B, local tokens]`.
+pub trait Source {
+    /// Patches of `rows` in (C, pt, ph, pw) order: `[n, C pt ph pw]`, in the model's dtype.
+    fn input(&self, rows: Range<usize>) -> Result<Tensor>;
+}
+
+/// A source with a loss.
+pub trait Objective: Source {
+    /// For the network's output `[n, pt ph pw C]` on `rows`: this tile's share of the loss, and the gradient of the loss with
+    /// respect to the output. Shares of all tiles and ranks add up to the loss.
+    fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)>;
+}
+
+/// A model on clips of one shape, over the ranks of a sequence.
+pub struct Engine<'a> {
+    model: &'a Model,
+    ulysses: Ulysses,
+    rope: Rope,
+    /// Clips B.
+    batch: usize,
+    /// Rows of a tile.
+    tile: usize,
+}
+
+impl<'a> Engine<'a> {
+    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `comm`; `tile` rows at a time (0:
+    /// [`DEFAULT_TILE`]). Fails if there are more ranks than tokens or heads.
+    pub fn new(
+        model: &'a Model,
+        comm: Arc<dyn Communicator>,
+        grid: [usize; 3],
+        batch: usize,
+        tile: usize,
+    ) -> Result<Self> {
+        if batch == 0 {
+            bail!("a batch of no clips")
+        }
+        let config = &model.config;
+        let ulysses = Ulysses::new(comm, grid.iter().product(), config.num_attention_heads)?;
+        let rope = Rope::new(grid, ulysses.local_tokens().start, config.attention_head_dim, THETA);
+        Ok(Self { model, ulysses, rope, batch, tile: if tile == 0 { DEFAULT_TILE } else { tile } })
+    }
+
+    /// The clip's tokens that this rank holds.
+    pub fn local_tokens(&self) -> Range<usize> {
+        self.ulysses.local_tokens()
+    }
+
+    /// The network's outputs, tile by tile: `take` gets each run of rows and its output `[n, pt ph pw C]`.
+    pub fn predict(
+        &self,
+        prompt: &Prompt,
+        source: &dyn Source,
+        mut take: impl FnMut(Range<usize>, Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let condition = self.model.conditioner.forward(prompt)?;
+        let x = self.forward(&condition, source, None)?;
+        let head = self.model.head.begin(&condition)?;
+        for tile in self.tiles() {
+            let output = self.model.head.forward(&self.rows_of(&x, &tile)?, &head, self.at(&tile))?;
+            take(tile, output)?;
+        }
+        Ok(())
+    }
+
+    /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's gradient.
+    pub fn loss_and_gradients(&self, prompt: &Prompt, objective: &dyn Objective) -> Result<f64> {
+        let condition = self.model.conditioner.forward(prompt)?;
+        let mut stash = Stash::new(self.model.blocks.len());
+        let x = self.forward(&condition, objective, Some(&mut stash))?;
+        let loss = self.backward(&condition, objective, x, stash)?;
+        self.model.conditioner.backward(&condition)?;
+        Ok(loss)
+    }
+
+    /// This rank's rows, in tiles.
+    fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (rows, tile) = (self.rows(), self.tile);
+        (0..rows).step_by(tile).map(move |start| start..(start + tile).min(rows))
+    }
+
+    /// This rank's rows: clips times local tokens.
+    fn rows(&self) -> usize {
+        self.batch * self.local_tokens().len()
+    }
+
+    /// Where a tile lies among samples.
+    fn at(&self, tile: &Range<usize>) -> Rows {
+        Rows { start: tile.start, tokens: self.local_tokens().len() }
+    }
+
+    /// The tile's rows of `x`: a view.
+    fn rows_of(&self, x: &Tensor, tile: &Range<usize>) -> Result<Tensor> {
+        Ok(x.narrow(0, tile.start, tile.len())?)
+    }
+
+    /// A buffer `[rows, width]`.
+    fn buffer(&self, width: usize, dtype: DType) -> Result<Tensor> {
+        Ok(Tensor::zeros((self.rows(), width), dtype, &Device::Cpu)?)
+    }
+
+    /// The model's dtype, of the residual stream.
+    fn dtype(&self) -> DType {
+        self.model.units[0].value.dtype()
+    }
+
+    /// The dtype attention computes in.
+    fn compute(&self) -> DType {
+        if self.model.bf16 { DType::BF16 } else { self.dtype() }
+    }
+
+    fn heads(&self) -> usize {
+        self.model.config.num_attention_heads
+    }
+
+    /// The scale of attention's logits.
+    fn scale(&self) -> f64 {
+        (self.model.config.attention_head_dim as f64).powf(-0.5)
+    }
+
+    /// `[rows, H d]` of my tokens, all heads, to `[B, my heads, S, d]`.
+    fn to_heads(&self, x: &Tensor) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let x = x.reshape((self.batch, rows / self.batch, self.heads(), width / self.heads()))?;
+        self.ulysses.seq_to_heads(&x)
+    }
+
+    /// `[B, my heads, S, d]` back to `[rows, H d]`.
+    fn to_rows(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.ulysses.heads_to_seq(x)?; // [B, local S, H, d]
+        let (b, tokens, heads, d) = x.dims4()?;
+        Ok(x.reshape((b * tokens, heads * d))?)
+    }
+}

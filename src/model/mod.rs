@@ -1,1 +1,114 @@
-//! placeholder
+//! The network's token-local pieces: diffusers' `WanTransformer3DModel`, single-device, no rank in sight.
+//!
+//! A [`Model`] is embed | blocks | head, each a [`Unit`] of parameters. The pieces act on a tile of tokens; the engine runs them
+//! over tiles and puts attention between [`Block::before`] and [`Block::after`]. What all tokens of a sample share (time, text,
+//! class) is a [`Condition`], whose gradient is summed over tiles before it goes back through its small network.
+//!
+//! Names, shapes and arithmetic are diffusers', so that Wan 2.1 checkpoints load as they are. Beyond it: no text at all, class
+//! labels with a null class, any patch size on pixels.
+
+mod block;
+mod condition;
+mod config;
+mod cross;
+mod embed;
+pub mod folder;
+mod head;
+mod patch;
+mod spec;
+mod unit;
+
+use candle_core::{DType, Tensor};
+
+use crate::{Result, bail};
+pub use block::{Block, BlockCondition};
+pub use condition::{Condition, Conditioner, Prompt};
+pub use config::ModelConfig;
+pub use embed::Embed;
+pub use head::{Head, HeadCondition};
+pub use patch::Patches;
+pub use spec::{Init, ParamSpec, UnitSpec};
+pub use unit::{Entry, Unit};
+
+/// The network: its units of parameters and the pieces that view them.
+pub struct Model {
+    pub config: ModelConfig,
+    /// embed, the blocks in order, head.
+    pub units: Vec<Unit>,
+    pub embed: Embed,
+    pub conditioner: Conditioner,
+    pub blocks: Vec<Block>,
+    pub head: Head,
+    /// Whether linear layers and attention compute in bf16.
+    pub bf16: bool,
+}
+
+impl Model {
+    /// A model with all parameters zero, in `dtype` (f32, or f64 for checks); with `bf16`, linear layers round their operands.
+    pub fn zeros(config: &ModelConfig, dtype: DType, bf16: bool) -> Result<Self> {
+        config.check()?;
+        let units = spec::units(config).iter().map(|spec| Unit::zeros(spec, dtype)).collect::<Result<Vec<_>>>()?;
+        let (first, rest) = units.split_first().expect("embed and head are always there");
+        let (last, middle) = rest.split_last().expect("embed and head are always there");
+        Ok(Self {
+            embed: Embed::new(first, config, bf16)?,
+            conditioner: Conditioner::new(first, config)?,
+            blocks: middle.iter().map(|unit| Block::new(unit, config, bf16)).collect::<Result<_>>()?,
+            head: Head::new(last, config, bf16)?,
+            config: config.clone(),
+            units,
+            bf16,
+        })
+    }
+
+    /// A model with Wan's initial values, drawn for each parameter from (seed, its name).
+    pub fn init(config: &ModelConfig, dtype: DType, bf16: bool, seed: u64) -> Result<Self> {
+        let model = Self::zeros(config, dtype, bf16)?;
+        for (unit, spec) in model.units.iter().zip(spec::units(config)) {
+            unit.init(&spec, seed)?;
+        }
+        Ok(model)
+    }
+
+    /// A model with the values `read` gives for each name.
+    pub fn load(
+        config: &ModelConfig,
+        dtype: DType,
+        bf16: bool,
+        mut read: impl FnMut(&str) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let model = Self::zeros(config, dtype, bf16)?;
+        model.set(|name| read(name))?;
+        Ok(model)
+    }
+
+    /// Overwrites every parameter with the values `read` gives for its name.
+    pub fn set(&self, mut read: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
+        for unit in &self.units {
+            for entry in &unit.entries {
+                let values = read(&entry.name)?;
+                if values.len() != entry.range.len() {
+                    bail!("{}: {} values for shape {:?}", entry.name, values.len(), entry.shape)
+                }
+                let values = Tensor::from_vec(values, entry.range.len(), unit.value.device())?;
+                unit.value.slice_set(&values.to_dtype(unit.value.dtype())?, 0, entry.range.start)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Names and shapes of every parameter a checkpoint of `config` has, in order.
+    pub fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+        spec::units(config).into_iter().flat_map(|u| u.params).map(|p| (p.name, p.shape)).collect()
+    }
+
+    /// How many parameters there are.
+    pub fn count(&self) -> usize {
+        self.units.iter().map(|unit| unit.value.elem_count()).sum()
+    }
+
+    /// Sets every gradient to zero.
+    pub fn zero_grads(&self) -> Result<()> {
+        self.units.iter().try_for_each(Unit::zero_grad)
+    }
+}

@@ -1,1 +1,58 @@
-//! placeholder
+//! Differentiable fused ops, what holds their weights ([`Param`]) and their vector-Jacobian product ([`vjp`]).
+//!
+//! Candle's autograd runs inside one tile of tokens. The ops here are Candle custom ops written once for f32 and f64. An op
+//! that owns a weight adds the weight's gradient straight into the [`Param`]'s buffer during backward and returns only the
+//! gradient of its activation; so no graph holds a parameter, and none outlives a tile. Each op stands beside a form made of
+//! Candle's own differentiable ops in [`plain`], against which the tests compare it.
+//!
+//! Nothing here knows of ranks, models or files.
+
+mod custom;
+mod elementwise;
+mod gelu;
+mod gemm;
+mod linear;
+mod math;
+mod norm;
+mod param;
+pub mod plain;
+mod residual;
+mod rope;
+mod vjp;
+
+pub(crate) use custom::{Custom, Op1};
+pub use custom::{Stored, Values, read, write};
+pub use elementwise::{add_assign, row_dot, silu, sum_columns};
+pub use gelu::gelu;
+pub use gemm::{Matrix, gemm};
+pub use linear::Linear;
+pub use math::Real;
+pub use norm::{Affine, layer_norm, rms_norm};
+pub use param::Param;
+pub use residual::gate_residual;
+pub use rope::{Rope, rope};
+pub use vjp::vjp;
+
+/// Which sample a tile's rows belong to: row i of the tile is row `start + i` of `[B, tokens]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The tile's first row in the flattened `[B, tokens]`.
+    pub start: usize,
+    /// Tokens of each sample on this rank.
+    pub tokens: usize,
+}
+
+impl Rows {
+    /// The runs of rows of one sample each: (sample, first row in the tile, rows), cut so that none is longer than `most`.
+    pub fn runs(&self, rows: usize, most: usize) -> Vec<(usize, usize, usize)> {
+        let (mut runs, mut at) = (vec![], 0);
+        while at < rows {
+            let global = self.start + at;
+            let left = self.tokens - global % self.tokens; // rows of this sample still to come
+            let count = left.min(rows - at).min(most);
+            runs.push((global / self.tokens, at, count));
+            at += count;
+        }
+        runs
+    }
+}

@@ -4,15 +4,19 @@
 //! as bytes (MPI) or from device to device (NCCL). Every collective is called by all ranks of a communicator in the same
 //! order; a backend that can see a disagreement fails loudly on all ranks rather than hang.
 
+pub(crate) mod bytes;
+mod check;
+mod meeting;
 mod mesh;
 mod single;
 mod split;
+mod sum;
 mod threads;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
-use crate::Result;
+use crate::{Result, bail};
 pub use mesh::Mesh;
 pub use single::Single;
 pub use split::Split;
@@ -37,10 +41,11 @@ pub trait Communicator: Send + Sync {
     /// How many ranks there are.
     fn size(&self) -> usize;
 
-    /// Sends `send[j]` to rank j; `result[i]` came from rank i and has `shapes[i]`. Counts may be uneven or zero.
+    /// Sends `send[j]` to rank j; `result[i]` came from rank i and has `shapes[i]`. Counts may be uneven or zero. The tensors
+    /// are given away: a receiver may hold the very same memory, so the sender must not write into them afterwards.
     fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>>;
 
-    /// Every rank's tensor, in rank order; rank i's has `shapes[i]`.
+    /// Every rank's tensor, in rank order; rank i's has `shapes[i]`. All are this rank's own copies.
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>>;
 
     /// Sums the 1-D f32 or f64 `buffer` over ranks and returns this rank's part: `counts[r]` elements for rank r, in order.
@@ -57,4 +62,22 @@ pub trait Communicator: Send + Sync {
 
     /// A communicator for the ranks that gave the same `color`, ordered by `key`, then by rank.
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>>;
+}
+
+/// Fails on all ranks of `comm`, naming them, unless all gave the same `value`: for what every rank works out for itself and
+/// must agree on, such as a hash of the configuration. `what` names it in the message.
+///
+/// # Errors
+/// [`Error::Invalid`](crate::Error::Invalid), the same on every rank; or what the gathering itself meets with.
+pub fn agree(comm: &dyn Communicator, what: &str, value: u64) -> Result<()> {
+    let mine = Tensor::new(&[value as i64], &Device::Cpu)?; // the same 64 bits: Candle has no u64
+    let mut values = Vec::with_capacity(comm.size());
+    for t in comm.all_gather(&mine, &vec![vec![1]; comm.size()])? {
+        values.push(t.to_vec1::<i64>()?[0] as u64);
+    }
+    if values.iter().all(|v| *v == values[0]) {
+        return Ok(());
+    }
+    let sides: Vec<String> = values.iter().enumerate().map(|(rank, v)| format!("rank {rank} has {v}")).collect();
+    bail!("ranks disagree on {what}: {}; start all with the same configuration and data", sides.join(", "))
 }

@@ -1,2 +1,293 @@
-//! placeholder
-pub fn run() {}
+//! Ranks as threads of one process, and their collectives.
+//!
+//! What is copied, so that nobody ever sees another rank's later writes:
+//! - `all_to_all` hands a tensor over as it is when the tensor is all of its storage (the sender gives it away and must not
+//!   write into it afterwards); a view into something larger is copied by the sender.
+//! - `all_gather` copies on every receiver; `broadcast` once on the root, then on every receiver.
+//! - `reduce_scatter` and `all_reduce` read the other ranks' buffers in place: each rank reduces its share of the elements,
+//!   in rank order, and shares are then exchanged. No rank returns, or writes, before all have read.
+
+use candle_core::Tensor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use super::meeting::{Group, Hub, Offer, call_number};
+use super::{Communicator, Reduce, Single, Split, bytes, check, sum};
+use crate::{Error, Result, bail};
+
+/// Candle walks graphs by recursion, deeper than a thread's usual 2 MiB; only what is touched becomes memory.
+const STACK: usize = 64 << 20;
+
+/// Runs `f` on `ranks` ranks and returns what each returned, in rank order.
+///
+/// A rank is a thread called `rank-N` within a rayon pool of its own with `threads_per_rank` threads; its log lines carry
+/// the rank. If a rank returns an error or panics, the calls of all others, pending or later, return
+/// [`Error::Rank`], also through communicators made by `split`; so they do if a rank returns while others still wait for it,
+/// or if all ranks wait for each other.
+///
+/// # Errors
+/// The first failing rank's own error; a panic becomes [`Error::Rank`] with the panic's text.
+pub fn run<T, F>(ranks: usize, threads_per_rank: usize, f: F) -> Result<Vec<T>>
+where
+    T: Send,
+    F: Fn(Arc<dyn Communicator>) -> Result<T> + Sync,
+{
+    if ranks == 0 || threads_per_rank == 0 {
+        bail!("cannot run {ranks} ranks with {threads_per_rank} threads each; both must be at least 1");
+    }
+    let hub = Arc::new(Hub::new(ranks));
+    let world = Group { id: 0, members: (0..ranks).collect() };
+    let parent = tracing::Span::current();
+    let mut results: Vec<Result<T>> = thread::scope(|scope| {
+        let start = |rank: usize| {
+            let (hub, world, f) = (&hub, &world, &f);
+            let span = tracing::error_span!(parent: &parent, "rank", rank);
+            let comm: Arc<dyn Communicator> = match ranks {
+                1 => Arc::new(Single),
+                _ => Arc::new(Threads::new(hub.clone(), world.clone(), rank)),
+            };
+            let body = move || {
+                let outcome = in_pool(rank, threads_per_rank, span, || {
+                    hub.enter(rank);
+                    f(comm)
+                });
+                match &outcome {
+                    Ok(_) => hub.leave(rank),
+                    Err(e) => hub.fail(rank, message_of(e, rank)),
+                }
+                outcome
+            };
+            thread::Builder::new().name(format!("rank-{rank}")).spawn_scoped(scope, body).map_err(|e| {
+                let e = Error::Invalid(format!("cannot start a thread for rank {rank}: {e}"));
+                hub.fail(rank, e.to_string());
+                e
+            })
+        };
+        let handles: Vec<_> = (0..ranks).map(start).collect();
+        let join = |(rank, handle): (usize, Result<thread::ScopedJoinHandle<_>>)| {
+            handle?.join().unwrap_or_else(|panic| Err(panicked(rank, panic.as_ref())))
+        };
+        handles.into_iter().enumerate().map(join).collect()
+    });
+    if let Some(rank) = hub.failed()
+        && results[rank].is_err()
+    {
+        return Err(results.swap_remove(rank).err().expect("just seen"));
+    }
+    results.into_iter().collect()
+}
+
+/// Runs `f` in a rayon pool of its own; a panic becomes an error.
+fn in_pool<T: Send>(
+    rank: usize,
+    threads: usize,
+    span: tracing::Span,
+    f: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(move |_| format!("rank-{rank}"))
+        .stack_size(STACK);
+    let run = |pool: &rayon::ThreadPool| {
+        catch_unwind(AssertUnwindSafe(|| pool.install(f))).unwrap_or_else(|panic| Err(panicked(rank, panic.as_ref())))
+    };
+    pool.build_scoped(|worker| span.in_scope(|| worker.run()), run).unwrap_or_else(|e| {
+        Err(Error::Invalid(format!("cannot start {threads} threads for rank {rank}: {e}; use fewer threads a rank")))
+    })
+}
+
+fn panicked(rank: usize, panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    Error::Rank { rank, message: format!("panicked: {}", text.unwrap_or("(no message)")) }
+}
+
+/// What other ranks are told: the error without a repeated "rank N failed".
+fn message_of(e: &Error, rank: usize) -> String {
+    match e {
+        Error::Rank { rank: r, message } if *r == rank => message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// One rank's side of a group.
+struct Threads {
+    hub: Arc<Hub>,
+    group: Group,
+    rank: usize,
+    /// Calls so far: the nth call of a rank meets the nth calls of the others.
+    calls: AtomicU64,
+}
+
+/// A call under way.
+struct Call<'a> {
+    comm: &'a Threads,
+    ticket: u64,
+}
+
+impl Threads {
+    fn new(hub: Arc<Hub>, group: Group, rank: usize) -> Self {
+        Self { hub, group, rank, calls: AtomicU64::new(0) }
+    }
+
+    fn call(&self) -> Call<'_> {
+        Call { comm: self, ticket: 2 * self.calls.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Call<'_> {
+    /// Meets all ranks; `checked` says whether this rank's arguments were sound. Fails on every rank alike if one refuses
+    /// or two disagree.
+    fn meet(&mut self, checked: Result<()>, offer: Offer) -> Result<Arc<Vec<Offer>>> {
+        let Threads { hub, group, rank, .. } = self.comm;
+        let refusal = checked.err().map(|e| e.to_string());
+        let offers = hub.meet(group, *rank, self.ticket, Offer { refusal, ..offer })?;
+        self.ticket += 1;
+        if let Some(i) = offers.iter().position(|offer| offer.refusal.is_some()) {
+            let message = offers[i].refusal.clone().unwrap_or_default();
+            hub.fail(group.members[i], message.clone());
+            return Err(match i == *rank {
+                true => Error::Invalid(message),
+                false => Error::Rank { rank: group.members[i], message },
+            });
+        }
+        if let Some(i) = offers.iter().position(|offer| offer.call != offers[0].call) {
+            let side = |i: usize| format!("rank {} calls {}", group.members[i], offers[i].call);
+            return self.disagree(i, format!("{}, {}", side(0), side(i)));
+        }
+        Ok(offers)
+    }
+
+    /// Fails, as every rank does that sees the same offers; `i` is the rank to name.
+    fn disagree<T>(&self, i: usize, what: String) -> Result<T> {
+        let Threads { hub, group, .. } = self.comm;
+        let number = call_number(self.ticket);
+        let message = format!("ranks disagree in call {number} of ranks {:?}: {what}", group.members);
+        hub.fail(group.members[i], message.clone());
+        Err(Error::Invalid(message))
+    }
+
+    /// Waits until no rank reads another's buffers any more.
+    fn part(mut self) -> Result<()> {
+        self.meet(Ok(()), Offer { call: "the end of a call".into(), ..Offer::default() }).map(|_| ())
+    }
+}
+
+impl Communicator for Threads {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.group.members.len()
+    }
+
+    fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+        let checked = check::all_to_all(&send, shapes, self.size());
+        let dtype = send.first().map(|t| format!("{:?}", t.dtype())).unwrap_or_default();
+        let own = |t: Tensor| if bytes::owns_storage(&t)? { Ok(t.detach()) } else { bytes::duplicate(&t) };
+        let tensors = if checked.is_ok() { send.into_iter().map(own).collect::<Result<_>>()? } else { Vec::new() };
+        let offer =
+            Offer { call: format!("all_to_all of {dtype}"), tensors, shapes: shapes.to_vec(), ..Offer::default() };
+        let mut call = self.call();
+        let offers = call.meet(checked, offer)?;
+        for (i, from) in offers.iter().enumerate() {
+            for (j, to) in offers.iter().enumerate() {
+                if let Err(e) = check::sent(from.tensors[j].dims(), i, &to.shapes[i], j) {
+                    return call.disagree(i, e.to_string());
+                }
+            }
+        }
+        Ok(offers.iter().map(|from| from.tensors[self.rank].clone()).collect())
+    }
+
+    fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+        let checked = check::all_gather(send, shapes, self.rank, self.size());
+        let call_text = format!("all_gather of {:?} {shapes:?}", send.dtype());
+        let tensors = vec![send.contiguous()?];
+        let mut call = self.call();
+        let offers = call.meet(checked, Offer { call: call_text, tensors, ..Offer::default() })?;
+        let received = offers.iter().map(|from| bytes::duplicate(&from.tensors[0])).collect();
+        call.part()?;
+        received
+    }
+
+    fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
+        let checked = check::reduce_scatter(buffer, counts, self.size());
+        let call_text = format!("reduce_scatter of {:?} {counts:?}", buffer.dtype());
+        let tensors = vec![buffer.contiguous()?];
+        let mut call = self.call();
+        let offers = call.meet(checked, Offer { call: call_text, tensors, ..Offer::default() })?;
+        let start: usize = counts[..self.rank].iter().sum();
+        let share = reduce_share(&offers, start, counts[self.rank], Reduce::Sum);
+        call.part()?;
+        share
+    }
+
+    fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
+        let checked = check::all_reduce(buffer);
+        let call_text = format!("all_reduce {op:?} of {:?} {:?}", buffer.dtype(), buffer.dims());
+        let mut call = self.call();
+        let offers =
+            call.meet(checked, Offer { call: call_text, tensors: vec![buffer.clone()], ..Offer::default() })?;
+        let split = Split::new(buffer.elem_count(), self.size());
+        let share = reduce_share(&offers, split.range(self.rank).start, split.count(self.rank), op)?;
+        let offer = Offer { call: "the end of all_reduce".into(), tensors: vec![share], ..Offer::default() };
+        let shares = call.meet(Ok(()), offer)?;
+        let size = buffer.dtype().size_in_bytes();
+        bytes::overwrite(buffer, |out| {
+            for (r, share) in shares.iter().enumerate() {
+                let (storage, _) = share.tensors[0].storage_and_layout();
+                let range = split.range(r);
+                bytes::copy(&mut out[range.start * size..range.end * size], bytes::raw(&storage)?);
+            }
+            Ok(())
+        })
+    }
+
+    fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
+        let checked = check::broadcast(buffer, root, self.size());
+        let call_text = format!("broadcast of {:?} {:?} from {root}", buffer.dtype(), buffer.dims());
+        let sends = checked.is_ok() && self.rank == root;
+        let tensors = if sends { vec![bytes::duplicate(buffer)?] } else { Vec::new() };
+        let offers = self.call().meet(checked, Offer { call: call_text, tensors, ..Offer::default() })?;
+        if sends {
+            return Ok(());
+        }
+        let (storage, _) = offers[root].tensors[0].storage_and_layout();
+        let sent = bytes::raw(&storage)?;
+        bytes::overwrite(buffer, |out| {
+            bytes::copy(out, sent);
+            Ok(())
+        })
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.call().meet(Ok(()), Offer { call: "barrier".into(), ..Offer::default() }).map(|_| ())
+    }
+
+    fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
+        let split = [color as u64, key as u64, self.hub.new_group_id()];
+        let offers = self.call().meet(Ok(()), Offer { call: "split".into(), split, ..Offer::default() })?;
+        let mut ranks: Vec<usize> = (0..offers.len()).filter(|&r| offers[r].split[0] == color as u64).collect();
+        ranks.sort_by_key(|&r| (offers[r].split[1], r));
+        let mine = ranks.iter().position(|&r| r == self.rank).unwrap_or_default();
+        let members = ranks.iter().map(|&r| self.group.members[r]).collect();
+        let group = Group { id: offers[ranks[0]].split[2], members }; // all agree on the first member's number
+        Ok(Arc::new(Self::new(self.hub.clone(), group, mine)))
+    }
+}
+
+/// Elements `start..start + count` of all ranks' first tensors, reduced in rank order.
+fn reduce_share(offers: &[Offer], start: usize, count: usize, op: Reduce) -> Result<Tensor> {
+    let dtype = offers[0].tensors[0].dtype();
+    let size = dtype.size_in_bytes();
+    let views: Vec<_> = offers.iter().map(|offer| offer.tensors[0].storage_and_layout()).collect();
+    let mut parts = Vec::with_capacity(views.len());
+    for (storage, layout) in &views {
+        let all = bytes::view(bytes::raw(storage)?, layout, dtype)?;
+        parts.push(&all[start * size..(start + count) * size]);
+    }
+    bytes::build(dtype, &[count], |out| sum::reduce(out, &parts, dtype, op))
+}

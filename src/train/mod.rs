@@ -1,1 +1,14 @@
-//! placeholder
+//! Training: the loop, optimizer, moving average, checkpoints, metrics; and sampling, which the loop and `longreel sample` share.
+
+pub mod checkpoint;
+pub mod ema;
+pub mod metrics;
+pub mod optimizer;
+pub mod plot;
+pub mod progress;
+pub mod sampling;
+pub mod schedule;
+pub mod tensorboard;
+
+mod clips;
+mod weights;

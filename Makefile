@@ -1,0 +1,46 @@
+# longreel: `make demo` trains a small video model and samples from it, `make test` tests everything.
+# Both set up the machine first (scripts/setup.sh) and need only git, make, a Rust toolchain and Python 3.
+
+CARGO ?= cargo
+LONGREEL = target/release/longreel
+DEMO = runs/demo# as in configs/demo.toml
+PEERS ?= $(HOME)/.cache/longreel-peers
+
+.PHONY: help demo test lint setup build golden bench-peers-setup clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## train on the clips of datasets/ on two ranks, then sample: at most ten minutes on two cores
+	rm -rf $(DEMO)
+	$(LONGREEL) train configs/demo.toml
+	$(LONGREEL) sample $(DEMO) --count 1 -o $(DEMO)/sample.mp4
+	$(LONGREEL) sample $(DEMO) --count 8 -o $(DEMO)/samples.png
+	@echo
+	@echo "a new clip, from noise    $(DEMO)/sample.mp4"
+	@echo "eight, as a contact sheet $(DEMO)/samples.png"
+	@echo "the loss curve            $(DEMO)/loss.png"
+	@test -s $(DEMO)/sample.mp4 -a -s $(DEMO)/samples.png -a -s $(DEMO)/loss.png
+
+test: setup ## all tests: unit, integration, documentation, and that the examples build
+	$(CARGO) test --release --locked
+
+lint: setup ## formatting and clippy, warnings being errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+
+setup: ## install what is missing (apt, on Debian), check Rust and Python; quiet when all is there
+	@scripts/setup.sh
+
+build: setup
+	$(CARGO) build --release --locked
+
+golden: ## rewrite the golden files with diffusers (needs bench-peers-setup)
+	$(PEERS)/bin/python tests/golden/make.py write tests/golden
+
+bench-peers-setup: ## PyTorch, diffusers and DeepSpeed to measure against: 5 GB under ~/.cache
+	benches/peers/setup.sh $(PEERS)
+
+clean: ## remove what was built; runs/ stays
+	$(CARGO) clean

@@ -1,0 +1,45 @@
+"""PyTorch's scaled_dot_product_attention on the CPU, forward and forward+backward.
+
+    python attention.py --tokens 8192 --heads 6 --head-dim 64
+
+Prints a JSON line for each dtype. GFLOP/s counts 4 N^2 d H forward and 3.5 times that for forward+backward; the seconds
+are medians over --runs, after one run that does not count. Needs: torch==2.11.0.
+"""
+import argparse
+import json
+import os
+import time
+
+import torch
+import torch.nn.functional as F
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+for name, default in dict(tokens=8192, heads=6, head_dim=64, runs=5, threads=os.cpu_count()).items():
+    parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+a = parser.parse_args()
+torch.set_num_threads(a.threads)
+
+
+def median(f):
+    f()
+    times = []
+    for _ in range(a.runs):
+        start = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+for dtype in (torch.float32, torch.bfloat16):
+    shape = (1, a.heads, a.tokens, a.head_dim)
+    q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+    g = torch.randn_like(q)
+    with torch.no_grad():
+        forward = median(lambda: F.scaled_dot_product_attention(q, k, v))
+    both = median(lambda: F.scaled_dot_product_attention(q, k, v).backward(g))
+    flop = 4 * a.tokens**2 * a.head_dim * a.heads
+    print(json.dumps(dict(
+        peer="torch sdpa", torch=torch.__version__, preload=os.environ.get("LD_PRELOAD", ""), threads=a.threads,
+        dtype="f32" if dtype == torch.float32 else "bf16", tokens=a.tokens, heads=a.heads, head_dim=a.head_dim,
+        fwd_s=round(forward, 4), fwd_gflops=round(flop / forward / 1e9, 1),
+        fwdbwd_s=round(both, 4), fwdbwd_gflops=round(3.5 * flop / both / 1e9, 1))))

@@ -1,0 +1,136 @@
+//! AVX2 with FMA: eight f32 a vector, sixteen registers.
+//!
+//! `BF16` rounds P and dS to bf16, for input that is bf16 widened to f32 words.
+
+use std::arch::x86_64::*;
+
+use super::exp::two_to_fraction;
+use super::simd::{Kernel, Simd};
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx2<const BF16: bool>;
+
+/// The f32 bits of x rounded to the nearest bf16, ties to even. A NaN stays one: its rounding may only carry into the
+/// sign if all its 15 upper mantissa bits are set, which no arithmetic result has.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn round(x: __m256) -> __m256 {
+    let x = _mm256_castps_si256(x);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(x), _mm256_set1_epi32(1));
+    let x = _mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+}
+
+impl<const BF16: bool> Simd for Avx2<BF16> {
+    type V = __m256;
+    type W = __m256;
+    const LANES: usize = 8;
+    const PAIR: usize = 1;
+    const COLS: usize = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn splat(x: f32) -> __m256 {
+        _mm256_set1_ps(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn load(p: *const f32) -> __m256 {
+        // SAFETY: the caller's pointer holds a vector.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn store(p: *mut f32, x: __m256) {
+        // SAFETY: the caller's pointer holds a vector.
+        unsafe { _mm256_storeu_ps(p, x) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn add(a: __m256, b: __m256) -> __m256 {
+        _mm256_add_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+        _mm256_sub_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        _mm256_mul_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+        _mm256_fmadd_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn mul_sub(a: __m256, b: __m256, c: __m256) -> __m256 {
+        _mm256_fmsub_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn max(a: __m256, b: __m256) -> __m256 {
+        _mm256_max_ps(a, b) // the second if either is NaN
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn any_above(a: __m256, b: __m256) -> bool {
+        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) != 0
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn exp2(x: __m256) -> __m256 {
+        let x = _mm256_max_ps(_mm256_set1_ps(-127.0), x); // 2^-127 comes out as 0 below
+        let floor = _mm256_floor_ps(x);
+        // SAFETY: same features.
+        let p = unsafe { two_to_fraction::<Self>(_mm256_sub_ps(x, floor)) };
+        let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
+        _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn words(p: *const u32) -> __m256 {
+        // SAFETY: the caller's pointer holds a vector.
+        unsafe { _mm256_loadu_ps(p.cast()) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn word(p: *const u32) -> __m256 {
+        // SAFETY: the caller's pointer holds a word.
+        unsafe { _mm256_broadcast_ss(&*p.cast()) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn dot(acc: __m256, a: __m256, b: __m256) -> __m256 {
+        _mm256_fmadd_ps(a, b, acc)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn put_row(p: *mut u32, a: __m256, b: __m256) {
+        // SAFETY: the caller's pointer holds two vectors.
+        unsafe { Self::put_rows(p, 8, a, b) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn put_rows(p: *mut u32, stride: usize, a: __m256, b: __m256) {
+        let (a, b) = if BF16 { (round(a), round(b)) } else { (a, b) };
+        // SAFETY: the caller's pointer holds a vector at 0 and at `stride`.
+        unsafe {
+            _mm256_storeu_ps(p.cast(), a);
+            _mm256_storeu_ps(p.add(stride).cast(), b);
+        }
+    }
+    #[inline(always)]
+    unsafe fn run(kernel: impl Kernel) {
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn inner<const BF16: bool>(kernel: impl Kernel) {
+            // SAFETY: same features.
+            unsafe { kernel.run::<Avx2<BF16>>() }
+        }
+        // SAFETY: the caller checked the features.
+        unsafe { inner::<BF16>(kernel) }
+    }
+}

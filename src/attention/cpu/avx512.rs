@@ -1,0 +1,140 @@
+//! AVX-512: sixteen f32 a vector, thirty-two registers.
+//!
+//! `BF16` rounds P and dS to bf16, for input that is bf16 widened to f32 words, on CPUs without bf16 dot products.
+
+use std::arch::x86_64::*;
+
+use super::exp::two_to_fraction;
+use super::simd::{Kernel, Simd};
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx512<const BF16: bool>;
+
+/// 2^x. `vreduceps` leaves x - floor(x), `vscalefps` multiplies by 2^floor(x), with 0 for what is too small; both take -inf.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+pub(super) unsafe fn exp2<S: Simd<V = __m512>>(x: __m512) -> __m512 {
+    const FLOOR: i32 = _MM_FROUND_TO_NEG_INF;
+    // SAFETY: S is a unit with these features.
+    unsafe { _mm512_scalef_ps(two_to_fraction::<S>(_mm512_reduce_ps::<FLOOR>(x)), x) }
+}
+
+/// The f32 bits of x rounded to the nearest bf16, ties to even; NaN as in the AVX2 unit.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn round(x: __m512) -> __m512 {
+    let x = _mm512_castps_si512(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(x), _mm512_set1_epi32(1));
+    let x = _mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000_u32 as i32)))
+}
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
+    type V = __m512;
+    type W = __m512;
+    const LANES: usize = 16;
+    const PAIR: usize = 1;
+    const COLS: usize = 4;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn splat(x: f32) -> __m512 {
+        _mm512_set1_ps(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn load(p: *const f32) -> __m512 {
+        // SAFETY: the caller's pointer holds a vector.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn store(p: *mut f32, x: __m512) {
+        // SAFETY: the caller's pointer holds a vector.
+        unsafe { _mm512_storeu_ps(p, x) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        _mm512_sub_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn mul_sub(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmsub_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        _mm512_max_ps(a, b) // the second if either is NaN
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn any_above(a: __m512, b: __m512) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn exp2(x: __m512) -> __m512 {
+        // SAFETY: same features.
+        unsafe { exp2::<Self>(x) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn words(p: *const u32) -> __m512 {
+        // SAFETY: the caller's pointer holds a vector.
+        unsafe { _mm512_loadu_ps(p.cast()) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn word(p: *const u32) -> __m512 {
+        // SAFETY: the caller's pointer holds a word.
+        unsafe { _mm512_set1_ps(*p.cast()) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn dot(acc: __m512, a: __m512, b: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, acc)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn put_row(p: *mut u32, a: __m512, b: __m512) {
+        // SAFETY: the caller's pointer holds two vectors.
+        unsafe { Self::put_rows(p, 16, a, b) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn put_rows(p: *mut u32, stride: usize, a: __m512, b: __m512) {
+        let (a, b) = if BF16 { (round(a), round(b)) } else { (a, b) };
+        // SAFETY: the caller's pointer holds a vector at 0 and at `stride`.
+        unsafe {
+            _mm512_storeu_ps(p.cast(), a);
+            _mm512_storeu_ps(p.add(stride).cast(), b);
+        }
+    }
+    #[inline(always)]
+    unsafe fn run(kernel: impl Kernel) {
+        #[target_feature(enable = "avx512f,avx512dq")]
+        unsafe fn inner<const BF16: bool>(kernel: impl Kernel) {
+            // SAFETY: same features.
+            unsafe { kernel.run::<Avx512<BF16>>() }
+        }
+        // SAFETY: the caller checked the features.
+        unsafe { inner::<BF16>(kernel) }
+    }
+}

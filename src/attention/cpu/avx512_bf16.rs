@@ -1,0 +1,128 @@
+//! AVX-512 BF16: words are pairs of bf16, and `vdpbf16ps` multiplies and adds 32 of them at once, twice the f32 rate.
+
+use std::arch::x86_64::*;
+
+use super::simd::{Kernel, Simd};
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx512Bf16;
+
+impl Simd for Avx512Bf16 {
+    type V = __m512;
+    type W = __m512bh;
+    const LANES: usize = 16;
+    const PAIR: usize = 2;
+    const COLS: usize = 4;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn splat(x: f32) -> __m512 {
+        _mm512_set1_ps(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn load(p: *const f32) -> __m512 {
+        // SAFETY: the caller's pointer holds a vector.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn store(p: *mut f32, x: __m512) {
+        // SAFETY: the caller's pointer holds a vector.
+        unsafe { _mm512_storeu_ps(p, x) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        _mm512_sub_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn mul_sub(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmsub_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        _mm512_max_ps(a, b) // the second if either is NaN
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn any_above(a: __m512, b: __m512) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn exp2(x: __m512) -> __m512 {
+        // SAFETY: same features.
+        unsafe { super::avx512::exp2::<Self>(x) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn words(p: *const u32) -> __m512bh {
+        // SAFETY: the caller's pointer holds a vector; any bits are a __m512bh.
+        unsafe { std::mem::transmute(_mm512_loadu_si512(p.cast())) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn word(p: *const u32) -> __m512bh {
+        // SAFETY: the caller's pointer holds a word; any bits are a __m512bh.
+        unsafe { std::mem::transmute(_mm512_set1_epi32(*p.cast())) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn dot(acc: __m512, a: __m512bh, b: __m512bh) -> __m512 {
+        _mm512_dpbf16_ps(acc, a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn put_row(p: *mut u32, a: __m512, b: __m512) {
+        // SAFETY: the caller's pointer holds one vector of words; the result's lower half is of the second argument.
+        unsafe { _mm512_storeu_si512(p.cast(), std::mem::transmute(_mm512_cvtne2ps_pbh(b, a))) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn put_rows(p: *mut u32, _stride: usize, a: __m512, b: __m512) {
+        const WEAVE: [u16; 32] = {
+            let mut index = [0; 32];
+            let mut lane = 0;
+            while lane < 16 {
+                index[2 * lane] = lane as u16;
+                index[2 * lane + 1] = 16 + lane as u16;
+                lane += 1;
+            }
+            index
+        };
+        // SAFETY: the caller's pointer holds one vector of words.
+        unsafe {
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)); // a's sixteen, then b's
+            let weave = _mm512_loadu_si512(WEAVE.as_ptr().cast());
+            _mm512_storeu_si512(p.cast(), _mm512_permutexvar_epi16(weave, both));
+        }
+    }
+    #[inline(always)]
+    unsafe fn run(kernel: impl Kernel) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+        unsafe fn inner(kernel: impl Kernel) {
+            // SAFETY: same features.
+            unsafe { kernel.run::<Avx512Bf16>() }
+        }
+        // SAFETY: the caller checked the features.
+        unsafe { inner(kernel) }
+    }
+}

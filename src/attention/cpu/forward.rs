@@ -1,0 +1,200 @@
+//! The forward pass: o = softmax(scale q kᵀ) v by panels of keys, with an online softmax.
+//!
+//! K and V are packed once a head. A task owns some rows of one head and walks over all key panels: a tile of `ROWS` rows
+//! takes its logits against `WIDTH` keys, turns them into exponentials in base 2 and adds their product with V to its
+//! f32 sums. The running maximum moves only when a logit exceeds it by more than 2^8 (as FlashAttention-4 does): values up to
+//! 256 lose nothing in floating point, and rescaling nearly vanishes. A row's result does not depend on how rows are
+//! split into tasks, hence not on the number of threads.
+//!
+//! FlashAttention-2, arXiv 2307.08691; online softmax, arXiv 1805.02867.
+
+use rayon::prelude::*;
+
+use super::pack::{Element, Heads};
+use super::scratch::Scratch;
+use super::simd::{Kernel, Simd, WIDTH};
+use super::tile::{Left, Out, ROWS, Right, product};
+use super::{PACKED, wide};
+
+/// Rows of a task at most: 192 rows' sums and words stay in L2 while a key panel stays in L1.
+const BLOCK: usize = 32 * ROWS;
+
+/// log2 of how far a logit may exceed the maximum that its row subtracts.
+const SLACK: f32 = 8.0;
+
+/// o `[B, H, Sq, d]` and lse `[B, H, Sq]`.
+pub(super) fn forward<S: Simd, E: Element + Default>(
+    q: Heads<E>,
+    k: Heads<E>,
+    v: Heads<E>,
+    all: usize,
+    scale: f64,
+) -> (Vec<E>, Vec<f32>) {
+    let (sq, sk, d) = (q.rows, k.rows, q.dim);
+    let panels = sk.div_ceil(WIDTH);
+    let panel = k_words::<S>(d) + v_words::<S>(d);
+    let threads = rayon::current_num_threads();
+    let block = (sq * all).div_ceil(threads * 8).clamp(1, BLOCK).next_multiple_of(ROWS);
+
+    let mut o = vec![E::default(); all * sq * d];
+    let mut lse = vec![0f32; all * sq];
+    let at_once = (PACKED / (panels * panel)).clamp(1, all);
+    let mut packed = Scratch::take(at_once * panels * panel);
+    let chunks = o.chunks_mut(at_once * sq * d).zip(lse.chunks_mut(at_once * sq)).enumerate();
+    for (chunk, (o, lse)) in chunks {
+        let first = chunk * at_once;
+        let count = lse.len() / sq;
+        packed[..count * panels * panel].par_chunks_exact_mut(panel).enumerate().for_each(|(i, words)| {
+            let (head, row) = (first + i / panels, i % panels * WIDTH);
+            let keys = WIDTH.min(sk - row);
+            let (kt, vn) = words.split_at_mut(k_words::<S>(d));
+            k.columns::<S>(head, row, keys, kt);
+            v.rows::<S>(head, row, keys, wide(d), vn);
+        });
+        let packed = &packed[..];
+        o.par_chunks_mut(sq * d).zip(lse.par_chunks_mut(sq)).enumerate().for_each(|(head, (o, lse))| {
+            let rows = o.par_chunks_mut(block * d).zip(lse.par_chunks_mut(block)).enumerate().with_max_len(1);
+            rows.for_each(|(i, (o, lse))| {
+                let panels = &packed[head * panels * panel..][..panels * panel];
+                let task = Rows { q: &q, head: first + head, first: i * block, panels, sk, scale, o, lse };
+                // SAFETY: this unit was chosen for this CPU.
+                unsafe { S::run(task) }
+            });
+        });
+    }
+    (o, lse)
+}
+
+/// Words of a panel of keys, [`Heads::columns`].
+fn k_words<S: Simd>(d: usize) -> usize {
+    d / S::PAIR * WIDTH
+}
+
+/// Words of a panel of values, [`Heads::rows`].
+fn v_words<S: Simd>(d: usize) -> usize {
+    WIDTH / S::PAIR * wide(d)
+}
+
+/// A task: `lse.len()` rows from `first` of one head against all its keys.
+struct Rows<'a, E> {
+    q: &'a Heads<'a, E>,
+    head: usize,
+    first: usize,
+    panels: &'a [u32],
+    sk: usize,
+    scale: f64,
+    o: &'a mut [E],
+    lse: &'a mut [f32],
+}
+
+/// What a tile of rows carries from panel to panel, beside its sums.
+#[derive(Clone, Copy)]
+struct Running {
+    /// The maximum that each row subtracts, in base 2.
+    max: [f32; ROWS],
+    /// Each row's sum of exponentials, lane by lane.
+    sum: [[f32; 16]; ROWS],
+}
+
+#[repr(align(64))]
+struct Logits([f32; ROWS * WIDTH]);
+
+#[repr(align(64))]
+struct Weights([u32; ROWS * WIDTH]);
+
+impl<E: Element> Kernel for Rows<'_, E> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (d, rows) = (self.q.dim, self.lse.len());
+        let (wide, tiles, steps) = (wide(d), rows.div_ceil(ROWS), d / S::PAIR);
+        let panel = k_words::<S>(d) + v_words::<S>(d);
+        let mut queries = Scratch::take(tiles * ROWS * steps);
+        self.q.tiles::<S>(self.head, self.first, rows, &mut queries);
+        let mut sums = Scratch::take(tiles * ROWS * wide);
+        let sums = sums.floats(); // [rows, wide]
+        let mut running = vec![Running { max: [f32::NEG_INFINITY; ROWS], sum: [[0.0; 16]; ROWS] }; tiles];
+        let factor = (self.scale * std::f64::consts::LOG2_E) as f32;
+
+        for (i, words) in self.panels.chunks_exact(panel).enumerate() {
+            let keys = WIDTH.min(self.sk - i * WIDTH);
+            let kt = Right { words: words.as_ptr(), step: WIDTH };
+            let vn = Right { words: words[k_words::<S>(d)..].as_ptr(), step: wide };
+            for (t, state) in running.iter_mut().enumerate() {
+                let q = Left { words: queries[t * ROWS * steps..].as_ptr(), row: 1, step: ROWS };
+                let out = &mut sums[t * ROWS * wide..][..ROWS * wide];
+                let mut s = Logits([0.0; ROWS * WIDTH]);
+                let mut p = Weights([0; ROWS * WIDTH]);
+                let left = Left { words: p.0.as_ptr(), row: WIDTH / S::PAIR, step: 1 };
+                // SAFETY: the features are there; the panels were packed with these sizes.
+                unsafe {
+                    product::<S, ROWS, false>(steps, q, kt, Out { values: s.0.as_mut_ptr(), row: WIDTH }, WIDTH);
+                    if keys < WIDTH {
+                        s.0.chunks_exact_mut(WIDTH).for_each(|row| row[keys..].fill(f32::NEG_INFINITY));
+                    }
+                    softmax::<S>(&s, &mut p, state, factor, out, wide, i == 0);
+                    let out = Out { values: out.as_mut_ptr(), row: wide };
+                    match i {
+                        0 => product::<S, ROWS, false>(keys.div_ceil(S::PAIR), left, vn, out, wide),
+                        _ => product::<S, ROWS, true>(keys.div_ceil(S::PAIR), left, vn, out, wide),
+                    }
+                }
+            }
+        }
+        for (row, (o, lse)) in self.o.chunks_exact_mut(d).zip(self.lse).enumerate() {
+            let state = &running[row / ROWS];
+            let sum: f32 = state.sum[row % ROWS].iter().sum();
+            let inverse = 1.0 / sum;
+            for (o, x) in o.iter_mut().zip(&sums[row * wide..]) {
+                *o = E::from_f32(x * inverse);
+            }
+            let log2 = f64::from(state.max[row % ROWS]) + f64::from(sum).log2();
+            *lse = (log2 * std::f64::consts::LN_2) as f32;
+        }
+    }
+}
+
+/// Logits of a tile to exponentials, as the left operand of the product with V.
+///
+/// # Safety
+/// The CPU has the unit's features.
+#[inline(always)]
+unsafe fn softmax<S: Simd>(
+    s: &Logits,
+    p: &mut Weights,
+    state: &mut Running,
+    factor: f32,
+    sums: &mut [f32],
+    wide: usize,
+    first: bool,
+) {
+    // SAFETY: all pointers stay within a row of the arrays.
+    unsafe {
+        let c = S::splat(factor);
+        for r in 0..ROWS {
+            let row = s.0.as_ptr().add(r * WIDTH);
+            let mut top = S::load(row);
+            for j in 1..WIDTH / S::LANES {
+                top = S::max(top, S::load(row.add(j * S::LANES)));
+            }
+            if S::any_above(S::mul(top, c), S::splat(state.max[r] + SLACK)) {
+                let max = s.0[r * WIDTH..][..WIDTH].iter().copied().fold(f32::NEG_INFINITY, f32::max) * factor;
+                let shrink = (state.max[r] - max).exp2();
+                state.max[r] = max;
+                if !first {
+                    state.sum[r].iter_mut().for_each(|x| *x *= shrink);
+                    sums[r * wide..][..wide].iter_mut().for_each(|x| *x *= shrink);
+                }
+            }
+            let max = S::splat(state.max[r]);
+            let mut sum = S::load(state.sum[r].as_ptr());
+            let out = p.0.as_mut_ptr().add(r * (WIDTH / S::PAIR));
+            for j in (0..WIDTH / S::LANES).step_by(2) {
+                let a = S::exp2(S::mul_sub(S::load(row.add(j * S::LANES)), c, max));
+                let b = S::exp2(S::mul_sub(S::load(row.add((j + 1) * S::LANES)), c, max));
+                sum = S::add(sum, S::add(a, b));
+                S::put_row(out.add(j * S::LANES / S::PAIR), a, b);
+            }
+            S::store(state.sum[r].as_mut_ptr(), sum);
+        }
+    }
+}

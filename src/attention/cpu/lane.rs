@@ -1,0 +1,127 @@
+//! Sums that tasks add to one after another, block by block, in a fixed order and without locks.
+//!
+//! Each *lane* (a head) has `blocks` blocks, which `groups` tasks visit from first to last; a task may touch a block once
+//! the task before it has left that block. Tasks follow each other a block apart and the sums' order does not depend on
+//! who runs them. Tasks must be started in order, each by a thread that runs it to the end: then the oldest unfinished one
+//! never waits, and no wait is forever. A panic of one is passed on to those that wait for it.
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// The shared sums of all lanes.
+pub(super) struct Lanes<'a> {
+    sums: *mut f32,
+    /// Values in a block.
+    len: usize,
+    blocks: usize,
+    groups: usize,
+    /// Blocks that each (lane, group) has left.
+    left: Vec<AtomicUsize>,
+    failed: AtomicBool,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: `visit` hands a block to one task at a time, and its counters order their accesses.
+unsafe impl Sync for Lanes<'_> {}
+
+impl<'a> Lanes<'a> {
+    /// Lanes of `blocks` blocks of `len` values over all of `sums`, each visited by `groups` tasks.
+    pub fn new(sums: &'a mut [f32], len: usize, blocks: usize, groups: usize) -> Self {
+        let lanes = sums.len() / (len * blocks);
+        let left = (0..lanes * groups).map(|_| AtomicUsize::new(0)).collect();
+        let failed = AtomicBool::new(false);
+        Self { sums: sums.as_mut_ptr(), len, blocks, groups, left, failed, borrow: PhantomData }
+    }
+
+    /// Task number `group` of `lane`, to be asked for once.
+    pub fn task(&self, lane: usize, group: usize) -> Task<'_> {
+        Task { lanes: self, lane, group }
+    }
+}
+
+/// One task's way along its lane.
+pub(super) struct Task<'a> {
+    lanes: &'a Lanes<'a>,
+    lane: usize,
+    group: usize,
+}
+
+impl Task<'_> {
+    /// Whether this task comes first and finds unspecified values, which it must overwrite.
+    pub fn is_first(&self) -> bool {
+        self.group == 0
+    }
+
+    /// Waits for the task before to leave `block`, then hands the block to `add`. Blocks are visited in order, from 0.
+    #[inline(always)]
+    pub fn visit(&mut self, block: usize, add: impl FnOnce(&mut [f32])) {
+        let at = self.lane * self.lanes.groups + self.group;
+        assert!(
+            block < self.lanes.blocks && self.lanes.left[at].load(Ordering::Relaxed) == block,
+            "visits go in order"
+        );
+        if self.group > 0 {
+            let before = &self.lanes.left[at - 1];
+            let mut spins = 0u32;
+            while before.load(Ordering::Acquire) <= block {
+                assert!(!self.lanes.failed.load(Ordering::Relaxed), "another thread of this pass panicked");
+                spins += 1;
+                if spins.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            }
+        }
+        let start = (self.lane * self.lanes.blocks + block) * self.lanes.len;
+        // SAFETY: within `sums`; the task before has left the block, the one after waits for the store below.
+        add(unsafe { std::slice::from_raw_parts_mut(self.lanes.sums.add(start), self.lanes.len) });
+        self.lanes.left[at].store(block + 1, Ordering::Release);
+    }
+}
+
+impl Drop for Task<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.lanes.failed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Sums that depend on the order of their terms come out the same from any number of threads.
+    #[test]
+    fn order_of_sums_does_not_depend_on_threads() {
+        let run = |threads: usize| {
+            let (len, blocks, groups, lanes) = (3, 5, 7, 2);
+            let mut sums = vec![f32::NAN; lanes * blocks * len];
+            let shared = Lanes::new(&mut sums, len, blocks, groups);
+            let tasks = Mutex::new((0..lanes).flat_map(|l| (0..groups).map(move |g| (l, g))));
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        loop {
+                            let Some((lane, group)) = tasks.lock().unwrap().next() else { break };
+                            let mut task = shared.task(lane, group);
+                            for block in 0..blocks {
+                                let first = task.is_first();
+                                task.visit(block, |x| {
+                                    for x in x {
+                                        *x = if first { 0.1 } else { *x * 1.7 + group as f32 };
+                                    }
+                                });
+                            }
+                        }
+                    });
+                }
+            });
+            drop(shared);
+            sums
+        };
+        let one = run(1);
+        assert!(one.iter().all(|x| x.is_finite()));
+        for threads in [2, 3, 8] {
+            assert_eq!(one, run(threads), "{threads} threads");
+        }
+    }
+}

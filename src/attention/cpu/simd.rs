@@ -1,0 +1,66 @@
+//! What a vector unit must offer to run the kernels: a few f32 operations, and the dot product of *words*.
+//!
+//! A word is the 32-bit unit of every packed panel: one f32, or a pair of neighbouring bf16 along the dimension that a
+//! product contracts. `dot(acc, a, b)` adds the product of words lane by lane, so one set of kernels serves both kinds: the
+//! pair is what a bf16 dot-product unit multiplies and adds in one instruction. Units without one hold bf16 input as f32
+//! words whose values were rounded to bf16: same inputs, same rounding of P and dS, f32 sums.
+//!
+//! The layer knows nothing of attention: [`super::tile`] builds matrix products on it.
+
+// SAFETY (of the whole layer): the functions of an implementation need the CPU features that it names. They are reached only
+// through `Simd::run`, and `super::Path` lets an implementation run only on a CPU that has its features.
+
+/// Vectors a register tile may be wide at most, over all units; sizes stack arrays.
+pub(super) const WIDTH: usize = 64;
+
+/// One vector unit. All functions are unsafe for the features they need; pointers need no alignment.
+pub(super) trait Simd: Copy + Send + Sync + 'static {
+    /// A vector of `LANES` f32.
+    type V: Copy;
+    /// A vector of `LANES` words.
+    type W: Copy;
+    /// f32 (or words) in a vector; divides [`WIDTH`] an even number of times.
+    const LANES: usize;
+    /// Elements in a word: 1 for f32, 2 for bf16 pairs.
+    const PAIR: usize;
+    /// Vectors a register tile is wide, so that tile rows * `COLS` accumulators fill the register file.
+    const COLS: usize;
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn store(p: *mut f32, x: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// a * b + c
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// a * b - c
+    unsafe fn mul_sub(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger of each lane; a NaN in `b` is kept.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// Whether any lane of `a` exceeds that of `b`.
+    unsafe fn any_above(a: Self::V, b: Self::V) -> bool;
+    /// 2^x; 0 for -inf, NaN for NaN. Relative error under 1.5e-7 where words are f32, under 4e-6 where they are bf16.
+    unsafe fn exp2(x: Self::V) -> Self::V;
+
+    unsafe fn words(p: *const u32) -> Self::W;
+    /// The word at `p` in every lane.
+    unsafe fn word(p: *const u32) -> Self::W;
+    /// acc + the products of the words' elements.
+    unsafe fn dot(acc: Self::V, a: Self::W, b: Self::W) -> Self::V;
+    /// Writes two neighbouring vectors as elements of a row: 2 * `LANES` / `PAIR` words from `p`.
+    unsafe fn put_row(p: *mut u32, a: Self::V, b: Self::V);
+    /// Writes two vectors of neighbouring rows, paired lane by lane: `PAIR` 1 gives `a` at `p` and `b` at `p + stride`,
+    /// `PAIR` 2 gives words (a, b) at `p`.
+    unsafe fn put_rows(p: *mut u32, stride: usize, a: Self::V, b: Self::V);
+
+    /// Runs the kernel compiled for this unit.
+    unsafe fn run(kernel: impl Kernel);
+}
+
+/// Work to be compiled for a unit: `run` must be `#[inline(always)]`, as must be everything hot that it calls.
+pub(super) trait Kernel {
+    /// # Safety
+    /// The CPU has the unit's features.
+    unsafe fn run<S: Simd>(self);
+}

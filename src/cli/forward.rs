@@ -1,0 +1,191 @@
+//! `longreel forward`: a model folder on given inputs, to check this implementation against another.
+
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::config::Compute;
+use crate::engine::{Engine, Objective, Source};
+use crate::files::{Tensors, write_tensors};
+use crate::model::folder::Folder;
+use crate::model::{Model, ModelConfig, Patches, Prompt};
+use crate::parallel::{Communicator, Reduce, Split, run_threads};
+use crate::{Result, bail, hub};
+
+/// Run a diffusers transformer folder on the inputs of a safetensors file.
+///
+/// The inputs are `hidden_states` [B, C, T, H, W], `timestep` [B] and, for a model with text, `encoder_hidden_states`
+/// [B, L, text_dim], for one with classes `class_labels` [B]; the output is `sample`, with --grads also `loss` =
+/// mean(sample^2) and `grad.NAME` for every parameter.
+#[derive(Debug, Args)]
+pub struct ForwardArgs {
+    /// A folder with config.json and diffusion_pytorch_model*.safetensors, or `hf://owner/name[@revision][/path]`
+    #[arg(value_name = "MODEL_DIR")]
+    pub model: String,
+    /// The inputs
+    #[arg(value_name = "INPUTS.safetensors")]
+    pub inputs: PathBuf,
+    /// The outputs
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// Also the loss and every parameter's gradient
+    #[arg(long)]
+    pub grads: bool,
+    /// Ranks, as threads of this process
+    #[arg(long, value_name = "P", default_value = "1", value_parser = super::at_least_1)]
+    pub ranks: usize,
+    /// Arithmetic of linear layers and attention
+    #[arg(long, default_value = "f32")]
+    pub dtype: Compute,
+}
+
+/// Named results, ready to be written.
+type Named = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+/// Runs the command.
+pub fn run(args: ForwardArgs) -> Result<()> {
+    let folder = Folder::open(&hub::resolve(&args.model)?)?;
+    let config = ModelConfig::from_json(folder.config())?;
+    folder.check(&Model::shapes(&config))?;
+    let inputs = Inputs::read(&args.inputs, &config)?;
+    let threads = super::threads_per_rank(args.ranks);
+    let mut results = run_threads(args.ranks, threads, |comm| {
+        let bf16 = args.dtype == Compute::Bf16;
+        let model = Model::load(&config, DType::F32, bf16, |name| folder.read_f32(name))?;
+        inputs.run(&model, comm, args.grads)
+    })?;
+    write_tensors(&args.output, results.swap_remove(0))
+}
+
+/// What the network is run on.
+struct Inputs {
+    clips: Vec<f32>, // [B, C, T, H, W]
+    patches: Patches,
+    prompt: Prompt,
+}
+
+impl Inputs {
+    fn read(path: &std::path::Path, config: &ModelConfig) -> Result<Self> {
+        let file = Tensors::open(path)?;
+        let at = |what: &str| format!("{}: {what}", path.display());
+        let &[b, channels, t, h, w] = file.shape("hidden_states")? else {
+            bail!("{} is {:?}; [B, C, T, H, W] is wanted", at("hidden_states"), file.shape("hidden_states")?)
+        };
+        if channels != config.in_channels {
+            bail!("{} has {channels} channels, the model takes {}", at("hidden_states"), config.in_channels)
+        }
+        config.grid([t, h, w]).map_err(|e| e.at(at("hidden_states")))?;
+        if b == 0 || file.shape("timestep")? != [b] {
+            bail!("{} is {:?}; one for each of {b} clips, [{b}], is wanted", at("timestep"), file.shape("timestep")?)
+        }
+        let text = match config.text_dim {
+            0 => None,
+            features => {
+                let shape = file.shape("encoder_hidden_states")?.to_vec();
+                if !matches!(shape[..], [samples, tokens, f] if samples == b && tokens > 0 && f == features) {
+                    bail!("{} is {shape:?}; [{b}, tokens, {features}] is wanted", at("encoder_hidden_states"))
+                }
+                Some(Tensor::from_vec(file.read_f32("encoder_hidden_states")?, shape, &Device::Cpu)?)
+            }
+        };
+        let labels = match config.num_classes {
+            0 => None,
+            _ => Some(file.read_numbers("class_labels")?.into_iter().map(|label| label as usize).collect()),
+        };
+        let timesteps = file.read_numbers("timestep")?.into_iter().map(f64::from).collect();
+        Ok(Self {
+            clips: file.read_f32("hidden_states")?,
+            patches: Patches { channels, size: [t, h, w], patch: config.patch_size },
+            prompt: Prompt { timesteps, text, labels },
+        })
+    }
+
+    /// Runs the network on this rank's share; every rank returns the whole result.
+    fn run(&self, model: &Model, comm: Arc<dyn Communicator>, grads: bool) -> Result<Named> {
+        let b = self.prompt.timesteps.len();
+        let engine = Engine::new(model, comm.clone(), self.patches.grid(), b, 0)?;
+        let share = Share { inputs: self, tokens: engine.local_tokens(), scale: self.scale(&model.config) };
+        let mut rows = Vec::with_capacity(b * share.tokens.len() * model.config.patch_out());
+        engine.predict(&self.prompt, &share, |_, output| {
+            rows.extend(output.flatten_all()?.to_vec1::<f32>()?);
+            Ok(())
+        })?;
+        let mut named = vec![self.gather(&model.config, comm.as_ref(), rows)?];
+        if grads {
+            let loss = engine.loss_and_gradients(&self.prompt, &share)?;
+            let loss = Tensor::new(&[loss], &Device::Cpu)?;
+            comm.all_reduce(&loss, Reduce::Sum)?;
+            named.push(("loss".into(), vec![], vec![loss.to_vec1::<f64>()?[0] as f32]));
+            for unit in &model.units {
+                comm.all_reduce(&unit.grad, Reduce::Sum)?;
+                let flat = unit.grad.to_vec1::<f32>()?;
+                for entry in &unit.entries {
+                    named.push((
+                        format!("grad.{}", entry.name),
+                        entry.shape.clone(),
+                        flat[entry.range.clone()].to_vec(),
+                    ));
+                }
+            }
+        }
+        Ok(named)
+    }
+
+    /// 1 / the number of outputs.
+    fn scale(&self, config: &ModelConfig) -> f64 {
+        let tokens: usize = self.patches.grid().iter().product();
+        1.0 / (self.prompt.timesteps.len() * tokens * config.patch_out()) as f64
+    }
+
+    /// The whole `sample` from every rank's output rows.
+    fn gather(
+        &self,
+        config: &ModelConfig,
+        comm: &dyn Communicator,
+        rows: Vec<f32>,
+    ) -> Result<(String, Vec<usize>, Vec<f32>)> {
+        let (b, width) = (self.prompt.timesteps.len(), config.patch_out());
+        let out = Patches { channels: config.out_channels, ..self.patches };
+        let tokens = Split::new(out.grid().iter().product(), comm.size());
+        let shape = |rank: usize| vec![b, tokens.count(rank), width];
+        let shapes: Vec<_> = (0..comm.size()).map(shape).collect();
+        let parts = comm.all_gather(&Tensor::from_vec(rows, shape(comm.rank()), &Device::Cpu)?, &shapes)?;
+        let [t, h, w] = out.size;
+        let mut sample = vec![0.0; b * out.channels * t * h * w];
+        for (rank, part) in parts.iter().enumerate() {
+            for (i, clip) in sample.chunks_exact_mut(out.channels * t * h * w).enumerate() {
+                out.place_output_rows(&part.get(i)?.flatten_all()?.to_vec1::<f32>()?, tokens.range(rank), clip);
+            }
+        }
+        Ok(("sample".into(), vec![b, out.channels, t, h, w], sample))
+    }
+}
+
+/// One rank's tokens of the inputs.
+struct Share<'a> {
+    inputs: &'a Inputs,
+    tokens: Range<usize>,
+    scale: f64,
+}
+
+impl Source for Share<'_> {
+    fn input(&self, rows: Range<usize>) -> Result<Tensor> {
+        let Inputs { clips, patches, .. } = self.inputs;
+        let clip = patches.channels * patches.size.iter().product::<usize>();
+        let mut values = Vec::with_capacity(rows.len() * patches.row());
+        for row in rows.clone() {
+            let (sample, token) = (row / self.tokens.len(), self.tokens.start + row % self.tokens.len());
+            values.extend(patches.input_rows(&clips[sample * clip..][..clip], token..token + 1));
+        }
+        Ok(Tensor::from_vec(values, (rows.len(), patches.row()), &Device::Cpu)?)
+    }
+}
+
+impl Objective for Share<'_> {
+    fn loss(&self, _: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
+        let sum: f64 = output.flatten_all()?.to_vec1::<f32>()?.into_iter().map(|y| f64::from(y).powi(2)).sum();
+        Ok((sum * self.scale, (output * (2.0 * self.scale))?))
+    }
+}

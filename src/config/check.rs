@@ -1,0 +1,154 @@
+//! Which values are allowed: every rule that a config alone can break, in one place, in the order of the sections.
+//!
+//! Not here: what depends on files (is the folder there, are there enough clips), on a checkpoint, or on the machine.
+
+use super::run::{Data, Diffusion, Label, Model, Parallel, RunConfig, Sample, Train};
+use std::fmt::{self, Debug, Display};
+
+/// Sizes beyond this are taken for typing errors; products of several of them still fit a usize.
+const HUGE: usize = 1 << 20;
+
+/// A value that is not allowed.
+pub(super) struct Problem {
+    /// `section.key`.
+    pub key: &'static str,
+    value: String,
+    allowed: String,
+}
+
+impl Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} = {}: {}", self.key, self.value, self.allowed)
+    }
+}
+
+type Checked = Result<(), Problem>;
+
+/// Checks all sections.
+pub(super) fn check(config: &RunConfig) -> Checked {
+    let out = &config.run.out;
+    ensure(!out.as_os_str().is_empty(), "run.out", out, "must name a folder")?;
+    ensure(i64::try_from(config.run.seed).is_ok(), "run.seed", config.run.seed, "must be below 2^63, TOML's limit")?;
+    data(&config.data)?;
+    model(&config.model, &config.data)?;
+    diffusion(&config.diffusion)?;
+    train(&config.train)?;
+    parallel(&config.parallel)?;
+    sample(&config.sample)
+}
+
+fn data(c: &Data) -> Checked {
+    ensure(!c.path.is_empty(), "data.path", &c.path, "must name a folder, or hf://owner/name")?;
+    if let Some(heldout) = &c.heldout {
+        ensure(!heldout.is_empty(), "data.heldout", heldout, "must name a folder; leave the key out for none")?;
+    }
+    size("data.frames", c.frames)?;
+    size("data.height", c.height)?;
+    size("data.width", c.width)?;
+    size("data.stride", c.stride)?;
+    if let Some(fps) = c.fps {
+        ensure(
+            fps.is_finite() && fps > 0.0,
+            "data.fps",
+            fps,
+            "must be above 0; leave the key out for the source's own",
+        )?;
+    }
+    ensure((1..=1024).contains(&c.prefetch), "data.prefetch", c.prefetch, "must be in 1..=1024")
+}
+
+fn model(c: &Model, data: &Data) -> Checked {
+    if let Some(from) = &c.from {
+        ensure(!from.is_empty(), "model.from", from, "must name a model folder, or hf://owner/name")?;
+        // Anything else would be silently ignored: the folder's config.json says it all.
+        let alone = Model { from: c.from.clone(), ..Model::default() };
+        return ensure(*c == alone, "model.from", from, "is the whole of [model]: config.json there says the rest");
+    }
+    let [pt, ph, pw] = c.patch_size;
+    ensure(pt >= 1 && ph >= 1 && pw >= 1, "model.patch_size", c.patch_size, "must be three sizes of at least 1")?;
+    for (axis, clip, patch) in [("frames", data.frames, pt), ("height", data.height, ph), ("width", data.width, pw)] {
+        let allowed = format!("{patch} must divide data.{axis} = {clip} (patch sizes are frames, height, width)");
+        ensure(clip.is_multiple_of(patch), "model.patch_size", c.patch_size, &allowed)?;
+    }
+    let heads = c.num_attention_heads;
+    ensure((1..=4096).contains(&heads), "model.num_attention_heads", heads, "must be in 1..=4096")?;
+    let d = c.attention_head_dim;
+    let allowed = "must be a multiple of 8 in 8..=256";
+    ensure((8..=256).contains(&d) && d.is_multiple_of(8), "model.attention_head_dim", d, allowed)?;
+    ensure((1..=10_000).contains(&c.num_layers), "model.num_layers", c.num_layers, "must be in 1..=10000")?;
+    size("model.ffn_dim", c.ffn_dim)?;
+    let f = c.freq_dim;
+    ensure((2..=HUGE).contains(&f) && f.is_multiple_of(2), "model.freq_dim", f, "must be even and at least 2")?;
+    ensure(c.num_classes <= HUGE, "model.num_classes", c.num_classes, "must be at most 1048576")?;
+    match data.label {
+        Label::None => {
+            let allowed = "needs labels: set data.label = \"folder\", or 0 classes";
+            ensure(c.num_classes == 0, "model.num_classes", c.num_classes, allowed)
+        }
+        Label::Folder => {
+            let allowed = "must be the number of class folders, as data.label is \"folder\"";
+            ensure(c.num_classes > 0, "model.num_classes", c.num_classes, allowed)
+        }
+    }
+}
+
+fn diffusion(c: &Diffusion) -> Checked {
+    ensure(c.logit_mean.is_finite(), "diffusion.logit_mean", c.logit_mean, "must be finite")?;
+    ensure(c.logit_std.is_finite() && c.logit_std > 0.0, "diffusion.logit_std", c.logit_std, "must be above 0")?;
+    at_least_0("diffusion.shift", c.shift)?;
+    size("diffusion.shift_base_tokens", c.shift_base_tokens)?;
+    ensure(c.clamp > 0.0 && c.clamp <= 1.0, "diffusion.clamp", c.clamp, "must be above 0 and at most 1")?;
+    ensure((0.0..=1.0).contains(&c.label_dropout), "diffusion.label_dropout", c.label_dropout, "must be in 0..=1")
+}
+
+fn train(c: &Train) -> Checked {
+    ensure((1..=1 << 40).contains(&c.steps), "train.steps", c.steps, "must be at least 1 (and at most 2^40)")?;
+    size("train.batch", c.batch)?;
+    size("train.accumulate", c.accumulate)?;
+    at_least_0("train.lr", c.lr)?;
+    ensure(c.warmup <= 1 << 40, "train.warmup", c.warmup, "must be at most 2^40")?;
+    let ok = c.betas.iter().all(|b| (0.0..1.0).contains(b));
+    ensure(ok, "train.betas", c.betas, "must be two numbers, each at least 0 and below 1")?;
+    ensure(c.eps.is_finite() && c.eps > 0.0, "train.eps", c.eps, "must be above 0")?;
+    at_least_0("train.weight_decay", c.weight_decay)?;
+    at_least_0("train.clip", c.clip)?;
+    ensure((0.0..1.0).contains(&c.ema), "train.ema", c.ema, "must be at least 0 (no average) and below 1")?;
+    ensure(c.tile <= HUGE, "train.tile", c.tile, "must be at most 1048576 tokens, or 0 to choose")?;
+    size("train.keep", c.keep)?;
+    for (key, every) in [
+        ("train.checkpoint_every", c.checkpoint_every),
+        ("train.heldout_every", c.heldout_every),
+        ("train.sample_every", c.sample_every),
+    ] {
+        ensure(every <= 1 << 40, key, every, "must be at most 2^40, or 0")?;
+    }
+    Ok(())
+}
+
+fn parallel(c: &Parallel) -> Checked {
+    ensure((1..=65_536).contains(&c.ranks), "parallel.ranks", c.ranks, "must be in 1..=65536")?;
+    let allowed = format!("must divide parallel.ranks = {}", c.ranks);
+    ensure(c.data >= 1 && c.ranks.is_multiple_of(c.data), "parallel.data", c.data, &allowed)
+}
+
+fn sample(c: &Sample) -> Checked {
+    size("sample.steps", c.steps)?;
+    size("sample.count", c.count)?;
+    ensure(c.guidance.is_finite(), "sample.guidance", c.guidance, "must be finite; 1 is none")?;
+    let [low, high] = c.guidance_interval;
+    let ok = 0.0 <= low && low <= high && high <= 1.0;
+    ensure(ok, "sample.guidance_interval", c.guidance_interval, "must be [low, high] with 0 <= low <= high <= 1")?;
+    at_least_0("sample.shift", c.shift)
+}
+
+fn size(key: &'static str, value: usize) -> Checked {
+    ensure((1..=HUGE).contains(&value), key, value, "must be in 1..=1048576")
+}
+
+fn at_least_0(key: &'static str, value: f64) -> Checked {
+    ensure(value.is_finite() && value >= 0.0, key, value, "must be at least 0, and finite")
+}
+
+fn ensure(ok: bool, key: &'static str, value: impl Debug, allowed: &str) -> Checked {
+    if ok { Ok(()) } else { Err(Problem { key, value: format!("{value:?}"), allowed: allowed.to_owned() }) }
+}

@@ -1,0 +1,159 @@
+//! Contact sheets: clips as captioned strips of frames on one PNG, to look at a dataset or at samples in one glance.
+//!
+//! Which clips and frames are shown is the caller's business; the sheet scales them to one height and lays them out.
+
+use image::imageops::{self, FilterType};
+use image::{Rgb, RgbImage};
+use plotters::prelude::*;
+use std::path::Path;
+use std::sync::Once;
+
+use super::write;
+use crate::{Result, bail};
+
+/// One clip of a sheet.
+#[derive(Clone, Debug)]
+pub struct Strip {
+    /// The line above the frames; cut with an ellipsis where it is wider than they are.
+    pub caption: String,
+    /// Frames from left to right, at least one; sizes may differ.
+    pub frames: Vec<RgbImage>,
+}
+
+/// The family name of the built-in font, for plotters.
+pub(crate) const FONT: &str = "dejavu-sans";
+
+const PAPER: Rgb<u8> = Rgb([250, 250, 250]);
+const INK: RGBColor = RGBColor(70, 74, 82);
+const CAPTION: f64 = 13.0; // pixels
+const CAPTION_ROW: u32 = 19;
+const MARGIN: u32 = 16;
+const FRAME_GAP: u32 = 2;
+const STRIP_GAP: u32 = 18;
+/// Frames are scaled to be about so high.
+const ROW: u32 = 96;
+/// A caption has at least so much room.
+const NARROWEST: u32 = 110;
+/// The sheet's proportions, width to height, as near as whole strips allow.
+const ASPECT: f64 = 1.4;
+/// A larger sheet is refused: no viewer opens it.
+const MOST_PIXELS: u64 = 200_000_000;
+
+impl Strip {
+    /// The clip `frames` [n, height, width, 3] as `count` frames at even distances, the first and the last among them.
+    pub fn from_clip(caption: &str, frames: &[u8], height: usize, width: usize, count: usize) -> Result<Self> {
+        let n = write::frame_count(frames, height, width)?;
+        let count = count.clamp(1, n);
+        let pick = |i: usize| if count == 1 { 0 } else { (i * (n - 1) + (count - 1) / 2) / (count - 1) };
+        let images = (0..count).map(|i| write::frame_image(frames, height, width, pick(i))).collect::<Result<_>>()?;
+        Ok(Self { caption: caption.to_owned(), frames: images })
+    }
+}
+
+/// Writes `strips` to the PNG `path`, in columns from top to bottom.
+///
+/// Frames higher than 96 pixels are scaled down to that, small ones up by a whole factor. Fails without strips, on a strip
+/// without frames, where the sheet would be absurdly large, and where `path` cannot be written; then nothing changes there.
+pub fn contact_sheet(strips: &[Strip], path: &Path) -> Result<()> {
+    let sheet = draw(strips)?;
+    write::write_image(path, &sheet)
+}
+
+/// The sheet as an image.
+fn draw(strips: &[Strip]) -> Result<RgbImage> {
+    if strips.is_empty() {
+        bail!("a contact sheet needs at least one clip");
+    }
+    if let Some(empty) = strips.iter().find(|s| s.frames.iter().all(|f| f.width() == 0 || f.height() == 0)) {
+        bail!("a contact sheet cannot show the clip {:?}: it has no frames", empty.caption);
+    }
+    let scaled: Vec<Vec<RgbImage>> = strips.iter().map(|s| s.frames.iter().map(fit).collect()).collect();
+    let width_of = |s: &Vec<RgbImage>| s.iter().map(|f| f.width() + FRAME_GAP).sum::<u32>() - FRAME_GAP;
+    let column = scaled.iter().map(width_of).max().unwrap_or(0).max(NARROWEST);
+    let row = CAPTION_ROW + scaled.iter().flatten().map(RgbImage::height).max().unwrap_or(0);
+    let (columns, rows) = grid(strips.len() as u32, column + STRIP_GAP, row + STRIP_GAP);
+    let width = 2 * MARGIN as u64 + columns as u64 * (column + STRIP_GAP) as u64 - STRIP_GAP as u64;
+    let height = 2 * MARGIN as u64 + rows as u64 * (row + STRIP_GAP) as u64 - STRIP_GAP as u64;
+    if width * height > MOST_PIXELS {
+        bail!(
+            "a contact sheet of {} clips would have {width}x{height} pixels: show fewer clips or frames",
+            strips.len()
+        );
+    }
+
+    let mut sheet = RgbImage::from_pixel(width as u32, height as u32, PAPER);
+    let mut captions = Vec::new();
+    for (i, (strip, frames)) in strips.iter().zip(&scaled).enumerate() {
+        let (c, r) = (i as u32 / rows, i as u32 % rows);
+        let (mut x, y) = (MARGIN + c * (column + STRIP_GAP), MARGIN + r * (row + STRIP_GAP));
+        captions.push((shorten(&strip.caption, column)?, x as i32, y as i32));
+        for frame in frames {
+            imageops::replace(&mut sheet, frame, x as i64, (y + CAPTION_ROW) as i64);
+            x += frame.width() + FRAME_GAP;
+        }
+    }
+    let size = sheet.dimensions();
+    let area = BitMapBackend::with_buffer(&mut sheet, size).into_drawing_area();
+    for (text, x, y) in captions {
+        area.draw_text(&text, &style().color(&INK), (x, y)).map_err(drawing)?;
+    }
+    area.present().map_err(drawing)?;
+    drop(area);
+    Ok(sheet)
+}
+
+/// Columns and rows of `n` cells such that the whole has about the proportions [`ASPECT`].
+fn grid(n: u32, cell_width: u32, cell_height: u32) -> (u32, u32) {
+    let ideal = (ASPECT * n as f64 * cell_height as f64 / cell_width as f64).sqrt();
+    let rows = n.div_ceil((ideal.round() as u32).clamp(1, n));
+    (n.div_ceil(rows), rows)
+}
+
+/// A frame at the sheet's scale: down to [`ROW`] with smoothing, or up by the largest whole factor that stays below it.
+fn fit(frame: &RgbImage) -> RgbImage {
+    let (w, h) = frame.dimensions();
+    if h > ROW {
+        let width = ((w as u64 * ROW as u64 + h as u64 / 2) / h as u64).max(1) as u32;
+        imageops::resize(frame, width, ROW, FilterType::Triangle)
+    } else {
+        let factor = (ROW / h.max(1)).max(1);
+        imageops::resize(frame, w * factor, h * factor, FilterType::Nearest)
+    }
+}
+
+/// `text` in one line no wider than `width` pixels, cut with an ellipsis where it must be.
+fn shorten(text: &str, width: u32) -> Result<String> {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
+    let fits = |s: &str| style().font.box_size(s).map(|(w, _)| w <= width).map_err(drawing);
+    if fits(&line)? {
+        return Ok(line);
+    }
+    let chars: Vec<char> = line.chars().collect();
+    let (mut low, mut high) = (0, chars.len()); // `low` characters and the ellipsis fit, `high` do not
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        let cut: String = chars[..middle].iter().collect();
+        if fits(&format!("{}…", cut.trim_end()))? { low = middle } else { high = middle }
+    }
+    let cut: String = chars[..low].iter().collect();
+    Ok(format!("{}…", cut.trim_end()))
+}
+
+fn style() -> TextStyle<'static> {
+    register_font();
+    (FONT, CAPTION).into_font().into()
+}
+
+fn drawing(error: impl std::fmt::Display) -> crate::Error {
+    crate::Error::Invalid(format!("drawing text on a contact sheet failed: {error}"))
+}
+
+/// Makes [`FONT`] known to plotters: the programme carries its font, so pictures look alike on every machine.
+pub(crate) fn register_font() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // The bytes are part of the programme; a failure would show as an error at the first text drawn.
+        let _ = plotters::style::register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
+        let _ = plotters::style::register_font(FONT, FontStyle::Bold, dejavu::sans::bold());
+    });
+}

@@ -1,0 +1,226 @@
+//! Writing clips and images: MP4, GIF, PNG or a folder of PNGs, chosen by the path's extension.
+//!
+//! What is written appears under its name only when whole: until then it has a temporary name beside it, and a failure
+//! leaves whatever was there as it was. Reading is the business of the other files of this room.
+
+mod mp4;
+
+use image::codecs::gif::{GifEncoder, Repeat};
+use image::{Delay, ImageFormat, RgbImage};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::{Error, Result, bail};
+pub use mp4::VideoWriter;
+
+/// NeuQuant's sampling: 1 is slowest and best, 30 fastest; 10 is its author's choice for pictures.
+const GIF_SPEED: i32 = 10;
+
+/// What a path's extension asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// H.264 video (see [`VideoWriter`]).
+    Mp4,
+    /// Animation with 256 colours a frame.
+    Gif,
+    /// One picture; of several frames, all of them side by side.
+    Png,
+    /// A folder of numbered PNGs.
+    Folder,
+}
+
+impl Kind {
+    /// The kind `path` names: `.mp4`, `.gif`, `.png`, or, for a path without extension or an existing folder, a folder.
+    /// Any other extension is an error. Lets a command refuse a path before it works for hours.
+    pub fn of(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Ok(Self::Folder);
+        }
+        match path.extension().map(|e| e.to_string_lossy().to_lowercase()).as_deref() {
+            Some("mp4") => Ok(Self::Mp4),
+            Some("gif") => Ok(Self::Gif),
+            Some("png") => Ok(Self::Png),
+            None if path.file_name().is_some() => Ok(Self::Folder),
+            None => bail!("{}: not a path to write to", path.display()),
+            Some(other) => bail!(
+                "{}: cannot write files of the kind .{other}; use .mp4, .gif, .png, or a folder (no extension)",
+                path.display()
+            ),
+        }
+    }
+}
+
+/// Writes the clip `frames` [n, height, width, 3] (RGB, n >= 1) to `path`, as its extension says.
+///
+/// - `.mp4`: see [`VideoWriter`].
+/// - `.gif`: 256 colours a frame, repeating for ever; delays are whole hundredths of a second whose sum is right. GIF knows
+///   nothing faster than 50 frames per second.
+/// - `.png`: one frame is that picture. Several are laid side by side in reading order, unscaled, on a sheet about as wide
+///   as it is high, the rest of it black.
+/// - a folder: `00000.png`, `00001.png` and so on. It must not exist or be empty.
+///
+/// Fails on another extension, on `frames` that are not whole frames, without frames, and where the file cannot be written.
+pub fn write_video(path: &Path, frames: &[u8], height: usize, width: usize, fps: f64) -> Result<()> {
+    let n = frame_count(frames, height, width)?;
+    match Kind::of(path)? {
+        Kind::Mp4 => {
+            let mut writer = VideoWriter::create(path, height, width, fps)?;
+            writer.push(frames)?;
+            writer.finish()
+        }
+        Kind::Gif => write_gif(path, frames, height, width, fps),
+        Kind::Png => write_image(path, &tile(frames, height, width, n)?),
+        Kind::Folder => write_folder(path, frames, height, width, n),
+    }
+}
+
+/// Writes `image` as a PNG, whatever the path's extension.
+pub fn write_image(path: &Path, image: &RgbImage) -> Result<()> {
+    write_file(path, |out| image.write_to(out, ImageFormat::Png).map_err(|e| encoding(path, e)))
+}
+
+/// Writes a file through `write` under a temporary name, then fsyncs and renames it to `path`.
+/// On an error, `write`'s or the system's, `path` stays as it was and the temporary file is gone.
+pub fn write_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) -> Result<()> {
+    let file = temporary(path)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
+    write(&mut out)?;
+    out.flush().map_err(|e| Error::io(path, e))?;
+    drop(out);
+    persist(file, path)
+}
+
+/// A temporary file beside `path`, with the permissions of a newly created one.
+fn temporary(path: &Path) -> Result<tempfile::NamedTempFile> {
+    let name = path.file_name().ok_or_else(|| Error::Invalid(format!("{}: not the name of a file", path.display())))?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the umask
+    let prefix = format!(".{}.", name.to_string_lossy());
+    builder.prefix(&prefix).tempfile_in(parent(path)).map_err(|e| Error::io(path, e))
+}
+
+/// Makes a temporary file durable and gives it its name.
+fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<()> {
+    file.as_file().sync_all().map_err(|e| Error::io(path, e))?;
+    file.persist(path).map_err(|e| Error::io(path, e.error))?;
+    sync_folder(parent(path))
+}
+
+/// Makes a rename within `folder` survive a power cut.
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, e))
+}
+
+/// The folder `path` lies in.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// How many frames [n, height, width, 3] holds; an error if that is not a whole number of at least one.
+pub(super) fn frame_count(frames: &[u8], height: usize, width: usize) -> Result<usize> {
+    let frame = height.saturating_mul(width).saturating_mul(3);
+    if frame == 0 {
+        bail!("a clip of {height}x{width} pixels cannot be written");
+    }
+    if frames.is_empty() {
+        bail!("a clip without frames cannot be written");
+    }
+    if frames.len() % frame != 0 {
+        bail!("{} bytes are not a whole number of {height}x{width} RGB frames of {frame} bytes", frames.len());
+    }
+    Ok(frames.len() / frame)
+}
+
+/// Frame `i` of [n, height, width, 3] as an image.
+pub(super) fn frame_image(frames: &[u8], height: usize, width: usize, i: usize) -> Result<RgbImage> {
+    let bytes = height * width * 3;
+    let pixels = frames[i * bytes..(i + 1) * bytes].to_vec();
+    match (u32::try_from(width), u32::try_from(height)) {
+        (Ok(w), Ok(h)) => RgbImage::from_raw(w, h, pixels),
+        _ => None,
+    }
+    .ok_or_else(|| Error::Invalid(format!("frames of {height}x{width} pixels are too large for a picture")))
+}
+
+/// All frames side by side in reading order, on a sheet about as wide as it is high.
+fn tile(frames: &[u8], height: usize, width: usize, n: usize) -> Result<RgbImage> {
+    let columns = (((n * height) as f64 / width as f64).sqrt().round() as usize).clamp(1, n);
+    let columns = n.div_ceil(n.div_ceil(columns)); // no empty column
+    let rows = n.div_ceil(columns);
+    let stride = columns * width * 3;
+    let mut sheet = vec![0; rows * height * stride];
+    for (i, line) in frames.chunks_exact(width * 3).enumerate() {
+        let (frame, y) = (i / height, i % height);
+        let at = (frame / columns * height + y) * stride + frame % columns * width * 3;
+        sheet[at..at + line.len()].copy_from_slice(line);
+    }
+    frame_image(&sheet, rows * height, columns * width, 0)
+}
+
+fn write_gif(path: &Path, frames: &[u8], height: usize, width: usize, fps: f64) -> Result<()> {
+    check_fps(fps)?;
+    if height.max(width) > u16::MAX as usize {
+        bail!("{}: {height}x{width} pixels are too many for a GIF", path.display());
+    }
+    write_file(path, |out| {
+        let mut encoder = GifEncoder::new_with_speed(out, GIF_SPEED);
+        encoder.set_repeat(Repeat::Infinite).map_err(|e| encoding(path, e))?;
+        let hundredths = |i: usize| (i as f64 * 100.0 / fps).round() as u64;
+        for i in 0..frames.len() / (height * width * 3) {
+            let picture = image::DynamicImage::from(frame_image(frames, height, width, i)?).into_rgba8();
+            let delay = (hundredths(i + 1) - hundredths(i)).max(2); // players take less for "unset"
+            let delay = Delay::from_saturating_duration(Duration::from_millis(10 * delay));
+            let frame = image::Frame::from_parts(picture, 0, 0, delay);
+            encoder.encode_frame(frame).map_err(|e| encoding(path, e))?;
+        }
+        Ok(())
+    })
+}
+
+fn write_folder(path: &Path, frames: &[u8], height: usize, width: usize, n: usize) -> Result<()> {
+    let occupied = match fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    if occupied {
+        bail!("{}: the folder is not empty; name a new one for the frames", path.display());
+    }
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let making = tempfile::Builder::new()
+        .prefix(&format!(".{name}."))
+        .tempdir_in(parent(path))
+        .map_err(|e| Error::io(path, e))?;
+    #[cfg(unix)]
+    {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(making.path(), mode).map_err(|e| Error::io(path, e))?;
+    }
+    for i in 0..n {
+        write_image(&making.path().join(format!("{i:05}.png")), &frame_image(frames, height, width, i)?)?;
+    }
+    fs::rename(making.path(), path).map_err(|e| Error::io(path, e))?; // an empty folder there gives way
+    let _: PathBuf = making.keep(); // the name it had is gone
+    sync_folder(parent(path))
+}
+
+fn check_fps(fps: f64) -> Result<()> {
+    if !(fps.is_finite() && (0.01..=1000.0).contains(&fps)) {
+        bail!("{fps} is not a frame rate; it must lie between 0.01 and 1000");
+    }
+    Ok(())
+}
+
+/// An error of the image library about `path`.
+fn encoding(path: &Path, error: image::ImageError) -> Error {
+    match error {
+        image::ImageError::IoError(e) => Error::io(path, e),
+        other => Error::Invalid(format!("{}: {other}", path.display())),
+    }
+}

@@ -1,0 +1,81 @@
+//! Backward: head and loss in one visit, then block by block, recomputing and differentiating tile by tile.
+
+use candle_core::{Tensor, Var};
+
+use super::{Engine, Objective, Saved, Stash};
+use crate::Result;
+use crate::attention::flash_backward;
+use crate::model::{Block, Condition};
+use crate::ops::{add_assign, row_dot, vjp};
+
+impl Engine<'_> {
+    /// The loss of the residual stream `x` `[rows, D]`, and every parameter's gradient but the conditioner's.
+    pub(super) fn backward(
+        &self,
+        condition: &Condition,
+        objective: &dyn Objective,
+        x: Tensor,
+        mut stash: Stash,
+    ) -> Result<f64> {
+        let (loss, dx) = self.head_and_loss(condition, objective, x)?;
+        for (i, block) in self.model.blocks.iter().enumerate().rev() {
+            let saved = stash.take(i)?;
+            self.block_backward(condition, block, saved, &dx)?;
+        }
+        for tile in self.tiles() {
+            self.model.embed.backward(&objective.input(tile.clone())?, &self.rows_of(&dx, &tile)?)?;
+        }
+        Ok(loss)
+    }
+
+    /// This rank's share of the loss, and the gradient `[rows, D]` of the last block's output.
+    fn head_and_loss(&self, condition: &Condition, objective: &dyn Objective, x: Tensor) -> Result<(f64, Tensor)> {
+        let head = self.model.head.begin(condition)?;
+        let dx = self.buffer(self.model.config.width(), self.dtype())?;
+        let mut loss = 0.0;
+        for tile in self.tiles() {
+            let x = Var::from_tensor(&self.rows_of(&x, &tile)?)?;
+            let output = self.model.head.forward(&x, &head, self.at(&tile))?;
+            let (share, d_output) = objective.loss(tile.clone(), &output.detach())?;
+            loss += share;
+            dx.slice_set(&vjp(&[(&output, &d_output)], &[&x])?[0], 0, tile.start)?;
+        }
+        self.model.head.end(condition, &head)?;
+        Ok((loss, dx))
+    }
+
+    /// Turns `dx`, the gradient of the block's output, into that of its input, in place.
+    fn block_backward(&self, condition: &Condition, block: &Block, saved: Saved, dx: &Tensor) -> Result<()> {
+        let Saved { x, o, lse } = saved;
+        let mine = block.begin(condition)?;
+        let d_o = self.buffer(self.model.config.width(), self.compute())?;
+        let delta = self.buffer(self.heads(), self.dtype())?;
+        for tile in self.tiles() {
+            let x = Var::from_tensor(&self.rows_of(&x, &tile)?)?;
+            let o = Var::from_tensor(&self.rows_of(&o, &tile)?)?;
+            let y = block.after(&x, &o, &mine, self.at(&tile))?;
+            let gradients = vjp(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
+            dx.slice_set(&gradients[0], 0, tile.start)?;
+            d_o.slice_set(&gradients[1], 0, tile.start)?;
+            delta.slice_set(&row_dot(&gradients[1], &o, self.heads())?, 0, tile.start)?;
+        }
+        drop(o);
+
+        let [q, k, v] = self.queries_keys_values(block, &mine, &x)?;
+        let d_o = self.to_heads(&d_o)?;
+        let delta = delta.reshape((self.batch, delta.dims()[0] / self.batch, self.heads()))?;
+        let delta = self.ulysses.seq_to_heads(&delta)?; // [B, my heads, S]
+        let (dq, dk, dv) = flash_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale())?;
+        drop((q, k, v, d_o, delta, lse));
+        let [dq, dk, dv] = [self.to_rows(&dq)?, self.to_rows(&dk)?, self.to_rows(&dv)?];
+
+        for tile in self.tiles() {
+            let x = Var::from_tensor(&self.rows_of(&x, &tile)?)?;
+            let outputs = block.before(&x, &mine, &self.rope, self.at(&tile))?;
+            let gradients = [self.rows_of(&dq, &tile)?, self.rows_of(&dk, &tile)?, self.rows_of(&dv, &tile)?];
+            let pairs: Vec<(&Tensor, &Tensor)> = outputs.iter().zip(&gradients).collect();
+            add_assign(&self.rows_of(dx, &tile)?, &vjp(&pairs, &[&x])?[0])?;
+        }
+        block.end(condition, &mine)
+    }
+}

@@ -1,0 +1,311 @@
+//! Safetensors: one file, or the shards that an index names, behind one set of named tensors.
+//!
+//! The header is checked as a whole on opening (offsets, shapes, file length), so that a truncated file is an error with
+//! its name, and not a surprise later. Tensors are then read by offset one at a time (`pread`): nothing is held in memory
+//! that was not asked for, and a file cut short meanwhile is an error too, where a memory map would be a bus error.
+//!
+//! Format: 8 bytes of header length (little endian), a JSON header, the tensors' bytes.
+//! <https://github.com/huggingface/safetensors#format>
+
+use super::{atomic_write, failed};
+use crate::{Error, Result, bail};
+use safetensors::tensor::{Dtype, Metadata};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// A header longer than this is refused before it is read; the format's own limit.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// How many names of each kind an error lists.
+const LISTED: usize = 4;
+
+/// Named tensors in one or several safetensors files, read when asked for.
+#[derive(Debug)]
+pub struct Tensors {
+    /// What errors call the whole: the file, or the index.
+    path: PathBuf,
+    files: Vec<(PathBuf, File)>,
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// In bytes from the start of the file.
+    start: u64,
+}
+
+impl Tensors {
+    /// Opens one safetensors file.
+    ///
+    /// # Errors
+    /// The file is missing, truncated, or not safetensors.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (file, header) = open_file(path)?;
+        let entries = header.into_iter().collect();
+        Ok(Self { path: path.to_owned(), files: vec![(path.to_owned(), file)], entries })
+    }
+
+    /// Opens the shards named by a `*.safetensors.index.json`, which lie beside it.
+    ///
+    /// # Errors
+    /// Besides those of [`open`](Self::open): the index is not JSON or has no `weight_map`, names a shard that is not
+    /// there, or a tensor that is not in its shard.
+    pub fn open_sharded(index: &Path) -> Result<Self> {
+        let shown = index.display();
+        let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
+        let json: Value = serde_json::from_str(&text).map_err(|e| Error::Invalid(format!("{shown}: not JSON: {e}")))?;
+        let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
+            bail!("{shown}: has no `weight_map` from tensors to files; it is not a safetensors index");
+        };
+        let mut all = Self { path: index.to_owned(), files: Vec::new(), entries: BTreeMap::new() };
+        let mut shards: BTreeMap<&str, (usize, BTreeMap<String, Entry>)> = BTreeMap::new();
+        for (tensor, shard) in map {
+            let Some(shard) = shard.as_str().filter(|s| is_plain_name(s)) else {
+                bail!(
+                    "{shown}: the file of tensor `{tensor}` is {shard}; it must be the name of a file beside the index"
+                );
+            };
+            if !shards.contains_key(shard) {
+                let path = index.with_file_name(shard);
+                if !path.is_file() {
+                    bail!("{shown}: names the shard {shard}, which is not there: the folder is incomplete");
+                }
+                let (file, entries) = open_file(&path)?;
+                shards.insert(shard, (all.files.len(), entries));
+                all.files.push((path, file));
+            }
+            let (number, entries) = shards.get_mut(shard).expect("inserted above");
+            let Some(mut entry) = entries.remove(tensor) else {
+                bail!("{shown}: says tensor `{tensor}` is in {shard}, but it is not");
+            };
+            entry.file = *number;
+            all.entries.insert(tensor.clone(), entry);
+        }
+        Ok(all)
+    }
+
+    /// The file, or the index, that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Whether there is such a tensor.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The shape of a tensor.
+    ///
+    /// # Errors
+    /// There is no such tensor.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.entry(name)?.shape)
+    }
+
+    /// The stored type of a tensor.
+    ///
+    /// # Errors
+    /// There is no such tensor.
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        Ok(self.entry(name)?.dtype)
+    }
+
+    /// A tensor's elements in row-major order, as f32. Sources: f32, bf16, f16, f64 (rounded to nearest).
+    ///
+    /// # Errors
+    /// There is no such tensor, it is of another type, or the file cannot be read.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        self.read(name, false)
+    }
+
+    /// As [`read_f32`](Self::read_f32), but i32 and i64 too: for timesteps and labels, which are no weights.
+    pub fn read_numbers(&self, name: &str) -> Result<Vec<f32>> {
+        self.read(name, true)
+    }
+
+    fn read(&self, name: &str, integers: bool) -> Result<Vec<f32>> {
+        let entry = self.entry(name)?;
+        let (path, file) = &self.files[entry.file];
+        let read = |bytes: &mut [u8], at: u64| {
+            file.read_exact_at(bytes, entry.start + at).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    Error::Invalid(format!("{}: cut short while it was read (tensor `{name}`)", path.display()))
+                }
+                _ => Error::io(path, e),
+            })
+        };
+        let mut out = vec![0f32; entry.shape.iter().product()];
+        match entry.dtype {
+            Dtype::F32 => {
+                read(bytemuck::cast_slice_mut(&mut out), 0)?;
+                if cfg!(target_endian = "big") {
+                    out.iter_mut().for_each(|x| *x = f32::from_bits(x.to_bits().swap_bytes()));
+                }
+            }
+            Dtype::BF16 => widen::<2>(&mut out, read, |b| half::bf16::from_le_bytes(b).to_f32())?,
+            Dtype::F16 => widen::<2>(&mut out, read, |b| half::f16::from_le_bytes(b).to_f32())?,
+            Dtype::F64 => widen::<8>(&mut out, read, |b| f64::from_le_bytes(b) as f32)?,
+            Dtype::I64 if integers => widen::<8>(&mut out, read, |b| i64::from_le_bytes(b) as f32)?,
+            Dtype::I32 if integers => widen::<4>(&mut out, read, |b| i32::from_le_bytes(b) as f32)?,
+            other => bail!("{}: tensor `{name}` is {other}; f32, bf16, f16 or f64 is needed", path.display()),
+        }
+        Ok(out)
+    }
+
+    /// Checks that the tensors are exactly `expected`: names with shapes.
+    ///
+    /// # Errors
+    /// One that counts the missing, the extra and the misshapen and names the first of each.
+    pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        let wanted: BTreeMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+        let quoted = |n: &&str| format!("`{n}`");
+        let missing: Vec<_> = wanted.keys().filter(|n| !self.contains(n)).map(quoted).collect();
+        let extra: Vec<_> = self.names().filter(|n| !wanted.contains_key(n)).map(|n| quoted(&n)).collect();
+        let misshapen: Vec<_> = wanted
+            .iter()
+            .filter_map(|(name, shape)| {
+                let found = &self.entries.get(*name)?.shape;
+                (found != shape).then(|| format!("`{name}` is {found:?}, not {shape:?}"))
+            })
+            .collect();
+        let parts: Vec<_> = [("missing", missing), ("not known", extra), ("of another shape", misshapen)]
+            .into_iter()
+            .filter(|(_, list)| !list.is_empty())
+            .map(|(what, list)| {
+                let more = if list.len() > LISTED { ", ..." } else { "" };
+                format!("{} {what} ({}{more})", list.len(), list[..list.len().min(LISTED)].join(", "))
+            })
+            .collect();
+        if !parts.is_empty() {
+            let (path, total) = (self.path.display(), wanted.len());
+            bail!("{path}: does not fit the model of {total} tensors: {}", parts.join("; "));
+        }
+        Ok(())
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        let Some(entry) = self.entries.get(name) else {
+            let path = self.path.display();
+            bail!("{path}: has no tensor `{name}` among its {}", self.entries.len());
+        };
+        Ok(entry)
+    }
+}
+
+/// Writes f32 tensors as one safetensors file, atomically; the values may be borrowed or owned (`&[f32]`, `Vec<f32>`).
+///
+/// Metadata is `{"format": "pt"}`, as diffusers and transformers ask for.
+///
+/// # Errors
+/// A name twice, values that do not fill their shape, or those of [`atomic_write`].
+pub fn write_tensors<N, D>(path: &Path, tensors: impl IntoIterator<Item = (N, Vec<usize>, D)>) -> Result<()>
+where
+    N: AsRef<str>,
+    D: AsRef<[f32]>,
+{
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut values = Vec::new();
+    let mut end = 0;
+    for (name, shape, data) in tensors {
+        let (name, length) = (name.as_ref(), data.as_ref().len());
+        if shape.iter().product::<usize>() != length {
+            bail!("{}: tensor `{name}` of shape {shape:?} was given {length} values", path.display());
+        }
+        let start = end;
+        end += 4 * length;
+        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
+        if header.insert(name.to_owned(), entry).is_some() {
+            bail!("{}: tensor `{name}` was given twice", path.display());
+        }
+        values.push(data);
+    }
+    let mut header = serde_json::to_vec(&header).map_err(|e| failed(path, e.into()))?;
+    header.resize(header.len().next_multiple_of(8), b' '); // the tensors begin aligned
+    atomic_write(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        values.iter().try_for_each(|data| write_f32(out, data.as_ref()))
+    })
+}
+
+fn write_f32(out: &mut dyn Write, data: &[f32]) -> io::Result<()> {
+    if cfg!(target_endian = "little") {
+        return out.write_all(bytemuck::cast_slice(data));
+    }
+    data.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
+}
+
+/// Opens a safetensors file and reads its header; entries are of file 0.
+fn open_file(path: &Path) -> Result<(File, BTreeMap<String, Entry>)> {
+    let shown = path.display();
+    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let meta = file.metadata().map_err(|e| Error::io(path, e))?;
+    if !meta.is_file() {
+        bail!("{shown}: is not a file");
+    }
+    let length = meta.len();
+    let mut word = [0; 8];
+    if length < 8 {
+        bail!("{shown}: {length} bytes are too few for a safetensors file; it was cut short");
+    }
+    file.read_exact(&mut word).map_err(|e| Error::io(path, e))?;
+    let size = u64::from_le_bytes(word);
+    if size > MAX_HEADER {
+        bail!("{shown}: is not a safetensors file (its header would have {size} bytes)");
+    }
+    if size > length - 8 {
+        bail!("{shown}: was cut short: its header has {size} bytes, the whole file {length}");
+    }
+    let mut header = vec![0; size as usize];
+    file.read_exact(&mut header).map_err(|e| Error::io(path, e))?;
+    let header: Metadata = serde_json::from_slice(&header)
+        .map_err(|e| Error::Invalid(format!("{shown}: is not a safetensors file, or damaged: {e}")))?;
+    let expected = 8 + size + header.data_len() as u64;
+    if length != expected {
+        let what = if length < expected { "was cut short" } else { "is damaged" };
+        bail!("{shown}: {what}: {length} bytes, where its header says {expected}");
+    }
+    let entry = |name: String, info: &safetensors::tensor::TensorInfo| {
+        let start = 8 + size + info.data_offsets.0 as u64;
+        (name, Entry { file: 0, dtype: info.dtype, shape: info.shape.clone(), start })
+    };
+    let entries = header.tensors().into_iter().map(|(name, info)| entry(name, info)).collect();
+    Ok((file, entries))
+}
+
+/// Fills `out` from elements of N bytes, a piece at a time.
+fn widen<const N: usize>(
+    out: &mut [f32],
+    read: impl Fn(&mut [u8], u64) -> Result<()>,
+    convert: impl Fn([u8; N]) -> f32,
+) -> Result<()> {
+    const PIECE: usize = 1 << 16; // elements
+    let mut bytes = vec![0; N * PIECE.min(out.len())];
+    for (i, piece) in out.chunks_mut(PIECE).enumerate() {
+        let bytes = &mut bytes[..N * piece.len()];
+        read(bytes, (i * PIECE * N) as u64)?;
+        for (x, raw) in piece.iter_mut().zip(bytes.as_chunks::<N>().0) {
+            *x = convert(*raw);
+        }
+    }
+    Ok(())
+}
+
+/// Whether `name` is a file name without any path to it.
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!(parts.next(), Some(std::path::Component::Normal(_))) && parts.next().is_none()
+}

@@ -1,0 +1,184 @@
+//! What all tokens of a sample share: the time embedding, its projection to modulations, text tokens and the class.
+//!
+//! The results are leaves ([`Param`]) that collect gradients from every tile and block; [`Conditioner::backward`] takes the sums
+//! through the small network once. Each rank does so with its own tokens' share: the map is linear in the gradient, so the sum
+//! of parameter gradients over ranks comes out right.
+
+use candle_core::{DType, Tensor, Var};
+
+use super::{ModelConfig, Unit};
+use crate::ops::{Linear, Param, gelu, silu, vjp, write};
+use crate::{Result, bail};
+
+/// What the conditions of B samples are made from.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// The network's time, 1000 sigma, of each sample.
+    pub timesteps: Vec<f64>,
+    /// Text tokens `[B, L, text_dim]`, for models with text.
+    pub text: Option<Tensor>,
+    /// The class of each sample, for models with classes; `num_classes` is the null class.
+    pub labels: Option<Vec<usize>>,
+}
+
+/// The conditions of B samples.
+pub struct Condition {
+    prompt: Prompt,
+    /// The time embedding `[B, D]`, for the head.
+    pub time: Param,
+    /// Its projection to modulations `[B, 6, D]`, for the blocks.
+    pub modulation: Param,
+    /// Text tokens in the model's width `[B, L, D]`.
+    pub text: Option<Param>,
+}
+
+/// `condition_embedder`: the small network that makes conditions.
+pub struct Conditioner {
+    time_1: Linear,
+    time_2: Linear,
+    time_proj: Linear,
+    text: Option<(Linear, Linear)>,
+    classes: Option<Param>,
+    freq_dim: usize,
+    width: usize,
+}
+
+impl Conditioner {
+    /// Views the weights in `unit`. This network computes in full precision, as Wan's does.
+    pub fn new(unit: &Unit, config: &ModelConfig) -> Result<Self> {
+        let linear = |name: &str| unit.linear(&format!("condition_embedder.{name}"), false);
+        Ok(Self {
+            time_1: linear("time_embedder.linear_1")?,
+            time_2: linear("time_embedder.linear_2")?,
+            time_proj: linear("time_proj")?,
+            text: match config.text_dim {
+                0 => None,
+                _ => Some((linear("text_embedder.linear_1")?, linear("text_embedder.linear_2")?)),
+            },
+            classes: match config.num_classes {
+                0 => None,
+                _ => Some(unit.param("condition_embedder.class_embedder.embedding_table.weight")?),
+            },
+            freq_dim: config.freq_dim,
+            width: config.width(),
+        })
+    }
+
+    /// The conditions for `prompt`.
+    pub fn forward(&self, prompt: &Prompt) -> Result<Condition> {
+        let b = prompt.timesteps.len();
+        let (time, modulation) = self.time(&self.sinusoid(&prompt.timesteps)?, self.class_rows(prompt)?.as_ref())?;
+        let text = match (&self.text, &prompt.text) {
+            (None, None) => None,
+            (Some(_), Some(text)) => {
+                let (samples, tokens, features) = text.dims3()?;
+                let wanted = self.text_dim();
+                if samples != b || features != wanted || tokens == 0 {
+                    bail!("text embeddings are {:?}; [{b}, tokens, {wanted}] is wanted", text.dims())
+                }
+                let rows = text.to_dtype(time.dtype())?.reshape((samples * tokens, features))?;
+                let text = self.text_rows(&rows)?.reshape((samples, tokens, self.width))?;
+                Some(Param::leaf("text", text)?)
+            }
+            (Some(_), None) => {
+                bail!("the model has text (text_dim {}), but no text embeddings are given", self.text_dim())
+            }
+            (None, Some(_)) => bail!("text embeddings are given, but the model has no text (text_dim 0)"),
+        };
+        Ok(Condition {
+            prompt: prompt.clone(),
+            time: Param::leaf("time", time)?,
+            modulation: Param::leaf("modulation", modulation.reshape((b, 6, self.width))?)?,
+            text,
+        })
+    }
+
+    /// Adds this network's parameter gradients, given the gradients that `condition` has collected.
+    pub fn backward(&self, condition: &Condition) -> Result<()> {
+        let prompt = &condition.prompt;
+        let input = Var::from_tensor(&self.sinusoid(&prompt.timesteps)?)?; // a variable, so that the graph is kept
+        let class = self.class_rows(prompt)?.map(|rows| Var::from_tensor(&rows)).transpose()?;
+        let (time, modulation) = self.time(&input, class.as_deref())?;
+        let d_modulation = condition.modulation.grad.reshape(modulation.shape())?;
+        let outputs = [(&time, &condition.time.grad), (&modulation, &d_modulation)];
+        let inputs: Vec<&Var> = std::iter::once(&input).chain(&class).collect();
+        let gradients = vjp(&outputs, &inputs)?;
+        if let (Some(table), Some(labels)) = (&self.classes, &prompt.labels) {
+            for (sample, &label) in labels.iter().enumerate() {
+                let row =
+                    Param { name: table.name.clone(), value: table.value.get(label)?, grad: table.grad.get(label)? };
+                row.accumulate(&gradients[1].get(sample)?)?;
+            }
+        }
+        if let (Some(text), Some(leaf)) = (&prompt.text, &condition.text) {
+            let rows = text.to_dtype(leaf.grad.dtype())?.flatten(0, 1)?;
+            let input = Var::from_tensor(&rows)?;
+            vjp(&[(&self.text_rows(&input)?, &leaf.grad.flatten(0, 1)?)], &[&input])?;
+        }
+        Ok(())
+    }
+
+    /// Sets the gradients that `condition` has collected to zero, so that it can serve again.
+    pub fn zero_grad(condition: &Condition) -> Result<()> {
+        for leaf in [Some(&condition.time), Some(&condition.modulation), condition.text.as_ref()].into_iter().flatten()
+        {
+            match leaf.grad.dtype() {
+                DType::F64 => write(&leaf.grad, |g: &mut [f64]| g.fill(0.0))?,
+                _ => write(&leaf.grad, |g: &mut [f32]| g.fill(0.0))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn text_dim(&self) -> usize {
+        self.text.as_ref().map_or(0, |(first, _)| first.weight.value.dims()[1])
+    }
+
+    /// (time embedding `[B, D]`, modulations `[B, 6 D]`) from sinusoids `[B, freq_dim]` and class rows `[B, D]`.
+    fn time(&self, sinusoid: &Tensor, class: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let mut time = self.time_2.forward(&silu(&self.time_1.forward(sinusoid)?)?)?; // [B, D]
+        if let Some(class) = class {
+            time = (time + class)?;
+        }
+        let modulation = self.time_proj.forward(&silu(&time)?)?; // [B, 6 D]
+        Ok((time, modulation))
+    }
+
+    /// Text rows `[B L, text_dim]` to `[B L, D]`.
+    fn text_rows(&self, rows: &Tensor) -> Result<Tensor> {
+        let Some((first, second)) = &self.text else { bail!("the model has no text") };
+        Ok(second.forward(&gelu(&first.forward(rows)?)?)?)
+    }
+
+    /// [cos | sin] of t exp(-ln(10000) i / half), computed in f32 like diffusers' `get_timestep_embedding`.
+    fn sinusoid(&self, timesteps: &[f64]) -> Result<Tensor> {
+        let half = self.freq_dim / 2;
+        let frequency = |i: usize| (-(10000f64.ln() as f32) * i as f32 / half as f32).exp();
+        let mut values = Vec::with_capacity(timesteps.len() * self.freq_dim);
+        for &t in timesteps {
+            let angles: Vec<f64> = (0..half).map(|i| f64::from(t as f32 * frequency(i))).collect();
+            values.extend(angles.iter().map(|a| a.cos()));
+            values.extend(angles.iter().map(|a| a.sin()));
+        }
+        let weight = &self.time_1.weight.value;
+        Ok(Tensor::from_vec(values, (timesteps.len(), self.freq_dim), weight.device())?.to_dtype(weight.dtype())?)
+    }
+
+    /// The class embedding of each sample, `[B, D]`.
+    fn class_rows(&self, prompt: &Prompt) -> Result<Option<Tensor>> {
+        match (&self.classes, &prompt.labels) {
+            (None, None) => Ok(None),
+            (Some(table), Some(labels)) => {
+                let classes = table.value.dims()[0];
+                if let Some(label) = labels.iter().find(|&&label| label >= classes) {
+                    bail!("class {label}: the model has classes 0 to {} (the last is the null class)", classes - 1)
+                }
+                let rows =
+                    labels.iter().map(|&label| table.value.get(label)).collect::<candle_core::Result<Vec<_>>>()?;
+                Ok(Some(Tensor::stack(&rows, 0)?))
+            }
+            (Some(_), None) => bail!("the model has classes, but no class is given"),
+            (None, Some(_)) => bail!("a class is given, but the model has no classes"),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The network's shape: the fields of diffusers' config.json for `WanTransformer3DModel`, and longreel's own.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{Error, Result, bail};
+
+/// What a model is. Fields keep diffusers' names; `text_dim = 0` and `num_classes` are longreel's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelConfig {
+    /// Patch size (frames, height, width) in pixels or latents.
+    pub patch_size: [usize; 3],
+    /// Attention heads H.
+    pub num_attention_heads: usize,
+    /// Features of a head d; the width D is H d.
+    pub attention_head_dim: usize,
+    /// Channels of the input: 3 for pixels, 16 for Wan's latents.
+    pub in_channels: usize,
+    /// Channels of the output.
+    #[serde(deserialize_with = "or_zero")]
+    pub out_channels: usize,
+    /// Features of a text token; 0: no text and no cross-attention.
+    #[serde(deserialize_with = "or_zero")]
+    pub text_dim: usize,
+    /// Sinusoidal features of the timestep.
+    pub freq_dim: usize,
+    /// Hidden width of the MLP.
+    pub ffn_dim: usize,
+    /// Blocks L.
+    pub num_layers: usize,
+    /// LayerNorm with weights before cross-attention.
+    pub cross_attn_norm: bool,
+    /// Normalisation of q and k: only "rms_norm_across_heads", as in diffusers.
+    pub qk_norm: Option<String>,
+    /// Epsilon of every normalisation.
+    pub eps: f64,
+    /// Most positions along one axis.
+    pub rope_max_seq_len: usize,
+    /// Classes; one null class is added for guidance. 0: no class labels.
+    pub num_classes: usize,
+}
+
+impl Default for ModelConfig {
+    /// diffusers' defaults (Wan 2.1 14B).
+    fn default() -> Self {
+        Self {
+            patch_size: [1, 2, 2],
+            num_attention_heads: 40,
+            attention_head_dim: 128,
+            in_channels: 16,
+            out_channels: 16,
+            text_dim: 4096,
+            freq_dim: 256,
+            ffn_dim: 13824,
+            num_layers: 40,
+            cross_attn_norm: true,
+            qk_norm: Some("rms_norm_across_heads".into()),
+            eps: 1e-6,
+            rope_max_seq_len: 1024,
+            num_classes: 0,
+        }
+    }
+}
+
+/// diffusers writes null where a size is absent.
+fn or_zero<'de, D: serde::Deserializer<'de>>(value: D) -> std::result::Result<usize, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or(0))
+}
+
+impl ModelConfig {
+    /// The width D = H d.
+    pub fn width(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    /// Numbers in a patch of the input: channels x frames x height x width.
+    pub fn patch_in(&self) -> usize {
+        self.in_channels * self.patch_size.iter().product::<usize>()
+    }
+
+    /// Numbers in a patch of the output.
+    pub fn patch_out(&self) -> usize {
+        self.out_channels * self.patch_size.iter().product::<usize>()
+    }
+
+    /// Tokens along (time, height, width) of a clip of `size` (frames, height, width); an error if a patch does not divide it.
+    pub fn grid(&self, size: [usize; 3]) -> Result<[usize; 3]> {
+        let mut grid = [0; 3];
+        for (axis, name) in ["frames", "height", "width"].into_iter().enumerate() {
+            let (n, patch) = (size[axis], self.patch_size[axis]);
+            if n == 0 || !n.is_multiple_of(patch) {
+                bail!("{name} {n} is not a multiple of the patch's {patch} (patch_size = {:?})", self.patch_size)
+            }
+            grid[axis] = n / patch;
+            if grid[axis] > self.rope_max_seq_len {
+                bail!("{name} {n} gives {} positions, rope_max_seq_len is {}", grid[axis], self.rope_max_seq_len)
+            }
+        }
+        Ok(grid)
+    }
+
+    /// Reads a diffusers config.json. Keys that diffusers writes for other models are refused if they ask for what longreel does
+    /// not have, and named in the log if they are merely unknown.
+    pub fn from_json(json: &Value) -> Result<Self> {
+        let Some(map) = json.as_object() else { bail!("config.json: an object wanted") };
+        if let Some(class) = map.get("_class_name").and_then(Value::as_str)
+            && class != "WanTransformer3DModel"
+        {
+            bail!("config.json: _class_name is {class}; longreel runs WanTransformer3DModel")
+        }
+        for key in ["image_dim", "added_kv_proj_dim", "pos_embed_seq_len"] {
+            if map.get(key).is_some_and(|v| !v.is_null()) {
+                bail!("config.json: {key} is set; image-conditioned models (I2V) are not supported")
+            }
+        }
+        let known = serde_json::to_value(Self::default()).expect("plain fields");
+        for key in map.keys().filter(|k| !k.starts_with('_') && !IGNORED.contains(&k.as_str())) {
+            if known.get(key).is_none() {
+                tracing::warn!("config.json: unknown key {key} is ignored");
+            }
+        }
+        let mut config: Self = serde_path_to_error::deserialize(json)
+            .map_err(|e| Error::Invalid(format!("config.json: {}: {}", e.path(), e.inner())))?;
+        if config.out_channels == 0 {
+            config.out_channels = config.in_channels; // as diffusers does for null
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The config.json diffusers would write, with longreel's own keys only where they are used.
+    pub fn to_json(&self) -> Value {
+        let mut map = Map::new();
+        map.insert("_class_name".into(), "WanTransformer3DModel".into());
+        map.insert("_diffusers_version".into(), "0.42.1".into());
+        let fields = serde_json::to_value(self).expect("plain fields");
+        map.extend(fields.as_object().expect("a struct").clone());
+        if self.num_classes == 0 {
+            map.remove("num_classes");
+        }
+        for key in IGNORED {
+            map.insert(key.into(), Value::Null);
+        }
+        Value::Object(map)
+    }
+
+    /// Refuses sizes that cannot be run, naming the field.
+    pub fn check(&self) -> Result<()> {
+        let positive = [
+            ("num_attention_heads", self.num_attention_heads),
+            ("attention_head_dim", self.attention_head_dim),
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("ffn_dim", self.ffn_dim),
+            ("num_layers", self.num_layers),
+            ("patch_size", self.patch_size.iter().product()),
+        ];
+        for (name, value) in positive {
+            if value == 0 {
+                bail!("model: {name} is 0; it must be at least 1")
+            }
+        }
+        if !self.attention_head_dim.is_multiple_of(8) || self.attention_head_dim > 256 {
+            bail!("model: attention_head_dim is {}; a multiple of 8 up to 256 is wanted", self.attention_head_dim)
+        }
+        if self.freq_dim == 0 || !self.freq_dim.is_multiple_of(2) {
+            bail!("model: freq_dim is {}; an even number is wanted", self.freq_dim)
+        }
+        match self.qk_norm.as_deref() {
+            None | Some("rms_norm_across_heads") => Ok(()),
+            Some(other) => bail!("model: qk_norm is {other}; only rms_norm_across_heads is known"),
+        }
+    }
+}
+
+/// Keys of diffusers' config that are null in a text-to-video model.
+const IGNORED: [&str; 3] = ["added_kv_proj_dim", "image_dim", "pos_embed_seq_len"];

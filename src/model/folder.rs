@@ -1,0 +1,139 @@
+//! A diffusers model folder: `config.json` beside the weights, whole or in shards. Names and bytes only, no model logic.
+//!
+//! Reading: `diffusion_pytorch_model.safetensors`, or the shards that `diffusion_pytorch_model*.safetensors.index.json`
+//! names; where both are there the index counts, as in diffusers. Writing: one f32 file, the folder appearing as a whole.
+
+use crate::files::{NewFolder, Tensors, atomic_write, write_tensors};
+use crate::{Error, Result, bail};
+use safetensors::Dtype;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "config.json";
+const STEM: &str = "diffusion_pytorch_model";
+
+/// An opened model folder.
+#[derive(Debug)]
+pub struct Folder {
+    dir: PathBuf,
+    config: Value,
+    tensors: Tensors,
+}
+
+impl Folder {
+    /// Opens a model folder: parses its config and the headers of its weights.
+    ///
+    /// # Errors
+    /// The folder or a file is missing, the config is no JSON object, the index does not fit the shards, a safetensors
+    /// file is truncated or damaged. Each names the file.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONFIG);
+        if !dir.is_dir() {
+            bail!("{}: is not a folder; a model folder with {CONFIG} and {STEM}.safetensors is needed", dir.display());
+        }
+        if !path.is_file() {
+            let inner = dir.join("transformer").join(CONFIG).is_file();
+            let hint = if inner { "; it is a pipeline: name the folder `transformer` in it" } else { "" };
+            bail!("{}: has no {CONFIG}, so it is not a model folder{hint}", dir.display());
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        let config: Value =
+            serde_json::from_str(&text).map_err(|e| Error::Invalid(format!("{}: not JSON: {e}", path.display())))?;
+        if !config.is_object() {
+            bail!("{}: must be a JSON object of the model's settings", path.display());
+        }
+        let weights = find_weights(dir)?;
+        let sharded = weights.extension().is_some_and(|e| e == "json");
+        let tensors = if sharded { Tensors::open_sharded(&weights)? } else { Tensors::open(&weights)? };
+        Ok(Self { dir: dir.to_owned(), config, tensors })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `config.json`, a JSON object.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The weights.
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
+    /// All tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.names()
+    }
+
+    /// See [`Tensors::shape`].
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        self.tensors.shape(name)
+    }
+
+    /// See [`Tensors::dtype`].
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        self.tensors.dtype(name)
+    }
+
+    /// See [`Tensors::read_f32`].
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        self.tensors.read_f32(name)
+    }
+
+    /// See [`Tensors::check`].
+    pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        self.tensors.check(expected)
+    }
+}
+
+/// Writes a new model folder: config.json and one safetensors file in f32. It appears as a whole or not at all.
+///
+/// # Errors
+/// `dir` exists and is not empty, or the disk is full; nothing is overwritten. Those of [`write_tensors`].
+pub fn write_folder<N, D>(
+    dir: &Path,
+    config: &Value,
+    tensors: impl IntoIterator<Item = (N, Vec<usize>, D)>,
+) -> Result<()>
+where
+    N: AsRef<str>,
+    D: AsRef<[f32]>,
+{
+    let folder = NewFolder::begin(dir)?;
+    atomic_write(&folder.path().join(CONFIG), |out| {
+        serde_json::to_writer_pretty(&mut *out, config)?;
+        out.write_all(b"\n")
+    })?;
+    write_tensors(&folder.path().join(format!("{STEM}.safetensors")), tensors)?;
+    folder.publish(false)
+}
+
+/// The file to read weights from: an index or a safetensors file.
+fn find_weights(dir: &Path) -> Result<PathBuf> {
+    for name in [format!("{STEM}.safetensors.index.json"), format!("{STEM}.safetensors")] {
+        let path = dir.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+    }
+    // A variant, as in `diffusion_pytorch_model.fp16.safetensors.index.json`, where there is only one.
+    let mut variants = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+        let name = entry.map_err(|e| Error::io(dir, e))?.file_name().to_string_lossy().into_owned();
+        if name.starts_with(STEM) && name.ends_with(".safetensors.index.json") {
+            variants.push(name);
+        }
+    }
+    variants.sort();
+    match variants.as_slice() {
+        [name] => Ok(dir.join(name)),
+        [] if dir.join(format!("{STEM}.bin")).is_file() => {
+            bail!("{}: has {STEM}.bin only; save the model as safetensors (safe_serialization=True)", dir.display())
+        }
+        [] => bail!("{}: has neither {STEM}.safetensors nor {STEM}.safetensors.index.json", dir.display()),
+        many => bail!("{}: has several weights: {}; keep one", dir.display(), many.join(", ")),
+    }
+}

@@ -1,0 +1,42 @@
+//! The head: LayerNorm modulated by the time embedding, then a linear map to the patch, in (pt, ph, pw, C) order.
+
+use candle_core::Tensor;
+
+use super::{Condition, ModelConfig, Unit};
+use crate::Result;
+use crate::ops::{Affine, Linear, Param, Rows, layer_norm};
+
+/// `proj_out` and the head's `scale_shift_table`.
+pub struct Head {
+    out: Linear,
+    table: Param, // [1, 2, D]
+    eps: f64,
+}
+
+/// Shift and scale of each sample, once for all tiles: table + time embedding.
+pub struct HeadCondition(Param); // [B, 2, D]
+
+impl Head {
+    /// Views the weights in `unit`.
+    pub fn new(unit: &Unit, config: &ModelConfig, bf16: bool) -> Result<Self> {
+        Ok(Self { out: unit.linear("proj_out", bf16)?, table: unit.param("scale_shift_table")?, eps: config.eps })
+    }
+
+    /// The head's view of the condition.
+    pub fn begin(&self, condition: &Condition) -> Result<HeadCondition> {
+        let modulation = condition.time.value.unsqueeze(1)?.broadcast_add(&self.table.value)?;
+        Ok(HeadCondition(Param::leaf("head modulation", modulation)?))
+    }
+
+    /// Takes the gradients that the tiles have left in `mine` on to the table and to `condition`.
+    pub fn end(&self, condition: &Condition, mine: &HeadCondition) -> Result<()> {
+        self.table.accumulate(&mine.0.grad.sum_keepdim(0)?)?;
+        Ok(condition.time.accumulate(&mine.0.grad.sum(1)?)?)
+    }
+
+    /// Predictions `[n, pt ph pw C]` of a tile `x` `[n, D]`. Differentiable in x.
+    pub fn forward(&self, x: &Tensor, mine: &HeadCondition, rows: Rows) -> Result<Tensor> {
+        let affine = Affine::Modulation { modulation: mine.0.clone(), shift: 0, scale: 1, rows };
+        Ok(self.out.forward(&layer_norm(x, affine, self.eps)?)?)
+    }
+}

@@ -1,0 +1,100 @@
+//! [`Unit`]: one flat buffer of parameters and one of gradients, at once the optimizer's range, the collective's message and,
+//! sharded, the ZeRO shard.
+
+use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+
+use super::{Init, UnitSpec};
+use crate::ops::{Linear, Param, write};
+use crate::rng::{Key, Purpose};
+use crate::{Error, Result};
+
+/// The parameters of the embedding, of one block or of the head.
+pub struct Unit {
+    pub name: String,
+    /// All parameters, flat, in the order of `entries`.
+    pub value: Tensor, // [n]
+    /// Their gradients.
+    pub grad: Tensor, // [n]
+    pub entries: Vec<Entry>,
+}
+
+/// Where one parameter lies in its unit.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub range: Range<usize>,
+    /// Whether weight decay applies.
+    pub decay: bool,
+}
+
+impl Unit {
+    /// A unit of zeros.
+    pub fn zeros(spec: &UnitSpec, dtype: DType) -> Result<Self> {
+        let mut entries = vec![];
+        let mut at = 0;
+        for p in &spec.params {
+            let n = p.shape.iter().product::<usize>();
+            entries.push(Entry { name: p.name.clone(), shape: p.shape.clone(), range: at..at + n, decay: p.decay });
+            at += n;
+        }
+        let zeros = || Tensor::zeros(at, dtype, &Device::Cpu);
+        Ok(Self { name: spec.name.clone(), value: zeros()?, grad: zeros()?, entries })
+    }
+
+    /// Draws every parameter's initial values from (seed, its name).
+    pub fn init(&self, spec: &UnitSpec, seed: u64) -> Result<()> {
+        for (entry, param) in self.entries.iter().zip(&spec.params) {
+            let key = Key { seed, purpose: Purpose::Init, step: 0, sample: hash(&entry.name) };
+            let mut stream = key.stream(0);
+            let values: Vec<f32> = match param.init {
+                Init::Zeros => vec![0.0; entry.range.len()],
+                Init::Ones => vec![1.0; entry.range.len()],
+                Init::Normal(std) => {
+                    let mut values = vec![0.0; entry.range.len()];
+                    stream.fill_normal(&mut values);
+                    values.iter_mut().for_each(|v| *v *= std as f32);
+                    values
+                }
+                Init::Xavier => {
+                    let (out, inner) = (entry.shape[0], entry.shape[1..].iter().product::<usize>());
+                    let bound = (6.0 / (out + inner) as f64).sqrt();
+                    entry.range.clone().map(|_| (bound * (2.0 * stream.uniform() - 1.0)) as f32).collect()
+                }
+            };
+            let values = Tensor::from_vec(values, entry.range.len(), self.value.device())?;
+            self.value.slice_set(&values.to_dtype(self.value.dtype())?, 0, entry.range.start)?;
+        }
+        Ok(())
+    }
+
+    /// The parameter of this name, viewed in its shape.
+    pub fn param(&self, name: &str) -> Result<Param> {
+        let entry = self.entries.iter().find(|e| e.name == name);
+        let entry = entry.ok_or_else(|| Error::Invalid(format!("unit {} has no parameter {name}", self.name)))?;
+        let view =
+            |flat: &Tensor| flat.narrow(0, entry.range.start, entry.range.len())?.reshape(entry.shape.as_slice());
+        Ok(Param { name: name.into(), value: view(&self.value)?, grad: view(&self.grad)? })
+    }
+
+    /// The linear layer of this name.
+    pub fn linear(&self, name: &str, bf16: bool) -> Result<Linear> {
+        let weight = self.param(&format!("{name}.weight"))?;
+        Ok(Linear { weight, bias: self.param(&format!("{name}.bias"))?, bf16 })
+    }
+
+    /// Sets the gradients to zero.
+    pub fn zero_grad(&self) -> Result<()> {
+        match self.grad.dtype() {
+            DType::F64 => write(&self.grad, |g: &mut [f64]| g.fill(0.0))?,
+            _ => write(&self.grad, |g: &mut [f32]| g.fill(0.0))?,
+        }
+        Ok(())
+    }
+}
+
+/// FNV-1a: a stable hash of a name, so that a parameter's initial values depend on no order.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}

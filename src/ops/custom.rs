@@ -1,0 +1,192 @@
+//! The bridge between Candle's storages and plain slices: [`read`], [`write`], and custom ops written once for f32 and f64.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Shape, Storage, StorageRef, Tensor, WithDType, bail,
+};
+use std::{marker::PhantomData, ops::Range, sync::Mutex};
+
+use super::Real;
+
+type Candle<T> = candle_core::Result<T>;
+
+/// The values of a contiguous CPU tensor, locked for reading; see [`read`].
+pub struct Values<'a, T> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+    dtype: PhantomData<T>,
+}
+
+/// The values of the contiguous CPU tensor `t` as a slice.
+pub fn read<T: WithDType>(t: &Tensor) -> Candle<Values<'_, T>> {
+    let (storage, layout) = t.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("read: the tensor is not contiguous") };
+    match &*storage {
+        Storage::Cpu(values) => values.as_slice::<T>()?, // checks the dtype
+        _ => bail!("read: the tensor is not on the CPU"),
+    };
+    Ok(Values { storage, range: start..end, dtype: PhantomData })
+}
+
+impl<T: WithDType> std::ops::Deref for Values<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &*self.storage {
+            Storage::Cpu(values) => &values.as_slice::<T>().expect("checked by read")[self.range.clone()],
+            _ => unreachable!("checked by read"),
+        }
+    }
+}
+
+/// A dtype whose CPU storage can be changed in place.
+pub trait Stored: WithDType {
+    /// The storage's values, if it is of this dtype.
+    fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+}
+
+macro_rules! stored {
+    ($($t:ty: $variant:ident),*) => {$(
+        impl Stored for $t {
+            fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+                match storage {
+                    CpuStorage::$variant(values) => Some(values),
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+stored!(f32: F32, f64: F64, half::bf16: BF16, u8: U8);
+
+/// Calls `f` with the values of the contiguous CPU tensor `t`, to be changed in place.
+///
+/// `f` must not touch another tensor of the same storage: the storage is locked meanwhile.
+pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<R> {
+    struct Write<F, R, T>(Mutex<(Option<F>, Option<R>)>, PhantomData<T>);
+    impl<T: Stored, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Write<F, R, T> {
+        fn name(&self) -> &'static str {
+            "write"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Candle<()> {
+            let Some((start, end)) = layout.contiguous_offsets() else { bail!("write: the tensor is not contiguous") };
+            let dtype = storage.dtype();
+            let Some(values) = T::values_mut(storage) else { bail!("write: {:?} wanted, got {dtype:?}", T::DTYPE) };
+            let mut slot = self.0.lock().expect("no other thread has it");
+            if let Some(f) = slot.0.take() {
+                slot.1 = Some(f(&mut values[start..end]));
+            }
+            Ok(())
+        }
+    }
+    let op = Write(Mutex::new((Some(f), None)), PhantomData::<T>);
+    t.inplace_op1(&op)?;
+    match op.0.into_inner() {
+        Ok((_, Some(result))) => Ok(result),
+        _ => bail!("write: the closure did not run"),
+    }
+}
+
+/// A differentiable op of one tensor, written once for f32 and f64. Shapes are `[rows, width]` unless it says otherwise.
+pub(crate) trait Op1: Send + Sync + 'static {
+    const NAME: &'static str;
+
+    /// The output's shape.
+    fn shape(&self, x: &[usize]) -> Vec<usize> {
+        x.to_vec()
+    }
+
+    /// `y` from `x` of shape `dims`.
+    fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Candle<Vec<T>>;
+
+    /// The gradient of `x`, given that of `y`.
+    fn backward<T: Real>(&self, x: &[T], y: &[T], dy: &[T], dims: &[usize]) -> Candle<Vec<T>>;
+}
+
+/// A differentiable op of two tensors of one shape, written once for f32 and f64.
+pub(crate) trait Op2: Send + Sync + 'static {
+    const NAME: &'static str;
+
+    /// The output from `a` and `b`, both of shape `dims`.
+    fn forward<T: Real>(&self, a: &[T], b: &[T], dims: &[usize]) -> Candle<Vec<T>>;
+
+    /// The gradients of `a` and `b`, given that of the output.
+    fn backward<T: Real>(&self, a: &[T], b: &[T], dy: &[T], dims: &[usize]) -> Candle<(Vec<T>, Vec<T>)>;
+}
+
+/// Makes a Candle custom op of an [`Op1`] or [`Op2`].
+pub(crate) struct Custom<O>(pub O);
+
+impl<O: Op1> CustomOp1 for Custom<O> {
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Candle<(CpuStorage, Shape)> {
+        let dims = layout.dims();
+        let shape = Shape::from(self.0.shape(dims));
+        let storage = match storage {
+            CpuStorage::F32(x) => CpuStorage::F32(self.0.forward(contiguous(x, layout, O::NAME)?, dims)?),
+            CpuStorage::F64(x) => CpuStorage::F64(self.0.forward(contiguous(x, layout, O::NAME)?, dims)?),
+            other => bail!("{}: f32 or f64 wanted, got {:?}", O::NAME, other.dtype()),
+        };
+        Ok((storage, shape))
+    }
+
+    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Candle<Option<Tensor>> {
+        fn go<O: Op1, T: Real>(op: &O, x: &Tensor, y: &Tensor, dy: &Tensor) -> Candle<Tensor> {
+            let dx = op.backward::<T>(&read(x)?, &read(y)?, &read(dy)?, x.dims())?;
+            Tensor::from_vec(dx, x.shape(), x.device())
+        }
+        let dy = dy.contiguous()?;
+        Ok(Some(match x.dtype() {
+            candle_core::DType::F64 => go::<O, f64>(&self.0, x, y, &dy)?,
+            _ => go::<O, f32>(&self.0, x, y, &dy)?,
+        }))
+    }
+}
+
+impl<O: Op2> CustomOp2 for Custom<O> {
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+
+    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Candle<(CpuStorage, Shape)> {
+        let dims = la.dims();
+        if dims != lb.dims() {
+            bail!("{}: shapes {dims:?} and {:?} differ", O::NAME, lb.dims())
+        }
+        let storage = match (a, b) {
+            (CpuStorage::F32(a), CpuStorage::F32(b)) => {
+                CpuStorage::F32(self.0.forward(contiguous(a, la, O::NAME)?, contiguous(b, lb, O::NAME)?, dims)?)
+            }
+            (CpuStorage::F64(a), CpuStorage::F64(b)) => {
+                CpuStorage::F64(self.0.forward(contiguous(a, la, O::NAME)?, contiguous(b, lb, O::NAME)?, dims)?)
+            }
+            (a, b) => bail!("{}: both f32 or both f64 wanted, got {:?} and {:?}", O::NAME, a.dtype(), b.dtype()),
+        };
+        Ok((storage, Shape::from(dims)))
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Candle<(Option<Tensor>, Option<Tensor>)> {
+        fn go<O: Op2, T: Real>(op: &O, a: &Tensor, b: &Tensor, dy: &Tensor) -> Candle<(Tensor, Tensor)> {
+            let (da, db) = op.backward::<T>(&read(a)?, &read(b)?, &read(dy)?, a.dims())?;
+            Ok((Tensor::from_vec(da, a.shape(), a.device())?, Tensor::from_vec(db, b.shape(), b.device())?))
+        }
+        let dy = dy.contiguous()?;
+        let (da, db) = match a.dtype() {
+            candle_core::DType::F64 => go::<O, f64>(&self.0, a, b, &dy)?,
+            _ => go::<O, f32>(&self.0, a, b, &dy)?,
+        };
+        Ok((Some(da), Some(db)))
+    }
+}
+
+/// The part of `values` that a contiguous `layout` covers.
+pub(crate) fn contiguous<'a, T>(values: &'a [T], layout: &Layout, name: &str) -> Candle<&'a [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&values[start..end]),
+        None => bail!("{name}: the tensor is not contiguous"),
+    }
+}

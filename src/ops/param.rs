@@ -1,0 +1,46 @@
+//! [`Param`]: a named weight and the gradient it accumulates, both views into their unit's flat buffers.
+
+use candle_core::{Result, Tensor};
+
+use super::{Real, read, write};
+
+/// A named tensor and its accumulated gradient, of one shape.
+///
+/// Parameters live outside autograd: ops hold a `Param` (two reference-counted views), read `value` and add into `grad`.
+/// Shared conditions (modulation, text keys) are `Param`s too: leaves whose gradient is summed over tiles.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// The checkpoint's name for it.
+    pub name: String,
+    /// Its values.
+    pub value: Tensor,
+    /// The sum of its gradients since they were last zeroed.
+    pub grad: Tensor,
+}
+
+impl Param {
+    /// A leaf with a gradient of zeros.
+    pub fn leaf(name: impl Into<String>, value: Tensor) -> Result<Self> {
+        let value = value.contiguous()?;
+        let grad = Tensor::zeros(value.shape(), value.dtype(), value.device())?;
+        Ok(Self { name: name.into(), value, grad })
+    }
+
+    /// Adds `values` into the gradient from element `offset` on.
+    pub(crate) fn add_grad<T: Real>(&self, offset: usize, values: &[T]) -> Result<()> {
+        write(&self.grad, |grad: &mut [T]| {
+            for (g, v) in grad[offset..offset + values.len()].iter_mut().zip(values) {
+                *g += *v;
+            }
+        })
+    }
+
+    /// Adds a tensor of the parameter's shape into the gradient.
+    pub fn accumulate(&self, g: &Tensor) -> Result<()> {
+        let g = g.contiguous()?;
+        match g.dtype() {
+            candle_core::DType::F64 => self.add_grad::<f64>(0, &read(&g)?),
+            _ => self.add_grad::<f32>(0, &read(&g)?),
+        }
+    }
+}

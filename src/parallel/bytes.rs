@@ -1,0 +1,206 @@
+//! Tensors as plain bytes, and the block copies that messages are made of, parallel over the current rayon pool.
+//!
+//! Moving data does not depend on what it means, so all of it is done on bytes: one kernel serves f32, bf16 and f64. Candle's
+//! own strided copy is single-threaded and goes element by element; these go by whole rows. CPU tensors only.
+
+use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::{Result, bail};
+
+/// Bytes that one task copies: large enough to amortise a task, small enough to share a head over threads.
+const PIECE: usize = 64 << 10;
+
+/// Refuses what the kernels here cannot read: tensors off the CPU and the packed sub-byte dtypes.
+pub(crate) fn check(t: &Tensor) -> Result<()> {
+    let (storage, _) = t.storage_and_layout();
+    raw(&storage).map(|_| ())
+}
+
+/// The whole storage of a CPU tensor; a view's layout says which part of it is meant.
+pub(crate) fn raw(storage: &Storage) -> Result<&[u8]> {
+    let Storage::Cpu(storage) = storage else {
+        bail!("this communicator moves CPU tensors only; copy the tensor to the CPU first")
+    };
+    Ok(match storage {
+        CpuStorage::U8(v) => v,
+        CpuStorage::U32(v) => bytemuck::cast_slice(v),
+        CpuStorage::I16(v) => bytemuck::cast_slice(v),
+        CpuStorage::I32(v) => bytemuck::cast_slice(v),
+        CpuStorage::I64(v) => bytemuck::cast_slice(v),
+        CpuStorage::BF16(v) => bytemuck::cast_slice(v),
+        CpuStorage::F16(v) => bytemuck::cast_slice(v),
+        CpuStorage::F32(v) => bytemuck::cast_slice(v),
+        CpuStorage::F64(v) => bytemuck::cast_slice(v),
+        other => bail!("cannot send a tensor of dtype {:?} between ranks", storage_dtype(other)),
+    })
+}
+
+fn storage_dtype(storage: &CpuStorage) -> DType {
+    use candle_core::backend::BackendStorage;
+    storage.dtype()
+}
+
+/// Like [`raw`], for writing.
+fn raw_mut(storage: &mut CpuStorage) -> Result<&mut [u8]> {
+    Ok(match storage {
+        CpuStorage::U8(v) => v,
+        CpuStorage::U32(v) => bytemuck::cast_slice_mut(v),
+        CpuStorage::I16(v) => bytemuck::cast_slice_mut(v),
+        CpuStorage::I32(v) => bytemuck::cast_slice_mut(v),
+        CpuStorage::I64(v) => bytemuck::cast_slice_mut(v),
+        CpuStorage::BF16(v) => bytemuck::cast_slice_mut(v),
+        CpuStorage::F16(v) => bytemuck::cast_slice_mut(v),
+        CpuStorage::F32(v) => bytemuck::cast_slice_mut(v),
+        CpuStorage::F64(v) => bytemuck::cast_slice_mut(v),
+        other => bail!("cannot receive a tensor of dtype {:?} from a rank", storage_dtype(other)),
+    })
+}
+
+/// The bytes of a contiguous view, given its storage's.
+pub(crate) fn view<'a>(bytes: &'a [u8], layout: &Layout, dtype: DType) -> Result<&'a [u8]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("expected a contiguous tensor, got {:?} with strides {:?}", layout.dims(), layout.stride())
+    };
+    let size = dtype.size_in_bytes();
+    Ok(&bytes[start * size..end * size])
+}
+
+/// A new tensor of `dims` on the CPU whose bytes are written by `fill` (they start as zeros).
+pub(crate) fn build(dtype: DType, dims: &[usize], fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Tensor> {
+    macro_rules! of {
+        ($t:ty) => {{
+            let mut data: Vec<$t> = bytemuck::zeroed_vec(dims.iter().product());
+            fill(bytemuck::cast_slice_mut(&mut data))?;
+            Tensor::from_vec(data, dims, &Device::Cpu)?
+        }};
+    }
+    Ok(match dtype {
+        DType::U8 => of!(u8),
+        DType::U32 => of!(u32),
+        DType::I16 => of!(i16),
+        DType::I32 => of!(i32),
+        DType::I64 => of!(i64),
+        DType::BF16 => of!(bf16),
+        DType::F16 => of!(f16),
+        DType::F32 => of!(f32),
+        DType::F64 => of!(f64),
+        other => bail!("cannot receive a tensor of dtype {other:?} from a rank"),
+    })
+}
+
+/// A contiguous copy that shares nothing with `t`.
+pub(crate) fn duplicate(t: &Tensor) -> Result<Tensor> {
+    if !t.is_contiguous() {
+        return Ok(t.detach().contiguous()?);
+    }
+    let (storage, layout) = t.storage_and_layout();
+    let bytes = view(raw(&storage)?, layout, t.dtype())?;
+    build(t.dtype(), t.dims(), |out| {
+        copy(out, bytes);
+        Ok(())
+    })
+}
+
+/// Whether `t` is all of its storage in order, so that giving `t` away gives nothing else away.
+pub(crate) fn owns_storage(t: &Tensor) -> Result<bool> {
+    let (storage, layout) = t.storage_and_layout();
+    let size = t.dtype().size_in_bytes();
+    Ok(layout.is_contiguous() && layout.start_offset() == 0 && raw(&storage)?.len() == t.elem_count() * size)
+}
+
+/// Writes into a contiguous tensor in place: `fill` is given its bytes.
+pub(crate) fn overwrite(t: &Tensor, fill: impl Fn(&mut [u8]) -> Result<()>) -> Result<()> {
+    struct Overwrite<F>(F);
+    impl<F: Fn(&mut [u8]) -> Result<()>> candle_core::InplaceOp1 for Overwrite<F> {
+        fn name(&self) -> &'static str {
+            "receive"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            let size = storage_dtype(storage).size_in_bytes();
+            let Some((start, end)) = layout.contiguous_offsets() else {
+                candle_core::bail!("can only receive into a contiguous tensor, got strides {:?}", layout.stride())
+            };
+            raw_mut(storage)
+                .and_then(|bytes| (self.0)(&mut bytes[start * size..end * size]))
+                .map_err(crate::Error::into_candle)
+        }
+    }
+    Ok(t.inplace_op1(&Overwrite(fill))?)
+}
+
+/// Copies `src` into `dst` of the same length.
+pub(crate) fn copy(dst: &mut [u8], src: &[u8]) {
+    dst.par_chunks_mut(PIECE).zip(src.par_chunks(PIECE)).for_each(|(dst, src)| dst.copy_from_slice(src));
+}
+
+/// A strided 3-D array of rows within a storage; lengths and strides in bytes. The last dim of a row is contiguous.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows {
+    /// Where the first row starts.
+    pub base: usize,
+    /// How many rows along each of the three dims.
+    pub counts: [usize; 3],
+    /// Bytes from a row to the next along each dim.
+    pub strides: [usize; 3],
+    /// Bytes in a row.
+    pub row: usize,
+}
+
+/// Copies `rows` of `src` one after another, in the order of their dims, into `dst`.
+pub(crate) fn gather(dst: &mut [u8], src: &[u8], rows: Rows) {
+    let Rows { base, counts: [_, n1, n2], strides: [s0, s1, s2], row } = rows;
+    if dst.is_empty() {
+        return;
+    }
+    let per_piece = (PIECE / row).max(1);
+    dst.par_chunks_mut(per_piece * row).enumerate().for_each(|(piece, dst)| {
+        let mut index = piece * per_piece; // of the next row
+        let mut rest = dst;
+        while !rest.is_empty() {
+            // The rows up to the end of the innermost dim or of this piece, whichever comes first.
+            let (i0, i1, i2) = (index / (n1 * n2), index / n2 % n1, index % n2);
+            let run = (n2 - i2).min(rest.len() / row);
+            let (now, later) = rest.split_at_mut(run * row);
+            let from = base + i0 * s0 + i1 * s1 + i2 * s2;
+            if s2 == row {
+                now.copy_from_slice(&src[from..from + run * row]);
+            } else {
+                for (k, out) in now.chunks_exact_mut(row).enumerate() {
+                    out.copy_from_slice(&src[from + k * s2..from + k * s2 + row]);
+                }
+            }
+            index += run;
+            rest = later;
+        }
+    });
+}
+
+/// Concatenates along an inner dim: `dst` is a sequence of groups, each made of one run of every part in turn; a part is
+/// given as its bytes (its runs one after another) and the length of a run.
+pub(crate) fn weave(dst: &mut [u8], parts: &[(&[u8], usize)]) {
+    let starts: Vec<usize> = std::iter::once(0)
+        .chain(parts.iter().scan(0, |end, part| {
+            *end += part.1;
+            Some(*end)
+        }))
+        .collect(); // part i lies at starts[i]..starts[i + 1] of a group
+    let group = starts[parts.len()];
+    dst.par_chunks_mut(PIECE).enumerate().for_each(|(piece, dst)| {
+        let mut at = piece * PIECE;
+        let mut rest = dst;
+        while !rest.is_empty() {
+            let within = at % group;
+            let part = starts.partition_point(|&start| start <= within) - 1;
+            let (bytes, run) = parts[part];
+            let n = (starts[part + 1] - within).min(rest.len());
+            let (now, later) = rest.split_at_mut(n);
+            let from = at / group * run + within - starts[part];
+            now.copy_from_slice(&bytes[from..from + n]);
+            at += n;
+            rest = later;
+        }
+    });
+}

@@ -1,0 +1,211 @@
+//! Where the threads backend's ranks meet: each lays down an offer, and once all have, each sees them all.
+//!
+//! One lock and one bell serve all groups of a run, so that every way of not meeting is seen at once and ends in an error
+//! rather than a hang: a rank failed, a rank returned while another waits for it, or all ranks wait for each other. Nothing
+//! here knows what the collectives mean; see `threads.rs`.
+
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+
+use crate::{Error, Result};
+
+/// What a rank brings to a meeting.
+#[derive(Default)]
+pub(super) struct Offer {
+    /// The call with all that must be equal on every rank, as text for people: "all_reduce Sum of F32 [3, 4]".
+    pub call: String,
+    /// Why this rank cannot take part, if so: all ranks then fail with it.
+    pub refusal: Option<String>,
+    /// What it sends.
+    pub tensors: Vec<Tensor>,
+    /// The shapes it expects.
+    pub shapes: Vec<Vec<usize>>,
+    /// Color, key and a fresh group number, when splitting.
+    pub split: [u64; 3],
+}
+
+/// The members of a communicator, and its number.
+#[derive(Clone)]
+pub(super) struct Group {
+    pub id: u64,
+    /// World ranks, in the group's order.
+    pub members: Arc<[usize]>,
+}
+
+/// Shared by all ranks of a run.
+pub(super) struct Hub {
+    state: Mutex<State>,
+    bell: Condvar,
+    groups: AtomicU64,
+}
+
+struct State {
+    /// The first failure: world rank and message.
+    failure: Option<(usize, String)>,
+    ranks: Vec<Presence>,
+    /// By group and ticket (the how-manieth meeting of the group it is).
+    meetings: BTreeMap<(u64, u64), Meeting>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Presence {
+    /// The thread that the rank's closure runs in.
+    main: Option<ThreadId>,
+    /// The rank calls from other threads too, so a waiting call does not mean that the rank stands still.
+    aside: bool,
+    waits: bool,
+    left: bool,
+}
+
+struct Meeting {
+    members: Arc<[usize]>,
+    offers: Vec<Option<Offer>>,
+    /// All offers, once all are there.
+    full: Option<Arc<Vec<Offer>>>,
+    /// How many members have seen them.
+    seen: usize,
+}
+
+impl Hub {
+    pub fn new(ranks: usize) -> Self {
+        let state = State { failure: None, ranks: vec![Presence::default(); ranks], meetings: BTreeMap::new() };
+        Self { state: Mutex::new(state), bell: Condvar::new(), groups: AtomicU64::new(1) }
+    }
+
+    /// A number that no other group has (0 is the world's).
+    pub fn new_group_id(&self) -> u64 {
+        self.groups.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Says that the calling thread is the one that `rank`'s closure runs in.
+    pub fn enter(&self, rank: usize) {
+        self.lock().ranks[rank].main = Some(thread::current().id());
+    }
+
+    /// Says that `rank` makes no more calls; whoever waits for it gets an error.
+    pub fn leave(&self, rank: usize) {
+        let mut state = self.lock();
+        state.ranks[rank].left = true;
+        state.look_for_the_stuck();
+        self.bell.notify_all();
+    }
+
+    /// Makes all pending and later calls fail. Only the first failure counts.
+    pub fn fail(&self, rank: usize, message: String) {
+        let mut state = self.lock();
+        state.failure.get_or_insert((rank, message));
+        self.bell.notify_all();
+    }
+
+    /// The rank that failed first.
+    pub fn failed(&self) -> Option<usize> {
+        self.lock().failure.as_ref().map(|f| f.0)
+    }
+
+    /// Lays down `offer` as member `index` of `group`, waits for all others' and returns all, in the group's order.
+    pub fn meet(&self, group: &Group, index: usize, ticket: u64, offer: Offer) -> Result<Arc<Vec<Offer>>> {
+        let key = (group.id, ticket);
+        let me = group.members[index];
+        let mut state = self.lock();
+        state.check()?;
+        let presence = &mut state.ranks[me];
+        presence.aside |= presence.main != Some(thread::current().id());
+        presence.waits = true;
+
+        let meeting = state.meetings.entry(key).or_insert_with(|| Meeting {
+            members: group.members.clone(),
+            offers: group.members.iter().map(|_| None).collect(),
+            full: None,
+            seen: 0,
+        });
+        meeting.offers[index] = Some(offer);
+        if meeting.offers.iter().all(Option::is_some) {
+            meeting.full = Some(Arc::new(meeting.offers.drain(..).flatten().collect()));
+            for &member in group.members.iter() {
+                state.ranks[member].waits = false;
+            }
+        } else {
+            state.look_for_the_stuck();
+        }
+        if state.failure.is_some() || state.meetings[&key].full.is_some() {
+            self.bell.notify_all();
+        }
+
+        loop {
+            // A meeting that came about counts even if somebody has failed since: all its members see the same.
+            if let Some(meeting) = state.meetings.get_mut(&key)
+                && let Some(full) = meeting.full.clone()
+            {
+                meeting.seen += 1;
+                if meeting.seen == group.members.len() {
+                    state.meetings.remove(&key);
+                }
+                return Ok(full);
+            }
+            state.check()?;
+            state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code under the lock panics half-way through a change, so a poisoned lock still guards a sound state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn check(&self) -> Result<()> {
+        match &self.failure {
+            Some((rank, message)) => Err(Error::Rank { rank: *rank, message: message.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails the run if a meeting can never come about.
+    fn look_for_the_stuck(&mut self) {
+        if self.failure.is_some() {
+            return;
+        }
+        let waiting = || self.meetings.iter().filter(|(_, meeting)| meeting.full.is_none());
+        for (&key, meeting) in waiting() {
+            let absent = |&(i, &rank): &(usize, &usize)| meeting.offers[i].is_none() && self.ranks[rank].left;
+            if let Some((_, &rank)) = meeting.members.iter().enumerate().find(absent) {
+                self.failure = Some((rank, format!("it returned while {}", meeting.describe(key))));
+                return;
+            }
+        }
+        let stands_still = |rank: &Presence| rank.left || (rank.waits && !rank.aside);
+        if self.ranks.iter().all(stands_still)
+            && let Some((_, first)) = waiting().next()
+        {
+            let all: Vec<String> = waiting().map(|(&key, meeting)| meeting.describe(key)).collect();
+            let message = format!("the ranks wait for each other and none can go on: {}", all.join("; "));
+            let rank = first.members.iter().zip(&first.offers).find_map(|(&rank, o)| o.as_ref().map(|_| rank));
+            self.failure = Some((rank.unwrap_or(0), message));
+        }
+    }
+}
+
+impl Meeting {
+    /// "ranks [0, 2] wait in barrier (call 4 of ranks [0, 1, 2])".
+    fn describe(&self, (_, ticket): (u64, u64)) -> String {
+        let here: Vec<usize> =
+            self.members.iter().zip(&self.offers).filter_map(|(&rank, offer)| offer.as_ref().map(|_| rank)).collect();
+        let call = self.offers.iter().flatten().next().map_or("", |offer| &offer.call);
+        let verb = if here.len() == 1 { "rank" } else { "ranks" };
+        format!("{verb} {} waits in {call} (call {} of ranks {:?})", list(&here), call_number(ticket), self.members)
+    }
+}
+
+/// A call takes two tickets: one to meet and, where buffers are read in place, one to part.
+pub(super) fn call_number(ticket: u64) -> u64 {
+    ticket / 2
+}
+
+/// "3" or "1, 3".
+fn list(ranks: &[usize]) -> String {
+    ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
+}

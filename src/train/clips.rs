@@ -1,0 +1,111 @@
+//! A batch of noisy clips as the engine sees it: input rows and the loss, made tile by tile from u8 frames and counted noise.
+//!
+//! Nothing of the whole clip exists but its u8 frames: x0, noise, x_sigma, target and prediction live for one tile.
+
+use candle_core::{Device, Tensor};
+use std::cell::Cell;
+use std::ops::Range;
+
+use crate::Result;
+use crate::data::{Frames, RowOrder};
+use crate::diffusion::{Objective, channel_first, noise_rows, noisy};
+use crate::engine;
+use crate::rng::Key;
+
+/// One clip, its noise level and noise.
+pub struct NoisyClip {
+    /// This rank's frames of the clip.
+    pub frames: Frames,
+    pub sigma: f64,
+    /// Where the noise comes from; the token is the clip's.
+    pub noise: Key,
+}
+
+/// This rank's share of a batch of clips of one shape.
+pub struct NoisyClips<'a> {
+    pub clips: &'a [NoisyClip],
+    pub objective: &'a Objective,
+    /// The clip's tokens that this rank holds.
+    pub tokens: Range<usize>,
+    /// (frames, height, width) of a patch of pixels.
+    pub patch: [usize; 3],
+    /// What each element's squared error counts in the loss: 1 / elements of the global batch.
+    pub weight: f64,
+}
+
+impl NoisyClips<'_> {
+    /// Numbers in a patch.
+    fn row(&self) -> usize {
+        3 * self.patch.iter().product::<usize>()
+    }
+
+    /// Calls `f` for each run of rows of one clip: the clip, its tokens, and where they lie in the tile, in numbers.
+    fn runs(
+        &self,
+        rows: Range<usize>,
+        mut f: impl FnMut(&NoisyClip, Range<usize>, Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        let (tokens, row) = (self.tokens.len(), self.row());
+        let mut at = rows.start;
+        while at < rows.end {
+            let (clip, first) = (at / tokens, at % tokens);
+            let count = (tokens - first).min(rows.end - at);
+            let start = self.tokens.start + first;
+            let values = (at - rows.start) * row..(at - rows.start + count) * row;
+            f(&self.clips[clip], start..start + count, values)?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// x0 and noise of `tokens` of a clip, channel-last.
+    fn clean_and_noise(&self, clip: &NoisyClip, tokens: Range<usize>) -> Result<(Vec<f32>, Vec<f32>)> {
+        let mut x0 = vec![0.0; tokens.len() * self.row()];
+        let mut noise = x0.clone();
+        clip.frames.patch_rows(self.patch, tokens.clone(), RowOrder::ChannelLast, &mut x0)?;
+        noise_rows(clip.noise, tokens, self.row(), &mut noise);
+        Ok((x0, noise))
+    }
+}
+
+impl engine::Source for NoisyClips<'_> {
+    fn input(&self, rows: Range<usize>) -> Result<Tensor> {
+        let mut input = vec![0.0; rows.len() * self.row()];
+        self.runs(rows.clone(), |clip, tokens, values| {
+            let (x0, noise) = self.clean_and_noise(clip, tokens)?;
+            let mut x = vec![0.0; x0.len()];
+            noisy(&x0, &noise, clip.sigma, &mut x);
+            channel_first(&x, self.row(), 3, &mut input[values]);
+            Ok(())
+        })?;
+        Ok(Tensor::from_vec(input, (rows.len(), self.row()), &Device::Cpu)?)
+    }
+}
+
+impl engine::Objective for NoisyClips<'_> {
+    fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
+        let output = output.flatten_all()?.to_vec1::<f32>()?;
+        let mut gradient = vec![0.0; output.len()];
+        let loss = Cell::new(0.0);
+        self.runs(rows.clone(), |clip, tokens, values| {
+            let (x0, noise) = self.clean_and_noise(clip, tokens)?;
+            let (output, gradient) = (&output[values.clone()], &mut gradient[values]);
+            let sum = self.objective.loss(output, &x0, &noise, clip.sigma, self.weight, gradient);
+            loss.set(loss.get() + self.weight * sum);
+            Ok(())
+        })?;
+        Ok((loss.get(), Tensor::from_vec(gradient, (rows.len(), self.row()), &Device::Cpu)?))
+    }
+}
+
+/// The squared error of a batch without gradients, for held-out clips: the sum over this rank's elements, for each clip.
+pub fn squared_errors(clips: &NoisyClips, rows: Range<usize>, output: &Tensor, sums: &mut [f64]) -> Result<()> {
+    let output = output.flatten_all()?.to_vec1::<f32>()?;
+    let mut clip_number = rows.start / clips.tokens.len();
+    clips.runs(rows, |clip, tokens, values| {
+        let (x0, noise) = clips.clean_and_noise(clip, tokens)?;
+        sums[clip_number] += clips.objective.loss_only(&output[values], &x0, &noise, clip.sigma);
+        clip_number += 1;
+        Ok(())
+    })
+}

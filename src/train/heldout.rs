@@ -1,0 +1,65 @@
+//! The held-out loss: clips never trained on, at fixed quantiles of the timestep distribution, with fixed noise. Between two calls
+//! only the weights differ, so the curve moves only as the weights do.
+
+use candle_core::{Device, Tensor};
+
+use super::clips::{NoisyClip, NoisyClips, squared_errors};
+use super::job::Job;
+use super::sampling::prompt;
+use crate::Result;
+use crate::config::Label;
+use crate::data::frames_of_tokens;
+use crate::diffusion::{Objective, SigmaDistribution, heldout_key, timestep};
+use crate::engine::Engine;
+use crate::model::Model;
+use crate::parallel::{Mesh, Reduce};
+
+/// How many quantiles: 1/8, 3/8, 5/8 and 7/8 of the distribution.
+pub const QUANTILES: usize = 4;
+
+/// What is needed to measure the held-out loss on one rank.
+pub struct Heldout<'a> {
+    job: &'a Job,
+    mesh: &'a Mesh,
+    objective: &'a Objective,
+    sigmas: Vec<f64>,
+}
+
+impl<'a> Heldout<'a> {
+    /// None if the run has no held-out clips.
+    pub fn new(job: &'a Job, mesh: &'a Mesh, objective: &'a Objective, sigmas: &SigmaDistribution) -> Result<Option<Self>> {
+        Ok(job.heldout.as_ref().map(|_| Self { job, mesh, objective, sigmas: sigmas.heldout(QUANTILES) }))
+    }
+
+    /// The mean loss at each quantile, in ascending sigma, over all clips and ranks. Clips are dealt to data ranks in turn.
+    pub fn losses(&self, model: &Model) -> Result<Vec<f64>> {
+        let Some(dataset) = &self.job.heldout else { return Ok(vec![]) };
+        let data = &self.job.config.data;
+        let grid = model.config.grid([data.frames, data.height, data.width])?;
+        let comm = self.mesh.sequence.clone();
+        let engine = Engine::new(model, comm, grid, QUANTILES, self.job.config.train.tile)?;
+        let tokens = engine.local_tokens();
+        let range = frames_of_tokens(tokens.clone(), grid, model.config.patch_size);
+        let mut sums = vec![0.0; QUANTILES];
+        for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
+            let clip = dataset.clip(number);
+            let frames = dataset.frames(&clip, &dataset.plain(number).augment, range.clone())?;
+            let noisy = |(i, &sigma): (usize, &f64)| NoisyClip {
+                frames: frames.clone(),
+                sigma,
+                noise: heldout_key(self.job.config.run.seed, i as u64, number as u64),
+            };
+            let clips: Vec<NoisyClip> = self.sigmas.iter().enumerate().map(noisy).collect();
+            let label = if data.label == Label::None { None } else { clip.class };
+            let timesteps: Vec<f64> = self.sigmas.iter().map(|&sigma| timestep(sigma)).collect();
+            let prompt = prompt(model, &timesteps, &[label; QUANTILES])?;
+            let patch = model.config.patch_size;
+            let clips = NoisyClips { clips: &clips, objective: self.objective, tokens: tokens.clone(), patch, weight: 1.0 };
+            engine.predict(&prompt, &clips, |rows, output| squared_errors(&clips, rows, &output, &mut sums))?;
+        }
+        let elements = dataset.len() * grid.iter().product::<usize>() * model.config.patch_out();
+        let sums = Tensor::from_vec(sums, QUANTILES, &Device::Cpu)?;
+        self.mesh.world.all_reduce(&sums, Reduce::Sum)?;
+        Ok(sums.to_vec1::<f64>()?.into_iter().map(|sum| sum / elements as f64).collect())
+    }
+}

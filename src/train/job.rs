@@ -1,0 +1,116 @@
+//! What a training run is made of before its first step: clips, network, folder; opened once, checked, shared by all ranks.
+
+use candle_core::DType;
+use std::sync::Arc;
+
+use super::checkpoint::{Checkpoint, RunFolder};
+use crate::config::{Compute, Label, RunConfig};
+use crate::data::Dataset;
+use crate::model::folder::Folder;
+use crate::model::{Model, ModelConfig};
+use crate::{Result, bail, hub};
+
+/// A run, ready for its ranks.
+pub struct Job {
+    pub config: RunConfig,
+    pub dataset: Arc<Dataset>,
+    pub heldout: Option<Arc<Dataset>>,
+    pub model: ModelConfig,
+    /// Where initial weights come from, if not from the seed.
+    from: Option<Folder>,
+    pub folder: RunFolder,
+    /// Where to go on from.
+    pub resume: Option<Checkpoint>,
+}
+
+impl Job {
+    /// Opens everything `config` names; with `resume`, also the run's last checkpoint.
+    ///
+    /// # Errors
+    /// Whatever cannot be opened or does not fit together. Nothing has been written then.
+    pub fn open(config: RunConfig, resume: bool) -> Result<Self> {
+        let folder = RunFolder::new(&config.run.out);
+        let resume = match (resume, folder.latest()?) {
+            (false, None) => None,
+            (false, Some(last)) => bail!(
+                "{} exists: continue that run with --resume, or choose another run.out",
+                last.display()
+            ),
+            (true, Some(last)) => Some(Checkpoint::open(&last)?),
+            (true, None) => bail!("{}: no checkpoint to resume from", folder.root().display()),
+        };
+        if let Some(checkpoint) = &resume
+            && checkpoint.state().seed != config.run.seed
+        {
+            let (old, new) = (checkpoint.state().seed, config.run.seed);
+            bail!("run.seed is {new}, the checkpoint's run has seed {old}: its order and noise would not go on")
+        }
+        let from = match &config.model.from {
+            Some(spec) => Some(Folder::open(&hub::resolve(spec)?)?),
+            None => None,
+        };
+        let model = match &from {
+            Some(folder) => ModelConfig::from_json(folder.config())?,
+            None => network(&config),
+        };
+        model.check()?;
+        if model.in_channels != 3 || model.out_channels != 3 {
+            let (i, o) = (model.in_channels, model.out_channels);
+            bail!("model.from: the network takes {i} and gives {o} channels; training is on pixels, which have 3")
+        }
+        if model.text_dim > 0 {
+            tracing::warn!("the network has text: it is trained with one empty token, captions are not encoded");
+        }
+        if let Some(folder) = &from {
+            folder.check(&Model::shapes(&model))?;
+        }
+        let data = &config.data;
+        model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?;
+        let dataset = Dataset::open(data, &hub::resolve(&data.path)?)?;
+        if data.label == Label::Folder && dataset.classes().len() > model.num_classes {
+            let (have, named) = (dataset.classes().len(), model.num_classes);
+            bail!("{} has {have} class folders, model.num_classes is {named}; set it to {have}", data.path)
+        }
+        if data.label == Label::None && model.num_classes > 0 {
+            bail!("model.num_classes is {}, but the clips have no classes: set data.label = \"folder\"", model.num_classes)
+        }
+        let heldout = match &data.heldout {
+            None => None,
+            Some(path) => {
+                let mut heldout = Dataset::open(data, &hub::resolve(path)?)?;
+                if data.label == Label::Folder {
+                    heldout.number_classes_as(dataset.classes())?;
+                }
+                Some(Arc::new(heldout))
+            }
+        };
+        Ok(Self { dataset: Arc::new(dataset), heldout, model, from, folder, resume, config })
+    }
+
+    /// A model with the run's initial weights.
+    pub fn initial(&self) -> Result<Model> {
+        let bf16 = self.config.train.dtype == Compute::Bf16;
+        match &self.from {
+            Some(folder) => Model::load(&self.model, DType::F32, bf16, |name| folder.read_f32(name)),
+            None => Model::init(&self.model, DType::F32, bf16, self.config.run.seed),
+        }
+    }
+}
+
+/// The network `[model]` describes: on pixels, without text.
+fn network(config: &RunConfig) -> ModelConfig {
+    let m = &config.model;
+    ModelConfig {
+        patch_size: m.patch_size,
+        num_attention_heads: m.num_attention_heads,
+        attention_head_dim: m.attention_head_dim,
+        in_channels: 3,
+        out_channels: 3,
+        text_dim: 0,
+        freq_dim: m.freq_dim,
+        ffn_dim: m.ffn_dim,
+        num_layers: m.num_layers,
+        num_classes: m.num_classes,
+        ..ModelConfig::default()
+    }
+}

@@ -1,0 +1,202 @@
+//! AdamW and plain SGD on flat f32 buffers, and the gradient norm they are clipped by.
+//!
+//! A buffer is a unit's parameters or this rank's shard of them; what is in it, and who else holds the rest, is not
+//! known here. Each update is one pass over memory, clipping included. Chunks are of a fixed size and sums go in a
+//! fixed order, so results have the same bits for any number of threads. AdamW: Loshchilov and Hutter 2019.
+
+use crate::config::Train;
+use crate::{Result, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Elements a thread takes at a time; part of the definition of [`norm_squared`].
+const CHUNK: usize = 1 << 14;
+
+/// Some parameters, their gradients, and the two moments AdamW keeps of each gradient; four slices of one length.
+pub struct Shard<'a> {
+    /// Master weights.
+    pub params: &'a mut [f32],
+    /// Gradients, unclipped.
+    pub grads: &'a [f32],
+    /// Running mean of the gradient; zero before the first step.
+    pub m: &'a mut [f32],
+    /// Running mean of the gradient's square; zero before the first step.
+    pub v: &'a mut [f32],
+}
+
+/// AdamW's constants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    betas: [f64; 2],
+    eps: f64,
+    weight_decay: f64,
+}
+
+/// What one step does to every element.
+struct Step {
+    betas: [f32; 2],
+    rest: [f32; 2], // 1 - betas, rounded once
+    scale: f32,
+    rate: f32,    // lr / (1 - beta1^step)
+    inv_std: f32, // 1 / sqrt(1 - beta2^step)
+    eps: f32,
+}
+
+impl AdamW {
+    /// The optimizer `[train]` asks for.
+    ///
+    /// # Errors
+    /// If a constant is out of its range.
+    pub fn new(config: &Train) -> Result<Self> {
+        let Train { betas, eps, weight_decay, .. } = *config;
+        if let Some(beta) = betas.iter().find(|beta| !(0.0..1.0).contains(*beta)) {
+            bail!("[train] betas: {beta} must be at least 0 and below 1");
+        }
+        if !(eps > 0.0 && eps.is_finite()) {
+            bail!("[train] eps = {eps}: must be above 0");
+        }
+        if !(weight_decay >= 0.0 && weight_decay.is_finite()) {
+            bail!("[train] weight_decay = {weight_decay}: must be 0 or more");
+        }
+        Ok(Self { betas, eps, weight_decay })
+    }
+
+    /// Makes step number `step`, counted from 1, at learning rate `lr` with gradients times `scale` (see
+    /// [`clip_coefficient`]). Elements in `no_decay`, ascending ranges within the shard, have no weight decay.
+    ///
+    /// # Errors
+    /// If the slices differ in length, `step` is 0, or the ranges overlap, descend or lie outside.
+    pub fn update(&self, step: u64, lr: f64, scale: f64, shard: Shard<'_>, no_decay: &[Range<usize>]) -> Result<()> {
+        let Shard { params, grads, m, v } = shard;
+        let n = params.len();
+        if grads.len() != n || m.len() != n || v.len() != n {
+            bail!("AdamW: {n} parameters, {} gradients, moments of {} and {}", grads.len(), m.len(), v.len());
+        }
+        if step == 0 {
+            bail!("AdamW: steps count from 1");
+        }
+        check_ranges(no_decay, n)?;
+        let [bias1, bias2] = self.betas.map(|beta| 1.0 - beta.powf(step as f64));
+        let step = Step {
+            betas: self.betas.map(|beta| beta as f32),
+            rest: self.betas.map(|beta| (1.0 - beta) as f32),
+            scale: scale as f32,
+            rate: (lr / bias1) as f32,
+            inv_std: (1.0 / bias2.sqrt()) as f32,
+            eps: self.eps as f32,
+        };
+        let decay = (lr * self.weight_decay) as f32;
+        let grads = grads.par_chunks(CHUNK);
+        let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
+        let chunks = params.par_chunks_mut(CHUNK).zip(grads).zip(moments);
+        chunks.enumerate().for_each(|(i, ((params, grads), (m, v)))| {
+            let start = i * CHUNK;
+            for (part, decays) in segments(start..start + params.len(), no_decay) {
+                let part = part.start - start..part.end - start;
+                let shard = Shard {
+                    params: &mut params[part.clone()],
+                    grads: &grads[part.clone()],
+                    m: &mut m[part.clone()],
+                    v: &mut v[part],
+                };
+                step.apply(shard, if decays { decay } else { 0.0 });
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Step {
+    /// The update proper; `decay` is the share of a parameter that goes: 1 minus it would be rounded much more
+    /// coarsely.
+    fn apply(&self, shard: Shard<'_>, decay: f32) {
+        let values = shard.params.iter_mut().zip(shard.grads);
+        for ((param, &grad), (m, v)) in values.zip(shard.m.iter_mut().zip(shard.v)) {
+            let grad = self.scale * grad;
+            *m = self.betas[0] * *m + self.rest[0] * grad;
+            *v = self.betas[1] * *v + self.rest[1] * grad * grad;
+            *param -= decay * *param + self.rate * *m / (v.sqrt() * self.inv_std + self.eps);
+        }
+    }
+}
+
+/// Plain gradient descent, `params -= lr * scale * grads`: it hides no wrong factor in a gradient, as AdamW does.
+///
+/// # Errors
+/// If the slices differ in length.
+pub fn sgd(lr: f64, scale: f64, params: &mut [f32], grads: &[f32]) -> Result<()> {
+    if params.len() != grads.len() {
+        bail!("SGD: {} parameters, {} gradients", params.len(), grads.len());
+    }
+    let rate = (lr * scale) as f32;
+    params.par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK)).for_each(|(params, grads)| {
+        for (param, grad) in params.iter_mut().zip(grads) {
+            *param -= rate * grad;
+        }
+    });
+    Ok(())
+}
+
+/// The sum of squares, in f64, where no finite f32 overflows: the squared norms of shards add up to the global one.
+pub fn norm_squared(values: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let chunk_sum = |chunk: &[f32]| {
+        let (groups, tail) = chunk.as_chunks::<LANES>();
+        let mut sums = [0.0; LANES];
+        for group in groups {
+            for (sum, &value) in sums.iter_mut().zip(group) {
+                *sum += f64::from(value) * f64::from(value);
+            }
+        }
+        tail.iter().map(|&value| f64::from(value) * f64::from(value)).chain(sums).sum::<f64>()
+    };
+    let sums: Vec<f64> = values.par_chunks(CHUNK).map(chunk_sum).collect();
+    sums.iter().sum()
+}
+
+/// What gradients are multiplied by so that their global norm, now `norm`, is at most `max`; with `max` 0, by 1.
+///
+/// A norm that is not finite gives no usable coefficient: check for one first, with [`first_non_finite`] to name the
+/// culprit.
+pub fn clip_coefficient(norm: f64, max: f64) -> f64 {
+    if max == 0.0 || norm <= max { 1.0 } else { max / norm }
+}
+
+/// Where the first NaN or infinity is, if there is any.
+pub fn first_non_finite(values: &[f32]) -> Option<usize> {
+    let place = |(i, chunk): (usize, &[f32])| Some(i * CHUNK + chunk.iter().position(|value| !value.is_finite())?);
+    values.par_chunks(CHUNK).enumerate().find_map_first(place)
+}
+
+fn check_ranges(ranges: &[Range<usize>], n: usize) -> Result<()> {
+    let mut end = 0;
+    for range in ranges {
+        if range.start < end || range.end < range.start || range.end > n {
+            bail!("AdamW: the range {range:?} without decay does not follow {end} within {n} parameters");
+        }
+        end = range.end;
+    }
+    Ok(())
+}
+
+/// Cuts `whole` at the borders of `no_decay`: consecutive parts, each with whether it decays.
+fn segments(whole: Range<usize>, no_decay: &[Range<usize>]) -> impl Iterator<Item = (Range<usize>, bool)> + '_ {
+    let mut at = whole.start;
+    let mut next = no_decay.partition_point(|range| range.end <= at);
+    std::iter::from_fn(move || {
+        if at >= whole.end {
+            return None;
+        }
+        while no_decay.get(next).is_some_and(|range| range.end <= at) {
+            next += 1;
+        }
+        let (end, decays) = match no_decay.get(next) {
+            Some(range) if range.start <= at => (range.end, false),
+            Some(range) => (range.start, true),
+            None => (whole.end, true),
+        };
+        let part = at..end.min(whole.end);
+        at = part.end;
+        Some((part, decays))
+    })
+}

@@ -1,0 +1,232 @@
+//! The training loop of one rank, readable from top to bottom.
+//!
+//! Every rank runs it. Clips are numbered through the run and a step's global batch is cut over data ranks, each clip's tokens over
+//! the ranks of a sequence; whatever is drawn for clip g of a step depends on (seed, step, g) alone. The loss is a sum over this
+//! rank's tokens divided by the global count, so that sums over all ranks are the loss and the gradients of the whole batch.
+
+use candle_core::{Device, Tensor};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::clips::{NoisyClip, NoisyClips};
+use super::heldout::Heldout;
+use super::job::Job;
+use super::report::{Report, Step};
+use super::sampling;
+use super::schedule::LearningRate;
+use super::weights::Weights;
+use super::checkpoint::State;
+use crate::config::{Label, RunConfig};
+use crate::data::{Loader, Sample, frames_of_tokens};
+use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
+use crate::engine::Engine;
+use crate::parallel::{Communicator, Mesh, Reduce, run_threads};
+use crate::{Error, Result};
+
+/// Trains as `config` says, on ranks that are threads of this process, until its last step or until `interrupted` is set; either
+/// way a checkpoint is saved at the end.
+pub fn run(config: RunConfig, resume: bool, threads_per_rank: usize, interrupted: &AtomicBool) -> Result<()> {
+    let ranks = config.parallel.ranks;
+    let job = Job::open(config, resume)?;
+    if job.resume.is_none() {
+        job.folder.create(&job.config)?;
+    }
+    run_threads(ranks, threads_per_rank, |comm| Rank::new(&job, comm)?.train(interrupted))?;
+    Ok(())
+}
+
+/// One rank of a run.
+struct Rank<'a> {
+    job: &'a Job,
+    mesh: Mesh,
+    weights: Weights,
+    objective: Objective,
+    sigmas: SigmaDistribution,
+    dropout: LabelDropout,
+    grid: [usize; 3],
+}
+
+impl<'a> Rank<'a> {
+    fn new(job: &'a Job, comm: Arc<dyn Communicator>) -> Result<Self> {
+        let config = &job.config;
+        let data = &config.data;
+        let grid = job.model.grid([data.frames, data.height, data.width])?;
+        let weights = Weights::new(job.initial()?, &config.train)?;
+        if let Some(checkpoint) = &job.resume {
+            weights.load(checkpoint)?;
+        }
+        Ok(Self {
+            job,
+            mesh: Mesh::new(comm, config.parallel.data)?,
+            weights,
+            objective: Objective::new(&config.diffusion)?,
+            sigmas: SigmaDistribution::new(&config.diffusion, grid.iter().product())?,
+            dropout: LabelDropout::new(&config.diffusion)?,
+            grid,
+        })
+    }
+
+    fn train(&self, interrupted: &AtomicBool) -> Result<()> {
+        let (config, train) = (&self.job.config, &self.job.config.train);
+        let engine = Engine::new(&self.weights.model, self.mesh.sequence.clone(), self.grid, train.batch, train.tile)?;
+        let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
+        let rates = LearningRate::new(train)?;
+        let heldout = Heldout::new(self.job, &self.mesh, &self.objective, &self.sigmas)?;
+        let (first, position) = self.job.resume.as_ref().map_or((0, 0), |c| (c.state().step, c.state().position));
+
+        let batch = self.global_batch();
+        let mut loader = self.loader(frames, position)?;
+        let mut report = Report::start(self.job, &self.mesh, &self.weights.model, first)?;
+        let mut step = first;
+        let mut stop = step >= train.steps;
+        let mut saved = self.job.resume.is_some().then_some(first);
+        while !stop {
+            let (start, waited) = (Instant::now(), loader.waited());
+            self.weights.model.zero_grads()?;
+            let mut loss = 0.0;
+            for micro in 0..train.accumulate {
+                loss += self.micro_batch(&engine, &mut loader, step, micro)?;
+            }
+            // Every rank must stop at the same step, so the flag travels with the loss.
+            let flag = f64::from(u8::from(interrupted.load(Ordering::SeqCst)));
+            let [loss, flag] = self.sum([loss, flag])?;
+            for unit in &self.weights.model.units {
+                self.mesh.world.all_reduce(&unit.grad, Reduce::Sum)?;
+            }
+            let norm = self.weights.gradient_norm(step)?;
+            if !loss.is_finite() {
+                return Err(Error::NonFinite { step, tensor: "the loss".into(), value: loss });
+            }
+            let lr = rates.at(step);
+            self.weights.update(step, lr, norm)?;
+            step += 1;
+            stop = step == train.steps || flag > 0.0;
+
+            let waited = loader.waited() - waited;
+            report.step(&Step { step, loss, norm, lr, seconds: start.elapsed(), waited, clips: batch })?;
+            if let Some(heldout) = &heldout
+                && (due(step, train.heldout_every) || stop && train.heldout_every > 0)
+            {
+                let losses = self.weights.averaged(|model| heldout.losses(model))?;
+                report.heldout(step, &losses)?;
+            }
+            if due(step, train.sample_every) {
+                self.sample(step, &mut report)?;
+            }
+            if stop || due(step, train.checkpoint_every) {
+                self.save(step, position + (step - first) * batch)?;
+                saved = Some(step);
+            }
+        }
+        if saved.is_none() {
+            self.save(step, position)?; // no steps at all: the initial weights
+        }
+        report.finish(step, step < train.steps, config)
+    }
+
+    /// Clips of a step over all data ranks and micro-batches.
+    fn global_batch(&self) -> u64 {
+        let train = &self.job.config.train;
+        (train.batch * train.accumulate * self.mesh.data.size()) as u64
+    }
+
+    /// The number in the global batch of clip `i` of a micro-batch of this data rank.
+    fn clip_number(&self, micro: usize, i: usize) -> u64 {
+        let batch = self.job.config.train.batch;
+        ((micro * self.mesh.data.size() + self.mesh.data.rank()) * batch + i) as u64
+    }
+
+    /// Decodes this rank's frames of its clips from `position` on, in order.
+    fn loader(&self, frames: std::ops::Range<usize>, position: u64) -> Result<Loader> {
+        let train = &self.job.config.train;
+        let (dataset, seed) = (self.job.dataset.clone(), self.job.config.run.seed);
+        let numbers: Vec<u64> =
+            (0..train.accumulate).flat_map(|m| (0..train.batch).map(move |i| (m, i))).map(|(m, i)| self.clip_number(m, i)).collect();
+        let batch = self.global_batch();
+        let positions = (0..).flat_map(move |step: u64| {
+            let numbers = numbers.clone();
+            (0..numbers.len()).map(move |i| position + step * batch + numbers[i])
+        });
+        let requests = positions.map(move |position| dataset.training(seed, position));
+        // A step's clips decode while the step before runs, and one more.
+        let ahead = self.job.config.data.prefetch.max(train.batch);
+        Loader::new(self.job.dataset.clone(), frames, ahead, requests)
+    }
+
+    /// Forward and backward of one micro-batch: this rank's share of the loss.
+    fn micro_batch(&self, engine: &Engine, loader: &mut Loader, step: u64, micro: usize) -> Result<f64> {
+        let (seed, train) = (self.job.config.run.seed, &self.job.config.train);
+        let (mut clips, mut labels) = (vec![], vec![]);
+        for i in 0..train.batch {
+            let Some(sample) = loader.next() else {
+                return Err(Error::Invalid("the loader has stopped".into()));
+            };
+            let Sample { clip, frames, .. } = sample?;
+            let number = self.clip_number(micro, i);
+            let dropped = self.job.config.data.label == Label::None || self.dropout.drops(seed, step, number);
+            labels.push(if dropped { None } else { clip.class });
+            let sigma = self.sigmas.draw(seed, step, number);
+            clips.push(NoisyClip { frames, sigma, noise: training_key(seed, step, number) });
+        }
+        let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
+        let prompt = sampling::prompt(&self.weights.model, &timesteps, &labels)?;
+        let tokens: usize = self.grid.iter().product();
+        let elements = self.global_batch() as usize * tokens * self.job.model.patch_out();
+        let clips = NoisyClips {
+            clips: &clips,
+            objective: &self.objective,
+            tokens: engine.local_tokens(),
+            patch: self.job.model.patch_size,
+            weight: 1.0 / elements as f64,
+        };
+        engine.loss_and_gradients(&prompt, &clips)
+    }
+
+    /// Each number's sum over all ranks.
+    fn sum<const N: usize>(&self, values: [f64; N]) -> Result<[f64; N]> {
+        let sums = Tensor::from_slice(&values, N, &Device::Cpu)?;
+        self.mesh.world.all_reduce(&sums, Reduce::Sum)?;
+        let sums = sums.to_vec1::<f64>()?;
+        Ok(std::array::from_fn(|i| sums[i]))
+    }
+
+    /// Samples `[sample] count` clips from the averaged weights; every sequence group does so, the first one reports.
+    fn sample(&self, step: u64, report: &mut Report) -> Result<()> {
+        let config = &self.job.config;
+        self.weights.averaged(|model| {
+            for index in 0..config.sample.count {
+                let mut request = sampling::Request::from_config(config)?;
+                request.label = (self.job.model.num_classes > 0).then(|| index % self.job.dataset.classes().len().max(1));
+                let comm = &self.mesh.sequence;
+                let clip = sampling::sample(model, &self.objective, comm, &request, index as u64, config.train.tile)?;
+                report.sample(step, index, clip)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Rank 0 writes a checkpoint; all wait for it.
+    fn save(&self, step: u64, position: u64) -> Result<()> {
+        if self.mesh.world.rank() == 0 {
+            let saving = self.job.folder.begin(step)?;
+            self.weights.save(&saving)?;
+            let mut state = State::new(&self.job.config, step, position)?;
+            state.fps = self.job.fps();
+            state.classes = self.job.dataset.classes().to_vec();
+            let path = saving.finish(&state, self.job.config.train.keep)?;
+            tracing::info!("saved {}", path.display());
+        }
+        self.mesh.world.barrier()
+    }
+}
+
+/// Whether something done every `every` steps is due after `step` steps; 0: never.
+fn due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+/// How long a step took, as the log and metrics say it.
+pub(super) fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}

@@ -1,0 +1,25 @@
+//! The diffusion room: noise and losses, sigmas, samplers.
+
+mod flows;
+mod guidance;
+mod objective;
+mod orders;
+mod samplers;
+mod schedule;
+
+use candle_core::{Device, Tensor};
+
+/// The numbers of an f64 or f32 tensor, as f64.
+fn values(x: &Tensor) -> Vec<f64> {
+    x.flatten_all().unwrap().to_dtype(candle_core::DType::F64).unwrap().to_vec1().unwrap()
+}
+
+/// A 1-D f64 tensor.
+fn tensor(values: &[f64]) -> Tensor {
+    Tensor::new(values, &Device::Cpu).unwrap()
+}
+
+/// The message of an error that must be there.
+fn message<T>(result: longreel::Result<T>) -> String {
+    result.err().expect("this must be refused").to_string()
+}
