@@ -1,1 +1,11 @@
-//! placeholder
+//! Folders to frames: what is used and what is skipped, exact frames, patch rows, order and prefetch.
+//!
+//! Media are made at test time by the ffmpeg command line, with frames that carry their number in black and white bars.
+
+mod bad;
+mod decode;
+mod files;
+mod loader;
+mod media;
+mod rows;
+mod scan;

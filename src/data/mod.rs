@@ -19,6 +19,7 @@ mod probe;
 mod scale;
 pub mod sheet;
 mod walk;
+mod whole;
 pub mod write;
 
 pub use cut::{Cut, resample};

@@ -4,6 +4,7 @@
 
 use super::av::Reason;
 use super::scale::blend;
+use super::whole;
 use ffmpeg_next::format::Pixel;
 use ffmpeg_next::frame;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
@@ -25,12 +26,12 @@ pub fn sniff(path: &Path) -> std::io::Result<Option<ImageFormat>> {
 /// Width and height of the upright image.
 pub fn probe(path: &Path, format: ImageFormat) -> Reason<(usize, usize)> {
     let bytes = std::fs::read(path).map_err(|e| format!("it cannot be read ({e})"))?;
-    let whole = match format {
-        ImageFormat::Png => png_is_whole(&bytes),
-        ImageFormat::Jpeg => jpeg_is_whole(&bytes),
-        _ => riff_is_whole(&bytes),
+    let complete = match format {
+        ImageFormat::Png => whole::png(&bytes),
+        ImageFormat::Jpeg => whole::jpeg(&bytes),
+        _ => whole::webp(&bytes),
     };
-    if whole.is_none() {
+    if complete.is_none() {
         return Err("it is cut short or damaged".to_owned());
     }
     if is_animated(&bytes, format) {
@@ -77,38 +78,6 @@ pub fn load(path: &Path) -> Reason<frame::Video> {
         }
     }
     Ok(frame)
-}
-
-/// Some if the chunks of a PNG reach its IEND.
-fn png_is_whole(bytes: &[u8]) -> Option<()> {
-    let mut at = 8;
-    loop {
-        let length = u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize;
-        let kind = bytes.get(at + 4..at + 8)?;
-        at = at.checked_add(length)?.checked_add(12)?;
-        if kind == b"IEND" {
-            return (at <= bytes.len()).then_some(());
-        }
-    }
-}
-
-/// Some if the segments of a JPEG reach its end-of-image marker; entropy-coded bytes hold no marker but RST0 to RST7.
-fn jpeg_is_whole(bytes: &[u8]) -> Option<()> {
-    let mut at = 2;
-    loop {
-        at += bytes.get(at..)?.windows(2).position(|w| w[0] == 0xff && !matches!(w[1], 0 | 0xff | 0xd0..=0xd7))?;
-        if bytes[at + 1] == 0xd9 {
-            return Some(());
-        }
-        let length = u16::from_be_bytes(bytes.get(at + 2..at + 4)?.try_into().ok()?) as usize;
-        at += 2 + length.max(2);
-    }
-}
-
-/// Some if all of the bytes that a RIFF file's header announces are there.
-fn riff_is_whole(bytes: &[u8]) -> Option<()> {
-    let length = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?) as usize;
-    (length.checked_add(8)? <= bytes.len()).then_some(())
 }
 
 fn is_animated(bytes: &[u8], format: ImageFormat) -> bool {

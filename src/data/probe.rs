@@ -7,8 +7,10 @@
 
 use super::av::{self, Reader, Reason};
 use super::scale::Shape;
+use super::whole;
 use ffmpeg_next::codec::Id;
 use ffmpeg_next::frame;
+use std::fs::File;
 use std::path::Path;
 
 /// The frames of a video in the order of display.
@@ -48,7 +50,12 @@ const FRAME_A_PACKET: [Id; 14] = [
 impl VideoIndex {
     /// Indexes the video at `path`.
     pub fn probe(path: &Path) -> Reason<Self> {
+        let file = File::open(path).map_err(|e| format!("it cannot be read ({e})"))?;
+        let length = file.metadata().map_err(|e| format!("it cannot be read ({e})"))?.len();
         let mut reader = Reader::open(path, None)?;
+        if whole::matroska(file, length).is_none() {
+            return Err("it is cut short".to_owned());
+        }
         let frames = if FRAME_A_PACKET.contains(&reader.codec()) { from_packets(path, &mut reader)? } else { None };
         let frames = match frames {
             Some(frames) => frames,
