@@ -54,10 +54,10 @@ fn the_script_cuts_clips_within_shots() {
     let frames = tiny_film(&film);
     let (film, out_name) = (film.to_str().unwrap(), out.to_str().unwrap());
     let cut = |more: &[&str]| make(&[&["cut", film, out_name, "--frames", "20", "--size", "48x32"], more].concat());
-    let done = cut(&["--clips", "6", "--heldout", "1"]);
+    let done = cut(&["--clips", "5", "--heldout", "1"]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!(names(&out), ["heldout", "train"]);
-    // Stretches of 35 frames; the still shot gives none, and the clip before the held-out one is given up.
+    // Stretches of 42 frames, two with a cut within; the still one gives no clip, and the one before the held-out is given up.
     let parts = [names(&out.join("train")), names(&out.join("heldout"))];
     assert_eq!((parts[0].len(), parts[1].len()), (2, 1), "{parts:?}");
     for (part, name) in parts[0].iter().map(|n| ("train", n)).chain(parts[1].iter().map(|n| ("heldout", n))) {

@@ -91,13 +91,6 @@ unsafe fn tile<S: Simd, const R: usize, const C: usize>(steps: usize, a: Left, b
     // SAFETY: the caller's promise; every access is within R rows, C vectors and `steps` steps.
     unsafe {
         let mut sums = [[S::splat(0.0); C]; R];
-        if out.add {
-            for r in 0..R {
-                for c in 0..C {
-                    sums[r][c] = S::load(out.values.add(r * out.stride + c * S::LANES));
-                }
-            }
-        }
         let (mut ap, mut bp) = (a.words, b.words);
         for _ in 0..steps {
             let mut right = [S::words(bp); C];
@@ -115,7 +108,9 @@ unsafe fn tile<S: Simd, const R: usize, const C: usize>(steps: usize, a: Left, b
         }
         for r in 0..R {
             for c in 0..C {
-                S::store(out.values.add(r * out.stride + c * S::LANES), sums[r][c]);
+                let at = out.values.add(r * out.stride + c * S::LANES);
+                // Added last, not first: the first steps then wait for no load, and adders are idle anyway.
+                S::store(at, if out.add { S::add(S::load(at), sums[r][c]) } else { sums[r][c] });
             }
         }
     }

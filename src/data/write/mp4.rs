@@ -156,7 +156,7 @@ impl FrameEncoder {
                 Err(e) => return Err(failed(&self.name, e)),
             }
             packet.set_stream(0);
-            packet.set_duration(1); // else the last frame has none, and a single one no frame rate
+            packet.set_duration(1); // of the last frame, too: said here rather than left to the muxer to guess
             let base = self.output.stream(0).map_or(self.time_base, |s| s.time_base());
             packet.rescale_ts(self.time_base, base);
             packet.write_interleaved(&mut self.output).map_err(|e| failed(&self.name, e))?;
