@@ -15,6 +15,6 @@ mod heldout;
 mod job;
 mod report;
 mod run;
-mod weights;
+pub mod weights;
 
 pub use run::run;
