@@ -112,6 +112,9 @@ pub struct Model {
     pub freq_dim: usize,
     /// Classes; 0: no class labels. One null class is added for guidance.
     pub num_classes: usize,
+    /// Add fixed sine-cosine positions to the embedded patches, beside RoPE, as DiT and JiT do. RoPE tells tokens only how far
+    /// apart they are; a small network trained from scratch learns much faster where it is told where they are.
+    pub pos_embed: bool,
 }
 
 /// `[diffusion]`: noise, target and loss.
@@ -280,6 +283,7 @@ impl Default for Model {
             ffn_dim: 0,
             freq_dim: 256,
             num_classes: 0,
+            pos_embed: false,
         }
     }
 }

@@ -18,7 +18,8 @@ impl Engine<'_> {
     ) -> Result<Tensor> {
         let mut x = self.buffer(self.model.config.width(), self.dtype())?;
         for tile in self.tiles() {
-            x.slice_set(&self.model.embed.forward(&source.input(tile.clone())?)?, 0, tile.start)?;
+            let embedded = self.model.embed.forward(&source.input(tile.clone())?, self.grid, &self.tokens_of(&tile))?;
+            x.slice_set(&embedded, 0, tile.start)?;
         }
         for (i, block) in self.model.blocks.iter().enumerate() {
             let mine = block.begin(condition)?;

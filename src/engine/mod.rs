@@ -47,6 +47,7 @@ pub struct Engine<'a> {
     model: &'a Model,
     ulysses: Ulysses,
     rope: Rope,
+    grid: [usize; 3],
     /// Clips B.
     batch: usize,
     /// Rows of a tile.
@@ -69,7 +70,7 @@ impl<'a> Engine<'a> {
         let config = &model.config;
         let ulysses = Ulysses::new(comm, grid.iter().product(), config.num_attention_heads)?;
         let rope = Rope::new(grid, ulysses.local_tokens().start, config.attention_head_dim, THETA);
-        Ok(Self { model, ulysses, rope, batch, tile: if tile == 0 { DEFAULT_TILE } else { tile } })
+        Ok(Self { model, ulysses, rope, grid, batch, tile: if tile == 0 { DEFAULT_TILE } else { tile } })
     }
 
     /// The clip's tokens that this rank holds.
@@ -118,6 +119,12 @@ impl<'a> Engine<'a> {
     /// Where a tile lies among samples.
     fn at(&self, tile: &Range<usize>) -> Rows {
         Rows { start: tile.start, tokens: self.local_tokens().len() }
+    }
+
+    /// The clip's token of each row of a tile.
+    fn tokens_of(&self, tile: &Range<usize>) -> Vec<usize> {
+        let tokens = self.local_tokens();
+        tile.clone().map(|row| tokens.start + row % tokens.len()).collect()
     }
 
     /// The tile's rows of `x`: a view.

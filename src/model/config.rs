@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result, bail};
 
-/// What a model is. Fields keep diffusers' names; `text_dim = 0` and `num_classes` are longreel's.
+/// What a model is. Fields keep diffusers' names; `text_dim = 0`, `num_classes` and `pos_embed` are longreel's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelConfig {
@@ -39,6 +39,8 @@ pub struct ModelConfig {
     pub rope_max_seq_len: usize,
     /// Classes; one null class is added for guidance. 0: no class labels.
     pub num_classes: usize,
+    /// Fixed sine-cosine positions are added to the embedded patches (see [`Embed`](super::Embed)).
+    pub pos_embed: bool,
 }
 
 impl Default for ModelConfig {
@@ -59,6 +61,7 @@ impl Default for ModelConfig {
             eps: 1e-6,
             rope_max_seq_len: 1024,
             num_classes: 0,
+            pos_embed: false,
         }
     }
 }
@@ -138,6 +141,9 @@ impl ModelConfig {
         map.extend(fields.as_object().expect("a struct").clone());
         if self.num_classes == 0 {
             map.remove("num_classes");
+        }
+        if !self.pos_embed {
+            map.remove("pos_embed");
         }
         for key in IGNORED {
             map.insert(key.into(), Value::Null);

@@ -1,4 +1,5 @@
-//! The patch embedding: a 3-D convolution whose stride is its kernel, that is, a linear map of each patch.
+//! The patch embedding: a 3-D convolution whose stride is its kernel, that is, a linear map of each patch; and, if the model asks
+//! for them, fixed sine-cosine positions (as in ViT, DiT and JiT, here over three axes).
 
 use candle_core::Tensor;
 
@@ -6,8 +7,14 @@ use super::{ModelConfig, Unit};
 use crate::Result;
 use crate::ops::Linear;
 
+/// Base of the positions' frequencies.
+const THETA: f64 = 10_000.0;
+
 /// `patch_embedding`: rows of patches in (C, pt, ph, pw) order to the residual stream.
-pub struct Embed(Linear);
+pub struct Embed {
+    linear: Linear,
+    positions: bool,
+}
 
 impl Embed {
     /// Views the weights in `unit`.
@@ -16,16 +23,37 @@ impl Embed {
         let shape = (config.width(), config.patch_in());
         linear.weight.value = linear.weight.value.reshape(shape)?; // [D, C pt ph pw]
         linear.weight.grad = linear.weight.grad.reshape(shape)?;
-        Ok(Self(linear))
+        Ok(Self { linear, positions: config.pos_embed })
     }
 
-    /// `rows` `[n, C pt ph pw]` to `[n, D]`.
-    pub fn forward(&self, rows: &Tensor) -> Result<Tensor> {
-        Ok(self.0.forward(rows)?)
+    /// `rows` `[n, C pt ph pw]`, the patches of `tokens` of a clip of `grid` (time, height, width) tokens, to `[n, D]`.
+    pub fn forward(&self, rows: &Tensor, grid: [usize; 3], tokens: &[usize]) -> Result<Tensor> {
+        let x = self.linear.forward(rows)?;
+        if !self.positions {
+            return Ok(x);
+        }
+        let (n, width) = x.dims2()?;
+        let values: Vec<f64> = tokens.iter().flat_map(|&token| position(token, grid, width)).collect();
+        Ok((x + Tensor::from_vec(values, (n, width), rows.device())?.to_dtype(rows.dtype())?)?)
     }
 
-    /// Adds the weight gradients for a tile, given its rows and `dx` `[n, D]`.
+    /// Adds the weight gradients for a tile, given its rows and `dx` `[n, D]`. Positions have none.
     pub fn backward(&self, rows: &Tensor, dx: &Tensor) -> Result<()> {
-        Ok(self.0.accumulate(rows, dx)?)
+        Ok(self.linear.accumulate(rows, dx)?)
     }
+}
+
+/// The `width` features of a token's position: the width's sixths are sines and cosines along time, height and width (what 6 does
+/// not divide stays 0).
+fn position(token: usize, grid: [usize; 3], width: usize) -> Vec<f64> {
+    let [_, rows, columns] = grid;
+    let pairs = width / 6;
+    let mut features = Vec::with_capacity(width);
+    for at in [token / (rows * columns), token / columns % rows, token % columns] {
+        let angle = |i: usize| at as f64 * THETA.powf(-(i as f64) / pairs as f64);
+        features.extend((0..pairs).map(|i| angle(i).sin()));
+        features.extend((0..pairs).map(|i| angle(i).cos()));
+    }
+    features.resize(width, 0.0);
+    features
 }

@@ -118,6 +118,7 @@ fn network(config: &RunConfig) -> ModelConfig {
         ffn_dim: m.ffn_dim,
         num_layers: m.num_layers,
         num_classes: m.num_classes,
+        pos_embed: m.pos_embed,
         ..ModelConfig::default()
     }
 }
