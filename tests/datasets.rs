@@ -57,7 +57,8 @@ fn the_script_cuts_clips_within_shots() {
     let done = cut(&["--clips", "5", "--heldout", "1"]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!(names(&out), ["heldout", "train"]);
-    // Stretches of 42 frames, two with a cut within; the still one gives no clip, and the one before the held-out is given up.
+    // Stretches of 42 frames, two with a cut within; the still one gives no clip, and the last before the held-out one
+    // is given up.
     let parts = [names(&out.join("train")), names(&out.join("heldout"))];
     assert_eq!((parts[0].len(), parts[1].len()), (2, 1), "{parts:?}");
     for (part, name) in parts[0].iter().map(|n| ("train", n)).chain(parts[1].iter().map(|n| ("heldout", n))) {

@@ -52,8 +52,9 @@ impl Strip {
 
 /// Writes `strips` to the PNG `path`, in columns from top to bottom.
 ///
-/// Frames higher than 96 pixels are scaled down to that, small ones up by a whole factor. Fails without strips, on a strip
-/// without frames, where the sheet would be absurdly large, and where `path` cannot be written; then nothing changes there.
+/// Frames higher than 96 pixels are scaled down to that, small ones up by a whole factor. Fails without strips, on a
+/// strip without frames, where the sheet would be absurdly large, and where `path` cannot be written; then nothing
+/// changes there.
 pub fn contact_sheet(strips: &[Strip], path: &Path) -> Result<()> {
     let sheet = draw(strips)?;
     write::write_image(path, &sheet)

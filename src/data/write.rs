@@ -55,13 +55,14 @@ impl Kind {
 /// Writes the clip `frames` [n, height, width, 3] (RGB, n >= 1) to `path`, as its extension says.
 ///
 /// - `.mp4`: see [`VideoWriter`].
-/// - `.gif`: 256 colours a frame, repeating for ever; delays are whole hundredths of a second whose sum is right. GIF knows
-///   nothing faster than 50 frames per second.
-/// - `.png`: one frame is that picture. Several are laid side by side in reading order, unscaled, on a sheet about as wide
-///   as it is high, the rest of it black.
+/// - `.gif`: 256 colours a frame, repeating for ever; delays are whole hundredths of a second whose sum is right. GIF
+///   knows nothing faster than 50 frames per second.
+/// - `.png`: one frame is that picture. Several are laid side by side in reading order, unscaled, on a sheet about as
+///   wide as it is high, the rest of it black.
 /// - a folder: `00000.png`, `00001.png` and so on. It must not exist or be empty.
 ///
-/// Fails on another extension, on `frames` that are not whole frames, without frames, and where the file cannot be written.
+/// Fails on another extension, on `frames` that are not whole frames, without frames, and where the file cannot be
+/// written.
 pub fn write_video(path: &Path, frames: &[u8], height: usize, width: usize, fps: f64) -> Result<()> {
     let n = frame_count(frames, height, width)?;
     match Kind::of(path)? {

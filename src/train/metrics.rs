@@ -1,7 +1,8 @@
 //! A run's measurements as JSON lines: one object a step, appended as the run goes.
 //!
-//! The file is the run's record: the loss curve and every table are made from it. Each line is written at once, so the file
-//! is good up to the last step whatever ends the run. TensorBoard's files, for those who watch with it, are a copy.
+//! The file is the run's record: the loss curve and every table are made from it. Each line is written at once, so
+//! the file is good up to the last step whatever ends the run. TensorBoard's files, for those who watch with it, are
+//! a copy.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

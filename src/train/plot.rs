@@ -18,7 +18,8 @@ const INK: RGBColor = RGBColor(60, 64, 72);
 const FAINT: RGBColor = RGBColor(226, 229, 234);
 const TRAINING: RGBColor = RGBColor(31, 105, 180);
 const HELDOUT: RGBColor = RGBColor(214, 96, 20);
-/// Each point of the smoothed curve is made from this share of the run's steps, so that it looks alike for every length.
+/// Each point of the smoothed curve is made from this share of the run's steps, so that it looks alike for every
+/// length.
 const WINDOW: f64 = 0.03;
 /// The smoothed curve has no more points than this.
 const POINTS: usize = 400;
@@ -85,7 +86,8 @@ fn draw(area: &DrawingArea<BitMapBackend<'_>, Shift>, records: &[Record]) -> Dra
         .label(named("training", &smooth))
         .legend(line(TRAINING));
     if smooth.len() == 1 {
-        chart.draw_series(smooth.iter().map(|&p| Circle::new(p, 4 * FINE, TRAINING.filled())))?; // a line of one point is none
+        // A line of one point would not be seen.
+        chart.draw_series(smooth.iter().map(|&p| Circle::new(p, 4 * FINE, TRAINING.filled())))?;
     }
     if !heldout.is_empty() {
         chart
@@ -108,9 +110,9 @@ fn draw(area: &DrawingArea<BitMapBackend<'_>, Shift>, records: &[Record]) -> Dra
     Ok(())
 }
 
-/// The losses without their noise, at even distances: for each point the mean of the middle half of the losses around it,
-/// which neither lags behind a falling loss nor follows a spike. The window shrinks towards the start, where the loss falls
-/// steeply, and is cut off at the end.
+/// The losses without their noise, at even distances: for each point the mean of the middle half of the losses around
+/// it, which neither lags behind a falling loss nor follows a spike. The window shrinks towards the start, where the
+/// loss falls steeply, and is cut off at the end.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let n = points.len();
     let reach = (n as f64 * WINDOW / 2.0).ceil() as usize;

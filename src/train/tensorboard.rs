@@ -1,8 +1,8 @@
 //! Event files for TensorBoard: scalars by tag and step.
 //!
-//! A file is a row of TFRecords: length (u64), its checksum, the bytes, their checksum, all little-endian; a checksum is a
-//! CRC-32C, rotated right by 15 bits plus a constant (tensorflow/core/lib/hash/crc32c.h). The bytes are an `Event` in
-//! protocol buffers (tensorflow/core/util/event.proto), few enough fields to write by hand.
+//! A file is a row of TFRecords: length (u64), its checksum, the bytes, their checksum, all little-endian; a checksum
+//! is a CRC-32C, rotated right by 15 bits plus a constant (tensorflow/core/lib/hash/crc32c.h). The bytes are an
+//! `Event` in protocol buffers (tensorflow/core/util/event.proto), few enough fields to write by hand.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -19,8 +19,8 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Starts a file in `folder`, which is made if need be. TensorBoard reads all files of a folder as one run, so a run
-    /// that resumes after `resumed` steps says so, and TensorBoard forgets the later steps of the files before.
+    /// Starts a file in `folder`, which is made if need be. TensorBoard reads all files of a folder as one run, so a
+    /// run that resumes after `resumed` steps says so, and TensorBoard forgets the later steps of the files before.
     pub fn create(folder: &Path, resumed: Option<u64>) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let (file, path) = new_file(folder)?;

@@ -1,7 +1,7 @@
 //! MP4 frame by frame, through FFmpeg: H.264 where it can, else MPEG-4 part 2.
 //!
-//! Colours become BT.709 in limited range, and the file says so; FFmpeg's own scaler would take BT.601 whatever the file
-//! says. The arithmetic is that of ITU-R BT.709-6, section 3, with one chroma sample for 2x2 pixels.
+//! Colours become BT.709 in limited range, and the file says so; FFmpeg's own scaler would take BT.601 whatever the
+//! file says. The arithmetic is that of ITU-R BT.709-6, section 3, with one chroma sample for 2x2 pixels.
 
 use ffmpeg_next as ffmpeg;
 
