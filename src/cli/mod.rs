@@ -96,7 +96,7 @@ fn start_logging() -> std::result::Result<(), String> {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(|| crate::train::progress::Stderr) // above the progress line, not through it
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .without_time()
