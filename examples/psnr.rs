@@ -1,0 +1,42 @@
+//! How well a run has memorised its clips: samples one clip and compares it with every clip of the run's data.
+//!
+//!     longreel train configs/overfit.toml
+//!     cargo run --release --example psnr runs/overfit
+//!
+//! Prints the PSNR in dB, 20 log10(255) - 10 log10(mean squared error), against the nearest clip.
+
+use candle_core::DType;
+use longreel::data::{Augment, Dataset};
+use longreel::diffusion::Objective;
+use longreel::model::{Model, ModelConfig};
+use longreel::parallel::run_threads;
+use longreel::train::checkpoint::Checkpoint;
+use longreel::train::sampling::{Request, sample};
+use longreel::{Error, Result};
+
+fn main() -> Result<()> {
+    let run = std::env::args().nth(1).ok_or_else(|| Error::Invalid("usage: psnr RUN".into()))?;
+    let checkpoint = Checkpoint::open(run.as_ref())?;
+    let config = checkpoint.config()?;
+    let folder = checkpoint.ema()?;
+    let network = ModelConfig::from_json(folder.config())?;
+    let request = Request::from_config(&config)?;
+    let objective = Objective::new(&config.diffusion)?;
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let clip = run_threads(1, threads, |comm| {
+        let model = Model::load(&network, DType::F32, false, |name| folder.read_f32(name))?;
+        sample(&model, &objective, &comm, &request, 0, config.train.tile)
+    })?
+    .remove(0);
+
+    let dataset = Dataset::open(&config.data, config.data.path.as_ref())?;
+    let mut best = f64::NEG_INFINITY;
+    for number in 0..dataset.len() {
+        let truth = dataset.frames(&dataset.clip(number), &Augment::PLAIN, 0..config.data.frames)?;
+        let squares = truth.data.iter().zip(&clip.data).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
+        let mse = squares.sum::<f64>() / truth.data.len() as f64;
+        best = best.max(20.0 * 255f64.log10() - 10.0 * mse.log10());
+    }
+    println!("PSNR {best:.2} dB at step {}", checkpoint.state().step);
+    Ok(())
+}
