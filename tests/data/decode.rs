@@ -20,6 +20,7 @@ fn kinds(folder: &Path) -> Vec<PathBuf> {
         make("vp9.webm", &["-c:v", "libvpx-vp9", "-g", "12", "-cpu-used", "8", "-auto-alt-ref", "1", "-b:v", "1M"]),
         make("mpeg4.avi", &["-c:v", "mpeg4", "-g", "12", "-bf", "2", "-q:v", "2"]),
         make("mjpeg.avi", &["-c:v", "mjpeg", "-q:v", "2"]),
+        make("live.mkv", &[&H264[..], &["-live", "1"]].concat()),
         make("rgb.mkv", &["-c:v", "ffv1", "-pix_fmt", "bgr0"]),
         make("pal.gif", &[]),
         make("mpeg2.mkv", &["-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-q:v", "2"]),
