@@ -114,12 +114,12 @@ class Target:
     """A folder that is made under a temporary name beside its own, and renamed when all went well."""
 
     def __init__(self, path, replace):
-        self.path, self.replace = pathlib.Path(path), replace
+        self.path = pathlib.Path(path)
+        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if occupied and not replace:
+            raise Problem(f"{self.path} exists; give --replace to make it again")
 
     def __enter__(self):
-        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if occupied and not self.replace:
-            raise Problem(f"{self.path} exists; give --replace to make it again")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.making = pathlib.Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
         return self.making
@@ -208,8 +208,8 @@ def encode(film, fps, first, clip, width, height, frames, crf, credit):
         raise Problem(f"{clip.name} has {written} frames, not {frames}: {film} could not be read as far as that")
 
 
-def cut_clips(film, out, args, start, end, credit):
-    """Cuts `film` into out/train and out/heldout, the held-out clips from its later part."""
+def cut_clips(film, target, args, start, end, credit):
+    """Cuts `film` into train and heldout below `target`, the held-out clips from its later part."""
     width, height = args.size
     if args.clips < 1 or args.frames < 2 or args.heldout < 0 or width % 2 or height % 2 or min(width, height) < 16:
         raise Problem("clips must be at least 1, frames at least 2, heldout not negative, the size even and at least 16x16")
@@ -225,18 +225,19 @@ def cut_clips(film, out, args, start, end, credit):
             f"{film} gave {len(firsts)} clips of {args.frames} frames, too few to hold {args.heldout} out: "
             "ask for more clips, or shorter ones"
         )
-    with Target(out, args.replace) as making:
+    with target as making:
         for part, chosen in (("train", train), ("heldout", heldout)):
             (making / part).mkdir()
             for first in chosen:
                 clip = making / part / f"{film.stem}-{first:06d}.mp4"
                 encode(film, fps, first, clip, width, height, args.frames, args.crf, credit)
         total = sum(clip.stat().st_size for clip in making.rglob("*.mp4"))
-    print(f"{out}: {len(train)} clips to train on, {len(heldout)} held out, {args.frames} frames of {width}x{height}, "
+    print(f"{target.path}: {len(train)} clips to train on, {len(heldout)} held out, {args.frames} frames of {width}x{height}, "
           f"{fps} fps, {total / 1e6:.2f} MB; {args.clips - len(firsts)} stretches of the film had no fit clip")
 
 
 def make_bbb(args):
+    target = Target(args.out, args.replace)
     with tempfile.TemporaryDirectory() as scratch:
         if args.film:
             film = args.film
@@ -245,15 +246,15 @@ def make_bbb(args):
             check_sha256(film, FILM_SHA256)
         else:
             film = fetch_film(pathlib.Path(scratch))
-        cut_clips(film, args.out, args, BBB_START, BBB_END, BBB_CREDIT)
+        cut_clips(film, target, args, BBB_START, BBB_END, BBB_CREDIT)
 
 
 def make_cut(args):
-    cut_clips(args.film, args.out, args, args.start, args.end, None)
+    cut_clips(args.film, Target(args.out, args.replace), args, args.start, args.end, None)
 
 
 def make_film(args):
-    with Target(args.out, args.replace) as making, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, Target(args.out, args.replace) as making:
         shutil.move(fetch_film(pathlib.Path(scratch)), making / "bbb.mp4")
     print(f"{args.out}/bbb.mp4: {BBB_CREDIT}")
 

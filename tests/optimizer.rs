@@ -150,9 +150,10 @@ fn adamw_follows_the_paper_over_fifty_steps() {
     let mut state = State::new(params.clone());
     let optimizer = adamw([0.9, 0.99], 1e-8, 0.1);
     for step in 1..=50 {
-        // Four times the gradient, clipped to a quarter.
-        let grads: Vec<f32> = grad(step).iter().map(|g| 4.0 * g).collect();
-        optimizer.update(step, 3e-3, 0.25, state.shard(&grads), &no_decay).unwrap();
+        // The gradient times 1, 4 or 16, scaled back. (AdamW would not notice one factor for all steps.)
+        let factor = 4f32.powi(step as i32 % 3);
+        let grads: Vec<f32> = grad(step).iter().map(|g| factor * g).collect();
+        optimizer.update(step, 3e-3, 1.0 / f64::from(factor), state.shard(&grads), &no_decay).unwrap();
     }
     let want = reference(50, 3e-3, [0.9, 0.99], 1e-8, decays, &params, grad);
     for (i, (got, want)) in state.params.iter().zip(want).enumerate() {
@@ -180,6 +181,8 @@ fn zero_gradients_only_decay() {
     let mut state = State::new(vec![2.0, 2.0]);
     adamw([0.9, 0.999], 1e-8, 0.5).update(1, 0.1, 1.0, state.shard(&[0.0, 0.0]), &[1..2]).unwrap();
     assert_eq!(state.params, [1.9, 2.0]);
+    // A shard of nothing, as where there are more ranks than parameters.
+    adamw([0.9, 0.999], 1e-8, 0.5).update(1, 0.1, 1.0, State::new(vec![]).shard(&[]), &[]).unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! Logging goes to stderr as `RUST_LOG` says, stdout holds only what was asked for; who closes it early (`| head`) is
 //! no error.
 
+mod bench;
 mod forward;
 mod interrupt;
 mod sample;
@@ -33,6 +34,7 @@ enum Command {
     Sample(sample::SampleArgs),
     Forward(forward::ForwardArgs),
     Scan(scan::ScanArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Runs the command that the process was started with.
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Sample(args) => sample::run(args),
         Command::Forward(args) => forward::run(args),
         Command::Scan(args) => scan::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match outcome {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,

@@ -1,9 +1,26 @@
 //! `longreel sample`: a run or checkpoint to clips.
 
-use crate::config::SamplerKind;
-use crate::{Result, bail};
+use candle_core::DType;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::config::{Compute, RunConfig, SamplerKind};
+use crate::data::Frames;
+use crate::data::sheet::{Strip, contact_sheet};
+use crate::data::write::{Kind, write_video};
+use crate::diffusion::Objective;
+use crate::model::{Model, ModelConfig};
+use crate::parallel::run_threads;
+use crate::train::checkpoint::Checkpoint;
+use crate::train::sampling::{Request, sample};
+use crate::{Error, Result, bail, hub};
+
+/// The rate of clips whose data had none.
+const FPS_OF_IMAGES: f64 = 24.0;
+
+/// Frames of a clip on a contact sheet.
+const STRIP: usize = 8;
 
 /// Sample clips from a run's EMA weights.
 #[derive(Debug, Args)]
@@ -11,7 +28,7 @@ pub struct SampleArgs {
     /// A run's folder (its last checkpoint is taken), a checkpoint's, or `hf://owner/name[@revision][/path]`
     #[arg(value_name = "RUN_OR_CHECKPOINT")]
     pub from: String,
-    /// Where to write: a video (.mp4), an animation (.gif), a sheet of frames (.png), or a folder
+    /// Where to write: video (.mp4) or animation (.gif), numbered if several; a sheet of all (.png); or a folder
     #[arg(short, long, value_name = "FILE.mp4|.gif|.png|DIR")]
     pub output: PathBuf,
     /// Clips; default: the config's `sample.count`
@@ -47,6 +64,105 @@ pub struct SampleArgs {
 }
 
 /// Runs the command.
-pub fn run(_args: SampleArgs) -> Result<()> {
-    bail!("`longreel sample` is not part of this build")
+pub fn run(args: SampleArgs) -> Result<()> {
+    let kind = Kind::of(&args.output)?; // before hours of work
+    let checkpoint = Checkpoint::open(&hub::resolve(&args.from)?)?;
+    let config = checkpoint.config()?;
+    let folder = checkpoint.ema()?;
+    let network = ModelConfig::from_json(folder.config())?;
+    folder.check(&Model::shapes(&network))?;
+    let request = args.request(&config)?;
+    network.grid(request.size)?;
+    let count = args.count.unwrap_or(config.sample.count);
+    let labels = args.labels(&checkpoint.state().classes, network.num_classes, count)?;
+    let objective = Objective::new(&config.diffusion)?;
+    let bf16 = config.train.dtype == Compute::Bf16;
+    let fps = checkpoint.state().fps.unwrap_or(FPS_OF_IMAGES);
+    let (write, sheet) = (Mutex::new(Writer { args: &args, kind, count, fps, strips: vec![] }), kind == Kind::Png);
+
+    run_threads(args.ranks, super::threads_per_rank(args.ranks), |comm| {
+        let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?;
+        for (index, &label) in labels.iter().enumerate() {
+            let request = Request { label, ..request.clone() };
+            let clip = sample(&model, &objective, &comm, &request, index as u64, config.train.tile)?;
+            if comm.rank() == 0 {
+                let name = label.and_then(|label| checkpoint.state().classes.get(label)).map(String::as_str);
+                write.lock().unwrap_or_else(|e| e.into_inner()).take(index, name, &clip)?;
+            }
+        }
+        Ok(())
+    })?;
+    let writer = write.into_inner().unwrap_or_else(|e| e.into_inner());
+    if sheet && !writer.strips.is_empty() {
+        contact_sheet(&writer.strips, &args.output)?;
+    }
+    super::print(args.output.display())
+}
+
+impl SampleArgs {
+    /// What to sample: the run's config, with what the command line says instead.
+    fn request(&self, config: &RunConfig) -> Result<Request> {
+        let mut config = config.clone();
+        let sample = &mut config.sample;
+        sample.steps = self.steps.unwrap_or(sample.steps);
+        sample.sampler = self.sampler.unwrap_or(sample.sampler);
+        sample.guidance = self.guidance.unwrap_or(sample.guidance);
+        config.data.frames = self.frames.unwrap_or(config.data.frames);
+        config.data.height = self.height.unwrap_or(config.data.height);
+        config.data.width = self.width.unwrap_or(config.data.width);
+        config.run.seed = self.seed.unwrap_or(config.run.seed);
+        Request::from_config(&config)
+    }
+
+    /// The class of each clip: as asked, or each class in turn; none for a model without classes.
+    fn labels(&self, classes: &[String], count_of_classes: usize, count: usize) -> Result<Vec<Option<usize>>> {
+        let Some(label) = &self.label else {
+            let named = classes.len().min(count_of_classes);
+            return Ok((0..count).map(|i| (named > 0).then(|| i % named)).collect());
+        };
+        if count_of_classes == 0 {
+            bail!("--label {label}: the model has no classes")
+        }
+        let named = classes.iter().position(|class| class == label);
+        match named.or_else(|| label.parse().ok()).filter(|&number| number < count_of_classes) {
+            Some(number) => Ok(vec![Some(number); count]),
+            None => bail!("--label {label}: no such class; there are {count_of_classes}: {}", classes.join(", ")),
+        }
+    }
+}
+
+/// Writes clips as they come.
+struct Writer<'a> {
+    args: &'a SampleArgs,
+    kind: Kind,
+    count: usize,
+    fps: f64,
+    strips: Vec<Strip>,
+}
+
+impl Writer<'_> {
+    /// Writes clip number `index`, or keeps it for the sheet.
+    fn take(&mut self, index: usize, class: Option<&str>, clip: &Frames) -> Result<()> {
+        let output = &self.args.output;
+        let write = |path: &Path| write_video(path, &clip.data, clip.height, clip.width, self.fps);
+        match self.kind {
+            Kind::Png if self.count == 1 && clip.count() == 1 => write(output),
+            Kind::Png => {
+                let caption = class.map_or(format!("sample {index}"), |class| format!("sample {index}: {class}"));
+                let shown = clip.count().min(STRIP);
+                self.strips.push(Strip::from_clip(&caption, &clip.data, clip.height, clip.width, shown)?);
+                Ok(())
+            }
+            Kind::Folder => {
+                std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+                write(&output.join(format!("{index:05}.{}", if clip.count() == 1 { "png" } else { "mp4" })))
+            }
+            Kind::Mp4 | Kind::Gif if self.count == 1 => write(output),
+            Kind::Mp4 | Kind::Gif => {
+                let stem = output.file_stem().unwrap_or_default().to_string_lossy();
+                let extension = output.extension().unwrap_or_default().to_string_lossy();
+                write(&output.with_file_name(format!("{stem}-{index}.{extension}")))
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! `longreel train`: a config to a run.
 
+use crate::Result;
 use crate::config::RunConfig;
-use crate::{Result, bail};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -24,8 +24,9 @@ pub struct TrainArgs {
 
 /// Runs the command.
 pub fn run(args: TrainArgs) -> Result<()> {
-    let _config = args.config()?;
-    bail!("`longreel train` is not part of this build")
+    let config = args.config()?;
+    let threads = super::threads_per_rank(config.parallel.ranks);
+    crate::train::run(config, args.resume, threads, super::catch_interrupts()?)
 }
 
 impl TrainArgs {

@@ -26,14 +26,14 @@ pub(crate) const FONT: &str = "dejavu-sans";
 const PAPER: Rgb<u8> = Rgb([250, 250, 250]);
 const INK: RGBColor = RGBColor(70, 74, 82);
 const CAPTION: f64 = 13.0; // pixels
-const CAPTION_ROW: u32 = 19;
-const MARGIN: u32 = 16;
-const FRAME_GAP: u32 = 2;
-const STRIP_GAP: u32 = 18;
+const CAPTION_ROW: u64 = 19;
+const MARGIN: u64 = 16;
+const FRAME_GAP: u64 = 2;
+const STRIP_GAP: u64 = 18;
 /// Frames are scaled to be about so high.
 const ROW: u32 = 96;
 /// A caption has at least so much room.
-const NARROWEST: u32 = 110;
+const NARROWEST: u64 = 110;
 /// The sheet's proportions, width to height, as near as whole strips allow.
 const ASPECT: f64 = 1.4;
 /// A larger sheet is refused: no viewer opens it.
@@ -64,16 +64,16 @@ fn draw(strips: &[Strip]) -> Result<RgbImage> {
     if strips.is_empty() {
         bail!("a contact sheet needs at least one clip");
     }
-    if let Some(empty) = strips.iter().find(|s| s.frames.iter().all(|f| f.width() == 0 || f.height() == 0)) {
-        bail!("a contact sheet cannot show the clip {:?}: it has no frames", empty.caption);
+    if let Some(empty) = strips.iter().find(|s| s.frames.is_empty() || s.frames.iter().any(|f| f.is_empty())) {
+        bail!("a contact sheet cannot show the clip {:?}: it has no frames, or empty ones", empty.caption);
     }
-    let scaled: Vec<Vec<RgbImage>> = strips.iter().map(|s| s.frames.iter().map(fit).collect()).collect();
-    let width_of = |s: &Vec<RgbImage>| s.iter().map(|f| f.width() + FRAME_GAP).sum::<u32>() - FRAME_GAP;
-    let column = scaled.iter().map(width_of).max().unwrap_or(0).max(NARROWEST);
-    let row = CAPTION_ROW + scaled.iter().flatten().map(RgbImage::height).max().unwrap_or(0);
-    let (columns, rows) = grid(strips.len() as u32, column + STRIP_GAP, row + STRIP_GAP);
-    let width = 2 * MARGIN as u64 + columns as u64 * (column + STRIP_GAP) as u64 - STRIP_GAP as u64;
-    let height = 2 * MARGIN as u64 + rows as u64 * (row + STRIP_GAP) as u64 - STRIP_GAP as u64;
+    let sizes: Vec<Vec<(u32, u32)>> = strips.iter().map(|s| s.frames.iter().map(fitted).collect()).collect();
+    let width_of = |s: &Vec<(u32, u32)>| s.iter().map(|f| f.0 as u64 + FRAME_GAP).sum::<u64>() - FRAME_GAP;
+    let column = sizes.iter().map(width_of).max().unwrap_or(0).max(NARROWEST);
+    let row = CAPTION_ROW + sizes.iter().flatten().map(|f| f.1 as u64).max().unwrap_or(0);
+    let (columns, rows) = grid(strips.len() as u64, column + STRIP_GAP, row + STRIP_GAP);
+    let width = 2 * MARGIN + columns * (column + STRIP_GAP) - STRIP_GAP;
+    let height = 2 * MARGIN + rows * (row + STRIP_GAP) - STRIP_GAP;
     if width * height > MOST_PIXELS {
         bail!(
             "a contact sheet of {} clips would have {width}x{height} pixels: show fewer clips or frames",
@@ -83,13 +83,13 @@ fn draw(strips: &[Strip]) -> Result<RgbImage> {
 
     let mut sheet = RgbImage::from_pixel(width as u32, height as u32, PAPER);
     let mut captions = Vec::new();
-    for (i, (strip, frames)) in strips.iter().zip(&scaled).enumerate() {
-        let (c, r) = (i as u32 / rows, i as u32 % rows);
+    for (i, (strip, sizes)) in strips.iter().zip(&sizes).enumerate() {
+        let (c, r) = (i as u64 / rows, i as u64 % rows);
         let (mut x, y) = (MARGIN + c * (column + STRIP_GAP), MARGIN + r * (row + STRIP_GAP));
-        captions.push((shorten(&strip.caption, column)?, x as i32, y as i32));
-        for frame in frames {
-            imageops::replace(&mut sheet, frame, x as i64, (y + CAPTION_ROW) as i64);
-            x += frame.width() + FRAME_GAP;
+        captions.push((shorten(&strip.caption, column as u32)?, x as i32, y as i32));
+        for (frame, &size) in strip.frames.iter().zip(sizes) {
+            imageops::replace(&mut sheet, &fit(frame, size), x as i64, (y + CAPTION_ROW) as i64);
+            x += size.0 as u64 + FRAME_GAP;
         }
     }
     let size = sheet.dimensions();
@@ -103,22 +103,27 @@ fn draw(strips: &[Strip]) -> Result<RgbImage> {
 }
 
 /// Columns and rows of `n` cells such that the whole has about the proportions [`ASPECT`].
-fn grid(n: u32, cell_width: u32, cell_height: u32) -> (u32, u32) {
+fn grid(n: u64, cell_width: u64, cell_height: u64) -> (u64, u64) {
     let ideal = (ASPECT * n as f64 * cell_height as f64 / cell_width as f64).sqrt();
-    let rows = n.div_ceil((ideal.round() as u32).clamp(1, n));
+    let rows = n.div_ceil((ideal.round() as u64).clamp(1, n));
     (n.div_ceil(rows), rows)
 }
 
-/// A frame at the sheet's scale: down to [`ROW`] with smoothing, or up by the largest whole factor that stays below it.
-fn fit(frame: &RgbImage) -> RgbImage {
+/// A frame's size on the sheet: down to [`ROW`] lines, or up by the largest whole factor that stays within.
+fn fitted(frame: &RgbImage) -> (u32, u32) {
     let (w, h) = frame.dimensions();
     if h > ROW {
-        let width = ((w as u64 * ROW as u64 + h as u64 / 2) / h as u64).max(1) as u32;
-        imageops::resize(frame, width, ROW, FilterType::Triangle)
+        (((w as u64 * ROW as u64 + h as u64 / 2) / h as u64).max(1) as u32, ROW)
     } else {
         let factor = (ROW / h.max(1)).max(1);
-        imageops::resize(frame, w * factor, h * factor, FilterType::Nearest)
+        (w * factor, h * factor)
     }
+}
+
+/// `frame` at `size`: made smaller with smoothing, larger with its pixels left visible.
+fn fit(frame: &RgbImage, size: (u32, u32)) -> RgbImage {
+    let filter = if size.1 < frame.height() { FilterType::Triangle } else { FilterType::Nearest };
+    imageops::resize(frame, size.0, size.1, filter)
 }
 
 /// `text` in one line no wider than `width` pixels, cut with an ellipsis where it must be.

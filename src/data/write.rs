@@ -15,8 +15,8 @@ use std::time::Duration;
 use crate::{Error, Result, bail};
 pub use mp4::VideoWriter;
 
-/// NeuQuant's sampling: 1 is slowest and best, 30 fastest; 10 is its author's choice for pictures.
-const GIF_SPEED: i32 = 10;
+/// A GIF frame's palette is learnt from about so many of its pixels: all of a small frame's, a sample of a large one's.
+const GIF_SAMPLE: usize = 50_000;
 
 /// What a path's extension asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +131,7 @@ pub(super) fn frame_count(frames: &[u8], height: usize, width: usize) -> Result<
     if frames.is_empty() {
         bail!("a clip without frames cannot be written");
     }
-    if frames.len() % frame != 0 {
+    if !frames.len().is_multiple_of(frame) {
         bail!("{} bytes are not a whole number of {height}x{width} RGB frames of {frame} bytes", frames.len());
     }
     Ok(frames.len() / frame)
@@ -169,7 +169,8 @@ fn write_gif(path: &Path, frames: &[u8], height: usize, width: usize, fps: f64) 
         bail!("{}: {height}x{width} pixels are too many for a GIF", path.display());
     }
     write_file(path, |out| {
-        let mut encoder = GifEncoder::new_with_speed(out, GIF_SPEED);
+        let speed = (height * width / GIF_SAMPLE).clamp(1, 30) as i32; // every how many-th pixel
+        let mut encoder = GifEncoder::new_with_speed(out, speed);
         encoder.set_repeat(Repeat::Infinite).map_err(|e| encoding(path, e))?;
         let hundredths = |i: usize| (i as f64 * 100.0 / fps).round() as u64;
         for i in 0..frames.len() / (height * width * 3) {

@@ -27,7 +27,12 @@ pub struct Heldout<'a> {
 
 impl<'a> Heldout<'a> {
     /// None if the run has no held-out clips.
-    pub fn new(job: &'a Job, mesh: &'a Mesh, objective: &'a Objective, sigmas: &SigmaDistribution) -> Result<Option<Self>> {
+    pub fn new(
+        job: &'a Job,
+        mesh: &'a Mesh,
+        objective: &'a Objective,
+        sigmas: &SigmaDistribution,
+    ) -> Result<Option<Self>> {
         Ok(job.heldout.as_ref().map(|_| Self { job, mesh, objective, sigmas: sigmas.heldout(QUANTILES) }))
     }
 
@@ -54,7 +59,8 @@ impl<'a> Heldout<'a> {
             let timesteps: Vec<f64> = self.sigmas.iter().map(|&sigma| timestep(sigma)).collect();
             let prompt = prompt(model, &timesteps, &[label; QUANTILES])?;
             let patch = model.config.patch_size;
-            let clips = NoisyClips { clips: &clips, objective: self.objective, tokens: tokens.clone(), patch, weight: 1.0 };
+            let clips =
+                NoisyClips { clips: &clips, objective: self.objective, tokens: tokens.clone(), patch, weight: 1.0 };
             engine.predict(&prompt, &clips, |rows, output| squared_errors(&clips, rows, &output, &mut sums))?;
         }
         let elements = dataset.len() * grid.iter().product::<usize>() * model.config.patch_out();

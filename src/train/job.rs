@@ -32,10 +32,9 @@ impl Job {
         let folder = RunFolder::new(&config.run.out);
         let resume = match (resume, folder.latest()?) {
             (false, None) => None,
-            (false, Some(last)) => bail!(
-                "{} exists: continue that run with --resume, or choose another run.out",
-                last.display()
-            ),
+            (false, Some(last)) => {
+                bail!("{} exists: continue that run with --resume, or choose another run.out", last.display())
+            }
             (true, Some(last)) => Some(Checkpoint::open(&last)?),
             (true, None) => bail!("{}: no checkpoint to resume from", folder.root().display()),
         };
@@ -72,7 +71,10 @@ impl Job {
             bail!("{} has {have} class folders, model.num_classes is {named}; set it to {have}", data.path)
         }
         if data.label == Label::None && model.num_classes > 0 {
-            bail!("model.num_classes is {}, but the clips have no classes: set data.label = \"folder\"", model.num_classes)
+            bail!(
+                "model.num_classes is {}, but the clips have no classes: set data.label = \"folder\"",
+                model.num_classes
+            )
         }
         let heldout = match &data.heldout {
             None => None,
@@ -85,6 +87,11 @@ impl Job {
             }
         };
         Ok(Self { dataset: Arc::new(dataset), heldout, model, from, folder, resume, config })
+    }
+
+    /// Frames per second of the clips: the first video's, none for images.
+    pub fn fps(&self) -> Option<f64> {
+        self.dataset.clip(0).rate
     }
 
     /// A model with the run's initial weights.

@@ -11,4 +11,10 @@ pub mod schedule;
 pub mod tensorboard;
 
 mod clips;
-mod weights;
+mod heldout;
+mod job;
+mod report;
+mod run;
+pub mod weights;
+
+pub use run::run;

@@ -1,1 +1,144 @@
+//! The loss curve of a run as a PNG, from its metrics file.
 
+use image::RgbImage;
+use image::imageops::{self, FilterType};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use std::path::Path;
+
+use super::metrics::{self, Record};
+use crate::data::sheet::{FONT, register_font};
+use crate::data::write::write_image;
+use crate::{Error, Result, bail};
+
+const SIZE: (u32, u32) = (1200, 720);
+/// Everything is drawn so many times larger and then scaled down: plotters' wide lines have jagged edges.
+const FINE: u32 = 2;
+const INK: RGBColor = RGBColor(60, 64, 72);
+const FAINT: RGBColor = RGBColor(226, 229, 234);
+const TRAINING: RGBColor = RGBColor(31, 105, 180);
+const HELDOUT: RGBColor = RGBColor(214, 96, 20);
+/// Each point of the smoothed curve is made from this share of the run's steps, so that it looks alike for every length.
+const WINDOW: f64 = 0.03;
+/// The smoothed curve has no more points than this.
+const POINTS: usize = 400;
+
+/// Draws training loss, raw and smoothed, and held-out loss over steps: `metrics` (JSON lines) to the PNG `out`.
+/// Fails if there is no record yet.
+pub fn loss_curve(metrics: &Path, out: &Path) -> Result<()> {
+    let records = metrics::read(metrics)?;
+    if records.is_empty() {
+        bail!("{}: no step to draw yet", metrics.display());
+    }
+    let size = (SIZE.0 * FINE, SIZE.1 * FINE);
+    let mut picture = RgbImage::from_pixel(size.0, size.1, image::Rgb([255, 255, 255]));
+    {
+        let area = BitMapBackend::with_buffer(&mut picture, size).into_drawing_area();
+        draw(&area, &records)
+            .map_err(|e| Error::Invalid(format!("{}: drawing the curve failed: {e}", out.display())))?;
+        area.present().map_err(|e| Error::Invalid(format!("{}: {e}", out.display())))?;
+    }
+    write_image(out, &imageops::resize(&picture, SIZE.0, SIZE.1, FilterType::Triangle))
+}
+
+type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+
+fn draw(area: &DrawingArea<BitMapBackend<'_>, Shift>, records: &[Record]) -> Drawn {
+    register_font();
+    let text = |size: f64| TextStyle::from((FONT, size * FINE as f64).into_font()).color(&INK);
+    let raw: Vec<(f64, f64)> = records.iter().map(|r| (r.step as f64, r.loss)).collect();
+    let smooth = smoothed(&raw);
+    let heldout: Vec<(f64, f64)> = records.iter().filter_map(|r| Some((r.step as f64, r.heldout?))).collect();
+    let (low, high) = range(&raw, &heldout);
+    let (first, last) = (raw[0].0 - 1.0, raw[raw.len() - 1].0);
+
+    let mut chart = ChartBuilder::on(area)
+        .margin(28 * FINE)
+        .x_label_area_size(52 * FINE)
+        .y_label_area_size(72 * FINE)
+        .build_cartesian_2d(first..last, low..high)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(WHITE)
+        .bold_line_style(FAINT)
+        .axis_style(INK.mix(0.5))
+        .x_labels((last - first + 1.0).min(10.0) as usize)
+        .y_labels(8)
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| label(*y, high - low))
+        .label_style(text(17.0))
+        .axis_desc_style(text(19.0))
+        .x_desc("step")
+        .y_desc("loss")
+        .draw()?;
+
+    chart.draw_series(LineSeries::new(raw.iter().copied(), TRAINING.mix(0.45)))?;
+    let named = |name: &str, points: &[(f64, f64)]| {
+        format!("{name}  {}", label(points[points.len() - 1].1, (high - low) / 100.0))
+    };
+    let line = |color: RGBColor| {
+        move |(x, y): (i32, i32)| PathElement::new([(x, y), (x + 26 * FINE as i32, y)], color.stroke_width(2 * FINE))
+    };
+    chart
+        .draw_series(LineSeries::new(smooth.iter().copied(), TRAINING.stroke_width(2 * FINE)))?
+        .label(named("training", &smooth))
+        .legend(line(TRAINING));
+    if smooth.len() == 1 {
+        chart.draw_series(smooth.iter().map(|&p| Circle::new(p, 4 * FINE, TRAINING.filled())))?; // a line of one point is none
+    }
+    if !heldout.is_empty() {
+        chart
+            .draw_series(LineSeries::new(heldout.iter().copied(), HELDOUT.stroke_width(2 * FINE)))?
+            .label(named("held out", &heldout))
+            .legend(line(HELDOUT));
+        if heldout.len() <= 60 {
+            chart.draw_series(heldout.iter().map(|&p| Circle::new(p, 4 * FINE, HELDOUT.filled())))?;
+        }
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .margin(14 * FINE)
+        .legend_area_size(36 * FINE)
+        .background_style(WHITE.mix(0.85))
+        .border_style(FAINT)
+        .label_font(text(18.0))
+        .draw()?;
+    Ok(())
+}
+
+/// The losses without their noise, at even distances: for each point the mean of the middle half of the losses around it,
+/// which neither lags behind a falling loss nor follows a spike. The window shrinks towards the start, where the loss falls
+/// steeply, and is cut off at the end.
+fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let n = points.len();
+    let reach = (n as f64 * WINDOW / 2.0).ceil() as usize;
+    let shown = n.min(POINTS);
+    let around = |k: usize| {
+        let i = if shown == 1 { 0 } else { k * (n - 1) / (shown - 1) };
+        let reach = reach.min(i);
+        let mut losses: Vec<f64> = points[i - reach..n.min(i + reach + 1)].iter().map(|p| p.1).collect();
+        losses.sort_by(f64::total_cmp);
+        let middle = &losses[losses.len() / 4..losses.len() - losses.len() / 4];
+        (points[i].0, middle.iter().sum::<f64>() / middle.len() as f64)
+    };
+    (0..shown).map(around).collect()
+}
+
+/// The losses shown: all but the highest hundredth of the raw ones, so that a spike does not flatten the curve.
+fn range(raw: &[(f64, f64)], heldout: &[(f64, f64)]) -> (f64, f64) {
+    let mut losses: Vec<f64> = raw.iter().map(|p| p.1).collect();
+    losses.sort_by(f64::total_cmp);
+    let top = losses[(losses.len() - 1) * 99 / 100];
+    let high = heldout.iter().map(|p| p.1).fold(top, f64::max);
+    let low = heldout.iter().map(|p| p.1).fold(losses[0], f64::min);
+    let room = (0.06 * (high - low)).max(1e-3 * high.abs()).max(1e-12);
+    (low - room, high + room)
+}
+
+/// A number with as many decimals as a picture of `span` can tell apart.
+fn label(value: f64, span: f64) -> String {
+    let decimals = (2.0 - span.log10()).clamp(0.0, 9.0).floor() as usize;
+    format!("{value:.decimals$}")
+}

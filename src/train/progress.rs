@@ -1,1 +1,255 @@
+//! What a run shows while it goes: one line that renews itself on a terminal, a log line now and then elsewhere.
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Without a terminal a log line comes this often.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+
+/// Resident memory of this process in bytes; 0 where the system does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub now: u64,
+    pub peak: u64,
+}
+
+/// This process's memory, from `/proc/self/status` (VmRSS, VmHWM).
+pub fn memory() -> Memory {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    parse_memory(&status)
+}
+
+fn parse_memory(status: &str) -> Memory {
+    let bytes = |key: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(key))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    Memory { now: bytes("VmRSS:").unwrap_or(0), peak: bytes("VmHWM:").unwrap_or(0) }
+}
+
+/// The bar on the screen, if any, so that log lines can step aside.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Standard error for log lines: they appear above the progress line instead of through it. Give it to tracing's
+/// subscriber as the writer: `with_writer(|| progress::Stderr)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let bar = BAR.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        match bar {
+            Some(bar) => bar.suspend(|| std::io::stderr().write_all(bytes))?,
+            None => std::io::stderr().write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// Progress of a run: step, loss, tokens per second, memory and the time left.
+#[derive(Debug)]
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    total: u64,
+    step_time: StepTime,
+    log_every: Duration,
+    logged: Option<Instant>,
+}
+
+impl Progress {
+    /// For a run of `total` steps of which `done` lie behind (0, or where it resumes).
+    pub fn new(total: u64, done: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
+            // The template is a constant, so the fallback is never seen.
+            let style =
+                ProgressStyle::with_template("{bar:24.cyan/blue} {msg}").unwrap_or(ProgressStyle::default_bar());
+            bar.set_style(style.progress_chars("━╸─"));
+            bar.set_position(done);
+            *BAR.lock().unwrap_or_else(|e| e.into_inner()) = Some(bar.clone());
+            bar
+        });
+        Self { bar, total, step_time: StepTime::new(Instant::now(), done), log_every: LOG_EVERY, logged: None }
+    }
+
+    /// Reports that `step` is done. Without a terminal this logs the first step, the last, and one every 30 seconds.
+    pub fn update(&mut self, step: u64, loss: f64, tokens_per_s: f64) {
+        let now = Instant::now();
+        self.step_time.update(now, step);
+        let left = self.step_time.left(self.total.saturating_sub(step));
+        let line = line(step, self.total, loss, tokens_per_s, memory(), left);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(step);
+                bar.set_message(line);
+            }
+            None if step >= self.total || self.logged.is_none_or(|t| now - t >= self.log_every) => {
+                tracing::info!("{line}");
+                self.logged = Some(now);
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// Leaves the line as it stands, however the run ends.
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+            *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        }
+    }
+}
+
+/// Seconds a step takes: the mean at first, then a moving one, so that the first slow steps are forgotten.
+#[derive(Debug)]
+struct StepTime {
+    last: Instant,
+    step: u64,
+    seen: f64,
+    seconds: f64,
+}
+
+impl StepTime {
+    fn new(now: Instant, step: u64) -> Self {
+        Self { last: now, step, seen: 0.0, seconds: 0.0 }
+    }
+
+    fn update(&mut self, now: Instant, step: u64) {
+        let steps = step.saturating_sub(self.step) as f64;
+        if steps > 0.0 {
+            self.seen += steps;
+            let weight = (steps / self.seen).max(1.0 - 0.95f64.powf(steps));
+            self.seconds += weight * ((now - self.last).as_secs_f64() / steps - self.seconds);
+        }
+        (self.last, self.step) = (now, step);
+    }
+
+    fn left(&self, steps: u64) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.seconds * steps as f64).ok().filter(|_| self.seen > 0.0)
+    }
+}
+
+fn line(step: u64, total: u64, loss: f64, tokens_per_s: f64, memory: Memory, left: Option<Duration>) -> String {
+    let mut line = format!("step {step}/{total}  loss {loss:.4}  {} tokens/s", short(tokens_per_s));
+    if memory.now > 0 {
+        const GIB: f64 = (1u64 << 30) as f64;
+        let (now, peak) = (memory.now as f64 / GIB, memory.peak as f64 / GIB);
+        line += &format!("  {now:.2} GiB (peak {peak:.2})");
+    }
+    match left {
+        Some(left) if step < total => line + "  ETA " + &clock(left),
+        _ => line,
+    }
+}
+
+/// A rate in three digits: 853, 12.4k, 3.05M.
+fn short(rate: f64) -> String {
+    let (value, unit) = match rate {
+        r if r >= 999_500.0 => (r / 1e6, "M"),
+        r if r >= 999.5 => (r / 1e3, "k"),
+        r => (r, ""),
+    };
+    let decimals = if unit.is_empty() || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$}{unit}")
+}
+
+/// A duration in its two largest units.
+fn clock(time: Duration) -> String {
+    let s = time.as_secs();
+    match (s / 86400, s / 3600 % 24, s / 60 % 60, s % 60) {
+        (0, 0, 0, s) => format!("{s}s"),
+        (0, 0, m, s) => format!("{m}m {s:02}s"),
+        (0, h, m, _) => format!("{h}h {m:02}m"),
+        (d, h, _, _) => format!("{d}d {h:02}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        let status = "Name:\tx\nVmPeak:\t  9999 kB\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(parse_memory(status), Memory { now: 1 << 20, peak: 2 << 20 });
+        assert_eq!(parse_memory("VmRSS: nonsense"), Memory::default());
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
+        let memory = memory();
+        assert!(memory.peak >= 64 << 20 && memory.now > 1 << 20, "{memory:?}");
+        drop(block);
+    }
+
+    #[test]
+    fn the_line_says_all() {
+        let memory = Memory { now: 3 << 29, peak: 2 << 30 };
+        let left = Some(Duration::from_secs(200));
+        let expected = "step 12/1000  loss 0.1235  18.2k tokens/s  1.50 GiB (peak 2.00)  ETA 3m 20s";
+        assert_eq!(line(12, 1000, 0.123456, 18_249.0, memory, left), expected);
+        assert_eq!(line(9, 9, 0.5, 1.0, Memory::default(), left), "step 9/9  loss 0.5000  1 tokens/s");
+        for (rate, text) in [(0.0, "0"), (999.4, "999"), (999.6, "1.00k"), (99_960.0, "100k"), (3_049_000.0, "3.05M")] {
+            assert_eq!(short(rate), text);
+        }
+        for (s, text) in [(59, "59s"), (61, "1m 01s"), (3661, "1h 01m"), (90_000, "1d 01h")] {
+            assert_eq!(clock(Duration::from_secs(s)), text);
+        }
+    }
+
+    #[test]
+    fn the_estimate_forgets_slow_first_steps_and_counts_from_a_resume() {
+        let start = Instant::now();
+        let at = |s: f64| start + Duration::from_secs_f64(s);
+        let mut time = StepTime::new(start, 100);
+        assert_eq!(time.left(5), None);
+        time.update(at(10.0), 101);
+        assert_eq!(time.left(5), Some(Duration::from_secs(50)));
+        (1..=200).for_each(|i| time.update(at(10.0 + i as f64), 101 + i));
+        let left = time.left(100).unwrap().as_secs_f64();
+        assert!((left - 100.0).abs() < 1.0, "{left}");
+        assert_eq!(time.left(0), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn without_a_terminal_it_logs_now_and_then() {
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<Vec<u8>>>);
+        impl Write for Log {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let run = |log_every: Duration| {
+            let log = Log::default();
+            let writer = log.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                let step_time = StepTime::new(Instant::now(), 0);
+                let mut progress = Progress { bar: None, total: 50, step_time, log_every, logged: None };
+                (1..=50).for_each(|step| progress.update(step, 0.5, 1e3));
+            });
+            let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            text.lines()
+                .map(|l| l[l.find("step ").unwrap()..].split_once("  ").unwrap().0.to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(run(Duration::from_secs(3600)), ["step 1/50", "step 50/50"]);
+        assert_eq!(run(Duration::ZERO).len(), 50);
+    }
+}

@@ -7,8 +7,9 @@
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::checkpoint::State;
 use super::clips::{NoisyClip, NoisyClips};
 use super::heldout::Heldout;
 use super::job::Job;
@@ -16,7 +17,6 @@ use super::report::{Report, Step};
 use super::sampling;
 use super::schedule::LearningRate;
 use super::weights::Weights;
-use super::checkpoint::State;
 use crate::config::{Label, RunConfig};
 use crate::data::{Loader, Sample, frames_of_tokens};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
@@ -68,7 +68,7 @@ impl<'a> Rank<'a> {
     }
 
     fn train(&self, interrupted: &AtomicBool) -> Result<()> {
-        let (config, train) = (&self.job.config, &self.job.config.train);
+        let train = &self.job.config.train;
         let engine = Engine::new(&self.weights.model, self.mesh.sequence.clone(), self.grid, train.batch, train.tile)?;
         let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let rates = LearningRate::new(train)?;
@@ -77,7 +77,8 @@ impl<'a> Rank<'a> {
 
         let batch = self.global_batch();
         let mut loader = self.loader(frames, position)?;
-        let mut report = Report::start(self.job, &self.mesh, &self.weights.model, first)?;
+        let tokens = batch * self.grid.iter().product::<usize>() as u64;
+        let mut report = Report::start(self.job, &self.mesh, self.weights.model.count(), tokens, first)?;
         let mut step = first;
         let mut stop = step >= train.steps;
         let mut saved = self.job.resume.is_some().then_some(first);
@@ -103,14 +104,15 @@ impl<'a> Rank<'a> {
             step += 1;
             stop = step == train.steps || flag > 0.0;
 
-            let waited = loader.waited() - waited;
-            report.step(&Step { step, loss, norm, lr, seconds: start.elapsed(), waited, clips: batch })?;
+            let (seconds, waited) = (start.elapsed(), loader.waited() - waited);
+            let mut losses = vec![];
             if let Some(heldout) = &heldout
-                && (due(step, train.heldout_every) || stop && train.heldout_every > 0)
+                && train.heldout_every > 0
+                && (stop || step.is_multiple_of(train.heldout_every))
             {
-                let losses = self.weights.averaged(|model| heldout.losses(model))?;
-                report.heldout(step, &losses)?;
+                losses = self.weights.averaged(|model| heldout.losses(model))?;
             }
+            report.step(&Step { step, loss, norm, lr, seconds, waited, heldout: losses })?;
             if due(step, train.sample_every) {
                 self.sample(step, &mut report)?;
             }
@@ -122,7 +124,7 @@ impl<'a> Rank<'a> {
         if saved.is_none() {
             self.save(step, position)?; // no steps at all: the initial weights
         }
-        report.finish(step, step < train.steps, config)
+        report.finish(step, step < train.steps)
     }
 
     /// Clips of a step over all data ranks and micro-batches.
@@ -141,8 +143,10 @@ impl<'a> Rank<'a> {
     fn loader(&self, frames: std::ops::Range<usize>, position: u64) -> Result<Loader> {
         let train = &self.job.config.train;
         let (dataset, seed) = (self.job.dataset.clone(), self.job.config.run.seed);
-        let numbers: Vec<u64> =
-            (0..train.accumulate).flat_map(|m| (0..train.batch).map(move |i| (m, i))).map(|(m, i)| self.clip_number(m, i)).collect();
+        let numbers: Vec<u64> = (0..train.accumulate)
+            .flat_map(|m| (0..train.batch).map(move |i| (m, i)))
+            .map(|(m, i)| self.clip_number(m, i))
+            .collect();
         let batch = self.global_batch();
         let positions = (0..).flat_map(move |step: u64| {
             let numbers = numbers.clone();
@@ -197,10 +201,11 @@ impl<'a> Rank<'a> {
         self.weights.averaged(|model| {
             for index in 0..config.sample.count {
                 let mut request = sampling::Request::from_config(config)?;
-                request.label = (self.job.model.num_classes > 0).then(|| index % self.job.dataset.classes().len().max(1));
+                request.label =
+                    (self.job.model.num_classes > 0).then(|| index % self.job.dataset.classes().len().max(1));
                 let comm = &self.mesh.sequence;
                 let clip = sampling::sample(model, &self.objective, comm, &request, index as u64, config.train.tile)?;
-                report.sample(step, index, clip)?;
+                report.sample(step, index, &clip)?;
             }
             Ok(())
         })
@@ -224,9 +229,4 @@ impl<'a> Rank<'a> {
 /// Whether something done every `every` steps is due after `step` steps; 0: never.
 fn due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
-}
-
-/// How long a step took, as the log and metrics say it.
-pub(super) fn seconds(duration: Duration) -> f64 {
-    duration.as_secs_f64()
 }

@@ -1,1 +1,104 @@
+//! Event files for TensorBoard: scalars by tag and step.
+//!
+//! A file is a row of TFRecords: length (u64), its checksum, the bytes, their checksum, all little-endian; a checksum is a
+//! CRC-32C, rotated right by 15 bits plus a constant (tensorflow/core/lib/hash/crc32c.h). The bytes are an `Event` in
+//! protocol buffers (tensorflow/core/util/event.proto), few enough fields to write by hand.
 
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::{Error, Result, bail};
+
+/// Appends events to a new file of a TensorBoard log folder.
+#[derive(Debug)]
+pub struct EventWriter {
+    file: File,
+    path: PathBuf,
+}
+
+impl EventWriter {
+    /// Starts a file in `folder`, which is made if need be. TensorBoard reads all files of a folder as one run, so a run
+    /// that resumes after `resumed` steps says so, and TensorBoard forgets the later steps of the files before.
+    pub fn create(folder: &Path, resumed: Option<u64>) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let (file, path) = new_file(folder)?;
+        let mut writer = Self { file, path };
+        writer.event(0, &field_bytes(3, b"brain.Event:2"))?; // Event.file_version
+        if let Some(step) = resumed {
+            let start = field_varint(1, 1); // SessionLog.status = START
+            writer.event(step + 1, &field_bytes(7, &start))?; // Event.session_log: steps from here on come anew
+        }
+        Ok(writer)
+    }
+
+    /// Adds the `values` of `step`, each under its tag.
+    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
+        let mut summary = Vec::new();
+        for (tag, value) in values {
+            let mut scalar = field_bytes(1, tag.as_bytes()); // Summary.Value.tag
+            scalar.push(2 << 3 | 5); // Summary.Value.simple_value, 32 bits
+            scalar.extend((*value as f32).to_le_bytes());
+            summary.extend(field_bytes(1, &scalar)); // Summary.value
+        }
+        self.event(step, &field_bytes(5, &summary)) // Event.summary
+    }
+
+    /// Writes one event at once: a reader sees it, and a crash cannot lose it.
+    fn event(&mut self, step: u64, what: &[u8]) -> Result<()> {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let mut event = vec![1 << 3 | 1]; // Event.wall_time, 64 bits
+        event.extend(seconds.to_le_bytes());
+        event.extend(field_varint(2, step)); // Event.step
+        event.extend(what);
+        let length = (event.len() as u64).to_le_bytes();
+        let mut record = length.to_vec();
+        record.extend(masked_crc(&length).to_le_bytes());
+        record.extend(&event);
+        record.extend(masked_crc(&event).to_le_bytes());
+        self.file.write_all(&record).map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+/// A file that did not exist, named so that TensorBoard reads files in the order they were made.
+fn new_file(folder: &Path) -> Result<(File, PathBuf)> {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    for attempt in 0..1000 {
+        let path = folder.join(format!("events.out.tfevents.{seconds:010}.{attempt:03}.longreel"));
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((file, path)),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io(&path, e)),
+        }
+    }
+    bail!("{}: a thousand event files within a second", folder.display())
+}
+
+/// A field of protocol buffers with a number.
+fn field_varint(field: u8, value: u64) -> Vec<u8> {
+    let mut out = vec![field << 3];
+    varint(value, &mut out);
+    out
+}
+
+/// A field of protocol buffers with bytes: a string or a message.
+fn field_bytes(field: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![field << 3 | 2];
+    varint(bytes.len() as u64, &mut out);
+    out.extend(bytes);
+    out
+}
+
+/// Seven bits a byte, lowest first; the eighth says that more follow.
+fn varint(mut value: u64, out: &mut Vec<u8>) {
+    while value > 127 {
+        out.push(value as u8 | 128);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn masked_crc(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+}

@@ -77,7 +77,7 @@ impl Weights {
                         self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
                     })
                 })
-            })???;
+            })????;
             if let Some(ema) = &state.ema {
                 let params = read::<f32>(&unit.value)?;
                 write(ema, |ema: &mut [f32]| ema_update(ema_decay(self.ema, step), ema, &params))??;

@@ -3,7 +3,7 @@
 use super::*;
 use candle_core::DType;
 use longreel::Result;
-use longreel::parallel::{Communicator, Mesh, Reduce, Single, Split, agree, run_threads};
+use longreel::parallel::{Communicator, Mesh, Reduce, Single, Split, agree};
 use std::sync::Arc;
 
 /// How many elements rank r of p gives in an uneven split; some have none.
@@ -30,13 +30,11 @@ fn all_reduce_gives_every_rank_the_bits_of_the_plain_sum_in_rank_order() {
             assert_ne!(expected, plain_sum(&reversed).iter().map(|x| x.to_bits()).collect::<Vec<_>>());
         }
         let parts = Arc::new(parts);
-        let results = no_hang(move || {
-            run_threads(p, 2, |comm| {
-                // A view into a larger buffer: what lies around it must stay.
-                let all = Tensor::cat(&[&f32s(&[-1.5]), &f32s(&parts[comm.rank()]), &f32s(&[2.5])], 0)?;
-                comm.all_reduce(&all.narrow(0, 1, n)?, Reduce::Sum)?;
-                Ok(bits(&all))
-            })
+        let results = run_threads(p, 2, move |comm| {
+            // A view into a larger buffer: what lies around it must stay.
+            let all = Tensor::cat(&[&f32s(&[-1.5]), &f32s(&parts[comm.rank()]), &f32s(&[2.5])], 0)?;
+            comm.all_reduce(&all.narrow(0, 1, n)?, Reduce::Sum)?;
+            Ok(bits(&all))
         });
         for got in results.unwrap() {
             assert_eq!(got[0], (-1.5f32).to_bits());
@@ -79,13 +77,11 @@ fn reduce_scatter_sums_uneven_and_empty_parts_in_rank_order() {
         let n: usize = counts.iter().sum();
         let parts: Arc<Vec<Vec<f32>>> = Arc::new((0..p).map(|r| wide(2, r as u64, n)).collect());
         let expected: Vec<u32> = plain_sum(&parts).iter().map(|x| x.to_bits()).collect();
-        let results = no_hang(move || {
-            run_threads(p, 1, |comm| {
-                let buffer = f32s(&parts[comm.rank()]);
-                let mine = comm.reduce_scatter(&buffer, &uneven(p))?;
-                assert_eq!(bits(&buffer), bits(&f32s(&parts[comm.rank()])), "the buffer must stay");
-                Ok(bits(&mine))
-            })
+        let results = run_threads(p, 1, move |comm| {
+            let buffer = f32s(&parts[comm.rank()]);
+            let mine = comm.reduce_scatter(&buffer, &uneven(p))?;
+            assert_eq!(bits(&buffer), bits(&f32s(&parts[comm.rank()])), "the buffer must stay");
+            Ok(bits(&mine))
         })
         .unwrap();
         assert_eq!(results.iter().map(Vec::len).collect::<Vec<_>>(), counts);
@@ -96,7 +92,7 @@ fn reduce_scatter_sums_uneven_and_empty_parts_in_rank_order() {
 #[test]
 fn all_gather_and_broadcast_give_copies_of_any_dtype() {
     for p in [1, 2, 5] {
-        let results = run_threads(p, 1, |comm| {
+        let results = run_threads(p, 1, move |comm| {
             let (r, counts) = (comm.rank(), uneven(p));
             let shapes: Vec<Vec<usize>> = counts.iter().map(|&n| vec![n, 2]).collect();
             for dtype in [DType::F32, DType::BF16, DType::F64, DType::I64, DType::U8] {
@@ -135,21 +131,19 @@ fn all_gather_and_broadcast_give_copies_of_any_dtype() {
 
 #[test]
 fn a_gathered_buffer_may_change_as_soon_as_the_call_returns() {
-    let results = no_hang(|| {
-        run_threads(4, 1, |comm| {
-            let n = 30_000;
-            let mine = f32s(&vec![comm.rank() as f32; n]);
-            for step in 0..20 {
-                let all = comm.all_gather(&mine, &vec![vec![n]; 4])?;
-                let sum = comm.reduce_scatter(&mine, &[n, 0, 0, 0])?;
-                mine.slice_set(&(mine.copy()? + 1.0)?, 0, 0)?; // an optimizer's step
-                for (r, t) in all.iter().enumerate() {
-                    assert!(t.to_vec1::<f32>()?.iter().all(|&x| x == (r + step) as f32));
-                }
-                assert!(sum.to_vec1::<f32>()?.iter().all(|&x| x == (6 + 4 * step) as f32));
+    let results = run_threads(4, 1, |comm| {
+        let n = 30_000;
+        let mine = f32s(&vec![comm.rank() as f32; n]);
+        for step in 0..20 {
+            let all = comm.all_gather(&mine, &vec![vec![n]; 4])?;
+            let sum = comm.reduce_scatter(&mine, &[n, 0, 0, 0])?;
+            mine.slice_set(&(mine.copy()? + 1.0)?, 0, 0)?; // an optimizer's step
+            for (r, t) in all.iter().enumerate() {
+                assert!(t.to_vec1::<f32>()?.iter().all(|&x| x == (r + step) as f32));
             }
-            Ok(())
-        })
+            assert!(sum.to_vec1::<f32>()?.iter().all(|&x| x == (6 + 4 * step) as f32));
+        }
+        Ok(())
     });
     results.unwrap();
 }
@@ -158,7 +152,7 @@ fn a_gathered_buffer_may_change_as_soon_as_the_call_returns() {
 fn all_to_all_carries_uneven_counts_and_views() {
     for p in [1, 2, 3, 7] {
         let count = |from: usize, to: usize| (from * 5 + to * 3) % 4 * 1000; // some are 0
-        let results = run_threads(p, 1, |comm| {
+        let results = run_threads(p, 1, move |comm| {
             let r = comm.rank();
             for views in [false, true] {
                 let whole = |to: usize| f32s(&vec![(r * 10 + to) as f32; if views { 4000 } else { count(r, to) }]);
@@ -232,7 +226,7 @@ fn mesh_has_sequence_innermost_and_refuses_uneven_groups() {
     ];
     assert_eq!(results.unwrap(), expected);
     for data in [0, 4] {
-        let e = fails(run_threads(6, 1, |comm| Mesh::new(comm, data).map(|_| ())));
+        let e = fails(run_threads(6, 1, move |comm| Mesh::new(comm, data).map(|_| ())));
         assert!(e.to_string().contains(&format!("6 ranks cannot form {data} data-parallel groups")), "{e}");
     }
     let mesh = Mesh::new(Arc::new(Single), 1).unwrap();
@@ -253,55 +247,53 @@ fn agree_names_the_ranks_that_differ() {
 #[test]
 fn many_mixed_collectives_with_random_delays() {
     const P: usize = 8;
-    let results = no_hang(|| {
-        run_threads(P, 1, |comm| {
-            let r = comm.rank();
-            let parts = [comm.split(r % 2, r)?, comm.split(r / 3, P - r)?, comm.clone()];
-            let mut delay = random(3, 100 + r as u64);
-            let mut choice = random(3, 0); // the same on every rank
-            for call in 0..400u64 {
-                if delay.below(4) == 0 {
-                    std::thread::sleep(std::time::Duration::from_micros(delay.below(300)));
+    let results = run_threads(P, 1, |comm| {
+        let r = comm.rank();
+        let parts = [comm.split(r % 2, r)?, comm.split(r / 3, P - r)?, comm.clone()];
+        let mut delay = random(3, 100 + r as u64);
+        let mut choice = random(3, 0); // the same on every rank
+        for call in 0..400u64 {
+            if delay.below(4) == 0 {
+                std::thread::sleep(std::time::Duration::from_micros(delay.below(300)));
+            }
+            let comm = &parts[choice.below(3) as usize];
+            let (p, me) = (comm.size(), comm.rank());
+            let n = choice.below(50) as usize;
+            let code = |from: usize, to: usize| (call * 100) as f32 + (from * 10 + to) as f32;
+            match choice.below(6) {
+                0 => comm.barrier()?,
+                1 => {
+                    let x = f32s(&vec![code(me, 0); n]);
+                    comm.all_reduce(&x, Reduce::Max)?;
+                    assert_eq!(x.to_vec1::<f32>()?, vec![code(p - 1, 0); n]);
                 }
-                let comm = &parts[choice.below(3) as usize];
-                let (p, me) = (comm.size(), comm.rank());
-                let n = choice.below(50) as usize;
-                let code = |from: usize, to: usize| (call * 100) as f32 + (from * 10 + to) as f32;
-                match choice.below(6) {
-                    0 => comm.barrier()?,
-                    1 => {
-                        let x = f32s(&vec![code(me, 0); n]);
-                        comm.all_reduce(&x, Reduce::Max)?;
-                        assert_eq!(x.to_vec1::<f32>()?, vec![code(p - 1, 0); n]);
+                2 => {
+                    let x = f32s(&vec![code(me, 0); n]);
+                    comm.broadcast(&x, call as usize % p)?;
+                    assert_eq!(x.to_vec1::<f32>()?, vec![code(call as usize % p, 0); n]);
+                }
+                3 => {
+                    let shapes: Vec<_> = (0..p).map(|from| vec![n + from]).collect();
+                    let all = comm.all_gather(&f32s(&vec![code(me, 0); n + me]), &shapes)?;
+                    for (from, t) in all.iter().enumerate() {
+                        assert_eq!(t.to_vec1::<f32>()?, vec![code(from, 0); n + from]);
                     }
-                    2 => {
-                        let x = f32s(&vec![code(me, 0); n]);
-                        comm.broadcast(&x, call as usize % p)?;
-                        assert_eq!(x.to_vec1::<f32>()?, vec![code(call as usize % p, 0); n]);
+                }
+                4 => {
+                    let send = (0..p).map(|to| f32s(&vec![code(me, to); n + to])).collect();
+                    for (from, t) in comm.all_to_all(send, &vec![vec![n + me]; p])?.iter().enumerate() {
+                        assert_eq!(t.to_vec1::<f32>()?, vec![code(from, me); n + me]);
                     }
-                    3 => {
-                        let shapes: Vec<_> = (0..p).map(|from| vec![n + from]).collect();
-                        let all = comm.all_gather(&f32s(&vec![code(me, 0); n + me]), &shapes)?;
-                        for (from, t) in all.iter().enumerate() {
-                            assert_eq!(t.to_vec1::<f32>()?, vec![code(from, 0); n + from]);
-                        }
-                    }
-                    4 => {
-                        let send = (0..p).map(|to| f32s(&vec![code(me, to); n + to])).collect();
-                        for (from, t) in comm.all_to_all(send, &vec![vec![n + me]; p])?.iter().enumerate() {
-                            assert_eq!(t.to_vec1::<f32>()?, vec![code(from, me); n + me]);
-                        }
-                    }
-                    _ => {
-                        let split = Split::new(n, p);
-                        let counts: Vec<_> = (0..p).map(|r| split.count(r)).collect();
-                        let sum = comm.reduce_scatter(&f32s(&vec![me as f32; n]), &counts)?;
-                        assert_eq!(sum.to_vec1::<f32>()?, vec![(p * (p - 1) / 2) as f32; counts[me]]);
-                    }
+                }
+                _ => {
+                    let split = Split::new(n, p);
+                    let counts: Vec<_> = (0..p).map(|r| split.count(r)).collect();
+                    let sum = comm.reduce_scatter(&f32s(&vec![me as f32; n]), &counts)?;
+                    assert_eq!(sum.to_vec1::<f32>()?, vec![(p * (p - 1) / 2) as f32; counts[me]]);
                 }
             }
-            Ok(())
-        })
+        }
+        Ok(())
     });
     results.unwrap();
 }

@@ -2,9 +2,9 @@
 
 use super::*;
 use candle_core::DType;
-use longreel::parallel::{Communicator, Reduce, Single, run_threads};
+use longreel::parallel::{Communicator, Reduce, Single};
 use longreel::{Error, Result, bail};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 type Collective = (&'static str, fn(&dyn Communicator) -> Result<()>);
 
@@ -29,36 +29,36 @@ enum Failure {
 /// Rank 2 of 4 fails while the others call `collective`, on the world or, if `split`, among the odd and the even ranks.
 /// Returns the run's error and what ranks 0, 1 and 3 saw.
 fn fail_at(collective: Collective, failure: Failure, split: bool, late: bool) -> (Error, Vec<(usize, String)>) {
-    no_hang(move || {
-        let seen = std::sync::Mutex::new(Vec::new());
-        let result = run_threads(4, 1, |world| {
-            let r = world.rank();
-            let comm = if split { world.split(r % 2, r)? } else { world.clone() };
-            (collective.1)(&*comm)?; // all goes well once
-            world.barrier()?; // for all
-            if r == 2 {
-                if late {
-                    std::thread::sleep(Duration::from_millis(20)); // the others wait already
-                }
-                match failure {
-                    Failure::Error => bail!("clip 17 is broken"),
-                    Failure::Panic => panic!("index {} out of bounds", 17),
-                    Failure::Return => return Ok(()),
-                }
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let shared = seen.clone();
+    let result = run_threads(4, 1, move |world| -> Result<()> {
+        let r = world.rank();
+        let comm = if split { world.split(r % 2, r)? } else { world.clone() };
+        (collective.1)(&*comm)?; // all goes well once
+        world.barrier()?; // for all
+        if r == 2 {
+            if late {
+                std::thread::sleep(Duration::from_millis(20)); // the others wait already
             }
-            // Ranks 1 and 3 do not need rank 2 in their own group, and must hear of it all the same.
-            let e = loop {
-                if let Err(e) = (collective.1)(&*comm) {
-                    break e;
-                }
-            };
-            let again = fails((collective.1)(&*comm)).to_string();
-            assert_eq!(again, e.to_string(), "later calls fail too");
-            seen.lock().unwrap().push((r, again));
-            Err(e)
-        });
-        (fails(result), seen.into_inner().unwrap())
-    })
+            match failure {
+                Failure::Error => bail!("clip 17 is broken"),
+                Failure::Panic => panic!("index {} out of bounds", 17),
+                Failure::Return => return Ok(()),
+            }
+        }
+        // Ranks 1 and 3 do not need rank 2 in their own group, and must hear of it all the same.
+        let e = loop {
+            if let Err(e) = (collective.1)(&*comm) {
+                break e;
+            }
+        };
+        let again = fails((collective.1)(&*comm)).to_string();
+        assert_eq!(again, e.to_string(), "later calls fail too");
+        shared.lock().unwrap().push((r, again));
+        Err(e)
+    });
+    let seen = seen.lock().unwrap().clone();
+    (fails(result), seen)
 }
 
 #[test]
@@ -113,18 +113,16 @@ fn the_error_kind_of_the_failing_rank_is_kept() {
 #[test]
 fn of_two_failures_the_first_is_reported() {
     for _ in 0..20 {
-        let result = no_hang(|| {
-            run_threads(3, 1, |comm| -> Result<()> {
-                match comm.rank() {
-                    2 => bail!("the cause"),
-                    // Rank 0 fails in turn because of it.
-                    0 => match comm.barrier() {
-                        Err(Error::Rank { rank: 2, .. }) => bail!("the consequence"),
-                        other => other,
-                    },
-                    _ => comm.barrier(),
-                }
-            })
+        let result = run_threads(3, 1, |comm| -> Result<()> {
+            match comm.rank() {
+                2 => bail!("the cause"),
+                // Rank 0 fails in turn because of it.
+                0 => match comm.barrier() {
+                    Err(Error::Rank { rank: 2, .. }) => bail!("the consequence"),
+                    other => other,
+                },
+                _ => comm.barrier(),
+            }
         });
         assert_eq!(fails(result).to_string(), "the cause");
     }
@@ -132,15 +130,13 @@ fn of_two_failures_the_first_is_reported() {
 
 /// Runs a call for each rank, which all must fail; the messages, in rank order.
 fn disagree(calls: Vec<fn(&dyn Communicator) -> Result<()>>) -> Vec<String> {
-    no_hang(move || {
-        run_threads(calls.len(), 1, |comm| {
-            let e = fails(calls[comm.rank()](&*comm));
-            let later = fails(comm.barrier());
-            assert!(matches!(later, Error::Rank { .. }), "later calls fail too, got {later}");
-            Ok(e.to_string())
-        })
-        .unwrap()
+    run_threads(calls.len(), 1, move |comm| {
+        let e = fails(calls[comm.rank()](&*comm));
+        let later = fails(comm.barrier());
+        assert!(matches!(later, Error::Rank { .. }), "later calls fail too, got {later}");
+        Ok(e.to_string())
     })
+    .unwrap()
 }
 
 fn zeros(n: usize) -> Tensor {
@@ -232,12 +228,10 @@ fn a_rank_with_bad_arguments_fails_all_ranks_with_what_is_wrong() {
 
 #[test]
 fn ranks_that_wait_for_each_other_in_different_groups_get_an_error() {
-    let messages = no_hang(|| {
-        run_threads(2, 1, |world| {
-            let same = world.split(0, 0)?;
-            let result = if world.rank() == 0 { world.barrier() } else { same.barrier() };
-            Ok(fails(result).to_string())
-        })
+    let messages = run_threads(2, 1, |world| {
+        let same = world.split(0, 0)?;
+        let result = if world.rank() == 0 { world.barrier() } else { same.barrier() };
+        Ok(fails(result).to_string())
     });
     for message in messages.unwrap() {
         assert!(message.contains("wait for each other"), "{message}");
@@ -248,24 +242,22 @@ fn ranks_that_wait_for_each_other_in_different_groups_get_an_error() {
 
 #[test]
 fn a_rank_that_also_calls_from_another_thread_does_not_count_as_standing_still() {
-    let result = no_hang(|| {
-        run_threads(2, 1, |world| {
-            let aside: Arc<dyn Communicator> = world.split(0, 0)?;
-            if world.rank() == 1 {
+    let result = run_threads(2, 1, |world| {
+        let aside: Arc<dyn Communicator> = world.split(0, 0)?;
+        if world.rank() == 1 {
+            aside.barrier()?;
+            aside.barrier()?;
+            return world.barrier();
+        }
+        std::thread::scope(|scope| {
+            let helper = scope.spawn(|| {
                 aside.barrier()?;
-                aside.barrier()?;
-                return world.barrier();
-            }
-            std::thread::scope(|scope| {
-                let helper = scope.spawn(|| {
-                    aside.barrier()?;
-                    std::thread::sleep(Duration::from_millis(30));
-                    aside.barrier()
-                });
-                std::thread::sleep(Duration::from_millis(10));
-                world.barrier()?; // both ranks wait now, yet rank 0's helper will go on
-                helper.join().expect("no panic")
-            })
+                std::thread::sleep(Duration::from_millis(30));
+                aside.barrier()
+            });
+            std::thread::sleep(Duration::from_millis(10));
+            world.barrier()?; // both ranks wait now, yet rank 0's helper will go on
+            helper.join().expect("no panic")
         })
     });
     result.unwrap();

@@ -7,15 +7,20 @@ mod ulysses;
 
 use candle_core::{Device, Tensor};
 use longreel::Error;
+use longreel::parallel::Communicator;
 use longreel::rng::{Key, Purpose, Stream};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-/// Runs `f` and fails the test, rather than the whole suite's patience, if it takes more than 20 seconds.
-fn no_hang<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+/// [`longreel::parallel::run_threads`] under a watchdog: a hang fails the test rather than stop the suite.
+fn run_threads<T, F>(ranks: usize, threads: usize, f: F) -> longreel::Result<Vec<T>>
+where
+    T: Send + 'static,
+    F: Fn(Arc<dyn Communicator>) -> longreel::Result<T> + Send + Sync + 'static,
+{
     let (send, receive) = mpsc::channel();
-    std::thread::spawn(move || send.send(f()));
-    receive.recv_timeout(Duration::from_secs(20)).expect("hung, or panicked: see above")
+    std::thread::spawn(move || send.send(longreel::parallel::run_threads(ranks, threads, f)));
+    receive.recv_timeout(Duration::from_secs(20)).expect("the ranks hang")
 }
 
 /// The random numbers of a test: `draw` and `part` name the stream.

@@ -1,7 +1,7 @@
 //! The runner of ranks, and the split of counts over them.
 
 use super::*;
-use longreel::parallel::{Split, run_threads};
+use longreel::parallel::Split;
 use proptest::prelude::*;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 #[test]
 fn ranks_are_named_threads_in_pools_of_their_own_and_answer_in_order() {
     for (ranks, threads) in [(1, 1), (1, 3), (3, 2)] {
-        let results = run_threads(ranks, threads, |comm| {
+        let results = run_threads(ranks, threads, move |comm| {
             std::thread::sleep(Duration::from_millis(5 * (ranks - comm.rank()) as u64)); // the last is the first to end
             let name = std::thread::current().name().map(str::to_owned);
             let other = rayon::join(|| (), || std::thread::current().name().map(str::to_owned)).1;
@@ -57,7 +57,7 @@ fn log_lines_carry_the_rank() {
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let dispatch = tracing::Dispatch::new(subscriber);
     tracing::dispatcher::with_default(&dispatch, || {
-        run_threads(2, 1, |comm| {
+        longreel::parallel::run_threads(2, 1, |comm| {
             tracing::dispatcher::with_default(&dispatch, || tracing::warn!("here is {}", comm.rank()));
             Ok(())
         })

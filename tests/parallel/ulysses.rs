@@ -5,7 +5,7 @@ use candle_core::{DType, WithDType};
 use half::bf16;
 use longreel::Result;
 use longreel::attention::Ulysses;
-use longreel::parallel::{Single, run_threads};
+use longreel::parallel::Single;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -86,39 +86,37 @@ fn exact<T: WithDType>(ulysses: &Ulysses, r: usize, p: usize, clip: Clip, of: fn
 #[test]
 fn every_element_arrives_for_all_tokens_heads_and_ranks() {
     for p in 1..=8 {
-        let cases = no_hang(move || {
-            run_threads(p, 1, |comm| {
-                let r = comm.rank();
-                let mut exchanged = 0;
-                for tokens in (1..=9).chain([13, 22, 31]) {
-                    for heads in 1..=8 {
-                        let ulysses = match Ulysses::new(comm.clone(), tokens, heads) {
-                            Ok(ulysses) if p <= heads && p <= tokens => ulysses,
-                            Ok(_) => panic!("{p} ranks, {tokens} tokens, {heads} heads must be refused"),
-                            Err(e) => {
-                                let what = if p > heads {
-                                    assert!(e.to_string().contains(&format!("use at most {heads} sequence ranks")));
-                                    format!("{p} sequence-parallel ranks cannot share {heads} attention heads")
-                                } else {
-                                    assert!(p > tokens, "refused {p} ranks, {tokens} tokens, {heads} heads: {e}");
-                                    assert!(e.to_string().contains(&format!("use at most {tokens} sequence ranks")));
-                                    format!("{p} sequence-parallel ranks cannot share a clip of {tokens} tokens")
-                                };
-                                assert!(e.to_string().contains(&what), "{e}");
-                                continue;
-                            }
-                        };
-                        assert_eq!(ulysses.local_tokens(), part(tokens, r, p));
-                        assert_eq!(ulysses.local_heads(), part(heads, r, p));
-                        let clip = Clip { batch: 2, tokens, heads, width: 3 };
-                        exact::<f32>(&ulysses, r, p, clip, |code| code as f32)?;
-                        exact::<bf16>(&ulysses, r, p, Clip { batch: 1, ..clip }, |code| bf16::from_bits(code as u16))?;
-                        exact::<f64>(&ulysses, r, p, Clip { batch: 3, width: 1, ..clip }, |code| code as f64)?;
-                        exchanged += 1;
-                    }
+        let cases = run_threads(p, 1, move |comm| {
+            let r = comm.rank();
+            let mut exchanged = 0;
+            for tokens in (1..=9).chain([13, 22, 31]) {
+                for heads in 1..=8 {
+                    let ulysses = match Ulysses::new(comm.clone(), tokens, heads) {
+                        Ok(ulysses) if p <= heads && p <= tokens => ulysses,
+                        Ok(_) => panic!("{p} ranks, {tokens} tokens, {heads} heads must be refused"),
+                        Err(e) => {
+                            let what = if p > heads {
+                                assert!(e.to_string().contains(&format!("use at most {heads} sequence ranks")));
+                                format!("{p} sequence-parallel ranks cannot share {heads} attention heads")
+                            } else {
+                                assert!(p > tokens, "refused {p} ranks, {tokens} tokens, {heads} heads: {e}");
+                                assert!(e.to_string().contains(&format!("use at most {tokens} sequence ranks")));
+                                format!("{p} sequence-parallel ranks cannot share a clip of {tokens} tokens")
+                            };
+                            assert!(e.to_string().contains(&what), "{e}");
+                            continue;
+                        }
+                    };
+                    assert_eq!(ulysses.local_tokens(), part(tokens, r, p));
+                    assert_eq!(ulysses.local_heads(), part(heads, r, p));
+                    let clip = Clip { batch: 2, tokens, heads, width: 3 };
+                    exact::<f32>(&ulysses, r, p, clip, |code| code as f32)?;
+                    exact::<bf16>(&ulysses, r, p, Clip { batch: 1, ..clip }, |code| bf16::from_bits(code as u16))?;
+                    exact::<f64>(&ulysses, r, p, Clip { batch: 3, width: 1, ..clip }, |code| code as f64)?;
+                    exchanged += 1;
                 }
-                Ok(exchanged)
-            })
+            }
+            Ok(exchanged)
         });
         let expected = (1..=9).chain([13, 22, 31]).filter(|&t| t >= p).count() * (9 - p);
         assert_eq!(cases.unwrap(), vec![expected; p]);
@@ -128,15 +126,13 @@ fn every_element_arrives_for_all_tokens_heads_and_ranks() {
 #[test]
 fn long_clips_and_wide_heads_cross_the_block_bounds_of_the_copies() {
     for (p, threads) in [(1, 2), (3, 2), (2, 1)] {
-        let results = no_hang(move || {
-            run_threads(p, threads, |comm| {
-                let r = comm.rank();
-                for (tokens, heads, width, batch) in [(4001, 5, 16, 1), (70_001, 3, 1, 1), (17, 3, 20_001, 2)] {
-                    let clip = Clip { batch, tokens, heads, width };
-                    exact::<f32>(&Ulysses::new(comm.clone(), tokens, heads)?, r, p, clip, |code| code as f32)?;
-                }
-                Ok(())
-            })
+        let results = run_threads(p, threads, move |comm| {
+            let r = comm.rank();
+            for (tokens, heads, width, batch) in [(4001, 5, 16, 1), (70_001, 3, 1, 1), (17, 3, 20_001, 2)] {
+                let clip = Clip { batch, tokens, heads, width };
+                exact::<f32>(&Ulysses::new(comm.clone(), tokens, heads)?, r, p, clip, |code| code as f32)?;
+            }
+            Ok(())
         });
         results.unwrap();
     }
@@ -146,45 +142,39 @@ fn long_clips_and_wide_heads_cross_the_block_bounds_of_the_copies() {
 fn views_and_several_tensors_of_other_widths_go_in_one_message() {
     let (batch, tokens, heads) = (2, 7, 5);
     for p in 1..=5 {
-        let results = no_hang(move || {
-            run_threads(p, 1, |comm| {
-                let r = comm.rank();
-                let ulysses = Ulysses::new(comm, tokens, heads)?;
-                let (mine, my_heads) = (ulysses.local_tokens(), ulysses.local_heads());
-                let of = |code: usize| code as f32;
-                // q, k and v as parts of one projection, and a statistic without a last dim.
-                let clip = Clip { batch, tokens, heads: 3 * heads, width: 4 };
-                let qkv = Tensor::from_vec(
-                    clip.by_tokens(of, mine.clone()),
-                    (batch, mine.len(), 3 * heads, 4),
-                    &Device::Cpu,
-                )?;
-                let one = Clip { batch, tokens, heads, width: 1 };
-                let delta =
-                    Tensor::from_vec(one.by_tokens(of, mine.clone()), (batch, mine.len(), heads), &Device::Cpu)?;
-                let mut sent: Vec<Tensor> = (0..3).map(|i| qkv.narrow(2, i * heads, heads).unwrap()).collect();
-                sent.push(delta);
-                sent.push(sent[0].narrow(3, 1, 2)?);
-                let got = ulysses.seq_to_heads_many(&sent.iter().collect::<Vec<_>>())?;
-                for (i, got) in got[..3].iter().enumerate() {
-                    let expected = clip.by_heads(of, i * heads + my_heads.start..i * heads + my_heads.end);
-                    assert!(got.flatten_all()?.to_vec1::<f32>()? == expected, "part {i} on rank {r} of {p}");
-                }
-                assert_eq!(got[3].dims(), [batch, my_heads.len(), tokens]);
-                assert!(got[3].flatten_all()?.to_vec1::<f32>()? == one.by_heads(of, my_heads.clone()));
-                assert!(bits(&got[4]) == bits(&got[0].narrow(3, 1, 2)?));
-                let back = ulysses.heads_to_seq_many(&got.iter().collect::<Vec<_>>())?;
-                for (back, sent) in back.iter().zip(&sent) {
-                    assert_eq!(back.dims(), sent.dims());
-                    assert!(back.flatten_all()?.to_vec1::<f32>()? == sent.flatten_all()?.to_vec1::<f32>()?);
-                }
-                // A transposed view goes the other way.
-                let turned = got[0].transpose(1, 2)?.contiguous()?.transpose(1, 2)?;
-                assert!(!turned.is_contiguous() || my_heads.len() == 1);
-                assert!(bits(&ulysses.heads_to_seq(&turned)?) == bits(&back[0]));
-                assert!(ulysses.seq_to_heads_many(&[])?.is_empty());
-                Ok(())
-            })
+        let results = run_threads(p, 1, move |comm| {
+            let r = comm.rank();
+            let ulysses = Ulysses::new(comm, tokens, heads)?;
+            let (mine, my_heads) = (ulysses.local_tokens(), ulysses.local_heads());
+            let of = |code: usize| code as f32;
+            // q, k and v as parts of one projection, and a statistic without a last dim.
+            let clip = Clip { batch, tokens, heads: 3 * heads, width: 4 };
+            let qkv =
+                Tensor::from_vec(clip.by_tokens(of, mine.clone()), (batch, mine.len(), 3 * heads, 4), &Device::Cpu)?;
+            let one = Clip { batch, tokens, heads, width: 1 };
+            let delta = Tensor::from_vec(one.by_tokens(of, mine.clone()), (batch, mine.len(), heads), &Device::Cpu)?;
+            let mut sent: Vec<Tensor> = (0..3).map(|i| qkv.narrow(2, i * heads, heads).unwrap()).collect();
+            sent.push(delta);
+            sent.push(sent[0].narrow(3, 1, 2)?);
+            let got = ulysses.seq_to_heads_many(&sent.iter().collect::<Vec<_>>())?;
+            for (i, got) in got[..3].iter().enumerate() {
+                let expected = clip.by_heads(of, i * heads + my_heads.start..i * heads + my_heads.end);
+                assert!(got.flatten_all()?.to_vec1::<f32>()? == expected, "part {i} on rank {r} of {p}");
+            }
+            assert_eq!(got[3].dims(), [batch, my_heads.len(), tokens]);
+            assert!(got[3].flatten_all()?.to_vec1::<f32>()? == one.by_heads(of, my_heads.clone()));
+            assert!(bits(&got[4]) == bits(&got[0].narrow(3, 1, 2)?));
+            let back = ulysses.heads_to_seq_many(&got.iter().collect::<Vec<_>>())?;
+            for (back, sent) in back.iter().zip(&sent) {
+                assert_eq!(back.dims(), sent.dims());
+                assert!(back.flatten_all()?.to_vec1::<f32>()? == sent.flatten_all()?.to_vec1::<f32>()?);
+            }
+            // A transposed view goes the other way.
+            let turned = got[0].transpose(1, 2)?.contiguous()?.transpose(1, 2)?;
+            assert!(!turned.is_contiguous() || my_heads.len() == 1);
+            assert!(bits(&ulysses.heads_to_seq(&turned)?) == bits(&back[0]));
+            assert!(ulysses.seq_to_heads_many(&[])?.is_empty());
+            Ok(())
         });
         results.unwrap();
     }

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use super::exp::two_to_fraction;
 use super::simd::{Kernel, Simd};
+use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2<const BF16: bool>;
@@ -122,6 +123,11 @@ impl<const BF16: bool> Simd for Avx2<BF16> {
             _mm256_storeu_ps(p.cast(), a);
             _mm256_storeu_ps(p.add(stride).cast(), b);
         }
+    }
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
+        // SAFETY: same features.
+        unsafe { super::tile::product::<Self>(steps, a, b, out) }
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use super::exp::two_to_fraction;
 use super::simd::{Kernel, Simd};
+use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512<const BF16: bool>;
@@ -126,6 +127,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             _mm512_storeu_ps(p.cast(), a);
             _mm512_storeu_ps(p.add(stride).cast(), b);
         }
+    }
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
+        // SAFETY: same features.
+        unsafe { super::tile::product::<Self>(steps, a, b, out) }
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {

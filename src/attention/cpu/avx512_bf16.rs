@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::simd::{Kernel, Simd};
+use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512Bf16;
@@ -114,6 +115,11 @@ impl Simd for Avx512Bf16 {
             let weave = _mm512_loadu_si512(WEAVE.as_ptr().cast());
             _mm512_storeu_si512(p.cast(), _mm512_permutexvar_epi16(weave, both));
         }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
+        // SAFETY: same features.
+        unsafe { super::tile::product::<Self>(steps, a, b, out) }
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {

@@ -17,11 +17,14 @@ use super::lane::{Lanes, Task};
 use super::pack::{Element, Heads};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd, WIDTH};
-use super::tile::{Left, Out, ROWS, Right, product};
+use super::tile::{Left, Out, ROWS, Right};
 use super::{PACKED, wide};
 
 /// Keys of a group. Fixed, because the order of dq's sums follows from it.
 const GROUP: usize = 32 * ROWS;
+
+/// Keys that go through each stage together, so that a panel of queries passes through L1 once for all of them.
+const BAND: usize = 4 * ROWS;
 
 /// What the forward pass left and the caller's cotangent.
 #[derive(Clone, Copy)]
@@ -173,9 +176,9 @@ struct Keys<'a, E> {
     dv: &'a mut [E],
 }
 
-/// f32 values or words of a tile of keys by a block of queries.
+/// f32 values or words of a band of keys by a block of queries.
 #[repr(align(64))]
-struct Square<T>([T; ROWS * WIDTH]);
+struct Square<T>([T; BAND * WIDTH]);
 
 impl<E: Element> Kernel for Keys<'_, E> {
     #[inline(always)]
@@ -183,20 +186,21 @@ impl<E: Element> Kernel for Keys<'_, E> {
         let (d, steps) = (self.k.dim, self.k.dim / S::PAIR);
         let wide = wide(d);
         let keys = self.dk.len() / d;
-        let tiles = keys.div_ceil(ROWS);
-        let mut left = Scratch::take(2 * tiles * ROWS * steps); // k and v by tiles
-        let (k_left, v_left) = left.split_at_mut(tiles * ROWS * steps);
+        let padded = keys.next_multiple_of(ROWS);
+        let mut left = Scratch::take(2 * padded * steps); // k and v by tiles
+        let (k_left, v_left) = left.split_at_mut(padded * steps);
         self.k.tiles::<S>(self.head, self.first, keys, k_left);
         self.v.tiles::<S>(self.head, self.first, keys, v_left);
-        let mut k_right = Scratch::take(tiles * ROWS / S::PAIR * wide);
+        let mut k_right = Scratch::take(padded / S::PAIR * wide);
         self.k.rows::<S>(self.head, self.first, keys, wide, &mut k_right);
-        let mut ds = Scratch::take(tiles * ROWS / S::PAIR * WIDTH); // [keys, WIDTH], paired over keys
-        let mut sums = Scratch::take(2 * tiles * ROWS * wide);
-        let sums = sums.floats();
-        sums.fill(0.0);
-        let (dk, dv) = sums.split_at_mut(tiles * ROWS * wide); // [keys, wide]
+        let mut ds = Scratch::take(padded / S::PAIR * WIDTH); // [keys, WIDTH], paired over keys
+        let mut sums = Scratch::take(2 * padded * wide);
+        let (dk, dv) = sums.floats().split_at_mut(padded * wide); // [keys, wide]
         let factor = (self.scale * LOG2_E) as f32;
 
+        // A band's, used over and over.
+        let (mut s, mut dp) = (Square([0f32; BAND * WIDTH]), Square([0f32; BAND * WIDTH]));
+        let (mut p, mut ds_row) = (Square([0u32; BAND * WIDTH]), Square([0u32; BAND * WIDTH]));
         for (i, block) in self.blocks.chunks_exact(self.layout.total).enumerate() {
             let (q, rest) = block.split_at(self.layout.columns + self.layout.rows);
             let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
@@ -205,80 +209,67 @@ impl<E: Element> Kernel for Keys<'_, E> {
                 (columns, Right { words: words[self.layout.columns..].as_ptr(), step: wide })
             };
             let ((q_columns, q_rows), (o_columns, o_rows)) = (right(q), right(o));
-            for t in 0..tiles {
-                let (mut s, mut dp) = (Square([0f32; ROWS * WIDTH]), Square([0f32; ROWS * WIDTH]));
-                let (mut p, mut ds_row) = (Square([0u32; ROWS * WIDTH]), Square([0u32; ROWS * WIDTH]));
-                let pairs = ds[t * ROWS / S::PAIR * WIDTH..][..ROWS / S::PAIR * WIDTH].as_mut_ptr();
-                let tile = |words: &[u32]| Left { words: words[t * ROWS * steps..].as_ptr(), row: 1, step: ROWS };
-                let sum = |x: &mut [f32]| Out { values: x[t * ROWS * wide..].as_mut_ptr(), row: wide };
-                let by_row = |words: *const u32| Left { words, row: WIDTH / S::PAIR, step: 1 };
+            for row in (0..padded).step_by(BAND) {
+                let rows = BAND.min(padded - row);
+                let pairs = ds[row / S::PAIR * WIDTH..][..rows / S::PAIR * WIDTH].as_mut_ptr();
+                let left =
+                    |x: &[u32]| Left { words: x[row * steps..].as_ptr(), tile: ROWS * steps, row: 1, step: ROWS };
+                let square = |values| Out { values, stride: WIDTH, rows, width: WIDTH, add: false };
+                let sum = |x: &mut [f32]| Out {
+                    values: x[row * wide..].as_mut_ptr(),
+                    stride: wide,
+                    rows,
+                    width: wide,
+                    add: i > 0,
+                };
+                let of_queries = WIDTH / S::PAIR;
+                let by_row = |words| Left { words, tile: ROWS * of_queries, row: of_queries, step: 1 };
                 // SAFETY: the features are there; the panels were packed with these sizes.
                 unsafe {
-                    product::<S, ROWS, false>(
-                        steps,
-                        tile(k_left),
-                        q_columns,
-                        Out { values: s.0.as_mut_ptr(), row: WIDTH },
-                        WIDTH,
-                    );
-                    product::<S, ROWS, false>(
-                        steps,
-                        tile(v_left),
-                        o_columns,
-                        Out { values: dp.0.as_mut_ptr(), row: WIDTH },
-                        WIDTH,
-                    );
-                    if keys < (t + 1) * ROWS {
-                        s.0[(keys - t * ROWS) * WIDTH..].fill(f32::NEG_INFINITY);
+                    S::product(steps, left(k_left), q_columns, square(s.0.as_mut_ptr()));
+                    S::product(steps, left(v_left), o_columns, square(dp.0.as_mut_ptr()));
+                    if keys < row + rows {
+                        s.0[(keys - row) * WIDTH..].fill(f32::NEG_INFINITY);
                     }
-                    weights::<S>(&s, &dp, bytemuck::cast_slice(stats).as_ptr(), factor, &mut p, &mut ds_row, pairs);
+                    weights::<S>(rows, &s, &dp, bytemuck::cast_slice(stats), factor, &mut p, &mut ds_row, pairs);
                     let ds_row = if S::PAIR == 1 { pairs.cast_const() } else { ds_row.0.as_ptr() };
-                    product::<S, ROWS, true>(WIDTH / S::PAIR, by_row(p.0.as_ptr()), o_rows, sum(dv), wide);
-                    product::<S, ROWS, true>(WIDTH / S::PAIR, by_row(ds_row), q_rows, sum(dk), wide);
+                    S::product(of_queries, by_row(p.0.as_ptr()), o_rows, sum(dv));
+                    S::product(of_queries, by_row(ds_row), q_rows, sum(dk));
                 }
             }
-            let first = self.task.is_first();
+            let add = !self.task.is_first();
             let k_right = Right { words: k_right.as_ptr(), step: wide };
-            self.task.visit(i, |dq| {
-                // SAFETY: as above; dq is `[WIDTH, wide]`.
-                unsafe {
-                    for row in (0..WIDTH).step_by(ROWS) {
-                        let left = Left { words: ds.as_ptr().add(row), row: 1, step: WIDTH };
-                        let out = Out { values: dq.as_mut_ptr().add(row * wide), row: wide };
-                        let steps = tiles * ROWS / S::PAIR;
-                        match (WIDTH - row < ROWS, first) {
-                            (false, true) => product::<S, ROWS, false>(steps, left, k_right, out, wide),
-                            (false, false) => product::<S, ROWS, true>(steps, left, k_right, out, wide),
-                            (true, true) => product::<S, { WIDTH % ROWS }, false>(steps, left, k_right, out, wide),
-                            (true, false) => product::<S, { WIDTH % ROWS }, true>(steps, left, k_right, out, wide),
-                        }
-                    }
-                }
-            });
+            let ds = Left { words: ds.as_ptr(), tile: ROWS, row: 1, step: WIDTH };
+            let mut dq = self.task.visit(i); // [WIDTH, wide]
+            let dq = Out { values: dq.as_mut_ptr(), stride: wide, rows: WIDTH, width: wide, add };
+            // SAFETY: as above.
+            unsafe { S::product(padded / S::PAIR, ds, k_right, dq) }
         }
         finish(self.dk, dk, d, self.scale);
         finish(self.dv, dv, d, 1.0);
     }
 }
 
-/// P and dS of a tile of keys from logits and dP: by rows, and dS once more paired over keys.
+/// P and dS of a band of keys from logits and dP: by rows, and dS once more paired over keys.
 ///
 /// # Safety
-/// The CPU has the unit's features; `stats` holds lse in base 2 and delta, `pairs` a tile.
+/// The CPU has the unit's features; `stats` holds lse in base 2 and delta, `pairs` the band.
 #[inline(always)]
 unsafe fn weights<S: Simd>(
+    rows: usize,
     s: &Square<f32>,
     dp: &Square<f32>,
-    stats: *const f32,
+    stats: &[f32],
     factor: f32,
     p: &mut Square<u32>,
     ds: &mut Square<u32>,
     pairs: *mut u32,
 ) {
-    // SAFETY: all pointers stay within the tiles.
+    // SAFETY: all pointers stay within `rows` of BAND rows.
     unsafe {
         let c = S::splat(factor);
-        for r in (0..ROWS).step_by(2) {
+        let (lse_at, delta_at) = (stats[..WIDTH].as_ptr(), stats[WIDTH..2 * WIDTH].as_ptr());
+        for r in (0..rows).step_by(2) {
             for j in (0..WIDTH).step_by(2 * S::LANES) {
                 let mut grads = [[c; 2]; 2];
                 for (i, grads) in grads.iter_mut().enumerate() {
@@ -286,8 +277,8 @@ unsafe fn weights<S: Simd>(
                     let mut weights = [c; 2];
                     for n in 0..2 {
                         let x = n * S::LANES;
-                        let lse = S::load(stats.add(j + x));
-                        let delta = S::load(stats.add(WIDTH + j + x));
+                        let lse = S::load(lse_at.add(j + x));
+                        let delta = S::load(delta_at.add(j + x));
                         weights[n] = S::exp2(S::mul_sub(S::load(s.0.as_ptr().add(at + x)), c, lse));
                         grads[n] = S::mul(weights[n], S::sub(S::load(dp.0.as_ptr().add(at + x)), delta));
                     }

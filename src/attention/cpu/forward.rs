@@ -13,11 +13,15 @@ use rayon::prelude::*;
 use super::pack::{Element, Heads};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd, WIDTH};
-use super::tile::{Left, Out, ROWS, Right, product};
+use super::tile::{Left, Out, ROWS, Right};
 use super::{PACKED, wide};
 
 /// Rows of a task at most: 192 rows' sums and words stay in L2 while a key panel stays in L1.
 const BLOCK: usize = 32 * ROWS;
+
+/// Rows that go through each stage together: one stage's latency hides behind the next row's work, and the panels
+/// of a large head dim pass through L1 once for all of them.
+const BAND: usize = 4 * ROWS;
 
 /// log2 of how far a logit may exceed the maximum that its row subtracts.
 const SLACK: f32 = 8.0;
@@ -87,114 +91,111 @@ struct Rows<'a, E> {
     lse: &'a mut [f32],
 }
 
-/// What a tile of rows carries from panel to panel, beside its sums.
+/// What a row carries from panel to panel, beside its sums of values.
 #[derive(Clone, Copy)]
 struct Running {
-    /// The maximum that each row subtracts, in base 2.
-    max: [f32; ROWS],
-    /// Each row's sum of exponentials, lane by lane.
-    sum: [[f32; 16]; ROWS],
+    /// The maximum that it subtracts, in base 2.
+    max: f32,
+    /// Its sum of exponentials, lane by lane.
+    sum: [f32; 16],
 }
 
+/// Logits or weights of a band of rows against a panel of keys.
 #[repr(align(64))]
-struct Logits([f32; ROWS * WIDTH]);
-
-#[repr(align(64))]
-struct Weights([u32; ROWS * WIDTH]);
+struct Square<T>([T; BAND * WIDTH]);
 
 impl<E: Element> Kernel for Rows<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (d, rows) = (self.q.dim, self.lse.len());
-        let (wide, tiles, steps) = (wide(d), rows.div_ceil(ROWS), d / S::PAIR);
+        let (wide, padded, steps) = (wide(d), rows.next_multiple_of(ROWS), d / S::PAIR);
         let panel = k_words::<S>(d) + v_words::<S>(d);
-        let mut queries = Scratch::take(tiles * ROWS * steps);
+        let mut queries = Scratch::take(padded * steps);
         self.q.tiles::<S>(self.head, self.first, rows, &mut queries);
-        let mut sums = Scratch::take(tiles * ROWS * wide);
+        let mut sums = Scratch::take(padded * wide);
         let sums = sums.floats(); // [rows, wide]
-        let mut running = vec![Running { max: [f32::NEG_INFINITY; ROWS], sum: [[0.0; 16]; ROWS] }; tiles];
+        let mut running = vec![Running { max: f32::NEG_INFINITY, sum: [0.0; 16] }; padded];
         let factor = (self.scale * std::f64::consts::LOG2_E) as f32;
 
+        let (mut s, mut p) = (Square([0f32; BAND * WIDTH]), Square([0u32; BAND * WIDTH])); // of a band, used over and over
         for (i, words) in self.panels.chunks_exact(panel).enumerate() {
             let keys = WIDTH.min(self.sk - i * WIDTH);
             let kt = Right { words: words.as_ptr(), step: WIDTH };
             let vn = Right { words: words[k_words::<S>(d)..].as_ptr(), step: wide };
-            for (t, state) in running.iter_mut().enumerate() {
-                let q = Left { words: queries[t * ROWS * steps..].as_ptr(), row: 1, step: ROWS };
-                let out = &mut sums[t * ROWS * wide..][..ROWS * wide];
-                let mut s = Logits([0.0; ROWS * WIDTH]);
-                let mut p = Weights([0; ROWS * WIDTH]);
-                let left = Left { words: p.0.as_ptr(), row: WIDTH / S::PAIR, step: 1 };
+            for (band, (running, sums)) in running.chunks_mut(BAND).zip(sums.chunks_mut(BAND * wide)).enumerate() {
+                let rows = running.len();
+                let q = Left { words: queries[band * BAND * steps..].as_ptr(), tile: ROWS * steps, row: 1, step: ROWS };
+                let of_keys = WIDTH / S::PAIR;
+                let left = Left { words: p.0.as_ptr(), tile: ROWS * of_keys, row: of_keys, step: 1 };
                 // SAFETY: the features are there; the panels were packed with these sizes.
                 unsafe {
-                    product::<S, ROWS, false>(steps, q, kt, Out { values: s.0.as_mut_ptr(), row: WIDTH }, WIDTH);
+                    let out = Out { values: s.0.as_mut_ptr(), stride: WIDTH, rows, width: WIDTH, add: false };
+                    S::product(steps, q, kt, out);
                     if keys < WIDTH {
                         s.0.chunks_exact_mut(WIDTH).for_each(|row| row[keys..].fill(f32::NEG_INFINITY));
                     }
-                    softmax::<S>(&s, &mut p, state, factor, out, wide, i == 0);
-                    let out = Out { values: out.as_mut_ptr(), row: wide };
-                    match i {
-                        0 => product::<S, ROWS, false>(keys.div_ceil(S::PAIR), left, vn, out, wide),
-                        _ => product::<S, ROWS, true>(keys.div_ceil(S::PAIR), left, vn, out, wide),
-                    }
+                    softmax::<S>(&s, &mut p, running, factor, sums, wide, i == 0);
+                    let out = Out { values: sums.as_mut_ptr(), stride: wide, rows, width: wide, add: i > 0 };
+                    S::product(keys.div_ceil(S::PAIR), left, vn, out);
                 }
             }
         }
         for (row, (o, lse)) in self.o.chunks_exact_mut(d).zip(self.lse).enumerate() {
-            let state = &running[row / ROWS];
-            let sum: f32 = state.sum[row % ROWS].iter().sum();
+            let Running { max, sum } = running[row];
+            let sum: f32 = sum.iter().sum();
             let inverse = 1.0 / sum;
             for (o, x) in o.iter_mut().zip(&sums[row * wide..]) {
                 *o = E::from_f32(x * inverse);
             }
-            let log2 = f64::from(state.max[row % ROWS]) + f64::from(sum).log2();
+            let log2 = f64::from(max) + f64::from(sum).log2();
             *lse = (log2 * std::f64::consts::LN_2) as f32;
         }
     }
 }
 
-/// Logits of a tile to exponentials, as the left operand of the product with V.
+/// Logits of a band to exponentials, as the left operand of the product with V.
 ///
 /// # Safety
 /// The CPU has the unit's features.
 #[inline(always)]
 unsafe fn softmax<S: Simd>(
-    s: &Logits,
-    p: &mut Weights,
-    state: &mut Running,
+    s: &Square<f32>,
+    p: &mut Square<u32>,
+    running: &mut [Running],
     factor: f32,
     sums: &mut [f32],
     wide: usize,
     first: bool,
 ) {
-    // SAFETY: all pointers stay within a row of the arrays.
+    // SAFETY: all pointers stay within a row of the arrays; a band has at most BAND rows.
     unsafe {
         let c = S::splat(factor);
-        for r in 0..ROWS {
-            let row = s.0.as_ptr().add(r * WIDTH);
-            let mut top = S::load(row);
+        for (r, row) in running.iter_mut().enumerate() {
+            let logits = &s.0[r * WIDTH..][..WIDTH];
+            let logits_at = logits.as_ptr();
+            let mut top = S::load(logits_at);
             for j in 1..WIDTH / S::LANES {
-                top = S::max(top, S::load(row.add(j * S::LANES)));
+                top = S::max(top, S::load(logits_at.add(j * S::LANES)));
             }
-            if S::any_above(S::mul(top, c), S::splat(state.max[r] + SLACK)) {
-                let max = s.0[r * WIDTH..][..WIDTH].iter().copied().fold(f32::NEG_INFINITY, f32::max) * factor;
-                let shrink = (state.max[r] - max).exp2();
-                state.max[r] = max;
+            if S::any_above(S::mul(top, c), S::splat(row.max + SLACK)) {
+                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) * factor;
+                let shrink = (row.max - max).exp2();
+                row.max = max;
                 if !first {
-                    state.sum[r].iter_mut().for_each(|x| *x *= shrink);
+                    row.sum.iter_mut().for_each(|x| *x *= shrink);
                     sums[r * wide..][..wide].iter_mut().for_each(|x| *x *= shrink);
                 }
             }
-            let max = S::splat(state.max[r]);
-            let mut sum = S::load(state.sum[r].as_ptr());
-            let out = p.0.as_mut_ptr().add(r * (WIDTH / S::PAIR));
+            let max = S::splat(row.max);
+            let mut sum = S::load(row.sum.as_ptr());
+            let out = p.0[r * (WIDTH / S::PAIR)..][..WIDTH / S::PAIR].as_mut_ptr();
             for j in (0..WIDTH / S::LANES).step_by(2) {
-                let a = S::exp2(S::mul_sub(S::load(row.add(j * S::LANES)), c, max));
-                let b = S::exp2(S::mul_sub(S::load(row.add((j + 1) * S::LANES)), c, max));
+                let a = S::exp2(S::mul_sub(S::load(logits_at.add(j * S::LANES)), c, max));
+                let b = S::exp2(S::mul_sub(S::load(logits_at.add((j + 1) * S::LANES)), c, max));
                 sum = S::add(sum, S::add(a, b));
                 S::put_row(out.add(j * S::LANES / S::PAIR), a, b);
             }
-            S::store(state.sum[r].as_mut_ptr(), sum);
+            S::store(row.sum.as_mut_ptr(), sum);
         }
     }
 }

@@ -6,6 +6,7 @@
 //! never waits, and no wait is forever. A panic of one is passed on to those that wait for it.
 
 use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The shared sums of all lanes.
@@ -52,14 +53,12 @@ impl Task<'_> {
         self.group == 0
     }
 
-    /// Waits for the task before to leave `block`, then hands the block to `add`. Blocks are visited in order, from 0.
-    #[inline(always)]
-    pub fn visit(&mut self, block: usize, add: impl FnOnce(&mut [f32])) {
+    /// Waits for the task before to leave `block`, then holds the block until the guard is dropped. Blocks are visited in
+    /// order, from 0.
+    pub fn visit(&mut self, block: usize) -> Visit<'_> {
         let at = self.lane * self.lanes.groups + self.group;
-        assert!(
-            block < self.lanes.blocks && self.lanes.left[at].load(Ordering::Relaxed) == block,
-            "visits go in order"
-        );
+        let left = &self.lanes.left[at];
+        assert!(block < self.lanes.blocks && left.load(Ordering::Relaxed) == block, "visits go in order");
         if self.group > 0 {
             let before = &self.lanes.left[at - 1];
             let mut spins = 0u32;
@@ -70,9 +69,34 @@ impl Task<'_> {
             }
         }
         let start = (self.lane * self.lanes.blocks + block) * self.lanes.len;
-        // SAFETY: within `sums`; the task before has left the block, the one after waits for the store below.
-        add(unsafe { std::slice::from_raw_parts_mut(self.lanes.sums.add(start), self.lanes.len) });
-        self.lanes.left[at].store(block + 1, Ordering::Release);
+        // SAFETY: within `sums`; the task before has left the block, the one after waits until the guard's drop.
+        let sums = unsafe { std::slice::from_raw_parts_mut(self.lanes.sums.add(start), self.lanes.len) };
+        Visit { sums, left }
+    }
+}
+
+/// A block in a task's hands.
+pub(super) struct Visit<'a> {
+    sums: &'a mut [f32],
+    left: &'a AtomicUsize,
+}
+
+impl Deref for Visit<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        self.sums
+    }
+}
+
+impl DerefMut for Visit<'_> {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        self.sums
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.left.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -105,11 +129,9 @@ mod tests {
                             let mut task = shared.task(lane, group);
                             for block in 0..blocks {
                                 let first = task.is_first();
-                                task.visit(block, |x| {
-                                    for x in x {
-                                        *x = if first { 0.1 } else { *x * 1.7 + group as f32 };
-                                    }
-                                });
+                                for x in task.visit(block).iter_mut() {
+                                    *x = if first { 0.1 } else { *x * 1.7 + group as f32 };
+                                }
                             }
                         }
                     });

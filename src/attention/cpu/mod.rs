@@ -1,17 +1,242 @@
-//! placeholder
-use crate::Result;
-use candle_core::Tensor;
-pub fn forward(_q: &Tensor, _k: &Tensor, _v: &Tensor, _scale: f64) -> Result<(Tensor, Tensor)> {
-    crate::bail!("not yet")
+//! Attention on the CPU: checks, and the choice of the vector unit and its kernels.
+//!
+//! The layers, from below: [`simd`] says what a vector unit offers and `avx512_bf16`, `avx512`, `avx2` and `portable` offer
+//! it; [`tile`] multiplies packed panels on registers; [`pack`] makes the panels; [`forward`] and [`backward`] are the
+//! algorithms. Every unit runs the same algorithm, so tests can hold each against the reference.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
+mod backward;
+mod exp;
+mod forward;
+mod lane;
+mod pack;
+mod portable;
+mod scratch;
+mod simd;
+mod tile;
+
+use candle_core::{DType, Device, Storage, Tensor};
+use half::bf16;
+
+use crate::{Result, bail};
+use pack::{Element, Heads};
+
+/// Words of packed panels that a pass holds at once, unless one head needs more.
+const PACKED: usize = (256 << 20) / 4;
+
+/// Head dims above this would overflow the blocks' share of the caches.
+const MAX_DIM: usize = 256;
+
+/// Columns of f32 sums of d values: whole vectors of any unit.
+fn wide(d: usize) -> usize {
+    d.next_multiple_of(16)
 }
+
+/// The vector unit that the kernels run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Plain Rust, any CPU.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F and DQ; bf16 input is widened to f32.
+    Avx512,
+    /// AVX-512 with bf16 dot products (f32 input as in `Avx512`).
+    Avx512Bf16,
+}
+
+impl Path {
+    /// All paths, from the plainest to the fastest.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// Whether this CPU can run the path.
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_available(self) -> bool {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => avx2,
+            Self::Avx512 => avx512,
+            Self::Avx512Bf16 => {
+                avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16")
+            }
+        }
+    }
+
+    /// Whether this CPU can run the path.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn is_available(self) -> bool {
+        self == Self::Portable
+    }
+
+    /// The fastest path of this CPU.
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|path| path.is_available()).unwrap_or(Self::Portable)
+    }
+}
+
+/// [`super::flash`] for tensors on the CPU.
+pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+    forward_on(Path::best(), q, k, v, scale)
+}
+
+/// [`super::flash_backward`] for tensors on the CPU.
 pub fn backward(
-    _q: &Tensor,
-    _k: &Tensor,
-    _v: &Tensor,
-    _d_o: &Tensor,
-    _lse: &Tensor,
-    _delta: &Tensor,
-    _scale: f64,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    d_o: &Tensor,
+    lse: &Tensor,
+    delta: &Tensor,
+    scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    crate::bail!("not yet")
+    backward_on(Path::best(), q, k, v, d_o, lse, delta, scale)
+}
+
+/// Runs an expression with `$S` the unit of a path for f32 (`false`) or bf16 (`true`) elements.
+macro_rules! with_unit {
+    ($path:expr, $bf16:literal, $S:ident => $body:expr) => {
+        match $path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512Bf16 if $bf16 => {
+                type $S = avx512_bf16::Avx512Bf16;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 | Path::Avx512Bf16 => {
+                type $S = avx512::Avx512<$bf16>;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => {
+                type $S = avx2::Avx2<$bf16>;
+                $body
+            }
+            _ => {
+                type $S = portable::Portable<$bf16>;
+                $body
+            }
+        }
+    };
+}
+
+/// [`forward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
+pub fn forward_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+    let [b, h, sq, d] = check(path, q, k, v, scale)?;
+    if q.dtype() == DType::F64 {
+        return super::reference::attention(q, k, v, scale);
+    }
+    let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
+    macro_rules! run {
+        ($element:ty, $bf16:literal) => {{
+            let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
+            let (o, lse) = with_unit!(path, $bf16, S => forward::forward::<S, $element>(q, k, v, b * h, scale));
+            (Tensor::from_vec(o, (b, h, sq, d), &Device::Cpu)?, lse)
+        }};
+    }
+    let (o, lse) = if q.dtype() == DType::BF16 { run!(bf16, true) } else { run!(f32, false) };
+    Ok((o, Tensor::from_vec(lse, (b, h, sq), &Device::Cpu)?))
+}
+
+/// [`backward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
+#[allow(clippy::too_many_arguments)]
+pub fn backward_on(
+    path: Path,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    d_o: &Tensor,
+    lse: &Tensor,
+    delta: &Tensor,
+    scale: f64,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let [b, h, sq, d] = check(path, q, k, v, scale)?;
+    let sk = k.dims()[2];
+    check_operand("d_o", d_o, q.dims(), q.dtype())?;
+    let stat = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    for (name, x) in [("lse", lse), ("delta", delta)] {
+        if x.dims() != [b, h, sq] || x.dtype() != stat || !x.device().is_cpu() {
+            let (shape, dtype) = (x.dims(), x.dtype());
+            bail!("attention backward: {name} is {dtype:?} {shape:?}, expected {stat:?} [{b}, {h}, {sq}] on the CPU");
+        }
+    }
+    if q.dtype() == DType::F64 {
+        return super::reference::attention_backward(q, k, v, d_o, lse, delta, scale);
+    }
+    let (lse, delta) = (lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?);
+    let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
+    let os = d_o.storage_and_layout();
+    macro_rules! run {
+        ($element:ty, $bf16:literal) => {{
+            let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
+            let saved = backward::Saved { d_o: heads(&os)?, lse: &lse, delta: &delta };
+            let [dq, dk, dv] =
+                with_unit!(path, $bf16, S => backward::backward::<S, $element>(q, k, v, saved, b * h, scale));
+            let tensor = |x, rows| Tensor::from_vec(x, (b, h, rows, d), &Device::Cpu);
+            (tensor(dq, sq)?, tensor(dk, sk)?, tensor(dv, sk)?)
+        }};
+    }
+    Ok(if q.dtype() == DType::BF16 { run!(bf16, true) } else { run!(f32, false) })
+}
+
+/// Checks what both passes take; returns `[B, H, Sq, d]`.
+fn check(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
+    let &[b, h, sq, d] = q.dims() else {
+        bail!("attention: q is {:?}, expected [B, H, Sq, d]", q.dims());
+    };
+    let sk = k.dims().get(2).copied().unwrap_or(0);
+    if !matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F64) {
+        bail!("attention: q is {:?}; on the CPU it runs in f32, bf16 or f64", q.dtype());
+    }
+    check_operand("q", q, q.dims(), q.dtype())?;
+    check_operand("k", k, &[b, h, sk, d], q.dtype())?;
+    check_operand("v", v, &[b, h, sk, d], q.dtype())?;
+    if b * h * sq * sk == 0 {
+        bail!("attention: q {:?} and k {:?} need at least one row, key, head and batch entry", q.dims(), k.dims());
+    }
+    if d % 8 != 0 || d == 0 || d > MAX_DIM {
+        bail!("attention: the head dim is {d}; it must be a multiple of 8 from 8 to {MAX_DIM}");
+    }
+    if !(scale.is_finite() && scale > 0.0) {
+        bail!("attention: the scale is {scale}; it must be positive and finite");
+    }
+    if !path.is_available() {
+        bail!("attention: this CPU lacks the features of the {path:?} path");
+    }
+    Ok([b, h, sq, d])
+}
+
+fn check_operand(name: &str, x: &Tensor, shape: &[usize], dtype: DType) -> Result<()> {
+    if x.dims() != shape || x.dtype() != dtype || !x.device().is_cpu() {
+        let (has, is) = (x.dims(), x.dtype());
+        bail!("attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on the CPU");
+    }
+    if x.dim(3)? > 1 && x.stride()[3] != 1 {
+        bail!("attention: {name}'s last dim is not contiguous (strides {:?}); call contiguous() on it", x.stride());
+    }
+    Ok(())
+}
+
+/// A checked tensor's elements and strides.
+fn heads<'a, E: Element + candle_core::WithDType>(
+    tensor: &'a (impl std::ops::Deref<Target = Storage>, &'a candle_core::Layout),
+) -> Result<Heads<'a, E>> {
+    let (storage, layout) = tensor;
+    let Storage::Cpu(storage) = &**storage else {
+        bail!("attention: the tensor is not on the CPU");
+    };
+    let data = <E as candle_core::WithDType>::cpu_storage_as_slice(storage)?;
+    let &[_, heads, rows, dim] = layout.dims() else {
+        bail!("attention: the tensor is {:?}, expected four dims", layout.dims());
+    };
+    let &[batch, head, row, _] = layout.stride() else {
+        bail!("attention: the tensor is {:?}, expected four dims", layout.dims());
+    };
+    Ok(Heads { data: &data[layout.start_offset()..], strides: [batch, head, row], heads, rows, dim })
 }

@@ -5,6 +5,7 @@
 
 use super::exp::two_to_fraction;
 use super::simd::{Kernel, Simd};
+use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable<const BF16: bool>;
@@ -71,7 +72,7 @@ impl<const BF16: bool> Simd for Portable<BF16> {
         const MAGIC: f32 = 12_582_912.0;
         // SAFETY: this unit needs no features.
         unsafe {
-            let x = Self::max([-127.0; 4], x);
+            let x = Self::max([-126.5; 4], x); // which comes out as 0 below
             let z = map2(x, [0.5; 4], |x, half| (x - half) + MAGIC);
             let p = two_to_fraction::<Self>(map2(x, z, |x, z| x - (z - MAGIC)));
             map2(p, z, |p, z| p * f32::from_bits((z.to_bits() << 23).wrapping_add(0x3f80_0000)))
@@ -105,6 +106,10 @@ impl<const BF16: bool> Simd for Portable<BF16> {
             Self::store(p.cast(), round(a));
             Self::store(p.add(stride).cast(), round(b));
         }
+    }
+    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
+        // SAFETY: same features.
+        unsafe { super::tile::product::<Self>(steps, a, b, out) }
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {

@@ -10,7 +10,9 @@
 // SAFETY (of the whole layer): the functions of an implementation need the CPU features that it names. They are reached only
 // through `Simd::run`, and `super::Path` lets an implementation run only on a CPU that has its features.
 
-/// Vectors a register tile may be wide at most, over all units; sizes stack arrays.
+use super::tile::{Left, Out, Right};
+
+/// Rows of a panel by columns: keys or queries that are lanes together, on every unit.
 pub(super) const WIDTH: usize = 64;
 
 /// One vector unit. All functions are unsafe for the features they need; pointers need no alignment.
@@ -19,7 +21,7 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// A vector of `LANES` words.
     type W: Copy;
-    /// f32 (or words) in a vector; divides [`WIDTH`] an even number of times.
+    /// f32 (or words) in a vector: at most 16, and [`WIDTH`] is an even number of vectors.
     const LANES: usize;
     /// Elements in a word: 1 for f32, 2 for bf16 pairs.
     const PAIR: usize;
@@ -54,6 +56,8 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// `PAIR` 2 gives words (a, b) at `p`.
     unsafe fn put_rows(p: *mut u32, stride: usize, a: Self::V, b: Self::V);
 
+    /// [`super::tile::product`], compiled for this unit once.
+    unsafe fn product(steps: usize, a: Left, b: Right, out: Out);
     /// Runs the kernel compiled for this unit.
     unsafe fn run(kernel: impl Kernel);
 }

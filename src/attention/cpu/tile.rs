@@ -10,10 +10,11 @@ use super::simd::Simd;
 /// Rows of a register tile: 6 x 4 vectors are 24 of AVX-512's 32 registers, 6 x 2 are 12 of AVX2's 16.
 pub(super) const ROWS: usize = 6;
 
-/// The left operand: word (row, step) lies at `words + row * row + step * step`.
+/// The left operand: word (tile, row in it, step) lies at `words + tile * tile_stride + row * row_stride + step * step_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct Left {
     pub words: *const u32,
+    pub tile: usize,
     pub row: usize,
     pub step: usize,
 }
@@ -25,26 +26,24 @@ pub(super) struct Right {
     pub step: usize,
 }
 
-/// Row-major f32 result.
+/// The row-major f32 result: `rows` by `width`, each row `stride` from the last, added to what is there if `add`.
 #[derive(Clone, Copy)]
 pub(super) struct Out {
     pub values: *mut f32,
-    pub row: usize,
+    pub stride: usize,
+    pub rows: usize,
+    pub width: usize,
+    pub add: bool,
 }
 
-/// `out[R, width] = A B`, or `+= A B` if `ADD`; `width` is a multiple of the unit's lanes.
+/// `out = A B` or `out += A B` over `steps` steps. `rows` is a multiple of [`ROWS`], or 4 more than one; `width` a multiple of
+/// the unit's lanes. Called through [`Simd::product`], which compiles it once for each unit.
 ///
 /// # Safety
-/// The CPU has the unit's features; the operands hold R rows, `steps` steps and `width` columns; `out` is no one else's.
+/// The CPU has the unit's features; the operands hold what `out` and `steps` ask for; `out` is no one else's.
 #[inline(always)]
-pub(super) unsafe fn product<S: Simd, const R: usize, const ADD: bool>(
-    steps: usize,
-    a: Left,
-    b: Right,
-    out: Out,
-    width: usize,
-) {
-    let vectors = width / S::LANES;
+pub(super) unsafe fn product<S: Simd>(steps: usize, a: Left, b: Right, out: Out) {
+    let vectors = out.width / S::LANES;
     let parts = vectors.div_ceil(S::COLS);
     let mut done = 0;
     for part in 0..parts {
@@ -54,32 +53,44 @@ pub(super) unsafe fn product<S: Simd, const R: usize, const ADD: bool>(
             let b = Right { words: b.words.add(done * S::LANES), ..b };
             let out = Out { values: out.values.add(done * S::LANES), ..out };
             match cols {
-                1 => tile::<S, R, 1, ADD>(steps, a, b, out),
-                2 => tile::<S, R, 2, ADD>(steps, a, b, out),
-                3 => tile::<S, R, 3, ADD>(steps, a, b, out),
-                _ => tile::<S, R, 4, ADD>(steps, a, b, out),
+                1 => tiles::<S, 1>(steps, a, b, out),
+                2 => tiles::<S, 2>(steps, a, b, out),
+                3 => tiles::<S, 3>(steps, a, b, out),
+                _ => tiles::<S, 4>(steps, a, b, out),
             }
         }
         done += cols;
     }
 }
 
-/// One register tile of [`product`].
+/// `C` vectors of columns, tile after tile: B's part of the panel stays in L1.
 #[inline(always)]
-unsafe fn tile<S: Simd, const R: usize, const C: usize, const ADD: bool>(steps: usize, a: Left, b: Right, out: Out) {
+unsafe fn tiles<S: Simd, const C: usize>(steps: usize, a: Left, b: Right, out: Out) {
     if C > S::COLS {
         return; // never asked for: `product` cuts to COLS; said here so that no code is made for it
     }
+    let mut row = 0;
+    while row < out.rows {
+        // SAFETY: rows row.. of the same operands.
+        unsafe {
+            let a = Left { words: a.words.add(row / ROWS * a.tile), ..a };
+            let out = Out { values: out.values.add(row * out.stride), ..out };
+            if out.rows - row >= ROWS {
+                tile::<S, ROWS, C>(steps, a, b, out);
+            } else {
+                tile::<S, 4, C>(steps, a, b, out);
+            }
+        }
+        row += ROWS;
+    }
+}
+
+/// One register tile of [`product`].
+#[inline(always)]
+unsafe fn tile<S: Simd, const R: usize, const C: usize>(steps: usize, a: Left, b: Right, out: Out) {
     // SAFETY: the caller's promise; every access is within R rows, C vectors and `steps` steps.
     unsafe {
         let mut sums = [[S::splat(0.0); C]; R];
-        if ADD {
-            for r in 0..R {
-                for c in 0..C {
-                    sums[r][c] = S::load(out.values.add(r * out.row + c * S::LANES));
-                }
-            }
-        }
         let (mut ap, mut bp) = (a.words, b.words);
         for _ in 0..steps {
             let mut right = [S::words(bp); C];
@@ -97,7 +108,9 @@ unsafe fn tile<S: Simd, const R: usize, const C: usize, const ADD: bool>(steps: 
         }
         for r in 0..R {
             for c in 0..C {
-                S::store(out.values.add(r * out.row + c * S::LANES), sums[r][c]);
+                let at = out.values.add(r * out.stride + c * S::LANES);
+                // Added last, not first: the first steps then wait for no load, and adders are idle anyway.
+                S::store(at, if out.add { S::add(S::load(at), sums[r][c]) } else { sums[r][c] });
             }
         }
     }

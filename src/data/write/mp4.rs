@@ -156,7 +156,7 @@ impl FrameEncoder {
                 Err(e) => return Err(failed(&self.name, e)),
             }
             packet.set_stream(0);
-            packet.set_duration(1); // else the last frame has none, and a single one no frame rate
+            packet.set_duration(1); // of the last frame, too: said here rather than left to the muxer to guess
             let base = self.output.stream(0).map_or(self.time_base, |s| s.time_base());
             packet.rescale_ts(self.time_base, base);
             packet.write_interleaved(&mut self.output).map_err(|e| failed(&self.name, e))?;
@@ -241,5 +241,77 @@ fn failed(name: &Path, error: ffmpeg::Error) -> Error {
     match error {
         ffmpeg::Error::Other { errno } => Error::io(name, std::io::Error::from_raw_os_error(errno)),
         other => Error::Invalid(format!("{}: FFmpeg could not write the video: {other}", name.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encode(path: &Path, encoders: &[&str]) -> Result<()> {
+        let mut encoder = FrameEncoder::open(path, Path::new("clip.mp4"), 64, 64, 24.0, encoders)?;
+        encoder.push(&[90; 40 * 64 * 64 * 3])?;
+        encoder.finish()
+    }
+
+    #[test]
+    fn a_full_disk_and_a_missing_encoder_are_errors() {
+        let full = encode(Path::new("/dev/full"), &ENCODERS).unwrap_err().to_string();
+        assert!(full.contains("clip.mp4") && full.contains("No space left"), "{full}");
+        let none = encode(Path::new("/dev/null"), &["nosuch", "neither"]).unwrap_err().to_string();
+        assert!(none.contains("clip.mp4") && none.contains("nosuch, neither"), "{none}");
+    }
+
+    #[test]
+    fn without_x264_it_is_mpeg4() {
+        let file = NamedTempFile::new().unwrap();
+        encode(file.path(), &["nosuch", "mpeg4"]).unwrap();
+        let mut input = format::input(file.path()).unwrap();
+        let stream = input.streams().next().unwrap();
+        assert_eq!(stream.parameters().id(), codec::Id::MPEG4);
+        assert_eq!(stream.avg_frame_rate(), Rational(24, 1));
+        let mut decoder = codec::Context::from_parameters(stream.parameters()).unwrap().decoder().video().unwrap();
+        let (mut count, mut picture) = (0, frame::Video::empty());
+        let mut take = |decoder: &mut codec::decoder::Video| {
+            while decoder.receive_frame(&mut picture).is_ok() {
+                assert!((0..64).all(|i| picture.data(0)[i * picture.stride(0) + i].abs_diff(luma(90, 90, 90)) <= 1));
+                count += 1;
+            }
+        };
+        for (_, packet) in input.packets() {
+            decoder.send_packet(&packet).unwrap();
+            take(&mut decoder);
+        }
+        decoder.send_eof().unwrap();
+        take(&mut decoder);
+        assert_eq!(count, 40);
+    }
+
+    #[test]
+    fn frame_rates_become_the_usual_fractions() {
+        for (fps, n, d) in
+            [(24.0, 24, 1), (12.5, 25, 2), (23.976, 24000, 1001), (29.97, 30000, 1001), (7.3, 7300, 1000)]
+        {
+            let rate = rational(fps);
+            assert_eq!((rate.numerator() * d, rate.denominator() * n), (n * rate.denominator(), d * rate.numerator()));
+            assert!((rate.numerator() as f64 / rate.denominator() as f64 - fps).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn colours_follow_bt709() {
+        for r in (0..=255).step_by(15) {
+            for g in (0..=255).step_by(15) {
+                for b in (0..=255).step_by(15) {
+                    let [fr, fg, fb] = [r, g, b].map(|v| v as f64 / 255.0);
+                    let y = 0.2126 * fr + 0.7152 * fg + 0.0722 * fb;
+                    let exact =
+                        [16.0 + 219.0 * y, 128.0 + 224.0 * (fb - y) / 1.8556, 128.0 + 224.0 * (fr - y) / 1.5748];
+                    for (ours, exact) in [luma(r, g, b), cb(r, g, b), cr(r, g, b)].into_iter().zip(exact) {
+                        assert!((ours as f64 - exact).abs() < 0.51, "{r} {g} {b}: {ours} is not {exact}");
+                    }
+                }
+            }
+        }
     }
 }

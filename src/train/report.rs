@@ -1,0 +1,128 @@
+//! What a run says while it trains: metrics, TensorBoard events, the progress line, samples. Only world rank 0 says anything; on
+//! other ranks every call does nothing.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::job::Job;
+use super::metrics::{MetricsLog, Record};
+use super::plot::loss_curve;
+use super::progress::{Progress, memory};
+use super::tensorboard::EventWriter;
+use crate::Result;
+use crate::data::{Frames, write::write_video};
+use crate::parallel::Mesh;
+
+/// What one optimizer step measured.
+pub struct Step {
+    /// Steps done, this one counted.
+    pub step: u64,
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub norm: f64,
+    pub lr: f64,
+    pub seconds: Duration,
+    /// Of which the loader was waited for.
+    pub waited: Duration,
+    /// Held-out losses by ascending noise, on steps that measure them.
+    pub heldout: Vec<f64>,
+}
+
+/// The run's voice.
+pub struct Report<'a>(Option<Voice<'a>>);
+
+struct Voice<'a> {
+    job: &'a Job,
+    metrics: MetricsLog,
+    events: EventWriter,
+    progress: Progress,
+    /// Tokens of a step.
+    tokens: f64,
+    waited: Duration,
+    spent: Duration,
+}
+
+impl<'a> Report<'a> {
+    /// Opens the files of a run that has `done` steps behind it; a step is `tokens` tokens over all ranks.
+    pub fn start(job: &'a Job, mesh: &Mesh, parameters: usize, tokens: u64, done: u64) -> Result<Self> {
+        if mesh.world.rank() != 0 {
+            return Ok(Self(None));
+        }
+        let resumed = job.resume.is_some();
+        let path = job.folder.metrics();
+        let metrics = if resumed { MetricsLog::resume(&path, done)? } else { MetricsLog::create(&path)? };
+        let events = EventWriter::create(&job.folder.root().join("tensorboard"), resumed.then_some(done))?;
+        let (ranks, sequence, data) = (mesh.world.size(), mesh.sequence.size(), mesh.data.size());
+        tracing::info!(
+            "{parameters} parameters, {tokens} tokens a step, {ranks} ranks ({data} data x {sequence} sequence), {} to {} steps",
+            done,
+            job.config.train.steps
+        );
+        Ok(Self(Some(Voice {
+            job,
+            metrics,
+            events,
+            progress: Progress::new(job.config.train.steps, done),
+            tokens: tokens as f64,
+            waited: Duration::ZERO,
+            spent: Duration::ZERO,
+        })))
+    }
+
+    /// Records a step.
+    pub fn step(&mut self, step: &Step) -> Result<()> {
+        let Some(voice) = &mut self.0 else { return Ok(()) };
+        voice.waited += step.waited;
+        voice.spent += step.seconds;
+        let seconds = step.seconds.as_secs_f64();
+        let mut record = Record {
+            step: step.step,
+            loss: step.loss,
+            grad_norm: step.norm,
+            lr: step.lr,
+            tokens_per_s: voice.tokens / seconds,
+            seconds,
+            waited: step.waited.as_secs_f64() / seconds,
+            peak_rss: memory().peak,
+            ..Record::default()
+        };
+        if !step.heldout.is_empty() {
+            let mean = step.heldout.iter().sum::<f64>() / step.heldout.len() as f64;
+            record.heldout = Some(mean);
+            let named = |(i, &loss): (usize, &f64)| (format!("heldout_q{i}"), loss);
+            record.more.extend(step.heldout.iter().enumerate().map(named));
+            tracing::info!("step {}: held-out loss {mean:.5}", step.step);
+        }
+        voice.metrics.write(&record)?;
+        voice.events.scalars(step.step, &record.values())?;
+        voice.progress.update(step.step, step.loss, record.tokens_per_s);
+        Ok(())
+    }
+
+    /// Writes sample number `index` of a step.
+    pub fn sample(&mut self, step: u64, index: usize, clip: &Frames) -> Result<()> {
+        let Some(voice) = &mut self.0 else { return Ok(()) };
+        let kind = if clip.count() == 1 { "png" } else { "mp4" };
+        let folder = voice.job.folder.root().join("samples");
+        std::fs::create_dir_all(&folder).map_err(|e| crate::Error::io(&folder, e))?;
+        let path = folder.join(format!("step-{step:08}-{index}.{kind}"));
+        write_video(&path, &clip.data, clip.height, clip.width, voice.job.fps().unwrap_or(24.0))
+    }
+
+    /// Draws the loss curve and says how the run ended.
+    pub fn finish(self, step: u64, stopped: bool) -> Result<()> {
+        let Some(voice) = self.0 else { return Ok(()) };
+        let root = voice.job.folder.root();
+        let curve: PathBuf = root.join("loss.png");
+        if step > 0 {
+            loss_curve(&voice.job.folder.metrics(), &curve)?;
+        }
+        drop(voice.progress);
+        let share = 100.0 * voice.waited.as_secs_f64() / voice.spent.as_secs_f64().max(1e-9);
+        tracing::info!("waited for data {share:.2} % of the time; loss curve {}", curve.display());
+        if stopped {
+            tracing::info!("stopped after step {step} as asked; go on with --resume");
+        }
+        Ok(())
+    }
+}
