@@ -1,17 +1,259 @@
-//! `longreel scan`: a dataset folder to a report of what would be used.
+//! `longreel scan`: a dataset folder to a report of what would be used and what not, with the reasons.
+//!
+//! It cuts clips exactly as training does; what it says is what `longreel train` will see. Nothing in the folder is changed.
 
-use crate::{Result, bail};
+use super::{at_least_1, print};
+use crate::config::{Crop, Data, Label, RunConfig};
+use crate::data::sheet::{Strip, contact_sheet};
+use crate::data::{Augment, Clip, Dataset, token_grid};
+use crate::{Error, Result, bail, hub};
 use clap::Args;
+use image::RgbImage;
+use serde_json::json;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 /// Report which clips of a dataset would be used, and why others not.
 #[derive(Debug, Args)]
 pub struct ScanArgs {
-    /// The dataset's folder, or `hf://owner/name[@revision][/path]`
-    #[arg(value_name = "DIR")]
-    pub path: String,
+    /// The dataset's folder, or `hf://owner/name[@revision][/path]`; with --config, its data.path if left out
+    #[arg(value_name = "DIR", required_unless_present = "config")]
+    pub path: Option<String>,
+    /// A run's config to take [data] and the patch size from; the flags below go over it
+    #[arg(long, value_name = "CONFIG.toml")]
+    pub config: Option<PathBuf>,
+    /// Frames of a clip [default: 16]
+    #[arg(long, value_parser = at_least_1)]
+    pub frames: Option<usize>,
+    /// Every how many-th frame is taken [default: 1]
+    #[arg(long, value_parser = at_least_1)]
+    pub stride: Option<usize>,
+    /// Height of a clip in pixels [default: 64]
+    #[arg(long, value_parser = at_least_1)]
+    pub height: Option<usize>,
+    /// Width of a clip in pixels [default: 64]
+    #[arg(long, value_parser = at_least_1)]
+    pub width: Option<usize>,
+    /// Frames per second to resample to [default: the source's own]
+    #[arg(long)]
+    pub fps: Option<f64>,
+    /// Where classes come from: none, or the folder directly below DIR
+    #[arg(long)]
+    pub label: Option<LabelFlag>,
+    /// Patch size (frames, height, width), to count tokens
+    #[arg(long, value_name = "T,H,W", value_parser = three)]
+    pub patch: Option<[usize; 3]>,
+    /// Decode every frame of every file, to find damage within
+    #[arg(long)]
+    pub decode: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where the contact sheet goes
+    #[arg(long, value_name = "FILE.png", default_value = "scan.png")]
+    pub sheet: PathBuf,
+    /// Write no contact sheet
+    #[arg(long, conflicts_with = "sheet")]
+    pub no_sheet: bool,
 }
 
+/// [`Label`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum LabelFlag {
+    None,
+    Folder,
+}
+
+/// For clap: `T,H,W`.
+fn three(text: &str) -> std::result::Result<[usize; 3], String> {
+    let numbers: Vec<usize> =
+        text.split(',').map(|part| at_least_1(part.trim())).collect::<std::result::Result<_, _>>()?;
+    numbers.try_into().map_err(|_| "must be three numbers: frames,height,width".to_owned())
+}
+
+/// So many clips are shown on a contact sheet, one a file, and so many frames of each.
+const SHOWN: usize = 48;
+const SHOWN_FRAMES: usize = 4;
+
 /// Runs the command.
-pub fn run(_args: ScanArgs) -> Result<()> {
-    bail!("`longreel scan` is not part of this build")
+///
+/// # Errors
+/// A setting or the patch does not fit, the folder cannot be read, nothing in it is usable, or the sheet cannot be written.
+pub fn run(args: ScanArgs) -> Result<()> {
+    let (data, patch) = settings(&args)?;
+    let root = hub::resolve(&data.path)?;
+    let mut dataset = Dataset::survey(&data, &root)?;
+    if args.decode {
+        dataset = dataset.decode_all();
+    }
+    let tokens = match patch {
+        Some(patch) => Some(token_grid([data.frames, data.height, data.width], patch)?.iter().product()),
+        None => None,
+    };
+    let report = Report { dataset: &dataset, root: &root, tokens };
+    print(if args.json { report.json() } else { report.text() })?;
+    if dataset.is_empty() {
+        bail!("{}: no usable clips", root.display());
+    }
+    if !args.no_sheet {
+        let shown = write_sheet(&dataset, &root, &args.sheet)?;
+        tracing::info!("{}: {shown} of {} files", args.sheet.display(), dataset.files().len());
+    }
+    Ok(())
+}
+
+/// The data section that the arguments make, and the patch size if one is known.
+fn settings(args: &ScanArgs) -> Result<(Data, Option<[usize; 3]>)> {
+    let config = args.config.as_deref().map(|path| RunConfig::load(path, &[])).transpose()?;
+    let patch = config.as_ref().map(|c| c.model.patch_size).filter(|patch| *patch != [0; 3]);
+    let mut data = match config {
+        Some(config) => config.data,
+        None => Data {
+            path: String::new(),
+            heldout: None,
+            frames: 16,
+            height: 64,
+            width: 64,
+            stride: 1,
+            fps: None,
+            crop: Crop::Center,
+            flip: false,
+            label: Label::None,
+            prefetch: 1,
+        },
+    };
+    if let Some(path) = &args.path {
+        data.path = path.clone();
+    }
+    let numbers = [
+        (&mut data.frames, args.frames),
+        (&mut data.stride, args.stride),
+        (&mut data.height, args.height),
+        (&mut data.width, args.width),
+    ];
+    for (field, flag) in numbers {
+        *field = flag.unwrap_or(*field);
+    }
+    data.fps = args.fps.or(data.fps);
+    match args.label {
+        Some(LabelFlag::None) => data.label = Label::None,
+        Some(LabelFlag::Folder) => data.label = Label::Folder,
+        None => {}
+    }
+    Ok((data, args.patch.or(patch)))
+}
+
+struct Report<'a> {
+    dataset: &'a Dataset,
+    root: &'a Path,
+    /// Tokens a clip.
+    tokens: Option<usize>,
+}
+
+impl Report<'_> {
+    fn name(&self, path: &Path) -> String {
+        let name = path.strip_prefix(self.root).ok().filter(|name| !name.as_os_str().is_empty());
+        name.unwrap_or(path).to_string_lossy().into_owned()
+    }
+
+    /// Files, skips and totals, for people.
+    fn text(&self) -> String {
+        let (dataset, config) = (self.dataset, self.dataset.config());
+        let which = match config.stride {
+            1 => "every frame".to_owned(),
+            stride => format!("one frame in {stride}"),
+        };
+        let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} fps"));
+        let mut out = format!(
+            "clips of {} frames, {}x{} (height x width), {which} of the source{rate}\n",
+            config.frames, config.height, config.width
+        );
+        let names: Vec<String> = dataset.files().iter().map(|f| self.name(&f.path)).collect();
+        let wide = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max(4);
+        if !names.is_empty() {
+            let _ = writeln!(
+                out,
+                "\n{:wide$}  {:>7}  {:>11}  {:>7}  {:>7}  class",
+                "used", "frames", "size", "fps", "clips"
+            );
+        }
+        for (name, file) in names.iter().zip(dataset.files()) {
+            let size = format!("{}x{}", file.height, file.width);
+            let rate = file.rate.map_or("-".to_owned(), |rate| format!("{:.2}", rate));
+            let class = file.class.map_or("-", |class| &dataset.classes()[class]);
+            let _ =
+                writeln!(out, "{name:wide$}  {:>7}  {size:>11}  {rate:>7}  {:>7}  {class}", file.frames, file.clips);
+        }
+        if !dataset.skipped().is_empty() {
+            let _ = writeln!(out, "\nnot used");
+        }
+        for skip in dataset.skipped() {
+            let _ = writeln!(out, "{}: {}", self.name(&skip.path), skip.reason);
+        }
+        let captions = dataset.files().iter().filter(|f| f.caption.is_some()).count();
+        let _ = write!(
+            out,
+            "\n{} files used ({captions} with a caption), {} not used, {} classes\n{} clips",
+            dataset.files().len(),
+            dataset.skipped().len(),
+            dataset.classes().len(),
+            dataset.len()
+        );
+        if let Some(tokens) = self.tokens {
+            let _ = write!(out, " of {tokens} tokens, {} tokens in all", tokens * dataset.len());
+        }
+        out
+    }
+
+    /// The same for programs.
+    fn json(&self) -> String {
+        let (dataset, config) = (self.dataset, self.dataset.config());
+        let files = dataset.files().iter().map(|file| {
+            json!({
+                "path": self.name(&file.path), "frames": file.frames, "height": file.height, "width": file.width,
+                "fps": file.rate, "clips": file.clips, "caption": file.caption.as_deref(),
+                "class": file.class.map(|class| &dataset.classes()[class]),
+            })
+        });
+        let skipped = dataset.skipped().iter().map(|s| json!({"path": self.name(&s.path), "reason": s.reason}));
+        let report = json!({
+            "frames": config.frames, "stride": config.stride, "height": config.height, "width": config.width,
+            "fps": config.fps, "files": files.collect::<Vec<_>>(), "skipped": skipped.collect::<Vec<_>>(),
+            "classes": dataset.classes(), "clips": dataset.len(), "tokens_per_clip": self.tokens,
+            "tokens": self.tokens.map(|tokens| tokens * dataset.len()),
+        });
+        format!("{report:#}")
+    }
+}
+
+/// Draws the first clip of each file, or of files at even distances where there are many, and returns how many were drawn.
+fn write_sheet(dataset: &Dataset, root: &Path, path: &Path) -> Result<usize> {
+    let count = dataset.files().len();
+    let mut first_clips = Vec::with_capacity(count);
+    let mut next = 0;
+    for file in dataset.files() {
+        first_clips.push(next);
+        next += file.clips;
+    }
+    let shown = count.min(SHOWN);
+    let strips: Vec<Strip> = (0..shown)
+        .map(|i| strip(dataset, root, &dataset.clip(first_clips[i * count / shown])))
+        .collect::<Result<_>>()?;
+    contact_sheet(&strips, path)?;
+    Ok(shown)
+}
+
+fn strip(dataset: &Dataset, root: &Path, clip: &Clip) -> Result<Strip> {
+    let config = dataset.config();
+    let count = SHOWN_FRAMES.min(config.frames);
+    let frames = (0..count).map(|i| {
+        let n = i * (config.frames - 1) / (count - 1).max(1);
+        let frames = dataset.frames(clip, &Augment::PLAIN, n..n + 1)?;
+        RgbImage::from_raw(config.width as u32, config.height as u32, frames.data)
+            .ok_or_else(|| Error::Invalid(format!("{}: a frame has another size", clip.path.display())))
+    });
+    let name = clip.path.strip_prefix(root).ok().filter(|name| !name.as_os_str().is_empty()).unwrap_or(&clip.path);
+    let class = clip.class.map_or(String::new(), |class| format!("  [{}]", dataset.classes()[class]));
+    let caption = format!("{}{class}  {}", name.display(), clip.caption.as_deref().unwrap_or_default());
+    Ok(Strip { caption: caption.trim_end().to_owned(), frames: frames.collect::<Result<_>>()? })
 }

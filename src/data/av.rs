@@ -72,6 +72,9 @@ pub struct Reader<'a> {
     stop: Option<&'a AtomicBool>,
     /// The first thing that went wrong since the last [`seek`](Self::seek), though reading went on.
     pub trouble: Option<String>,
+    /// Timestamps of the packets that could not be decoded since then; none where that is not known. A decoder goes on after
+    /// such a packet and may hand out grey frames without a word: what leans on it is not to be trusted.
+    pub lost: Vec<Option<i64>>,
 }
 
 impl<'a> Reader<'a> {
@@ -102,7 +105,16 @@ impl<'a> Reader<'a> {
         let decoder = codec::Context::from_parameters(parameters)
             .and_then(|context| context.decoder().video())
             .map_err(|e| format!("its video codec {} cannot be opened ({e})", id.name()))?;
-        Ok(Self { input, decoder, stream, packet: packet::Packet::empty(), draining: false, stop, trouble: None })
+        Ok(Self {
+            input,
+            decoder,
+            stream,
+            packet: packet::Packet::empty(),
+            draining: false,
+            stop,
+            trouble: None,
+            lost: Vec::new(),
+        })
     }
 
     fn stream(&self) -> Option<ff::Stream<'_>> {
@@ -166,11 +178,20 @@ impl<'a> Reader<'a> {
         self.decoder.flush();
         self.draining = false;
         self.trouble = None;
+        self.lost.clear();
         Ok(())
     }
 
-    fn note(&mut self, what: impl Into<String>) {
+    /// Remembers that something is missing: the packet at `pts`, or nobody knows what.
+    fn note(&mut self, what: impl Into<String>, pts: Option<i64>) {
         self.trouble.get_or_insert_with(|| what.into());
+        if self.lost.last() != Some(&pts) {
+            self.lost.push(pts);
+        }
+    }
+
+    fn note_undecodable(&mut self, error: ff::Error) {
+        self.note(format!("it cannot be decoded ({error})"), self.packet.pts());
     }
 
     /// Reads the stream's next packet into `self.packet`; false at the end. Damage is noted and passed over.
@@ -184,14 +205,14 @@ impl<'a> Reader<'a> {
                     Ok(()) if self.packet.stream() != self.stream => {}
                     Ok(()) => {
                         if self.packet.is_corrupt() {
-                            self.note("it is cut short or damaged");
+                            self.note("it is cut short or damaged", self.packet.pts());
                         }
                         return Ok(true);
                     }
                     Err(ff::Error::Eof) => return Ok(false),
-                    Err(ff::Error::InvalidData) => break self.note("it is cut short or damaged"),
+                    Err(ff::Error::InvalidData) => break self.note("it is cut short or damaged", None),
                     Err(e) => {
-                        self.note(format!("it is cut short or damaged ({e})"));
+                        self.note(format!("it is cut short or damaged ({e})"), None);
                         return Ok(false);
                     }
                 }
@@ -221,10 +242,10 @@ impl<'a> Reader<'a> {
                 Err(ff::Error::Eof) => return Ok(false),
                 Err(ff::Error::Other { errno: ff::error::EAGAIN }) if !self.draining => {}
                 Err(e) if self.draining => {
-                    self.note(format!("it cannot be decoded ({e})"));
+                    self.note_undecodable(e);
                     return Ok(false);
                 }
-                Err(e) => self.note(format!("it cannot be decoded ({e})")),
+                Err(e) => self.note_undecodable(e),
             }
             let sent = if self.read()? {
                 self.decoder.send_packet(&self.packet)
@@ -233,7 +254,7 @@ impl<'a> Reader<'a> {
                 self.decoder.send_eof()
             };
             if let Err(e) = sent {
-                self.note(format!("it cannot be decoded ({e})"));
+                self.note_undecodable(e);
             }
         }
     }

@@ -53,8 +53,10 @@ pub fn resample(times: &[f64], tick: f64, fps: f64) -> Vec<u32> {
     let mut near = 0;
     for k in 0..count {
         let time = first + k as f64 / fps;
-        // A tie is a tie up to rounding: a thousandth of a grid interval.
-        while near + 1 < times.len() && (times[near + 1] - time).abs() + 1e-3 / fps < (times[near] - time).abs() {
+        // Rounding must not decide a tie: the later frame has to be nearer by a thousandth of a grid interval.
+        while near + 1 < times.len()
+            && (times[near + 1] <= time || times[near + 1] - time + 1e-3 / fps < time - times[near])
+        {
             near += 1;
         }
         picks.push(near as u32);

@@ -89,9 +89,6 @@ impl Dataset {
     /// As [`survey`](Self::survey); or nothing is usable.
     pub fn open(config: &config::Data, path: &Path) -> Result<Self> {
         let dataset = Self::survey(config, path)?;
-        for Skipped { path, reason } in &dataset.skipped {
-            tracing::warn!("{} is not used: {reason}", path.display());
-        }
         if dataset.is_empty() {
             let first = dataset.skipped.first().map_or_else(
                 || "it holds no files".to_owned(),
@@ -110,7 +107,7 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// As [`open`](Self::open), but logs nothing and may be empty: for reports.
+    /// As [`open`](Self::open), but may come out empty: for reports.
     ///
     /// # Errors
     /// A value of `config` is out of range; `path` cannot be read; a metadata.jsonl is malformed.
@@ -148,6 +145,7 @@ impl Dataset {
             }
         }
         skipped.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
+        skipped.iter().for_each(Skipped::log);
         starts.push(count);
         Ok(Self { config: config.clone(), files, starts, skipped, classes, orders: Orders::default() })
     }
@@ -321,7 +319,11 @@ impl Dataset {
                     count += file.clips;
                     files.push(file);
                 }
-                Err(reason) => self.skipped.push(Skipped::new(file.path, reason)),
+                Err(reason) => {
+                    let damaged = Skipped::new(file.path, reason);
+                    damaged.log();
+                    self.skipped.push(damaged);
+                }
             }
         }
         starts.push(count);

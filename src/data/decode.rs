@@ -35,14 +35,14 @@ pub fn frames(
         if found.is_some_and(|n| n < want) {
             continue;
         }
-        if found == Some(want) && !av::is_damaged(&frame) {
+        if found == Some(want) && !av::is_damaged(&frame) && !walk.leans_on_lost(want) {
             take(done, &frame)?;
             (done, attempt) = (done + 1, 0);
             // Where the next frame has a key frame of its own, going there is cheaper than decoding what lies between.
             placed = wanted.get(done).is_none_or(|&next| index.key_before(next) <= want);
             continue;
         }
-        trouble = trouble.or(walk.reader.trouble.take());
+        trouble = trouble.or_else(|| walk.reader.trouble.clone());
         if attempt == 2 {
             let why = trouble.unwrap_or_else(|| "decoding passes it by".to_owned());
             return Err(format!("frame {want} cannot be decoded: {why}"));
@@ -81,6 +81,13 @@ impl Walk<'_> {
             self.next = 0;
         }
         Ok(())
+    }
+
+    /// Whether a packet of frame `n`'s group of pictures is lost.
+    fn leans_on_lost(&self, n: u32) -> bool {
+        let Self { index, reader, .. } = self;
+        let group = |pts: i64| index.key_before((index.pts.partition_point(|&p| p <= pts) as u32).saturating_sub(1));
+        reader.lost.iter().any(|lost| index.keys.is_empty() || lost.is_none_or(|pts| group(pts) == index.key_before(n)))
     }
 
     /// Decodes a frame: its number, or none at the end.

@@ -100,11 +100,11 @@ impl Iterator for Loader {
         let mut queue = self.shared.lock();
         let sample = loop {
             let ticket = queue.taken;
+            if queue.total.is_some_and(|total| ticket >= total) {
+                return None; // even if clips behind an error are ready
+            }
             if let Some(sample) = queue.ready.remove(&ticket) {
                 break sample;
-            }
-            if queue.total.is_some_and(|total| ticket >= total) {
-                return None;
             }
             queue = self.shared.changed.wait(queue).unwrap_or_else(|e| e.into_inner());
         };

@@ -16,7 +16,7 @@ const IMAGES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 const ABOUT: [&str; 7] = ["readme", "license", "licence", "attribution", "notice", "credits", "copying"];
 
 /// A file or folder that is not used, and why.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     pub path: PathBuf,
     pub reason: String,
@@ -25,6 +25,11 @@ pub struct Skipped {
 impl Skipped {
     pub(super) fn new(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self { path: path.into(), reason: reason.into() }
+    }
+
+    /// The line in the log, without which nothing is skipped.
+    pub(super) fn log(&self) {
+        tracing::warn!("{} is not used: {}", self.path.display(), self.reason);
     }
 }
 

@@ -23,7 +23,7 @@ fn every_unusable_file_is_skipped_with_its_reason() {
     let avi_bytes = std::fs::read(&avi).unwrap();
     std::fs::write(&avi, &avi_bytes[..avi_bytes.len() * 3 / 4]).unwrap();
     std::fs::write(at("text.mp4"), "this is no film\n".repeat(100)).unwrap();
-    std::fs::write(at("noise.webm"), (0..5000u32).map(|i| (i * i >> 3) as u8).collect::<Vec<_>>()).unwrap();
+    std::fs::write(at("noise.webm"), (0..5000u32).map(|i| ((i * i) >> 3) as u8).collect::<Vec<_>>()).unwrap();
     std::fs::write(at("list.mkv"), "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\ngood.mp4\n#EXT-X-ENDLIST\n")
         .unwrap();
     std::fs::write(at("concat.mov"), "ffconcat version 1.0\nfile good.mp4\n").unwrap();

@@ -29,53 +29,20 @@ impl<const BF16: bool> Simd for Avx2<BF16> {
     const PAIR: usize = 1;
     const COLS: usize = 2;
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn splat(x: f32) -> __m256 {
-        _mm256_set1_ps(x)
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn load(p: *const f32) -> __m256 {
-        // SAFETY: the caller's pointer holds a vector.
-        unsafe { _mm256_loadu_ps(p) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn store(p: *mut f32, x: __m256) {
-        // SAFETY: the caller's pointer holds a vector.
-        unsafe { _mm256_storeu_ps(p, x) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn add(a: __m256, b: __m256) -> __m256 {
-        _mm256_add_ps(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn sub(a: __m256, b: __m256) -> __m256 {
-        _mm256_sub_ps(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
-        _mm256_mul_ps(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
-        _mm256_fmadd_ps(a, b, c)
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn mul_sub(a: __m256, b: __m256, c: __m256) -> __m256 {
-        _mm256_fmsub_ps(a, b, c)
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn max(a: __m256, b: __m256) -> __m256 {
-        _mm256_max_ps(a, b) // the second if either is NaN
-    }
+    super::x86::float_functions!(
+        "avx2,fma",
+        __m256,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_sub_ps,
+        _mm256_mul_ps,
+        _mm256_fmadd_ps,
+        _mm256_fmsub_ps,
+        _mm256_max_ps
+    );
+
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn any_above(a: __m256, b: __m256) -> bool {
@@ -123,20 +90,5 @@ impl<const BF16: bool> Simd for Avx2<BF16> {
             _mm256_storeu_ps(p.cast(), a);
             _mm256_storeu_ps(p.add(stride).cast(), b);
         }
-    }
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
-        // SAFETY: same features.
-        unsafe { super::tile::product::<Self>(steps, a, b, out) }
-    }
-    #[inline(always)]
-    unsafe fn run(kernel: impl Kernel) {
-        #[target_feature(enable = "avx2,fma")]
-        unsafe fn inner<const BF16: bool>(kernel: impl Kernel) {
-            // SAFETY: same features.
-            unsafe { kernel.run::<Avx2<BF16>>() }
-        }
-        // SAFETY: the caller checked the features.
-        unsafe { inner::<BF16>(kernel) }
     }
 }

@@ -37,53 +37,20 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const PAIR: usize = 1;
     const COLS: usize = 4;
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn splat(x: f32) -> __m512 {
-        _mm512_set1_ps(x)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: the caller's pointer holds a vector.
-        unsafe { _mm512_loadu_ps(p) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn store(p: *mut f32, x: __m512) {
-        // SAFETY: the caller's pointer holds a vector.
-        unsafe { _mm512_storeu_ps(p, x) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        _mm512_add_ps(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        _mm512_sub_ps(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        _mm512_mul_ps(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-        _mm512_fmadd_ps(a, b, c)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn mul_sub(a: __m512, b: __m512, c: __m512) -> __m512 {
-        _mm512_fmsub_ps(a, b, c)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn max(a: __m512, b: __m512) -> __m512 {
-        _mm512_max_ps(a, b) // the second if either is NaN
-    }
+    super::x86::float_functions!(
+        "avx512f,avx512dq",
+        __m512,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_mul_ps,
+        _mm512_fmadd_ps,
+        _mm512_fmsub_ps,
+        _mm512_max_ps
+    );
+
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn any_above(a: __m512, b: __m512) -> bool {
@@ -127,20 +94,5 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             _mm512_storeu_ps(p.cast(), a);
             _mm512_storeu_ps(p.add(stride).cast(), b);
         }
-    }
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
-        // SAFETY: same features.
-        unsafe { super::tile::product::<Self>(steps, a, b, out) }
-    }
-    #[inline(always)]
-    unsafe fn run(kernel: impl Kernel) {
-        #[target_feature(enable = "avx512f,avx512dq")]
-        unsafe fn inner<const BF16: bool>(kernel: impl Kernel) {
-            // SAFETY: same features.
-            unsafe { kernel.run::<Avx512<BF16>>() }
-        }
-        // SAFETY: the caller checked the features.
-        unsafe { inner::<BF16>(kernel) }
     }
 }

@@ -15,53 +15,20 @@ impl Simd for Avx512Bf16 {
     const PAIR: usize = 2;
     const COLS: usize = 4;
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn splat(x: f32) -> __m512 {
-        _mm512_set1_ps(x)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: the caller's pointer holds a vector.
-        unsafe { _mm512_loadu_ps(p) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn store(p: *mut f32, x: __m512) {
-        // SAFETY: the caller's pointer holds a vector.
-        unsafe { _mm512_storeu_ps(p, x) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        _mm512_add_ps(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        _mm512_sub_ps(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        _mm512_mul_ps(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-        _mm512_fmadd_ps(a, b, c)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn mul_sub(a: __m512, b: __m512, c: __m512) -> __m512 {
-        _mm512_fmsub_ps(a, b, c)
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn max(a: __m512, b: __m512) -> __m512 {
-        _mm512_max_ps(a, b) // the second if either is NaN
-    }
+    super::x86::float_functions!(
+        "avx512f,avx512bw,avx512dq,avx512bf16",
+        __m512,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_mul_ps,
+        _mm512_fmadd_ps,
+        _mm512_fmsub_ps,
+        _mm512_max_ps
+    );
+
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
     unsafe fn any_above(a: __m512, b: __m512) -> bool {
@@ -94,7 +61,7 @@ impl Simd for Avx512Bf16 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
     unsafe fn put_row(p: *mut u32, a: __m512, b: __m512) {
         // SAFETY: the caller's pointer holds one vector of words; the result's lower half is of the second argument.
-        unsafe { _mm512_storeu_si512(p.cast(), std::mem::transmute(_mm512_cvtne2ps_pbh(b, a))) }
+        unsafe { _mm512_storeu_si512(p.cast(), std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a))) }
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
@@ -115,20 +82,5 @@ impl Simd for Avx512Bf16 {
             let weave = _mm512_loadu_si512(WEAVE.as_ptr().cast());
             _mm512_storeu_si512(p.cast(), _mm512_permutexvar_epi16(weave, both));
         }
-    }
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
-        // SAFETY: same features.
-        unsafe { super::tile::product::<Self>(steps, a, b, out) }
-    }
-    #[inline(always)]
-    unsafe fn run(kernel: impl Kernel) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-        unsafe fn inner(kernel: impl Kernel) {
-            // SAFETY: same features.
-            unsafe { kernel.run::<Avx512Bf16>() }
-        }
-        // SAFETY: the caller checked the features.
-        unsafe { inner(kernel) }
     }
 }

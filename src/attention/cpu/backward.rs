@@ -176,9 +176,17 @@ struct Keys<'a, E> {
     dv: &'a mut [E],
 }
 
-/// f32 values or words of a band of keys by a block of queries.
-#[repr(align(64))]
-struct Square<T>([T; BAND * WIDTH]);
+/// What a band of keys by a block of queries passes through, each row a key; used over and over.
+#[repr(C, align(64))]
+struct Band {
+    /// Logits.
+    s: [f32; BAND * WIDTH],
+    dp: [f32; BAND * WIDTH],
+    /// Words, paired over queries.
+    p: [u32; BAND * WIDTH],
+    /// Words, paired over queries.
+    ds: [u32; BAND * WIDTH],
+}
 
 impl<E: Element> Kernel for Keys<'_, E> {
     #[inline(always)]
@@ -198,9 +206,8 @@ impl<E: Element> Kernel for Keys<'_, E> {
         let (dk, dv) = sums.floats().split_at_mut(padded * wide); // [keys, wide]
         let factor = (self.scale * LOG2_E) as f32;
 
-        // A band's, used over and over.
-        let (mut s, mut dp) = (Square([0f32; BAND * WIDTH]), Square([0f32; BAND * WIDTH]));
-        let (mut p, mut ds_row) = (Square([0u32; BAND * WIDTH]), Square([0u32; BAND * WIDTH]));
+        const N: usize = BAND * WIDTH;
+        let mut band = Band { s: [0.0; N], dp: [0.0; N], p: [0; N], ds: [0; N] };
         for (i, block) in self.blocks.chunks_exact(self.layout.total).enumerate() {
             let (q, rest) = block.split_at(self.layout.columns + self.layout.rows);
             let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
@@ -226,14 +233,14 @@ impl<E: Element> Kernel for Keys<'_, E> {
                 let by_row = |words| Left { words, tile: ROWS * of_queries, row: of_queries, step: 1 };
                 // SAFETY: the features are there; the panels were packed with these sizes.
                 unsafe {
-                    S::product(steps, left(k_left), q_columns, square(s.0.as_mut_ptr()));
-                    S::product(steps, left(v_left), o_columns, square(dp.0.as_mut_ptr()));
+                    S::product(steps, left(k_left), q_columns, square(band.s.as_mut_ptr()));
+                    S::product(steps, left(v_left), o_columns, square(band.dp.as_mut_ptr()));
                     if keys < row + rows {
-                        s.0[(keys - row) * WIDTH..].fill(f32::NEG_INFINITY);
+                        band.s[(keys - row) * WIDTH..].fill(f32::NEG_INFINITY);
                     }
-                    weights::<S>(rows, &s, &dp, bytemuck::cast_slice(stats), factor, &mut p, &mut ds_row, pairs);
-                    let ds_row = if S::PAIR == 1 { pairs.cast_const() } else { ds_row.0.as_ptr() };
-                    S::product(of_queries, by_row(p.0.as_ptr()), o_rows, sum(dv));
+                    weights::<S>(&mut band, rows, bytemuck::cast_slice(stats), factor, pairs);
+                    let ds_row = if S::PAIR == 1 { pairs.cast_const() } else { band.ds.as_ptr() };
+                    S::product(of_queries, by_row(band.p.as_ptr()), o_rows, sum(dv));
                     S::product(of_queries, by_row(ds_row), q_rows, sum(dk));
                 }
             }
@@ -255,42 +262,32 @@ impl<E: Element> Kernel for Keys<'_, E> {
 /// # Safety
 /// The CPU has the unit's features; `stats` holds lse in base 2 and delta, `pairs` the band.
 #[inline(always)]
-unsafe fn weights<S: Simd>(
-    rows: usize,
-    s: &Square<f32>,
-    dp: &Square<f32>,
-    stats: &[f32],
-    factor: f32,
-    p: &mut Square<u32>,
-    ds: &mut Square<u32>,
-    pairs: *mut u32,
-) {
+unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: f32, pairs: *mut u32) {
     // SAFETY: all pointers stay within `rows` of BAND rows.
     unsafe {
         let c = S::splat(factor);
-        let (lse_at, delta_at) = (stats[..WIDTH].as_ptr(), stats[WIDTH..2 * WIDTH].as_ptr());
-        for r in (0..rows).step_by(2) {
-            for j in (0..WIDTH).step_by(2 * S::LANES) {
-                let mut grads = [[c; 2]; 2];
-                for (i, grads) in grads.iter_mut().enumerate() {
-                    let at = (r + i) * WIDTH + j;
-                    let mut weights = [c; 2];
-                    for n in 0..2 {
-                        let x = n * S::LANES;
-                        let lse = S::load(lse_at.add(j + x));
-                        let delta = S::load(delta_at.add(j + x));
-                        weights[n] = S::exp2(S::mul_sub(S::load(s.0.as_ptr().add(at + x)), c, lse));
-                        grads[n] = S::mul(weights[n], S::sub(S::load(dp.0.as_ptr().add(at + x)), delta));
+        let (lse, delta) = (stats[..WIDTH].as_ptr(), stats[WIDTH..2 * WIDTH].as_ptr());
+        for row in (0..rows).step_by(2) {
+            for column in (0..WIDTH).step_by(2 * S::LANES) {
+                let mut ds = [[c; 2]; 2]; // two rows of two vectors: what either pairing takes
+                for (r, ds) in ds.iter_mut().enumerate() {
+                    let at = (row + r) * WIDTH + column;
+                    let mut p = [c; 2];
+                    for (v, (p, ds)) in p.iter_mut().zip(ds.iter_mut()).enumerate() {
+                        let x = v * S::LANES;
+                        let s = S::load(band.s.as_ptr().add(at + x));
+                        let dp = S::load(band.dp.as_ptr().add(at + x));
+                        *p = S::exp2(S::mul_sub(s, c, S::load(lse.add(column + x))));
+                        *ds = S::mul(*p, S::sub(dp, S::load(delta.add(column + x))));
                     }
-                    S::put_row(p.0.as_mut_ptr().add(at / S::PAIR), weights[0], weights[1]);
+                    S::put_row(band.p.as_mut_ptr().add(at / S::PAIR), p[0], p[1]);
                     if S::PAIR > 1 {
-                        S::put_row(ds.0.as_mut_ptr().add(at / S::PAIR), grads[0], grads[1]);
+                        S::put_row(band.ds.as_mut_ptr().add(at / S::PAIR), ds[0], ds[1]);
                     }
                 }
-                for n in 0..2 {
-                    let to = pairs.add(r / S::PAIR * WIDTH + j + n * S::LANES);
-                    S::put_rows(to, WIDTH, grads[0][n], grads[1][n]);
-                }
+                let to = pairs.add(row / S::PAIR * WIDTH + column);
+                S::put_rows(to, WIDTH, ds[0][0], ds[1][0]);
+                S::put_rows(to.add(S::LANES), WIDTH, ds[0][1], ds[1][1]);
             }
         }
     }

@@ -19,6 +19,8 @@ mod portable;
 mod scratch;
 mod simd;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;

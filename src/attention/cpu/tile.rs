@@ -94,23 +94,23 @@ unsafe fn tile<S: Simd, const R: usize, const C: usize>(steps: usize, a: Left, b
         let (mut ap, mut bp) = (a.words, b.words);
         for _ in 0..steps {
             let mut right = [S::words(bp); C];
-            for c in 1..C {
-                right[c] = S::words(bp.add(c * S::LANES));
+            for (c, right) in right.iter_mut().enumerate().skip(1) {
+                *right = S::words(bp.add(c * S::LANES));
             }
-            for r in 0..R {
+            for (r, sums) in sums.iter_mut().enumerate() {
                 let left = S::word(ap.add(r * a.row));
-                for c in 0..C {
-                    sums[r][c] = S::dot(sums[r][c], left, right[c]);
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = S::dot(*sum, left, right);
                 }
             }
             ap = ap.add(a.step);
             bp = bp.add(b.step);
         }
-        for r in 0..R {
-            for c in 0..C {
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (c, sum) in sums.into_iter().enumerate() {
                 let at = out.values.add(r * out.stride + c * S::LANES);
                 // Added last, not first: the first steps then wait for no load, and adders are idle anyway.
-                S::store(at, if out.add { S::add(S::load(at), sums[r][c]) } else { sums[r][c] });
+                S::store(at, if out.add { S::add(S::load(at), sum) } else { sum });
             }
         }
     }
