@@ -1,1 +1,273 @@
-//! placeholder
+//! The engine over ranks: loss and every parameter's gradient on P ranks against one, for uneven everything; tiles; data x sequence
+//! meshes; one optimizer step. The network itself is checked in `model.rs`, Ulysses in `parallel/`.
+
+use candle_core::{DType, Device, Tensor};
+use longreel::config::Train;
+use longreel::engine::{Engine, Objective, Source};
+use longreel::model::{Model, ModelConfig, Prompt};
+use longreel::ops::{read, write};
+use longreel::parallel::{Communicator, Mesh, Reduce, run_threads};
+use longreel::rng::{Key, Purpose};
+use longreel::train::optimizer::{clip_coefficient, sgd};
+use longreel::train::weights::Weights;
+use longreel::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
+
+const GRID: [usize; 3] = [3, 3, 5]; // 45 tokens: 2 and 4 do not divide them
+
+/// Five heads of 8, text, classes and positions: everything a model can have.
+fn config() -> ModelConfig {
+    ModelConfig {
+        patch_size: [1, 1, 1],
+        num_attention_heads: 5,
+        attention_head_dim: 8,
+        in_channels: 3,
+        out_channels: 2,
+        text_dim: 6,
+        freq_dim: 8,
+        ffn_dim: 24,
+        num_layers: 2,
+        num_classes: 4,
+        pos_embed: true,
+        ..ModelConfig::default()
+    }
+}
+
+/// Normal numbers of a key of their own.
+fn normal(what: u64, n: usize) -> Vec<f32> {
+    let mut values = vec![0.0; n];
+    Key { seed: 7, purpose: Purpose::Test, step: 0, sample: what }.stream(0).fill_normal(&mut values);
+    values
+}
+
+/// A model whose every parameter is random, so that none is idle.
+fn model(dtype: DType) -> Result<Model> {
+    let mut number = 100;
+    Model::load(&config(), dtype, false, |name| {
+        number += 1;
+        let (_, shape) = Model::shapes(&config()).into_iter().find(|(n, _)| n == name).unwrap();
+        let about = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
+        Ok(normal(number, shape.iter().product()).into_iter().map(|v| about + 0.2 * v).collect())
+    })
+}
+
+/// Clips `clips` of a global batch, each with its own time, class and text.
+fn prompt(clips: &[usize]) -> Result<Prompt> {
+    let text: Vec<f32> = clips.iter().flat_map(|&clip| normal(20 + clip as u64, 7 * 6)).collect();
+    Ok(Prompt {
+        timesteps: clips.iter().map(|&clip| 150.0 + 200.0 * clip as f64).collect(),
+        text: Some(Tensor::from_vec(text, (clips.len(), 7, 6), &Device::Cpu)?),
+        labels: Some(clips.iter().map(|&clip| clip % 5).collect()),
+    })
+}
+
+/// c times the mean over the global batch of |y - target|^2, on this rank's tokens of some clips.
+struct Squares {
+    clips: Vec<usize>,
+    tokens: Range<usize>,
+    dtype: DType,
+    /// c / elements of the global batch.
+    weight: f64,
+}
+
+impl Squares {
+    fn rows(&self, rows: Range<usize>, what: u64, width: usize) -> Result<Tensor> {
+        let mut values = vec![];
+        for row in rows.clone() {
+            let (clip, token) = (self.clips[row / self.tokens.len()], self.tokens.start + row % self.tokens.len());
+            let clip = normal(what + clip as u64, GRID.iter().product::<usize>() * width);
+            values.extend_from_slice(&clip[token * width..(token + 1) * width]);
+        }
+        Ok(Tensor::from_vec(values, (rows.len(), width), &Device::Cpu)?.to_dtype(self.dtype)?)
+    }
+}
+
+impl Source for Squares {
+    fn input(&self, rows: Range<usize>) -> Result<Tensor> {
+        self.rows(rows, 40, 3)
+    }
+}
+
+impl Objective for Squares {
+    fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
+        let error = (output - self.rows(rows, 60, 2)?)?;
+        let sum = error.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        Ok((sum * self.weight, (error * (2.0 * self.weight))?))
+    }
+}
+
+/// What a run is.
+#[derive(Clone, Copy)]
+struct Case {
+    ranks: usize,
+    data: usize,
+    /// Clips of the global batch.
+    batch: usize,
+    accumulate: usize,
+    tile: usize,
+    dtype: DType,
+    scale: f64,
+}
+
+const ONE: Case = Case { ranks: 1, data: 1, batch: 2, accumulate: 1, tile: 0, dtype: DType::F32, scale: 1.0 };
+
+/// Fills the model's gradients with the sum over ranks and micro-batches; the loss.
+fn gradients(case: Case, model: &Model, comm: Arc<dyn Communicator>) -> Result<f64> {
+    let mesh = Mesh::new(comm, case.data)?;
+    let micro = case.batch / case.accumulate / case.data;
+    let engine = Engine::new(model, mesh.sequence.clone(), GRID, micro, case.tile)?;
+    let elements = case.batch * GRID.iter().product::<usize>() * 2;
+    let mut loss = 0.0;
+    for i in 0..case.accumulate {
+        let first = (i * case.data + mesh.data.rank()) * micro;
+        let clips: Vec<usize> = (first..first + micro).collect();
+        let squares = Squares {
+            clips: clips.clone(),
+            tokens: engine.local_tokens(),
+            dtype: case.dtype,
+            weight: case.scale / elements as f64,
+        };
+        loss += engine.loss_and_gradients(&prompt(&clips)?, &squares)?;
+    }
+    let loss = Tensor::new(&[loss], &Device::Cpu)?;
+    mesh.world.all_reduce(&loss, Reduce::Sum)?;
+    for unit in &model.units {
+        mesh.world.all_reduce(&unit.grad, Reduce::Sum)?;
+    }
+    Ok(loss.to_vec1::<f64>()?[0])
+}
+
+/// The loss, and every parameter's gradient by name, as rank `ranks - 1` holds them.
+fn run(case: Case) -> Result<(f64, Vec<(String, Vec<f64>)>)> {
+    let results = run_threads(case.ranks, 1, |comm| {
+        let model = model(case.dtype)?;
+        let loss = gradients(case, &model, comm)?;
+        let mut named = vec![];
+        for unit in &model.units {
+            let flat = unit.grad.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            named.extend(unit.entries.iter().map(|e| (e.name.clone(), flat[e.range.clone()].to_vec())));
+        }
+        Ok((loss, named))
+    })?;
+    Ok(results.into_iter().next_back().unwrap())
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// Loss and every gradient of `case` equal those of one rank and one tile, to `bound` relative.
+fn agrees(case: Case, bound: f64) {
+    let whole = Case { ranks: 1, data: 1, accumulate: 1, tile: 1000, ..case };
+    let ((loss, got), (want_loss, want)) = (run(case).unwrap(), run(whole).unwrap());
+    let what = format!("P {} data {} batch {} tile {}", case.ranks, case.data, case.batch, case.tile);
+    assert!((loss - want_loss).abs() <= bound * want_loss.abs(), "{what}: loss {loss}, not {want_loss}");
+    let all = norm(want.iter().flat_map(|(_, w)| w.iter().copied()));
+    for ((name, got), (_, want)) in got.iter().zip(&want) {
+        let size = norm(want.iter().copied());
+        // A key's bias moves all logits of a row alike: its gradient is rounding, and is held against all gradients'.
+        let size = if name.ends_with("to_k.bias") && !name.contains("attn2") { size.max(1e-2 * all) } else { size };
+        assert!(size > 0.0, "{what}: the gradient of {name} is nothing");
+        let error = norm(got.iter().zip(want).map(|(g, w)| g - w)) / size;
+        assert!(error <= bound, "{what}: the gradient of {name} is off by {error:.1e}");
+    }
+}
+
+#[test]
+fn every_gradient_on_p_ranks_is_that_of_one() {
+    for ranks in 2..=5 {
+        for batch in [1, 2, 3] {
+            agrees(Case { ranks, batch, ..ONE }, 1e-5);
+        }
+        agrees(Case { ranks, tile: 4, dtype: DType::F64, ..ONE }, 1e-12);
+    }
+}
+
+#[test]
+fn gradients_do_not_depend_on_the_tile() {
+    for tile in [1, 7, 44, 45, 46, 89] {
+        agrees(Case { tile, ..ONE }, 1e-5);
+        agrees(Case { tile, ranks: 2, dtype: DType::F64, ..ONE }, 1e-12);
+    }
+}
+
+#[test]
+fn data_ranks_and_accumulation_add_up_to_the_global_batch() {
+    for (ranks, data, batch, accumulate) in [(2, 2, 2, 1), (4, 2, 2, 1), (6, 2, 4, 1), (1, 1, 3, 3), (4, 2, 6, 3)] {
+        agrees(Case { ranks, data, batch, accumulate, ..ONE }, 1e-5);
+    }
+}
+
+#[test]
+fn a_loss_times_c_has_gradients_times_c() {
+    let (loss, plain) = run(Case { ranks: 2, dtype: DType::F64, ..ONE }).unwrap();
+    let (three, scaled) = run(Case { ranks: 2, dtype: DType::F64, scale: 3.0, ..ONE }).unwrap();
+    assert!((three - 3.0 * loss).abs() < 1e-12 * three);
+    for ((name, p), (_, s)) in plain.iter().zip(&scaled) {
+        let error = norm(p.iter().zip(s).map(|(p, s)| 3.0 * p - s));
+        assert!(error <= 1e-12 * norm(s.iter().copied()).max(1e-3), "{name}: {error:e}");
+    }
+}
+
+#[test]
+fn the_same_ranks_give_the_same_bits() {
+    let case = Case { ranks: 3, tile: 8, ..ONE };
+    let ((loss, first), (again, second)) = (run(case).unwrap(), run(case).unwrap());
+    assert!(loss.to_bits() == again.to_bits() && first == second);
+}
+
+/// Weights after one step of plain SGD, of clipped SGD and of clipped AdamW, and the reported gradient norm.
+fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
+    let mut results = run_threads(case.ranks, 1, |comm| {
+        let weights = Weights::new(model(DType::F32)?, &Train { clip: 0.05, weight_decay: 0.1, ..Train::default() })?;
+        gradients(case, &weights.model, comm)?;
+        let norm = weights.gradient_norm(0)?;
+        assert!(norm > 0.05, "the clip must act, the norm is {norm}");
+        let flat = || -> Result<Vec<f32>> {
+            let units = weights.model.units.iter().map(|unit| Ok(unit.value.to_vec1::<f32>()?));
+            Ok(units.collect::<Result<Vec<_>>>()?.concat())
+        };
+        let by_sgd = |scale: f64| -> Result<Vec<f32>> {
+            let mut stepped = vec![];
+            for unit in &weights.model.units {
+                let mut params = unit.value.to_vec1::<f32>()?;
+                sgd(0.5, scale, &mut params, &read::<f32>(&unit.grad)?)?;
+                stepped.extend(params);
+            }
+            Ok(stepped)
+        };
+        let (plain, clipped) = (by_sgd(1.0)?, by_sgd(clip_coefficient(norm, 0.05))?);
+        // AdamW divides by the gradient's own size, which magnifies rounding where that is nothing: such elements are zeroed.
+        for unit in &weights.model.units {
+            write(&unit.grad, |g: &mut [f32]| g.iter_mut().filter(|g| g.abs() < 1e-4).for_each(|g| *g = 0.0))?;
+        }
+        weights.update(0, 1e-3, norm)?;
+        Ok((norm, [plain, clipped, flat()?]))
+    })?;
+    Ok(results.swap_remove(case.ranks - 1))
+}
+
+#[test]
+fn one_step_on_any_mesh_is_that_of_one_rank() {
+    for accumulate in [1, 3] {
+        let whole = Case { batch: 6, accumulate, ..ONE };
+        let (norm_one, one) = steps(Case { accumulate: 1, ..whole }).unwrap();
+        for (ranks, data) in [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2)] {
+            let (norm, many) = steps(Case { ranks, data, ..whole }).unwrap();
+            assert!((norm - norm_one).abs() <= 1e-6 * norm_one, "P {ranks}: norm {norm}, not {norm_one}");
+            for ((got, want), how) in many.iter().zip(&one).zip(["SGD", "clipped SGD", "AdamW"]) {
+                let most = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+                assert!(most <= 1e-6, "P {ranks} x data {data}, accumulate {accumulate}, {how}: off by {most:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn too_many_ranks_are_refused_on_all() {
+    for ranks in [6, 8] {
+        let error = run(Case { ranks, ..ONE }).map(|_| ()).unwrap_err();
+        assert!(matches!(&error, Error::Invalid(m) if m.contains(&ranks.to_string()) && m.contains('5')), "{error}");
+    }
+}
