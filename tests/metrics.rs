@@ -91,7 +91,7 @@ fn bad_records_and_files_are_refused() {
 
 /// One field of a protocol-buffer message: its number and what it holds.
 #[derive(Debug, PartialEq)]
-enum Field<'a> {
+pub enum Field<'a> {
     Varint(u64),
     Fixed64(u64),
     Fixed32(u32),
@@ -112,7 +112,7 @@ fn varint(bytes: &mut &[u8]) -> u64 {
 }
 
 /// A reader of protocol buffers that knows nothing of events.
-fn fields(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
+pub fn fields(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
     let mut out = vec![];
     while !bytes.is_empty() {
         let key = varint(&mut bytes);
@@ -152,7 +152,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 }
 
 /// The records of a TFRecord file, with their checksums verified.
-fn tfrecords(bytes: &[u8]) -> Vec<&[u8]> {
+pub fn tfrecords(bytes: &[u8]) -> Vec<&[u8]> {
     let (mut at, mut out) = (0, vec![]);
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     while at < bytes.len() {

@@ -2,6 +2,7 @@
 //!
 //! Only a command with something to save calls [`catch_interrupts`]; all others end at the first signal, as usual.
 
+use crate::train::progress::Stderr;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,7 +18,7 @@ pub fn catch_interrupts() -> Result<&'static AtomicBool> {
             std::process::exit(130);
         }
         use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "stopping after this step; once more to stop at once, without saving");
+        let _ = writeln!(Stderr, "stopping after this step; once more to stop at once, without saving");
     })
     .map_err(|e| Error::Invalid(format!("Ctrl-C cannot be caught: {e}")))?;
     Ok(&INTERRUPTED)

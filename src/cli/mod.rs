@@ -11,6 +11,7 @@ mod sample;
 mod scan;
 mod train;
 
+use crate::train::progress::Stderr;
 use crate::{Error, Result};
 use clap::{Parser, Subcommand};
 use std::error::Error as _;
@@ -96,7 +97,7 @@ fn start_logging() -> std::result::Result<(), String> {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(|| crate::train::progress::Stderr) // above the progress line, not through it
+        .with_writer(|| Stderr) // above the progress line, not through it
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .without_time()

@@ -65,7 +65,7 @@ pub struct SampleArgs {
 
 /// Runs the command.
 pub fn run(args: SampleArgs) -> Result<()> {
-    let kind = Kind::of(&args.output)?; // before hours of work
+    let kind = args.kind()?; // before hours of work
     let checkpoint = Checkpoint::open(&hub::resolve(&args.from)?)?;
     let config = checkpoint.config()?;
     let folder = checkpoint.ema()?;
@@ -78,7 +78,8 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let objective = Objective::new(&config.diffusion)?;
     let bf16 = config.train.dtype == Compute::Bf16;
     let fps = checkpoint.state().fps.unwrap_or(FPS_OF_IMAGES);
-    let (write, sheet) = (Mutex::new(Writer { args: &args, kind, count, fps, strips: vec![] }), kind == Kind::Png);
+    let (write, sheet) =
+        (Mutex::new(Writer { args: &args, kind, count, fps, strips: vec![], numbered: vec![] }), kind == Kind::Png);
 
     run_threads(args.ranks, super::threads_per_rank(args.ranks), |comm| {
         let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?;
@@ -96,10 +97,23 @@ pub fn run(args: SampleArgs) -> Result<()> {
     if sheet && !writer.strips.is_empty() {
         contact_sheet(&writer.strips, &args.output)?;
     }
-    super::print(args.output.display())
+    if writer.numbered.is_empty() {
+        return super::print(args.output.display());
+    }
+    writer.numbered.iter().try_for_each(|path| super::print(path.display()))
 }
 
 impl SampleArgs {
+    /// What to write; the folder of a file must be there.
+    fn kind(&self) -> Result<Kind> {
+        let kind = Kind::of(&self.output)?;
+        let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| kind != Kind::Folder && !folder.is_dir()) {
+            bail!("{}: the folder {} is not there", self.output.display(), folder.display())
+        }
+        Ok(kind)
+    }
+
     /// What to sample: the run's config, with what the command line says instead.
     fn request(&self, config: &RunConfig) -> Result<Request> {
         let mut config = config.clone();
@@ -138,6 +152,8 @@ struct Writer<'a> {
     count: usize,
     fps: f64,
     strips: Vec<Strip>,
+    /// Files whose names are not `output` itself, for they are several.
+    numbered: Vec<PathBuf>,
 }
 
 impl Writer<'_> {
@@ -161,7 +177,8 @@ impl Writer<'_> {
             Kind::Mp4 | Kind::Gif => {
                 let stem = output.file_stem().unwrap_or_default().to_string_lossy();
                 let extension = output.extension().unwrap_or_default().to_string_lossy();
-                write(&output.with_file_name(format!("{stem}-{index}.{extension}")))
+                self.numbered.push(output.with_file_name(format!("{stem}-{index}.{extension}")));
+                write(&self.numbered[index])
             }
         }
     }

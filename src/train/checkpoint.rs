@@ -92,11 +92,18 @@ impl RunFolder {
     /// Makes the folder of a new run and writes its config.toml.
     ///
     /// # Errors
-    /// There are checkpoints in it: a new run's would mix with them. Those of writing.
+    /// There are checkpoints or metrics in it: a new run's would mix with them. Those of writing.
     pub fn create(&self, config: &RunConfig) -> Result<()> {
         if let Some((step, _)) = self.checkpoints()?.pop() {
             let root = self.0.display();
             bail!("{root}: holds a run up to step {step}; continue it with --resume, or choose another run.out");
+        }
+        if std::fs::metadata(self.metrics()).is_ok_and(|file| file.len() > 0) {
+            let file = self.metrics();
+            bail!(
+                "{}: from a run that ended before its first checkpoint; remove it, or choose another run.out",
+                file.display()
+            );
         }
         std::fs::create_dir_all(&self.0).map_err(|e| Error::io(&self.0, e))?;
         let text = config.to_toml()?;

@@ -36,7 +36,9 @@ impl Job {
                 bail!("{} exists: continue that run with --resume, or choose another run.out", last.display())
             }
             (true, Some(last)) => Some(Checkpoint::open(&last)?),
-            (true, None) => bail!("{}: no checkpoint to resume from", folder.root().display()),
+            (true, None) => {
+                bail!("{}: no checkpoint to resume from; without --resume a run starts", folder.root().display())
+            }
         };
         if let Some(checkpoint) = &resume
             && checkpoint.state().seed != config.run.seed

@@ -43,12 +43,16 @@ struct Voice<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Opens the files of a run that has `done` steps behind it; a step is `tokens` tokens over all ranks.
+    /// Opens the files of a run that has `done` steps behind it, or makes the folder of a new one; a step is `tokens` tokens
+    /// over all ranks. Nothing is written before: what cannot be trained leaves no trace.
     pub fn start(job: &'a Job, mesh: &Mesh, parameters: usize, tokens: u64, done: u64) -> Result<Self> {
         if mesh.world.rank() != 0 {
             return Ok(Self(None));
         }
         let resumed = job.resume.is_some();
+        if !resumed {
+            job.folder.create(&job.config)?;
+        }
         let path = job.folder.metrics();
         let metrics = if resumed { MetricsLog::resume(&path, done)? } else { MetricsLog::create(&path)? };
         let events = EventWriter::create(&job.folder.root().join("tensorboard"), resumed.then_some(done))?;

@@ -29,9 +29,6 @@ use crate::{Error, Result};
 pub fn run(config: RunConfig, resume: bool, threads_per_rank: usize, interrupted: &AtomicBool) -> Result<()> {
     let ranks = config.parallel.ranks;
     let job = Job::open(config, resume)?;
-    if job.resume.is_none() {
-        job.folder.create(&job.config)?;
-    }
     run_threads(ranks, threads_per_rank, |comm| Rank::new(&job, comm)?.train(interrupted))?;
     Ok(())
 }
@@ -95,9 +92,9 @@ impl<'a> Rank<'a> {
             for unit in &self.weights.model.units {
                 self.mesh.world.all_reduce(&unit.grad, Reduce::Sum)?;
             }
-            let norm = self.weights.gradient_norm(step)?;
+            let norm = self.weights.gradient_norm(step + 1)?;
             if !loss.is_finite() {
-                return Err(Error::NonFinite { step, tensor: "the loss".into(), value: loss });
+                return Err(Error::NonFinite { step: step + 1, tensor: "the loss".into(), value: loss });
             }
             let lr = rates.at(step);
             self.weights.update(step, lr, norm)?;
@@ -215,6 +212,7 @@ impl<'a> Rank<'a> {
     fn save(&self, step: u64, position: u64) -> Result<()> {
         if self.mesh.world.rank() == 0 {
             let saving = self.job.folder.begin(step)?;
+            self.weights.check_finite(step)?;
             self.weights.save(&saving)?;
             let mut state = State::new(&self.job.config, step, position)?;
             state.fps = self.job.fps();

@@ -43,7 +43,7 @@ impl Weights {
         Ok(Self { model, units, optimizer: AdamW::new(config)?, clip: config.clip, ema: config.ema })
     }
 
-    /// The norm of all gradients together; they must already be summed over ranks.
+    /// The norm of all gradients together; they must already be summed over ranks. `step` counts from 1, as in the metrics.
     ///
     /// # Errors
     /// [`Error::NonFinite`] naming the first tensor whose gradient is not finite.
@@ -56,9 +56,7 @@ impl Weights {
             for unit in &self.model.units {
                 let grad = read(&unit.grad)?;
                 if let Some(i) = first_non_finite(&grad) {
-                    let entry = unit.entries.iter().find(|e| e.range.contains(&i));
-                    let tensor = format!("the gradient of {}", entry.map_or(unit.name.as_str(), |e| &e.name));
-                    return Err(Error::NonFinite { step, tensor, value: f64::from(grad[i]) });
+                    return Err(non_finite(step, "the gradient of ", unit, i, grad[i]));
                 }
             }
         }
@@ -98,6 +96,20 @@ impl Weights {
         for (unit, state) in self.model.units.iter().zip(&self.units) {
             if let Some(ema) = &state.ema {
                 write(&unit.value, |value: &mut [f32]| write(ema, |ema: &mut [f32]| value.swap_with_slice(ema)))??;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses weights that are not finite: saved, they could push the last good checkpoint out.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] naming the first such parameter.
+    pub fn check_finite(&self, step: u64) -> Result<()> {
+        for unit in &self.model.units {
+            let values = read::<f32>(&unit.value)?;
+            if let Some(i) = first_non_finite(&values) {
+                return Err(non_finite(step, "", unit, i, values[i]));
             }
         }
         Ok(())
@@ -162,4 +174,11 @@ impl Weights {
         }
         Ok(named)
     }
+}
+
+/// The error about element `i` of a unit, by the parameter it belongs to.
+fn non_finite(step: u64, what: &str, unit: &Unit, i: usize, value: f32) -> Error {
+    let entry = unit.entries.iter().find(|e| e.range.contains(&i));
+    let tensor = format!("{what}{}", entry.map_or(unit.name.as_str(), |e| &e.name));
+    Error::NonFinite { step, tensor, value: f64::from(value) }
 }

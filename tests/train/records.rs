@@ -1,0 +1,218 @@
+//! What a run leaves behind: metrics, TensorBoard events, the loss curve, samples, checkpoints that others can read; and what it
+//! says on the way.
+
+use super::{Place, finish, longreel, numbers, succeed, text};
+use crate::metrics::{Field, fields, tfrecords};
+use longreel::files::{Tensors, write_tensors};
+use longreel::model::folder::Folder;
+use serde_json::Value;
+use std::fs;
+use std::process::{Command, Stdio};
+
+#[test]
+fn metrics_events_and_curve_are_written() {
+    let place = Place::videos();
+    let records = place.train("run", &["--ranks=2"]);
+    let lines = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 4);
+    for (line, step) in lines.iter().zip(1..) {
+        assert_eq!(line["step"], step);
+        for key in ["loss", "grad_norm", "lr", "tokens_per_s", "seconds"] {
+            assert!(line[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {line}");
+        }
+        assert!(line["waited"].as_f64().is_some_and(|waited| (0.0..=1.0).contains(&waited)), "{line}");
+        assert!(line["peak_rss"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{line}");
+        // Held-out losses on every second step, at each noise level and their mean.
+        let heldout: Vec<f64> = (0..4).filter_map(|i| line[format!("heldout_q{i}")].as_f64()).collect();
+        assert_eq!(heldout.len(), if step % 2 == 0 { 4 } else { 0 });
+        let mean = heldout.iter().sum::<f64>() / 4.0;
+        assert_eq!(line.get("heldout").is_some(), step % 2 == 0);
+        assert!((line["heldout"].as_f64().unwrap_or(0.0) - mean).abs() < 1e-12);
+        // Warm-up over two steps, then constant.
+        assert_eq!(line["lr"], if step == 1 { 0.0015 } else { 0.003 });
+        let rate = line["tokens_per_s"].as_f64().unwrap() * line["seconds"].as_f64().unwrap();
+        assert!((rate - 80.0).abs() < 1e-6, "4 clips of 20 tokens, not {rate}");
+    }
+    assert!(records[3].loss < records[0].loss, "{} to {}", records[0].loss, records[3].loss);
+
+    let mut files = fs::read_dir(place.path("run/tensorboard")).unwrap();
+    let bytes = fs::read(files.next().unwrap().unwrap().path()).unwrap();
+    let scalars: Vec<(u64, Vec<(String, f32)>)> = tfrecords(&bytes).into_iter().skip(1).map(event).collect();
+    let expected = records.iter().map(|record| {
+        let values = record.values().into_iter().map(|(name, value)| (name.to_owned(), value as f32));
+        (record.step, values.collect())
+    });
+    assert_eq!(scalars, expected.collect::<Vec<_>>());
+
+    let curve = image::open(place.path("run/loss.png")).unwrap();
+    assert!(curve.width() > 400 && curve.height() > 200);
+    let config = longreel::config::RunConfig::load(&place.path("run/config.toml"), &[]).unwrap();
+    assert_eq!((config.parallel.ranks, config.train.steps), (2, 4));
+}
+
+/// An event's step and its tags with values.
+fn event(bytes: &[u8]) -> (u64, Vec<(String, f32)>) {
+    let parts = fields(bytes);
+    let (mut step, mut values) = (0, vec![]);
+    for (number, value) in parts {
+        match (number, value) {
+            (2, Field::Varint(n)) => step = n,
+            (5, Field::Bytes(summary)) => {
+                for (_, value) in fields(summary) {
+                    let Field::Bytes(value) = value else { panic!("not a value") };
+                    let parts = fields(value);
+                    let [(1, Field::Bytes(tag)), (2, Field::Fixed32(bits))] = parts[..] else { panic!("{parts:?}") };
+                    values.push((text(tag), f32::from_bits(bits)));
+                }
+            }
+            _ => {}
+        }
+    }
+    (step, values)
+}
+
+#[test]
+fn the_heldout_loss_moves_only_with_the_weights() {
+    let place = Place::videos();
+    let still = place.train("still", &["train.lr=0", "train.heldout_every=1", "train.ema=0"]);
+    let heldout: Vec<u64> = still.iter().map(|record| record.heldout.unwrap().to_bits()).collect();
+    assert!(heldout.iter().all(|&bits| bits == heldout[0]), "{heldout:?}");
+    assert!(still.iter().any(|record| record.loss.to_bits() != still[0].loss.to_bits()), "but training clips differ");
+    // It is that of the averaged weights: with a long average (after its warm-up) it hardly moves.
+    let moving = place.train("moving", &["train.heldout_every=1", "train.ema=0"]);
+    assert_ne!(moving[0].heldout, moving[1].heldout);
+    assert_ne!(place.train("average", &["train.heldout_every=1"])[3].heldout, moving[3].heldout);
+}
+
+#[test]
+fn looking_does_not_change_the_run() {
+    let place = Place::videos();
+    let quiet = place.train("quiet", &["train.heldout_every=0"]);
+    // One at a time: two that swap weights and average, and do not swap back, would undo each other.
+    let saved = ["train.heldout_every=0", "train.checkpoint_every=1", "train.keep=1"];
+    for (run, args) in [
+        ("measured", &["train.heldout_every=1"][..]),
+        ("sampled", &["train.heldout_every=0", "train.sample_every=1"]),
+        ("saved", &saved),
+    ] {
+        let mut watched = place.train(run, args);
+        for record in &mut watched {
+            (record.heldout, record.more) = (None, Default::default());
+        }
+        assert_eq!(numbers(&watched), numbers(&quiet), "{run}");
+        for part in ["transformer", "ema"] {
+            let file = format!("{part}/diffusion_pytorch_model.safetensors");
+            let [a, b] = ["quiet", run].map(|run| fs::read(place.checkpoint(run, 4, &file)).unwrap());
+            assert!(a == b, "{run}: {part}");
+        }
+    }
+}
+
+#[test]
+fn samples_appear_while_training() {
+    let names = |place: &Place| {
+        let mut names: Vec<_> = fs::read_dir(place.path("run/samples"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let videos = Place::videos();
+    videos.train("run", &["train.sample_every=2", "sample.count=2", "parallel.ranks=2", "parallel.data=2"]);
+    let expected = ["step-00000002-0.mp4", "step-00000002-1.mp4", "step-00000004-0.mp4", "step-00000004-1.mp4"];
+    assert_eq!(names(&videos), expected);
+    let pictures = Place::pictures();
+    pictures.train("run", &["train.sample_every=3"]);
+    assert_eq!(names(&pictures), ["step-00000003-0.png"]);
+    let image = image::open(pictures.path("run/samples/step-00000003-0.png")).unwrap();
+    assert_eq!((image.width(), image.height()), (24, 16));
+}
+
+#[test]
+fn checkpoints_are_model_folders() {
+    let place = Place::videos();
+    place.train("run", &[]);
+    let clip: Vec<f32> = (0..3 * 4 * 16 * 40).map(|i| (i as f32 * 0.37).sin()).collect();
+    let inputs = [("hidden_states", vec![1, 3, 4, 16, 40], clip), ("timestep", vec![1], vec![300.0])];
+    write_tensors(&place.path("in.safetensors"), inputs).unwrap();
+    let outputs: Vec<Vec<f32>> = ["transformer", "ema"]
+        .map(|part| {
+            let folder = place.checkpoint("run", 4, part);
+            let config: Value = serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+            assert_eq!(config["_class_name"], "WanTransformer3DModel");
+            assert_eq!(config["patch_size"], serde_json::json!([2, 8, 8]));
+            let weights = Folder::open(&folder).unwrap();
+            for (name, len) in [
+                ("patch_embedding.weight", 24 * 3 * 128),
+                ("condition_embedder.time_embedder.linear_1.weight", 24 * 16),
+                ("condition_embedder.time_proj.bias", 6 * 24),
+                ("blocks.0.scale_shift_table", 6 * 24),
+                ("blocks.0.attn1.to_q.weight", 24 * 24),
+                ("blocks.1.attn1.norm_q.weight", 24),
+                ("blocks.1.attn1.to_out.0.bias", 24),
+                ("blocks.1.ffn.net.0.proj.weight", 40 * 24),
+                ("blocks.1.ffn.net.2.weight", 24 * 40),
+                ("proj_out.weight", 3 * 128 * 24),
+                ("scale_shift_table", 2 * 24),
+            ] {
+                assert_eq!(weights.read_f32(name).unwrap().len(), len, "{name}");
+            }
+            let out = place.path(&format!("{part}.safetensors"));
+            succeed(longreel().arg("forward").arg(&folder).arg(place.path("in.safetensors")).arg("-o").arg(&out));
+            Tensors::open(&out).unwrap().read_f32("sample").unwrap()
+        })
+        .into();
+    assert!(outputs[0].iter().all(|x| x.is_finite()) && outputs[0] != outputs[1], "the average is the weights");
+
+    let state: Value = serde_json::from_slice(&fs::read(place.checkpoint("run", 4, "state.json")).unwrap()).unwrap();
+    assert_eq!((&state["step"], &state["seed"], &state["position"]), (&4.into(), &3.into(), &16.into()));
+    assert_eq!(state["fps"], 12.0);
+}
+
+#[test]
+fn a_new_run_can_start_from_another_s_weights() {
+    let place = Place::pictures();
+    place.train("first", &[]);
+    let from = format!("model.from={}", place.checkpoint("first", 3, "transformer").display());
+    let config = fs::read_to_string(place.path("config.toml")).unwrap();
+    let (start, end) = (config.find("[model]").unwrap(), config.find("[train]").unwrap());
+    fs::write(place.path("config.toml"), format!("{}[model]\n{}", &config[..start], &config[end..])).unwrap();
+    place.train("second", &[&from, "train.lr=0", "train.steps=1"]);
+    let file = "transformer/diffusion_pytorch_model.safetensors";
+    let [a, b] = [("first", 3), ("second", 1)].map(|(run, step)| fs::read(place.checkpoint(run, step, file)).unwrap());
+    assert!(a == b, "the weights are not those given");
+    // A run that started so resumes from its own checkpoint, and needs the folder no more than for its config.
+    let longer = place.train("second", &[&from, "train.steps=2", "--resume"]);
+    assert_eq!(longer.len(), 2);
+}
+
+#[test]
+fn it_is_quiet_unless_somebody_watches() {
+    let place = Place::videos();
+    let output = succeed(&mut place.command("run", &["train.steps=12", "train.heldout_every=0"]));
+    assert!(output.stdout.is_empty());
+    let stderr = text(&output.stderr);
+    assert!(!stderr.contains(['\r', '\u{1b}']), "{stderr}");
+    let steps = stderr.lines().filter(|line| line.contains("tokens/s")).count();
+    assert!(steps == 2 && stderr.lines().count() < 12, "{stderr}"); // the first and the last
+
+    // On a terminal one line is written again and again, and log lines do not run into it.
+    let mut shown = Command::new("script");
+    let command = place.command("watched", &["train.steps=12", "train.checkpoint_every=2", "train.heldout_every=0"]);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line: Vec<_> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    shown.args(["-qec", &line.join(" "), "/dev/null"]).env("TERM", "xterm").env_remove("RUST_LOG");
+    let Ok(child) = shown.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() else {
+        return; // no terminal to be had here
+    };
+    let output = finish(child);
+    let seen = text(&output.stdout);
+    assert!(output.status.success(), "{seen}");
+    assert!(seen.contains('\r') && seen.contains("step 12/12  loss"), "{seen}");
+    for line in seen.split('\n').filter(|line| line.contains("saved ")) {
+        let log = &line[line.rfind("\u{1b}[2K").map_or(0, |at| at + 4)..];
+        assert!(!log.contains("tokens/s"), "a log line after the progress line: {line:?}");
+    }
+}
