@@ -275,6 +275,18 @@ fn a_nan_reaches_the_rows_it_touches_and_no_others() {
             }
             assert!(values(&dk).iter().all(|x| x.is_nan()), "{path:?} {dtype:?}: every key met the row");
         }
+        // One bad key among good ones, in the first panel and in the last: every row meets it.
+        for key in [3, 68] {
+            let [q, k, v, d_o] = inputs(1, 1, [10, 70], 16, dtype);
+            let k = k.slice_assign(&[0..1, 0..1, key..key + 1, 0..16], &bad).unwrap();
+            let x = [q, k, v, d_o];
+            for path in available() {
+                let [o, lse, dq, ..] = run(path, &x, 0.25);
+                for x in [&o, &lse, &dq] {
+                    assert!(values(x).iter().all(|x| x.is_nan()), "{path:?} {dtype:?}, key {key}");
+                }
+            }
+        }
     }
 }
 
