@@ -201,6 +201,8 @@ impl<'a> Reader<'a> {
                 if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
                     return Err("stopped".to_owned());
                 }
+                // Reading overwrites a packet without releasing what it holds: a new one, or every packet's data leaks.
+                self.packet = packet::Packet::empty();
                 match self.packet.read(&mut self.input) {
                     Ok(()) if self.packet.stream() != self.stream => {}
                     Ok(()) => {
