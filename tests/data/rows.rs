@@ -6,6 +6,8 @@ use longreel::parallel::Split;
 use proptest::prelude::*;
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn windows_fit_do_not_overlap_and_leave_less_than_one(n in 0usize..400, frames in 1usize..20, stride in 1usize..9) {
         let cut = Cut { frames, stride };
