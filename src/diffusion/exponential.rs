@@ -2,7 +2,9 @@
 //!
 //! With lambda = ln((1 - sigma) / sigma), the flow from s to s' < s is exactly
 //!
-//!     x' = (s'/s) x + (1 - s'/s) * mean of x_hat(lambda), weighted by exp(lambda) over the step,
+//! ```text
+//! x' = (s'/s) x + (1 - s'/s) * mean of x_hat(lambda), weighted by exp(lambda) over the step,
+//! ```
 //!
 //! x_hat being the clean clip predicted on the way. A solver approximates that mean by a weighted sum of predictions it
 //! has; the weights, which add up to 1, are all that this file knows. Written this way nothing is infinite at sigma = 1

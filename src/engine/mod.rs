@@ -1,6 +1,8 @@
 //! The alternation: token-local tiles of the model, attention between them, forward and backward, over the ranks of a sequence.
 //!
-//!     embed | before_0 | ATTEND | after_0 | before_1 | ATTEND | after_1 | ... | head + loss
+//! ```text
+//! embed | before_0 | ATTEND | after_0 | before_1 | ATTEND | after_1 | ... | head + loss
+//! ```
 //!
 //! Token-local pieces run tile by tile and keep no intermediate: backward recomputes a tile and differentiates it there and then.
 //! Between forward and backward only each block's input, attention output and row statistic are remembered, in the [`Stash`];

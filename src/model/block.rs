@@ -2,11 +2,13 @@
 //!
 //! With m = scale_shift_table + modulation, six rows of width D:
 //!
-//!     q, k, v = rope(rms(Wq h)), rope(rms(Wk h)), Wv h        h = LN(x) (1 + m1) + m0        before
-//!     o = attention(q, k, v)                                                                 elsewhere
-//!     x = x + m2 Wo o                                                                        after
-//!     x = x + Wo' cross(rms(Wq' LN(x)), text)                                                if the model has text
-//!     x = x + m5 W2 gelu(W1 h)                                h = LN(x) (1 + m4) + m3
+//! ```text
+//! q, k, v = rope(rms(Wq h)), rope(rms(Wk h)), Wv h        h = LN(x) (1 + m1) + m0        before
+//! o = attention(q, k, v)                                                                 elsewhere
+//! x = x + m2 Wo o                                                                        after
+//! x = x + Wo' cross(rms(Wq' LN(x)), text)                                                if the model has text
+//! x = x + m5 W2 gelu(W1 h)                                h = LN(x) (1 + m4) + m3
+//! ```
 //!
 //! RMSNorm of q and k is over the whole width, before the split into heads.
 

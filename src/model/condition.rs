@@ -169,6 +169,10 @@ impl Conditioner {
         match (&self.classes, &prompt.labels) {
             (None, None) => Ok(None),
             (Some(table), Some(labels)) => {
+                let (given, wanted) = (labels.len(), prompt.timesteps.len());
+                if given != wanted {
+                    bail!("{given} classes for {wanted} samples; one each is wanted")
+                }
                 let classes = table.value.dims()[0];
                 if let Some(label) = labels.iter().find(|&&label| label >= classes) {
                     bail!("class {label}: the model has classes 0 to {} (the last is the null class)", classes - 1)

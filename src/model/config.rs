@@ -173,6 +173,9 @@ impl ModelConfig {
         if self.freq_dim == 0 || !self.freq_dim.is_multiple_of(2) {
             bail!("model: freq_dim is {}; an even number is wanted", self.freq_dim)
         }
+        if !(self.eps > 0.0 && self.eps.is_finite()) {
+            bail!("model: eps is {}; a number above 0 is wanted", self.eps)
+        }
         match self.qk_norm.as_deref() {
             None | Some("rms_norm_across_heads") => Ok(()),
             Some(other) => bail!("model: qk_norm is {other}; only rms_norm_across_heads is known"),

@@ -24,6 +24,7 @@ use crate::{Result, bail};
 pub use block::{Block, BlockCondition};
 pub use condition::{Condition, Conditioner, Prompt};
 pub use config::ModelConfig;
+pub use cross::cross_attention;
 pub use embed::Embed;
 pub use head::{Head, HeadCondition};
 pub use patch::Patches;
