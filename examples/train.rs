@@ -29,7 +29,7 @@ const CONFIG: &str = r#"
 "#;
 
 fn main() -> Result<()> {
-    let [data, out] = std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| {
+    let [data, out]: [String; 2] = std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| {
         Error::Invalid("usage: train DATA OUT".into()) // a folder of clips, and a folder for the run
     })?;
 
