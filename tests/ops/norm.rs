@@ -16,7 +16,7 @@ fn rows(n: usize, width: usize) -> Tensor {
 fn gathered(modulation: &Tensor, index: usize, n: usize, rows: Rows) -> Result<Tensor> {
     let samples: Vec<u32> = (rows.start..rows.start + n).map(|row| (row / rows.tokens) as u32).collect();
     let samples = Tensor::from_vec(samples, n, &Device::Cpu)?;
-    modulation.narrow(1, index, 1)?.squeeze(1)?.index_select(&samples, 0)
+    modulation.narrow(1, index, 1)?.squeeze(1)?.contiguous()?.index_select(&samples, 0)
 }
 
 #[test]
