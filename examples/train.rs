@@ -1,58 +1,58 @@
-//! Training from code: a config made here, a run, and its record read back. `longreel train` does the same with a TOML file.
+//! Training from code: the config is made here, the run is an ordinary one, and its record is read at the end.
 //!
-//!     cargo run --release --example train        # 20 steps on the clips of datasets/bbb
-//!     cargo run --release --example train 40     # goes on to 40
+//!     cargo run --release --example train -- datasets/bbb/train runs/example
+//!
+//! Afterwards `longreel sample runs/example -o clip.mp4 --count 1` works as for any run.
 
-use longreel::config::{Crop, Data, Diffusion, Label, Model, Parallel, Prediction, Run, RunConfig, Sample, Train};
-use longreel::train::checkpoint::RunFolder;
-use longreel::{Error, Result, train};
+use longreel::config::{Prediction, RunConfig};
+use longreel::train::metrics;
+use longreel::{Error, Result};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+/// The keys of docs/configuration.md; what is left out has its default.
+const CONFIG: &str = r#"
+    [data]
+    path = "set below"
+    frames = 4
+    stride = 6
+    height = 32
+    width = 48
+
+    [model]
+    patch_size = [2, 8, 8] # 2 x 4 x 6 = 48 tokens
+    num_attention_heads = 2
+    attention_head_dim = 32
+    num_layers = 2
+    ffn_dim = 256
+    pos_embed = true
+"#;
+
 fn main() -> Result<()> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init(); // where the log lines go
-    let steps = match std::env::args().nth(1) {
-        None => 20,
-        Some(text) => text.parse().map_err(|e| Error::Invalid(format!("steps {text}: {e}")))?,
-    };
-    let config = RunConfig {
-        run: Run { out: "runs/example".into(), seed: 0 },
-        data: Data {
-            path: "datasets/bbb/train".into(),
-            heldout: None,
-            frames: 8,
-            height: 48,
-            width: 80,
-            stride: 3,
-            fps: None,
-            crop: Crop::Random,
-            flip: true,
-            label: Label::None,
-            prefetch: 4,
-        },
-        model: Model {
-            patch_size: [2, 8, 8], // 4 x 6 x 10 = 240 tokens a clip
-            num_attention_heads: 4,
-            attention_head_dim: 32,
-            num_layers: 2,
-            ffn_dim: 512,
-            pos_embed: true,
-            ..Model::default()
-        },
-        diffusion: Diffusion { prediction: Prediction::X, logit_mean: 0.8, ..Diffusion::default() },
-        train: Train { steps, batch: 2, lr: 1e-3, warmup: 5, ..Train::default() },
-        parallel: Parallel { ranks: 2, data: 1 }, // two threads, each with half of every clip's tokens
-        sample: Sample::default(),
-    };
-    config.check()?; // what reading a file would have refused
+    let [data, out]: [String; 2] = std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| {
+        Error::Invalid("usage: train DATA OUT".into()) // a folder of clips, and a folder for the run
+    })?;
 
-    let folder = RunFolder::new(&config.run.out);
-    let resume = folder.latest()?.is_some();
-    let stop = AtomicBool::new(false); // set it from anywhere, and the run saves and ends after its step
-    train::run(config, resume, 1, &stop)?; // one compute thread a rank
+    // Text first, as from a file (the name is for error messages), then fields, then a check of the whole.
+    let mut config = RunConfig::parse(CONFIG, Path::new("examples/train.rs"), &["train.steps=50".to_owned()])?;
+    config.data.path = data;
+    config.run.out = out.into();
+    config.diffusion.prediction = Prediction::X;
+    config.train.batch = 2;
+    config.train.lr = 1e-3;
+    config.train.warmup = 10;
+    config.parallel.ranks = 2; // threads of this process, which share each clip's tokens
+    config.check()?;
 
-    let records = train::metrics::read(&folder.metrics())?;
-    for record in records.iter().filter(|r| r.step % 5 == 0) {
-        println!("step {:3}: loss {:.4}, {:.0} tokens/s", record.step, record.loss, record.tokens_per_s);
+    // Whoever sets this, a signal handler or another thread, ends the run after its step, with a checkpoint.
+    let interrupted = AtomicBool::new(false);
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads_per_rank = (processors / config.parallel.ranks).max(1);
+    let record = config.run.out.join("metrics.jsonl");
+    longreel::train::run(config, false, threads_per_rank, &interrupted)?;
+
+    for step in metrics::read(&record)?.iter().filter(|r| r.step % 10 == 0) {
+        println!("step {:3}  loss {:.4}  {:6.0} tokens/s", step.step, step.loss, step.tokens_per_s);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `longreel scan`: a dataset folder to a report of what would be used and what not, with the reasons.
 //!
-//! It cuts clips exactly as training does; what it says is what `longreel train` will see. Nothing in the folder is changed.
+//! It cuts clips exactly as training does; what it says is what `longreel train` will see. Nothing in the folder is
+//! changed.
 
 use super::{at_least_1, print};
 use crate::config::{Crop, Data, Label, RunConfig};
@@ -78,7 +79,8 @@ const SHOWN_FRAMES: usize = 4;
 /// Runs the command.
 ///
 /// # Errors
-/// A setting or the patch does not fit, the folder cannot be read, nothing in it is usable, or the sheet cannot be written.
+/// A setting or the patch does not fit, the folder cannot be read, nothing in it is usable, or the sheet cannot be
+/// written.
 pub fn run(args: ScanArgs) -> Result<()> {
     let (data, patch) = settings(&args)?;
     let root = hub::resolve(&data.path)?;
@@ -226,7 +228,8 @@ impl Report<'_> {
     }
 }
 
-/// Draws the first clip of each file, or of files at even distances where there are many, and returns how many were drawn.
+/// Draws the first clip of each file, or of files at even distances where there are many, and returns how many were
+/// drawn.
 fn write_sheet(dataset: &Dataset, root: &Path, path: &Path) -> Result<usize> {
     let count = dataset.files().len();
     let mut first_clips = Vec::with_capacity(count);

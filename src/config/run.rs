@@ -185,7 +185,7 @@ pub struct Train {
     pub clip: f64,
     /// Decay of the weights' moving average, after its warm-up; 0: no average.
     pub ema: f64,
-    /// Tokens of a tile; 0: chosen from the cache's size.
+    /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: 512.
     pub tile: usize,
     /// A checkpoint every this many steps, and at the end; 0: only at the end.
     pub checkpoint_every: u64,

@@ -42,8 +42,8 @@ pub struct Orientation {
 }
 
 impl Orientation {
-    /// From a display matrix: (x', y') = (a x + c y, b x + d y), nine i32 of which a, b, c, d are 0, 1, 3 and 4. Turns that
-    /// are no multiple of 90 degrees go to the nearest one.
+    /// From a display matrix: (x', y') = (a x + c y, b x + d y), nine i32 of which a, b, c, d are 0, 1, 3 and 4. Turns
+    /// that are no multiple of 90 degrees go to the nearest one.
     fn of_matrix(m: [i32; 9]) -> Self {
         let (a, b, c, d) = (m[0], m[1], m[3], m[4]);
         if a.unsigned_abs().max(d.unsigned_abs()) >= b.unsigned_abs().max(c.unsigned_abs()) {
@@ -72,8 +72,8 @@ pub struct Reader<'a> {
     stop: Option<&'a AtomicBool>,
     /// The first thing that went wrong since the last [`seek`](Self::seek), though reading went on.
     pub trouble: Option<String>,
-    /// Timestamps of the packets that could not be decoded since then; none where that is not known. A decoder goes on after
-    /// such a packet and may hand out grey frames without a word: what leans on it is not to be trusted.
+    /// Timestamps of the packets that could not be decoded since then; none where that is not known. A decoder goes on
+    /// after such a packet and may hand out grey frames without a word: what leans on it is not to be trusted.
     pub lost: Vec<Option<i64>>,
 }
 
@@ -156,7 +156,8 @@ impl<'a> Reader<'a> {
 
     /// Width of a pixel divided by its height; 1 where nothing is said.
     pub fn pixel_aspect(&mut self, frame: &mut frame::Video) -> f64 {
-        // SAFETY: context, stream (its index was checked in `open`) and frame are alive for the call, which only reads them.
+        // SAFETY: context, stream (its index was checked in `open`) and frame are alive for the call, which only reads
+        // them.
         let ratio = unsafe {
             let context = self.input.as_mut_ptr();
             ffi::av_guess_sample_aspect_ratio(context, *(*context).streams.add(self.stream), frame.as_mut_ptr())
@@ -226,7 +227,8 @@ impl<'a> Reader<'a> {
     /// The next packet, undecoded; none at the end.
     pub fn next_packet(&mut self) -> Reason<Option<PacketInfo>> {
         Ok(self.read()?.then(|| {
-            // SAFETY: the packet is alive; `flags` is a plain integer, whose bit for hidden packets ffmpeg-next does not name.
+            // SAFETY: the packet is alive; `flags` is a plain integer, whose bit for hidden packets ffmpeg-next does
+            // not name.
             let flags = unsafe { (*packet::Ref::as_ptr(&self.packet)).flags };
             PacketInfo {
                 pts: self.packet.pts(),
@@ -276,12 +278,13 @@ pub fn has_alpha(format: ff::format::Pixel) -> bool {
     }
 }
 
-/// Tells `context` which matrix made the source's YUV, and which range it has; `full` none: as the pixel format implies.
+/// Tells `context` which matrix made the source's YUV, and which range it has; `full` none: as the pixel format
+/// implies.
 pub fn set_colors(context: &mut ff::software::scaling::Context, matrix: c_int, full: Option<bool>) {
     let (mut source, mut target) = (std::ptr::null_mut(), std::ptr::null_mut());
     let (mut source_full, mut target_full, mut brightness, mut contrast, mut saturation) = (0, 0, 0, 0, 0);
-    // SAFETY: the context is alive, all pointers are to live integers, the tables FFmpeg's own constants. The return value
-    // says only that colours do not apply (RGB to RGB).
+    // SAFETY: the context is alive, all pointers are to live integers, the tables FFmpeg's own constants. The return
+    // value says only that colours do not apply (RGB to RGB).
     unsafe {
         let c = context.as_mut_ptr();
         ffi::sws_getColorspaceDetails(

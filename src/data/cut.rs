@@ -4,8 +4,8 @@
 
 /// How clips are cut from a run of frames.
 ///
-/// Clip w takes the frames `w * frames * stride + i * stride` for i in 0..frames. Clips do not overlap, none reaches past
-/// the end, and what is left over at the end is less than a clip.
+/// Clip w takes the frames `w * frames * stride + i * stride` for i in 0..frames. Clips do not overlap, none reaches
+/// past the end, and what is left over at the end is less than a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// Frames of a clip; at least 1.
@@ -43,9 +43,9 @@ impl Cut {
 
 /// The frames that a steady `fps` picks from frames shown at `times` (seconds, strictly increasing).
 ///
-/// The grid starts at the first frame and goes on while a frame of the source is due: grid time k is `times[0] + k / fps`,
-/// the last is at most `tick` past the last frame, since timestamps are rounded to units of `tick` seconds. Each grid time takes
-/// the frame nearest to it, the earlier of two equally near. A rate above the source's repeats frames.
+/// The grid starts at the first frame and goes on while a frame of the source is due: grid time k is `times[0] + k /
+/// fps`, the last is at most `tick` past the last frame, since timestamps are rounded to units of `tick` seconds. Each
+/// grid time takes the frame nearest to it, the earlier of two equally near. A rate above the source's repeats frames.
 pub fn resample(times: &[f64], tick: f64, fps: f64) -> Vec<u32> {
     let (Some(&first), Some(&last)) = (times.first(), times.last()) else { return Vec::new() };
     let count = ((last - first + tick) * fps).floor() as usize + 1;

@@ -4,13 +4,13 @@
 //! folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
 
 use super::av::Reason;
-use super::cut::{Cut, resample};
+use super::cut::Cut;
 use super::decode;
 use super::frames::Frames;
 use super::order::{Augment, Orders};
 use super::picture;
-use super::probe::VideoIndex;
 use super::scale::{Scaler, Shape};
+use super::source::{Media, SourceFile, check, probe};
 use super::walk::{Folder, Skipped};
 use crate::config::{self, Label};
 use crate::{Result, bail};
@@ -20,36 +20,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-
-/// A file that gives clips.
-#[derive(Clone, Debug)]
-pub struct SourceFile {
-    pub path: PathBuf,
-    /// Frames that the file holds; 1 for an image.
-    pub frames: usize,
-    /// Height of a frame as shown, before resizing.
-    pub height: usize,
-    /// Width of a frame as shown.
-    pub width: usize,
-    /// Frames per second of the file; none for an image.
-    pub rate: Option<f64>,
-    /// How many clips are cut from it.
-    pub clips: usize,
-    pub caption: Option<Arc<str>>,
-    /// Index in [`Dataset::classes`].
-    pub class: Option<usize>,
-    media: Media,
-}
-
-#[derive(Clone, Debug)]
-enum Media {
-    Image,
-    Video {
-        index: Box<VideoIndex>,
-        /// Which frames the configured rate takes; none: all.
-        picks: Option<Vec<u32>>,
-    },
-}
 
 /// One clip: where it comes from and what is known of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,8 +52,8 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens the clips below `path`, a folder (or a single file), cut as `config` says. `config.path` itself is not read,
-    /// so that held-out clips open the same way. Every file not used is logged as a warning with its reason.
+    /// Opens the clips below `path`, a folder (or a single file), cut as `config` says. `config.path` itself is not
+    /// read, so that held-out clips open the same way. Every file not used is logged as a warning with its reason.
     ///
     /// # Errors
     /// As [`survey`](Self::survey); or nothing is usable.
@@ -252,8 +222,8 @@ impl Dataset {
         let mut frames = Frames::black(range.clone(), self.config.height, self.config.width);
         if let Err(reason) = self.fill(clip, augment, range, stop, &mut frames) {
             bail!(
-                "{}, clip {} from frame {}: {reason}; it was fine when the dataset was opened, `longreel scan --decode` \
-                 finds every damaged file",
+                "{}, clip {} from frame {}: {reason}; it was fine when the dataset was opened, \
+                 `longreel scan --decode` finds every damaged file",
                 clip.path.display(),
                 clip.window,
                 clip.first_frame
@@ -301,7 +271,8 @@ impl Dataset {
         })
     }
 
-    /// Decodes every used file from start to end, in parallel, and moves the damaged ones to [`skipped`](Self::skipped).
+    /// Decodes every used file from start to end, in parallel, and moves the damaged ones to
+    /// [`skipped`](Self::skipped).
     pub fn decode_all(mut self) -> Self {
         let checks: Vec<Reason<()>> = self
             .files
@@ -333,71 +304,4 @@ impl Dataset {
     fn cut(&self) -> Cut {
         Cut { frames: self.config.frames, stride: self.config.stride }
     }
-}
-
-fn check(config: &config::Data) -> Result<()> {
-    let counts =
-        [("frames", config.frames), ("height", config.height), ("width", config.width), ("stride", config.stride)];
-    for (key, value) in counts {
-        if value == 0 || value > 1 << 24 {
-            bail!("data.{key} = {value}: must be from 1 to {}", 1 << 24);
-        }
-    }
-    if let Some(fps) = config.fps.filter(|fps| !(*fps > 0.0 && *fps <= 1000.0)) {
-        bail!("data.fps = {fps}: must be above 0 and at most 1000");
-    }
-    Ok(())
-}
-
-/// What the file at `path` gives; caption and class are left to the caller.
-fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
-    let unreadable = |e: std::io::Error| format!("it cannot be read ({e})");
-    if std::fs::metadata(path).map_err(unreadable)?.len() == 0 {
-        return Err("it is empty (0 bytes)".to_owned());
-    }
-    let cut = Cut { frames: config.frames, stride: config.stride };
-    let (width, height, frames, rate, clips, media) = match picture::sniff(path).map_err(unreadable)? {
-        Some(format) => {
-            let (width, height) = picture::probe(path, format)?;
-            if config.frames > 1 {
-                return Err(format!("it is an image, which is one frame; the config asks {}", config.frames));
-            }
-            (width, height, 1, None, 1, Media::Image)
-        }
-        None => {
-            let index = VideoIndex::probe(path)?;
-            let (times, count) = (index.times(), index.pts.len());
-            let picks = match config.fps {
-                None => None,
-                Some(fps) => {
-                    let span = times[count - 1] - times[0];
-                    if span * fps > 1000.0 * (count + 10) as f64 {
-                        return Err(format!(
-                            "its {count} frames claim to last {span:.0} seconds: its timestamps are broken"
-                        ));
-                    }
-                    Some(resample(&times, index.tick, fps))
-                }
-            };
-            let usable = picks.as_ref().map_or(count, Vec::len);
-            let missing = cut.missing(usable);
-            if missing > 0 {
-                let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
-                return Err(format!(
-                    "it is {missing} frames too short: {usable} frames{rate}, a clip spans {}",
-                    cut.span()
-                ));
-            }
-            let (width, height) = index.shown;
-            let rate = index.rate;
-            (width, height, count, rate, cut.count(usable), Media::Video { index: Box::new(index), picks })
-        }
-    };
-    if width < config.width || height < config.height {
-        return Err(format!(
-            "it is too small: {width}x{height} (width x height), a clip is {}x{}",
-            config.width, config.height
-        ));
-    }
-    Ok(SourceFile { path: path.to_owned(), frames, height, width, rate, clips, caption: None, class: None, media })
 }

@@ -1,7 +1,8 @@
 //! The asked frames of a video, exactly those: from the key frame before them, forward, all others dropped unconverted.
 //!
-//! A frame is known by its timestamp. If one does not come (a group of pictures that leans on the one before it, a demuxer
-//! that misses its mark), decoding starts again one key frame earlier, then at the file's start; then it is an error.
+//! A frame is known by its timestamp. If one does not come (a group of pictures that leans on the one before it, a
+//! demuxer that misses its mark), decoding starts again one key frame earlier, then at the file's start; then it is an
+//! error.
 
 use super::av::{self, Reader, Reason};
 use super::probe::VideoIndex;

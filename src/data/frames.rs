@@ -41,7 +41,8 @@ pub fn token_grid(size: [usize; 3], patch: [usize; 3]) -> Result<[usize; 3]> {
     for ((side, step), name) in size.into_iter().zip(patch).zip(["frames", "height", "width"]) {
         if step == 0 || side % step != 0 || side == 0 {
             bail!(
-                "a patch of {patch:?} (frames, height, width) does not divide a clip of {size:?}: {name} {side} is no positive multiple of {step}"
+                "a patch of {patch:?} (frames, height, width) does not divide a clip of {size:?}: \
+                 {name} {side} is no positive multiple of {step}"
             );
         }
     }

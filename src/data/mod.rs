@@ -1,8 +1,8 @@
 //! Folders to clips to the frames that a rank's tokens lie in.
 //!
-//! [`Dataset`] walks a folder, finds out what each file holds and cuts it into [`Clip`]s; [`Dataset::frames`] decodes a part
-//! of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile; [`Loader`] does the
-//! decoding ahead of the step. Whatever is not used is a [`Skipped`] with its reason.
+//! [`Dataset`] walks a folder, finds out what each file holds and cuts it into [`Clip`]s; [`Dataset::frames`] decodes a
+//! part of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile; [`Loader`]
+//! does the decoding ahead of the step. Whatever is not used is a [`Skipped`] with its reason.
 //!
 //! Only the files marked as such talk to FFmpeg, and only `av` does so unsafely. `docs/data.md` tells the rules.
 
@@ -18,13 +18,15 @@ mod picture;
 mod probe;
 mod scale;
 pub mod sheet;
+mod source;
 mod walk;
 mod whole;
 pub mod write;
 
 pub use cut::{Cut, resample};
-pub use dataset::{Clip, Dataset, SourceFile};
+pub use dataset::{Clip, Dataset};
 pub use frames::{Frames, RowOrder, frames_of_tokens, level, token_grid};
 pub use loader::{Loader, Sample};
 pub use order::{Augment, Request};
+pub use source::SourceFile;
 pub use walk::Skipped;

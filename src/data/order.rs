@@ -1,7 +1,7 @@
 //! Which clip stands at which position of a run, and how it is cropped and mirrored there.
 //!
-//! Positions count the clips of a run, epoch after epoch; each epoch goes through all clips once, in an order of its own.
-//! A position names everything, so a resume is a number, and data ranks need only take different positions.
+//! Positions count the clips of a run, epoch after epoch; each epoch goes through all clips once, in an order of its
+//! own. A position names everything, so a resume is a number, and data ranks need only take different positions.
 
 use super::Dataset;
 use crate::config::{self, Crop};

@@ -1,6 +1,7 @@
 //! Still images: PNG, JPEG and WebP, upright and opaque.
 //!
-//! At indexing only headers and the file's structure are read: an image that was cut short is found without decoding it.
+//! At indexing only headers and the file's structure are read: an image that was cut short is found without decoding
+//! it.
 
 use super::av::Reason;
 use super::scale::blend;

@@ -1,9 +1,9 @@
 //! What a video holds: how many frames, when each is shown, and from where each can be reached.
 //!
 //! Frame counts are counted, never read from a header. For codecs whose packets are frames, one for one, the packets'
-//! timestamps are the index, checked by decoding the first frame and the last group of pictures; where that does not come out
-//! even, and for all other codecs, the whole file is decoded. A file that shows damage on the way is refused: what lies
-//! behind it would be missing without anybody knowing.
+//! timestamps are the index, checked by decoding the first frame and the last group of pictures; where that does not
+//! come out even, and for all other codecs, the whole file is decoded. A file that shows damage on the way is refused:
+//! what lies behind it would be missing without anybody knowing.
 
 use super::av::{self, Reader, Reason};
 use super::scale::Shape;

@@ -74,7 +74,8 @@ impl Conversion {
     }
 }
 
-/// The matrix of the frame's YUV; where the file does not say, BT.709 from 720 lines on and BT.601 below, as players do.
+/// The matrix of the frame's YUV; where the file does not say, BT.709 from 720 lines on and BT.601 below, as players
+/// do.
 fn matrix(frame: &frame::Video) -> c_int {
     match frame.color_space() {
         Space::BT709 => ffi::SWS_CS_ITU709,

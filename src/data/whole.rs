@@ -1,7 +1,8 @@
 //! Whether a file's own structure says that its end is missing, found without decoding anything.
 //!
-//! Each format announces lengths: of chunks, segments, or the whole. None means that they reach past the end of the file,
-//! or make no sense. FFmpeg and image decoders let some of these pass: a cut Matroska file just ends, a cut JPEG is grey.
+//! Each format announces lengths: of chunks, segments, or the whole. None means that they reach past the end of the
+//! file, or make no sense. FFmpeg and image decoders let some of these pass: a cut Matroska file just ends, a cut JPEG
+//! is grey.
 
 use std::io::Read;
 
@@ -37,8 +38,8 @@ pub fn webp(bytes: &[u8]) -> Option<()> {
     (length.checked_add(8)? <= bytes.len()).then_some(())
 }
 
-/// A Matroska or WebM file of `length` bytes holds all of its segment; any other file passes, as does a segment that was
-/// written as a stream, without a length.
+/// A Matroska or WebM file of `length` bytes holds all of its segment; any other file passes, as does a segment that
+/// was written as a stream, without a length.
 pub fn matroska(file: impl Read, length: u64) -> Option<()> {
     let mut head = Vec::new();
     file.take(4096).read_to_end(&mut head).ok()?;

@@ -21,7 +21,7 @@ use crate::config::{Label, RunConfig};
 use crate::data::{Loader, Sample, frames_of_tokens};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
-use crate::parallel::{Communicator, Mesh, Reduce, run_threads};
+use crate::parallel::{Communicator, Mesh, Reduce, agree, run_threads};
 use crate::{Error, Result};
 
 /// Trains as `config` says, on ranks that are threads of this process, until its last step or until `interrupted` is set; either
@@ -71,6 +71,9 @@ impl<'a> Rank<'a> {
         let rates = LearningRate::new(train)?;
         let heldout = Heldout::new(self.job, &self.mesh, &self.objective, &self.sigmas)?;
         let (first, position) = self.job.resume.as_ref().map_or((0, 0), |c| (c.state().step, c.state().position));
+
+        agree(self.mesh.world.as_ref(), "the step to start from", first)?;
+        agree(self.mesh.world.as_ref(), "how many clips there are", self.job.dataset.len() as u64)?;
 
         let batch = self.global_batch();
         let mut loader = self.loader(frames, position)?;

@@ -30,7 +30,8 @@ pub fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// Frame `n`: bars for the bits of n, highest first, over red and blue halves (so left, right, up and down can be told).
+/// Frame `n`: bars for the bits of n, highest first, over red and blue halves (so left, right, up and down can be
+/// told).
 pub fn coded_frame(n: usize, width: usize, height: usize) -> Vec<u8> {
     let mut pixels = Vec::with_capacity(width * height * 3);
     for y in 0..height {

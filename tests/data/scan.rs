@@ -59,7 +59,8 @@ fn settings_come_from_a_config_and_flags_go_over_it() {
     std::fs::create_dir(folder.path().join("set")).unwrap();
     video(folder.path().join("set/a.mp4"), 24, (64, 48), &H264);
     let toml = "[data]\npath = \"set\"\nframes = 4\nheight = 16\nwidth = 16\nstride = 2\n\
-                [model]\npatch_size = [1, 4, 4]\nnum_attention_heads = 2\nattention_head_dim = 16\nnum_layers = 1\nffn_dim = 32\nfreq_dim = 32\n";
+                [model]\npatch_size = [1, 4, 4]\nnum_attention_heads = 2\nattention_head_dim = 16\n\
+                num_layers = 1\nffn_dim = 32\nfreq_dim = 32\n";
     std::fs::write(folder.path().join("run.toml"), toml).unwrap();
     let clips = |args: &[&str]| {
         let out = scan(folder.path(), &[&["--config", "run.toml", "--json", "--no-sheet"], args].concat());

@@ -1,5 +1,5 @@
-//! Time, text and classes: the null class, gradients that reach the rows that were used, and prompts that do not fit; and the
-//! fixed positions of the embedding.
+//! Time, text and classes: the null class, gradients that reach the rows that were used, and prompts that do not fit;
+//! and the fixed positions of the embedding.
 
 use super::{Helpers, normal, prompt, random, tiny};
 use candle_core::{DType, Device, Tensor};

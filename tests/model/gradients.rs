@@ -1,5 +1,5 @@
-//! The gradient of a whole network through the engine: finite and non-zero for every number of every parameter, and equal to
-//! finite differences of the loss, with two samples and tiles that straddle them.
+//! The gradient of a whole network through the engine: finite and non-zero for every number of every parameter, and
+//! equal to finite differences of the loss, with two samples and tiles that straddle them.
 
 use super::{Helpers, normal, prompt, random, tiny};
 use candle_core::{DType, Device, Tensor};
@@ -151,7 +151,8 @@ fn gradients_are_those_of_finite_differences() {
     }
 }
 
-/// Tiles are how it is computed, not what: any tile gives the same loss and gradients; and a second backward adds the same again.
+/// Tiles are how it is computed, not what: any tile gives the same loss and gradients; and a second backward adds the
+/// same again.
 #[test]
 fn tiles_change_nothing_and_gradients_add_up() {
     let config = tiny();

@@ -1,7 +1,8 @@
-//! The network: its names, shapes and sizes, its config.json, patches, initial values, conditions, and the gradient of the whole
-//! against finite differences.
+//! The network: its names, shapes and sizes, its config.json, patches, initial values, conditions, and the gradient of
+//! the whole against finite differences.
 //!
-//! Not here: agreement with diffusers' numbers (`golden.rs`), single ops (`ops/`), ranks against one another (`engine.rs`).
+//! Not here: agreement with diffusers' numbers (`golden.rs`), single ops (`ops/`), ranks against one another
+//! (`engine.rs`).
 
 mod conditions;
 mod config;

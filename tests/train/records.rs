@@ -221,8 +221,17 @@ fn it_is_quiet_unless_somebody_watches() {
 #[test]
 fn memory_does_not_grow_with_the_steps() {
     let place = Place::videos();
-    let bbb = format!("data.path={}/datasets/bbb/train/bbb-000900.mp4", env!("CARGO_MANIFEST_DIR"));
-    let flags = ["--ranks=1", &bbb, "data.stride=12", "train.steps=120", "train.heldout_every=0", "model.num_layers=1"];
+    let bbb = |key: &str, path: &str| format!("data.{key}={}/datasets/bbb/{path}", env!("CARGO_MANIFEST_DIR"));
+    let (clips, heldout) = (bbb("path", "train/bbb-000900.mp4"), bbb("heldout", "heldout"));
+    let flags = [
+        "--ranks=1",
+        &clips,
+        &heldout,
+        "data.stride=12",
+        "train.steps=120",
+        "train.heldout_every=0",
+        "model.num_layers=1",
+    ];
     let records = place.train("long", &flags);
     let grown = records[119].peak_rss.saturating_sub(records[39].peak_rss);
     assert!(grown < 6 << 20, "80 steps of 4 clips took {} KB more", grown >> 10);
