@@ -95,7 +95,8 @@ fn bf16_is_as_good_as_plain_bf16() {
         let (ours, theirs) = (error(ours, &exact), error(&theirs, &exact));
         println!("{i}: {ours:.1e}, plain bf16 {theirs:.1e}");
         assert!(ours <= 2.0 * theirs, "{i}: {ours:.1e}, plain bf16 {theirs:.1e}");
-        assert!(i == 3 || ours > 1e-3, "{i}: {ours:.1e} is not bf16"); // the bias' gradient is a sum of unrounded numbers
+        // The last is the bias' gradient, a sum of unrounded numbers.
+        assert!(i == 3 || ours > 1e-3, "{i}: {ours:.1e} is not bf16");
     }
 }
 
