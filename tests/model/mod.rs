@@ -1,1 +1,104 @@
-//! Placeholder.
+//! The network: its names, shapes and sizes, its config.json, patches, initial values, conditions, and the gradient of
+//! the whole against finite differences.
+//!
+//! Not here: agreement with diffusers' numbers (`golden.rs`), single ops (`ops/`), ranks against one another
+//! (`engine.rs`).
+
+mod conditions;
+mod config;
+mod gradients;
+mod init;
+mod patches;
+mod shapes;
+
+use candle_core::{DType, Device, Tensor};
+use longreel::model::{Model, ModelConfig, Prompt};
+use longreel::rng::{Key, Purpose};
+
+/// A small network with everything on: text, classes, positions, a normalisation before cross-attention.
+fn tiny() -> ModelConfig {
+    ModelConfig {
+        patch_size: [1, 2, 2],
+        num_attention_heads: 3,
+        attention_head_dim: 8,
+        in_channels: 3,
+        out_channels: 2,
+        text_dim: 10,
+        freq_dim: 14,
+        ffn_dim: 40,
+        num_layers: 2,
+        eps: 1e-3,
+        num_classes: 4,
+        pos_embed: true,
+        ..ModelConfig::default()
+    }
+}
+
+/// Normal numbers; `what` tells draws apart.
+fn normal(what: u64, n: usize) -> Vec<f32> {
+    let mut values = vec![0.0; n];
+    Key { seed: 2, purpose: Purpose::Test, step: 0, sample: what }.stream(0).fill_normal(&mut values);
+    values
+}
+
+/// A model whose every parameter is random, so that no gradient is zero: initial values have a head of zeros.
+fn random(config: &ModelConfig, dtype: DType) -> Model {
+    let model = Model::zeros(config, dtype, false).unwrap();
+    for (what, entry) in model.units.iter().flat_map(|unit| &unit.entries).enumerate() {
+        let (base, scale) = match entry.shape[..] {
+            [_] if entry.name.contains("norm") && entry.name.ends_with("weight") => (1.0, 0.3),
+            [_] => (0.0, 0.3),
+            [_, ref inner @ ..] => (0.0, (inner.iter().product::<usize>() as f32).powf(-0.5)),
+            [] => unreachable!(),
+        };
+        let values: Vec<f32> = normal(what as u64, entry.range.len()).into_iter().map(|v| base + scale * v).collect();
+        model.set_one(&entry.name, values);
+    }
+    model
+}
+
+/// Test helpers on a model.
+trait Helpers {
+    /// Overwrites one parameter.
+    fn set_one(&self, name: &str, values: Vec<f32>);
+    /// A parameter's value or gradient, flat, in f64.
+    fn flat(&self, name: &str, gradient: bool) -> Vec<f64>;
+    /// Every parameter's name.
+    fn names(&self) -> Vec<String>;
+}
+
+impl Helpers for Model {
+    fn set_one(&self, name: &str, values: Vec<f32>) {
+        let unit = self.units.iter().find(|unit| unit.entries.iter().any(|e| e.name == name)).unwrap();
+        let param = unit.param(name).unwrap();
+        let values = Tensor::from_vec(values, param.value.shape(), &Device::Cpu).unwrap();
+        param.value.slice_set(&values.to_dtype(param.value.dtype()).unwrap(), 0, 0).unwrap();
+    }
+
+    fn flat(&self, name: &str, gradient: bool) -> Vec<f64> {
+        let unit = self.units.iter().find(|unit| unit.entries.iter().any(|e| e.name == name)).unwrap();
+        let param = unit.param(name).unwrap();
+        let t = if gradient { param.grad } else { param.value };
+        t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.units.iter().flat_map(|unit| &unit.entries).map(|e| e.name.clone()).collect()
+    }
+}
+
+/// A prompt of as many samples as `labels`, for whatever the model has.
+fn prompt(config: &ModelConfig, labels: &[usize], dtype: DType) -> Prompt {
+    let b = labels.len();
+    let text = |features: usize| {
+        Tensor::from_vec(normal(500, b * 3 * features), (b, 3, features), &Device::Cpu)
+            .unwrap()
+            .to_dtype(dtype)
+            .unwrap()
+    };
+    Prompt {
+        timesteps: (0..b).map(|i| 1000.0 * (i as f64 + 0.7) / (b as f64 + 0.4)).collect(),
+        text: (config.text_dim > 0).then(|| text(config.text_dim)),
+        labels: (config.num_classes > 0).then(|| labels.to_vec()),
+    }
+}

@@ -42,7 +42,8 @@ fn accumulate_gives_the_weight_gradients_of_backward() {
     }
 }
 
-/// With bf16, each of the three products is that of rounded operands with an f32 sum, and the bias gradient is not rounded.
+/// With bf16, each of the three products is that of rounded operands with an f32 sum, and the bias gradient is not
+/// rounded.
 #[test]
 fn bf16_is_the_product_of_rounded_operands() {
     let round = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F64).unwrap();
@@ -65,7 +66,8 @@ fn bf16_is_the_product_of_rounded_operands() {
     }
 }
 
-/// The measure for a bf16 kernel: off from f64 by no more than twice what plain bf16 tensors are, and by more than f32 is.
+/// The measure for a bf16 kernel: off from f64 by no more than twice what plain bf16 tensors are, and by more than f32
+/// is.
 #[test]
 fn bf16_is_as_good_as_plain_bf16() {
     let (n, width, out) = (33, 200, 40);
@@ -93,7 +95,8 @@ fn bf16_is_as_good_as_plain_bf16() {
         let (ours, theirs) = (error(ours, &exact), error(&theirs, &exact));
         println!("{i}: {ours:.1e}, plain bf16 {theirs:.1e}");
         assert!(ours <= 2.0 * theirs, "{i}: {ours:.1e}, plain bf16 {theirs:.1e}");
-        assert!(i == 3 || ours > 1e-3, "{i}: {ours:.1e} is not bf16"); // the bias' gradient is a sum of unrounded numbers
+        // The last is the bias' gradient, a sum of unrounded numbers.
+        assert!(i == 3 || ours > 1e-3, "{i}: {ours:.1e} is not bf16");
     }
 }
 

@@ -1,8 +1,8 @@
-//! Every differentiable op against finite differences and against its plain form, forward and backward, and what else an op
-//! promises: f32 close to f64, the same bits for any number of threads, weight gradients that add up.
+//! Every differentiable op against finite differences and against its plain form, forward and backward, and what else
+//! an op promises: f32 close to f64, the same bits for any number of threads, weight gradients that add up.
 //!
-//! An op under test is an [`Op`]: a fused form over inputs and [`Param`]s, and a plain form over tensors that Candle's autograd
-//! differentiates. Not here: whole networks (`model/`, `golden.rs`) and flash attention (`attention.rs`).
+//! An op under test is an [`Op`]: a fused form over inputs and [`Param`]s, and a plain form over tensors that Candle's
+//! autograd differentiates. Not here: whole networks (`model/`, `golden.rs`) and flash attention (`attention.rs`).
 
 mod cross;
 mod elementwise;
@@ -15,8 +15,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use longreel::ops::{Param, vjp};
 use longreel::rng::{Key, Purpose};
 
-/// (rows, where they start, tokens of a sample) on a batch of [`SAMPLES`]: one row, and runs that straddle two to four samples,
-/// the last longer than what one thread sums at a time.
+/// (rows, where they start, tokens of a sample) on a batch of [`SAMPLES`]: one row, and runs that straddle two to four
+/// samples, the last longer than what one thread sums at a time.
 pub const RUNS: [(usize, usize, usize); 4] = [(1, 5, 2), (7, 5, 3), (33, 30, 20), (150, 10, 100)];
 pub const SAMPLES: usize = 4;
 
@@ -175,7 +175,7 @@ impl Op<'_> {
     fn is_close_in_f32(&self) {
         for ((name, got), want) in self.names().iter().zip(self.run(DType::F32)).zip(self.run(DType::F64)) {
             assert_eq!(got.dtype(), DType::F32);
-            close(&format!("{name} in f32"), &got, &want, 4e-6); // f32 rounding of sums over 33 rows
+            close(&format!("{name} in f32"), &got, &want, 3e-6); // rounding, in sums over up to 200 terms that cancel
         }
     }
 

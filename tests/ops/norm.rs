@@ -1,4 +1,5 @@
-//! LayerNorm with each affine, over rows of several samples, RMSNorm, and the gated residual with its rows of a modulation.
+//! LayerNorm with each affine, over rows of several samples, RMSNorm, and the gated residual with its rows of a
+//! modulation.
 
 use super::{Op, RUNS, SAMPLES, WIDTHS, normal};
 use candle_core::{Device, Result, Tensor};
