@@ -7,6 +7,7 @@
 //!
 //! Nothing here knows of ranks, models or files.
 
+pub mod cpu;
 mod custom;
 mod elementwise;
 mod gelu;

@@ -15,10 +15,10 @@ use rayon::prelude::*;
 
 use super::lane::{Lanes, Task};
 use super::pack::{Element, Heads};
-use super::scratch::Scratch;
-use super::simd::{Kernel, Simd, WIDTH};
-use super::tile::{Left, Out, ROWS, Right};
 use super::{PACKED, wide};
+use crate::ops::cpu::scratch::Scratch;
+use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
+use crate::ops::cpu::tile::{Left, Out, ROWS, Right};
 
 /// Keys of a group. Fixed, because the order of dq's sums follows from it.
 const GROUP: usize = 32 * ROWS;

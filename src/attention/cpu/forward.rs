@@ -11,10 +11,10 @@
 use rayon::prelude::*;
 
 use super::pack::{Element, Heads};
-use super::scratch::Scratch;
-use super::simd::{Kernel, Simd, WIDTH};
-use super::tile::{Left, Out, ROWS, Right};
 use super::{PACKED, wide};
+use crate::ops::cpu::scratch::Scratch;
+use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
+use crate::ops::cpu::tile::{Left, Out, ROWS, Right};
 
 /// Rows of a task at most: 192 rows' sums and words stay in L2 while a key panel stays in L1.
 const BLOCK: usize = 32 * ROWS;

@@ -1,30 +1,18 @@
 //! Attention on the CPU: checks, and the choice of the vector unit and its kernels.
 //!
-//! The layers, from below: [`simd`] says what a vector unit offers and `avx512_bf16`, `avx512`, `avx2` and `portable` offer
-//! it; [`tile`] multiplies packed panels on registers; [`pack`] makes the panels; [`forward`] and [`backward`] are the
-//! algorithms. Every unit runs the same algorithm, so tests can hold each against the reference.
+//! On the vector units of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the algorithms.
+//! Every unit runs the same algorithm, so tests can hold each against the reference.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod avx512_bf16;
 mod backward;
-mod exp;
 mod forward;
 mod lane;
 mod pack;
-mod portable;
-mod scratch;
-mod simd;
-mod tile;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;
 
+pub use crate::ops::cpu::Path;
+use crate::ops::cpu::with_unit;
 use crate::{Result, bail};
 use pack::{Element, Heads};
 
@@ -37,50 +25,6 @@ const MAX_DIM: usize = 256;
 /// Columns of f32 sums of d values: whole vectors of any unit.
 fn wide(d: usize) -> usize {
     d.next_multiple_of(16)
-}
-
-/// The vector unit that the kernels run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// Plain Rust, any CPU.
-    Portable,
-    /// AVX2 and FMA.
-    Avx2,
-    /// AVX-512 F and DQ; bf16 input is widened to f32.
-    Avx512,
-    /// AVX-512 with bf16 dot products (f32 input as in `Avx512`).
-    Avx512Bf16,
-}
-
-impl Path {
-    /// All paths, from the plainest to the fastest.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
-
-    /// Whether this CPU can run the path.
-    #[cfg(target_arch = "x86_64")]
-    pub fn is_available(self) -> bool {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-        let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
-        match self {
-            Self::Portable => true,
-            Self::Avx2 => avx2,
-            Self::Avx512 => avx512,
-            Self::Avx512Bf16 => {
-                avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16")
-            }
-        }
-    }
-
-    /// Whether this CPU can run the path.
-    #[cfg(not(target_arch = "x86_64"))]
-    pub fn is_available(self) -> bool {
-        self == Self::Portable
-    }
-
-    /// The fastest path of this CPU.
-    pub fn best() -> Self {
-        Self::ALL.into_iter().rev().find(|path| path.is_available()).unwrap_or(Self::Portable)
-    }
 }
 
 /// [`super::flash`] for tensors on the CPU.
@@ -99,33 +43,6 @@ pub fn backward(
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     backward_on(Path::best(), q, k, v, d_o, lse, delta, scale)
-}
-
-/// Runs an expression with `$S` the unit of a path for f32 (`false`) or bf16 (`true`) elements.
-macro_rules! with_unit {
-    ($path:expr, $bf16:literal, $S:ident => $body:expr) => {
-        match $path {
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx512Bf16 if $bf16 => {
-                type $S = avx512_bf16::Avx512Bf16;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx512 | Path::Avx512Bf16 => {
-                type $S = avx512::Avx512<$bf16>;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => {
-                type $S = avx2::Avx2<$bf16>;
-                $body
-            }
-            _ => {
-                type $S = portable::Portable<$bf16>;
-                $body
-            }
-        }
-    };
 }
 
 /// [`forward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.

@@ -1,6 +1,6 @@
 //! Reading tensors into panels: the layouts that make every load of the kernels contiguous.
 //!
-//! A word holds one f32 or two bf16 that are neighbours along the contracted dimension (see [`super::simd`]). Of a block of
+//! A word holds one f32 or two bf16 that are neighbours along the contracted dimension (see [`crate::ops::cpu::simd`]). Of a block of
 //! rows x `[n, d]` the products need three layouts, all zero-padded:
 //! - [`columns`]: `[d / PAIR][WIDTH]`, contraction over d with a lane a row: the right operand of q kᵀ;
 //! - [`rows`]: `[n / PAIR][wide]`, contraction over rows with a lane a column: the right operand of p v;
@@ -8,8 +8,8 @@
 
 use half::bf16;
 
-use super::simd::{Simd, WIDTH};
-use super::tile::ROWS;
+use crate::ops::cpu::simd::{Simd, WIDTH};
+use crate::ops::cpu::tile::ROWS;
 
 /// A tensor's element as the kernels see it.
 pub(super) trait Element: Copy + Send + Sync + 'static {
@@ -43,13 +43,6 @@ impl Element for bf16 {
     fn half(self) -> u16 {
         self.to_bits()
     }
-}
-
-/// The f32 nearest to x that a bf16 can hold.
-#[inline(always)]
-pub(super) fn round_to_bf16(x: f32) -> f32 {
-    let bits = x.to_bits();
-    f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
 }
 
 #[inline(always)]

@@ -13,10 +13,10 @@
 use super::tile::{Left, Out, Right};
 
 /// Rows of a panel by columns: keys or queries that are lanes together, on every unit.
-pub(super) const WIDTH: usize = 64;
+pub(crate) const WIDTH: usize = 64;
 
 /// One vector unit. All functions are unsafe for the features they need; pointers need no alignment.
-pub(super) trait Simd: Copy + Send + Sync + 'static {
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// A vector of `LANES` f32.
     type V: Copy;
     /// A vector of `LANES` words.
@@ -63,7 +63,7 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
 }
 
 /// Work to be compiled for a unit: `run` must be `#[inline(always)]`, as must be everything hot that it calls.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     /// # Safety
     /// The CPU has the unit's features.
     unsafe fn run<S: Simd>(self);

@@ -16,7 +16,7 @@ const COARSE: [f32; 4] = [0.693_044_84, 0.241_280_21, 0.052_242_473, 0.013_426_6
 /// # Safety
 /// The CPU has the unit's features.
 #[inline(always)]
-pub(super) unsafe fn two_to_fraction<S: Simd>(f: S::V) -> S::V {
+pub(crate) unsafe fn two_to_fraction<S: Simd>(f: S::V) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
         let coefficients: &[f32] = if S::PAIR == 1 { &FINE } else { &COARSE };

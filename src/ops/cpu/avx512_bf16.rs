@@ -6,7 +6,7 @@ use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx512Bf16;
+pub(crate) struct Avx512Bf16;
 
 impl Simd for Avx512Bf16 {
     type V = __m512;

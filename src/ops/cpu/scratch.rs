@@ -16,7 +16,7 @@ struct Line([u32; 16]);
 static FREE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
 /// A borrowed buffer of words, aligned to 64 bytes; it goes back when dropped.
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     lines: Vec<Line>,
     len: usize,
 }

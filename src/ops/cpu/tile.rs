@@ -8,11 +8,11 @@
 use super::simd::Simd;
 
 /// Rows of a register tile: 6 x 4 vectors are 24 of AVX-512's 32 registers, 6 x 2 are 12 of AVX2's 16.
-pub(super) const ROWS: usize = 6;
+pub(crate) const ROWS: usize = 6;
 
 /// The left operand: word (tile, row in it, step) lies at `words + tile * tile_stride + row * row_stride + step * step_stride`.
 #[derive(Clone, Copy)]
-pub(super) struct Left {
+pub(crate) struct Left {
     pub words: *const u32,
     pub tile: usize,
     pub row: usize,
@@ -21,14 +21,14 @@ pub(super) struct Left {
 
 /// The right operand: step k's words are contiguous from `words + k * step`.
 #[derive(Clone, Copy)]
-pub(super) struct Right {
+pub(crate) struct Right {
     pub words: *const u32,
     pub step: usize,
 }
 
 /// The row-major f32 result: `rows` by `width`, each row `stride` from the last, added to what is there if `add`.
 #[derive(Clone, Copy)]
-pub(super) struct Out {
+pub(crate) struct Out {
     pub values: *mut f32,
     pub stride: usize,
     pub rows: usize,
@@ -42,7 +42,7 @@ pub(super) struct Out {
 /// # Safety
 /// The CPU has the unit's features; the operands hold what `out` and `steps` ask for; `out` is no one else's.
 #[inline(always)]
-pub(super) unsafe fn product<S: Simd>(steps: usize, a: Left, b: Right, out: Out) {
+pub(crate) unsafe fn product<S: Simd>(steps: usize, a: Left, b: Right, out: Out) {
     let vectors = out.width / S::LANES;
     let parts = vectors.div_ceil(S::COLS);
     let mut done = 0;

@@ -8,7 +8,7 @@ use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
-pub(super) struct Portable<const BF16: bool>;
+pub(crate) struct Portable<const BF16: bool>;
 
 type V = [f32; 4];
 
@@ -100,7 +100,7 @@ impl<const BF16: bool> Simd for Portable<BF16> {
     }
     #[inline(always)]
     unsafe fn put_rows(p: *mut u32, stride: usize, a: V, b: V) {
-        let round = |x: V| if BF16 { map2(x, x, |x, _| super::pack::round_to_bf16(x)) } else { x };
+        let round = |x: V| if BF16 { map2(x, x, |x, _| super::round_to_bf16(x)) } else { x };
         // SAFETY: the caller's pointer holds a vector at 0 and at `stride`.
         unsafe {
             Self::store(p.cast(), round(a));

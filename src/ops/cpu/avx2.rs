@@ -9,7 +9,7 @@ use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx2<const BF16: bool>;
+pub(crate) struct Avx2<const BF16: bool>;
 
 /// The f32 bits of x rounded to the nearest bf16, ties to even. A NaN stays one: its rounding may only carry into the
 /// sign if all its 15 upper mantissa bits are set, which no arithmetic result has.

@@ -66,4 +66,4 @@ macro_rules! float_functions {
     };
 }
 
-pub(super) use float_functions;
+pub(crate) use float_functions;

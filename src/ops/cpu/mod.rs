@@ -1,0 +1,99 @@
+//! Vector units of the CPU and the matrix products on their registers, shared by attention and the linear layers.
+//!
+//! From below: [`simd`] says what a unit offers and `avx512_bf16`, `avx512`, `avx2` and `portable` offer it; [`tile`]
+//! multiplies packed panels on registers; [`scratch`] is their working memory. Code is written once for all units and runs on
+//! the one that [`Path`] names, so tests can hold each against a plain form.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512_bf16;
+mod exp;
+pub(crate) mod portable;
+pub(crate) mod scratch;
+pub(crate) mod simd;
+pub(crate) mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// The vector unit that the kernels run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Plain Rust, any CPU.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F and DQ; bf16 input is widened to f32.
+    Avx512,
+    /// AVX-512 with bf16 dot products (f32 input as in `Avx512`).
+    Avx512Bf16,
+}
+
+impl Path {
+    /// All paths, from the plainest to the fastest.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// Whether this CPU can run the path.
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_available(self) -> bool {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => avx2,
+            Self::Avx512 => avx512,
+            Self::Avx512Bf16 => {
+                avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16")
+            }
+        }
+    }
+
+    /// Whether this CPU can run the path.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn is_available(self) -> bool {
+        self == Self::Portable
+    }
+
+    /// The fastest path of this CPU.
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|path| path.is_available()).unwrap_or(Self::Portable)
+    }
+}
+
+/// Runs an expression with `$S` the unit of a path for f32 (`false`) or bf16 (`true`) elements.
+macro_rules! with_unit {
+    ($path:expr, $bf16:literal, $S:ident => $body:expr) => {
+        match $path {
+            #[cfg(target_arch = "x86_64")]
+            $crate::ops::cpu::Path::Avx512Bf16 if $bf16 => {
+                type $S = $crate::ops::cpu::avx512_bf16::Avx512Bf16;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::ops::cpu::Path::Avx512 | $crate::ops::cpu::Path::Avx512Bf16 => {
+                type $S = $crate::ops::cpu::avx512::Avx512<$bf16>;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::ops::cpu::Path::Avx2 => {
+                type $S = $crate::ops::cpu::avx2::Avx2<$bf16>;
+                $body
+            }
+            _ => {
+                type $S = $crate::ops::cpu::portable::Portable<$bf16>;
+                $body
+            }
+        }
+    };
+}
+
+pub(crate) use with_unit;
+
+/// The f32 nearest to x that a bf16 can hold.
+#[inline(always)]
+pub(crate) fn round_to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+}
