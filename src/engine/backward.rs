@@ -1,12 +1,12 @@
 //! Backward: head and loss in one visit, then block by block, recomputing and differentiating tile by tile.
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
 use super::{Engine, Objective, Saved, Stash};
 use crate::Result;
 use crate::attention::flash_backward;
 use crate::model::{Block, Condition};
-use crate::ops::{add_assign, row_dot, vjp};
+use crate::ops::{Tape, add_assign, row_dot};
 
 impl Engine<'_> {
     /// The loss of the residual stream `x` `[rows, D]`, and every parameter's gradient but the conditioner's.
@@ -34,11 +34,11 @@ impl Engine<'_> {
         let dx = self.buffer(self.model.config.width(), self.dtype())?;
         let mut loss = 0.0;
         for tile in self.tiles() {
-            let x = Var::from_tensor(&self.rows_of(&x, &tile)?)?;
-            let output = self.model.head.forward(&x, &head, self.at(&tile))?;
-            let (share, d_output) = objective.loss(tile.clone(), &output.detach())?;
+            let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
+            let output = self.model.head.forward(&tape, &x, &head, self.at(&tile))?;
+            let (share, d_output) = objective.loss(tile.clone(), &output)?;
             loss += share;
-            dx.slice_set(&vjp(&[(&output, &d_output)], &[&x])?[0], 0, tile.start)?;
+            dx.slice_set(&tape.backward(&[(&output, &d_output)], &[&x])?[0], 0, tile.start)?;
         }
         self.model.head.end(condition, &head)?;
         Ok((loss, dx))
@@ -51,10 +51,9 @@ impl Engine<'_> {
         let d_o = self.buffer(self.model.config.width(), self.compute())?;
         let delta = self.buffer(self.heads(), self.dtype())?;
         for tile in self.tiles() {
-            let x = Var::from_tensor(&self.rows_of(&x, &tile)?)?;
-            let o = Var::from_tensor(&self.rows_of(&o, &tile)?)?;
-            let y = block.after(&x, &o, &mine, self.at(&tile))?;
-            let gradients = vjp(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
+            let (tape, x, o) = (Tape::recording(), self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
+            let y = block.after(&tape, &x, &o, &mine, self.at(&tile))?;
+            let gradients = tape.backward(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
             dx.slice_set(&gradients[0], 0, tile.start)?;
             d_o.slice_set(&gradients[1], 0, tile.start)?;
             delta.slice_set(&row_dot(&gradients[1], &o, self.heads())?, 0, tile.start)?;
@@ -70,11 +69,11 @@ impl Engine<'_> {
         let [dq, dk, dv] = [self.to_rows(&dq)?, self.to_rows(&dk)?, self.to_rows(&dv)?];
 
         for tile in self.tiles() {
-            let x = Var::from_tensor(&self.rows_of(&x, &tile)?)?;
-            let outputs = block.before(&x, &mine, &self.rope, self.at(&tile))?;
+            let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
+            let outputs = block.before(&tape, &x, &mine, &self.rope, self.at(&tile))?;
             let gradients = [self.rows_of(&dq, &tile)?, self.rows_of(&dk, &tile)?, self.rows_of(&dv, &tile)?];
             let pairs: Vec<(&Tensor, &Tensor)> = outputs.iter().zip(&gradients).collect();
-            add_assign(&self.rows_of(dx, &tile)?, &vjp(&pairs, &[&x])?[0])?;
+            add_assign(&self.rows_of(dx, &tile)?, &tape.backward(&pairs, &[&x])?[0])?;
         }
         block.end(condition, &mine)
     }

@@ -6,6 +6,7 @@ use super::{Engine, Saved, Source, Stash};
 use crate::Result;
 use crate::attention::flash;
 use crate::model::{Block, BlockCondition, Condition};
+use crate::ops::Tape;
 
 impl Engine<'_> {
     /// The residual stream `[rows, D]` after the last block. With a stash, each block's input, attention output and row
@@ -30,7 +31,7 @@ impl Engine<'_> {
             let next = self.buffer(self.model.config.width(), self.dtype())?;
             for tile in self.tiles() {
                 let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
-                next.slice_set(&block.after(&x, &o, &mine, self.at(&tile))?, 0, tile.start)?;
+                next.slice_set(&block.after(&Tape::off(), &x, &o, &mine, self.at(&tile))?, 0, tile.start)?;
             }
             let input = std::mem::replace(&mut x, next);
             if let Some(stash) = &mut stash {
@@ -45,7 +46,7 @@ impl Engine<'_> {
         let buffer = || self.buffer(self.model.config.width(), self.compute());
         let [q, k, v] = [buffer()?, buffer()?, buffer()?];
         for tile in self.tiles() {
-            let parts = block.before(&self.rows_of(x, &tile)?, mine, &self.rope, self.at(&tile))?;
+            let parts = block.before(&Tape::off(), &self.rows_of(x, &tile)?, mine, &self.rope, self.at(&tile))?;
             for (whole, part) in [&q, &k, &v].into_iter().zip(parts) {
                 whole.slice_set(&part, 0, tile.start)?;
             }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::attention::Ulysses;
 use crate::model::{Model, Prompt};
-use crate::ops::{Rope, Rows};
+use crate::ops::{Rope, Rows, Tape};
 use crate::parallel::Communicator;
 use crate::{Result, bail};
 pub use stash::{Saved, Stash};
@@ -91,7 +91,7 @@ impl<'a> Engine<'a> {
         let x = self.forward(&condition, source, None)?;
         let head = self.model.head.begin(&condition)?;
         for tile in self.tiles() {
-            let output = self.model.head.forward(&self.rows_of(&x, &tile)?, &head, self.at(&tile))?;
+            let output = self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.at(&tile))?;
             take(tile, output)?;
         }
         Ok(())

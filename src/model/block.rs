@@ -12,12 +12,12 @@
 //!
 //! RMSNorm of q and k is over the whole width, before the split into heads.
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Tensor};
 
 use super::cross::cross_attention;
 use super::{Condition, ModelConfig, Unit};
 use crate::Result;
-use crate::ops::{Affine, Linear, Param, Rope, Rows, gate_residual, gelu, layer_norm, rms_norm, rope, vjp};
+use crate::ops::{Affine, Held, Linear, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
 
 /// One block's weights.
 pub struct Block {
@@ -50,6 +50,7 @@ struct Cross {
 pub struct BlockCondition {
     modulation: Param,            // [B, 6, D]
     text: Option<(Param, Param)>, // keys, values [B, L, D]
+    _held: Vec<Held>,             // the tiles' weights stay packed
 }
 
 impl Attention {
@@ -96,13 +97,21 @@ impl Block {
         let modulation = condition.modulation.value.broadcast_add(&self.table.value)?;
         let text = match (&self.cross, &condition.text) {
             (Some(cross), Some(text)) => {
-                let (k, v) = self.text_rows(cross, &text.value.flatten(0, 1)?)?;
+                let (k, v) = self.text_rows(&Tape::off(), cross, &text.value.flatten(0, 1)?)?;
                 let shape = text.value.shape();
                 Some((Param::leaf("text keys", k.reshape(shape)?)?, Param::leaf("text values", v.reshape(shape)?)?))
             }
             _ => None,
         };
-        Ok(BlockCondition { modulation: Param::leaf("modulation", modulation)?, text })
+        let _held = self.layers().map(Linear::hold).collect();
+        Ok(BlockCondition { modulation: Param::leaf("modulation", modulation)?, text, _held })
+    }
+
+    /// The layers that every tile goes through.
+    fn layers(&self) -> impl Iterator<Item = &Linear> {
+        let a = &self.attention;
+        let cross = self.cross.iter().flat_map(|cross| [&cross.attention.q, &cross.attention.out]);
+        [&a.q, &a.k, &a.v, &a.out, &self.ffn.0, &self.ffn.1].into_iter().chain(cross)
     }
 
     /// Takes the gradients that the tiles have left in `mine` on to the block's weights and to `condition`.
@@ -110,62 +119,73 @@ impl Block {
         self.table.accumulate(&mine.modulation.grad.sum_keepdim(0)?)?;
         condition.modulation.accumulate(&mine.modulation.grad)?;
         if let (Some(cross), Some(text), Some((k, v))) = (&self.cross, &condition.text, &mine.text) {
-            let input = Var::from_tensor(&text.value.flatten(0, 1)?)?;
-            let (keys, values) = self.text_rows(cross, &input)?;
+            let (tape, input) = (Tape::recording(), text.value.flatten(0, 1)?);
+            let (keys, values) = self.text_rows(&tape, cross, &input)?;
             let outputs = [(&keys, &k.grad.flatten(0, 1)?), (&values, &v.grad.flatten(0, 1)?)];
-            let d_text = vjp(&outputs, &[&input])?.remove(0);
+            let d_text = tape.backward(&outputs, &[&input])?.remove(0);
             text.accumulate(&d_text.reshape(text.grad.shape())?)?;
         }
         Ok(())
     }
 
     /// Keys and values `[B L, D]` of text rows.
-    fn text_rows(&self, cross: &Cross, text: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn text_rows(&self, tape: &Tape, cross: &Cross, text: &Tensor) -> Result<(Tensor, Tensor)> {
         let a = &cross.attention;
-        Ok((rms_norm(&a.k.forward(text)?, &a.norm_k, self.eps)?, a.v.forward(text)?))
+        Ok((rms_norm(tape, &a.k.forward(tape, text)?, &a.norm_k, self.eps)?, a.v.forward(tape, text)?))
     }
 
     /// q, k, v `[n, D]` of a tile `x` `[n, D]`, in the compute dtype. Differentiable in x.
-    pub fn before(&self, x: &Tensor, mine: &BlockCondition, turn: &Rope, rows: Rows) -> Result<[Tensor; 3]> {
+    pub fn before(
+        &self,
+        tape: &Tape,
+        x: &Tensor,
+        mine: &BlockCondition,
+        rope: &Rope,
+        rows: Rows,
+    ) -> Result<[Tensor; 3]> {
         let a = &self.attention;
-        let h = self.modulated(x, mine, 0, 1, rows)?;
-        let q = rope(&rms_norm(&a.q.forward(&h)?, &a.norm_q, self.eps)?, turn, rows)?;
-        let k = rope(&rms_norm(&a.k.forward(&h)?, &a.norm_k, self.eps)?, turn, rows)?;
-        let v = a.v.forward(&h)?;
-        Ok([self.compute(q)?, self.compute(k)?, self.compute(v)?])
+        let h = self.modulated(tape, x, mine, 0, 1, rows)?;
+        let q = rms_rope(tape, &a.q.forward(tape, &h)?, &a.norm_q, self.eps, rope, rows)?;
+        let k = rms_rope(tape, &a.k.forward(tape, &h)?, &a.norm_k, self.eps, rope, rows)?;
+        let v = a.v.forward(tape, &h)?;
+        let dtype = if self.bf16 && x.dtype() == DType::F32 { DType::BF16 } else { x.dtype() };
+        Ok([cast(tape, &q, dtype)?, cast(tape, &k, dtype)?, cast(tape, &v, dtype)?])
     }
 
     /// The block's output `[n, D]` from its input `x` and the attention output `o` (compute dtype), both `[n, D]`.
     /// Differentiable in x and o.
-    pub fn after(&self, x: &Tensor, o: &Tensor, mine: &BlockCondition, rows: Rows) -> Result<Tensor> {
-        let o = self.attention.out.forward(&o.to_dtype(x.dtype())?)?;
-        let mut x = gate_residual(x, &o, &mine.modulation, 2, rows)?;
+    pub fn after(&self, tape: &Tape, x: &Tensor, o: &Tensor, mine: &BlockCondition, rows: Rows) -> Result<Tensor> {
+        let o = cast(tape, o, x.dtype())?;
+        let mut x = self.attention.out.gate_to(tape, x, &o, (&mine.modulation, 2), rows)?;
         if let (Some(cross), Some((k, v))) = (&self.cross, &mine.text) {
             let a = &cross.attention;
             let h = match &cross.norm {
                 Some((weight, bias)) => {
                     let affine = Affine::Weights { weight: weight.clone(), bias: bias.clone() };
-                    layer_norm(&x, affine, self.eps)?
+                    layer_norm(tape, &x, affine, self.eps)?
                 }
                 None => x.clone(),
             };
-            let q = rms_norm(&a.q.forward(&h)?, &a.norm_q, self.eps)?;
-            let o = cross_attention(&q, k, v, self.heads, rows, self.bf16)?;
-            x = (x + a.out.forward(&o)?)?;
+            let q = rms_norm(tape, &a.q.forward(tape, &h)?, &a.norm_q, self.eps)?;
+            let o = cross_attention(tape, &q, k, v, self.heads, rows, self.bf16)?;
+            x = a.out.add_to(tape, &x, &o)?;
         }
-        let h = self.modulated(&x, mine, 3, 4, rows)?;
-        let h = self.ffn.1.forward(&gelu(&self.ffn.0.forward(&h)?)?)?;
-        Ok(gate_residual(&x, &h, &mine.modulation, 5, rows)?)
+        let h = self.modulated(tape, &x, mine, 3, 4, rows)?;
+        let h = self.ffn.0.gelu(tape, &h)?;
+        Ok(self.ffn.1.gate_to(tape, &x, &h, (&mine.modulation, 5), rows)?)
     }
 
     /// LN(x) (1 + scale) + shift.
-    fn modulated(&self, x: &Tensor, mine: &BlockCondition, shift: usize, scale: usize, rows: Rows) -> Result<Tensor> {
+    fn modulated(
+        &self,
+        tape: &Tape,
+        x: &Tensor,
+        mine: &BlockCondition,
+        shift: usize,
+        scale: usize,
+        rows: Rows,
+    ) -> Result<Tensor> {
         let affine = Affine::Modulation { modulation: mine.modulation.clone(), shift, scale, rows };
-        Ok(layer_norm(x, affine, self.eps)?)
-    }
-
-    /// In the dtype attention computes in.
-    fn compute(&self, x: Tensor) -> Result<Tensor> {
-        Ok(if self.bf16 && x.dtype() == DType::F32 { x.to_dtype(DType::BF16)? } else { x })
+        Ok(layer_norm(tape, x, affine, self.eps)?)
     }
 }

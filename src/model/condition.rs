@@ -4,10 +4,10 @@
 //! through the small network once. Each rank does so with its own tokens' share: the map is linear in the gradient, so the sum
 //! of parameter gradients over ranks comes out right.
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Tensor};
 
 use super::{ModelConfig, Unit};
-use crate::ops::{Linear, Param, gelu, silu, vjp, write};
+use crate::ops::{Linear, Param, Tape, add, silu, write};
 use crate::{Result, bail};
 
 /// What the conditions of B samples are made from.
@@ -67,7 +67,8 @@ impl Conditioner {
     /// The conditions for `prompt`.
     pub fn forward(&self, prompt: &Prompt) -> Result<Condition> {
         let b = prompt.timesteps.len();
-        let (time, modulation) = self.time(&self.sinusoid(&prompt.timesteps)?, self.class_rows(prompt)?.as_ref())?;
+        let (sinusoid, class) = (self.sinusoid(&prompt.timesteps)?, self.class_rows(prompt)?);
+        let (time, modulation) = self.time(&Tape::off(), &sinusoid, class.as_ref())?;
         let text = match (&self.text, &prompt.text) {
             (None, None) => None,
             (Some(_), Some(text)) => {
@@ -77,7 +78,7 @@ impl Conditioner {
                     bail!("text embeddings are {:?}; [{b}, tokens, {wanted}] is wanted", text.dims())
                 }
                 let rows = text.to_dtype(time.dtype())?.reshape((samples * tokens, features))?;
-                let text = self.text_rows(&rows)?.reshape((samples, tokens, self.width))?;
+                let text = self.text_rows(&Tape::off(), &rows)?.reshape((samples, tokens, self.width))?;
                 Some(Param::leaf("text", text)?)
             }
             (Some(_), None) => {
@@ -96,13 +97,13 @@ impl Conditioner {
     /// Adds this network's parameter gradients, given the gradients that `condition` has collected.
     pub fn backward(&self, condition: &Condition) -> Result<()> {
         let prompt = &condition.prompt;
-        let input = Var::from_tensor(&self.sinusoid(&prompt.timesteps)?)?; // a variable, so that the graph is kept
-        let class = self.class_rows(prompt)?.map(|rows| Var::from_tensor(&rows)).transpose()?;
-        let (time, modulation) = self.time(&input, class.as_deref())?;
+        let (sinusoid, class) = (self.sinusoid(&prompt.timesteps)?, self.class_rows(prompt)?);
+        let tape = Tape::recording();
+        let (time, modulation) = self.time(&tape, &sinusoid, class.as_ref())?;
         let d_modulation = condition.modulation.grad.reshape(modulation.shape())?;
         let outputs = [(&time, &condition.time.grad), (&modulation, &d_modulation)];
-        let inputs: Vec<&Var> = std::iter::once(&input).chain(&class).collect();
-        let gradients = vjp(&outputs, &inputs)?;
+        let inputs: Vec<&Tensor> = std::iter::once(&sinusoid).chain(&class).collect();
+        let gradients = tape.backward(&outputs, &inputs)?;
         if let (Some(table), Some(labels)) = (&self.classes, &prompt.labels) {
             for (sample, &label) in labels.iter().enumerate() {
                 let row =
@@ -112,8 +113,9 @@ impl Conditioner {
         }
         if let (Some(text), Some(leaf)) = (&prompt.text, &condition.text) {
             let rows = text.to_dtype(leaf.grad.dtype())?.flatten(0, 1)?;
-            let input = Var::from_tensor(&rows)?;
-            vjp(&[(&self.text_rows(&input)?, &leaf.grad.flatten(0, 1)?)], &[&input])?;
+            let tape = Tape::recording();
+            let output = self.text_rows(&tape, &rows)?;
+            tape.backward(&[(&output, &leaf.grad.flatten(0, 1)?)], &[&rows])?;
         }
         Ok(())
     }
@@ -135,19 +137,19 @@ impl Conditioner {
     }
 
     /// (time embedding `[B, D]`, modulations `[B, 6 D]`) from sinusoids `[B, freq_dim]` and class rows `[B, D]`.
-    fn time(&self, sinusoid: &Tensor, class: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
-        let mut time = self.time_2.forward(&silu(&self.time_1.forward(sinusoid)?)?)?; // [B, D]
+    fn time(&self, tape: &Tape, sinusoid: &Tensor, class: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let mut time = self.time_2.forward(tape, &silu(tape, &self.time_1.forward(tape, sinusoid)?)?)?; // [B, D]
         if let Some(class) = class {
-            time = (time + class)?;
+            time = add(tape, &time, class)?;
         }
-        let modulation = self.time_proj.forward(&silu(&time)?)?; // [B, 6 D]
+        let modulation = self.time_proj.forward(tape, &silu(tape, &time)?)?; // [B, 6 D]
         Ok((time, modulation))
     }
 
     /// Text rows `[B L, text_dim]` to `[B L, D]`.
-    fn text_rows(&self, rows: &Tensor) -> Result<Tensor> {
+    fn text_rows(&self, tape: &Tape, rows: &Tensor) -> Result<Tensor> {
         let Some((first, second)) = &self.text else { bail!("the model has no text") };
-        Ok(second.forward(&gelu(&first.forward(rows)?)?)?)
+        Ok(second.forward(tape, &first.gelu(tape, rows)?)?)
     }
 
     /// [cos | sin] of t exp(-ln(10000) i / half), computed in f32 like diffusers' `get_timestep_embedding`.

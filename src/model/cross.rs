@@ -4,11 +4,19 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::attention::{flash, flash_backward};
-use crate::ops::{Custom, Op1, Param, Real, Rows};
+use crate::ops::{Custom, Op1, Param, Real, Rows, Tape, cast};
 
 /// softmax(q kᵀ / sqrt(d)) v for queries `[n, H d]` against keys and values `[B, L, H d]` of their own sample. Differentiable in q.
-pub fn cross_attention(q: &Tensor, k: &Param, v: &Param, heads: usize, rows: Rows, bf16: bool) -> Result<Tensor> {
-    q.apply_op1(Custom(Cross { k: k.clone(), v: v.clone(), heads, rows, bf16 }))
+pub fn cross_attention(
+    tape: &Tape,
+    q: &Tensor,
+    k: &Param,
+    v: &Param,
+    heads: usize,
+    rows: Rows,
+    bf16: bool,
+) -> Result<Tensor> {
+    tape.one(q, Custom(Cross { k: k.clone(), v: v.clone(), heads, rows, bf16 }))
 }
 
 struct Cross {
@@ -23,7 +31,7 @@ impl Cross {
     /// `[rows, H d]` as `[1, H, rows, d]`, in the compute dtype.
     fn heads_first(&self, x: &Tensor) -> Result<Tensor> {
         let (n, width) = x.dims2()?;
-        let x = if self.bf16 && x.dtype() == DType::F32 { x.to_dtype(DType::BF16)? } else { x.clone() };
+        let x = if self.bf16 && x.dtype() == DType::F32 { cast(&Tape::off(), x, DType::BF16)? } else { x.clone() };
         x.reshape((1, n, self.heads, width / self.heads))?.transpose(1, 2)
     }
 

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 
 use super::{ModelConfig, Unit};
 use crate::Result;
-use crate::ops::Linear;
+use crate::ops::{Linear, Tape};
 
 /// Base of the positions' frequencies.
 const THETA: f64 = 10_000.0;
@@ -28,7 +28,7 @@ impl Embed {
 
     /// `rows` `[n, C pt ph pw]`, the patches of `tokens` of a clip of `grid` (time, height, width) tokens, to `[n, D]`.
     pub fn forward(&self, rows: &Tensor, grid: [usize; 3], tokens: &[usize]) -> Result<Tensor> {
-        let x = self.linear.forward(rows)?;
+        let x = self.linear.forward(&Tape::off(), rows)?;
         if !self.positions {
             return Ok(x);
         }

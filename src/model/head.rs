@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{Condition, ModelConfig, Unit};
 use crate::Result;
-use crate::ops::{Affine, Linear, Param, Rows, layer_norm};
+use crate::ops::{Affine, Held, Linear, Param, Rows, Tape, layer_norm};
 
 /// `proj_out` and the head's `scale_shift_table`.
 pub struct Head {
@@ -14,7 +14,10 @@ pub struct Head {
 }
 
 /// Shift and scale of each sample, once for all tiles: table + time embedding.
-pub struct HeadCondition(Param); // [B, 2, D]
+pub struct HeadCondition {
+    modulation: Param, // [B, 2, D]
+    _held: Held,
+}
 
 impl Head {
     /// Views the weights in `unit`.
@@ -25,18 +28,18 @@ impl Head {
     /// The head's view of the condition.
     pub fn begin(&self, condition: &Condition) -> Result<HeadCondition> {
         let modulation = condition.time.value.unsqueeze(1)?.broadcast_add(&self.table.value)?;
-        Ok(HeadCondition(Param::leaf("head modulation", modulation)?))
+        Ok(HeadCondition { modulation: Param::leaf("head modulation", modulation)?, _held: self.out.hold() })
     }
 
     /// Takes the gradients that the tiles have left in `mine` on to the table and to `condition`.
     pub fn end(&self, condition: &Condition, mine: &HeadCondition) -> Result<()> {
-        self.table.accumulate(&mine.0.grad.sum_keepdim(0)?)?;
-        Ok(condition.time.accumulate(&mine.0.grad.sum(1)?)?)
+        self.table.accumulate(&mine.modulation.grad.sum_keepdim(0)?)?;
+        Ok(condition.time.accumulate(&mine.modulation.grad.sum(1)?)?)
     }
 
     /// Predictions `[n, pt ph pw C]` of a tile `x` `[n, D]`. Differentiable in x.
-    pub fn forward(&self, x: &Tensor, mine: &HeadCondition, rows: Rows) -> Result<Tensor> {
-        let affine = Affine::Modulation { modulation: mine.0.clone(), shift: 0, scale: 1, rows };
-        Ok(self.out.forward(&layer_norm(x, affine, self.eps)?)?)
+    pub fn forward(&self, tape: &Tape, x: &Tensor, mine: &HeadCondition, rows: Rows) -> Result<Tensor> {
+        let affine = Affine::Modulation { modulation: mine.modulation.clone(), shift: 0, scale: 1, rows };
+        Ok(self.out.forward(tape, &layer_norm(tape, x, affine, self.eps)?)?)
     }
 }

@@ -81,7 +81,7 @@ impl Unit {
     /// The linear layer of this name.
     pub fn linear(&self, name: &str, bf16: bool) -> Result<Linear> {
         let weight = self.param(&format!("{name}.weight"))?;
-        Ok(Linear { weight, bias: self.param(&format!("{name}.bias"))?, bf16 })
+        Ok(Linear::new(weight, self.param(&format!("{name}.bias"))?, bf16))
     }
 
     /// Sets the gradients to zero.

@@ -104,15 +104,15 @@ pub(crate) trait Op1: Send + Sync + 'static {
     fn backward<T: Real>(&self, x: &[T], y: &[T], dy: &[T], dims: &[usize]) -> Candle<Vec<T>>;
 }
 
-/// A differentiable op of two tensors of one shape, written once for f32 and f64.
+/// A differentiable op of two tensors, written once for f32 and f64; the output has the first one's shape.
 pub(crate) trait Op2: Send + Sync + 'static {
     const NAME: &'static str;
 
-    /// The output from `a` and `b`, both of shape `dims`.
-    fn forward<T: Real>(&self, a: &[T], b: &[T], dims: &[usize]) -> Candle<Vec<T>>;
+    /// The output from `a` and `b` of shapes `dims`.
+    fn forward<T: Real>(&self, a: &[T], b: &[T], dims: [&[usize]; 2]) -> Candle<Vec<T>>;
 
-    /// The gradients of `a` and `b`, given that of the output.
-    fn backward<T: Real>(&self, a: &[T], b: &[T], dy: &[T], dims: &[usize]) -> Candle<(Vec<T>, Vec<T>)>;
+    /// The gradients of `a` and `b`, given that of the output; none stands for the output's own.
+    fn backward<T: Real>(&self, ab: [&[T]; 2], dy: &[T], dims: [&[usize]; 2]) -> Candle<[Option<Vec<T>>; 2]>;
 }
 
 /// Makes a Candle custom op of an [`Op1`] or [`Op2`].
@@ -153,10 +153,7 @@ impl<O: Op2> CustomOp2 for Custom<O> {
     }
 
     fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Candle<(CpuStorage, Shape)> {
-        let dims = la.dims();
-        if dims != lb.dims() {
-            bail!("{}: shapes {dims:?} and {:?} differ", O::NAME, lb.dims())
-        }
+        let dims = [la.dims(), lb.dims()];
         let storage = match (a, b) {
             (CpuStorage::F32(a), CpuStorage::F32(b)) => {
                 CpuStorage::F32(self.0.forward(contiguous(a, la, O::NAME)?, contiguous(b, lb, O::NAME)?, dims)?)
@@ -166,20 +163,24 @@ impl<O: Op2> CustomOp2 for Custom<O> {
             }
             (a, b) => bail!("{}: both f32 or both f64 wanted, got {:?} and {:?}", O::NAME, a.dtype(), b.dtype()),
         };
-        Ok((storage, Shape::from(dims)))
+        Ok((storage, Shape::from(dims[0])))
     }
 
     fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Candle<(Option<Tensor>, Option<Tensor>)> {
-        fn go<O: Op2, T: Real>(op: &O, a: &Tensor, b: &Tensor, dy: &Tensor) -> Candle<(Tensor, Tensor)> {
-            let (da, db) = op.backward::<T>(&read(a)?, &read(b)?, &read(dy)?, a.dims())?;
-            Ok((Tensor::from_vec(da, a.shape(), a.device())?, Tensor::from_vec(db, b.shape(), b.device())?))
+        type Pair = (Option<Tensor>, Option<Tensor>);
+        fn go<O: Op2, T: Real>(op: &O, a: &Tensor, b: &Tensor, dy: &Tensor) -> Candle<Pair> {
+            let [da, db] = op.backward::<T>([&read(a)?, &read(b)?], &read(dy)?, [a.dims(), b.dims()])?;
+            let tensor = |values: Option<Vec<T>>, x: &Tensor| match values {
+                Some(values) => Tensor::from_vec(values, x.shape(), x.device()),
+                None => Ok(dy.clone()),
+            };
+            Ok((Some(tensor(da, a)?), Some(tensor(db, b)?)))
         }
         let dy = dy.contiguous()?;
-        let (da, db) = match a.dtype() {
-            candle_core::DType::F64 => go::<O, f64>(&self.0, a, b, &dy)?,
-            _ => go::<O, f32>(&self.0, a, b, &dy)?,
-        };
-        Ok((Some(da), Some(db)))
+        match a.dtype() {
+            candle_core::DType::F64 => go::<O, f64>(&self.0, a, b, &dy),
+            _ => go::<O, f32>(&self.0, a, b, &dy),
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! Small helpers over rows: column sums, per-head dot products, in-place addition, SiLU.
 
 use candle_core::{DType, Result, Tensor};
+use half::bf16;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::Real;
-use super::custom::{Custom, Op1, read, write};
+use super::custom::{Custom, Op1, Op2, Stored, read, write};
+use super::{Real, Tape};
 
 /// Rows summed by one thread at a time: fixed, so that sums have the same bits for any number of threads.
 pub(crate) const CHUNK: usize = 64;
@@ -15,39 +17,53 @@ pub fn sum_columns<T: Real>(values: &[T], width: usize) -> Vec<T> {
         .par_chunks(CHUNK * width)
         .map(|rows| {
             let mut sum = vec![T::zero(); width];
-            for row in rows.chunks_exact(width) {
-                sum.iter_mut().zip(row).for_each(|(s, v)| *s += *v);
-            }
+            rows.chunks_exact(width).for_each(|row| add_to(&mut sum, row));
             sum
         })
         .collect();
     parts.into_iter().fold(vec![T::zero(); width], |mut sum, part| {
-        sum.iter_mut().zip(part).for_each(|(s, v)| *s += v);
+        add_to(&mut sum, &part);
         sum
     })
 }
 
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn add_to<T: Real>(to: &mut [T], values: &[T]) {
+    for (t, &v) in to.iter_mut().zip(values) {
+        *t += v;
+    }
+}
+
 /// For each row and head, the dot product of `a` and `b` `[n, heads * d]`: `[n, heads]`, in f32 (f64 for f64).
 pub fn row_dot(a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
-    fn go<T: Real>(a: &[T], b: &[T], d: usize) -> Vec<T> {
-        a.par_chunks(d).zip(b.par_chunks(d)).map(|(a, b)| a.iter().zip(b).map(|(&a, &b)| a * b).sum()).collect()
+    fn go<E: Stored + Sync, T: Real>(a: &Tensor, b: &Tensor, d: usize, to: fn(E) -> T) -> Result<Vec<T>> {
+        let (a, b) = (read::<E>(a)?, read::<E>(b)?);
+        let (a, b): (&[E], &[E]) = (&a, &b);
+        let dot = |(a, b): (&[E], &[E])| a.iter().zip(b).map(|(&a, &b)| to(a) * to(b)).sum();
+        Ok(a.par_chunks(d).zip(b.par_chunks(d)).with_min_len(64).map(dot).collect())
     }
     let (n, width) = a.dims2()?;
     let d = width / heads;
     match a.dtype() {
-        DType::F64 => Tensor::from_vec(go::<f64>(&read(a)?, &read(b)?, d), (n, heads), a.device()),
-        DType::F32 => Tensor::from_vec(go::<f32>(&read(a)?, &read(b)?, d), (n, heads), a.device()),
-        _ => row_dot(&a.to_dtype(DType::F32)?, &b.to_dtype(DType::F32)?, heads),
+        DType::F64 => Tensor::from_vec(go::<f64, f64>(a, b, d, |x| x)?, (n, heads), a.device()),
+        DType::BF16 => Tensor::from_vec(go::<bf16, f32>(a, b, d, bf16::to_f32)?, (n, heads), a.device()),
+        _ => Tensor::from_vec(go::<f32, f32>(a, b, d, |x| x)?, (n, heads), a.device()),
     }
+}
+
+/// `a + b` of one shape and dtype (f32 or f64), threaded.
+pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let out = a.contiguous()?.copy()?;
+    add_assign(&out, &b.contiguous()?)?;
+    Ok(out)
 }
 
 /// `to += values`, in place; both contiguous, of one shape and dtype (f32 or f64).
 pub fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
     fn go<T: Real>(to: &Tensor, values: &[T]) -> Result<()> {
         write(to, |to: &mut [T]| {
-            to.par_chunks_mut(1 << 14).zip(values.par_chunks(1 << 14)).for_each(|(to, values)| {
-                to.iter_mut().zip(values).for_each(|(t, v)| *t += *v);
-            });
+            let chunks = to.par_chunks_mut(1 << 14).zip(values.par_chunks(1 << 14));
+            chunks.for_each(|(to, values)| add_to(to, values));
         })
     }
     if to.dims() != values.dims() {
@@ -59,9 +75,31 @@ pub fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
     }
 }
 
+/// a + b, differentiable; for the small condition network.
+pub fn add(tape: &Tape, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    tape.two(a, b, Custom(Add))
+}
+
+struct Add;
+
+impl Op2 for Add {
+    const NAME: &'static str = "add";
+
+    fn forward<T: Real>(&self, a: &[T], b: &[T], dims: [&[usize]; 2]) -> Result<Vec<T>> {
+        if dims[0] != dims[1] {
+            candle_core::bail!("add: shapes {:?} and {:?} differ", dims[0], dims[1])
+        }
+        Ok(a.iter().zip(b).map(|(&a, &b)| a + b).collect())
+    }
+
+    fn backward<T: Real>(&self, _: [&[T]; 2], _: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
+        Ok([None, None])
+    }
+}
+
 /// x sigmoid(x), differentiable; for the small condition network.
-pub fn silu(x: &Tensor) -> Result<Tensor> {
-    x.apply_op1(Custom(Silu))
+pub fn silu(tape: &Tape, x: &Tensor) -> Result<Tensor> {
+    tape.one(x, Custom(Silu))
 }
 
 struct Silu;

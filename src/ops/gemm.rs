@@ -1,22 +1,20 @@
-//! Matrix products on slices: `c = a b` or `c += a b`, for any strides, through the `gemm` crate.
+//! Matrix products on f64 slices, for checks: `c = a b` or `c += a b`, for any strides, through the `gemm` crate.
 //!
-//! The one unsafe call of the linear layers is here. Threads are those of the current rayon pool.
-
-use super::Real;
+//! Threads are those of the current rayon pool.
 
 /// A matrix in a slice: element (i, j) is `values[i * row + j * column]`.
 #[derive(Clone, Copy)]
-pub struct Matrix<'a, T> {
-    values: &'a [T],
+pub(super) struct Matrix<'a> {
+    values: &'a [f64],
     rows: usize,
     columns: usize,
     row: usize,
     column: usize,
 }
 
-impl<'a, T> Matrix<'a, T> {
+impl<'a> Matrix<'a> {
     /// A row-major matrix `[rows, columns]`.
-    pub fn new(values: &'a [T], rows: usize, columns: usize) -> Self {
+    pub fn new(values: &'a [f64], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns, "a matrix of {rows} x {columns}");
         Self { values, rows, columns, row: columns, column: 1 }
     }
@@ -28,7 +26,7 @@ impl<'a, T> Matrix<'a, T> {
 }
 
 /// `c = a b`, or `c += a b` if `accumulate`; `c` is row-major `[a.rows, b.columns]`.
-pub fn gemm<T: Real>(c: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: bool) {
+pub(super) fn gemm(c: &mut [f64], a: Matrix, b: Matrix, accumulate: bool) {
     assert_eq!(a.columns, b.rows, "the contraction's lengths");
     assert_eq!(c.len(), a.rows * b.columns, "the product's size");
     if c.is_empty() {
@@ -36,7 +34,7 @@ pub fn gemm<T: Real>(c: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: bool) 
     }
     if a.columns == 0 {
         if !accumulate {
-            c.fill(T::zero());
+            c.fill(0.0);
         }
         return;
     }
@@ -59,8 +57,8 @@ pub fn gemm<T: Real>(c: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: bool) 
             b.values.as_ptr(),
             b.column as isize,
             b.row as isize,
-            T::one(),
-            T::one(),
+            1.0,
+            1.0,
             false,
             false,
             false,

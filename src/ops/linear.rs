@@ -1,35 +1,85 @@
-//! The linear layer y = x Wᵀ + b, which adds its weight gradients in place.
+//! The linear layer y = x Wᵀ + b, which adds its weight gradients in place, and what may follow it in the same pass: GELU, a
+//! residual, a gated residual.
 //!
 //! With bf16 compute both operands of each of the three products are rounded to bf16 and summed in f32, as a dot-product unit
-//! does; activations and gradients stay f32.
+//! does; activations and gradients stay f32. While a layer is [held](Linear::hold), its weights are packed once for all tiles.
 
-use candle_core::{Result, Tensor};
-use rayon::prelude::*;
+use candle_core::{DType, Result, Tensor};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use super::custom::{Custom, Op1, read, write};
+use super::cpu::Path;
+use super::cpu::product::Tail;
+use super::custom::{Custom, Op1, Op2, Values, read, write};
 use super::elementwise::sum_columns;
-use super::{Matrix, Param, Real, gemm};
+use super::gelu::{gelu, gelu_backward};
+use super::products::{Packed, Weights};
+use super::residual::Gate;
+use super::{Param, Real, Rows, Tape};
 
 /// A linear layer over weights `[out, in]` and bias `[out]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     pub weight: Param,
     pub bias: Param,
-    /// Round operands to bf16 (f32 data only).
-    pub bf16: bool,
+    bf16: bool,
+    path: Path,
+    /// The packed weights, while someone holds them.
+    packed: Arc<Mutex<Weak<Packed>>>,
 }
 
+/// Keeps a layer's weights packed.
+pub struct Held(#[expect(dead_code, reason = "held for its drop")] Arc<Packed>);
+
 impl Linear {
-    /// `[n, in]` to `[n, out]`, differentiable in x.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1(Custom(self.clone()))
+    /// A layer over `weight` `[out, in]` and `bias` `[out]`, rounding operands to bf16 if `bf16` (f32 data only).
+    pub fn new(weight: Param, bias: Param, bf16: bool) -> Self {
+        Self { weight, bias, bf16, path: Path::best(), packed: Arc::default() }
+    }
+
+    /// The same layer on one vector unit, for tests and benchmarks.
+    pub fn on(self, path: Path) -> Self {
+        Self { path, packed: Arc::default(), ..self }
+    }
+
+    /// Keeps the weights packed, for all clones of this layer, until the guard is dropped. They must not change meanwhile.
+    pub fn hold(&self) -> Held {
+        Held(self.packed())
+    }
+
+    /// x Wᵀ + b: `[n, in]` to `[n, out]`, differentiable in x.
+    pub fn forward(&self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
+        tape.one(x, Custom(Plain(self.clone())))
+    }
+
+    /// gelu(x Wᵀ + b), differentiable in x.
+    pub fn gelu(&self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
+        tape.one(x, Custom(WithGelu { linear: self.clone(), sums: Kept::new(tape) }))
+    }
+
+    /// residual + x Wᵀ + b, differentiable in both.
+    pub fn add_to(&self, tape: &Tape, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        tape.two(residual, x, Custom(WithResidual(self.clone())))
+    }
+
+    /// residual + gate * (x Wᵀ + b), differentiable in residual and x. The gate of a row is `modulation[sample, index]` of
+    /// `modulation` `[B, k, out]`; its gradient is added to the modulation's.
+    pub fn gate_to(
+        &self,
+        tape: &Tape,
+        residual: &Tensor,
+        x: &Tensor,
+        (modulation, index): (&Param, usize),
+        rows: Rows,
+    ) -> Result<Tensor> {
+        let gate = Gate { modulation: modulation.clone(), index, rows };
+        tape.two(residual, x, Custom(WithGate { linear: self.clone(), gate, sums: Kept::new(tape) }))
     }
 
     /// Adds the weight and bias gradients for input `x` `[n, in]` and output gradient `dy` `[n, out]`, for where the input's
     /// own gradient is not wanted.
     pub fn accumulate(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
         match x.dtype() {
-            candle_core::DType::F64 => self.add_grads::<f64>(&read(x)?, &read(dy)?),
+            DType::F64 => self.add_grads::<f64>(&read(x)?, &read(dy)?),
             _ => self.add_grads::<f32>(&read(x)?, &read(dy)?),
         }
     }
@@ -39,59 +89,237 @@ impl Linear {
         self.weight.value.dims2()
     }
 
-    fn add_grads<T: Real>(&self, x: &[T], dy: &[T]) -> Result<()> {
+    fn packed(&self) -> Arc<Packed> {
+        let mut slot = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.upgrade().unwrap_or_else(|| {
+            let packed = Arc::new(Packed::default());
+            *slot = Arc::downgrade(&packed);
+            packed
+        })
+    }
+
+    /// Calls `f` with the weights as the products want them.
+    fn with_weights<T: Real, R>(&self, f: impl FnOnce(&Weights<T>) -> Result<R>) -> Result<R> {
         let (out, inner) = self.dims()?;
-        let n = dy.len() / out;
-        let (x, rounded) = (self.operand(x), self.operand(dy));
-        write(&self.weight.grad, |dw: &mut [T]| {
-            gemm(dw, Matrix::new(&rounded, n, out).t(), Matrix::new(&x, n, inner), true);
-        })?;
-        self.bias.add_grad(0, &sum_columns(dy, out))
+        let (values, packed) = (read::<T>(&self.weight.value)?, self.packed());
+        f(&Weights { values: &values, out, inner, path: self.path, bf16: self.bf16, packed: &packed })
     }
 
-    /// `x` as the products see it.
-    fn operand<'a, T: Real>(&self, x: &'a [T]) -> std::borrow::Cow<'a, [T]> {
-        if !self.bf16 || T::DTYPE != candle_core::DType::F32 {
-            return x.into();
-        }
-        let mut rounded = x.to_vec();
-        rounded.par_chunks_mut(1 << 14).for_each(|chunk| chunk.iter_mut().for_each(|v| *v = v.round_bf16()));
-        rounded.into()
-    }
-}
-
-impl Op1 for Linear {
-    const NAME: &'static str = "linear";
-
-    fn shape(&self, x: &[usize]) -> Vec<usize> {
-        vec![x[0], self.weight.value.dims()[0]]
-    }
-
-    fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Result<Vec<T>> {
+    /// tail(x Wᵀ) for `x` of shape `dims`; `beside` is the tail's second result, or empty.
+    fn product<T: Real>(&self, x: &[T], dims: &[usize], beside: &mut [T], tail: &impl Tail<T>) -> Result<Vec<T>> {
         let (out, inner) = self.dims()?;
         if dims != [dims[0], inner] {
             candle_core::bail!("{}: input [n, {inner}] wanted, got {dims:?}", self.weight.name)
         }
-        let (w, b) = (read::<T>(&self.weight.value)?, read::<T>(&self.bias.value)?);
-        let mut y = Vec::with_capacity(dims[0] * out);
-        for _ in 0..dims[0] {
-            y.extend_from_slice(&b);
+        self.with_weights(|w| {
+            let mut y = vec![T::zero(); dims[0] * out];
+            T::forward(w, x, &mut y, beside, tail);
+            Ok(y)
+        })
+    }
+
+    /// Adds the gradients of weight and bias; returns that of `x`.
+    fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
+        self.add_grads(x, dy)?;
+        self.with_weights(|w| {
+            let mut dx = vec![T::zero(); x.len()];
+            T::input_gradient(w, dy, &mut dx);
+            Ok(dx)
+        })
+    }
+
+    fn add_grads<T: Real>(&self, x: &[T], dy: &[T]) -> Result<()> {
+        self.with_weights(|w| {
+            write(&self.weight.grad, |dw: &mut [T]| T::weight_gradient(w, dy, x, dw))?;
+            self.bias.add_grad(0, &sum_columns(dy, w.out))
+        })
+    }
+
+    fn bias<T: Real>(&self) -> Result<Values<'_, T>> {
+        read(&self.bias.value)
+    }
+}
+
+/// x Wᵀ + b, kept from forward for backward if a tape records.
+struct Kept(Option<OnceLock<Box<dyn std::any::Any + Send + Sync>>>);
+
+impl Kept {
+    fn new(tape: &Tape) -> Self {
+        Self(tape.records().then(OnceLock::new))
+    }
+
+    /// Where forward writes them: `n` numbers, or nothing.
+    fn room<T: Real>(&self, n: usize) -> Vec<T> {
+        vec![T::zero(); if self.0.is_some() { n } else { 0 }]
+    }
+
+    fn keep<T: Real>(&self, sums: Vec<T>) {
+        if let Some(slot) = &self.0 {
+            let _ = slot.set(Box::new(sums)); // an op runs forward once
         }
-        gemm(
-            &mut y,
-            Matrix::new(&self.operand(x), dims[0], inner),
-            Matrix::new(&self.operand(&w), out, inner).t(),
-            true,
-        );
+    }
+
+    fn get<T: Real>(&self) -> Result<&[T]> {
+        let sums = self.0.as_ref().and_then(OnceLock::get).and_then(|sums| sums.downcast_ref::<Vec<T>>());
+        match sums {
+            Some(sums) => Ok(sums),
+            None => candle_core::bail!("linear: backward without a recorded forward"),
+        }
+    }
+}
+
+struct Plain(Linear);
+struct WithGelu {
+    linear: Linear,
+    sums: Kept,
+}
+struct WithResidual(Linear);
+struct WithGate {
+    linear: Linear,
+    gate: Gate,
+    sums: Kept,
+}
+
+/// Adds the bias.
+struct Bias<'a, T>(&'a [T]);
+
+impl<T: Real> Tail<T> for Bias<'_, T> {
+    #[inline(always)]
+    fn apply(&self, out: &mut [T], _: &mut [T], _: usize, column: usize) {
+        out.iter_mut().zip(&self.0[column..]).for_each(|(o, &b)| *o += b);
+    }
+}
+
+/// Adds the bias, keeps the sum beside and takes its GELU.
+struct BiasGelu<'a, T>(&'a [T]);
+
+impl<T: Real> Tail<T> for BiasGelu<'_, T> {
+    #[inline(always)]
+    fn apply(&self, out: &mut [T], beside: &mut [T], _: usize, column: usize) {
+        out.iter_mut().zip(&self.0[column..]).for_each(|(o, &b)| *o += b);
+        if !beside.is_empty() {
+            beside.copy_from_slice(out);
+        }
+        out.iter_mut().for_each(|o| *o = gelu(*o));
+    }
+}
+
+/// Adds the bias and the residual.
+struct BiasResidual<'a, T> {
+    bias: &'a [T],
+    residual: &'a [T],
+}
+
+impl<T: Real> Tail<T> for BiasResidual<'_, T> {
+    #[inline(always)]
+    fn apply(&self, out: &mut [T], _: &mut [T], row: usize, column: usize) {
+        let residual = &self.residual[row * self.bias.len() + column..];
+        for ((o, &b), &r) in out.iter_mut().zip(&self.bias[column..]).zip(residual) {
+            *o = r + (*o + b);
+        }
+    }
+}
+
+/// Adds the bias, keeps the sum beside, and adds it to the residual times the row's gate.
+struct BiasGate<'a, T> {
+    bias: &'a [T],
+    residual: &'a [T],
+    gate: &'a Gate,
+    modulation: &'a [T],
+}
+
+impl<T: Real> Tail<T> for BiasGate<'_, T> {
+    #[inline(always)]
+    fn apply(&self, out: &mut [T], beside: &mut [T], row: usize, column: usize) {
+        let width = self.bias.len();
+        out.iter_mut().zip(&self.bias[column..]).for_each(|(o, &b)| *o += b);
+        if !beside.is_empty() {
+            beside.copy_from_slice(out);
+        }
+        let residual = &self.residual[row * width + column..];
+        let gate = &self.gate.row(self.modulation, row, width)[column..];
+        for ((o, &r), &g) in out.iter_mut().zip(residual).zip(gate) {
+            *o = r + *o * g;
+        }
+    }
+}
+
+impl Op1 for Plain {
+    const NAME: &'static str = "linear";
+
+    fn shape(&self, x: &[usize]) -> Vec<usize> {
+        vec![x[0], self.0.weight.value.dims()[0]]
+    }
+
+    fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Result<Vec<T>> {
+        self.0.product(x, dims, &mut [], &Bias(&self.0.bias::<T>()?))
+    }
+
+    fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], _: &[usize]) -> Result<Vec<T>> {
+        self.0.backward(x, dy)
+    }
+}
+
+impl Op1 for WithGelu {
+    const NAME: &'static str = "linear, gelu";
+
+    fn shape(&self, x: &[usize]) -> Vec<usize> {
+        vec![x[0], self.linear.weight.value.dims()[0]]
+    }
+
+    fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Result<Vec<T>> {
+        let bias = self.linear.bias::<T>()?;
+        let mut sums = self.sums.room::<T>(dims[0] * bias.len());
+        let y = self.linear.product(x, dims, &mut sums, &BiasGelu(&bias))?;
+        self.sums.keep(sums);
         Ok(y)
     }
 
-    fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], dims: &[usize]) -> Result<Vec<T>> {
-        let (out, inner) = self.dims()?;
-        self.add_grads(x, dy)?;
-        let w = read::<T>(&self.weight.value)?;
-        let mut dx = vec![T::zero(); x.len()];
-        gemm(&mut dx, Matrix::new(&self.operand(dy), dims[0], out), Matrix::new(&self.operand(&w), out, inner), false);
-        Ok(dx)
+    fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], _: &[usize]) -> Result<Vec<T>> {
+        let mut d_sums = dy.to_vec();
+        gelu_backward(&mut d_sums, self.sums.get::<T>()?);
+        self.linear.backward(x, &d_sums)
     }
+}
+
+impl Op2 for WithResidual {
+    const NAME: &'static str = "linear, residual";
+
+    fn forward<T: Real>(&self, residual: &[T], x: &[T], dims: [&[usize]; 2]) -> Result<Vec<T>> {
+        let bias = self.0.bias::<T>()?;
+        check_residual(&self.0, dims)?;
+        self.0.product(x, dims[1], &mut [], &BiasResidual { bias: &bias, residual })
+    }
+
+    fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
+        Ok([None, Some(self.0.backward(x, dy)?)])
+    }
+}
+
+impl Op2 for WithGate {
+    const NAME: &'static str = "linear, gate, residual";
+
+    fn forward<T: Real>(&self, residual: &[T], x: &[T], dims: [&[usize]; 2]) -> Result<Vec<T>> {
+        let (bias, modulation) = (self.linear.bias::<T>()?, read::<T>(&self.gate.modulation.value)?);
+        check_residual(&self.linear, dims)?;
+        let mut sums = self.sums.room::<T>(residual.len());
+        let tail = BiasGate { bias: &bias, residual, gate: &self.gate, modulation: &modulation };
+        let y = self.linear.product(x, dims[1], &mut sums, &tail)?;
+        self.sums.keep(sums);
+        Ok(y)
+    }
+
+    fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
+        let d_sums = self.gate.backward(self.sums.get::<T>()?, dy)?;
+        Ok([None, Some(self.linear.backward(x, &d_sums)?)])
+    }
+}
+
+/// The residual is as large as the layer's output.
+fn check_residual(linear: &Linear, [residual, x]: [&[usize]; 2]) -> Result<()> {
+    let out = linear.weight.value.dims()[0];
+    if residual != [x[0], out] {
+        candle_core::bail!("{}: a residual [{}, {out}] wanted, got {residual:?}", linear.weight.name, x[0])
+    }
+    Ok(())
 }

@@ -1,18 +1,18 @@
 //! The number types ops are written for, and the few functions of one number that they need fast.
 
 use super::custom::Stored;
+use super::products::Products;
 
 /// f32, or f64 for checks.
-pub trait Real: Stored + num_traits::Float + std::ops::AddAssign + std::iter::Sum + Send + Sync + 'static {
+pub trait Real:
+    Stored + Products + num_traits::Float + std::ops::AddAssign + std::iter::Sum + Send + Sync + 'static
+{
     /// A constant.
     fn of(x: f64) -> Self;
 
     /// exp(x). For f32 a polynomial without branches, so that loops over it vectorise: within 2 units in the last place
     /// for results that are normal numbers; below that 0.
     fn fast_exp(self) -> Self;
-
-    /// The nearest bf16 (f32 only; f64 stays as it is).
-    fn round_bf16(self) -> Self;
 }
 
 impl Real for f32 {
@@ -37,11 +37,6 @@ impl Real for f32 {
         let two_n = f32::from_bits(shifted.to_bits().wrapping_shl(23).wrapping_add(127 << 23));
         if self < -87.33 { 0.0 } else { p * two_n }
     }
-
-    #[inline(always)]
-    fn round_bf16(self) -> Self {
-        half::bf16::from_f32(self).to_f32()
-    }
 }
 
 impl Real for f64 {
@@ -53,11 +48,6 @@ impl Real for f64 {
     #[inline(always)]
     fn fast_exp(self) -> Self {
         self.exp()
-    }
-
-    #[inline(always)]
-    fn round_bf16(self) -> Self {
-        self
     }
 }
 

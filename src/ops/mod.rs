@@ -1,12 +1,13 @@
-//! Differentiable fused ops, what holds their weights ([`Param`]) and their vector-Jacobian product ([`vjp`]).
+//! Differentiable fused ops, what holds their weights ([`Param`]) and the [`Tape`] that differentiates them.
 //!
-//! Candle's autograd runs inside one tile of tokens. The ops here are Candle custom ops written once for f32 and f64. An op
-//! that owns a weight adds the weight's gradient straight into the [`Param`]'s buffer during backward and returns only the
-//! gradient of its activation; so no graph holds a parameter, and none outlives a tile. Each op stands beside a form made of
-//! Candle's own differentiable ops in [`plain`], against which the tests compare it.
+//! A tape lives for one tile of tokens. The ops here are Candle custom ops written once for f32 and f64. An op that owns a
+//! weight adds the weight's gradient straight into the [`Param`]'s buffer during backward and returns only the gradient of its
+//! activation; so no tape holds a parameter, and none outlives a tile. Each op stands beside a form made of Candle's own
+//! differentiable ops in [`plain`], against which the tests compare it.
 //!
 //! Nothing here knows of ranks, models or files.
 
+mod cast;
 pub mod cpu;
 mod custom;
 mod elementwise;
@@ -17,22 +18,21 @@ mod math;
 mod norm;
 mod param;
 pub mod plain;
+mod products;
 mod residual;
 mod rope;
-mod vjp;
+mod tape;
 
+pub use cast::cast;
 pub(crate) use custom::{Custom, Op1};
 pub use custom::{Stored, Values, read, write};
-pub use elementwise::{add_assign, row_dot, silu, sum_columns};
-pub use gelu::gelu;
-pub use gemm::{Matrix, gemm};
-pub use linear::Linear;
+pub use elementwise::{add, add_assign, row_dot, silu, sum_columns};
+pub use linear::{Held, Linear};
 pub use math::Real;
-pub use norm::{Affine, layer_norm, rms_norm};
+pub use norm::{Affine, layer_norm, rms_norm, rms_rope};
 pub use param::Param;
-pub use residual::gate_residual;
-pub use rope::{Rope, rope};
-pub use vjp::vjp;
+pub use rope::Rope;
+pub use tape::Tape;
 
 /// Which sample a tile's rows belong to: row i of the tile is row `start + i` of `[B, tokens]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

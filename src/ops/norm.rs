@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::custom::{Custom, Op1, Values, read};
 use super::elementwise::CHUNK;
-use super::{Param, Real, Rows};
+use super::{Param, Real, Rope, Rows, Tape};
 
 /// What follows the normalisation of a row: y = xhat * a + b.
 #[derive(Clone, Debug)]
@@ -22,13 +22,18 @@ pub enum Affine {
 
 /// (x - mean) / sqrt(variance + eps) of each row of `x` `[n, D]`, then `affine`. Differentiable in x; gradients of the affine's
 /// parameters are added to them.
-pub fn layer_norm(x: &Tensor, affine: Affine, eps: f64) -> Result<Tensor> {
-    x.apply_op1(Custom(LayerNorm { affine, eps }))
+pub fn layer_norm(tape: &Tape, x: &Tensor, affine: Affine, eps: f64) -> Result<Tensor> {
+    tape.one(x, Custom(LayerNorm { affine, eps }))
 }
 
 /// x / sqrt(mean(x^2) + eps) * weight of each row of `x` `[n, D]` (arXiv 1910.07467).
-pub fn rms_norm(x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
-    x.apply_op1(Custom(RmsNorm { weight: weight.clone(), eps }))
+pub fn rms_norm(tape: &Tape, x: &Tensor, weight: &Param, eps: f64) -> Result<Tensor> {
+    tape.one(x, Custom(RmsNorm { weight: weight.clone(), eps, turn: None }))
+}
+
+/// [`rms_norm`], whose heads are then turned by their rows' positions ([`Rope`]), in one pass.
+pub fn rms_rope(tape: &Tape, x: &Tensor, weight: &Param, eps: f64, rope: &Rope, rows: Rows) -> Result<Tensor> {
+    tape.one(x, Custom(RmsNorm { weight: weight.clone(), eps, turn: Some((rope.clone(), rows)) }))
 }
 
 struct LayerNorm {
@@ -103,7 +108,7 @@ impl Op1 for LayerNorm {
         let width = dims[1];
         let (locked, rows, eps) = (self.lock::<T>()?, self.rows(), T::of(self.eps));
         let mut y = x.to_vec();
-        y.par_chunks_mut(width).enumerate().for_each(|(i, row)| {
+        y.par_chunks_mut(width).with_min_len(8).enumerate().for_each(|(i, row)| {
             forward_row(row, locked.row((rows.start + i) / rows.tokens, width), eps);
         });
         Ok(y)
@@ -112,23 +117,27 @@ impl Op1 for LayerNorm {
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], dims: &[usize]) -> Result<Vec<T>> {
         let (n, width) = (dims[0], dims[1]);
         let (locked, eps) = (self.lock::<T>()?, T::of(self.eps));
-        let runs = self.rows().runs(n, CHUNK);
-        let parts: Vec<(usize, Vec<T>, Vec<T>, Vec<T>)> = runs
+        let mut dx = dy.to_vec();
+        let mut left = &mut dx[..];
+        let mut runs = vec![];
+        for (sample, first, count) in self.rows().runs(n, CHUNK) {
+            let (run, rest) = left.split_at_mut(count * width);
+            runs.push((sample, first, run));
+            left = rest;
+        }
+        let parts: Vec<(usize, Vec<T>, Vec<T>)> = runs
             .into_par_iter()
-            .map(|(sample, first, count)| {
-                let run = first * width..(first + count) * width;
+            .map(|(sample, first, dx)| {
                 let (mut da, mut db) = (vec![T::zero(); width], vec![T::zero(); width]);
-                let mut dx = dy[run.clone()].to_vec();
-                for (dx, x) in dx.chunks_exact_mut(width).zip(x[run].chunks_exact(width)) {
+                let x = x[first * width..].chunks_exact(width);
+                for (dx, x) in dx.chunks_exact_mut(width).zip(x) {
                     backward_row(dx, x, locked.row(sample, width), eps, &mut da, &mut db);
                 }
-                (sample, dx, da, db)
+                (sample, da, db)
             })
             .collect();
         drop(locked);
-        let mut dx = Vec::with_capacity(x.len());
-        for (sample, run, da, db) in parts {
-            dx.extend_from_slice(&run);
+        for (sample, da, db) in parts {
             self.add(sample, width, &da, &db)?;
         }
         Ok(dx)
@@ -201,6 +210,17 @@ fn backward_row<T: Real>(dx: &mut [T], x: &[T], affine: Option<(T, &[T], &[T])>,
 struct RmsNorm {
     weight: Param,
     eps: f64,
+    turn: Option<(Rope, Rows)>,
+}
+
+impl RmsNorm {
+    /// Turns row `i` of the tile, if rows are turned.
+    fn turn<T: Real>(&self, row: &mut [T], i: usize, angles: &mut (Vec<T>, Vec<T>), back: bool) {
+        if let Some((rope, rows)) = &self.turn {
+            rope.angles((rows.start + i) % rows.tokens, angles);
+            turn_row(rope, row, angles, back);
+        }
+    }
 }
 
 impl Op1 for RmsNorm {
@@ -211,7 +231,10 @@ impl Op1 for RmsNorm {
         let weight: &[T] = &weight;
         let eps = T::of(self.eps);
         let mut y = x.to_vec();
-        y.par_chunks_mut(dims[1]).for_each(|row| rms_forward_row(row, weight, eps));
+        y.par_chunks_mut(dims[1]).with_min_len(8).enumerate().for_each_init(Default::default, |angles, (i, row)| {
+            rms_forward_row(row, weight, eps);
+            self.turn(row, i, angles, false);
+        });
         Ok(y)
     }
 
@@ -224,9 +247,11 @@ impl Op1 for RmsNorm {
             let eps = T::of(self.eps);
             dx.par_chunks_mut(CHUNK * width)
                 .zip(x.par_chunks(CHUNK * width))
-                .map(|(dx, x)| {
-                    let mut dw = vec![T::zero(); width];
-                    for (dx, x) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                .enumerate()
+                .map(|(chunk, (dx, x))| {
+                    let (mut dw, mut angles) = (vec![T::zero(); width], Default::default());
+                    for (i, (dx, x)) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
+                        self.turn(dx, chunk * CHUNK + i, &mut angles, true);
                         rms_backward_row(dx, x, weight, eps, &mut dw);
                     }
                     dw
@@ -238,6 +263,11 @@ impl Op1 for RmsNorm {
         }
         Ok(dx)
     }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn turn_row<T: Real>(rope: &Rope, row: &mut [T], angles: &(Vec<T>, Vec<T>), back: bool) {
+    rope.turn(row, angles, back);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]

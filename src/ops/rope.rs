@@ -2,14 +2,11 @@
 //!
 //! Pairs of neighbouring features (2i, 2i + 1) of each head are turned by an angle that depends on the token's position. Of the
 //! d / 2 pairs of a head the first belong to time, then height, then width: height and width have 2 (d / 6) features each, time
-//! the rest. Angles are position * theta^(-2i / axis features), computed in f64.
+//! the rest. Angles are position * theta^(-2i / axis features), computed in f64. The op is [`rms_rope`](super::rms_rope).
 
-use candle_core::{Result, Tensor};
-use rayon::prelude::*;
 use std::sync::Arc;
 
-use super::custom::{Custom, Op1};
-use super::{Real, Rows};
+use super::Real;
 
 /// Cosines and sines for every position of each axis of a grid, and the token range of this rank.
 #[derive(Clone, Debug)]
@@ -40,51 +37,31 @@ impl Rope {
         Self { axes: Arc::new([axis(0), axis(1), axis(2)]), grid, first, d }
     }
 
-    /// (cos, sin) of every pair of a head, for this rank's token `local`.
-    fn pairs<T: Real>(&self, local: usize, out: &mut Vec<(T, T)>) {
+    /// Cosines and sines by which the features of a head are turned, for this rank's token `local`: feature j becomes
+    /// x[j] cos[j] + x[its pair's other] sin[j].
+    pub(super) fn angles<T: Real>(&self, local: usize, (cosines, sines): &mut (Vec<T>, Vec<T>)) {
         let token = self.first + local;
         let [_, height, width] = self.grid;
         let position = [token / (height * width), token / width % height, token % width];
-        out.clear();
+        cosines.clear();
+        sines.clear();
         for (axis, at) in self.axes.iter().zip(position) {
-            out.extend(axis[at].iter().map(|&(c, s)| (T::of(c), T::of(s))));
+            for &(c, s) in &axis[at] {
+                cosines.extend([T::of(c); 2]);
+                sines.extend([T::of(-s), T::of(s)]);
+            }
         }
     }
 
-    /// Turns every head of every row of `x` `[n, heads * d]`; by the negative angle if `back`.
-    fn turn<T: Real>(&self, x: &[T], width: usize, rows: Rows, back: bool) -> Vec<T> {
-        let mut y = x.to_vec();
-        y.par_chunks_mut(width).enumerate().for_each_init(Vec::new, |pairs, (i, row)| {
-            self.pairs::<T>((rows.start + i) % rows.tokens, pairs);
-            for head in row.chunks_exact_mut(self.d) {
-                for (x, &(cos, sin)) in head.chunks_exact_mut(2).zip(pairs.iter()) {
-                    let sin = if back { -sin } else { sin };
-                    (x[0], x[1]) = (x[0] * cos - x[1] * sin, x[0] * sin + x[1] * cos);
-                }
+    /// Turns every head of a row, by the negative angles if `back`.
+    #[inline(always)]
+    pub(super) fn turn<T: Real>(&self, row: &mut [T], (cosines, sines): &(Vec<T>, Vec<T>), back: bool) {
+        let sign = if back { -T::one() } else { T::one() };
+        for head in row.chunks_exact_mut(self.d) {
+            let pairs = head.chunks_exact_mut(2).zip(cosines.chunks_exact(2).zip(sines.chunks_exact(2)));
+            for (x, (c, s)) in pairs {
+                (x[0], x[1]) = (x[0] * c[0] + x[1] * s[0] * sign, x[1] * c[1] + x[0] * s[1] * sign);
             }
-        });
-        y
-    }
-}
-
-/// Turns the heads of `x` `[n, H * d]` by their rows' positions. Differentiable: the gradient is turned back.
-pub fn rope(x: &Tensor, rope: &Rope, rows: Rows) -> Result<Tensor> {
-    x.apply_op1(Custom(Turn { rope: rope.clone(), rows }))
-}
-
-struct Turn {
-    rope: Rope,
-    rows: Rows,
-}
-
-impl Op1 for Turn {
-    const NAME: &'static str = "rope";
-
-    fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Result<Vec<T>> {
-        Ok(self.rope.turn(x, dims[1], self.rows, false))
-    }
-
-    fn backward<T: Real>(&self, _: &[T], _: &[T], dy: &[T], dims: &[usize]) -> Result<Vec<T>> {
-        Ok(self.rope.turn(dy, dims[1], self.rows, true))
+        }
     }
 }

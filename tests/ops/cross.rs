@@ -1,9 +1,9 @@
 //! Cross-attention of a tile's queries, of several samples, to their own sample's text.
 
 use super::{Op, RUNS, SAMPLES, close, normal, values};
-use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_core::{D, DType, Device, Result, Tensor};
 use longreel::model::cross_attention;
-use longreel::ops::{Param, Rows, vjp};
+use longreel::ops::{Param, Rows, Tape};
 
 /// softmax(q kᵀ / sqrt(d)) v with every row attending to the text of all samples and all but its own masked out.
 fn plain(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, at: Rows) -> Result<Tensor> {
@@ -34,7 +34,7 @@ fn queries_attend_to_their_own_samples_text() {
                 name: format!("cross-attention [{n}, {heads} x {d}] from row {start} to {length} words"),
                 inputs: vec![normal(1, (n, width))],
                 params: vec![normal(2, (SAMPLES, length, width)), normal(3, (SAMPLES, length, width))],
-                fused: &|x, p| cross_attention(&x[0], &p[0], &p[1], heads, at, false),
+                fused: &|t, x, p| cross_attention(t, &x[0], &p[0], &p[1], heads, at, false),
                 plain: &|x, p| plain(&x[0], &p[0], &p[1], heads, at),
             }
             .check();
@@ -47,11 +47,11 @@ fn queries_attend_to_their_own_samples_text() {
 fn one_word_is_all_there_is() {
     let (k, v) = (normal(2, (2, 1, 24)), normal(3, (2, 1, 24)));
     let [k, v] = [k, v].map(|t| Param::leaf("text", t).unwrap());
-    let q = Var::from_tensor(&normal(1, (5, 24))).unwrap();
-    let o = cross_attention(&q, &k, &v, 3, Rows { start: 3, tokens: 5 }, false).unwrap();
+    let (tape, q) = (Tape::recording(), normal(1, (5, 24)));
+    let o = cross_attention(&tape, &q, &k, &v, 3, Rows { start: 3, tokens: 5 }, false).unwrap();
     let sample = [0, 0, 1, 1, 1].map(|s| v.value.get(s).unwrap());
     close("output", &o, &Tensor::cat(&sample, 0).unwrap(), 1e-15);
-    let dq = vjp(&[(&o, &o.ones_like().unwrap())], &[&q]).unwrap().remove(0);
+    let dq = tape.backward(&[(&o, &o.ones_like().unwrap())], &[&q]).unwrap().remove(0);
     assert!(values(&dq).iter().chain(&values(&k.grad)).all(|g| g.abs() < 1e-14));
     assert_eq!(values(&v.grad), [[2.0; 24], [3.0; 24]].concat());
 }
@@ -63,9 +63,9 @@ fn bf16_rounds_its_operands() {
     let tensors = [normal(1, (n, 40)), normal(2, (SAMPLES, 7, 40)), normal(3, (SAMPLES, 7, 40))];
     let run = |dtype: DType, bf16: bool| -> Vec<Tensor> {
         let [q, k, v] = tensors.each_ref().map(|t| t.to_dtype(dtype).unwrap());
-        let (q, [k, v]) = (Var::from_tensor(&q).unwrap(), [k, v].map(|t| Param::leaf("text", t).unwrap()));
-        let o = cross_attention(&q, &k, &v, heads, at, bf16).unwrap();
-        let dq = vjp(&[(&o, &normal(4, (n, 40)).to_dtype(dtype).unwrap())], &[&q]).unwrap().remove(0);
+        let (tape, [k, v]) = (Tape::recording(), [k, v].map(|t| Param::leaf("text", t).unwrap()));
+        let o = cross_attention(&tape, &q, &k, &v, heads, at, bf16).unwrap();
+        let dq = tape.backward(&[(&o, &normal(4, (n, 40)).to_dtype(dtype).unwrap())], &[&q]).unwrap().remove(0);
         vec![o, dq, k.grad, v.grad]
     };
     for (got, want) in run(DType::F32, true).iter().zip(run(DType::F64, false)) {

@@ -1,28 +1,28 @@
-//! GELU and SiLU, and the small helpers over rows: row_dot, sum_columns, add_assign, read and write.
+//! SiLU, casts, and the small helpers over rows: row_dot, sum_columns, add_assign, read and write.
 
 use super::{Op, RUNS, WIDTHS, close, normal, values};
 use candle_core::{DType, Device, Tensor};
-use longreel::ops::{add_assign, gelu, plain, read, row_dot, silu, sum_columns, write};
+use longreel::ops::{Linear, Param, Tape, add, add_assign, cast, read, row_dot, silu, sum_columns, write};
 
 #[test]
-fn gelu_and_silu() {
+fn silu_and_add() {
     for (n, ..) in RUNS {
         for width in WIDTHS {
             let x = (normal(1, (n, width)) * 2.0).unwrap();
             Op {
-                name: format!("gelu [{n}, {width}]"),
+                name: format!("silu [{n}, {width}]"),
                 inputs: vec![x.clone()],
                 params: vec![],
-                fused: &|x, _| gelu(&x[0]),
-                plain: &|x, _| plain::gelu(&x[0]),
+                fused: &|t, x, _| silu(t, &x[0]),
+                plain: &|x, _| &x[0] * ((x[0].neg()?.exp()? + 1.0)?.recip()?),
             }
             .check();
             Op {
-                name: format!("silu [{n}, {width}]"),
-                inputs: vec![x],
+                name: format!("x + silu(z) [{n}, {width}]"),
+                inputs: vec![x, normal(2, (n, width))],
                 params: vec![],
-                fused: &|x, _| silu(&x[0]),
-                plain: &|x, _| &x[0] * ((x[0].neg()?.exp()? + 1.0)?.recip()?),
+                fused: &|t, x, _| add(t, &x[0], &silu(t, &x[1])?),
+                plain: &|x, _| &x[0] + (&x[1] * ((x[1].neg()?.exp()? + 1.0)?.recip()?))?,
             }
             .check();
         }
@@ -32,13 +32,20 @@ fn gelu_and_silu() {
 /// Where an exponential overflows, both are x or 0, and their slopes 1 or 0.
 #[test]
 fn gelu_and_silu_far_from_zero() {
-    for (name, op) in [("gelu", gelu as fn(&Tensor) -> candle_core::Result<Tensor>), ("silu", silu)] {
+    // GELU comes with a linear layer: here one that changes nothing.
+    fn gelu(tape: &Tape, x: &Tensor) -> candle_core::Result<Tensor> {
+        let one = Tensor::new(&[[1f64, 0.0], [0.0, 1.0]], &Device::Cpu)?.to_dtype(x.dtype())?;
+        let [weight, bias] = [one.clone(), one.zeros_like()?.get(0)?].map(|t| Param::leaf("one", t));
+        Linear::new(weight?, bias?, false).gelu(tape, x)
+    }
+    type Function = fn(&Tape, &Tensor) -> candle_core::Result<Tensor>;
+    for (name, op) in [("gelu", gelu as Function), ("silu", silu)] {
         for dtype in [DType::F32, DType::F64] {
             for x in [20.0, 100.0, 1000.0, 1e4] {
                 let x = Tensor::new(&[[x, -x]], &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
-                let var = candle_core::Var::from_tensor(&x).unwrap();
-                let y = op(&var).unwrap();
-                let slope = longreel::ops::vjp(&[(&y, &x.ones_like().unwrap())], &[&var]).unwrap().remove(0);
+                let tape = Tape::recording();
+                let y = op(&tape, &x).unwrap();
+                let slope = tape.backward(&[(&y, &x.ones_like().unwrap())], &[&x]).unwrap().remove(0);
                 let (x, y, slope) = (values(&x), values(&y), values(&slope));
                 for (got, want) in [(y[0], x[0]), (y[1], 0.0), (slope[0], 1.0), (slope[1], 0.0)] {
                     // silu(-20) is -4e-8 and its slope there -4e-8
@@ -122,8 +129,8 @@ fn helpers_refuse_what_they_cannot_use() {
     assert!(write(&turned, |_: &mut [f64]| ()).unwrap_err().to_string().contains("not contiguous"));
     assert!(read::<f64>(&f32).is_err());
     assert!(write(&f32, |_: &mut [f64]| ()).unwrap_err().to_string().contains("F64 wanted, got F32"));
-    assert!(gelu(&turned).unwrap_err().to_string().contains("not contiguous"));
-    assert!(silu(&f32.to_dtype(DType::BF16).unwrap()).unwrap_err().to_string().contains("BF16"));
+    assert!(silu(&Tape::off(), &turned).unwrap_err().to_string().contains("not contiguous"));
+    assert!(silu(&Tape::off(), &f32.to_dtype(DType::BF16).unwrap()).unwrap_err().to_string().contains("BF16"));
 }
 
 /// A view is its part of the storage, for reading and for writing.
@@ -144,4 +151,27 @@ fn read_and_write_see_the_view_alone() {
     assert_eq!(values(&t)[..4], all[..4]);
     assert_eq!(values(&t)[4..16], [7.0; 12]);
     assert_eq!(values(&t)[16..], all[16..]);
+}
+
+/// Casts are Candle's own, bit for bit, ties and NaN included, and so are the gradients that come back.
+#[test]
+fn casts_round_to_the_nearest_bf16_and_back() {
+    let mut x: Vec<f32> = values(&normal(1, 40_000)).iter().map(|&v| v as f32).collect();
+    x.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX, 1e-40]);
+    let x = Tensor::from_vec(x, 40_008, &Device::Cpu).unwrap();
+    let tape = Tape::recording();
+    let y = cast(&tape, &x, DType::BF16).unwrap();
+    let want = x.to_dtype(DType::BF16).unwrap();
+    assert_eq!(y.dtype(), DType::BF16);
+    assert!(values(&y) == values(&want));
+    let dx = tape.backward(&[(&y, &want)], &[&x]).unwrap().remove(0);
+    assert_eq!(dx.dtype(), DType::F32);
+    assert!(values(&dx) == values(&want));
+    for bits in [0x7f80_0001u32, 0x7fff_ffff, 0xffff_ffff] {
+        let nan = Tensor::new(&[f32::from_bits(bits)], &Device::Cpu).unwrap();
+        assert!(values(&cast(&Tape::off(), &nan, DType::BF16).unwrap())[0].is_nan());
+    }
+    let same = cast(&Tape::recording(), &x, DType::F32).unwrap();
+    assert_eq!(same.id(), x.id());
+    assert!(cast(&Tape::off(), &x.to_dtype(DType::F64).unwrap(), DType::BF16).unwrap_err().to_string().contains("F64"));
 }

@@ -1,11 +1,18 @@
 //! The linear layer, in full precision and with operands rounded to bf16.
 
-use super::{Op, RUNS, WIDTHS, close, normal, values};
+use super::norm::gathered;
+use super::{Op, RUNS, SAMPLES, close, normal, values};
 use candle_core::{DType, Device, Tensor, Var};
-use longreel::ops::{Linear, Param, plain, vjp};
+use longreel::ops::cpu::Path;
+use longreel::ops::{Linear, Param, Rows, Tape, plain};
 
 fn layer(params: &[Param], bf16: bool) -> Linear {
-    Linear { weight: params[0].clone(), bias: params[1].clone(), bf16 }
+    Linear::new(params[0].clone(), params[1].clone(), bf16)
+}
+
+/// Every vector unit this CPU has.
+fn paths() -> impl Iterator<Item = Path> {
+    Path::ALL.into_iter().filter(|path| path.is_available())
 }
 
 #[test]
@@ -16,8 +23,45 @@ fn linear() {
                 name: format!("linear [{n}, {inner}] to {out}"),
                 inputs: vec![normal(1, (n, inner))],
                 params: vec![normal(2, (out, inner)), normal(3, out)],
-                fused: &|x, p| layer(p, false).forward(&x[0]),
+                fused: &|t, x, p| layer(p, false).forward(t, &x[0]),
                 plain: &|x, p| plain::linear(&x[0], &p[0], &p[1]),
+            }
+            .check();
+        }
+    }
+}
+
+#[test]
+fn linear_with_what_follows_it() {
+    for (n, start, tokens) in RUNS {
+        let at = Rows { start, tokens };
+        for (inner, out) in [(24, 40), (200, 7), (33, 1)] {
+            let (x, residual) = (normal(1, (n, inner)), normal(6, (n, out)));
+            // Small weights: sums stay where GELU's curve is gentle enough for finite differences.
+            let params = || vec![(normal(2, (out, inner)) * 0.05).unwrap(), normal(3, out)];
+            Op {
+                name: format!("linear and gelu [{n}, {inner}] to {out}"),
+                inputs: vec![x.clone()],
+                params: params(),
+                fused: &|t, x, p| layer(p, false).gelu(t, &x[0]),
+                plain: &|x, p| plain::gelu(&plain::linear(&x[0], &p[0], &p[1])?),
+            }
+            .check();
+            Op {
+                name: format!("linear and residual [{n}, {inner}] to {out}"),
+                inputs: vec![residual.clone(), x.clone()],
+                params: params(),
+                fused: &|t, x, p| layer(p, false).add_to(t, &x[0], &x[1]),
+                plain: &|x, p| &x[0] + plain::linear(&x[1], &p[0], &p[1])?,
+            }
+            .check();
+            let (k, index) = (3, 1);
+            Op {
+                name: format!("linear and gated residual [{n}, {inner}] to {out} from row {start}"),
+                inputs: vec![residual.clone(), x.clone()],
+                params: [params(), vec![normal(4, (SAMPLES, k, out))]].concat(),
+                fused: &|t, x, p| layer(p, false).gate_to(t, &x[0], &x[1], (&p[2], index), at),
+                plain: &|x, p| &x[0] + (plain::linear(&x[1], &p[0], &p[1])? * gathered(&p[2], index, n, at)?)?,
             }
             .check();
         }
@@ -29,11 +73,13 @@ fn linear() {
 fn accumulate_gives_the_weight_gradients_of_backward() {
     for bf16 in [false, true] {
         let f32 = |t: Tensor| t.to_dtype(DType::F32).unwrap();
-        let (x, dy) = (Var::from_tensor(&f32(normal(1, (33, 40)))).unwrap(), f32(normal(2, (33, 24))));
+        let (x, dy) = (f32(normal(1, (33, 40))), f32(normal(2, (33, 24))));
         let make =
             || layer(&[f32(normal(3, (24, 40))), f32(normal(4, 24))].map(|t| Param::leaf("p", t).unwrap()), bf16);
         let (a, b) = (make(), make());
-        vjp(&[(&a.forward(&x).unwrap(), &dy)], &[&x]).unwrap();
+        let tape = Tape::recording();
+        let y = a.forward(&tape, &x).unwrap();
+        tape.backward(&[(&y, &dy)], &[&x]).unwrap();
         b.accumulate(&x, &dy).unwrap();
         for (a, b) in [(&a.weight, &b.weight), (&a.bias, &b.bias)] {
             assert!(values(&a.grad).iter().any(|&g| g != 0.0));
@@ -42,28 +88,49 @@ fn accumulate_gives_the_weight_gradients_of_backward() {
     }
 }
 
-/// With bf16, each of the three products is that of rounded operands with an f32 sum, and the bias gradient is not
-/// rounded.
+/// On every unit, in f32 and bf16, each of the three products is that of the (rounded) operands with an f32 sum, and the bias
+/// gradient is not rounded. Sizes around the tiles' 6 rows, the panels' 48 and 64 lanes, the tasks' 96 rows, and the runs of
+/// 96 words of a contraction; the weight's gradient is added to what is there.
 #[test]
-fn bf16_is_the_product_of_rounded_operands() {
-    let round = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F64).unwrap();
-    for n in [1, 7, 33, 150] {
-        for width in WIDTHS {
-            let out = 40;
-            let [x, w, b, dy] = [normal(1, (n, width)), normal(2, (out, width)), normal(3, out), normal(4, (n, out))];
-            let f32 = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
-            let l = layer(&[&w, &b].map(|t| Param::leaf("p", f32(t)).unwrap()), true);
-            let input = Var::from_tensor(&f32(&x)).unwrap();
-            let y = l.forward(&input).unwrap();
-            let dx = vjp(&[(&y, &f32(&dy))], &[&input]).unwrap().remove(0);
-
-            let (rx, rw, rdy) = (round(&x), round(&w), round(&dy));
-            close("output", &y, &plain::linear(&rx, &rw, &b).unwrap(), 1e-6);
-            close("input's gradient", &dx, &rdy.matmul(&rw).unwrap(), 1e-6);
-            close("weight's gradient", &l.weight.grad, &rdy.t().unwrap().matmul(&rx).unwrap(), 1e-6);
-            close("bias' gradient", &l.bias.grad, &dy.sum(0).unwrap(), 1e-6);
+fn every_unit_multiplies_operands_of_any_size() {
+    let sizes = [(1, 1, 1), (7, 24, 40), (33, 200, 40), (150, 40, 200), (6, 64, 48), (97, 385, 65), (203, 97, 130)];
+    for (n, width, out) in sizes {
+        let [x, w, b, dy] = [normal(1, (n, width)), normal(2, (out, width)), normal(3, out), normal(4, (n, out))];
+        let f32 = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
+        for bf16 in [false, true] {
+            // By way of f32: from f64, Candle takes near ties for ties.
+            let round = |t: &Tensor| if bf16 { f32(t).to_dtype(DType::BF16).unwrap() } else { t.clone() };
+            let [rx, rw, rdy] = [&x, &w, &dy].map(|t| round(t).to_dtype(DType::F64).unwrap());
+            for path in paths() {
+                let what = |name: &str| format!("{path:?} bf16 {bf16} [{n}, {width}] to {out}: {name}");
+                let l = layer(&[&w, &b].map(|t| Param::leaf("p", f32(t)).unwrap()), bf16).on(path);
+                l.weight.accumulate(&f32(&w)).unwrap();
+                let (tape, input) = (Tape::recording(), f32(&x));
+                let y = l.forward(&tape, &input).unwrap();
+                let dx = tape.backward(&[(&y, &f32(&dy))], &[&input]).unwrap().remove(0);
+                close(&what("output"), &y, &plain::linear(&rx, &rw, &b).unwrap(), 2e-6);
+                close(&what("input's gradient"), &dx, &rdy.matmul(&rw).unwrap(), 2e-6);
+                let dw = (rdy.t().unwrap().contiguous().unwrap().matmul(&rx).unwrap() + &w).unwrap();
+                close(&what("weight's gradient"), &l.weight.grad, &dw, 2e-6);
+                close(&what("bias' gradient"), &l.bias.grad, &dy.sum(0).unwrap(), 2e-6);
+            }
         }
     }
+}
+
+/// While a layer is held its weights are packed once: a change is not seen before the guard is gone, by no clone.
+#[test]
+fn held_weights_stay_packed() {
+    let f32 = |t: Tensor| t.to_dtype(DType::F32).unwrap();
+    let l = layer(&[f32(normal(2, (40, 24))), f32(normal(3, 40))].map(|t| Param::leaf("p", t).unwrap()), false);
+    let x = f32(normal(1, (7, 24)));
+    let run = |l: &Linear| values(&l.forward(&Tape::off(), &x).unwrap());
+    let held = l.hold();
+    let first = run(&l);
+    longreel::ops::write(&l.weight.value, |w: &mut [f32]| w.fill(0.5)).unwrap();
+    assert!(run(&l) == first && run(&l.clone()) == first);
+    drop(held);
+    assert!(run(&l) != first);
 }
 
 /// The measure for a bf16 kernel: off from f64 by no more than twice what plain bf16 tensors are, and by more than f32
@@ -86,9 +153,9 @@ fn bf16_is_as_good_as_plain_bf16() {
     };
     let f32 = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
     let l = layer(&[&tensors[1], &tensors[2]].map(|t| Param::leaf("p", f32(t)).unwrap()), true);
-    let input = Var::from_tensor(&f32(&tensors[0])).unwrap();
-    let y = l.forward(&input).unwrap();
-    let dx = vjp(&[(&y, &f32(&dy))], &[&input]).unwrap().remove(0);
+    let (tape, input) = (Tape::recording(), f32(&tensors[0]));
+    let y = l.forward(&tape, &input).unwrap();
+    let dx = tape.backward(&[(&y, &f32(&dy))], &[&input]).unwrap().remove(0);
 
     let ours = [y, dx, l.weight.grad, l.bias.grad];
     for (i, ((ours, exact), theirs)) in ours.iter().zip(by_candle(DType::F64)).zip(by_candle(DType::BF16)).enumerate() {
@@ -105,7 +172,7 @@ fn bf16_is_as_good_as_plain_bf16() {
 fn f64_is_never_rounded() {
     let params = [normal(2, (7, 24)), normal(3, 7)].map(|t| Param::leaf("p", t).unwrap());
     let x = normal(1, (5, 24));
-    let [a, b] = [true, false].map(|bf16| values(&layer(&params, bf16).forward(&x).unwrap()));
+    let [a, b] = [true, false].map(|bf16| values(&layer(&params, bf16).forward(&Tape::off(), &x).unwrap()));
     assert_eq!(a, b);
 }
 
@@ -114,13 +181,13 @@ fn unusable_inputs_are_refused() {
     let params = [normal(2, (7, 24)), normal(3, 7)].map(|t| Param::leaf("proj.weight", t).unwrap());
     let l = layer(&params, false);
     let refused = |x: &Tensor, word: &str| {
-        let said = l.forward(x).unwrap_err().to_string();
+        let said = l.forward(&Tape::off(), x).unwrap_err().to_string();
         assert!(said.contains(word), "no {word:?} in: {said}");
     };
     refused(&normal(1, (5, 23)), "proj.weight: input [n, 24] wanted, got [5, 23]");
     refused(&normal(1, (24, 5)).t().unwrap(), "not contiguous");
     refused(&normal(1, (5, 24)).to_dtype(DType::BF16).unwrap(), "BF16");
     refused(&normal(1, (5, 24)).to_dtype(DType::F32).unwrap(), "F32"); // weights are f64
-    let empty = l.forward(&Tensor::zeros((0, 24), DType::F64, &Device::Cpu).unwrap()).unwrap();
+    let empty = l.forward(&Tape::off(), &Tensor::zeros((0, 24), DType::F64, &Device::Cpu).unwrap()).unwrap();
     assert_eq!(empty.dims(), [0, 7]);
 }

@@ -9,10 +9,10 @@ mod elementwise;
 mod linear;
 mod norm;
 mod rope;
-mod vjp;
+mod tape;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use longreel::ops::{Param, vjp};
+use longreel::ops::{Param, Tape};
 use longreel::rng::{Key, Purpose};
 
 /// (rows, where they start, tokens of a sample) on a batch of [`SAMPLES`]: one row, and runs that straddle two to four
@@ -49,7 +49,7 @@ pub fn close(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
 }
 
 /// A fused form: inputs and parameters to output.
-pub type Fused<'a> = &'a (dyn Fn(&[Tensor], &[Param]) -> Result<Tensor> + Sync);
+pub type Fused<'a> = &'a (dyn Fn(&Tape, &[Tensor], &[Param]) -> Result<Tensor> + Sync);
 /// A plain form: inputs and parameters to output.
 pub type Plain<'a> = &'a (dyn Fn(&[Tensor], &[Tensor]) -> Result<Tensor> + Sync);
 
@@ -79,14 +79,15 @@ impl Op<'_> {
 
     /// The fused form: the output, then the gradients of inputs and parameters, in `dtype`.
     fn run(&self, dtype: DType) -> Vec<Tensor> {
-        let inputs: Vec<Var> =
-            self.inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
+        let inputs: Vec<Tensor> = self.inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
         let params: Vec<Param> =
             self.params.iter().map(|t| Param::leaf("p", t.to_dtype(dtype).unwrap()).unwrap()).collect();
-        let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
-        let y = (self.fused)(&tensors, &params).unwrap();
-        let gradients = vjp(&[(&y, &self.cotangent(&y))], &inputs.iter().collect::<Vec<_>>()).unwrap();
-        let mut all = vec![y.detach()];
+        let tape = Tape::recording();
+        let y = (self.fused)(&tape, &inputs, &params).unwrap();
+        let gradients = tape.backward(&[(&y, &self.cotangent(&y))], &inputs.iter().collect::<Vec<_>>()).unwrap();
+        let unrecorded = (self.fused)(&Tape::off(), &inputs, &params).unwrap();
+        assert!(values(&y) == values(&unrecorded), "{}: another value without a tape", self.name);
+        let mut all = vec![y];
         all.extend(gradients);
         all.extend(params.iter().map(|p| p.grad.clone()));
         all
@@ -149,7 +150,7 @@ impl Op<'_> {
             tensors[which] = (base[which] + (moved * (H * step)).unwrap()).unwrap();
             let params = tensors.split_off(self.inputs.len());
             let params: Vec<Param> = params.into_iter().map(|t| Param::leaf("p", t).unwrap()).collect();
-            (self.fused)(&tensors, &params).unwrap()
+            (self.fused)(&Tape::off(), &tensors, &params).unwrap()
         };
         let [a, b, c, d] = [1.0, -1.0, 2.0, -2.0].map(|step| values(&output(step)));
         let cotangent = values(&self.cotangent(&output(0.0)));
@@ -159,12 +160,11 @@ impl Op<'_> {
 
     /// Parameters' gradients are added to what is there: the second backward doubles them.
     fn adds_gradients_up(&self) {
-        let inputs: Vec<Var> = self.inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-        let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
         let params: Vec<Param> = self.params.iter().map(|t| Param::leaf("p", t.clone()).unwrap()).collect();
         for _ in 0..2 {
-            let y = (self.fused)(&tensors, &params).unwrap();
-            vjp(&[(&y, &self.cotangent(&y))], &inputs.iter().collect::<Vec<_>>()).unwrap();
+            let tape = Tape::recording();
+            let y = (self.fused)(&tape, &self.inputs, &params).unwrap();
+            tape.backward(&[(&y, &self.cotangent(&y))], &[]).unwrap();
         }
         let once = self.run(DType::F64).split_off(1 + self.inputs.len());
         for (param, once) in params.iter().zip(once) {

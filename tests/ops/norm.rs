@@ -1,9 +1,8 @@
-//! LayerNorm with each affine, over rows of several samples, RMSNorm, and the gated residual with its rows of a
-//! modulation.
+//! LayerNorm with each affine, over rows of several samples, and RMSNorm.
 
 use super::{Op, RUNS, SAMPLES, WIDTHS, normal};
 use candle_core::{Device, Result, Tensor};
-use longreel::ops::{Affine, Rows, gate_residual, layer_norm, plain, rms_norm};
+use longreel::ops::{Affine, Rows, Tape, layer_norm, plain, rms_norm};
 
 /// Large enough to show in the result.
 const EPS: f64 = 1e-2;
@@ -14,7 +13,7 @@ fn rows(n: usize, width: usize) -> Tensor {
 }
 
 /// Row `index` of each token's sample, `[n, D]`, from a modulation `[B, k, D]`, with Candle's ops.
-fn gathered(modulation: &Tensor, index: usize, n: usize, rows: Rows) -> Result<Tensor> {
+pub fn gathered(modulation: &Tensor, index: usize, n: usize, rows: Rows) -> Result<Tensor> {
     let samples: Vec<u32> = (rows.start..rows.start + n).map(|row| (row / rows.tokens) as u32).collect();
     let samples = Tensor::from_vec(samples, n, &Device::Cpu)?;
     modulation.narrow(1, index, 1)?.squeeze(1)?.contiguous()?.index_select(&samples, 0)
@@ -28,7 +27,7 @@ fn layer_norm_alone_and_with_weights() {
                 name: format!("layer norm [{n}, {width}]"),
                 inputs: vec![rows(n, width)],
                 params: vec![],
-                fused: &|x, _| layer_norm(&x[0], Affine::None, EPS),
+                fused: &|t, x, _| layer_norm(t, &x[0], Affine::None, EPS),
                 plain: &|x, _| plain::layer_norm(&x[0], EPS),
             }
             .check();
@@ -36,7 +35,9 @@ fn layer_norm_alone_and_with_weights() {
                 name: format!("layer norm with weights [{n}, {width}]"),
                 inputs: vec![rows(n, width)],
                 params: vec![normal(2, width), normal(3, width)],
-                fused: &|x, p| layer_norm(&x[0], Affine::Weights { weight: p[0].clone(), bias: p[1].clone() }, EPS),
+                fused: &|t, x, p| {
+                    layer_norm(t, &x[0], Affine::Weights { weight: p[0].clone(), bias: p[1].clone() }, EPS)
+                },
                 plain: &|x, p| plain::layer_norm(&x[0], EPS)?.broadcast_mul(&p[0])?.broadcast_add(&p[1]),
             }
             .check();
@@ -53,8 +54,8 @@ fn layer_norm_with_a_modulation_of_several_samples() {
                 name: format!("modulated layer norm [{n}, {width}] from row {start}"),
                 inputs: vec![rows(n, width)],
                 params: vec![normal(2, (SAMPLES, k, width))],
-                fused: &|x, p| {
-                    layer_norm(&x[0], Affine::Modulation { modulation: p[0].clone(), shift, scale, rows: at }, EPS)
+                fused: &|t, x, p| {
+                    layer_norm(t, &x[0], Affine::Modulation { modulation: p[0].clone(), shift, scale, rows: at }, EPS)
                 },
                 plain: &|x, p| {
                     let scale = (gathered(&p[0], scale, n, at)? + 1.0)?;
@@ -74,7 +75,7 @@ fn rms_norm_of_rows() {
                 name: format!("rms norm [{n}, {width}]"),
                 inputs: vec![rows(n, width)],
                 params: vec![normal(2, width)],
-                fused: &|x, p| rms_norm(&x[0], &p[0], EPS),
+                fused: &|t, x, p| rms_norm(t, &x[0], &p[0], EPS),
                 plain: &|x, p| plain::rms_norm(&x[0], &p[0], EPS),
             }
             .check();
@@ -86,34 +87,9 @@ fn rms_norm_of_rows() {
 #[test]
 fn layer_norm_of_rows_far_from_zero_in_f32() {
     let x = (normal(1, (7, 200)) + 4096.0).unwrap().to_dtype(candle_core::DType::F32).unwrap(); // rounded here
-    let got = layer_norm(&x, Affine::None, 1e-6).unwrap();
+    let got = layer_norm(&Tape::off(), &x, Affine::None, 1e-6).unwrap();
     let want = plain::layer_norm(&x.to_dtype(candle_core::DType::F64).unwrap(), 1e-6).unwrap();
     super::close("layer norm", &got, &want, 1e-4); // the mean is good to 4096 * 2^-24; squares would be off by 1
-}
-
-#[test]
-fn gated_residual_of_several_samples() {
-    for (n, start, tokens) in RUNS {
-        let at = Rows { start, tokens };
-        for (width, k, index) in [(24, 6, 2), (40, 6, 5), (200, 1, 0)] {
-            Op {
-                name: format!("gated residual [{n}, {width}] from row {start}"),
-                inputs: vec![rows(n, width), normal(4, (n, width))],
-                params: vec![normal(2, (SAMPLES, k, width))],
-                fused: &|x, p| gate_residual(&x[0], &x[1], &p[0], index, at),
-                plain: &|x, p| &x[0] + (&x[1] * gathered(&p[0], index, n, at)?)?,
-            }
-            .check();
-        }
-    }
-}
-
-#[test]
-fn a_residual_of_another_shape_is_refused() {
-    let gate = longreel::ops::Param::leaf("modulation", normal(2, (1, 6, 24))).unwrap();
-    let at = Rows { start: 0, tokens: 9 };
-    let said = gate_residual(&normal(1, (5, 24)), &normal(3, (4, 24)), &gate, 2, at).unwrap_err().to_string();
-    assert!(said.contains("[5, 24]") && said.contains("[4, 24]"), "{said}");
 }
 
 /// Runs cover the rows once, in order, each within one sample and no longer than asked for.

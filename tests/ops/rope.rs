@@ -1,11 +1,14 @@
-//! Rotary positions: uneven axes, shards that start anywhere, several samples, head widths that 6 does and does not
+//! Rotary positions, behind the RMSNorm that they share a pass with: uneven axes, shards that start anywhere, several samples, head widths that 6 does and does not
 //! divide.
 
 use super::{Op, close, normal, values};
 use candle_core::{Device, Tensor};
-use longreel::ops::{Rope, Rows, plain, rope};
+use longreel::ops::{Param, Rope, Rows, Tape, plain, rms_rope};
 
 const THETA: f64 = 10_000.0;
+
+/// Large enough to show in the result.
+const EPS: f64 = 1e-2;
 
 /// Features of a head for time, height and width, as Wan splits them, written out.
 fn split(d: usize) -> [usize; 3] {
@@ -56,9 +59,9 @@ fn rope_turns_pairs_by_the_angles_of_their_place() {
             Op {
                 name: format!("rope of heads of {d}, grid {grid:?} from token {first}, row {start}"),
                 inputs: vec![normal(1, (n, 3 * d))],
-                params: vec![],
-                fused: &|x, _| rope(&x[0], &turn, at),
-                plain: &|x, _| plain::rope(&x[0], &angles, 3),
+                params: vec![normal(2, 3 * d)],
+                fused: &|t, x, p| rms_rope(t, &x[0], &p[0], EPS, &turn, at),
+                plain: &|x, p| plain::rope(&plain::rms_norm(&x[0], &p[0], EPS)?, &angles, 3),
             }
             .check();
         }
@@ -70,8 +73,11 @@ fn rope_turns_pairs_by_the_angles_of_their_place() {
 fn products_depend_on_the_distance_alone() {
     let (grid, d) = ([5, 4, 6], 16);
     let token = |[t, h, w]: [usize; 3]| (t * grid[1] + h) * grid[2] + w;
-    let at =
-        |x: &Tensor, place| rope(x, &Rope::new(grid, token(place), d, THETA), Rows { start: 0, tokens: 1 }).unwrap();
+    let ones = Param::leaf("ones", Tensor::ones(d, candle_core::DType::F64, &Device::Cpu).unwrap()).unwrap();
+    let at = |x: &Tensor, place| {
+        let rope = Rope::new(grid, token(place), d, THETA);
+        rms_rope(&Tape::off(), x, &ones, EPS, &rope, Rows { start: 0, tokens: 1 }).unwrap()
+    };
     let (q, k) = (normal(1, (1, d)), normal(2, (1, d)));
     let product = |a, b| (at(&q, a) * at(&k, b)).unwrap().sum_all().unwrap();
     close("moved by (1, 2, 3)", &product([3, 3, 5], [1, 2, 4]), &product([2, 1, 2], [0, 0, 1]), 1e-13);

@@ -26,6 +26,7 @@ impl<const BF16: bool> Simd for Avx2<BF16> {
     type V = __m256;
     type W = __m256;
     const LANES: usize = 8;
+    const HALF: bool = BF16;
     const PAIR: usize = 1;
     const COLS: usize = 2;
 

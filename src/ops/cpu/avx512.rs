@@ -34,6 +34,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     type W = __m512;
     const LANES: usize = 16;
+    const HALF: bool = BF16;
     const PAIR: usize = 1;
     const COLS: usize = 4;
 

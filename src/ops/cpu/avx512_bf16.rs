@@ -12,6 +12,7 @@ impl Simd for Avx512Bf16 {
     type V = __m512;
     type W = __m512bh;
     const LANES: usize = 16;
+    const HALF: bool = true;
     const PAIR: usize = 2;
     const COLS: usize = 4;
 

@@ -1,7 +1,8 @@
 //! Vector units of the CPU and the matrix products on their registers, shared by attention and the linear layers.
 //!
 //! From below: [`simd`] says what a unit offers and `avx512_bf16`, `avx512`, `avx2` and `portable` offer it; [`tile`]
-//! multiplies packed panels on registers; [`scratch`] is their working memory. Code is written once for all units and runs on
+//! multiplies packed panels on registers; [`scratch`] is their working memory; [`panel`] packs matrices and [`product`] multiplies
+//! them whole. Code is written once for all units and runs on
 //! the one that [`Path`] names, so tests can hold each against a plain form.
 
 #[cfg(target_arch = "x86_64")]
@@ -11,7 +12,10 @@ pub(crate) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512_bf16;
 mod exp;
+pub(crate) mod pairs;
+pub(crate) mod panel;
 pub(crate) mod portable;
+pub(crate) mod product;
 pub(crate) mod scratch;
 pub(crate) mod simd;
 pub(crate) mod tile;
@@ -21,6 +25,8 @@ mod x86;
 /// The vector unit that the kernels run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
+    /// Plain Rust, any CPU; bf16 in pairs, as in `Avx512Bf16`, for tests of that layout.
+    Pairs,
     /// Plain Rust, any CPU.
     Portable,
     /// AVX2 and FMA.
@@ -32,8 +38,8 @@ pub enum Path {
 }
 
 impl Path {
-    /// All paths, from the plainest to the fastest.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    /// All paths, from the slowest to the fastest.
+    pub const ALL: [Self; 5] = [Self::Pairs, Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
 
     /// Whether this CPU can run the path.
     #[cfg(target_arch = "x86_64")]
@@ -41,7 +47,7 @@ impl Path {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
         let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
         match self {
-            Self::Portable => true,
+            Self::Pairs | Self::Portable => true,
             Self::Avx2 => avx2,
             Self::Avx512 => avx512,
             Self::Avx512Bf16 => {
@@ -53,7 +59,7 @@ impl Path {
     /// Whether this CPU can run the path.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn is_available(self) -> bool {
-        self == Self::Portable
+        matches!(self, Self::Pairs | Self::Portable)
     }
 
     /// The fastest path of this CPU.
@@ -79,6 +85,10 @@ macro_rules! with_unit {
             #[cfg(target_arch = "x86_64")]
             $crate::ops::cpu::Path::Avx2 => {
                 type $S = $crate::ops::cpu::avx2::Avx2<$bf16>;
+                $body
+            }
+            $crate::ops::cpu::Path::Pairs if $bf16 => {
+                type $S = $crate::ops::cpu::pairs::Pairs;
                 $body
             }
             _ => {

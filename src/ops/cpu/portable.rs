@@ -21,6 +21,7 @@ impl<const BF16: bool> Simd for Portable<BF16> {
     type V = V;
     type W = V;
     const LANES: usize = 4;
+    const HALF: bool = BF16;
     const PAIR: usize = 1;
     const COLS: usize = 2;
 

@@ -23,6 +23,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type W: Copy;
     /// f32 (or words) in a vector: at most 16, and [`WIDTH`] is an even number of vectors.
     const LANES: usize;
+    /// Whether words hold values rounded to bf16.
+    const HALF: bool;
     /// Elements in a word: 1 for f32, 2 for bf16 pairs.
     const PAIR: usize;
     /// Vectors a register tile is wide, so that tile rows * `COLS` accumulators fill the register file.

@@ -1,0 +1,65 @@
+//! Between f32 and bf16, threaded and vectorised, and differentiable: the gradient is cast back.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::Tape;
+use super::cpu::round_to_bf16;
+use super::custom::contiguous;
+
+const CHUNK: usize = 1 << 14;
+
+/// `x` in `dtype`; itself where it is so already. bf16 is the nearest, ties to even.
+pub fn cast(tape: &Tape, x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.dtype() == dtype { Ok(x.clone()) } else { tape.one(x, Cast(dtype)) }
+}
+
+struct Cast(DType);
+
+impl CustomOp1 for Cast {
+    fn name(&self) -> &'static str {
+        "cast"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let storage = match (storage, self.0) {
+            (CpuStorage::F32(x), DType::BF16) => {
+                let x = contiguous(x, layout, "cast")?;
+                let mut y = vec![bf16::ZERO; x.len()];
+                y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| narrow(y, x));
+                CpuStorage::BF16(y)
+            }
+            (CpuStorage::BF16(x), DType::F32) => {
+                let x = contiguous(x, layout, "cast")?;
+                let mut y = vec![0f32; x.len()];
+                y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| widen(y, x));
+                CpuStorage::F32(y)
+            }
+            (x, to) => bail!("cast: between f32 and bf16 only, not from {:?} to {to:?}", x.dtype()),
+        };
+        Ok((storage, Shape::from(layout.dims())))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(cast(&Tape::off(), &dy.contiguous()?, x.dtype())?))
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
+fn narrow(y: &mut [bf16], x: &[f32]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        // A NaN keeps its upper bits, and one of them set, since rounding could carry it away.
+        let bits = if x.is_nan() { x.to_bits() >> 16 | 0x40 } else { round_to_bf16(x).to_bits() >> 16 };
+        *y = bf16::from_bits(bits as u16);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
+fn widen(y: &mut [f32], x: &[bf16]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = f32::from_bits(u32::from(x.to_bits()) << 16);
+    }
+}

@@ -1,0 +1,263 @@
+//! Row-major f32 matrices to the packed words that [`super::tile`] multiplies.
+//!
+//! A word holds one f32 or, on units with pairs, two bf16 that are neighbours along the contracted dimension; units for bf16
+//! round on the way. Contractions are padded with a zero where pairs do not divide them. Three layouts serve all products of a
+//! linear layer:
+//! - [`across`]: `[columns / W][rows / PAIR][W]`, contraction over the matrix' rows, a lane a column;
+//! - [`along`]: `[rows / W][columns / PAIR][W]`, contraction over its columns, a lane a row;
+//! - [`Lines`]: `[rows][columns / PAIR]`, contraction over its columns, word after word.
+//!
+//! Attention packs strided heads of any element by its own functions (`attention::cpu::pack`).
+
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+use super::scratch::Scratch;
+use super::simd::{Kernel, Simd, WIDTH};
+use super::tile::{Left, ROWS};
+
+/// A row-major matrix of f32.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// `values` as `[rows, columns]`.
+    pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+        assert_eq!(values.len(), rows * columns, "a matrix of {rows} x {columns}");
+        Self { values, rows, columns }
+    }
+
+    fn row(&self, i: usize) -> &'a [f32] {
+        &self.values[i * self.columns..][..self.columns]
+    }
+}
+
+/// Lanes of a panel that is a left operand: whole register tiles, and whole vectors of any unit.
+pub(crate) const LEFT: usize = 8 * ROWS;
+
+/// Panels of `W` lanes, see the module.
+pub(crate) struct Panels {
+    words: Scratch,
+    /// Steps of the contraction.
+    pub steps: usize,
+    /// Lanes that hold something.
+    pub lanes: usize,
+    /// Words of a panel.
+    len: usize,
+}
+
+impl Panels {
+    fn new<S: Simd>(contraction: usize, lanes: usize, width: usize) -> Self {
+        let steps = contraction.div_ceil(S::PAIR);
+        let len = contraction.next_multiple_of(2) / S::PAIR * width; // room for rows that come in twos
+        Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, len }
+    }
+
+    /// The words of panel `i`.
+    pub fn panel(&self, i: usize) -> &[u32] {
+        &self.words[i * self.len..][..self.len]
+    }
+}
+
+/// Panels of `W` columns of `m`, contraction over its rows.
+pub(crate) fn across<S: Simd, const W: usize>(m: Matrix) -> Panels {
+    let mut panels = Panels::new::<S>(m.rows, m.columns, W);
+    let len = panels.len;
+    if len > 0 {
+        panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
+            // SAFETY: this unit was chosen for this CPU.
+            unsafe { S::run(Across::<W> { m, first: i * W, words }) }
+        });
+    }
+    panels
+}
+
+struct Across<'a, const W: usize> {
+    m: Matrix<'a>,
+    first: usize,
+    words: &'a mut [u32],
+}
+
+impl<const W: usize> Kernel for Across<'_, W> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { m, first, words } = self;
+        let count = W.min(m.columns - first);
+        let none = [0f32; W];
+        let mut ends = [[0f32; W]; 2]; // rows of a panel that is not full
+        for (i, words) in words.chunks_exact_mut(2 * W / S::PAIR).enumerate() {
+            let mut rows = [none.as_ptr(); 2];
+            for (r, (row, end)) in rows.iter_mut().zip(&mut ends).enumerate() {
+                if 2 * i + r < m.rows {
+                    let values = &m.row(2 * i + r)[first..first + count];
+                    *row = if count == W {
+                        values.as_ptr()
+                    } else {
+                        end[..count].copy_from_slice(values);
+                        end.as_ptr()
+                    };
+                }
+            }
+            for lane in (0..W).step_by(S::LANES) {
+                // SAFETY: both rows hold W values; the words have room for two rows, as pairs or one after the other.
+                unsafe {
+                    let (a, b) = (S::load(rows[0].add(lane)), S::load(rows[1].add(lane)));
+                    S::put_rows(words.as_mut_ptr().add(lane), W, a, b);
+                }
+            }
+        }
+    }
+}
+
+/// Panels of [`WIDTH`] rows of `m`, contraction over its columns.
+pub(crate) fn along<S: Simd>(m: Matrix) -> Panels {
+    let mut panels = Panels::new::<S>(m.columns, m.rows, WIDTH);
+    let len = panels.len;
+    if len > 0 {
+        panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
+            // SAFETY: this unit was chosen for this CPU.
+            unsafe { S::run(Along { m, first: i * WIDTH, words }) }
+        });
+    }
+    panels
+}
+
+struct Along<'a> {
+    m: Matrix<'a>,
+    first: usize,
+    words: &'a mut [u32],
+}
+
+impl Kernel for Along<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { m, first, words } = self;
+        let count = WIDTH.min(m.rows - first);
+        for lane in count..WIDTH {
+            words.iter_mut().skip(lane).step_by(WIDTH).for_each(|word| *word = 0);
+        }
+        // Runs of a few lines of the target at a time, so that a row's words meet lines that the row before has touched.
+        const RUN: usize = 64;
+        let mut line = [0u32; RUN + 32];
+        for start in (0..m.columns).step_by(RUN) {
+            let end = (start + RUN).min(m.columns);
+            for lane in 0..count {
+                let values = &m.row(first + lane)[start..end];
+                // SAFETY: a run and a vector's slack fit into the line.
+                unsafe { line_of_words::<S>(values, line.as_mut_ptr()) };
+                let words = words[start / S::PAIR * WIDTH + lane..].iter_mut().step_by(WIDTH);
+                words.zip(&line[..values.len().div_ceil(S::PAIR)]).for_each(|(word, &value)| *word = value);
+            }
+        }
+    }
+}
+
+/// Writes `values` as words, a pair's missing half being zero; up to two vectors beyond the end are written too.
+///
+/// # Safety
+/// The CPU has the unit's features; `to` holds the words rounded up to two vectors.
+#[inline(always)]
+unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
+    let both = 2 * S::LANES;
+    let whole = values.len() / both * both;
+    // SAFETY: reads end at `whole`; the last, partial group is copied to where two vectors can be read.
+    unsafe {
+        for at in (0..whole).step_by(both) {
+            let p = values.as_ptr().add(at);
+            S::put_row(to.add(at / S::PAIR), S::load(p), S::load(p.add(S::LANES)));
+        }
+        if whole < values.len() {
+            let mut end = [0f32; 32];
+            end[..values.len() - whole].copy_from_slice(&values[whole..]);
+            S::put_row(to.add(whole / S::PAIR), S::load(end.as_ptr()), S::load(end.as_ptr().add(S::LANES)));
+        }
+    }
+}
+
+/// A matrix word after word: the left operand of a contraction over its columns.
+pub(crate) struct Lines<'a> {
+    words: Words<'a>,
+    /// Words from one row to the next.
+    stride: usize,
+}
+
+enum Words<'a> {
+    Packed(Scratch),
+    /// f32 units read the matrix itself.
+    Own(&'a [u32]),
+}
+
+impl<'a> Lines<'a> {
+    pub fn new<S: Simd>(m: Matrix<'a>) -> Self {
+        if !S::HALF {
+            return Self { words: Words::Own(bytemuck::cast_slice(m.values)), stride: m.columns };
+        }
+        let stride = m.columns.next_multiple_of(2 * S::LANES) / S::PAIR; // whole vectors, since they are written in twos
+        let mut words = Scratch::take(m.rows * stride);
+        words.par_chunks_mut((stride * 16).max(1)).enumerate().for_each(|(i, words)| {
+            // SAFETY: this unit was chosen for this CPU.
+            unsafe { S::run(Rows { m, first: i * 16, stride, words }) }
+        });
+        Self { words: Words::Packed(words), stride }
+    }
+
+    fn words(&self) -> &[u32] {
+        match &self.words {
+            Words::Packed(words) => words,
+            Words::Own(words) => words,
+        }
+    }
+
+    /// `count` rows from `first` on, from step `step` on. Rows that fill up the last register tile are zeros.
+    pub fn block(&self, first: usize, count: usize) -> Block<'_> {
+        let words = &self.words()[first * self.stride..(first + count) * self.stride];
+        let words = if count.is_multiple_of(ROWS) {
+            Cow::Borrowed(words)
+        } else {
+            let mut padded = words.to_vec();
+            padded.resize(count.next_multiple_of(ROWS) * self.stride, 0);
+            Cow::Owned(padded)
+        };
+        Block { words, left: Left { words: std::ptr::null(), tile: ROWS * self.stride, row: self.stride, step: 1 } }
+    }
+}
+
+/// A run of a left operand's rows, whole register tiles of them.
+pub(crate) struct Block<'a> {
+    words: Cow<'a, [u32]>,
+    left: Left,
+}
+
+impl<'a> Block<'a> {
+    /// The lanes of one panel of [`LEFT`] as rows.
+    pub fn of_panel(words: &'a [u32]) -> Self {
+        let left = Left { words: std::ptr::null(), tile: ROWS, row: 1, step: LEFT };
+        Self { words: Cow::Borrowed(words), left }
+    }
+
+    /// The operand from step `step` on.
+    pub fn from_step(&self, step: usize) -> Left {
+        Left { words: self.words[step * self.left.step..].as_ptr(), ..self.left }
+    }
+}
+
+struct Rows<'a> {
+    m: Matrix<'a>,
+    first: usize,
+    stride: usize,
+    words: &'a mut [u32],
+}
+
+impl Kernel for Rows<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for (i, words) in self.words.chunks_exact_mut(self.stride).enumerate() {
+            // SAFETY: the stride is a row's words rounded up to two vectors.
+            unsafe { line_of_words::<S>(self.m.row(self.first + i), words.as_mut_ptr()) }
+        }
+    }
+}

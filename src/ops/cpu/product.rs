@@ -1,0 +1,137 @@
+//! Whole matrix products from packed operands: rows over threads, panels of columns, runs of the contraction that stay in
+//! cache, and a *tail* that turns sums into results while they are still there.
+//!
+//! Each element's sum is taken in one order whatever the threads, so results have the same bits for any number of them.
+
+use rayon::prelude::*;
+
+use super::panel::{Block, LEFT, Lines, Panels};
+use super::scratch::Scratch;
+use super::simd::{Kernel, Simd, WIDTH};
+use super::tile::{Out, ROWS, Right};
+
+/// Steps of the contraction taken at a time: with 64 columns, 24 KiB of the right operand, which stay in L1.
+const STEPS: usize = 96;
+
+/// Rows of a task: whole left panels.
+const BLOCK: usize = 2 * LEFT;
+
+/// The left operand of a product.
+pub(crate) enum Operand<'a> {
+    Lines(&'a Lines<'a>),
+    /// Of [`LEFT`] lanes.
+    Panels(&'a Panels),
+}
+
+/// What becomes of the sums.
+pub trait Tail<T>: Sync {
+    /// Turns the sums `out` of row `row` from column `column` on into results; `beside` is the same part of a second result, or
+    /// empty.
+    fn apply(&self, out: &mut [T], beside: &mut [T], row: usize, column: usize);
+}
+
+/// The sums are the result.
+impl<T> Tail<T> for () {
+    #[inline(always)]
+    fn apply(&self, _: &mut [T], _: &mut [T], _: usize, _: usize) {}
+}
+
+/// `out = tail(left right)`, or `out += left right` if `add` (then without a tail). `out` is row-major, as is `beside`, which
+/// is as large or empty.
+pub(crate) fn product<S: Simd, T: Tail<f32>>(
+    left: Operand,
+    right: &Panels,
+    out: &mut [f32],
+    beside: &mut [f32],
+    add: bool,
+    tail: &T,
+) {
+    let columns = right.lanes;
+    if columns == 0 || out.is_empty() {
+        return;
+    }
+    let len = BLOCK * columns;
+    // An empty second result has as many empty parts as there are blocks.
+    let parts: Vec<&mut [f32]> = match beside.is_empty() {
+        true => (0..out.len().div_ceil(len)).map(|_| &mut [][..]).collect(),
+        false => beside.chunks_mut(len).collect(),
+    };
+    out.par_chunks_mut(len).zip(parts).enumerate().with_max_len(1).for_each(|(i, (out, beside))| {
+        let rows = out.len() / columns;
+        let first = i * BLOCK;
+        let task = |block: &Block, out: &mut [f32], beside: &mut [f32], first: usize| {
+            // SAFETY: this unit was chosen for this CPU.
+            unsafe { S::run(Task { block, right, out, beside, first, add, tail }) }
+        };
+        match &left {
+            Operand::Lines(lines) => task(&lines.block(first, rows), out, beside, first),
+            Operand::Panels(panels) => {
+                for (p, out) in out.chunks_mut(LEFT * columns).enumerate() {
+                    let block = Block::of_panel(panels.panel(first / LEFT + p));
+                    let beside =
+                        if beside.is_empty() { &mut [] } else { &mut beside[p * LEFT * columns..][..out.len()] };
+                    task(&block, out, beside, first + p * LEFT);
+                }
+            }
+        }
+    });
+}
+
+/// A block of rows of the result.
+struct Task<'a, T> {
+    block: &'a Block<'a>,
+    right: &'a Panels,
+    out: &'a mut [f32],
+    beside: &'a mut [f32],
+    /// The result's row that is the block's first.
+    first: usize,
+    add: bool,
+    tail: &'a T,
+}
+
+impl<T: Tail<f32>> Kernel for Task<'_, T> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { block, right, out, beside, first, add, tail } = self;
+        let columns = right.lanes;
+        let rows = out.len() / columns;
+        let padded = rows.next_multiple_of(ROWS);
+        let mut aside: Option<Scratch> = None; // sums of a part that is not whole tiles and vectors
+        for (panel, column) in (0..columns).step_by(WIDTH).enumerate() {
+            let count = WIDTH.min(columns - column);
+            let words = right.panel(panel);
+            let direct = rows == padded && count.is_multiple_of(S::LANES);
+            let (values, stride, width) = if direct {
+                (out[column..].as_mut_ptr(), columns, count)
+            } else {
+                let aside = aside.get_or_insert_with(|| Scratch::take(BLOCK * WIDTH));
+                (aside.floats().as_mut_ptr(), WIDTH, count.next_multiple_of(16))
+            };
+            for step in (0..right.steps).step_by(STEPS) {
+                let steps = STEPS.min(right.steps - step);
+                let left = block.from_step(step);
+                let right = Right { words: words[step * WIDTH..].as_ptr(), step: WIDTH };
+                let add = step > 0 || (add && direct);
+                // SAFETY: the operands are as long as their steps say; out or the scratch holds `padded` rows of `width`.
+                unsafe { S::product(steps, left, right, Out { values, stride, rows: padded, width, add }) }
+            }
+            if let (false, Some(aside)) = (direct, &mut aside) {
+                for (row, sums) in out.chunks_exact_mut(columns).zip(aside.floats().chunks_exact(WIDTH)) {
+                    let row = &mut row[column..column + count];
+                    if add {
+                        row.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
+                    } else {
+                        row.copy_from_slice(&sums[..count]);
+                    }
+                }
+            }
+            if !add {
+                for i in 0..rows {
+                    let part = i * columns + column..i * columns + column + count;
+                    let beside = if beside.is_empty() { &mut [][..] } else { &mut beside[part.clone()] };
+                    tail.apply(&mut out[part], beside, first + i, column);
+                }
+            }
+        }
+    }
+}
