@@ -16,7 +16,6 @@ packages=(
     gcc libc6-dev                                             # the linker; mimalloc's and ffmpeg-sys-next's C
     pkg-config                                                # finds the two below
     libavcodec-dev libavformat-dev libavutil-dev libswscale-dev # ffmpeg-next: reading and writing videos
-    libssl-dev                                                # hf-hub's https
     libclang-dev                                              # bindgen, which reads FFmpeg's headers
     ffmpeg                                                    # the command, for the scripts that make datasets
     ca-certificates                                           # crates and hubs are fetched over https
@@ -43,7 +42,7 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     for tool in cc pkg-config ffmpeg; do
         command -v "$tool" >/dev/null || missing+=("$tool")
     done
-    for library in libavcodec libavformat libavutil libswscale openssl; do
+    for library in libavcodec libavformat libavutil libswscale; do
         pkg-config --exists "$library" 2>/dev/null || missing+=("$library (with headers)")
     done
     [ ${#missing[@]} -eq 0 ] ||

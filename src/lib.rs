@@ -11,6 +11,7 @@
 //! - [`attention`]: the global operation; [`parallel`]: communicators and sharding; [`ops`]: differentiable fused ops.
 //! - [`files`]: atomic writes and safetensors; [`hub`]: `hf://` names; [`rng`]: counter-based random numbers.
 
+pub mod allocator;
 pub mod attention;
 pub mod cli;
 pub mod config;

@@ -1,9 +1,9 @@
 //! The `longreel` command: see [`longreel::cli`].
 
-/// Freed tiles are handed out again without going back to the system, so a steady step has no page faults.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: longreel::allocator::Allocator = longreel::allocator::Allocator;
 
 fn main() -> std::process::ExitCode {
+    longreel::allocator::keep_freed_memory();
     longreel::cli::main()
 }

@@ -4,7 +4,7 @@
 
 use longreel::config::{Schedule, Train};
 use longreel::rng::{Key, Purpose};
-use longreel::train::ema::{ema_decay, ema_update};
+use longreel::train::ema::ema_decay;
 use longreel::train::optimizer::{AdamW, Shard, clip_coefficient, first_non_finite, norm_squared, sgd};
 use longreel::train::schedule::LearningRate;
 use std::ops::Range;
@@ -24,7 +24,7 @@ impl State {
     }
 
     fn shard<'a>(&'a mut self, grads: &'a [f32]) -> Shard<'a> {
-        Shard { params: &mut self.params, grads, m: &mut self.m, v: &mut self.v }
+        Shard { params: &mut self.params, grads, m: &mut self.m, v: &mut self.v, average: None }
     }
 }
 
@@ -195,8 +195,8 @@ fn results_do_not_depend_on_threads_or_shards() {
         let mut state = State::new(params.clone());
         let mut average = params.clone();
         for step in 1..=3 {
-            optimizer.update(step, 1e-2, 0.7, state.shard(&grads), &no_decay).unwrap();
-            ema_update(0.9, &mut average, &state.params).unwrap();
+            let shard = Shard { average: Some((0.9, &mut average)), ..state.shard(&grads) };
+            optimizer.update(step, 1e-2, 0.7, shard, &no_decay).unwrap();
         }
         sgd(0.1, 0.5, &mut average, &grads).unwrap();
         (state, average, norm_squared(&grads), first_non_finite(&grads))
@@ -210,9 +210,9 @@ fn results_do_not_depend_on_threads_or_shards() {
     for step in 1..=3 {
         let (params, m, v) = (state.params.split_at_mut(cut), state.m.split_at_mut(cut), state.v.split_at_mut(cut));
         let (low, high) = grads.split_at(cut);
-        let shard = Shard { params: params.0, grads: low, m: m.0, v: v.0 };
+        let shard = Shard { params: params.0, grads: low, m: m.0, v: v.0, average: None };
         optimizer.update(step, 1e-2, 0.7, shard, &[10..cut]).unwrap();
-        let shard = Shard { params: params.1, grads: high, m: m.1, v: v.1 };
+        let shard = Shard { params: params.1, grads: high, m: m.1, v: v.1, average: None };
         optimizer.update(step, 1e-2, 0.7, shard, &[0..20_000 - cut, 33_000 - cut..33_001 - cut]).unwrap();
     }
     assert!(state == first.0, "shards");
@@ -269,20 +269,26 @@ fn the_average_warms_up_and_follows() {
     assert_eq!(ema_decay(0.999, 10), 11.0 / 20.0);
     assert_eq!(ema_decay(0.5, 10), 0.5);
     assert_eq!(ema_decay(0.999, 1_000_000), 0.999);
+    // A step of length 0 moves the average alone.
+    let follow = |decay: f64, average: &mut [f32], params: &[f32]| {
+        let (mut state, grads) = (State::new(params.to_vec()), vec![0.0; params.len()]);
+        let shard = Shard { average: Some((decay, average)), ..state.shard(&grads) };
+        adamw([0.9, 0.999], 1e-8, 0.0).update(1, 0.0, 1.0, shard, &[])
+    };
     let mut average = [0.0, 2.0, 1.0];
-    ema_update(0.75, &mut average, &[4.0, 2.0, -1.0]).unwrap();
+    follow(0.75, &mut average, &[4.0, 2.0, -1.0]).unwrap();
     assert_eq!(average, [1.0, 2.0, 0.5]);
     // Twenty updates against the definition, in f64.
     let (mut average, mut wide) = (normal(0, 100), normal(0, 100).into_iter().map(f64::from).collect::<Vec<_>>());
     for n in 0..20 {
         let (params, decay) = (normal(n + 1, 100), ema_decay(0.999, n));
-        ema_update(decay, &mut average, &params).unwrap();
+        follow(decay, &mut average, &params).unwrap();
         for (wide, param) in wide.iter_mut().zip(&params) {
             *wide = decay * *wide + (1.0 - decay) * f64::from(*param);
         }
     }
     assert!(average.iter().zip(&wide).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6));
-    assert!(message(ema_update(0.9, &mut [0.0], &[])).contains("1 values for 0"));
+    assert!(message(follow(0.9, &mut [0.0], &[])).contains("1 values for 0"));
 }
 
 #[test]

@@ -1,7 +1,6 @@
-//! The moving average of the weights, which sampling and the held-out loss use.
+//! The moving average of the weights, which sampling and the held-out loss use. It is moved by the optimizer, in its pass.
 
-use crate::{Result, bail};
-use rayon::prelude::*;
+use multiversion::multiversion;
 
 /// The decay of update number `n`, counted from 0: `min(decay, (1 + n) / (10 + n))`, so that the first weights, which
 /// are random, are soon forgotten.
@@ -9,19 +8,10 @@ pub fn ema_decay(decay: f64, n: u64) -> f64 {
     decay.min((1.0 + n as f64) / (10.0 + n as f64))
 }
 
-/// Moves `average` towards `params`: `average = decay * average + (1 - decay) * params`.
-///
-/// # Errors
-/// If the slices differ in length.
-pub fn ema_update(decay: f64, average: &mut [f32], params: &[f32]) -> Result<()> {
-    if average.len() != params.len() {
-        bail!("EMA: an average of {} values for {} parameters", average.len(), params.len());
+/// `average += rest * (params - average)`, where `rest` is 1 - decay; nothing if there is no average. Exact where both are equal.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+pub(super) fn follow(rest: f32, average: &mut [f32], params: &[f32]) {
+    for (average, param) in average.iter_mut().zip(params) {
+        *average += rest * (param - *average);
     }
-    let rest = (1.0 - decay) as f32;
-    average.par_chunks_mut(1 << 14).zip(params.par_chunks(1 << 14)).for_each(|(average, params)| {
-        for (average, param) in average.iter_mut().zip(params) {
-            *average += rest * (param - *average); // exact where the two are equal
-        }
-    });
-    Ok(())
 }

@@ -4,8 +4,10 @@
 //! known here. Each update is one pass over memory, clipping included. Chunks are of a fixed size and sums go in a
 //! fixed order, so results have the same bits for any number of threads. AdamW: Loshchilov and Hutter 2019.
 
+use super::ema::follow;
 use crate::config::Train;
 use crate::{Result, bail};
+use multiversion::multiversion;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -22,6 +24,8 @@ pub struct Shard<'a> {
     pub m: &'a mut [f32],
     /// Running mean of the gradient's square; zero before the first step.
     pub v: &'a mut [f32],
+    /// The moving average of the weights and its decay, if there is one: it follows in the same pass.
+    pub average: Option<(f64, &'a mut [f32])>,
 }
 
 /// AdamW's constants.
@@ -67,7 +71,7 @@ impl AdamW {
     /// # Errors
     /// If the slices differ in length, `step` is 0, or the ranges overlap, descend or lie outside.
     pub fn update(&self, step: u64, lr: f64, scale: f64, shard: Shard<'_>, no_decay: &[Range<usize>]) -> Result<()> {
-        let Shard { params, grads, m, v } = shard;
+        let Shard { params, grads, m, v, average } = shard;
         let n = params.len();
         if grads.len() != n || m.len() != n || v.len() != n {
             bail!("AdamW: {n} parameters, {} gradients, moments of {} and {}", grads.len(), m.len(), v.len());
@@ -75,7 +79,17 @@ impl AdamW {
         if step == 0 {
             bail!("AdamW: steps count from 1");
         }
+        if let Some((_, average)) = &average
+            && average.len() != n
+        {
+            bail!("EMA: an average of {} values for {n} parameters", average.len());
+        }
         check_ranges(no_decay, n)?;
+        let (rest, average) = average.map_or((0.0, None), |(decay, average)| ((1.0 - decay) as f32, Some(average)));
+        let averages: Vec<&mut [f32]> = match average {
+            Some(average) => average.chunks_mut(CHUNK).collect(),
+            None => (0..n.div_ceil(CHUNK)).map(|_| &mut [][..]).collect(),
+        };
         let [bias1, bias2] = self.betas.map(|beta| 1.0 - beta.powf(step as f64));
         let step = Step {
             betas: self.betas.map(|beta| beta as f32),
@@ -88,35 +102,28 @@ impl AdamW {
         let decay = (lr * self.weight_decay) as f32;
         let grads = grads.par_chunks(CHUNK);
         let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
-        let chunks = params.par_chunks_mut(CHUNK).zip(grads).zip(moments);
-        chunks.enumerate().for_each(|(i, ((params, grads), (m, v)))| {
+        let chunks = params.par_chunks_mut(CHUNK).zip(grads).zip(moments).zip(averages);
+        chunks.enumerate().for_each(|(i, (((params, grads), (m, v)), average))| {
             let start = i * CHUNK;
             for (part, decays) in segments(start..start + params.len(), no_decay) {
                 let part = part.start - start..part.end - start;
-                let shard = Shard {
-                    params: &mut params[part.clone()],
-                    grads: &grads[part.clone()],
-                    m: &mut m[part.clone()],
-                    v: &mut v[part],
-                };
-                step.apply(shard, if decays { decay } else { 0.0 });
+                let values = (&mut params[part.clone()], &grads[part.clone()]);
+                apply(&step, values, (&mut m[part.clone()], &mut v[part]), if decays { decay } else { 0.0 });
             }
+            follow(rest, average, params);
         });
         Ok(())
     }
 }
 
-impl Step {
-    /// The update proper; `decay` is the share of a parameter that goes: 1 minus it would be rounded much more
-    /// coarsely.
-    fn apply(&self, shard: Shard<'_>, decay: f32) {
-        let values = shard.params.iter_mut().zip(shard.grads);
-        for ((param, &grad), (m, v)) in values.zip(shard.m.iter_mut().zip(shard.v)) {
-            let grad = self.scale * grad;
-            *m = self.betas[0] * *m + self.rest[0] * grad;
-            *v = self.betas[1] * *v + self.rest[1] * grad * grad;
-            *param -= decay * *param + self.rate * *m / (v.sqrt() * self.inv_std + self.eps);
-        }
+/// The step on some elements; `decay` is the share of a parameter that goes: 1 minus it would be rounded much more coarsely.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn apply(step: &Step, (params, grads): (&mut [f32], &[f32]), (m, v): (&mut [f32], &mut [f32]), decay: f32) {
+    for ((param, &grad), (m, v)) in params.iter_mut().zip(grads).zip(m.iter_mut().zip(v)) {
+        let grad = step.scale * grad;
+        *m = step.betas[0] * *m + step.rest[0] * grad;
+        *v = step.betas[1] * *v + step.rest[1] * grad * grad;
+        *param -= decay * *param + step.rate * *m / (v.sqrt() * step.inv_std + step.eps);
     }
 }
 

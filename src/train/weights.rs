@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
 use super::checkpoint::{Checkpoint, Saving};
-use super::ema::{ema_decay, ema_update};
+use super::ema::ema_decay;
 use super::optimizer::{AdamW, Shard, clip_coefficient, first_non_finite, norm_squared};
 use crate::config::Train;
 use crate::model::{Model, Unit};
@@ -71,15 +71,17 @@ impl Weights {
             write(&unit.value, |params: &mut [f32]| {
                 write(&state.m, |m: &mut [f32]| {
                     write(&state.v, |v: &mut [f32]| {
-                        let shard = Shard { params, grads: &grads, m, v };
-                        self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
+                        let mut update = |average: Option<(f64, &mut [f32])>| {
+                            let shard = Shard { params, grads: &grads, m, v, average };
+                            self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
+                        };
+                        match &state.ema {
+                            Some(ema) => write(ema, |ema: &mut [f32]| update(Some((ema_decay(self.ema, step), ema))))?,
+                            None => update(None),
+                        }
                     })
                 })
             })????;
-            if let Some(ema) = &state.ema {
-                let params = read::<f32>(&unit.value)?;
-                write(ema, |ema: &mut [f32]| ema_update(ema_decay(self.ema, step), ema, &params))??;
-            }
         }
         Ok(())
     }
