@@ -1,8 +1,8 @@
 //! Vector units of the CPU and the matrix products on their registers, shared by attention and the linear layers.
 //!
 //! From below: [`simd`] says what a unit offers and `avx512_bf16`, `avx512`, `avx2` and `portable` offer it; [`tile`]
-//! multiplies packed panels on registers; [`scratch`] is their working memory. Code is written once for all units and runs on
-//! the one that [`Path`] names, so tests can hold each against a plain form.
+//! multiplies packed panels on registers; [`scratch`] is their working memory; [`mod@peak`] measures what a unit can do. Code is
+//! written once for all units and runs on the one that [`Path`] names, so tests can hold each against a plain form.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -11,6 +11,7 @@ pub(crate) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512_bf16;
 mod exp;
+pub mod peak;
 pub(crate) mod portable;
 pub(crate) mod scratch;
 pub(crate) mod simd;
@@ -34,6 +35,16 @@ pub enum Path {
 impl Path {
     /// All paths, from the plainest to the fastest.
     pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
 
     /// Whether this CPU can run the path.
     #[cfg(target_arch = "x86_64")]
