@@ -6,11 +6,12 @@
     benches/compare.py --json results.json --docs   and into docs/performance.md
     benches/compare.py --quick                      tiny shapes: does everything run? The figures mean nothing.
 
-A round runs both sides once, so that a slow spell of the machine meets both; the first of a round alternates. A ratio is theirs
-over ours, the median over rounds; a target is met if it is reached. PyTorch gets tcmalloc, as it advises, where that is
-installed. Only the same work is compared: shapes, dtype, threads and ranks are read from what both sides print.
+A round runs both sides once, so that a slow spell of the machine meets both; the first of a round alternates. A ratio
+is theirs over ours, the median over rounds; a target is met if it is reached. PyTorch gets tcmalloc, as it advises, where
+that is installed. Only the same work is compared: shapes, dtype, threads and ranks are read from what both sides print.
 
-Work that is in the --json file already stays there unless it is measured again, so a table may be made in several sittings.
+Work that is in the --json file already stays there unless it is measured again, so a table may be made in several
+sittings.
 """
 import argparse
 import datetime
@@ -35,6 +36,15 @@ STEP, MEMORY = ("step_s", "step"), ("peak_rss_gib", "memory")
 
 def fail(message):
     sys.exit(f"compare.py: {message}")
+
+
+def warn(message):
+    print(f"WARNING: {message}", file=sys.stderr, flush=True)
+
+
+def warn_if_busy():
+    if os.getloadavg()[0] > 0.5:
+        warn(f"the machine is not idle (load {os.getloadavg()[0]:.1f}): not even ratios can be trusted")
 
 
 class Work:
@@ -151,8 +161,9 @@ def table(rows):
     for row in rows:
         unit = "GiB" if row["label"] == "memory" else "s"
         low, high = min(row["ratios"]), max(row["ratios"])
+        met = "yes" if row["ratio"] >= row["target"] else "no"
         lines.append(f"| {title(row)} | {row['ours']:.4g} {unit} | {row['theirs']:.4g} {unit} | {row['ratio']:.2f} "
-                     f"({low:.2f} to {high:.2f}) | {row['target']:g} | {'yes' if row['ratio'] >= row['target'] else 'no'} |")
+                     f"({low:.2f} to {high:.2f}) | {row['target']:g} | {met} |")
     return "\n".join(lines)
 
 
@@ -162,16 +173,17 @@ def where(results):
     several = lambda key: ", ".join(sorted({str(r[key]) for r in records}))
     rounds = min(len(r["pairs"]) for r in records)
     busy = max(pair["load"] for r in records for pair in r["pairs"][:1])
-    return (f"{several('cpu')}, {several('processors')} processors; {several('date')}; commit {several('commit')}; PyTorch "
-            f"{several('torch')}; medians of at least {rounds} rounds; load before a work's first round at most {busy:.1f}.")
+    return (f"{several('cpu')}, {several('processors')} processors; {several('date')}; commit {several('commit')}; "
+            f"PyTorch {several('torch')}; medians of at least {rounds} rounds; load of the machine before a work's "
+            f"first round at most {busy:.1f}.")
 
 
-def origin(pairs):
+def origin():
     """What a record says of itself."""
     git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True)
     cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     return dict(date=datetime.date.today().isoformat(), commit=git.stdout.strip(), cpu=cpu[1] if cpu else "?",
-                processors=len(os.sched_getaffinity(0)), torch=pairs[0]["theirs"].get("torch", "?"))
+                processors=len(os.sched_getaffinity(0)))
 
 
 def rewrite(name, text):
@@ -196,14 +208,19 @@ def main():
     parser.add_argument("--peers", type=pathlib.Path, default=pathlib.Path.home() / ".cache/longreel-peers",
                         help="the environment of peers/setup.sh (%(default)s)")
     a = parser.parse_args()
+    if a.pairs < 1:
+        fail("--pairs must be at least 1")
+    if a.quick and a.docs:
+        fail("--docs: what --quick measures does not go into the documentation")
+    if a.report and not a.json:
+        fail("--report: name the file of results with --json")
     try:
-        chosen = [(w, [row for row in w.rows if re.search(a.rows, row["name"])]) for w in works(a.quick)]
+        chosen = [(work, [row for row in work.rows if re.search(a.rows, row["name"])]) for work in works(a.quick)]
     except re.error as e:
         fail(f"--rows {a.rows}: {e}")
     chosen = [(work, rows) for work, rows in chosen if rows]
-    if not chosen or a.pairs < 1 or (a.report and not a.json) or (a.quick and a.docs):
-        fail("--pairs must be at least 1" if a.pairs < 1 else f"--rows {a.rows}: no such row; --list has all" if not chosen
-             else "--report reads --json FILE: name it" if a.report else "--quick measures nothing worth a page")
+    if not chosen:
+        fail(f"--rows {a.rows}: no such row; --list has all")
     if a.list:
         for row in (row for _, rows in chosen for row in rows):
             print(f"{row['name']:46} {row['target']:g}")
@@ -223,14 +240,12 @@ def main():
         if not (a.peers / "bin/python").exists():
             fail(f"no peers in {a.peers}: make bench-peers-setup, or name their folder with --peers")
         if not tcmalloc():
-            print("note: no tcmalloc here: PyTorch is not at its best (apt-get install libtcmalloc-minimal4)", file=sys.stderr)
-        if os.getloadavg()[0] > 0.5:
-            print(f"WARNING: the machine is not idle (load {os.getloadavg()[0]:.1f}): not even the ratios can be trusted",
-                  file=sys.stderr)
+            warn("no tcmalloc here: PyTorch is not at its best (apt-get install libtcmalloc-minimal4)")
+        warn_if_busy()
         results["peak"] = run([str(OURS), "bench", "peak", "--json"], None)
         for work, _ in chosen:
             pairs = measure(work, 1 if a.quick else a.pairs, a.peers)
-            results["works"][work.name] = origin(pairs) | dict(pairs=pairs)
+            results["works"][work.name] = origin() | dict(torch=pairs[0]["theirs"]["torch"], pairs=pairs)
             if a.json:  # at once: the rest may take hours
                 a.json.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -240,8 +255,6 @@ def main():
         fail(f"{a.json}: has none of these rows")
     print(table(rows), where(results), sep="\n\n")
     if a.docs:
-        if results["quick"]:
-            fail("results of --quick do not go into the documentation")
         rewrite("compare", table(rows) + "\n\n" + where(results))
         rewrite("floors", floors.table(rows, results["peak"], title))
 

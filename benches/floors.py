@@ -1,6 +1,6 @@
-"""The least time that work can take here: its operations over the arithmetic peak, its bytes over the bandwidth of memory.
+"""The least time that work can take: its operations over the arithmetic peak, its bytes over the bandwidth of memory.
 
-The formulas are those of docs/performance.md, section Floors, where they are explained; compare.py --docs fills its table.
+The formulas are those of docs/performance.md, section Floors, which explains them; compare.py --docs fills its table.
 """
 
 
@@ -37,7 +37,8 @@ def table(rows, peak, title):
     for row in (row for row in rows if row["key"] in GFLOPS):
         r = row["result"]
         flop = r[GFLOPS[row["key"]]] * r[row["key"]] * 1e9
-        floor = flop / (peak[f"{r['dtype']}_gflops"] * 1e9), BYTES[row["kind"]](r, row["key"]) / (peak["copy_gb_s"] * 1e9)
-        lines.append(f"| {title(row)} | {flop / 1e12:.4g} | {floor[0]:.4g} s | {floor[1]:.4g} s | {row['ours']:.4g} s | "
-                     f"{100 * max(floor) / row['ours']:.0f}% |")
+        arithmetic = flop / (peak[f"{r['dtype']}_gflops"] * 1e9)
+        memory = BYTES[row["kind"]](r, row["key"]) / (peak["copy_gb_s"] * 1e9)
+        lines.append(f"| {title(row)} | {flop / 1e12:.4g} | {arithmetic:.4g} s | {memory:.4g} s | {row['ours']:.4g} s | "
+                     f"{100 * max(arithmetic, memory) / row['ours']:.0f}% |")
     return "\n".join(lines)

@@ -2,9 +2,9 @@
 
     python linear.py --tokens 8192 --in 384 --out 1536
 
-Prints a JSON line for each dtype; weights, input and gradients are all of that dtype. GFLOP/s counts 2 N in out forward and
-3 times that for forward+backward (the gradients of input, weight and bias); the seconds are medians over --runs, after one
-run that does not count. Needs: torch==2.11.0.
+Prints a JSON line for each dtype; weights, input and gradients are all of that dtype. GFLOP/s counts 2 N in out forward
+and 3 times that for forward+backward (the gradients of input, weight and bias); the seconds are medians over --runs,
+after one run that does not count. Needs: torch==2.11.0.
 """
 import argparse
 import json

@@ -4,9 +4,9 @@
     torchrun --nproc_per_node 2 wan_step.py --frames 8 --height 64 --width 64 --dtype bf16     # DeepSpeed-Ulysses, gloo
 
 Sizes are of the latent (16 channels, patches of 1 x 2 x 2): tokens = frames * height/2 * width/2. Prints one JSON line;
-step_s is the median over --steps, after one step that does not count; threads are those of a rank,
-peak_rss_gib is the sum over ranks. bf16 is autocast: weights and optimizer stay in
-f32. Needs: torch==2.11.0 diffusers==0.42.1 accelerate, and for torchrun deepspeed==0.19.8.
+step_s is the median over --steps, after one step that does not count; threads are those of a rank, peak_rss_gib is the
+sum over ranks. bf16 is autocast: weights and optimizer stay in f32. Needs: torch==2.11.0 diffusers==0.42.1 accelerate,
+and for torchrun deepspeed==0.19.8.
 """
 import argparse
 import json

@@ -25,9 +25,12 @@ pub struct StepArgs {
     /// Blocks
     #[arg(long, default_value = "4", value_parser = at_least_1)]
     layers: usize,
-    /// Steps measured, after one that is not; the median is reported
+    /// Steps measured; the median is reported
     #[arg(long, default_value = "3", value_parser = at_least_1)]
     steps: usize,
+    /// Steps before them that are not
+    #[arg(long, default_value = "1")]
+    warmup: usize,
     /// Ranks, as threads of this process
     #[arg(long, value_name = "P", default_value = "1", value_parser = at_least_1)]
     ranks: usize,
@@ -82,7 +85,7 @@ fn measure(args: &StepArgs, config: &ModelConfig, grid: [usize; 3], comm: Arc<dy
     comm.barrier()?;
     let peak = peak_of(Path::best(), args.shape.dtype);
     let (mut steps, mut loss) = (vec![], 0.0);
-    for step in 0..=args.steps as u64 {
+    for step in 0..(args.warmup + args.steps) as u64 {
         comm.barrier()?;
         let (start, attention) = (Instant::now(), engine.attention_time());
         weights.model.zero_grads()?;
@@ -100,5 +103,5 @@ fn measure(args: &StepArgs, config: &ModelConfig, grid: [usize; 3], comm: Arc<dy
         });
         loss = share.to_vec1::<f64>()?[0];
     }
-    Ok(Measured { peak, steps: steps.split_off(1), loss })
+    Ok(Measured { peak, steps: steps.split_off(args.warmup), loss })
 }
