@@ -7,7 +7,7 @@
     benches/compare.py --quick                      tiny shapes: does everything run? The figures mean nothing.
 
 A round runs both sides once, so that a slow spell of the machine meets both; the first of a round alternates. A ratio
-is theirs over ours, the median over rounds; a target is met if it is reached. PyTorch gets tcmalloc, as it advises, where
+is theirs over ours, the median over rounds; a target is met if it is reached. PyTorch gets tcmalloc, as it advises, if
 that is installed. Only the same work is compared: shapes, dtype, threads and ranks are read from what both sides print.
 
 Work that is in the --json file already stays there unless it is measured again, so a table may be made in several

@@ -39,6 +39,6 @@ def table(rows, peak, title):
         flop = r[GFLOPS[row["key"]]] * r[row["key"]] * 1e9
         arithmetic = flop / (peak[f"{r['dtype']}_gflops"] * 1e9)
         memory = BYTES[row["kind"]](r, row["key"]) / (peak["copy_gb_s"] * 1e9)
-        lines.append(f"| {title(row)} | {flop / 1e12:.4g} | {arithmetic:.4g} s | {memory:.4g} s | {row['ours']:.4g} s | "
-                     f"{100 * max(arithmetic, memory) / row['ours']:.0f}% |")
+        lines.append(f"| {title(row)} | {flop / 1e12:.4g} | {arithmetic:.4g} s | {memory:.4g} s "
+                     f"| {row['ours']:.4g} s | {100 * max(arithmetic, memory) / row['ours']:.0f}% |")
     return "\n".join(lines)

@@ -40,7 +40,8 @@ def table(points):
         whole, rest = p["step_s"], p["step_s"] - p["attention_s"] - p["update_s"]
         share = lambda seconds: f"{seconds:.3g} s ({100 * seconds / whole:.0f}%)"
         lines.append(f"| {p['tokens']} | {p['on']} | {whole:.3g} s | {p['tokens_per_s']:.0f} "
-                     f"| {share(p['attention_s'])} | {share(p['update_s'])} | {share(rest)} | {p['peak_rss_gib']:.2f} GiB |")
+                     f"| {share(p['attention_s'])} | {share(p['update_s'])} | {share(rest)} "
+                     f"| {p['peak_rss_gib']:.2f} GiB |")
     return "\n".join(lines)
 
 
