@@ -74,7 +74,11 @@ fn a_block_and_a_step() {
     let (attention, linears) = (4.0 * n * n * d, 2.0 * n * (6.0 * d * d + 2.0 * 4.0 * d * d));
     let facts = json!({"tokens": 1024, "dim": 48, "heads": 3, "head_dim": 16, "dtype": "bf16", "layers": 1});
     let both = 3.5 * attention + 3.0 * linears;
-    check(&measured(&[&["block"], SHAPE].concat()), facts, &[("fwd", attention + linears), ("fwdbwd", both)]);
+    check(
+        &measured(&[&["block", "--runs", "9"], SHAPE].concat()),
+        facts,
+        &[("fwd", attention + linears), ("fwdbwd", both)],
+    );
 
     let ends = 3.0 * 2.0 * n * 128.0 * d;
     for (ranks, warmup) in [(1, "1"), (3, "0")] {
