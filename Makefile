@@ -6,7 +6,7 @@ LONGREEL = target/release/longreel
 DEMO = runs/demo# as in configs/demo.toml
 PEERS ?= $(HOME)/.cache/longreel-peers
 
-.PHONY: help demo test lint setup build golden bench-peers-setup clean
+.PHONY: help demo test lint setup build golden bench bench-peers-setup clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,6 +38,11 @@ build: setup
 
 golden: ## rewrite the golden files with diffusers (needs bench-peers-setup)
 	$(PEERS)/bin/python tests/golden/make.py write tests/golden
+
+bench: build ## against PyTorch, diffusers and DeepSpeed on this CPU, in turn: hours on an idle machine; sets the peers up if missing
+	@test -x $(PEERS)/bin/torchrun || benches/peers/setup.sh $(PEERS)
+	@mkdir -p runs
+	benches/compare.py --peers $(PEERS) --json runs/compare.json
 
 bench-peers-setup: ## PyTorch, diffusers and DeepSpeed to measure against: 5 GB under ~/.cache
 	benches/peers/setup.sh $(PEERS)

@@ -1,6 +1,7 @@
 //! The one integration-test binary: a module for each room. Linking once keeps `make test` short.
 
 mod attention;
+mod bench;
 mod checkpoint;
 mod cli;
 mod config;

@@ -8,6 +8,7 @@ are medians over --runs, after one run that does not count. Needs: torch==2.11.0
 import argparse
 import json
 import os
+import resource
 import time
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 for name, default in dict(tokens=8192, heads=6, head_dim=64, runs=5, threads=os.cpu_count()).items():
     parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+parser.add_argument("--dtype", choices=["f32", "bf16"], help="one only (default: both)")
 a = parser.parse_args()
 torch.set_num_threads(a.threads)
 
@@ -30,9 +32,9 @@ def median(f):
     return sorted(times)[len(times) // 2]
 
 
-for dtype in (torch.float32, torch.bfloat16):
-    shape = (1, a.heads, a.tokens, a.head_dim)
-    q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+for dtype in ("f32", "bf16") if a.dtype is None else (a.dtype,):
+    shape, kind = (1, a.heads, a.tokens, a.head_dim), dict(f32=torch.float32, bf16=torch.bfloat16)[dtype]
+    q, k, v = (torch.randn(shape, dtype=kind, requires_grad=True) for _ in range(3))
     g = torch.randn_like(q)
     with torch.no_grad():
         forward = median(lambda: F.scaled_dot_product_attention(q, k, v))
@@ -40,6 +42,7 @@ for dtype in (torch.float32, torch.bfloat16):
     flop = 4 * a.tokens**2 * a.head_dim * a.heads
     print(json.dumps(dict(
         peer="torch sdpa", torch=torch.__version__, preload=os.environ.get("LD_PRELOAD", ""), threads=a.threads,
-        dtype="f32" if dtype == torch.float32 else "bf16", tokens=a.tokens, heads=a.heads, head_dim=a.head_dim,
-        fwd_s=round(forward, 4), fwd_gflops=round(flop / forward / 1e9, 1),
-        fwdbwd_s=round(both, 4), fwdbwd_gflops=round(3.5 * flop / both / 1e9, 1))))
+        dtype=dtype, tokens=a.tokens, heads=a.heads, head_dim=a.head_dim,
+        fwd_s=round(forward, 6), fwd_gflops=round(flop / forward / 1e9, 1),
+        fwdbwd_s=round(both, 6), fwdbwd_gflops=round(3.5 * flop / both / 1e9, 1),
+        peak_rss_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3))))

@@ -3,10 +3,10 @@
 #
 #   benches/peers/setup.sh [DIR]      default: ~/.cache/longreel-peers
 #
-# tests/golden/make.py runs in it too. Does nothing if DIR already has these versions.
+# tests/golden/make.py and benches/scaling.py run in it too. Does nothing if DIR already has these versions.
 set -euo pipefail
 dir=${1:-$HOME/.cache/longreel-peers}
-peers=(torch==2.11.0 numpy diffusers==0.42.1 transformers accelerate==1.15.0 safetensors==0.8.0 einops psutil)
+peers=(torch==2.11.0 numpy diffusers==0.42.1 transformers accelerate==1.15.0 safetensors==0.8.0 einops psutil matplotlib)
 deepspeed=deepspeed==0.19.8
 
 python3 -m venv "$dir" || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }

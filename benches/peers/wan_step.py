@@ -4,8 +4,9 @@
     torchrun --nproc_per_node 2 wan_step.py --frames 8 --height 64 --width 64 --dtype bf16     # DeepSpeed-Ulysses, gloo
 
 Sizes are of the latent (16 channels, patches of 1 x 2 x 2): tokens = frames * height/2 * width/2. Prints one JSON line;
-step_s is the median over --steps, after one step that does not count. bf16 is autocast: weights and optimizer stay in
-f32. Needs: torch==2.11.0 diffusers==0.42.1 accelerate, and for torchrun deepspeed==0.19.8.
+step_s is the median over --steps, after one step that does not count; threads are those of a rank, peak_rss_gib is the
+sum over ranks. bf16 is autocast: weights and optimizer stay in f32. Needs: torch==2.11.0 diffusers==0.42.1 accelerate,
+and for torchrun deepspeed==0.19.8.
 """
 import argparse
 import json
@@ -85,13 +86,15 @@ for _ in range(a.steps + 1):
     optimizer.zero_grad(set_to_none=True)
     times.append(time.perf_counter() - start)
 
+memory = torch.tensor(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, dtype=torch.float64)
+if world > 1:
+    dist.all_reduce(memory)  # of all ranks together
 if rank == 0:
     tokens = a.frames * (a.height // 2) * (a.width // 2)
     step = sorted(times[1:])[len(times[1:]) // 2]
     print(json.dumps(dict(
         peer="diffusers Wan" + (" + DeepSpeed-Ulysses" if world > 1 else ""), diffusers=diffusers.__version__,
-        torch=torch.__version__, preload=os.environ.get("LD_PRELOAD", ""), ranks=world, threads_per_rank=a.threads,
+        torch=torch.__version__, preload=os.environ.get("LD_PRELOAD", ""), ranks=world, threads=a.threads,
         dtype=a.dtype, checkpointing=not a.no_checkpointing, tokens=tokens, layers=a.layers, dim=dim, heads=a.heads,
-        step_s=round(step, 4), tokens_per_s=round(tokens / step, 1),
-        peak_rss_gib_per_rank=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        loss=round(loss.item(), 5))))
+        head_dim=a.head_dim, step_s=round(step, 4), tokens_per_s=round(tokens / step, 1),
+        peak_rss_gib=round(memory.item(), 3), loss=round(loss.item(), 5))))

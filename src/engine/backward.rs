@@ -64,7 +64,7 @@ impl Engine<'_> {
         let d_o = self.to_heads(&d_o)?;
         let delta = delta.reshape((self.batch, delta.dims()[0] / self.batch, self.heads()))?;
         let delta = self.ulysses.seq_to_heads(&delta)?; // [B, my heads, S]
-        let (dq, dk, dv) = flash_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale())?;
+        let (dq, dk, dv) = self.attend(|| flash_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale()))?;
         drop((q, k, v, d_o, delta, lse));
         let [dq, dk, dv] = [self.to_rows(&dq)?, self.to_rows(&dk)?, self.to_rows(&dv)?];
 

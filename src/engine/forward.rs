@@ -25,7 +25,7 @@ impl Engine<'_> {
         for (i, block) in self.model.blocks.iter().enumerate() {
             let mine = block.begin(condition)?;
             let [q, k, v] = self.queries_keys_values(block, &mine, &x)?;
-            let (o, lse) = flash(&q, &k, &v, self.scale())?; // [B, my heads, S, d]
+            let (o, lse) = self.attend(|| flash(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
             drop((q, k, v));
             let o = self.to_rows(&o)?; // [rows, D]
             let next = self.buffer(self.model.config.width(), self.dtype())?;

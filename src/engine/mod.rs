@@ -14,8 +14,10 @@ mod forward;
 mod stash;
 
 use candle_core::{DType, Device, Tensor};
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::attention::Ulysses;
 use crate::model::{Model, Prompt};
@@ -54,6 +56,8 @@ pub struct Engine<'a> {
     batch: usize,
     /// Rows of a tile.
     tile: usize,
+    /// Time spent in attention so far.
+    attention: Cell<Duration>,
 }
 
 impl<'a> Engine<'a> {
@@ -72,7 +76,8 @@ impl<'a> Engine<'a> {
         let config = &model.config;
         let ulysses = Ulysses::new(comm, grid.iter().product(), config.num_attention_heads)?;
         let rope = Rope::new(grid, ulysses.local_tokens().start, config.attention_head_dim, THETA);
-        Ok(Self { model, ulysses, rope, grid, batch, tile: if tile == 0 { DEFAULT_TILE } else { tile } })
+        let tile = if tile == 0 { DEFAULT_TILE } else { tile };
+        Ok(Self { model, ulysses, rope, grid, batch, tile, attention: Cell::default() })
     }
 
     /// The clip's tokens that this rank holds.
@@ -105,6 +110,20 @@ impl<'a> Engine<'a> {
         let loss = self.backward(&condition, objective, x, stash)?;
         self.model.conditioner.backward(&condition)?;
         Ok(loss)
+    }
+
+    /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of a step
+    /// grows with the number of tokens only.
+    pub fn attention_time(&self) -> Duration {
+        self.attention.get()
+    }
+
+    /// Runs attention, and adds its time.
+    fn attend<T>(&self, attention: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let result = attention();
+        self.attention.set(self.attention.get() + start.elapsed());
+        result
     }
 
     /// This rank's rows, in tiles.

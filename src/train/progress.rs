@@ -21,6 +21,14 @@ pub fn memory() -> Memory {
     parse_memory(&status)
 }
 
+/// Page faults of this process so far that read nothing from disk, from `/proc/self/stat`; 0 where the system does not tell.
+pub fn page_faults() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The tenth field; the second is the program's name in brackets, which may hold anything.
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    after.split_whitespace().nth(7).and_then(|field| field.parse().ok()).unwrap_or(0)
+}
+
 fn parse_memory(status: &str) -> Memory {
     let bytes = |key: &str| {
         let line = status.lines().find_map(|l| l.strip_prefix(key))?;
@@ -191,6 +199,14 @@ mod tests {
         let block = std::hint::black_box(vec![1u8; 64 << 20]);
         let memory = memory();
         assert!(memory.peak >= 64 << 20 && memory.now > 1 << 20, "{memory:?}");
+        drop(block);
+    }
+
+    #[test]
+    fn touched_pages_are_counted() {
+        let (before, pages) = (page_faults(), 1000);
+        let block = std::hint::black_box(vec![1u8; pages * 4096]);
+        assert!(page_faults() > before, "{before}, then {}", page_faults());
         drop(block);
     }
 

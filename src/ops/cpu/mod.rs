@@ -2,8 +2,8 @@
 //!
 //! From below: [`simd`] says what a unit offers and `avx512_bf16`, `avx512`, `avx2` and `portable` offer it; [`tile`]
 //! multiplies packed panels on registers; [`scratch`] is their working memory; [`panel`] packs matrices and [`product`] multiplies
-//! them whole. Code is written once for all units and runs on
-//! the one that [`Path`] names, so tests can hold each against a plain form.
+//! them whole; [`mod@peak`] measures what a unit can do. Code is written once for all units and runs on the one that [`Path`]
+//! names, so tests can hold each against a plain form.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -14,6 +14,7 @@ pub(crate) mod avx512_bf16;
 mod exp;
 pub(crate) mod pairs;
 pub(crate) mod panel;
+pub mod peak;
 pub(crate) mod portable;
 pub(crate) mod product;
 pub(crate) mod scratch;
@@ -40,6 +41,17 @@ pub enum Path {
 impl Path {
     /// All paths, from the slowest to the fastest.
     pub const ALL: [Self; 5] = [Self::Pairs, Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pairs => "pairs",
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
 
     /// Whether this CPU can run the path.
     #[cfg(target_arch = "x86_64")]

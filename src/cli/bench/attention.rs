@@ -1,0 +1,87 @@
+//! Attention of one clip, forward and forward+backward, on any of the kernels' paths. Counterpart: benches/peers/attention.py.
+
+use candle_core::{DType, Tensor};
+use clap::Args;
+use serde_json::json;
+
+use super::{Report, flop, normal, on_threads, peak_of, timed};
+use crate::attention::cpu::{backward_on, forward_on};
+use crate::cli::at_least_1;
+use crate::config::Compute;
+use crate::ops::cpu::Path;
+use crate::ops::row_dot;
+use crate::{Result, bail};
+
+/// Attention of one clip. Forward+backward takes the gradients of q, k and v.
+#[derive(Debug, Args)]
+pub struct AttentionArgs {
+    /// Tokens of the clip
+    #[arg(long, default_value = "8192", value_parser = at_least_1)]
+    tokens: usize,
+    /// Heads
+    #[arg(long, default_value = "6", value_parser = at_least_1)]
+    heads: usize,
+    /// Features of a head
+    #[arg(long, default_value = "64", value_parser = at_least_1)]
+    head_dim: usize,
+    /// Dtype of q, k and v
+    #[arg(long, default_value = "bf16")]
+    dtype: Compute,
+    /// Runs measured, after one that is not; the median is reported
+    #[arg(long, default_value = "5", value_parser = at_least_1)]
+    runs: usize,
+    /// Threads; default: one for each processor
+    #[arg(long, value_parser = at_least_1)]
+    threads: Option<usize>,
+    /// Vector unit: pairs, portable, avx2, avx512 or avx512-bf16; default: this CPU's best
+    #[arg(long)]
+    path: Option<String>,
+}
+
+/// Measures it.
+pub fn run(args: &AttentionArgs) -> Result<Report> {
+    let path = args.path.as_deref().map_or(Ok(Path::best()), named)?;
+    on_threads(args.threads, |threads| measure(args, path, threads))
+}
+
+/// The path of this name, which this CPU must have.
+fn named(name: &str) -> Result<Path> {
+    let here: Vec<&str> = Path::ALL.into_iter().filter(|p| p.is_available()).map(Path::name).collect();
+    match Path::ALL.into_iter().find(|path| path.name() == name) {
+        Some(path) if path.is_available() => Ok(path),
+        Some(_) => bail!("--path {name}: this CPU lacks its features; it can run {}", here.join(", ")),
+        None => bail!("--path {name}: no such path; this CPU can run {}", here.join(", ")),
+    }
+}
+
+fn measure(args: &AttentionArgs, path: Path, threads: usize) -> Result<Report> {
+    let &AttentionArgs { tokens, heads, head_dim, dtype, .. } = args;
+    let shape = [1, heads, tokens, head_dim];
+    let kind = if dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
+    let draw = |sample: u64| -> Result<Tensor> { Ok(normal(&shape, sample)?.to_dtype(kind)?) };
+    let (q, k, v, d_o) = (draw(0)?, draw(1)?, draw(2)?, draw(3)?);
+    let scale = (head_dim as f64).powf(-0.5);
+    let peak = peak_of(path, dtype);
+    let forward = timed(args.runs, || forward_on(path, &q, &k, &v, scale).map(drop))?;
+    let rows = |x: &Tensor| x.reshape((heads * tokens, head_dim));
+    let both = timed(args.runs, || {
+        let (o, lse) = forward_on(path, &q, &k, &v, scale)?;
+        let delta = row_dot(&rows(&d_o)?, &rows(&o)?, 1)?.reshape((1, heads, tokens))?;
+        backward_on(path, &q, &k, &v, &d_o, &lse, &delta, scale).map(drop)
+    })?;
+    let flop = flop::attention(tokens, heads, head_dim);
+    let facts = vec![
+        ("tokens", json!(tokens)),
+        ("heads", json!(heads)),
+        ("head_dim", json!(head_dim)),
+        ("dtype", json!(dtype)),
+        ("threads", json!(threads)),
+        ("path", json!(path.name())),
+    ];
+    Ok(Report::new("attention", facts).against(peak, tokens).pass("forward", "fwd", forward, flop).pass(
+        "forward+backward",
+        "fwdbwd",
+        both,
+        flop::ATTENTION_BOTH * flop,
+    ))
+}

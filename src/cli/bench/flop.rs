@@ -1,0 +1,60 @@
+//! Operations of the work, counted from its shapes: what any implementation has to do at least.
+//!
+//! Recomputing more is not counted, so it is not faster for it. Attention's backward has five products of the size of its
+//! forward's two; a linear layer's has two of the size of its one.
+
+use crate::model::ModelConfig;
+
+/// Forward and backward over forward, for attention and for a linear layer.
+pub const ATTENTION_BOTH: f64 = 3.5;
+pub const LINEAR_BOTH: f64 = 3.0;
+
+/// Attention forward of one clip: two products of `heads` matrices, tokens x tokens x head_dim.
+pub fn attention(tokens: usize, heads: usize, head_dim: usize) -> f64 {
+    4.0 * (tokens as f64).powi(2) * (heads * head_dim) as f64
+}
+
+/// A linear layer forward.
+pub fn linear(tokens: usize, inner: usize, out: usize) -> f64 {
+    2.0 * tokens as f64 * inner as f64 * out as f64
+}
+
+/// One block forward: its attention, and the linear layers that see every token (not the text's keys and values).
+pub fn block(config: &ModelConfig, tokens: usize) -> (f64, f64) {
+    let width = config.width();
+    let square = if config.text_dim == 0 { 4.0 } else { 6.0 };
+    (
+        attention(tokens, config.num_attention_heads, config.attention_head_dim),
+        square * linear(tokens, width, width) + 2.0 * linear(tokens, width, config.ffn_dim),
+    )
+}
+
+/// All of a training step's: blocks, patch embedding and head, forward and backward.
+pub fn step(config: &ModelConfig, tokens: usize) -> f64 {
+    let (attention, linears) = block(config, tokens);
+    let patch = config.patch_size.iter().product::<usize>();
+    let ends = linear(tokens, patch * (config.in_channels + config.out_channels), config.width());
+    config.num_layers as f64 * (ATTENTION_BOTH * attention + LINEAR_BOTH * linears) + LINEAR_BOTH * ends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_counts_every_product_once() {
+        let config = ModelConfig {
+            num_attention_heads: 2,
+            attention_head_dim: 8,
+            text_dim: 4,
+            ffn_dim: 64,
+            num_layers: 3,
+            ..ModelConfig::default()
+        };
+        let (n, d) = (10.0, 16.0);
+        assert_eq!(block(&config, 10), (4.0 * n * n * d, 2.0 * n * (6.0 * d * d + 2.0 * d * 64.0)));
+        let ends = 2.0 * n * (64.0 + 64.0) * d; // 16 channels of 1 x 2 x 2, in and out
+        let linears = 2.0 * n * (6.0 * d * d + 2.0 * d * 64.0);
+        assert_eq!(step(&config, 10), 3.0 * (14.0 * n * n * d + 3.0 * linears) + 3.0 * ends);
+    }
+}

@@ -1,0 +1,117 @@
+//! What `block` and `step` run on: a Wan transformer of the shapes of benches/peers/wan_step.py and a random latent.
+
+use candle_core::{Device, Tensor};
+use clap::Args;
+use serde_json::{Value, json};
+use std::ops::Range;
+
+use super::normal;
+use crate::Result;
+use crate::cli::at_least_1;
+use crate::config::Compute;
+use crate::engine::{Objective, Source};
+use crate::model::{ModelConfig, Patches, Prompt};
+use crate::rng::{Key, Purpose};
+
+/// Tokens of the text, and its features.
+const TEXT: [usize; 2] = [16, 64];
+
+/// The shapes: a latent of 16 channels in patches of 1 x 2 x 2, a text of 16 tokens of 64 features, an MLP of four times the
+/// width.
+#[derive(Debug, Args)]
+pub struct ShapeArgs {
+    /// Frames of the latent
+    #[arg(long, default_value = "8", value_parser = at_least_1)]
+    frames: usize,
+    /// Height of the latent
+    #[arg(long, default_value = "64", value_parser = at_least_1)]
+    height: usize,
+    /// Width of the latent
+    #[arg(long, default_value = "64", value_parser = at_least_1)]
+    width: usize,
+    /// Attention heads
+    #[arg(long, default_value = "6", value_parser = at_least_1)]
+    heads: usize,
+    /// Features of a head
+    #[arg(long, default_value = "64", value_parser = at_least_1)]
+    head_dim: usize,
+    /// Arithmetic of linear layers and attention
+    #[arg(long, default_value = "bf16")]
+    pub dtype: Compute,
+    /// Rows of a tile; 0: as in training
+    #[arg(long, default_value = "0")]
+    pub tile: usize,
+}
+
+impl ShapeArgs {
+    pub fn config(&self, layers: usize) -> ModelConfig {
+        ModelConfig {
+            num_attention_heads: self.heads,
+            attention_head_dim: self.head_dim,
+            text_dim: TEXT[1],
+            ffn_dim: 4 * self.heads * self.head_dim,
+            num_layers: layers,
+            ..ModelConfig::default()
+        }
+    }
+
+    /// Frames, height, width.
+    pub fn size(&self) -> [usize; 3] {
+        [self.frames, self.height, self.width]
+    }
+
+    /// What a report says of the shape.
+    pub fn facts(&self, tokens: usize, layers: usize) -> Vec<(&'static str, Value)> {
+        vec![
+            ("tokens", json!(tokens)),
+            ("layers", json!(layers)),
+            ("dim", json!(self.heads * self.head_dim)),
+            ("heads", json!(self.heads)),
+            ("head_dim", json!(self.head_dim)),
+            ("dtype", json!(self.dtype)),
+        ]
+    }
+}
+
+/// A random text, in the middle of the noise.
+pub fn prompt() -> Result<Prompt> {
+    let text = normal(&[1, TEXT[0], TEXT[1]], 1)?;
+    Ok(Prompt { timesteps: vec![500.0], text: Some(text), labels: None })
+}
+
+/// A random latent as input, and itself as target: this rank's rows.
+pub struct Latent {
+    input: Vec<f32>,  // [local S, C pt ph pw]
+    target: Vec<f32>, // [local S, pt ph pw C]
+    row: usize,
+    weight: f64,
+}
+
+impl Latent {
+    pub fn draw(size: [usize; 3], config: &ModelConfig, tokens: Range<usize>) -> Self {
+        let patches = Patches { channels: config.in_channels, size, patch: config.patch_size };
+        let mut clip = vec![0.0; config.in_channels * size.iter().product::<usize>()];
+        Key { seed: 0, purpose: Purpose::Test, step: 0, sample: 0 }.stream(0).fill_normal(&mut clip);
+        let (input, row) = (patches.input_rows(&clip, tokens), patches.row());
+        let mut target = vec![0.0; input.len()];
+        crate::diffusion::channel_last(&input, row, config.in_channels, &mut target);
+        Self { input, target, row, weight: 1.0 / clip.len() as f64 }
+    }
+}
+
+impl Source for Latent {
+    fn input(&self, rows: Range<usize>) -> Result<Tensor> {
+        let values = &self.input[rows.start * self.row..rows.end * self.row];
+        Ok(Tensor::from_slice(values, (rows.len(), self.row), &Device::Cpu)?)
+    }
+}
+
+impl Objective for Latent {
+    fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
+        let target = &self.target[rows.start * self.row..rows.end * self.row];
+        let target = Tensor::from_slice(target, (rows.len(), self.row), &Device::Cpu)?;
+        let error = (output - target)?;
+        let sum = f64::from(error.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        Ok((sum * self.weight, (error * (2.0 * self.weight))?))
+    }
+}

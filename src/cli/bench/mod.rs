@@ -1,0 +1,96 @@
+//! `longreel bench`: how long the work of training takes on this machine, alone or side by side with benches/peers/.
+//!
+//! Each kind of work has a file with its flags and what it counts; [`report`] prints it. Seconds are medians after one run
+//! that does not count. Operations are counted from the shapes ([`flop`]), whatever the code really did, and their share is
+//! of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
+
+mod attention;
+mod block;
+mod flop;
+mod latent;
+mod linear;
+mod peak;
+mod report;
+mod step;
+
+use candle_core::{Device, Tensor};
+use clap::{Args, Subcommand};
+use std::time::{Duration, Instant};
+
+use crate::config::Compute;
+use crate::ops::cpu::{Path, peak as unit_peak};
+use crate::parallel::run_threads;
+use crate::rng::{Key, Purpose};
+use crate::{Result, bail};
+use report::Report;
+
+/// Measure this machine on the work of training.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Print one line of JSON, with the keys of benches/peers, instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Attention(attention::AttentionArgs),
+    Linear(linear::LinearArgs),
+    Block(block::BlockArgs),
+    Step(step::StepArgs),
+    Peak(peak::PeakArgs),
+}
+
+/// Runs the command.
+pub fn run(args: BenchArgs) -> Result<()> {
+    let report = match args.what {
+        What::Attention(args) => attention::run(&args),
+        What::Linear(args) => linear::run(&args),
+        What::Block(args) => block::run(&args),
+        What::Step(args) => step::run(&args),
+        What::Peak(args) => peak::run(&args),
+    }?;
+    super::print(if args.json { report.json() } else { report.table() })
+}
+
+/// How long the peak that work is compared with is measured: long against the clock's grain, short against the work.
+const PEAK_TIME: Duration = Duration::from_millis(200);
+
+/// Runs `f` with `threads` threads (default: all), as a rank of training runs; `f` is told how many there are.
+fn on_threads<T: Send>(threads: Option<usize>, f: impl Fn(usize) -> Result<T> + Sync) -> Result<T> {
+    let threads = threads.unwrap_or_else(|| super::threads_per_rank(1));
+    let Some(result) = run_threads(1, threads, |_| f(threads))?.pop() else { bail!("no rank") };
+    Ok(result)
+}
+
+/// FLOP/s that the current threads reach on the unit that `dtype` computes on.
+fn peak_of(path: Path, dtype: Compute) -> f64 {
+    unit_peak::peak(path, dtype == Compute::Bf16, PEAK_TIME)
+}
+
+/// The median of seconds.
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+/// The median seconds of `runs` runs of `f`, after one that does not count.
+fn timed(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+    f()?;
+    let mut seconds = vec![];
+    for _ in 0..runs {
+        let start = Instant::now();
+        f()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok(median(seconds))
+}
+
+/// A tensor of normal random numbers in f32, the same for the same `sample`.
+fn normal(shape: &[usize], sample: u64) -> Result<Tensor> {
+    let mut values = vec![0.0; shape.iter().product()];
+    Key { seed: 0, purpose: Purpose::Test, step: 0, sample }.stream(0).fill_normal(&mut values);
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}

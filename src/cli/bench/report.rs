@@ -1,0 +1,106 @@
+//! What a bench prints: a short table, or one line of JSON with the same numbers.
+
+use serde_json::{Map, Value, json};
+use std::fmt::Write;
+
+use crate::train::progress::memory;
+
+/// What was measured, and on what.
+pub struct Report {
+    what: &'static str,
+    /// The shape and the setting, in order.
+    facts: Vec<(&'static str, Value)>,
+    rows: Vec<Row>,
+    /// Tokens that a pass takes; 0 where there are none.
+    tokens: usize,
+    /// FLOP/s that the same threads reached just before.
+    peak: Option<f64>,
+    /// Further numbers: JSON key, what a line of the table calls it (nothing: not there), value.
+    more: Vec<(&'static str, &'static str, f64)>,
+}
+
+/// A line of the table.
+struct Row {
+    name: &'static str,
+    /// What its JSON keys start with.
+    key: &'static str,
+    seconds: f64,
+    flop: f64,
+}
+
+impl Report {
+    pub fn new(what: &'static str, facts: Vec<(&'static str, Value)>) -> Self {
+        Self { what, facts, rows: vec![], tokens: 0, peak: None, more: vec![] }
+    }
+
+    /// Takes passes over `tokens` tokens on threads that reach `peak` FLOP/s.
+    pub fn against(self, peak: f64, tokens: usize) -> Self {
+        Self { peak: Some(peak), tokens, ..self }
+    }
+
+    /// A pass of `flop` operations: `{key}_s`, `{key}_gflops` and `{key}_share` in JSON.
+    pub fn pass(mut self, name: &'static str, key: &'static str, seconds: f64, flop: f64) -> Self {
+        self.rows.push(Row { name, key, seconds, flop });
+        self
+    }
+
+    /// A further number, in a line of its own called `name` unless that is empty.
+    pub fn with(mut self, key: &'static str, name: &'static str, value: f64) -> Self {
+        self.more.push((key, name, value));
+        self
+    }
+
+    pub fn json(&self) -> String {
+        let mut map = Map::new();
+        let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);
+        put("what", json!(self.what));
+        for (key, value) in &self.facts {
+            put(key, value.clone());
+        }
+        for row in &self.rows {
+            put(&format!("{}_s", row.key), json!(row.seconds));
+            put(&format!("{}_gflops", row.key), json!(row.flop / row.seconds / 1e9));
+            if let Some(peak) = self.peak {
+                put(&format!("{}_share", row.key), json!(row.flop / row.seconds / peak));
+            }
+        }
+        if let Some(peak) = self.peak {
+            put("peak_gflops", json!(peak / 1e9));
+        }
+        for (key, _, value) in &self.more {
+            put(key, json!(value));
+        }
+        put("peak_rss_gib", json!(peak_rss_gib()));
+        Value::Object(map).to_string()
+    }
+
+    pub fn table(&self) -> String {
+        let facts: Vec<String> = self.facts.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect();
+        let mut text = format!("{}: {}\n", self.what, facts.join(", "));
+        if let Some(peak) = self.peak {
+            let _ = writeln!(text, "{:18}{:>12}{:>12}{:>10}{:>12}", "", "seconds", "GFLOP/s", "of peak", "tokens/s");
+            for Row { name, seconds, flop, .. } in &self.rows {
+                let (rate, share) = (flop / seconds / 1e9, 100.0 * flop / seconds / peak);
+                let tokens = self.tokens as f64 / seconds;
+                let _ = writeln!(text, "{name:18}{seconds:12.5}{rate:12.1}{share:9.1}%{tokens:12.0}");
+            }
+            let _ = writeln!(text, "{:18}{:12}{:12.1}", "peak", "", peak / 1e9);
+        }
+        let memory = ("", "memory at most, GiB", peak_rss_gib());
+        for (_, name, value) in self.more.iter().chain([&memory]).filter(|more| !more.1.is_empty()) {
+            let _ = writeln!(text, "{name:30}{value:12.3}");
+        }
+        text.pop(); // the last line's end is who prints it's
+        text
+    }
+}
+
+/// Text without its quotes.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// The most memory that this process has held.
+fn peak_rss_gib() -> f64 {
+    memory().peak as f64 / (1u64 << 30) as f64
+}

@@ -1,0 +1,112 @@
+//! One training step on a random latent: forward, backward, AdamW. Counterpart: benches/peers/wan_step.py.
+
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::latent::{Latent, ShapeArgs, prompt};
+use super::{Report, flop, median, peak_of};
+use crate::cli::{at_least_1, threads_per_rank};
+use crate::config::{Compute, Train};
+use crate::engine::Engine;
+use crate::model::{Model, ModelConfig};
+use crate::ops::cpu::Path;
+use crate::parallel::{Communicator, Reduce, run_threads};
+use crate::train::progress::page_faults;
+use crate::train::weights::Weights;
+use crate::{Result, bail};
+
+/// One training step of a Wan transformer on a random latent: forward, backward, AdamW.
+#[derive(Debug, Args)]
+pub struct StepArgs {
+    #[command(flatten)]
+    shape: ShapeArgs,
+    /// Blocks
+    #[arg(long, default_value = "4", value_parser = at_least_1)]
+    layers: usize,
+    /// Steps measured; the median is reported
+    #[arg(long, default_value = "3", value_parser = at_least_1)]
+    steps: usize,
+    /// Steps before them that are not
+    #[arg(long, default_value = "1")]
+    warmup: usize,
+    /// Ranks, as threads of this process
+    #[arg(long, value_name = "P", default_value = "1", value_parser = at_least_1)]
+    ranks: usize,
+    /// Threads of each rank; default: its share of the processors
+    #[arg(long, value_parser = at_least_1)]
+    threads: Option<usize>,
+}
+
+/// What a rank measured.
+struct Measured {
+    /// FLOP/s it reached while all ranks measured theirs.
+    peak: f64,
+    /// Seconds of each step: all of it, and its parts.
+    steps: Vec<Seconds>,
+    loss: f64,
+}
+
+/// Seconds of a step, and what it asked of the system.
+struct Seconds {
+    whole: f64,
+    attention: f64,
+    update: f64,
+    /// Page faults of the process, all ranks together.
+    faults: f64,
+}
+
+/// Measures it.
+pub fn run(args: &StepArgs) -> Result<Report> {
+    let config = args.shape.config(args.layers);
+    let grid = config.grid(args.shape.size())?;
+    let tokens: usize = grid.iter().product();
+    let threads = args.threads.unwrap_or_else(|| threads_per_rank(args.ranks));
+    let ranks = run_threads(args.ranks, threads, |comm| measure(args, &config, grid, comm))?;
+    let Some(first) = ranks.first() else { bail!("no rank") };
+    let step = |part: fn(&Seconds) -> f64| median(first.steps.iter().map(part).collect());
+    let mut facts = args.shape.facts(tokens, args.layers);
+    facts.extend([("ranks", json!(args.ranks)), ("threads", json!(threads))]);
+    Ok(Report::new("step", facts)
+        .against(ranks.iter().map(|rank| rank.peak).sum(), tokens)
+        .pass("step", "step", step(|s| s.whole), flop::step(&config, tokens))
+        .with("tokens_per_s", "", tokens as f64 / step(|s| s.whole))
+        .with("attention_s", "in attention, s", step(|s| s.attention))
+        .with("update_s", "in gradient sums and AdamW, s", step(|s| s.update))
+        .with("faults", "page faults", step(|s| s.faults))
+        .with("loss", "loss", first.loss))
+}
+
+fn measure(args: &StepArgs, config: &ModelConfig, grid: [usize; 3], comm: Arc<dyn Communicator>) -> Result<Measured> {
+    let bf16 = args.shape.dtype == Compute::Bf16;
+    let train = Train { ema: 0.0, ..Train::default() };
+    let weights = Weights::new(Model::init(config, DType::F32, bf16, 0)?, &train)?;
+    let engine = Engine::new(&weights.model, comm.clone(), grid, 1, args.shape.tile)?;
+    let latent = Latent::draw(args.shape.size(), config, engine.local_tokens());
+    let prompt = prompt()?;
+    comm.barrier()?;
+    let peak = peak_of(Path::best(), args.shape.dtype);
+    let (mut steps, mut loss) = (vec![], 0.0);
+    for step in 0..(args.warmup + args.steps) as u64 {
+        comm.barrier()?;
+        let (start, attention, faults) = (Instant::now(), engine.attention_time(), page_faults());
+        weights.model.zero_grads()?;
+        let share = Tensor::new(&[engine.loss_and_gradients(&prompt, &latent)?], &Device::Cpu)?;
+        let backward = Instant::now();
+        comm.all_reduce(&share, Reduce::Sum)?;
+        for unit in &weights.model.units {
+            comm.all_reduce(&unit.grad, Reduce::Sum)?;
+        }
+        weights.update(step, 1e-4, weights.gradient_norm(step)?)?;
+        steps.push(Seconds {
+            whole: start.elapsed().as_secs_f64(),
+            attention: (engine.attention_time() - attention).as_secs_f64(),
+            update: backward.elapsed().as_secs_f64(),
+            faults: (page_faults() - faults) as f64,
+        });
+        loss = share.to_vec1::<f64>()?[0];
+    }
+    Ok(Measured { peak, steps: steps.split_off(args.warmup), loss })
+}

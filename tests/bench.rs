@@ -1,0 +1,201 @@
+//! `longreel bench` on tiny shapes: every kind runs, says what it measured and refuses what it cannot; and the scripts of
+//! benches/ that put it beside PyTorch, without PyTorch.
+
+use crate::train::{fail, longreel, succeed, text};
+use longreel::ops::cpu::Path as Unit;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const ATTENTION: &[&str] = &["attention", "--tokens", "70", "--heads", "2", "--head-dim", "16", "--runs", "2"];
+const LINEAR: &[&str] = &["linear", "--tokens", "70", "--in", "32", "--out", "48", "--runs", "2", "--tile", "32"];
+const SHAPE: &[&str] = &["--frames", "4", "--height", "32", "--width", "32", "--heads", "3", "--head-dim", "16"];
+
+fn bench(args: &[&str]) -> Command {
+    let mut command = longreel();
+    command.arg("bench").args(args);
+    command
+}
+
+/// The one line that `--json` prints.
+fn measured(args: &[&str]) -> Value {
+    let out = text(&succeed(bench(args).arg("--json")).stdout);
+    assert_eq!(out.lines().count(), 1, "{out}");
+    serde_json::from_str(&out).unwrap()
+}
+
+fn number(result: &Value, key: &str) -> f64 {
+    result[key].as_f64().unwrap_or_else(|| panic!("no number {key} in {result}"))
+}
+
+/// Checks the facts, and for each pass that seconds, GFLOP/s and share belong to `flop`.
+fn check(result: &Value, facts: Value, passes: &[(&str, f64)]) {
+    for (key, value) in facts.as_object().unwrap() {
+        assert_eq!(&result[key], value, "{key} in {result}");
+    }
+    for (key, flop) in passes {
+        let [seconds, rate, share] = ["s", "gflops", "share"].map(|part| number(result, &format!("{key}_{part}")));
+        assert!(seconds > 0.0 && seconds < 60.0, "{result}");
+        assert!((seconds * rate * 1e9 / flop - 1.0).abs() < 1e-6, "{key}: {flop} operations in {result}");
+        assert!((share * number(result, "peak_gflops") / rate - 1.0).abs() < 1e-6 && share < 3.0, "{key} in {result}");
+    }
+    assert!((0.001..4.0).contains(&number(result, "peak_rss_gib")), "{result}");
+}
+
+#[test]
+fn attention_in_both_dtypes_on_every_path() {
+    for path in Unit::ALL.into_iter().filter(|path| path.is_available()) {
+        for dtype in ["f32", "bf16"] {
+            let args = [ATTENTION, &["--dtype", dtype, "--path", path.name(), "--threads", "1"]].concat();
+            let facts = json!({
+                "what": "attention", "tokens": 70, "heads": 2, "head_dim": 16, "dtype": dtype, "threads": 1, "path": path.name(),
+            });
+            let flop = 4.0 * 70.0 * 70.0 * 32.0;
+            check(&measured(&args), facts, &[("fwd", flop), ("fwdbwd", 3.5 * flop)]);
+        }
+    }
+    let best = measured(&[ATTENTION, &["--threads", "3"]].concat());
+    assert_eq!((&best["path"], &best["threads"]), (&json!(Unit::best().name()), &json!(3)));
+}
+
+#[test]
+fn a_linear_layer() {
+    for dtype in ["f32", "bf16"] {
+        let facts = json!({"what": "linear", "tokens": 70, "in": 32, "out": 48, "dtype": dtype, "tile": 32});
+        let flop = 2.0 * 70.0 * 32.0 * 48.0;
+        check(&measured(&[LINEAR, &["--dtype", dtype]].concat()), facts, &[("fwd", flop), ("fwdbwd", 3.0 * flop)]);
+    }
+}
+
+#[test]
+fn a_block_and_a_step() {
+    let (n, d) = (1024.0, 48.0);
+    let (attention, linears) = (4.0 * n * n * d, 2.0 * n * (6.0 * d * d + 2.0 * 4.0 * d * d));
+    let facts = json!({"tokens": 1024, "dim": 48, "heads": 3, "head_dim": 16, "dtype": "bf16", "layers": 1});
+    let both = 3.5 * attention + 3.0 * linears;
+    check(
+        &measured(&[&["block", "--runs", "9"], SHAPE].concat()),
+        facts,
+        &[("fwd", attention + linears), ("fwdbwd", both)],
+    );
+
+    let ends = 3.0 * 2.0 * n * 128.0 * d;
+    for (ranks, warmup) in [(1, "1"), (3, "0")] {
+        let more = ["--layers", "2", "--steps", "1", "--threads", "2", "--dtype", "f32"];
+        let setting = ["--ranks", &ranks.to_string(), "--warmup", warmup];
+        let result = measured(&[&["step"], SHAPE, &more, &setting].concat());
+        let facts = json!({
+            "what": "step", "tokens": 1024, "layers": 2, "dim": 48, "heads": 3, "head_dim": 16, "dtype": "f32", "ranks": ranks,
+            "threads": 2,
+        });
+        check(&result, facts, &[("step", 2.0 * both + ends)]);
+        let [step, attention, update] = ["step_s", "attention_s", "update_s"].map(|key| number(&result, key));
+        assert!(attention > 0.0 && update > 0.0 && attention + update < step, "{result}");
+        assert!((number(&result, "tokens_per_s") * step / 1024.0 - 1.0).abs() < 1e-6, "{result}");
+        assert!((0.5..2.0).contains(&number(&result, "loss")), "{result}");
+    }
+}
+
+#[test]
+fn peaks_of_the_machine() {
+    let peak = measured(&["peak", "--threads", "2"]);
+    assert_eq!((&peak["path"], &peak["threads"]), (&json!(Unit::best().name()), &json!(2)));
+    for key in ["f32_gflops_1", "f32_gflops", "bf16_gflops_1", "bf16_gflops", "copy_gb_s"] {
+        assert!((0.1..20_000.0).contains(&number(&peak, key)), "{peak}");
+    }
+}
+
+#[test]
+fn tables_for_people() {
+    for (args, words) in [
+        (ATTENTION, &["attention: tokens 70, heads 2", "GFLOP/s", "forward+backward", "peak", "memory at most"][..]),
+        (&["peak"], &["f32, one thread, GFLOP/s", "copying memory, GB/s"]),
+    ] {
+        let table = text(&succeed(&mut bench(args)).stdout);
+        assert!(words.iter().all(|word| table.contains(word)) && !table.contains('{'), "{table}");
+        assert!(table.lines().count() < 10 && table.lines().all(|line| line.len() <= 100), "{table}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    for (args, expected) in [
+        (&["attention", "--path", "mmx"][..], "--path mmx: no such path; this CPU can run portable"),
+        (&["attention", "--tokens", "8", "--head-dim", "12"], "the head dim is 12; it must be a multiple of 8"),
+        (&["step", "--height", "9"], "height 9 is not a multiple of the patch's 2"),
+        (&["block", "--head-dim", "4"], "attention_head_dim is 4"),
+        (&["step", "--ranks", "7", "--heads", "6"], "7 sequence-parallel ranks cannot share 6 attention heads"),
+    ] {
+        let error = fail(&mut bench(args));
+        assert!(error.contains(expected), "{args:?}: {error}");
+    }
+    for path in Unit::ALL.into_iter().filter(|path| !path.is_available()) {
+        let error = fail(&mut bench(&["attention", "--path", path.name()]));
+        assert!(error.contains("this CPU lacks its features; it can run portable"), "{error}");
+    }
+    for args in
+        [&["attention", "--tokens", "0"][..], &["linear", "--dtype", "f64"], &["attention", "--threads", "none"]]
+    {
+        let output = bench(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert_eq!(text(&output.stderr).matches("error: ").count(), 1, "{args:?}");
+    }
+}
+
+fn compare(args: &[&str]) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare.py");
+    Command::new("python3").arg("-B").arg(script).args(args).output().expect("python3 runs")
+}
+
+/// A file of results of one work: (ours, theirs) forward and (ours, theirs) forward+backward, a round each.
+fn results(path: PathBuf, tokens: usize, rounds: &[[f64; 4]]) -> String {
+    let side = |fwd: f64, both: f64, tokens: usize| json!({"tokens": tokens, "heads": 6, "head_dim": 64, "dtype": "bf16", "threads": 2, "fwd_s": fwd, "fwdbwd_s": both});
+    let pairs: Vec<Value> = rounds
+        .iter()
+        .map(|r| json!({"load": 0.1, "ours": side(r[0], r[2], 8192), "theirs": side(r[1], r[3], tokens)}))
+        .collect();
+    let work =
+        json!({"date": "2026-01-02", "commit": "abc", "cpu": "A CPU", "processors": 2, "torch": "9", "pairs": pairs});
+    let all = json!({"quick": false, "works": {"attention-8192x6x64-bf16": work}});
+    fs::write(&path, all.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_comparison_takes_the_median_of_ratios() {
+    let folder = tempfile::tempdir().unwrap();
+    // The medians are 1 and 3, their ratio is 3; the median of the ratios is 2.
+    let rounds = [[1.0, 2.0, 2.0, 3.0], [0.5, 3.0, 2.0, 3.2], [4.0, 4.0, 2.0, 3.4]];
+    let file = results(folder.path().join("results.json"), 8192, &rounds);
+    let done = compare(&["--report", "--json", &file]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let table = text(&done.stdout);
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| attention")).collect();
+    assert_eq!(
+        rows,
+        [
+            "| attention, 8192 tokens, 6 heads of 64, bf16, forward | 1 s | 3 s | 2.00 (1.00 to 6.00) | 2 | yes |",
+            "| attention, 8192 tokens, 6 heads of 64, bf16, forward+backward | 2 s | 3.2 s | 1.60 (1.50 to 1.70) | 1.7 | no |",
+        ]
+    );
+    assert!(table.contains("A CPU, 2 processors; 2026-01-02; commit abc; PyTorch 9; medians of at least 3 rounds"));
+
+    let other = results(folder.path().join("other.json"), 4096, &rounds);
+    for (args, expected) in [
+        (&["--report", "--json", &other][..], "not the same work: tokens is 8192 in ours and 4096 in theirs"),
+        (&["--report", "--json", "/nowhere.json"], "/nowhere.json"),
+        (&["--report", "--json", &file, "--rows", "linear"], "has none of these rows"),
+        (&["--report"], "name the file of results with --json"),
+        (&["--rows", "fly"], "--rows fly: no such row; --list has all"),
+        (&["--pairs", "0"], "--pairs must be at least 1"),
+    ] {
+        let failed = compare(args);
+        let error = text(&failed.stderr);
+        assert!(!failed.status.success() && error.contains(expected), "{args:?}: {error}");
+        assert!(error.starts_with("compare.py: ") && error.lines().count() == 1, "{error}");
+    }
+    let list = text(&compare(&["--list"]).stdout);
+    assert_eq!(list.lines().count(), 25);
+    assert!(list.contains("step-32768-2ranks-bf16-step"), "{list}");
+}
