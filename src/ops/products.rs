@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use super::cpu::panel::{LEFT, Lines, Matrix, Panels, across, along};
+use super::cpu::panel::{Lines, Matrix, Panels, across, across_left, along};
 use super::cpu::product::{Operand, Tail, product};
 use super::cpu::{Path, with_unit};
 use super::gemm;
@@ -63,7 +63,7 @@ impl Products for f32 {
 
     fn input_gradient(w: &Weights<f32>, dy: &[f32], dx: &mut [f32]) {
         on_unit!(w, S => {
-            let right = w.packed.backward.get_or_init(|| across::<S, 64>(Matrix::new(w.values, w.out, w.inner)));
+            let right = w.packed.backward.get_or_init(|| across::<S>(Matrix::new(w.values, w.out, w.inner)));
             let lines = Lines::new::<S>(Matrix::new(dy, dx.len() / w.inner, w.out));
             product::<S, _>(Operand::Lines(&lines), right, dx, &mut [], false, &());
         });
@@ -72,8 +72,8 @@ impl Products for f32 {
     fn weight_gradient(w: &Weights<f32>, dy: &[f32], x: &[f32], dw: &mut [f32]) {
         let n = dy.len() / w.out;
         on_unit!(w, S => {
-            let left = across::<S, LEFT>(Matrix::new(dy, n, w.out));
-            let right = across::<S, 64>(Matrix::new(x, n, w.inner));
+            let left = across_left::<S>(Matrix::new(dy, n, w.out));
+            let right = across::<S>(Matrix::new(x, n, w.inner));
             product::<S, _>(Operand::Panels(&left), &right, dw, &mut [], true, &());
         });
     }

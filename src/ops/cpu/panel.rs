@@ -3,9 +3,11 @@
 //! A word holds one f32 or, on units with pairs, two bf16 that are neighbours along the contracted dimension; units for bf16
 //! round on the way. Contractions are padded with a zero where pairs do not divide them. Three layouts serve all products of a
 //! linear layer:
-//! - [`across`]: `[columns / W][rows / PAIR][W]`, contraction over the matrix' rows, a lane a column;
-//! - [`along`]: `[rows / W][columns / PAIR][W]`, contraction over its columns, a lane a row;
+//! - [`across`]: `[columns / w][rows / PAIR][w]`, contraction over the matrix' rows, a lane a column;
+//! - [`along`]: `[rows / w][columns / PAIR][w]`, contraction over its columns, a lane a row;
 //! - [`Lines`]: `[rows][columns / PAIR]`, contraction over its columns, word after word.
+//!
+//! A right operand's panel is as wide as the unit's register tile, so that a step reads one contiguous run.
 //!
 //! Attention packs strided heads of any element by its own functions (`attention::cpu::pack`).
 
@@ -13,7 +15,7 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 
 use super::scratch::Scratch;
-use super::simd::{Kernel, Simd, WIDTH};
+use super::simd::{Kernel, Simd};
 use super::tile::{Left, ROWS};
 
 /// A row-major matrix of f32.
@@ -39,13 +41,23 @@ impl<'a> Matrix<'a> {
 /// Lanes of a panel that is a left operand: whole register tiles, and whole vectors of any unit.
 pub(crate) const LEFT: usize = 8 * ROWS;
 
-/// Panels of `W` lanes, see the module.
+/// Lanes of a panel that is a right operand.
+fn right<S: Simd>() -> usize {
+    S::COLS * S::LANES
+}
+
+/// Lanes of the widest panel.
+const WIDEST: usize = 64;
+
+/// Panels, see the module.
 pub(crate) struct Panels {
     words: Scratch,
     /// Steps of the contraction.
     pub steps: usize,
     /// Lanes that hold something.
     pub lanes: usize,
+    /// Lanes of a panel.
+    pub width: usize,
     /// Words of a panel.
     len: usize,
 }
@@ -54,7 +66,7 @@ impl Panels {
     fn new<S: Simd>(contraction: usize, lanes: usize, width: usize) -> Self {
         let steps = contraction.div_ceil(S::PAIR);
         let len = contraction.next_multiple_of(2) / S::PAIR * width; // room for rows that come in twos
-        Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, len }
+        Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, width, len }
     }
 
     /// The words of panel `i`.
@@ -63,38 +75,48 @@ impl Panels {
     }
 }
 
-/// Panels of `W` columns of `m`, contraction over its rows.
-pub(crate) fn across<S: Simd, const W: usize>(m: Matrix) -> Panels {
-    let mut panels = Panels::new::<S>(m.rows, m.columns, W);
+/// The columns of `m` as a right operand, contraction over its rows.
+pub(crate) fn across<S: Simd>(m: Matrix) -> Panels {
+    across_by::<S>(m, right::<S>())
+}
+
+/// The columns of `m` as a left operand, contraction over its rows.
+pub(crate) fn across_left<S: Simd>(m: Matrix) -> Panels {
+    across_by::<S>(m, LEFT)
+}
+
+fn across_by<S: Simd>(m: Matrix, width: usize) -> Panels {
+    let mut panels = Panels::new::<S>(m.rows, m.columns, width);
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
             // SAFETY: this unit was chosen for this CPU.
-            unsafe { S::run(Across::<W> { m, first: i * W, words }) }
+            unsafe { S::run(Across { m, first: i * width, width, words }) }
         });
     }
     panels
 }
 
-struct Across<'a, const W: usize> {
+struct Across<'a> {
     m: Matrix<'a>,
     first: usize,
+    width: usize,
     words: &'a mut [u32],
 }
 
-impl<const W: usize> Kernel for Across<'_, W> {
+impl Kernel for Across<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { m, first, words } = self;
-        let count = W.min(m.columns - first);
-        let none = [0f32; W];
-        let mut ends = [[0f32; W]; 2]; // rows of a panel that is not full
-        for (i, words) in words.chunks_exact_mut(2 * W / S::PAIR).enumerate() {
+        let Self { m, first, width, words } = self;
+        let count = width.min(m.columns - first);
+        let none = [0f32; WIDEST];
+        let mut ends = [[0f32; WIDEST]; 2]; // rows of a panel that is not full
+        for (i, words) in words.chunks_exact_mut(2 * width / S::PAIR).enumerate() {
             let mut rows = [none.as_ptr(); 2];
             for (r, (row, end)) in rows.iter_mut().zip(&mut ends).enumerate() {
                 if 2 * i + r < m.rows {
                     let values = &m.row(2 * i + r)[first..first + count];
-                    *row = if count == W {
+                    *row = if count == width {
                         values.as_ptr()
                     } else {
                         end[..count].copy_from_slice(values);
@@ -102,25 +124,26 @@ impl<const W: usize> Kernel for Across<'_, W> {
                     };
                 }
             }
-            for lane in (0..W).step_by(S::LANES) {
-                // SAFETY: both rows hold W values; the words have room for two rows, as pairs or one after the other.
+            for lane in (0..width).step_by(S::LANES) {
+                // SAFETY: both rows hold `width` values; the words have room for two rows, as pairs or one after the other.
                 unsafe {
                     let (a, b) = (S::load(rows[0].add(lane)), S::load(rows[1].add(lane)));
-                    S::put_rows(words.as_mut_ptr().add(lane), W, a, b);
+                    S::put_rows(words.as_mut_ptr().add(lane), width, a, b);
                 }
             }
         }
     }
 }
 
-/// Panels of [`WIDTH`] rows of `m`, contraction over its columns.
+/// The rows of `m` as a right operand, contraction over its columns.
 pub(crate) fn along<S: Simd>(m: Matrix) -> Panels {
-    let mut panels = Panels::new::<S>(m.columns, m.rows, WIDTH);
+    let width = right::<S>();
+    let mut panels = Panels::new::<S>(m.columns, m.rows, width);
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
             // SAFETY: this unit was chosen for this CPU.
-            unsafe { S::run(Along { m, first: i * WIDTH, words }) }
+            unsafe { S::run(Along { m, first: i * width, width, words }) }
         });
     }
     panels
@@ -129,16 +152,17 @@ pub(crate) fn along<S: Simd>(m: Matrix) -> Panels {
 struct Along<'a> {
     m: Matrix<'a>,
     first: usize,
+    width: usize,
     words: &'a mut [u32],
 }
 
 impl Kernel for Along<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { m, first, words } = self;
-        let count = WIDTH.min(m.rows - first);
-        for lane in count..WIDTH {
-            words.iter_mut().skip(lane).step_by(WIDTH).for_each(|word| *word = 0);
+        let Self { m, first, width, words } = self;
+        let count = width.min(m.rows - first);
+        for lane in count..width {
+            words.iter_mut().skip(lane).step_by(width).for_each(|word| *word = 0);
         }
         // Runs of a few lines of the target at a time, so that a row's words meet lines that the row before has touched.
         const RUN: usize = 64;
@@ -149,7 +173,7 @@ impl Kernel for Along<'_> {
                 let values = &m.row(first + lane)[start..end];
                 // SAFETY: a run and a vector's slack fit into the line.
                 unsafe { line_of_words::<S>(values, line.as_mut_ptr()) };
-                let words = words[start / S::PAIR * WIDTH + lane..].iter_mut().step_by(WIDTH);
+                let words = words[start / S::PAIR * width + lane..].iter_mut().step_by(width);
                 words.zip(&line[..values.len().div_ceil(S::PAIR)]).for_each(|(word, &value)| *word = value);
             }
         }

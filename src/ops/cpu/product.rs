@@ -7,11 +7,11 @@ use rayon::prelude::*;
 
 use super::panel::{Block, LEFT, Lines, Panels};
 use super::scratch::Scratch;
-use super::simd::{Kernel, Simd, WIDTH};
+use super::simd::{Kernel, Simd};
 use super::tile::{Out, ROWS, Right};
 
-/// Steps of the contraction taken at a time: with 64 columns, 24 KiB of the right operand, which stay in L1.
-const STEPS: usize = 96;
+/// Words of the right operand taken at a time: 20 KiB, which stay in L1 beside the rows of the left one.
+const WORDS: usize = 5 << 10;
 
 /// Rows of a task: whole left panels.
 const BLOCK: usize = 2 * LEFT;
@@ -97,26 +97,28 @@ impl<T: Tail<f32>> Kernel for Task<'_, T> {
         let rows = out.len() / columns;
         let padded = rows.next_multiple_of(ROWS);
         let mut aside: Option<Scratch> = None; // sums of a part that is not whole tiles and vectors
-        for (panel, column) in (0..columns).step_by(WIDTH).enumerate() {
-            let count = WIDTH.min(columns - column);
+        let width = right.width;
+        let most = WORDS / width;
+        for (panel, column) in (0..columns).step_by(width).enumerate() {
+            let count = width.min(columns - column);
             let words = right.panel(panel);
             let direct = rows == padded && count.is_multiple_of(S::LANES);
-            let (values, stride, width) = if direct {
+            let (values, stride, vectors) = if direct {
                 (out[column..].as_mut_ptr(), columns, count)
             } else {
-                let aside = aside.get_or_insert_with(|| Scratch::take(BLOCK * WIDTH));
-                (aside.floats().as_mut_ptr(), WIDTH, count.next_multiple_of(16))
+                let aside = aside.get_or_insert_with(|| Scratch::take(BLOCK * width));
+                (aside.floats().as_mut_ptr(), width, width)
             };
-            for step in (0..right.steps).step_by(STEPS) {
-                let steps = STEPS.min(right.steps - step);
+            for step in (0..right.steps).step_by(most) {
+                let steps = most.min(right.steps - step);
                 let left = block.from_step(step);
-                let right = Right { words: words[step * WIDTH..].as_ptr(), step: WIDTH };
+                let right = Right { words: words[step * width..].as_ptr(), step: width };
                 let add = step > 0 || (add && direct);
-                // SAFETY: the operands are as long as their steps say; out or the scratch holds `padded` rows of `width`.
-                unsafe { S::product(steps, left, right, Out { values, stride, rows: padded, width, add }) }
+                // SAFETY: the operands are as long as their steps say; out or the scratch holds `padded` rows of `vectors`.
+                unsafe { S::product(steps, left, right, Out { values, stride, rows: padded, width: vectors, add }) }
             }
             if let (false, Some(aside)) = (direct, &mut aside) {
-                for (row, sums) in out.chunks_exact_mut(columns).zip(aside.floats().chunks_exact(WIDTH)) {
+                for (row, sums) in out.chunks_exact_mut(columns).zip(aside.floats().chunks_exact(width)) {
                     let row = &mut row[column..column + count];
                     if add {
                         row.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
