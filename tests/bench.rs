@@ -1,5 +1,5 @@
-//! `longreel bench` on tiny shapes: every kind runs, says what it measured and refuses what it cannot; and the scripts of
-//! benches/ that put it beside PyTorch, without PyTorch.
+//! `longreel bench` on tiny shapes: every kind runs, says what it measured and refuses what it cannot; and the scripts
+//! of benches/ that put it beside PyTorch, without PyTorch.
 
 use crate::train::{fail, longreel, succeed, text};
 use longreel::ops::cpu::Path as Unit;
@@ -49,7 +49,8 @@ fn attention_in_both_dtypes_on_every_path() {
         for dtype in ["f32", "bf16"] {
             let args = [ATTENTION, &["--dtype", dtype, "--path", path.name(), "--threads", "1"]].concat();
             let facts = json!({
-                "what": "attention", "tokens": 70, "heads": 2, "head_dim": 16, "dtype": dtype, "threads": 1, "path": path.name(),
+                "what": "attention", "tokens": 70, "heads": 2, "head_dim": 16, "dtype": dtype,
+                "threads": 1, "path": path.name(),
             });
             let flop = 4.0 * 70.0 * 70.0 * 32.0;
             check(&measured(&args), facts, &[("fwd", flop), ("fwdbwd", 3.5 * flop)]);
@@ -86,8 +87,8 @@ fn a_block_and_a_step() {
         let setting = ["--ranks", &ranks.to_string(), "--warmup", warmup];
         let result = measured(&[&["step"], SHAPE, &more, &setting].concat());
         let facts = json!({
-            "what": "step", "tokens": 1024, "layers": 2, "dim": 48, "heads": 3, "head_dim": 16, "dtype": "f32", "ranks": ranks,
-            "threads": 2,
+            "what": "step", "tokens": 1024, "layers": 2, "dim": 48, "heads": 3, "head_dim": 16, "dtype": "f32",
+            "ranks": ranks, "threads": 2,
         });
         check(&result, facts, &[("step", 2.0 * both + ends)]);
         let [step, attention, update] = ["step_s", "attention_s", "update_s"].map(|key| number(&result, key));
@@ -150,7 +151,12 @@ fn compare(args: &[&str]) -> Output {
 
 /// A file of results of one work: (ours, theirs) forward and (ours, theirs) forward+backward, a round each.
 fn results(path: PathBuf, tokens: usize, rounds: &[[f64; 4]]) -> String {
-    let side = |fwd: f64, both: f64, tokens: usize| json!({"tokens": tokens, "heads": 6, "head_dim": 64, "dtype": "bf16", "threads": 2, "fwd_s": fwd, "fwdbwd_s": both});
+    let side = |fwd: f64, both: f64, tokens: usize| {
+        let shape = json!({"tokens": tokens, "heads": 6, "head_dim": 64, "dtype": "bf16", "threads": 2});
+        let mut result = shape.as_object().unwrap().clone();
+        result.extend([("fwd_s".to_owned(), json!(fwd)), ("fwdbwd_s".to_owned(), json!(both))]);
+        Value::Object(result)
+    };
     let pairs: Vec<Value> = rounds
         .iter()
         .map(|r| json!({"load": 0.1, "ours": side(r[0], r[2], 8192), "theirs": side(r[1], r[3], tokens)}))
@@ -172,13 +178,12 @@ fn the_comparison_takes_the_median_of_ratios() {
     assert!(done.status.success(), "{}", text(&done.stderr));
     let table = text(&done.stdout);
     let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| attention")).collect();
-    assert_eq!(
-        rows,
-        [
-            "| attention, 8192 tokens, 6 heads of 64, bf16, forward | 1 s | 3 s | 2.00 (1.00 to 6.00) | 2 | yes |",
-            "| attention, 8192 tokens, 6 heads of 64, bf16, forward+backward | 2 s | 3.2 s | 1.60 (1.50 to 1.70) | 1.7 | no |",
-        ]
-    );
+    let work = "| attention, 8192 tokens, 6 heads of 64, bf16, ";
+    let expected = [
+        "forward | 1 s | 3 s | 2.00 (1.00 to 6.00) | 2 | yes |",
+        "forward+backward | 2 s | 3.2 s | 1.60 (1.50 to 1.70) | 1.7 | no |",
+    ];
+    assert_eq!(rows, expected.map(|row| format!("{work}{row}")));
     assert!(table.contains("A CPU, 2 processors; 2026-01-02; commit abc; PyTorch 9; medians of at least 3 rounds"));
 
     let other = results(folder.path().join("other.json"), 4096, &rounds);

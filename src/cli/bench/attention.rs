@@ -1,4 +1,5 @@
-//! Attention of one clip, forward and forward+backward, on any of the kernels' paths. Counterpart: benches/peers/attention.py.
+//! Attention of one clip, forward and forward+backward, on any of the kernels' paths. Counterpart:
+//! benches/peers/attention.py.
 
 use candle_core::{DType, Tensor};
 use clap::Args;

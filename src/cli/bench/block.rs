@@ -1,7 +1,7 @@
 //! One transformer block within a model: both its halves and its attention, and nothing around it.
 //!
-//! The engine runs whole models only, so a model of two blocks is timed in turn with a model of one, and the difference is
-//! the block's: patch embedding, conditioning, head and loss are in both and drop out.
+//! The engine runs whole models only, so a model of two blocks is timed in turn with a model of one, and the difference
+//! is the block's: patch embedding, conditioning, head and loss are in both and drop out.
 
 use candle_core::DType;
 use clap::Args;
@@ -62,7 +62,8 @@ fn measure(args: &BlockArgs, threads: usize) -> Result<Report> {
     ))
 }
 
-/// The median of how much longer the second engine takes than the first, over `runs` rounds after one that does not count.
+/// The median of how much longer the second engine takes than the first, over `runs` rounds after one that does not
+/// count.
 fn difference(runs: usize, engines: &[Engine; 2], mut f: impl FnMut(&Engine) -> Result<()>) -> Result<f64> {
     let mut seconds = vec![];
     for _ in 0..=runs {

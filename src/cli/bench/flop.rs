@@ -1,7 +1,7 @@
 //! Operations of the work, counted from its shapes: what any implementation has to do at least.
 //!
-//! Recomputing more is not counted, so it is not faster for it. Attention's backward has five products of the size of its
-//! forward's two; a linear layer's has two of the size of its one.
+//! Recomputing more is not counted, so it is not faster for it. Attention's backward has five products of the size of
+//! its forward's two; a linear layer's has two of the size of its one.
 
 use crate::model::ModelConfig;
 

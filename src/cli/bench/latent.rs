@@ -16,8 +16,8 @@ use crate::rng::{Key, Purpose};
 /// Tokens of the text, and its features.
 const TEXT: [usize; 2] = [16, 64];
 
-/// The shapes: a latent of 16 channels in patches of 1 x 2 x 2, a text of 16 tokens of 64 features, an MLP of four times the
-/// width.
+/// The shapes: a latent of 16 channels in patches of 1 x 2 x 2, a text of 16 tokens of 64 features, an MLP of four
+/// times the width.
 #[derive(Debug, Args)]
 pub struct ShapeArgs {
     /// Frames of the latent

@@ -1,8 +1,8 @@
 //! `longreel bench`: how long the work of training takes on this machine, alone or side by side with benches/peers/.
 //!
-//! Each kind of work has a file with its flags and what it counts; [`report`] prints it. Seconds are medians after one run
-//! that does not count. Operations are counted from the shapes ([`flop`]), whatever the code really did, and their share is
-//! of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
+//! Each kind of work has a file with its flags and what it counts; [`report`] prints it. Seconds are medians after one
+//! run that does not count. Operations are counted from the shapes ([`flop`]), whatever the code really did, and their
+//! share is of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
 
 mod attention;
 mod block;

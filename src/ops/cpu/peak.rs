@@ -1,7 +1,8 @@
-//! The arithmetic peak of a vector unit, measured: the multiply-adds that it does a second when nothing is loaded or stored.
+//! The arithmetic peak of a vector unit, measured: the multiply-adds that it does a second when nothing is loaded or
+//! stored.
 //!
-//! This is what a kernel's speed is a share of. It is the rate of the instructions that the kernels here are made of, so a
-//! matrix unit beside the vector unit (AMX) is not in it.
+//! This is what a kernel's speed is a share of. It is the rate of the instructions that the kernels here are made of,
+//! so a matrix unit beside the vector unit (AMX) is not in it.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,8 @@ use super::{Path, with_unit};
 /// Floats (or words) of the widest vector.
 const WIDEST: usize = 16;
 
-/// Most sums that are under way at once. A multiply-add takes several cycles; only as many independent ones as that, times
-/// those a cycle starts, keep the unit busy: 8 for FMA and 12 for bf16 pairs on current CPUs.
+/// Most sums that are under way at once. A multiply-add takes several cycles; only as many independent ones as that,
+/// times those a cycle starts, keep the unit busy: 8 for FMA and 12 for bf16 pairs on current CPUs.
 const MOST: usize = 24;
 
 /// Rounds between two looks at the clock: some hundred microseconds.
@@ -96,8 +97,8 @@ impl Chains<'_> {
             }
             for _ in 0..ROUNDS {
                 for sum in &mut sums {
-                    // With f32 words a dot product is a multiply-add. The sum is multiplied, not added to: a product of two
-                    // constants would be taken out of the loop where multiplying and adding are two instructions.
+                    // With f32 words a dot product is a multiply-add. The sum is multiplied, not added to: a product of
+                    // two constants would be taken out of the loop where multiplying and adding are two instructions.
                     *sum = if S::PAIR == 1 { S::mul_add(*sum, scale, shift) } else { S::dot(*sum, a, b) };
                 }
             }
