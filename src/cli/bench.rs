@@ -3,11 +3,11 @@
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, Subcommand};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::config::{Compute, Train};
-use crate::engine::{Engine, Objective, Source};
+use crate::config::{self, Compute, StashPlace, Train};
+use crate::engine::{Engine, Objective, Source, Stash};
 use crate::model::{Model, ModelConfig, Patches, Prompt};
 use crate::parallel::{Communicator, Reduce, run_threads};
 use crate::rng::{Key, Purpose};
@@ -63,6 +63,9 @@ struct StepArgs {
     /// Rows of a tile; 0: as in training
     #[arg(long, default_value = "0")]
     tile: usize,
+    /// Where blocks keep what backward needs
+    #[arg(long, default_value = "ram")]
+    stash: StashPlace,
 }
 
 /// Runs the command.
@@ -107,7 +110,8 @@ fn measure(
 ) -> Result<(Vec<f64>, f64)> {
     let train = Train { ema: 0.0, ..Train::default() };
     let weights = Weights::new(Model::init(config, DType::F32, args.dtype == Compute::Bf16, 0)?, &train)?;
-    let engine = Engine::new(&weights.model, comm.clone(), grid, 1, args.tile)?;
+    let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank())?;
+    let engine = Engine::new(&weights.model, comm.clone(), grid, 1, args.tile)?.with_stash(Arc::new(Mutex::new(stash)));
     let latent = Latent::draw([args.frames, args.height, args.width], config, engine.local_tokens());
     let mut text = vec![0.0; 16 * config.text_dim];
     Key { seed: 0, purpose: Purpose::Test, step: 0, sample: 1 }.stream(0).fill_normal(&mut text);

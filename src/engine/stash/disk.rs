@@ -11,12 +11,12 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::copies::Store;
 use crate::config::{Compute, Stash as Settings};
-use crate::{Error, Result};
+use crate::{Error, Result, bail};
 
 /// `f_type` of a file system that lies in memory.
 const TMPFS: u64 = 0x0102_1994;
@@ -57,19 +57,20 @@ impl Scratch {
 
     /// Fails if the folder has no room for `bytes` more.
     pub fn check(&self, bytes: u64) -> Result<()> {
-        let space = fstatvfs(&self.file).map_err(|e| self.error("asking for the free space of", e.into()))?;
+        let space = fstatvfs(&self.file).map_err(|e| self.error("asking for the space of", e.into()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         if bytes > free {
             let (needed, free, folder) = (gib(bytes), gib(free), self.folder.display());
-            return Err(Error::Invalid(format!(
-                "stash.folder: {needed} more are needed in {folder}, where {free} are free; {}",
-                self.advice
-            )));
+            bail!("stash.folder: {needed} are needed in {folder}, where {free} are free; {}", self.advice)
         }
+        Ok(())
+    }
+
+    /// Warns if the folder is no better than memory.
+    pub fn warn_of_memory(&self) {
         if fstatfs(&self.file).is_ok_and(|system| system.f_type as u64 == TMPFS) {
             tracing::warn!("stash.folder: {} lies in memory (tmpfs), not on a disk", self.folder.display());
         }
-        Ok(())
     }
 
     fn error(&self, what: &str, e: io::Error) -> Error {
@@ -90,7 +91,7 @@ impl Store for Scratch {
     fn reserve(&self, blocks: usize, size: u64) -> Result<()> {
         self.size.store(size, Ordering::SeqCst);
         let bytes = size.saturating_mul(blocks as u64);
-        let mut reserved = self.reserved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         if bytes <= *reserved {
             return Ok(());
         }

@@ -148,10 +148,13 @@ impl Stash {
 /// Fails if the scratch folder cannot be written to or has no room for what the ranks of a run put there together, `blocks` blocks
 /// of these shapes. For a run to find out before it starts; a stash in memory always passes.
 pub fn check_room(settings: &Settings, blocks: usize, shapes: &Shapes) -> Result<()> {
-    match settings.place {
-        StashPlace::Ram => Ok(()),
-        StashPlace::Disk => disk::Scratch::open(settings)?.check(Layout::new(shapes, settings).bytes(blocks)),
+    if settings.place == StashPlace::Ram {
+        return Ok(());
     }
+    let scratch = disk::Scratch::open(settings)?;
+    scratch.check(Layout::new(shapes, settings).bytes(blocks))?;
+    scratch.warn_of_memory();
+    Ok(())
 }
 
 fn not_there(i: usize) -> Error {

@@ -125,7 +125,12 @@ impl Field {
 
     fn read(&self, store: &dyn Store, block: usize, t: &Tensor, chunk: &mut Vec<bf16>) -> Result<()> {
         if self.stored == self.dtype {
-            return bytes::overwrite(t, |to| store.read(block, self.at, to));
+            // Not by bytes::overwrite, which makes a Candle error of ours.
+            return match self.dtype {
+                DType::F64 => write(t, |to: &mut [f64]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
+                DType::BF16 => write(t, |to: &mut [bf16]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
+                _ => write(t, |to: &mut [f32]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
+            };
         }
         match self.dtype {
             DType::F64 => self.widen::<f64>(store, block, t, chunk, |from, to| from.convert_to_f64_slice(to)),
