@@ -45,7 +45,8 @@ impl Objective for Squares {
     }
 }
 
-/// Loss and gradients of a few steps, each with a clip of another shape and weights that follow from the step before; of every rank.
+/// Loss and gradients of a few steps, each with a clip of another shape and weights that follow from the step before;
+/// of every rank.
 pub fn gradients(case: &Case, settings: &Settings, hook: &(dyn Fn(usize) -> Hook + Sync)) -> Result<Vec<Vec<f64>>> {
     let config = ModelConfig {
         patch_size: [1, 1, 1],

@@ -35,7 +35,8 @@ fn a_run_without_room_is_refused_before_it_starts() {
     let place = Place::videos();
     let before = snapshot(&place.path(""));
     let folder = format!("stash.folder={}", place.path("").display());
-    // 20 tokens of width 24 a clip, twice, and 3 heads' statistic: 4080 bytes a block, here in 10000 blocks of 2^20 clips.
+    // 20 tokens of width 24 a clip, twice, and 3 heads' statistic: 4080 bytes a block, here in 10000 blocks of 2^20
+    // clips.
     let args = ["--ranks=2", "stash.where=disk", "train.batch=1048576", "model.num_layers=10000", &folder];
     let error = place.error("refused", &args);
     assert!(error.starts_with("stash.folder: 39843.8 GiB are needed in ") && error.contains(" are free; "), "{error}");

@@ -1,8 +1,9 @@
 //! Two threads that copy blocks to a store behind forward and from it ahead of backward.
 //!
-//! They are told nothing: each looks for a block that waits to be written, else for the block that is wanted next, and takes it.
-//! Two blocks at most wait or are being written, and one is read ahead, so what is in flight does not grow. Whatever goes wrong on
-//! a thread, a panic among it, is kept and returned by every later call. Nothing here knows what a block looks like.
+//! They are told nothing: each looks for a block that waits to be written, else for the block that is wanted next, and
+//! takes it. Two blocks at most wait or are being written, and one is read ahead, so what is in flight does not grow.
+//! Whatever goes wrong on a thread, a panic among it, is kept and returned by every later call. Nothing here knows what
+//! a block looks like.
 
 use half::bf16;
 use std::panic::{AssertUnwindSafe, catch_unwind};

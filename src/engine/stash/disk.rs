@@ -1,9 +1,10 @@
 //! The stash in a scratch file, one a rank, opened once a run and used again by every step.
 //!
-//! The file has no name: it is made with `O_TMPFILE` (or, where a file system lacks that, unlinked while it is still empty). So the
-//! kernel gives its space back as soon as the process ends, however it ends: a run that was killed leaves nothing behind, there are
-//! no leftovers to look for at the next start, and no start can remove a file that a live run uses. The price is that `ls` and `du`
-//! do not show it, only `df` does. It is never synced, for nobody reads it after a crash.
+//! The file has no name: it is made with `O_TMPFILE` (or, where a file system lacks that, unlinked while it is still
+//! empty). So the kernel gives its space back as soon as the process ends, however it ends: a run that was killed
+//! leaves nothing behind, there are no leftovers to look for at the next start, and no start can remove a file that a
+//! live run uses. The price is that `ls` and `du` do not show it, only `df` does. It is never synced, for nobody reads
+//! it after a crash.
 
 use rustix::fs::{FallocateFlags, fallocate, fstatfs, fstatvfs};
 use rustix::io::Errno;
@@ -95,8 +96,8 @@ impl Store for Scratch {
         if bytes <= *reserved {
             return Ok(());
         }
-        // Other ranks and programs use the folder too: that there is room now is a good message early, that the blocks are the
-        // file's own is what a step can rely on.
+        // Other ranks and programs use the folder too: that there is room now is a good message early, that the blocks
+        // are the file's own is what a step can rely on.
         self.check(bytes - *reserved)?;
         match fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
             // Some network file systems cannot reserve; their writes may then fail, and say so.

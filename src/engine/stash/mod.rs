@@ -20,8 +20,8 @@ use crate::{Error, Result};
 use copies::Copies;
 use pack::Layout;
 
-/// What backward needs of a block. `x` and `o` are lent until the next block is taken: their memory is then read into again, so
-/// they must not be kept, nor given to another rank.
+/// What backward needs of a block. `x` and `o` are lent until the next block is taken: their memory is then read into
+/// again, so they must not be kept, nor given to another rank.
 pub struct Saved {
     /// The block's input `[rows, D]`.
     pub x: Tensor,
@@ -46,8 +46,8 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// For x and o `[rows, width]`, x in the model's `dtype` and o in that which attention computes in, and for a row statistic of
-    /// dims `lse`.
+    /// For x and o `[rows, width]`, x in the model's `dtype` and o in that which attention computes in, and for a row
+    /// statistic of dims `lse`.
     pub fn new(rows: usize, width: usize, lse: [usize; 3], dtype: DType, compute: DType) -> Self {
         let statistic = if compute == DType::F64 { DType::F64 } else { DType::F32 };
         Self { x: (vec![rows, width], dtype), o: (vec![rows, width], compute), lse: (lse.to_vec(), statistic) }
@@ -109,7 +109,8 @@ impl Stash {
         Ok(Self { keep_attention: settings.keep_attention, place })
     }
 
-    /// Starts a step of `blocks` blocks of these shapes; what an earlier step left is forgotten. Makes room for all of it.
+    /// Starts a step of `blocks` blocks of these shapes; what an earlier step left is forgotten. Makes room for all of
+    /// it.
     ///
     /// # Errors
     /// There is no room.
@@ -133,7 +134,8 @@ impl Stash {
         }
     }
 
-    /// Gives back what block `i` needs, each block once and the last one first: the block below is read ahead meanwhile.
+    /// Gives back what block `i` needs, each block once and the last one first: the block below is read ahead
+    /// meanwhile.
     ///
     /// # Errors
     /// It could not be written or read.
@@ -145,8 +147,8 @@ impl Stash {
     }
 }
 
-/// Fails if the scratch folder cannot be written to or has no room for what the ranks of a run put there together, `blocks` blocks
-/// of these shapes. For a run to find out before it starts; a stash in memory always passes.
+/// Fails if the scratch folder cannot be written to or has no room for what the ranks of a run put there together,
+/// `blocks` blocks of these shapes. For a run to find out before it starts; a stash in memory always passes.
 pub fn check_room(settings: &Settings, blocks: usize, shapes: &Shapes) -> Result<()> {
     if settings.place == StashPlace::Ram {
         return Ok(());
