@@ -235,6 +235,7 @@ fn values_that_are_not_allowed_name_key_value_and_rule() {
         ("parallel.ranks=0", "parallel.ranks = 0"),
         ("parallel.data=0", "parallel.data = 0"),
         ("parallel={ranks=4, data=3}", "parallel.data = 3: must divide parallel.ranks = 4"),
+        ("stash.folder=\"\"", "stash.folder = \"\": must name a folder"),
         ("sample.steps=0", "sample.steps = 0"),
         ("sample.count=0", "sample.count = 0"),
         ("sample.guidance=inf", "sample.guidance = inf"),
@@ -291,10 +292,20 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn stash()(
+        disk in any::<bool>(), folder in proptest::option::of("[a-z/\"]{1,9}"), bf16 in any::<bool>(), keep_attention in any::<bool>(),
+    ) -> Stash {
+        let place = if disk { StashPlace::Disk } else { StashPlace::Ram };
+        let dtype = if bf16 { Compute::Bf16 } else { Compute::F32 };
+        Stash { place, folder: folder.map(Into::into), dtype, keep_attention }
+    }
+}
+
+prop_compose! {
     fn config()(
         data in data(), seed in 0..=i64::MAX as u64, out in "[a-z/\"\\\\é]{1,9}", heads in 1..99usize, dim in 1..=32usize,
         patch in [1..4usize, 1..4, 1..4], x in any::<bool>(), uniform in any::<bool>(), bf16 in any::<bool>(),
-        n in [floats(), floats(), floats(), floats(), floats()], unit in [0.0..1.0, 0.0..1.0, 0.0..1.0f64],
+        stash in stash(), n in [floats(), floats(), floats(), floats(), floats()], unit in [0.0..1.0, 0.0..1.0, 0.0..1.0f64],
         steps in 1..1u64 << 40, cosine in any::<bool>(), mesh in [1..9usize, 1..9], kind in 0..4usize,
     ) -> RunConfig {
         let [t, h, w] = patch;
@@ -317,7 +328,7 @@ prop_compose! {
         let low = unit[0].min(unit[1]);
         let sample = Sample { sampler, guidance: n[0] - n[1], guidance_interval: [low, unit[1].max(low)], ..Sample::default() };
         let parallel = Parallel { ranks: mesh[0] * mesh[1], data: mesh[0] };
-        RunConfig { run: Run { out: out.into(), seed }, data, model, diffusion, train, parallel, sample }
+        RunConfig { run: Run { out: out.into(), seed }, data, model, diffusion, train, parallel, stash, sample }
     }
 }
 

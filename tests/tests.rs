@@ -19,5 +19,6 @@ mod model;
 mod ops;
 mod optimizer;
 mod parallel;
+mod stash;
 mod train;
 mod usage;

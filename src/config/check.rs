@@ -2,7 +2,7 @@
 //!
 //! Not here: what depends on files (is the folder there, are there enough clips), on a checkpoint, or on the machine.
 
-use super::run::{Data, Diffusion, Label, Model, Parallel, RunConfig, Sample, Train};
+use super::run::{Data, Diffusion, Label, Model, Parallel, RunConfig, Sample, Stash, Train};
 use std::fmt::{self, Debug, Display};
 
 /// Sizes beyond this are taken for typing errors; products of several of them still fit a usize.
@@ -34,6 +34,7 @@ pub(super) fn check(config: &RunConfig) -> Checked {
     diffusion(&config.diffusion)?;
     train(&config.train)?;
     parallel(&config.parallel)?;
+    stash(&config.stash)?;
     sample(&config.sample)
 }
 
@@ -129,6 +130,18 @@ fn parallel(c: &Parallel) -> Checked {
     ensure((1..=65_536).contains(&c.ranks), "parallel.ranks", c.ranks, "must be in 1..=65536")?;
     let allowed = format!("must divide parallel.ranks = {}", c.ranks);
     ensure(c.data >= 1 && c.ranks.is_multiple_of(c.data), "parallel.data", c.data, &allowed)
+}
+
+fn stash(c: &Stash) -> Checked {
+    match &c.folder {
+        Some(folder) => ensure(
+            !folder.as_os_str().is_empty(),
+            "stash.folder",
+            folder,
+            "must name a folder; leave the key out for the system's folder of temporary files",
+        ),
+        None => Ok(()),
+    }
 }
 
 fn sample(c: &Sample) -> Checked {

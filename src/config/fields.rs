@@ -1,18 +1,19 @@
 //! Which keys there are, learnt from the structs: serde's derived code tells a deserializer the fields it expects, so a
 //! deserializer that only listens needs no second list to keep true.
 
-use super::run::{Data, Diffusion, Model, Parallel, Run, RunConfig, Sample, Train};
+use super::run::{Data, Diffusion, Model, Parallel, Run, RunConfig, Sample, Stash, Train};
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor, value::Error};
 
 /// Every section and its keys, in the order of [`RunConfig`].
 pub fn sections() -> Vec<(&'static str, &'static [&'static str])> {
-    let keys: [&[_]; 7] = [
+    let keys: [&[_]; 8] = [
         fields::<Run>(),
         fields::<Data>(),
         fields::<Model>(),
         fields::<Diffusion>(),
         fields::<Train>(),
         fields::<Parallel>(),
+        fields::<Stash>(),
         fields::<Sample>(),
     ];
     let names = fields::<RunConfig>();

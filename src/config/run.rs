@@ -21,6 +21,8 @@ pub struct RunConfig {
     #[serde(default)]
     pub parallel: Parallel,
     #[serde(default)]
+    pub stash: Stash,
+    #[serde(default)]
     pub sample: Sample,
 }
 
@@ -226,6 +228,30 @@ pub struct Parallel {
     pub data: usize,
 }
 
+/// `[stash]`: what blocks remember between forward and backward. Loss and samples do not need it, training does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Stash {
+    /// In memory or in a scratch file for each rank.
+    #[serde(rename = "where")]
+    pub place: StashPlace,
+    /// Folder of the scratch files; none: the system's folder for temporary files, `$TMPDIR` or else /tmp.
+    pub folder: Option<PathBuf>,
+    /// What a block's input and attention's output are kept in: f32, as they are; bf16, rounded.
+    pub dtype: Compute,
+    /// Keep attention's output; else compute it again.
+    pub keep_attention: bool,
+}
+
+/// Where the stash is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StashPlace {
+    #[default]
+    Ram,
+    Disk,
+}
+
 /// `[sample]`: how clips are sampled, during training and by `longreel sample` where its flags do not say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -330,6 +356,12 @@ impl Default for Train {
 impl Default for Parallel {
     fn default() -> Self {
         Self { ranks: 1, data: 1 }
+    }
+}
+
+impl Default for Stash {
+    fn default() -> Self {
+        Self { place: StashPlace::Ram, folder: None, dtype: Compute::F32, keep_attention: true }
     }
 }
 

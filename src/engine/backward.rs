@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Engine, Objective, Saved, Stash};
+use super::{Attention, Engine, Objective, Saved, Stash};
 use crate::Result;
 use crate::attention::flash_backward;
 use crate::model::{Block, Condition};
@@ -15,7 +15,7 @@ impl Engine<'_> {
         condition: &Condition,
         objective: &dyn Objective,
         x: Tensor,
-        mut stash: Stash,
+        stash: &mut Stash,
     ) -> Result<f64> {
         let (loss, dx) = self.head_and_loss(condition, objective, x)?;
         for (i, block) in self.model.blocks.iter().enumerate().rev() {
@@ -46,8 +46,12 @@ impl Engine<'_> {
 
     /// Turns `dx`, the gradient of the block's output, into that of its input, in place.
     fn block_backward(&self, condition: &Condition, block: &Block, saved: Saved, dx: &Tensor) -> Result<()> {
-        let Saved { x, o, lse } = saved;
+        let Saved { x, attention } = saved;
         let mine = block.begin(condition)?;
+        let Attention { o, lse } = match attention {
+            Some(kept) => kept,
+            None => self.attend(block, &mine, &x)?,
+        };
         let d_o = self.buffer(self.model.config.width(), self.compute())?;
         let delta = self.buffer(self.heads(), self.dtype())?;
         for tile in self.tiles() {
@@ -64,7 +68,7 @@ impl Engine<'_> {
         let d_o = self.to_heads(&d_o)?;
         let delta = delta.reshape((self.batch, delta.dims()[0] / self.batch, self.heads()))?;
         let delta = self.ulysses.seq_to_heads(&delta)?; // [B, my heads, S]
-        let (dq, dk, dv) = self.attend(|| flash_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale()))?;
+        let (dq, dk, dv) = self.timed(|| flash_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale()))?;
         drop((q, k, v, d_o, delta, lse));
         let [dq, dk, dv] = [self.to_rows(&dq)?, self.to_rows(&dk)?, self.to_rows(&dv)?];
 

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Engine, Saved, Source, Stash};
+use super::{Attention, Engine, Saved, Source, Stash};
 use crate::Result;
 use crate::attention::flash;
 use crate::model::{Block, BlockCondition, Condition};
@@ -24,10 +24,7 @@ impl Engine<'_> {
         }
         for (i, block) in self.model.blocks.iter().enumerate() {
             let mine = block.begin(condition)?;
-            let [q, k, v] = self.queries_keys_values(block, &mine, &x)?;
-            let (o, lse) = self.attend(|| flash(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
-            drop((q, k, v));
-            let o = self.to_rows(&o)?; // [rows, D]
+            let Attention { o, lse } = self.attend(block, &mine, &x)?;
             let next = self.buffer(self.model.config.width(), self.dtype())?;
             for tile in self.tiles() {
                 let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
@@ -35,10 +32,18 @@ impl Engine<'_> {
             }
             let input = std::mem::replace(&mut x, next);
             if let Some(stash) = &mut stash {
-                stash.put(i, Saved { x: input, o, lse });
+                stash.put(i, Saved { x: input, attention: Some(Attention { o, lse }) })?;
             }
         }
         Ok(x)
+    }
+
+    /// Attention of a block, from its input.
+    pub(super) fn attend(&self, block: &Block, mine: &BlockCondition, x: &Tensor) -> Result<Attention> {
+        let [q, k, v] = self.queries_keys_values(block, mine, x)?;
+        let (o, lse) = self.timed(|| flash(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
+        drop((q, k, v));
+        Ok(Attention { o: self.to_rows(&o)?, lse })
     }
 
     /// A block's q, k and v, `[B, my heads, S, d]`, from its input.

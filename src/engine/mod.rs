@@ -6,17 +6,17 @@
 //!
 //! Token-local pieces run tile by tile and keep no intermediate: backward recomputes a tile and differentiates it there and then.
 //! Between forward and backward only each block's input, attention output and row statistic are remembered, in the [`Stash`];
-//! attention is never recomputed. Where the rows of a clip come from and what the loss is are the caller's: [`Source`] and
-//! [`Objective`]. The engine sees no file; gradients are left in the model's units, summed over this rank's tokens only.
+//! in memory or in a scratch file. Where the rows of a clip come from and what the loss is are the caller's: [`Source`] and
+//! [`Objective`]. The engine itself sees no file; gradients are left in the model's units, summed over this rank's tokens only.
 
 mod backward;
 mod forward;
-mod stash;
+pub mod stash;
 
 use candle_core::{DType, Device, Tensor};
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::attention::Ulysses;
@@ -24,7 +24,8 @@ use crate::model::{Model, Prompt};
 use crate::ops::{Rope, Rows, Tape};
 use crate::parallel::Communicator;
 use crate::{Result, bail};
-pub use stash::{Saved, Stash};
+pub use stash::Stash;
+use stash::{Attention, Saved, Shapes};
 
 /// Base of the rotary frequencies, Wan's.
 const THETA: f64 = 10_000.0;
@@ -58,6 +59,7 @@ pub struct Engine<'a> {
     tile: usize,
     /// Time spent in attention so far.
     attention: Cell<Duration>,
+    stash: Arc<Mutex<Stash>>,
 }
 
 impl<'a> Engine<'a> {
@@ -77,7 +79,13 @@ impl<'a> Engine<'a> {
         let ulysses = Ulysses::new(comm, grid.iter().product(), config.num_attention_heads)?;
         let rope = Rope::new(grid, ulysses.local_tokens().start, config.attention_head_dim, THETA);
         let tile = if tile == 0 { DEFAULT_TILE } else { tile };
-        Ok(Self { model, ulysses, rope, grid, batch, tile, attention: Cell::default() })
+        Ok(Self { model, ulysses, rope, grid, batch, tile, stash: Arc::default(), attention: Cell::default() })
+    }
+
+    /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so that clips
+    /// of several shapes use one scratch file.
+    pub fn with_stash(self, stash: Arc<Mutex<Stash>>) -> Self {
+        Self { stash, ..self }
     }
 
     /// The clip's tokens that this rank holds.
@@ -105,9 +113,10 @@ impl<'a> Engine<'a> {
     /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's gradient.
     pub fn loss_and_gradients(&self, prompt: &Prompt, objective: &dyn Objective) -> Result<f64> {
         let condition = self.model.conditioner.forward(prompt)?;
-        let mut stash = Stash::new(self.model.blocks.len());
+        let mut stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
+        stash.begin(self.model.blocks.len(), &self.shapes())?;
         let x = self.forward(&condition, objective, Some(&mut stash))?;
-        let loss = self.backward(&condition, objective, x, stash)?;
+        let loss = self.backward(&condition, objective, x, &mut stash)?;
         self.model.conditioner.backward(&condition)?;
         Ok(loss)
     }
@@ -119,11 +128,17 @@ impl<'a> Engine<'a> {
     }
 
     /// Runs attention, and adds its time.
-    fn attend<T>(&self, attention: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn timed<T>(&self, attention: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let result = attention();
         self.attention.set(self.attention.get() + start.elapsed());
         result
+    }
+
+    /// What each block puts into the stash.
+    fn shapes(&self) -> Shapes {
+        let lse = [self.batch, self.ulysses.local_heads().len(), self.grid.iter().product()];
+        Shapes::new(self.rows(), self.model.config.width(), lse, self.dtype(), self.compute())
     }
 
     /// This rank's rows, in tiles.

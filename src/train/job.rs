@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::checkpoint::{Checkpoint, RunFolder};
 use crate::config::{Compute, Label, RunConfig};
 use crate::data::Dataset;
+use crate::engine::stash::Shapes;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::{Result, bail, hub};
@@ -94,6 +95,16 @@ impl Job {
     /// Frames per second of the clips: the first video's, none for images.
     pub fn fps(&self) -> Option<f64> {
         self.dataset.clip(0).rate
+    }
+
+    /// What each block puts into the stash, on all ranks together.
+    pub fn stashed(&self) -> Result<Shapes> {
+        let (model, data) = (&self.model, &self.config.data);
+        let tokens = model.grid([data.frames, data.height, data.width])?.iter().product();
+        let clips = self.config.train.batch.saturating_mul(self.config.parallel.data);
+        let compute = if self.config.train.dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
+        let lse = [clips, model.num_attention_heads, tokens];
+        Ok(Shapes::new(clips.saturating_mul(tokens), model.width(), lse, DType::F32, compute))
     }
 
     /// A model with the run's initial weights.

@@ -5,8 +5,8 @@
 //! rank's tokens divided by the global count, so that sums over all ranks are the loss and the gradients of the whole batch.
 
 use candle_core::{Device, Tensor};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::checkpoint::State;
@@ -21,6 +21,7 @@ use crate::config::{Label, RunConfig};
 use crate::data::{Loader, Sample, frames_of_tokens};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
+use crate::engine::stash::{self, Stash};
 use crate::parallel::{Communicator, Mesh, Reduce, agree, run_threads};
 use crate::{Error, Result};
 
@@ -29,6 +30,7 @@ use crate::{Error, Result};
 pub fn run(config: RunConfig, resume: bool, threads_per_rank: usize, interrupted: &AtomicBool) -> Result<()> {
     let ranks = config.parallel.ranks;
     let job = Job::open(config, resume)?;
+    stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
     run_threads(ranks, threads_per_rank, |comm| Rank::new(&job, comm)?.train(interrupted))?;
     Ok(())
 }
@@ -66,7 +68,9 @@ impl<'a> Rank<'a> {
 
     fn train(&self, interrupted: &AtomicBool) -> Result<()> {
         let train = &self.job.config.train;
-        let engine = Engine::new(&self.weights.model, self.mesh.sequence.clone(), self.grid, train.batch, train.tile)?;
+        let stash = Arc::new(Mutex::new(Stash::open(&self.job.config.stash, self.mesh.world.rank())?));
+        let engine = Engine::new(&self.weights.model, self.mesh.sequence.clone(), self.grid, train.batch, train.tile)?
+            .with_stash(stash);
         let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let rates = LearningRate::new(train)?;
         let heldout = Heldout::new(self.job, &self.mesh, &self.objective, &self.sigmas)?;

@@ -129,7 +129,7 @@ impl Place {
     }
 
     /// `longreel train` with the run in `out`; arguments are flags, or `key=value` for `--set`.
-    fn command(&self, out: &str, args: &[&str]) -> Command {
+    pub fn command(&self, out: &str, args: &[&str]) -> Command {
         let mut command = longreel();
         command.arg("train").arg(self.path("config.toml"));
         command.args(["--set", &format!("run.out={}", self.path(out).display())]);
@@ -149,12 +149,12 @@ impl Place {
     }
 
     /// Tries to train, which must fail; the error.
-    fn error(&self, out: &str, args: &[&str]) -> String {
+    pub fn error(&self, out: &str, args: &[&str]) -> String {
         fail(&mut self.command(out, args))
     }
 
     /// Starts to train without an end, and returns once `steps` steps are done.
-    fn start(&self, out: &str, args: &[&str], steps: usize) -> Child {
+    pub fn start(&self, out: &str, args: &[&str], steps: usize) -> Child {
         let mut command = self.command(out, &["train.steps=1000000"]);
         command.args(args.iter().flat_map(|arg| ["--set", arg]));
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -223,7 +223,7 @@ pub fn fail(command: &mut Command) -> String {
 }
 
 /// The one error of a command that failed as it should.
-fn error_of(output: &Output) -> String {
+pub fn error_of(output: &Output) -> String {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
@@ -233,7 +233,7 @@ fn error_of(output: &Output) -> String {
 }
 
 /// Waits for a command to end; one that hangs fails the test.
-fn finish(child: Child) -> Output {
+pub fn finish(child: Child) -> Output {
     let pid = child.id();
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || send.send(child.wait_with_output()));
@@ -246,7 +246,7 @@ fn finish(child: Child) -> Output {
         .unwrap()
 }
 
-fn signal(pid: u32, name: &str) {
+pub fn signal(pid: u32, name: &str) {
     assert!(Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap().success());
 }
 
@@ -257,7 +257,7 @@ pub fn snapshot(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// What a step's record says of the numbers, not of the time: equal bit for bit in equal runs.
-fn numbers(records: &[Record]) -> Vec<(u64, Vec<(String, u64)>)> {
+pub fn numbers(records: &[Record]) -> Vec<(u64, Vec<(String, u64)>)> {
     let timing = ["tokens_per_s", "seconds", "waited", "peak_rss"];
     let of = |record: &Record| {
         let values = record.values().into_iter().filter(|(name, _)| !timing.contains(name));

@@ -3,14 +3,14 @@
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use serde_json::json;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::latent::{Latent, ShapeArgs, prompt};
 use super::{Report, flop, median, peak_of};
 use crate::cli::{at_least_1, threads_per_rank};
-use crate::config::{Compute, Train};
-use crate::engine::Engine;
+use crate::config::{self, Compute, StashPlace, Train};
+use crate::engine::{Engine, Stash};
 use crate::model::{Model, ModelConfig};
 use crate::ops::cpu::Path;
 use crate::parallel::{Communicator, Reduce, run_threads};
@@ -38,6 +38,9 @@ pub struct StepArgs {
     /// Threads of each rank; default: its share of the processors
     #[arg(long, value_parser = at_least_1)]
     threads: Option<usize>,
+    /// Where blocks keep what backward needs
+    #[arg(long, default_value = "ram")]
+    stash: StashPlace,
 }
 
 /// What a rank measured.
@@ -79,12 +82,14 @@ pub fn run(args: &StepArgs) -> Result<Report> {
         .with("loss", "loss", first.loss))
 }
 
-fn measure(args: &StepArgs, config: &ModelConfig, grid: [usize; 3], comm: Arc<dyn Communicator>) -> Result<Measured> {
+fn measure(args: &StepArgs, network: &ModelConfig, grid: [usize; 3], comm: Arc<dyn Communicator>) -> Result<Measured> {
     let bf16 = args.shape.dtype == Compute::Bf16;
     let train = Train { ema: 0.0, ..Train::default() };
-    let weights = Weights::new(Model::init(config, DType::F32, bf16, 0)?, &train)?;
-    let engine = Engine::new(&weights.model, comm.clone(), grid, 1, args.shape.tile)?;
-    let latent = Latent::draw(args.shape.size(), config, engine.local_tokens());
+    let weights = Weights::new(Model::init(network, DType::F32, bf16, 0)?, &train)?;
+    let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank())?;
+    let stash = Arc::new(Mutex::new(stash));
+    let engine = Engine::new(&weights.model, comm.clone(), grid, 1, args.shape.tile)?.with_stash(stash);
+    let latent = Latent::draw(args.shape.size(), network, engine.local_tokens());
     let prompt = prompt()?;
     comm.barrier()?;
     let peak = peak_of(Path::best(), args.shape.dtype);

@@ -1,0 +1,224 @@
+//! Two threads that copy blocks to a store behind forward and from it ahead of backward.
+//!
+//! They are told nothing: each looks for a block that waits to be written, else for the block that is wanted next, and
+//! takes it. Two blocks at most wait or are being written, and one is read ahead, so what is in flight does not grow.
+//! Whatever goes wrong on a thread, a panic among it, is kept and returned by every later call. Nothing here knows what
+//! a block looks like.
+
+use half::bf16;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use super::pack::{Layout, Pool};
+use super::{Copy, Hook, Saved, Settings, Shapes, not_there};
+use crate::{Error, Result, bail};
+
+/// Blocks that wait or are being written at a time, and threads.
+const FLYING: usize = 2;
+
+/// Where bytes go. `at` counts from the block's first byte.
+pub(super) trait Store: Send + Sync {
+    /// Makes room for `blocks` blocks of `size` bytes, no copy being under way.
+    fn reserve(&self, blocks: usize, size: u64) -> Result<()>;
+
+    fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()>;
+
+    fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()>;
+}
+
+/// The threads' owner: dropped, it waits for them to end.
+pub(super) struct Copies {
+    shared: Arc<Shared>,
+    settings: Settings,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    store: Box<dyn Store>,
+    rank: usize,
+    hook: Hook,
+    pool: Pool,
+    state: Mutex<State>,
+    /// Rung at every change.
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    layout: Option<Arc<Layout>>,
+    blocks: Vec<Block>,
+    /// The block to read next, once it is stored.
+    wanted: Option<usize>,
+    failure: Option<String>,
+    ends: bool,
+}
+
+/// Where a block is.
+enum Block {
+    /// Not put, or taken.
+    Nowhere,
+    Waits(Saved),
+    Writing,
+    Stored,
+    Reading,
+    Ready(Saved),
+}
+
+impl Copies {
+    pub fn start(store: Box<dyn Store>, settings: &Settings, rank: usize, hook: Hook) -> Result<Self> {
+        let (pool, state) = (Pool::default(), Mutex::default());
+        let shared = Arc::new(Shared { store, rank, hook, pool, state, bell: Condvar::new() });
+        let mut copies = Self { shared, settings: settings.clone(), threads: vec![] };
+        for _ in 0..FLYING {
+            let shared = copies.shared.clone();
+            let thread = thread::Builder::new().name(format!("stash-{rank}")).spawn(move || shared.work());
+            let thread =
+                thread.map_err(|e| Error::Invalid(format!("rank {rank}: cannot start a thread for the stash: {e}")))?;
+            copies.threads.push(thread);
+        }
+        Ok(copies)
+    }
+
+    pub fn begin(&mut self, blocks: usize, shapes: &Shapes) -> Result<()> {
+        let busy = |block: &Block| matches!(block, Block::Writing | Block::Reading);
+        let mut state = self.shared.lock();
+        // A step that failed half-way leaves blocks behind.
+        state.wanted = None;
+        state.blocks.iter_mut().filter(|block| !busy(block)).for_each(|block| *block = Block::Nowhere);
+        let mut state = self.shared.wait(state, |state| !state.blocks.iter().any(busy))?;
+        let layout = Layout::new(shapes, &self.settings);
+        let reserved = self.shared.store.reserve(blocks, layout.size);
+        reserved.map_err(|e| Error::Invalid(format!("rank {}: {e}", self.shared.rank)))?;
+        state.layout = Some(Arc::new(layout));
+        state.blocks.clear();
+        state.blocks.resize_with(blocks, || Block::Nowhere);
+        Ok(())
+    }
+
+    pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {
+        let flying = |block: &&Block| matches!(block, Block::Waits(_) | Block::Writing);
+        let state = self.shared.lock();
+        let mut state = self.shared.wait(state, |state| state.blocks.iter().filter(flying).count() < FLYING)?;
+        let blocks = state.blocks.len();
+        match state.blocks.get_mut(i) {
+            Some(block @ Block::Nowhere) => *block = Block::Waits(saved),
+            _ => bail!("stash: block {i} of {blocks} was put twice, or there is no such block"),
+        }
+        // Backward begins with the last block.
+        state.wanted = (i + 1 == blocks).then_some(i);
+        self.shared.bell.notify_all();
+        Ok(())
+    }
+
+    pub fn take(&mut self, i: usize) -> Result<Saved> {
+        let mut state = self.shared.lock();
+        match state.blocks.get(i) {
+            None | Some(Block::Nowhere) if state.failure.is_none() => return Err(not_there(i)),
+            Some(Block::Reading | Block::Ready(_)) => {}
+            _ => state.wanted = Some(i),
+        }
+        self.shared.bell.notify_all();
+        let mut state = self.shared.wait(state, |state| matches!(state.blocks[i], Block::Ready(_)))?;
+        state.wanted = i.checked_sub(1);
+        self.shared.bell.notify_all();
+        match std::mem::replace(&mut state.blocks[i], Block::Nowhere) {
+            Block::Ready(saved) => Ok(saved),
+            _ => Err(not_there(i)),
+        }
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        self.shared.lock().ends = true;
+        self.shared.bell.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join(); // panics are caught on the thread
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code under the lock panics half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `done`, or fails once a copy has failed.
+    fn wait<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        done: impl Fn(&State) -> bool,
+    ) -> Result<MutexGuard<'a, State>> {
+        loop {
+            if let Some(message) = &state.failure {
+                return Err(Error::Invalid(message.clone()));
+            }
+            if done(&state) {
+                return Ok(state);
+            }
+            state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A copy thread.
+    fn work(&self) {
+        let mut chunk = vec![];
+        let mut state = self.lock();
+        while !state.ends {
+            let Some((i, waiting)) = state.next() else {
+                state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let layout = state.layout.clone();
+            drop(state);
+            let copy = || self.copy(i, waiting, layout.as_deref(), &mut chunk);
+            let outcome = catch_unwind(AssertUnwindSafe(copy)).unwrap_or_else(|panic| {
+                let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+                bail!("a copy panicked: {}", text.unwrap_or("(no message)"))
+            });
+            state = self.lock();
+            match outcome {
+                Ok(block) => state.blocks[i] = block,
+                Err(e) => {
+                    state.blocks[i] = Block::Nowhere;
+                    state.failure.get_or_insert(format!("rank {}, block {i}: {e}", self.rank));
+                }
+            }
+            self.bell.notify_all();
+        }
+    }
+
+    /// Writes what waited, or else reads; and where the block is then.
+    fn copy(&self, i: usize, waiting: Option<Saved>, layout: Option<&Layout>, chunk: &mut Vec<bf16>) -> Result<Block> {
+        let Some(layout) = layout else { bail!("stash: no step has begun") };
+        match waiting {
+            Some(saved) => {
+                (self.hook)(Copy::Write(i))?;
+                layout.write(self.store.as_ref(), i, &saved, chunk)?;
+                Ok(Block::Stored)
+            }
+            None => {
+                (self.hook)(Copy::Read(i))?;
+                Ok(Block::Ready(layout.read(self.store.as_ref(), i, &self.pool, chunk)?))
+            }
+        }
+    }
+}
+
+impl State {
+    /// The next copy, marked as begun: a block, with what is to be written of it if it is not to be read.
+    fn next(&mut self) -> Option<(usize, Option<Saved>)> {
+        if self.failure.is_some() {
+            return None;
+        }
+        if let Some(i) = self.blocks.iter().position(|block| matches!(block, Block::Waits(_))) {
+            let Block::Waits(saved) = std::mem::replace(&mut self.blocks[i], Block::Writing) else { return None };
+            return Some((i, Some(saved)));
+        }
+        let i = self.wanted.filter(|&i| matches!(self.blocks.get(i), Some(Block::Stored)))?;
+        (self.blocks[i], self.wanted) = (Block::Reading, None);
+        Some((i, None))
+    }
+}

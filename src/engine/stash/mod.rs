@@ -1,0 +1,164 @@
+//! The stash: what is remembered of each block between forward and backward, in memory or in a scratch file.
+//!
+//! - `ram`: memory, where tensors are handed over as they are, or kept as bytes if they are rounded;
+//! - `disk`: the scratch file, and whether there is room for it;
+//! - `pack`: a block as bytes, rounded to bf16 or not;
+//! - `copies`: the threads that write blocks behind forward and read them ahead of backward.
+//!
+//! The engine sees `begin`, `put` and `take`, and none of this. Nothing here knows what the tensors mean.
+
+mod copies;
+mod disk;
+mod pack;
+mod ram;
+
+use candle_core::{DType, Tensor};
+use std::sync::Arc;
+
+use crate::config::{Compute, Stash as Settings, StashPlace};
+use crate::{Error, Result};
+use copies::Copies;
+use pack::Layout;
+
+/// What backward needs of a block. `x` and `o` are lent until the next block is taken: their memory is then read into
+/// again, so they must not be kept, nor given to another rank.
+pub struct Saved {
+    /// The block's input `[rows, D]`.
+    pub x: Tensor,
+    /// None: to be computed again.
+    pub attention: Option<Attention>,
+}
+
+/// What attention gave.
+pub struct Attention {
+    /// Its output `[rows, D]`.
+    pub o: Tensor,
+    /// Its row statistic `[B, my heads, S]`.
+    pub lse: Tensor,
+}
+
+/// The dims and dtypes of what every block of a step puts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shapes {
+    x: (Vec<usize>, DType),
+    o: (Vec<usize>, DType),
+    lse: (Vec<usize>, DType),
+}
+
+impl Shapes {
+    /// For x and o `[rows, width]`, x in the model's `dtype` and o in that which attention computes in, and for a row
+    /// statistic of dims `lse`.
+    pub fn new(rows: usize, width: usize, lse: [usize; 3], dtype: DType, compute: DType) -> Self {
+        let statistic = if compute == DType::F64 { DType::F64 } else { DType::F32 };
+        Self { x: (vec![rows, width], dtype), o: (vec![rows, width], compute), lse: (lse.to_vec(), statistic) }
+    }
+}
+
+/// A copy that is about to start on a copy thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copy {
+    /// Of this block, out of the engine.
+    Write(usize),
+    /// Of this block, back to it.
+    Read(usize),
+}
+
+/// Called on the copy thread before each copy. Tests make copies slow, late or fail with it.
+pub type Hook = Arc<dyn Fn(Copy) -> Result<()> + Send + Sync>;
+
+/// A place for each block's [`Saved`], used again step after step.
+pub struct Stash {
+    keep_attention: bool,
+    place: Place,
+}
+
+enum Place {
+    /// Tensors as they are.
+    Tensors(ram::Tensors),
+    /// Bytes that threads copy.
+    Copies(Copies),
+}
+
+impl Default for Stash {
+    /// In memory, everything as it is.
+    fn default() -> Self {
+        Self { keep_attention: true, place: Place::Tensors(ram::Tensors::default()) }
+    }
+}
+
+impl Stash {
+    /// The stash of `rank` as the user wants it.
+    ///
+    /// # Errors
+    /// The scratch folder is not there or cannot be written to.
+    pub fn open(settings: &Settings, rank: usize) -> Result<Self> {
+        Self::open_with(settings, rank, Arc::new(|_| Ok(())))
+    }
+
+    /// As [`open`](Self::open), with a hook.
+    pub fn open_with(settings: &Settings, rank: usize, hook: Hook) -> Result<Self> {
+        let place = match (settings.place, settings.dtype) {
+            (StashPlace::Ram, Compute::F32) => Place::Tensors(ram::Tensors::default()),
+            (StashPlace::Ram, Compute::Bf16) => {
+                Place::Copies(Copies::start(Box::new(ram::Bytes::default()), settings, rank, hook)?)
+            }
+            (StashPlace::Disk, _) => {
+                Place::Copies(Copies::start(Box::new(disk::Scratch::open(settings)?), settings, rank, hook)?)
+            }
+        };
+        Ok(Self { keep_attention: settings.keep_attention, place })
+    }
+
+    /// Starts a step of `blocks` blocks of these shapes; what an earlier step left is forgotten. Makes room for all of
+    /// it.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn begin(&mut self, blocks: usize, shapes: &Shapes) -> Result<()> {
+        match &mut self.place {
+            Place::Tensors(tensors) => tensors.begin(blocks),
+            Place::Copies(copies) => return copies.begin(blocks, shapes),
+        }
+        Ok(())
+    }
+
+    /// Keeps what block `i` needs. Waits while two blocks before it are still being written.
+    ///
+    /// # Errors
+    /// It, or a block before it, could not be written.
+    pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {
+        let saved = Saved { attention: saved.attention.filter(|_| self.keep_attention), ..saved };
+        match &mut self.place {
+            Place::Tensors(tensors) => tensors.put(i, saved),
+            Place::Copies(copies) => copies.put(i, saved),
+        }
+    }
+
+    /// Gives back what block `i` needs, each block once and the last one first: the block below is read ahead
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// It could not be written or read.
+    pub fn take(&mut self, i: usize) -> Result<Saved> {
+        match &mut self.place {
+            Place::Tensors(tensors) => tensors.take(i),
+            Place::Copies(copies) => copies.take(i),
+        }
+    }
+}
+
+/// Fails if the scratch folder cannot be written to or has no room for what the ranks of a run put there together,
+/// `blocks` blocks of these shapes. For a run to find out before it starts; a stash in memory always passes.
+pub fn check_room(settings: &Settings, blocks: usize, shapes: &Shapes) -> Result<()> {
+    if settings.place == StashPlace::Ram {
+        return Ok(());
+    }
+    let scratch = disk::Scratch::open(settings)?;
+    scratch.check(Layout::new(shapes, settings).bytes(blocks))?;
+    scratch.warn_of_memory();
+    Ok(())
+}
+
+fn not_there(i: usize) -> Error {
+    Error::Invalid(format!("stash: block {i} was not put, or was taken twice"))
+}

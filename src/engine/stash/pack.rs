@@ -1,0 +1,178 @@
+//! A block as bytes in a store: where each tensor lies, rounding on the way out, and buffers to read into.
+
+use candle_core::{DType, Device, Tensor};
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use std::sync::{Mutex, PoisonError};
+
+use super::copies::Store;
+use super::{Attention, Saved, Shapes};
+use crate::config::{Compute, Stash as Settings};
+use crate::ops::{Stored, read, write};
+use crate::parallel::bytes;
+use crate::{Result, bail};
+
+/// Tensors start at multiples of this, as pages do.
+const PAGE: u64 = 4096;
+
+/// Values that are rounded at a time: 2 MiB of bf16. Tensors that are not rounded go in one piece.
+const CHUNK: usize = 1 << 20;
+
+/// One tensor of a block.
+#[derive(Clone, Debug, PartialEq)]
+struct Field {
+    dims: Vec<usize>,
+    dtype: DType,
+    stored: DType,
+    /// Its first byte, from the block's first.
+    at: u64,
+}
+
+/// Where the tensors of a block lie.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Layout {
+    x: Field,
+    attention: Option<(Field, Field)>,
+    /// Bytes of a block.
+    pub size: u64,
+}
+
+impl Layout {
+    pub fn new(shapes: &Shapes, settings: &Settings) -> Self {
+        let mut size = 0u64;
+        let mut field = |(dims, dtype): &(Vec<usize>, DType), round: bool| {
+            let stored = if round { DType::BF16 } else { *dtype };
+            let field = Field { dims: dims.clone(), dtype: *dtype, stored, at: size };
+            // Absurd sizes are for the check of free space to refuse.
+            let bytes = dims.iter().fold(stored.size_in_bytes() as u64, |n, &d| n.saturating_mul(d as u64));
+            size = size.saturating_add(bytes.div_ceil(PAGE).saturating_mul(PAGE));
+            field
+        };
+        let round = settings.dtype == Compute::Bf16;
+        let x = field(&shapes.x, round);
+        let attention = settings.keep_attention.then(|| (field(&shapes.o, round), field(&shapes.lse, false)));
+        Self { x, attention, size }
+    }
+
+    /// Bytes of `blocks` blocks.
+    pub fn bytes(&self, blocks: usize) -> u64 {
+        self.size.saturating_mul(blocks as u64)
+    }
+
+    /// Writes a block.
+    pub fn write(&self, store: &dyn Store, block: usize, saved: &Saved, chunk: &mut Vec<bf16>) -> Result<()> {
+        self.x.write(store, block, &saved.x, chunk)?;
+        match (&self.attention, &saved.attention) {
+            (Some((o, lse)), Some(attention)) => {
+                o.write(store, block, &attention.o, chunk)?;
+                lse.write(store, block, &attention.lse, chunk)
+            }
+            (None, None) => Ok(()),
+            _ => bail!("stash: attention's output was put by mistake, or not put"),
+        }
+    }
+
+    /// Reads a block into buffers of the pool.
+    pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, chunk: &mut Vec<bf16>) -> Result<Saved> {
+        // The block above is still in use; the one above that is not, so two buffers take turns.
+        let mut buffers = pool.0[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
+        let x = self.x.buffer(&mut buffers.0)?;
+        self.x.read(store, block, &x, chunk)?;
+        let mut attention = None;
+        if let Some((o, lse)) = &self.attention {
+            let to = Attention { o: o.buffer(&mut buffers.1)?, lse: lse.buffer(&mut None)? };
+            o.read(store, block, &to.o, chunk)?;
+            lse.read(store, block, &to.lse, chunk)?;
+            attention = Some(to);
+        }
+        Ok(Saved { x, attention })
+    }
+}
+
+/// Buffers for x and o, of even and of odd blocks. The row statistic is small, and new each time.
+#[derive(Default)]
+pub(super) struct Pool([Mutex<(Option<Tensor>, Option<Tensor>)>; 2]);
+
+impl Field {
+    /// The buffer in `place`, or a new one there if that has another shape.
+    fn buffer(&self, place: &mut Option<Tensor>) -> Result<Tensor> {
+        if let Some(t) = place
+            && (t.dims(), t.dtype()) == (&self.dims, self.dtype)
+        {
+            return Ok(t.clone());
+        }
+        *place = None; // the old one goes before the new one comes
+        Ok(place.insert(Tensor::zeros(self.dims.as_slice(), self.dtype, &Device::Cpu)?).clone())
+    }
+
+    fn write(&self, store: &dyn Store, block: usize, t: &Tensor, chunk: &mut Vec<bf16>) -> Result<()> {
+        if (t.dims(), t.dtype()) != (&self.dims, self.dtype) {
+            let (dims, dtype) = (&self.dims, self.dtype);
+            bail!("stash: a tensor of {:?} {:?} was put where {dims:?} {dtype:?} was announced", t.dims(), t.dtype())
+        }
+        let t = t.contiguous()?;
+        if self.stored == self.dtype {
+            let (storage, layout) = t.storage_and_layout();
+            return store.write(block, self.at, bytes::view(bytes::raw(&storage)?, layout, self.dtype)?);
+        }
+        match self.dtype {
+            DType::F64 => {
+                self.round(store, block, &read::<f64>(&t)?, chunk, |to, from| to.convert_from_f64_slice(from))
+            }
+            _ => self.round(store, block, &read::<f32>(&t)?, chunk, |to, from| to.convert_from_f32_slice(from)),
+        }
+    }
+
+    fn read(&self, store: &dyn Store, block: usize, t: &Tensor, chunk: &mut Vec<bf16>) -> Result<()> {
+        if self.stored == self.dtype {
+            // Not by bytes::overwrite, which makes a Candle error of ours.
+            return match self.dtype {
+                DType::F64 => write(t, |to: &mut [f64]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
+                DType::BF16 => write(t, |to: &mut [bf16]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
+                _ => write(t, |to: &mut [f32]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
+            };
+        }
+        match self.dtype {
+            DType::F64 => self.widen::<f64>(store, block, t, chunk, |from, to| from.convert_to_f64_slice(to)),
+            _ => self.widen::<f32>(store, block, t, chunk, |from, to| from.convert_to_f32_slice(to)),
+        }
+    }
+
+    /// Writes `values` rounded.
+    fn round<T>(
+        &self,
+        store: &dyn Store,
+        block: usize,
+        values: &[T],
+        chunk: &mut Vec<bf16>,
+        convert: impl Fn(&mut [bf16], &[T]),
+    ) -> Result<()> {
+        chunk.resize(CHUNK, bf16::ZERO);
+        for (n, values) in values.chunks(CHUNK).enumerate() {
+            let rounded = &mut chunk[..values.len()];
+            convert(rounded, values);
+            store.write(block, self.at + (2 * n * CHUNK) as u64, bytemuck::cast_slice(rounded))?;
+        }
+        Ok(())
+    }
+
+    /// Reads rounded values into `t`.
+    fn widen<T: Stored>(
+        &self,
+        store: &dyn Store,
+        block: usize,
+        t: &Tensor,
+        chunk: &mut Vec<bf16>,
+        convert: impl Fn(&[bf16], &mut [T]),
+    ) -> Result<()> {
+        chunk.resize(CHUNK, bf16::ZERO);
+        write(t, |values: &mut [T]| {
+            for (n, values) in values.chunks_mut(CHUNK).enumerate() {
+                let rounded = &mut chunk[..values.len()];
+                store.read(block, self.at + (2 * n * CHUNK) as u64, bytemuck::cast_slice_mut(rounded))?;
+                convert(rounded, values);
+            }
+            Ok(())
+        })?
+    }
+}
