@@ -18,5 +18,6 @@ mod model;
 mod ops;
 mod optimizer;
 mod parallel;
+mod ring;
 mod train;
 mod usage;

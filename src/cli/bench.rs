@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::config::{Compute, Train};
 use crate::engine::{Engine, Objective, Source};
 use crate::model::{Model, ModelConfig, Patches, Prompt};
-use crate::parallel::{Communicator, Reduce, run_threads};
+use crate::parallel::{Communicator, Reduce, Sequence, run_threads};
 use crate::rng::{Key, Purpose};
 use crate::train::progress::memory;
 use crate::train::weights::Weights;
@@ -107,7 +107,7 @@ fn measure(
 ) -> Result<(Vec<f64>, f64)> {
     let train = Train { ema: 0.0, ..Train::default() };
     let weights = Weights::new(Model::init(config, DType::F32, args.dtype == Compute::Bf16, 0)?, &train)?;
-    let engine = Engine::new(&weights.model, comm.clone(), grid, 1, args.tile)?;
+    let engine = Engine::new(&weights.model, &Sequence::new(comm.clone(), args.heads, 0)?, grid, 1, args.tile)?;
     let latent = Latent::draw([args.frames, args.height, args.width], config, engine.local_tokens());
     let mut text = vec![0.0; 16 * config.text_dim];
     Key { seed: 0, purpose: Purpose::Test, step: 0, sample: 1 }.stream(0).fill_normal(&mut text);

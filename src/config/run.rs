@@ -224,6 +224,8 @@ pub struct Parallel {
     pub ranks: usize,
     /// How many groups of ranks train on clips of their own; the rest of the ranks split each clip's sequence.
     pub data: usize,
+    /// Ranks of a ring, within a sequence's; the others exchange tokens for heads. 0: as few as the number of heads allows.
+    pub ring: usize,
 }
 
 /// `[sample]`: how clips are sampled, during training and by `longreel sample` where its flags do not say.
@@ -329,7 +331,7 @@ impl Default for Train {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Self { ranks: 1, data: 1 }
+        Self { ranks: 1, data: 1, ring: 0 }
     }
 }
 

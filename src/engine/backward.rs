@@ -4,7 +4,6 @@ use candle_core::{Tensor, Var};
 
 use super::{Engine, Objective, Saved, Stash};
 use crate::Result;
-use crate::attention::flash_backward;
 use crate::model::{Block, Condition};
 use crate::ops::{add_assign, row_dot, vjp};
 
@@ -64,8 +63,8 @@ impl Engine<'_> {
         let [q, k, v] = self.queries_keys_values(block, &mine, &x)?;
         let d_o = self.to_heads(&d_o)?;
         let delta = delta.reshape((self.batch, delta.dims()[0] / self.batch, self.heads()))?;
-        let delta = self.ulysses.seq_to_heads(&delta)?; // [B, my heads, S]
-        let (dq, dk, dv) = flash_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale())?;
+        let delta = self.attention.to_heads(&delta)?; // [B, my heads, S]
+        let (dq, dk, dv) = self.attention.attend_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale())?;
         drop((q, k, v, d_o, delta, lse));
         let [dq, dk, dv] = [self.to_rows(&dq)?, self.to_rows(&dk)?, self.to_rows(&dv)?];
 

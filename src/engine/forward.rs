@@ -4,7 +4,6 @@ use candle_core::Tensor;
 
 use super::{Engine, Saved, Source, Stash};
 use crate::Result;
-use crate::attention::flash;
 use crate::model::{Block, BlockCondition, Condition};
 
 impl Engine<'_> {
@@ -24,7 +23,7 @@ impl Engine<'_> {
         for (i, block) in self.model.blocks.iter().enumerate() {
             let mine = block.begin(condition)?;
             let [q, k, v] = self.queries_keys_values(block, &mine, &x)?;
-            let (o, lse) = flash(&q, &k, &v, self.scale())?; // [B, my heads, S, d]
+            let (o, lse) = self.attention.attend(&q, &k, &v, self.scale())?; // [B, my heads, S, d]
             drop((q, k, v));
             let o = self.to_rows(&o)?; // [rows, D]
             let next = self.buffer(self.model.config.width(), self.dtype())?;

@@ -15,12 +15,11 @@ mod stash;
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
-use std::sync::Arc;
 
-use crate::attention::Ulysses;
+use crate::attention::SequenceAttention;
 use crate::model::{Model, Prompt};
 use crate::ops::{Rope, Rows};
-use crate::parallel::Communicator;
+use crate::parallel::Sequence;
 use crate::{Result, bail};
 pub use stash::{Saved, Stash};
 
@@ -47,7 +46,7 @@ pub trait Objective: Source {
 /// A model on clips of one shape, over the ranks of a sequence.
 pub struct Engine<'a> {
     model: &'a Model,
-    ulysses: Ulysses,
+    attention: SequenceAttention,
     rope: Rope,
     grid: [usize; 3],
     /// Clips B.
@@ -57,27 +56,22 @@ pub struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `comm`; `tile` rows at a time (0:
-    /// [`DEFAULT_TILE`]). Fails if there are more ranks than tokens or heads.
-    pub fn new(
-        model: &'a Model,
-        comm: Arc<dyn Communicator>,
-        grid: [usize; 3],
-        batch: usize,
-        tile: usize,
-    ) -> Result<Self> {
+    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `sequence`; `tile` rows at a time (0:
+    /// [`DEFAULT_TILE`]). Fails if there are more ranks than tokens, or the grid
+    /// is one for more heads.
+    pub fn new(model: &'a Model, sequence: &Sequence, grid: [usize; 3], batch: usize, tile: usize) -> Result<Self> {
         if batch == 0 {
             bail!("a batch of no clips")
         }
         let config = &model.config;
-        let ulysses = Ulysses::new(comm, grid.iter().product(), config.num_attention_heads)?;
-        let rope = Rope::new(grid, ulysses.local_tokens().start, config.attention_head_dim, THETA);
-        Ok(Self { model, ulysses, rope, grid, batch, tile: if tile == 0 { DEFAULT_TILE } else { tile } })
+        let attention = SequenceAttention::new(sequence, grid.iter().product(), config.num_attention_heads)?;
+        let rope = Rope::new(grid, attention.local_tokens().start, config.attention_head_dim, THETA);
+        Ok(Self { model, attention, rope, grid, batch, tile: if tile == 0 { DEFAULT_TILE } else { tile } })
     }
 
     /// The clip's tokens that this rank holds.
     pub fn local_tokens(&self) -> Range<usize> {
-        self.ulysses.local_tokens()
+        self.attention.local_tokens()
     }
 
     /// The network's outputs, tile by tile: `take` gets each run of rows and its output `[n, pt ph pw C]`.
@@ -158,16 +152,16 @@ impl<'a> Engine<'a> {
         (self.model.config.attention_head_dim as f64).powf(-0.5)
     }
 
-    /// `[rows, H d]` of my tokens, all heads, to `[B, my heads, S, d]`.
+    /// `[rows, H d]` of my tokens, all heads, to `[B, my heads, S, d]` (S: my Ulysses group's, likewise below).
     fn to_heads(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let x = x.reshape((self.batch, rows / self.batch, self.heads(), width / self.heads()))?;
-        self.ulysses.seq_to_heads(&x)
+        self.attention.to_heads(&x)
     }
 
     /// `[B, my heads, S, d]` back to `[rows, H d]`.
     fn to_rows(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.ulysses.heads_to_seq(x)?; // [B, local S, H, d]
+        let x = self.attention.to_tokens(x)?; // [B, local S, H, d]
         let (b, tokens, heads, d) = x.dims4()?;
         Ok(x.reshape((b * tokens, heads * d))?)
     }

@@ -10,7 +10,7 @@ pub struct Saved {
     pub x: Tensor,
     /// Attention's output `[rows, D]`.
     pub o: Tensor,
-    /// Attention's row statistic `[B, my heads, S]`.
+    /// Attention's row statistic `[B, my heads, S]`, S being my Ulysses group's tokens.
     pub lse: Tensor,
 }
 
