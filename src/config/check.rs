@@ -131,7 +131,8 @@ fn parallel(c: &Parallel) -> Checked {
     ensure(c.data >= 1 && c.ranks.is_multiple_of(c.data), "parallel.data", c.data, &allowed)?;
     let sequence = c.ranks / c.data;
     let allowed = format!("must divide the {sequence} ranks of a sequence (parallel.ranks / parallel.data), or be 0");
-    ensure(c.ring == 0 || sequence.is_multiple_of(c.ring), "parallel.ring", c.ring, &allowed)
+    ensure(c.ring == 0 || sequence.is_multiple_of(c.ring), "parallel.ring", c.ring, &allowed)?;
+    size("parallel.head_groups", c.head_groups)
 }
 
 fn sample(c: &Sample) -> Checked {

@@ -226,6 +226,8 @@ pub struct Parallel {
     pub data: usize,
     /// Ranks of a ring, within a sequence's; the others exchange tokens for heads. 0: as few as the number of heads allows.
     pub ring: usize,
+    /// Groups of heads that attention takes one after another.
+    pub head_groups: usize,
 }
 
 /// `[sample]`: how clips are sampled, during training and by `longreel sample` where its flags do not say.
@@ -331,7 +333,7 @@ impl Default for Train {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Self { ranks: 1, data: 1, ring: 0 }
+        Self { ranks: 1, data: 1, ring: 0, head_groups: 1 }
     }
 }
 

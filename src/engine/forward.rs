@@ -2,7 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Engine, Saved, Source, Stash};
+use super::heads::HeadGroup;
+use super::{Engine, Saved, Source, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, BlockCondition, Condition};
 
@@ -22,10 +23,7 @@ impl Engine<'_> {
         }
         for (i, block) in self.model.blocks.iter().enumerate() {
             let mine = block.begin(condition)?;
-            let [q, k, v] = self.queries_keys_values(block, &mine, &x)?;
-            let (o, lse) = self.attention.attend(&q, &k, &v, self.scale())?; // [B, my heads, S, d]
-            drop((q, k, v));
-            let o = self.to_rows(&o)?; // [rows, D]
+            let (o, lse) = self.attend(block, &mine, &x)?; // [rows, D], [B, my heads, S]
             let next = self.buffer(self.model.config.width(), self.dtype())?;
             for tile in self.tiles() {
                 let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
@@ -39,16 +37,39 @@ impl Engine<'_> {
         Ok(x)
     }
 
-    /// A block's q, k and v, `[B, my heads, S, d]`, from its input.
-    pub(super) fn queries_keys_values(&self, block: &Block, mine: &BlockCondition, x: &Tensor) -> Result<[Tensor; 3]> {
-        let buffer = || self.buffer(self.model.config.width(), self.compute());
+    /// A block's attention: o `[rows, D]` and the row statistic `[B, my heads, S]`, my heads of each group in turn.
+    fn attend(&self, block: &Block, mine: &BlockCondition, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (mut outputs, mut statistics) = (vec![], vec![]);
+        for group in &self.groups {
+            let [q, k, v] = self.queries_keys_values(block, mine, x, group)?;
+            let (o, lse) = group.attention.attend(&q, &k, &v, self.scale())?; // [B, my heads, S, d]
+            drop((q, k, v));
+            outputs.push(self.to_rows(&o, group)?);
+            statistics.push(lse);
+        }
+        Ok((side_by_side(outputs)?, side_by_side(statistics)?))
+    }
+
+    /// A group's q, k and v, `[B, my heads, S, d]`, from its block's input.
+    ///
+    /// All heads are computed (their norm is over all of them) and one group's are kept, so that only these are ever whole.
+    pub(super) fn queries_keys_values(
+        &self,
+        block: &Block,
+        mine: &BlockCondition,
+        x: &Tensor,
+        group: &HeadGroup,
+    ) -> Result<[Tensor; 3]> {
+        let d = self.model.config.attention_head_dim;
+        let buffer = || self.buffer(group.heads.len() * d, self.compute());
         let [q, k, v] = [buffer()?, buffer()?, buffer()?];
         for tile in self.tiles() {
             let parts = block.before(&self.rows_of(x, &tile)?, mine, &self.rope, self.at(&tile))?;
             for (whole, part) in [&q, &k, &v].into_iter().zip(parts) {
-                whole.slice_set(&part, 0, tile.start)?;
+                whole.slice_set(&group.columns(&part, d)?, 0, tile.start)?;
             }
         }
-        Ok([self.to_heads(&q)?, self.to_heads(&k)?, self.to_heads(&v)?])
+        let to_heads = |x| group.attention.to_heads(&self.by_tokens(x, d)?);
+        Ok([to_heads(&q)?, to_heads(&k)?, to_heads(&v)?])
     }
 }

@@ -11,16 +11,17 @@
 
 mod backward;
 mod forward;
+mod heads;
 mod stash;
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
-use crate::attention::SequenceAttention;
 use crate::model::{Model, Prompt};
 use crate::ops::{Rope, Rows};
 use crate::parallel::Sequence;
 use crate::{Result, bail};
+use heads::HeadGroup;
 pub use stash::{Saved, Stash};
 
 /// Base of the rotary frequencies, Wan's.
@@ -46,7 +47,8 @@ pub trait Objective: Source {
 /// A model on clips of one shape, over the ranks of a sequence.
 pub struct Engine<'a> {
     model: &'a Model,
-    attention: SequenceAttention,
+    sequence: Sequence,
+    groups: Vec<HeadGroup>,
     rope: Rope,
     grid: [usize; 3],
     /// Clips B.
@@ -64,14 +66,31 @@ impl<'a> Engine<'a> {
             bail!("a batch of no clips")
         }
         let config = &model.config;
-        let attention = SequenceAttention::new(sequence, grid.iter().product(), config.num_attention_heads)?;
-        let rope = Rope::new(grid, attention.local_tokens().start, config.attention_head_dim, THETA);
-        Ok(Self { model, attention, rope, grid, batch, tile: if tile == 0 { DEFAULT_TILE } else { tile } })
+        let groups = HeadGroup::split(sequence, grid.iter().product(), config.num_attention_heads, 1)?;
+        let rope = Rope::new(grid, groups[0].attention.local_tokens().start, config.attention_head_dim, THETA);
+        Ok(Self {
+            model,
+            sequence: sequence.clone(),
+            groups,
+            rope,
+            grid,
+            batch,
+            tile: if tile == 0 { DEFAULT_TILE } else { tile },
+        })
+    }
+
+    /// The same, attention going over the heads in `groups` groups: less memory, the same bits, and a block's `before` once a group.
+    ///
+    /// # Errors
+    /// If a group would have fewer heads than a Ulysses group has ranks.
+    pub fn in_head_groups(self, groups: usize) -> Result<Self> {
+        let groups = HeadGroup::split(&self.sequence, self.grid.iter().product(), self.heads(), groups)?;
+        Ok(Self { groups, ..self })
     }
 
     /// The clip's tokens that this rank holds.
     pub fn local_tokens(&self) -> Range<usize> {
-        self.attention.local_tokens()
+        self.groups[0].attention.local_tokens()
     }
 
     /// The network's outputs, tile by tile: `take` gets each run of rows and its output `[n, pt ph pw C]`.
@@ -152,17 +171,21 @@ impl<'a> Engine<'a> {
         (self.model.config.attention_head_dim as f64).powf(-0.5)
     }
 
-    /// `[rows, H d]` of my tokens, all heads, to `[B, my heads, S, d]` (S: my Ulysses group's, likewise below).
-    fn to_heads(&self, x: &Tensor) -> Result<Tensor> {
+    /// `[rows, width]` as `[B, local S, width / each, each]`.
+    fn by_tokens(&self, x: &Tensor, each: usize) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
-        let x = x.reshape((self.batch, rows / self.batch, self.heads(), width / self.heads()))?;
-        self.attention.to_heads(&x)
+        Ok(x.reshape((self.batch, rows / self.batch, width / each, each))?)
     }
 
-    /// `[B, my heads, S, d]` back to `[rows, H d]`.
-    fn to_rows(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.attention.to_tokens(x)?; // [B, local S, H, d]
+    /// `[B, my heads, S, d]` of a group back to its columns `[rows, heads d]` (S: my Ulysses group's tokens).
+    fn to_rows(&self, x: &Tensor, group: &HeadGroup) -> Result<Tensor> {
+        let x = group.attention.to_tokens(x)?; // [B, local S, heads, d]
         let (b, tokens, heads, d) = x.dims4()?;
         Ok(x.reshape((b * tokens, heads * d))?)
     }
+}
+
+/// The groups' tensors side by side along dim 1; the tensor itself if there is one group.
+fn side_by_side(parts: Vec<Tensor>) -> Result<Tensor> {
+    Ok(Tensor::cat(&parts, 1)?)
 }

@@ -66,7 +66,8 @@ impl<'a> Rank<'a> {
 
     fn train(&self, interrupted: &AtomicBool) -> Result<()> {
         let train = &self.job.config.train;
-        let engine = Engine::new(&self.weights.model, &self.mesh.sequence, self.grid, train.batch, train.tile)?;
+        let engine = Engine::new(&self.weights.model, &self.mesh.sequence, self.grid, train.batch, train.tile)?
+            .in_head_groups(self.job.config.parallel.head_groups)?;
         let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let rates = LearningRate::new(train)?;
         let heldout = Heldout::new(self.job, &self.mesh, &self.objective, &self.sigmas)?;
