@@ -9,7 +9,7 @@ use candle_core::DType;
 use longreel::data::{Augment, Dataset};
 use longreel::diffusion::Objective;
 use longreel::model::{Model, ModelConfig};
-use longreel::parallel::run_threads;
+use longreel::parallel::{Sequence, run_threads};
 use longreel::train::checkpoint::Checkpoint;
 use longreel::train::sampling::{Request, sample};
 use longreel::{Error, Result};
@@ -24,8 +24,9 @@ fn main() -> Result<()> {
     let objective = Objective::new(&config.diffusion)?;
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let clip = run_threads(1, threads, |comm| {
+        let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = Model::load(&network, DType::F32, false, |name| folder.read_f32(name))?;
-        sample(&model, &objective, &comm, &request, 0, config.train.tile)
+        sample(&model, &objective, &sequence, &request, 0, config.train.tile)
     })?
     .remove(0);
 

@@ -6,7 +6,7 @@ use longreel::attention::{flash, flash_backward, reference};
 use longreel::rng::{Key, Purpose};
 
 /// q, k, v, d_o.
-type Inputs = [Tensor; 4];
+pub type Inputs = [Tensor; 4];
 
 fn normal(shape: &[usize], sample: u64) -> Tensor {
     let mut x = vec![0f32; shape.iter().product()];
@@ -14,7 +14,7 @@ fn normal(shape: &[usize], sample: u64) -> Tensor {
     Tensor::from_vec(x, shape, &Device::Cpu).unwrap()
 }
 
-fn inputs(b: usize, h: usize, [sq, sk]: [usize; 2], d: usize, dtype: DType) -> Inputs {
+pub fn inputs(b: usize, h: usize, [sq, sk]: [usize; 2], d: usize, dtype: DType) -> Inputs {
     [(sq, 0), (sk, 1), (sk, 2), (sq, 3)].map(|(s, which)| normal(&[b, h, s, d], which).to_dtype(dtype).unwrap())
 }
 
@@ -22,7 +22,7 @@ fn available() -> impl Iterator<Item = Path> {
     Path::ALL.into_iter().filter(|path| path.is_available())
 }
 
-fn delta(d_o: &Tensor, o: &Tensor) -> Tensor {
+pub fn delta(d_o: &Tensor, o: &Tensor) -> Tensor {
     let wide = if o.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     (d_o.to_dtype(wide).unwrap() * o.to_dtype(wide).unwrap()).unwrap().sum(D::Minus1).unwrap()
 }
@@ -35,22 +35,22 @@ fn run(path: Path, [q, k, v, d_o]: &Inputs, scale: f64) -> [Tensor; 5] {
 }
 
 /// The same from the reference, in the dtype of the inputs.
-fn run_reference([q, k, v, d_o]: &Inputs, scale: f64) -> [Tensor; 5] {
+pub fn run_reference([q, k, v, d_o]: &Inputs, scale: f64) -> [Tensor; 5] {
     let (o, lse) = reference::attention(q, k, v, scale).unwrap();
     let (dq, dk, dv) = reference::attention_backward(q, k, v, d_o, &lse, &delta(d_o, &o), scale).unwrap();
     [o, lse, dq, dk, dv]
 }
 
-fn exact(x: &Inputs, scale: f64) -> [Tensor; 5] {
+pub fn exact(x: &Inputs, scale: f64) -> [Tensor; 5] {
     run_reference(&x.each_ref().map(|x| x.to_dtype(DType::F64).unwrap()), scale)
 }
 
-fn values(x: &Tensor) -> Vec<f64> {
+pub fn values(x: &Tensor) -> Vec<f64> {
     x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Largest difference over the largest magnitude, and root mean square of both, likewise.
-fn errors(x: &Tensor, truth: &Tensor) -> (f64, f64) {
+pub fn errors(x: &Tensor, truth: &Tensor) -> (f64, f64) {
     assert_eq!(x.dims(), truth.dims());
     let (x, truth) = (values(x), values(truth));
     let max = |x: &mut dyn Iterator<Item = f64>| x.fold(0f64, |a, b| if b.is_nan() { b } else { a.max(b.abs()) });
@@ -65,14 +65,14 @@ fn bits(x: &Tensor) -> Vec<u64> {
     values(x).into_iter().map(f64::to_bits).collect()
 }
 
-fn assert_same_bits(a: &[Tensor; 5], b: &[Tensor; 5], what: &str) {
+pub fn assert_same_bits(a: &[Tensor; 5], b: &[Tensor; 5], what: &str) {
     for (name, (a, b)) in NAMES.iter().zip(a.iter().zip(b)) {
         assert_eq!(a.dims(), b.dims(), "{what}: {name}");
         assert!(bits(a) == bits(b), "{what}: {name} differs");
     }
 }
 
-const NAMES: [&str; 5] = ["o", "lse", "dq", "dk", "dv"];
+pub const NAMES: [&str; 5] = ["o", "lse", "dq", "dk", "dv"];
 const DIMS: [usize; 8] = [8, 16, 24, 40, 64, 80, 128, 256];
 const LENGTHS: [[usize; 2]; 11] =
     [[1, 1], [1, 257], [257, 1], [2, 7], [7, 2], [33, 65], [65, 33], [64, 192], [130, 257], [257, 130], [65, 386]];
@@ -139,7 +139,7 @@ fn bf16_errs_at_most_twice_as_much_as_plain_bf16() {
 }
 
 /// Errors of bf16 results are within twice those of the plain bf16 reference, and lse within f32 rounding.
-fn check_bf16(ours: &[Tensor; 5], plain: &[Tensor; 5], truth: &[Tensor; 5], what: &str) {
+pub fn check_bf16(ours: &[Tensor; 5], plain: &[Tensor; 5], truth: &[Tensor; 5], what: &str) {
     for i in 0..5 {
         let ((max, rms), (plain_max, plain_rms)) = (errors(&ours[i], &truth[i]), errors(&plain[i], &truth[i]));
         let name = NAMES[i];
@@ -153,7 +153,7 @@ fn check_bf16(ours: &[Tensor; 5], plain: &[Tensor; 5], truth: &[Tensor; 5], what
 }
 
 /// q and k of whole numbers whose products are exact, with logits up to about +-`peak`.
-fn extreme(lengths: [usize; 2], d: usize, peak: f64, dtype: DType) -> (Inputs, f64) {
+pub fn extreme(lengths: [usize; 2], d: usize, peak: f64, dtype: DType) -> (Inputs, f64) {
     let [q, k, v, d_o] = inputs(1, 2, lengths, d, dtype);
     let whole = |x: &Tensor| (x.to_dtype(DType::F32).unwrap() * 3.0).unwrap().round().unwrap().to_dtype(dtype).unwrap();
     let x = [whole(&q), whole(&k), v, d_o];

@@ -60,7 +60,7 @@ fn overrides_are_merged_in_order_and_typed() {
         "run.out=\"quo\\\"ted\"",
         "data.flip=true",
         "train.ema=0",
-        "parallel={ ranks = 4, data = 2 }",
+        "parallel={ ranks = 4, data = 2, ring = 2, head_groups = 3 }",
         "data.label=none",
     ];
     let config = parse(MINIMAL, &sets).unwrap();
@@ -73,7 +73,7 @@ fn overrides_are_merged_in_order_and_typed() {
     assert_eq!(config.run.out, Path::new("quo\"ted"));
     assert!(config.data.flip);
     assert_eq!(config.train.ema, 0.0);
-    assert_eq!(config.parallel, Parallel { ranks: 4, data: 2 });
+    assert_eq!(config.parallel, Parallel { ranks: 4, data: 2, ring: 2, head_groups: 3 });
     // Keys that are not named keep what the file says.
     assert_eq!((config.data.height, config.data.width), (32, 48));
 }
@@ -236,6 +236,8 @@ fn values_that_are_not_allowed_name_key_value_and_rule() {
         ("parallel.data=0", "parallel.data = 0"),
         ("parallel={ranks=4, data=3}", "parallel.data = 3: must divide parallel.ranks = 4"),
         ("stash.folder=\"\"", "stash.folder = \"\": must name a folder"),
+        ("parallel.head_groups=0", "parallel.head_groups = 0: must be in 1..="),
+        ("parallel={ranks=12, data=2, ring=4}", "parallel.ring = 4: must divide the 6 ranks of a sequence"),
         ("sample.steps=0", "sample.steps = 0"),
         ("sample.count=0", "sample.count = 0"),
         ("sample.guidance=inf", "sample.guidance = inf"),
@@ -254,7 +256,7 @@ fn values_that_are_not_allowed_name_key_value_and_rule() {
 #[test]
 fn check_also_serves_configs_made_by_code() {
     let mut config = parse(MINIMAL, &[]).unwrap();
-    config.parallel = Parallel { ranks: 6, data: 4 };
+    config.parallel = Parallel { ranks: 6, data: 4, ..Parallel::default() };
     assert_eq!(config.check().unwrap_err().to_string(), "parallel.data = 4: must divide parallel.ranks = 6");
     config.parallel.data = 3;
     config.check().unwrap();
@@ -327,7 +329,7 @@ prop_compose! {
         let sampler = [SamplerKind::Euler, SamplerKind::Heun, SamplerKind::Dpmpp, SamplerKind::Unipc][kind];
         let low = unit[0].min(unit[1]);
         let sample = Sample { sampler, guidance: n[0] - n[1], guidance_interval: [low, unit[1].max(low)], ..Sample::default() };
-        let parallel = Parallel { ranks: mesh[0] * mesh[1], data: mesh[0] };
+        let parallel = Parallel { ranks: mesh[0] * mesh[1], data: mesh[0], ring: mesh[1], head_groups: heads };
         RunConfig { run: Run { out: out.into(), seed }, data, model, diffusion, train, parallel, stash, sample }
     }
 }

@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 const GRID: [usize; 3] = [3, 3, 5]; // 45 tokens: 2 and 4 do not divide them
 
-/// Five heads of 8, text, classes and positions: everything a model can have.
-fn config() -> ModelConfig {
+/// Heads of 8, text, classes and positions: everything a model can have.
+fn config(heads: usize) -> ModelConfig {
     ModelConfig {
         patch_size: [1, 1, 1],
-        num_attention_heads: 5,
+        num_attention_heads: heads,
         attention_head_dim: 8,
         in_channels: 3,
         out_channels: 2,
@@ -42,11 +42,11 @@ fn normal(what: u64, n: usize) -> Vec<f32> {
 }
 
 /// A model whose every parameter is random, so that none is idle.
-fn model(dtype: DType) -> Result<Model> {
+fn model(dtype: DType, heads: usize, bf16: bool) -> Result<Model> {
     let mut number = 100;
-    Model::load(&config(), dtype, false, |name| {
+    Model::load(&config(heads), dtype, bf16, |name| {
         number += 1;
-        let (_, shape) = Model::shapes(&config()).into_iter().find(|(n, _)| n == name).unwrap();
+        let (_, shape) = Model::shapes(&config(heads)).into_iter().find(|(n, _)| n == name).unwrap();
         let about = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
         Ok(normal(number, shape.iter().product()).into_iter().map(|v| about + 0.2 * v).collect())
     })
@@ -102,21 +102,37 @@ impl Objective for Squares {
 struct Case {
     ranks: usize,
     data: usize,
+    ring: usize,
+    heads: usize,
+    head_groups: usize,
     /// Clips of the global batch.
     batch: usize,
     accumulate: usize,
     tile: usize,
     dtype: DType,
+    bf16: bool,
     scale: f64,
 }
 
-const ONE: Case = Case { ranks: 1, data: 1, batch: 2, accumulate: 1, tile: 0, dtype: DType::F32, scale: 1.0 };
+const ONE: Case = Case {
+    ranks: 1,
+    data: 1,
+    ring: 0,
+    heads: 5,
+    head_groups: 1,
+    batch: 2,
+    accumulate: 1,
+    tile: 0,
+    dtype: DType::F32,
+    bf16: false,
+    scale: 1.0,
+};
 
 /// Fills the model's gradients with the sum over ranks and micro-batches; the loss.
 fn gradients(case: Case, model: &Model, comm: Arc<dyn Communicator>) -> Result<f64> {
-    let mesh = Mesh::new(comm, case.data)?;
+    let mesh = Mesh::new(comm, case.data, case.heads, case.ring)?;
     let micro = case.batch / case.accumulate / case.data;
-    let engine = Engine::new(model, mesh.sequence.clone(), GRID, micro, case.tile)?;
+    let engine = Engine::new(model, &mesh.sequence, GRID, micro, case.tile)?.in_head_groups(case.head_groups)?;
     let elements = case.batch * GRID.iter().product::<usize>() * 2;
     let mut loss = 0.0;
     for i in 0..case.accumulate {
@@ -141,7 +157,7 @@ fn gradients(case: Case, model: &Model, comm: Arc<dyn Communicator>) -> Result<f
 /// The loss, and every parameter's gradient by name, as rank `ranks - 1` holds them.
 fn run(case: Case) -> Result<(f64, Vec<(String, Vec<f64>)>)> {
     let results = run_threads(case.ranks, 1, |comm| {
-        let model = model(case.dtype)?;
+        let model = model(case.dtype, case.heads, case.bf16)?;
         let loss = gradients(case, &model, comm)?;
         let mut named = vec![];
         for unit in &model.units {
@@ -159,9 +175,10 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 
 /// Loss and every gradient of `case` equal those of one rank and one tile, to `bound` relative.
 fn agrees(case: Case, bound: f64) {
-    let whole = Case { ranks: 1, data: 1, accumulate: 1, tile: 1000, ..case };
+    let whole = Case { ranks: 1, data: 1, ring: 0, accumulate: 1, tile: 1000, ..case };
     let ((loss, got), (want_loss, want)) = (run(case).unwrap(), run(whole).unwrap());
-    let what = format!("P {} data {} batch {} tile {}", case.ranks, case.data, case.batch, case.tile);
+    let Case { ranks, data, ring, heads, batch, tile, .. } = case;
+    let what = format!("P {ranks} data {data} ring {ring} H {heads} batch {batch} tile {tile}");
     assert!((loss - want_loss).abs() <= bound * want_loss.abs(), "{what}: loss {loss}, not {want_loss}");
     let all = norm(want.iter().flat_map(|(_, w)| w.iter().copied()));
     for ((name, got), (_, want)) in got.iter().zip(&want) {
@@ -181,6 +198,43 @@ fn every_gradient_on_p_ranks_is_that_of_one() {
             agrees(Case { ranks, batch, ..ONE }, 1e-5);
         }
         agrees(Case { ranks, tile: 4, dtype: DType::F64, ..ONE }, 1e-12);
+    }
+}
+
+#[test]
+fn every_grid_of_ulysses_and_ring_gives_the_gradients_of_one_rank() {
+    for (ranks, heads) in [(2, 1), (3, 2), (4, 3), (4, 5), (6, 4), (6, 5), (8, 1), (8, 3)] {
+        for ring in (1..=ranks).filter(|ring| ranks % ring == 0 && ranks / ring <= heads) {
+            agrees(Case { ranks, heads, ring, ..ONE }, 1e-5);
+            agrees(Case { ranks, heads, ring, tile: 4, dtype: DType::F64, ..ONE }, 1e-12);
+        }
+    }
+}
+
+#[test]
+fn a_ring_is_chosen_where_ranks_outnumber_heads() {
+    for ranks in [2, 3, 4, 6, 8] {
+        for heads in 1..=5 {
+            agrees(Case { ranks, heads, batch: 1, ..ONE }, 1e-5);
+            agrees(Case { ranks, heads, batch: 1, dtype: DType::F64, ..ONE }, 1e-12);
+        }
+    }
+    agrees(Case { ranks: 8, data: 2, heads: 3, ..ONE }, 1e-5);
+}
+
+#[test]
+fn groups_of_heads_change_no_bit() {
+    let grids = [(1, 1, 5, 2), (1, 1, 5, 5), (2, 1, 5, 2), (3, 3, 4, 3), (4, 2, 5, 2), (2, 1, 4, 2)];
+    for (ranks, ring, heads, head_groups) in grids {
+        for (bf16, dtype) in [(false, DType::F32), (true, DType::F32), (false, DType::F64)] {
+            let whole = Case { ranks, ring, heads, bf16, dtype, tile: 8, ..ONE };
+            let ((loss, all), (same_loss, same)) = (run(whole).unwrap(), run(Case { head_groups, ..whole }).unwrap());
+            let what = format!("P {ranks} ring {ring} H {heads} in {head_groups} groups, {dtype:?} bf16 {bf16}");
+            assert!(loss.to_bits() == same_loss.to_bits(), "{what}: loss {same_loss}, not {loss}");
+            for ((name, all), (_, same)) in all.iter().zip(&same) {
+                assert!(all == same, "{what}: the gradient of {name} differs");
+            }
+        }
     }
 }
 
@@ -212,15 +266,20 @@ fn a_loss_times_c_has_gradients_times_c() {
 
 #[test]
 fn the_same_ranks_give_the_same_bits() {
-    let case = Case { ranks: 3, tile: 8, ..ONE };
-    let ((loss, first), (again, second)) = (run(case).unwrap(), run(case).unwrap());
-    assert!(loss.to_bits() == again.to_bits() && first == second);
+    for ring in [1, 3] {
+        let case = Case { ranks: 3, ring, tile: 8, ..ONE };
+        let ((loss, first), (again, second)) = (run(case).unwrap(), run(case).unwrap());
+        assert!(loss.to_bits() == again.to_bits() && first == second, "ring {ring}");
+    }
 }
 
 /// Weights after one step of plain SGD, of clipped SGD and of clipped AdamW, and the reported gradient norm.
 fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
     let mut results = run_threads(case.ranks, 1, |comm| {
-        let weights = Weights::new(model(DType::F32)?, &Train { clip: 0.05, weight_decay: 0.1, ..Train::default() })?;
+        let weights = Weights::new(
+            model(DType::F32, case.heads, case.bf16)?,
+            &Train { clip: 0.05, weight_decay: 0.1, ..Train::default() },
+        )?;
         gradients(case, &weights.model, comm)?;
         let norm = weights.gradient_norm(0)?;
         assert!(norm > 0.05, "the clip must act, the norm is {norm}");
@@ -266,8 +325,22 @@ fn one_step_on_any_mesh_is_that_of_one_rank() {
 
 #[test]
 fn too_many_ranks_are_refused_on_all() {
-    for ranks in [6, 8] {
-        let error = run(Case { ranks, ..ONE }).map(|_| ()).unwrap_err();
-        assert!(matches!(&error, Error::Invalid(m) if m.contains(&ranks.to_string()) && m.contains('5')), "{error}");
+    for (ranks, ring, heads, head_groups, expected) in [
+        (46, 0, 5, 1, "46 sequence-parallel ranks cannot share a clip of 45 tokens"),
+        (6, 1, 5, 1, "6 sequence-parallel ranks cannot share 5 attention heads"),
+        (8, 2, 3, 1, "8 ranks in a ring of 2 leave 4 to a Ulysses group; set parallel.ring to 4 or more"),
+        (6, 4, 5, 1, "6 sequence-parallel ranks cannot form a ring of 4; set parallel.ring to a divisor of 6 (1, 2,"),
+        (
+            2,
+            1,
+            5,
+            3,
+            "parallel.head_groups = 3: 5 heads cannot form so many groups with a head for each of the 2 ranks",
+        ),
+        (1, 1, 5, 6, "use 1 to 5, or a larger parallel.ring"),
+        (1, 1, 5, 0, "parallel.head_groups = 0"),
+    ] {
+        let error = run(Case { ranks, ring, heads, head_groups, ..ONE }).map(|_| ()).unwrap_err();
+        assert!(matches!(&error, Error::Invalid(m) if m.contains(expected)), "{error}");
     }
 }

@@ -19,6 +19,7 @@ mod model;
 mod ops;
 mod optimizer;
 mod parallel;
+mod ring;
 mod stash;
 mod train;
 mod usage;

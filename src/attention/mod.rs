@@ -1,15 +1,19 @@
-//! Attention, the global operation: plain reference, blocked flash kernels on the CPU, and Ulysses over ranks.
+//! Attention, the global operation: plain reference, blocked flash kernels on the CPU, and over ranks Ulysses and the ring.
 //!
 //! Non-causal, no mask. All tensors are `[B, H, S, d]`; the row statistic `lse` (log of the sum of exponentials of the scaled
 //! logits, natural) is `[B, H, S]`. Nothing here sees a file or a model.
 
 pub mod cpu;
 pub mod reference;
+mod ring;
+mod sequence;
 mod ulysses;
 
 use candle_core::Tensor;
 
 use crate::Result;
+pub use ring::Ring;
+pub use sequence::SequenceAttention;
 pub use ulysses::Ulysses;
 
 /// softmax(scale q kᵀ) v by blocks with an online softmax, and the row statistic.

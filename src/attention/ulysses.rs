@@ -32,8 +32,8 @@ use crate::{Result, bail};
 #[derive(Clone)]
 pub struct Ulysses {
     comm: Arc<dyn Communicator>,
-    tokens: Split,
-    heads: Split,
+    tokens: Shares,
+    heads: Shares,
 }
 
 /// Which way tensors go.
@@ -62,7 +62,18 @@ impl Ulysses {
                  use at most {tokens} sequence ranks, longer or larger clips, or smaller patches"
             );
         }
-        Ok(Self { comm, tokens: Split::new(tokens, ranks), heads: Split::new(heads, ranks) })
+        Self::of_a_run(comm, Split::new(tokens, ranks), 0, heads)
+    }
+
+    /// An exchange among the ranks of `comm` that hold parts `first`, `first + 1`, ... of the clip's `tokens`: to them their tokens
+    /// are all there are.
+    pub(super) fn of_a_run(comm: Arc<dyn Communicator>, tokens: Split, first: usize, heads: usize) -> Result<Self> {
+        let ranks = comm.size();
+        if ranks > heads {
+            bail!("{ranks} ranks cannot share {heads} attention heads, since each needs at least one");
+        }
+        let heads = Shares::new(Split::new(heads, ranks), 0..ranks);
+        Ok(Self { comm, tokens: Shares::new(tokens, first..first + ranks), heads })
     }
 
     /// The tokens that this rank holds outside attention.
@@ -108,33 +119,33 @@ impl Ulysses {
     /// before and M after.
     fn exchange(&self, xs: &[&Tensor], way: Way) -> Result<Vec<Tensor>> {
         let (n, m) = match way {
-            Way::SeqToHeads => (self.tokens, self.heads),
-            Way::HeadsToSeq => (self.heads, self.tokens),
+            Way::SeqToHeads => (&self.tokens, &self.heads),
+            Way::HeadsToSeq => (&self.heads, &self.tokens),
         };
         let rank = self.comm.rank();
         let Some(&x0) = xs.first() else { return Ok(Vec::new()) };
         let (batch, dtype) = (x0.dims().first().copied().unwrap_or(0), x0.dtype());
         for x in xs {
-            self.check(x, [batch, n.count(rank), m.total], dtype, way)?;
+            self.check(x, [batch, n.count(rank), m.total()], dtype, way)?;
         }
         let widths: Vec<usize> = xs.iter().map(|x| width(x)).collect();
         let total: usize = widths.iter().sum();
         let out_dims = |x: &Tensor| {
             let mut dims = x.dims().to_vec();
-            dims[1..3].copy_from_slice(&[m.count(rank), n.total]);
+            dims[1..3].copy_from_slice(&[m.count(rank), n.total()]);
             dims
         };
 
         if self.comm.size() == 1 {
             // One rank holds all: only the two dims change places.
-            let swap = |x: &&Tensor| bytes::build(dtype, &out_dims(x), |out| pack(out, x, 0..m.total));
+            let swap = |x: &&Tensor| bytes::build(dtype, &out_dims(x), |out| pack(out, x, 0..m.total()));
             return xs.iter().map(swap).collect();
         }
 
         // The message to rank j: each tensor's [B, M_j, N_local, d], one after another; the receiver only has to weave the
         // runs of all ranks together. Its dims say what is in it, so that a disagreement is seen.
-        let mut send = Vec::with_capacity(m.parts);
-        for j in 0..m.parts {
+        let mut send = Vec::with_capacity(self.comm.size());
+        for j in 0..self.comm.size() {
             let dims = [batch, m.count(j), n.count(rank), total];
             send.push(bytes::build(dtype, &dims, |mut out| {
                 for x in xs {
@@ -145,7 +156,8 @@ impl Ulysses {
                 Ok(())
             })?);
         }
-        let shapes: Vec<Vec<usize>> = (0..n.parts).map(|i| vec![batch, m.count(rank), n.count(i), total]).collect();
+        let shapes: Vec<Vec<usize>> =
+            (0..self.comm.size()).map(|i| vec![batch, m.count(rank), n.count(i), total]).collect();
         let received = self.comm.all_to_all(send, &shapes)?;
 
         let views: Vec<_> = received.iter().map(|t| t.storage_and_layout()).collect();
@@ -163,7 +175,7 @@ impl Ulysses {
                     let run = n.count(i) * dtype.size_in_bytes();
                     (&messages[i][groups * run * before..][..groups * run * width], run * width)
                 };
-                let parts: Vec<(&[u8], usize)> = (0..n.parts).map(part).collect();
+                let parts: Vec<(&[u8], usize)> = (0..self.comm.size()).map(part).collect();
                 bytes::weave(out, &parts);
                 Ok(())
             })?);
@@ -192,6 +204,34 @@ impl Ulysses {
             bail!("{from}: the last dim must be contiguous, got strides {:?} for {:?}", x.stride(), x.dims());
         }
         bytes::check(x)
+    }
+}
+
+/// What each rank holds of a run of tokens or heads, counted from the run's start.
+#[derive(Clone)]
+struct Shares {
+    /// Where each rank's begin, and where the last one's end.
+    bounds: Vec<usize>,
+}
+
+impl Shares {
+    /// The run that is made of `parts` of a split.
+    fn new(split: Split, parts: Range<usize>) -> Self {
+        let start = split.range(parts.start).start;
+        let ends = parts.map(|part| split.range(part).end - start);
+        Self { bounds: std::iter::once(0).chain(ends).collect() }
+    }
+
+    fn total(&self) -> usize {
+        self.bounds[self.bounds.len() - 1]
+    }
+
+    fn range(&self, rank: usize) -> Range<usize> {
+        self.bounds[rank]..self.bounds[rank + 1]
+    }
+
+    fn count(&self, rank: usize) -> usize {
+        self.range(rank).len()
     }
 }
 

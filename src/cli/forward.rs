@@ -11,7 +11,7 @@ use crate::engine::{Engine, Objective, Source};
 use crate::files::{Tensors, write_tensors};
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig, Patches, Prompt};
-use crate::parallel::{Communicator, Reduce, Split, run_threads};
+use crate::parallel::{Communicator, Reduce, Sequence, Split, run_threads};
 use crate::{Result, bail, hub};
 
 /// Run a diffusers transformer folder on the inputs of a safetensors file.
@@ -105,7 +105,8 @@ impl Inputs {
     /// Runs the network on this rank's share; every rank returns the whole result.
     fn run(&self, model: &Model, comm: Arc<dyn Communicator>, grads: bool) -> Result<Named> {
         let b = self.prompt.timesteps.len();
-        let engine = Engine::new(model, comm.clone(), self.patches.grid(), b, 0)?;
+        let sequence = Sequence::new(comm.clone(), model.config.num_attention_heads, 0)?;
+        let engine = Engine::new(model, &sequence, self.patches.grid(), b, 0)?;
         let share = Share { inputs: self, tokens: engine.local_tokens(), scale: self.scale(&model.config) };
         let mut rows = Vec::with_capacity(b * share.tokens.len() * model.config.patch_out());
         engine.predict(&self.prompt, &share, |_, output| {

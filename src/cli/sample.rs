@@ -11,7 +11,7 @@ use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::write::{Kind, write_video};
 use crate::diffusion::Objective;
 use crate::model::{Model, ModelConfig};
-use crate::parallel::run_threads;
+use crate::parallel::{Sequence, run_threads};
 use crate::train::checkpoint::Checkpoint;
 use crate::train::sampling::{Request, sample};
 use crate::{Error, Result, bail, hub};
@@ -82,11 +82,12 @@ pub fn run(args: SampleArgs) -> Result<()> {
         (Mutex::new(Writer { args: &args, kind, count, fps, strips: vec![], numbered: vec![] }), kind == Kind::Png);
 
     run_threads(args.ranks, super::threads_per_rank(args.ranks), |comm| {
+        let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?;
         for (index, &label) in labels.iter().enumerate() {
             let request = Request { label, ..request.clone() };
-            let clip = sample(&model, &objective, &comm, &request, index as u64, config.train.tile)?;
-            if comm.rank() == 0 {
+            let clip = sample(&model, &objective, &sequence, &request, index as u64, config.train.tile)?;
+            if sequence.all.rank() == 0 {
                 let name = label.and_then(|label| checkpoint.state().classes.get(label)).map(String::as_str);
                 write.lock().unwrap_or_else(|e| e.into_inner()).take(index, name, &clip)?;
             }

@@ -129,7 +129,11 @@ fn train(c: &Train) -> Checked {
 fn parallel(c: &Parallel) -> Checked {
     ensure((1..=65_536).contains(&c.ranks), "parallel.ranks", c.ranks, "must be in 1..=65536")?;
     let allowed = format!("must divide parallel.ranks = {}", c.ranks);
-    ensure(c.data >= 1 && c.ranks.is_multiple_of(c.data), "parallel.data", c.data, &allowed)
+    ensure(c.data >= 1 && c.ranks.is_multiple_of(c.data), "parallel.data", c.data, &allowed)?;
+    let sequence = c.ranks / c.data;
+    let allowed = format!("must divide the {sequence} ranks of a sequence (parallel.ranks / parallel.data), or be 0");
+    ensure(c.ring == 0 || sequence.is_multiple_of(c.ring), "parallel.ring", c.ring, &allowed)?;
+    size("parallel.head_groups", c.head_groups)
 }
 
 fn stash(c: &Stash) -> Checked {

@@ -226,6 +226,10 @@ pub struct Parallel {
     pub ranks: usize,
     /// How many groups of ranks train on clips of their own; the rest of the ranks split each clip's sequence.
     pub data: usize,
+    /// Ranks of a ring, within a sequence's; the others exchange tokens for heads. 0: as few as the number of heads allows.
+    pub ring: usize,
+    /// Groups of heads that attention takes one after another.
+    pub head_groups: usize,
 }
 
 /// `[stash]`: what blocks remember between forward and backward. Loss and samples do not need it, training does.
@@ -355,7 +359,7 @@ impl Default for Train {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Self { ranks: 1, data: 1 }
+        Self { ranks: 1, data: 1, ring: 0, head_groups: 1 }
     }
 }
 

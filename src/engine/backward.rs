@@ -2,9 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Attention, Engine, Objective, Saved, Stash};
+use super::{Attention, Engine, Objective, Saved, Stash, side_by_side};
 use crate::Result;
-use crate::attention::flash_backward;
 use crate::model::{Block, Condition};
 use crate::ops::{Tape, add_assign, row_dot};
 
@@ -64,13 +63,25 @@ impl Engine<'_> {
         }
         drop(o);
 
-        let [q, k, v] = self.queries_keys_values(block, &mine, &x)?;
-        let d_o = self.to_heads(&d_o)?;
-        let delta = delta.reshape((self.batch, delta.dims()[0] / self.batch, self.heads()))?;
-        let delta = self.ulysses.seq_to_heads(&delta)?; // [B, my heads, S]
-        let (dq, dk, dv) = self.timed(|| flash_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale()))?;
-        drop((q, k, v, d_o, delta, lse));
-        let [dq, dk, dv] = [self.to_rows(&dq)?, self.to_rows(&dk)?, self.to_rows(&dv)?];
+        let d_o = self.by_tokens(&d_o, self.model.config.attention_head_dim)?; // [B, local S, H, d]
+        let delta = delta.reshape((self.batch, delta.dims()[0] / self.batch, self.heads()))?; // [B, local S, H]
+        let mut done = 0; // my heads of the groups so far
+        let [mut dq, mut dk, mut dv] = [vec![], vec![], vec![]];
+        for group in &self.groups {
+            let [q, k, v] = self.queries_keys_values(block, &mine, &x, group)?;
+            let (d_o, delta) = (group.to_heads(&d_o)?, group.to_heads(&delta)?); // [B, my heads, S, d], [B, my heads, S]
+            let heads = delta.dims()[1];
+            let lse = lse.narrow(1, done, heads)?;
+            done += heads;
+            let backward = || group.attention.attend_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale());
+            let gradients = self.timed(backward)?;
+            drop((q, k, v, d_o, delta));
+            dq.push(self.to_rows(&gradients.0, group)?);
+            dk.push(self.to_rows(&gradients.1, group)?);
+            dv.push(self.to_rows(&gradients.2, group)?);
+        }
+        // Whole, as a tile's share of all weights is added once: sums keep their order whatever the groups.
+        let [dq, dk, dv] = [side_by_side(dq)?, side_by_side(dk)?, side_by_side(dv)?]; // [rows, D]
 
         for tile in self.tiles() {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);

@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::{Attention, Engine, Saved, Source, Stash};
+use super::heads::HeadGroup;
+use super::{Attention, Engine, Saved, Source, Stash, side_by_side};
 use crate::Result;
-use crate::attention::flash;
 use crate::model::{Block, BlockCondition, Condition};
 use crate::ops::Tape;
 
@@ -38,24 +38,39 @@ impl Engine<'_> {
         Ok(x)
     }
 
-    /// Attention of a block, from its input.
+    /// A block's attention, from its input: my heads of each group in turn.
     pub(super) fn attend(&self, block: &Block, mine: &BlockCondition, x: &Tensor) -> Result<Attention> {
-        let [q, k, v] = self.queries_keys_values(block, mine, x)?;
-        let (o, lse) = self.timed(|| flash(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
-        drop((q, k, v));
-        Ok(Attention { o: self.to_rows(&o)?, lse })
+        let (mut outputs, mut statistics) = (vec![], vec![]);
+        for group in &self.groups {
+            let [q, k, v] = self.queries_keys_values(block, mine, x, group)?;
+            let (o, lse) = self.timed(|| group.attention.attend(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
+            drop((q, k, v));
+            outputs.push(self.to_rows(&o, group)?);
+            statistics.push(lse);
+        }
+        Ok(Attention { o: side_by_side(outputs)?, lse: side_by_side(statistics)? })
     }
 
-    /// A block's q, k and v, `[B, my heads, S, d]`, from its input.
-    pub(super) fn queries_keys_values(&self, block: &Block, mine: &BlockCondition, x: &Tensor) -> Result<[Tensor; 3]> {
-        let buffer = || self.buffer(self.model.config.width(), self.compute());
+    /// A group's q, k and v, `[B, my heads, S, d]`, from its block's input.
+    ///
+    /// All heads are computed (their norm is over all of them) and one group's are kept, so that only these are ever whole.
+    pub(super) fn queries_keys_values(
+        &self,
+        block: &Block,
+        mine: &BlockCondition,
+        x: &Tensor,
+        group: &HeadGroup,
+    ) -> Result<[Tensor; 3]> {
+        let d = self.model.config.attention_head_dim;
+        let buffer = || self.buffer(group.heads.len() * d, self.compute());
         let [q, k, v] = [buffer()?, buffer()?, buffer()?];
         for tile in self.tiles() {
             let parts = block.before(&Tape::off(), &self.rows_of(x, &tile)?, mine, &self.rope, self.at(&tile))?;
             for (whole, part) in [&q, &k, &v].into_iter().zip(parts) {
-                whole.slice_set(&part, 0, tile.start)?;
+                whole.slice_set(&group.columns(&part, d)?, 0, tile.start)?;
             }
         }
-        Ok([self.to_heads(&q)?, self.to_heads(&k)?, self.to_heads(&v)?])
+        let to_heads = |x| group.attention.to_heads(&self.by_tokens(x, d)?);
+        Ok([to_heads(&q)?, to_heads(&k)?, to_heads(&v)?])
     }
 }

@@ -11,6 +11,7 @@
 
 mod backward;
 mod forward;
+mod heads;
 pub mod stash;
 
 use candle_core::{DType, Device, Tensor};
@@ -19,11 +20,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::attention::Ulysses;
 use crate::model::{Model, Prompt};
 use crate::ops::{Rope, Rows, Tape};
-use crate::parallel::Communicator;
+use crate::parallel::Sequence;
 use crate::{Result, bail};
+use heads::HeadGroup;
 pub use stash::Stash;
 use stash::{Attention, Saved, Shapes};
 
@@ -50,7 +51,8 @@ pub trait Objective: Source {
 /// A model on clips of one shape, over the ranks of a sequence.
 pub struct Engine<'a> {
     model: &'a Model,
-    ulysses: Ulysses,
+    sequence: Sequence,
+    groups: Vec<HeadGroup>,
     rope: Rope,
     grid: [usize; 3],
     /// Clips B.
@@ -63,23 +65,36 @@ pub struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `comm`; `tile` rows at a time (0:
-    /// [`DEFAULT_TILE`]). Fails if there are more ranks than tokens or heads.
-    pub fn new(
-        model: &'a Model,
-        comm: Arc<dyn Communicator>,
-        grid: [usize; 3],
-        batch: usize,
-        tile: usize,
-    ) -> Result<Self> {
+    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `sequence`; `tile` rows at a time (0:
+    /// [`DEFAULT_TILE`]). Fails if there are more ranks than tokens, or the grid
+    /// is one for more heads.
+    pub fn new(model: &'a Model, sequence: &Sequence, grid: [usize; 3], batch: usize, tile: usize) -> Result<Self> {
         if batch == 0 {
             bail!("a batch of no clips")
         }
         let config = &model.config;
-        let ulysses = Ulysses::new(comm, grid.iter().product(), config.num_attention_heads)?;
-        let rope = Rope::new(grid, ulysses.local_tokens().start, config.attention_head_dim, THETA);
-        let tile = if tile == 0 { DEFAULT_TILE } else { tile };
-        Ok(Self { model, ulysses, rope, grid, batch, tile, stash: Arc::default(), attention: Cell::default() })
+        let groups = HeadGroup::split(sequence, grid.iter().product(), config.num_attention_heads, 1)?;
+        let rope = Rope::new(grid, groups[0].attention.local_tokens().start, config.attention_head_dim, THETA);
+        Ok(Self {
+            model,
+            sequence: sequence.clone(),
+            groups,
+            rope,
+            grid,
+            batch,
+            tile: if tile == 0 { DEFAULT_TILE } else { tile },
+            stash: Arc::default(),
+            attention: Cell::default(),
+        })
+    }
+
+    /// The same, attention going over the heads in `groups` groups: less memory, the same bits, and a block's `before` once a group.
+    ///
+    /// # Errors
+    /// If a group would have fewer heads than a Ulysses group has ranks.
+    pub fn in_head_groups(self, groups: usize) -> Result<Self> {
+        let groups = HeadGroup::split(&self.sequence, self.grid.iter().product(), self.heads(), groups)?;
+        Ok(Self { groups, ..self })
     }
 
     /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so that clips
@@ -90,7 +105,7 @@ impl<'a> Engine<'a> {
 
     /// The clip's tokens that this rank holds.
     pub fn local_tokens(&self) -> Range<usize> {
-        self.ulysses.local_tokens()
+        self.groups[0].attention.local_tokens()
     }
 
     /// The network's outputs, tile by tile: `take` gets each run of rows and its output `[n, pt ph pw C]`.
@@ -137,7 +152,8 @@ impl<'a> Engine<'a> {
 
     /// What each block puts into the stash.
     fn shapes(&self) -> Shapes {
-        let lse = [self.batch, self.ulysses.local_heads().len(), self.grid.iter().product()];
+        let heads = self.groups.iter().map(|group| group.attention.local_heads()).sum();
+        let lse = [self.batch, heads, self.groups[0].attention.group_tokens()];
         Shapes::new(self.rows(), self.model.config.width(), lse, self.dtype(), self.compute())
     }
 
@@ -192,17 +208,21 @@ impl<'a> Engine<'a> {
         (self.model.config.attention_head_dim as f64).powf(-0.5)
     }
 
-    /// `[rows, H d]` of my tokens, all heads, to `[B, my heads, S, d]`.
-    fn to_heads(&self, x: &Tensor) -> Result<Tensor> {
+    /// `[rows, width]` as `[B, local S, width / each, each]`.
+    fn by_tokens(&self, x: &Tensor, each: usize) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
-        let x = x.reshape((self.batch, rows / self.batch, self.heads(), width / self.heads()))?;
-        self.ulysses.seq_to_heads(&x)
+        Ok(x.reshape((self.batch, rows / self.batch, width / each, each))?)
     }
 
-    /// `[B, my heads, S, d]` back to `[rows, H d]`.
-    fn to_rows(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.ulysses.heads_to_seq(x)?; // [B, local S, H, d]
+    /// `[B, my heads, S, d]` of a group back to its columns `[rows, heads d]` (S: my Ulysses group's tokens).
+    fn to_rows(&self, x: &Tensor, group: &HeadGroup) -> Result<Tensor> {
+        let x = group.attention.to_tokens(x)?; // [B, local S, heads, d]
         let (b, tokens, heads, d) = x.dims4()?;
         Ok(x.reshape((b * tokens, heads * d))?)
     }
+}
+
+/// The groups' tensors side by side along dim 1; the tensor itself if there is one group.
+fn side_by_side(parts: Vec<Tensor>) -> Result<Tensor> {
+    Ok(Tensor::cat(&parts, 1)?)
 }

@@ -8,6 +8,7 @@ pub(crate) mod bytes;
 mod check;
 mod meeting;
 mod mesh;
+mod sequence;
 mod single;
 mod split;
 mod sum;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use crate::{Result, bail};
 pub use mesh::Mesh;
+pub use sequence::Sequence;
 pub use single::Single;
 pub use split::Split;
 pub use threads::run as run_threads;

@@ -41,8 +41,8 @@ impl<'a> Heldout<'a> {
         let Some(dataset) = &self.job.heldout else { return Ok(vec![]) };
         let data = &self.job.config.data;
         let grid = model.config.grid([data.frames, data.height, data.width])?;
-        let comm = self.mesh.sequence.clone();
-        let engine = Engine::new(model, comm, grid, QUANTILES, self.job.config.train.tile)?;
+        let engine = Engine::new(model, &self.mesh.sequence, grid, QUANTILES, self.job.config.train.tile)?
+            .in_head_groups(self.job.config.parallel.head_groups)?;
         let tokens = engine.local_tokens();
         let range = frames_of_tokens(tokens.clone(), grid, model.config.patch_size);
         let mut sums = vec![0.0; QUANTILES];

@@ -56,9 +56,13 @@ impl<'a> Report<'a> {
         let path = job.folder.metrics();
         let metrics = if resumed { MetricsLog::resume(&path, done)? } else { MetricsLog::create(&path)? };
         let events = EventWriter::create(&job.folder.root().join("tensorboard"), resumed.then_some(done))?;
-        let (ranks, sequence, data) = (mesh.world.size(), mesh.sequence.size(), mesh.data.size());
+        let (ranks, sequence, data) = (mesh.world.size(), mesh.sequence.all.size(), mesh.data.size());
+        let ring = match mesh.sequence.ring.size() {
+            1 => String::new(),
+            ring => format!(", in rings of {ring}"),
+        };
         tracing::info!(
-            "{parameters} parameters, {tokens} tokens a step, {ranks} ranks ({data} data x {sequence} sequence), {} to {} steps",
+            "{parameters} parameters, {tokens} tokens a step, {ranks} ranks ({data} data x {sequence} sequence{ring}), {} to {} steps",
             done,
             job.config.train.steps
         );

@@ -57,7 +57,7 @@ impl<'a> Rank<'a> {
         }
         Ok(Self {
             job,
-            mesh: Mesh::new(comm, config.parallel.data)?,
+            mesh: Mesh::new(comm, config.parallel.data, job.model.num_attention_heads, config.parallel.ring)?,
             weights,
             objective: Objective::new(&config.diffusion)?,
             sigmas: SigmaDistribution::new(&config.diffusion, grid.iter().product())?,
@@ -69,7 +69,8 @@ impl<'a> Rank<'a> {
     fn train(&self, interrupted: &AtomicBool) -> Result<()> {
         let train = &self.job.config.train;
         let stash = Arc::new(Mutex::new(Stash::open(&self.job.config.stash, self.mesh.world.rank())?));
-        let engine = Engine::new(&self.weights.model, self.mesh.sequence.clone(), self.grid, train.batch, train.tile)?
+        let engine = Engine::new(&self.weights.model, &self.mesh.sequence, self.grid, train.batch, train.tile)?
+            .in_head_groups(self.job.config.parallel.head_groups)?
             .with_stash(stash);
         let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let rates = LearningRate::new(train)?;
@@ -207,8 +208,8 @@ impl<'a> Rank<'a> {
                 let mut request = sampling::Request::from_config(config)?;
                 request.label =
                     (self.job.model.num_classes > 0).then(|| index % self.job.dataset.classes().len().max(1));
-                let comm = &self.mesh.sequence;
-                let clip = sampling::sample(model, &self.objective, comm, &request, index as u64, config.train.tile)?;
+                let (sequence, tile) = (&self.mesh.sequence, config.train.tile);
+                let clip = sampling::sample(model, &self.objective, sequence, &request, index as u64, tile)?;
                 report.sample(step, index, &clip)?;
             }
             Ok(())

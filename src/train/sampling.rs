@@ -2,7 +2,6 @@
 
 use candle_core::{Device, Tensor};
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::config::{self, SamplerKind};
 use crate::data::{Frames, RowOrder};
@@ -13,7 +12,7 @@ use crate::diffusion::{
 use crate::engine::{Engine, Source};
 use crate::model::{Model, Prompt};
 use crate::ops::read;
-use crate::parallel::{Communicator, Split};
+use crate::parallel::{Communicator, Sequence, Split};
 use crate::{Result, bail};
 
 /// What to sample.
@@ -56,7 +55,7 @@ impl Request {
 pub fn sample(
     model: &Model,
     objective: &Objective,
-    comm: &Arc<dyn Communicator>,
+    sequence: &Sequence,
     request: &Request,
     index: u64,
     tile: usize,
@@ -66,7 +65,7 @@ pub fn sample(
         bail!("the model's clips have {} channels; sampling makes pixels, which have 3", config.in_channels)
     }
     let grid = config.grid(request.size)?;
-    let engine = Engine::new(model, comm.clone(), grid, 1, tile)?;
+    let engine = Engine::new(model, sequence, grid, 1, tile)?;
     let (tokens, row) = (engine.local_tokens(), config.patch_in());
     let mut noise = vec![0.0; tokens.len() * row];
     noise_rows(sample_key(request.seed, index), tokens.clone(), row, &mut noise);
@@ -90,7 +89,7 @@ pub fn sample(
             objective.velocity(&prediction, x, sigma)
         })
     })?;
-    gather(&x, comm.as_ref(), request.size, config.patch_size)
+    gather(&x, sequence.all.as_ref(), request.size, config.patch_size)
 }
 
 /// The network's prompt for samples at `timesteps` with their classes; none is the null class. Text models get one empty token:

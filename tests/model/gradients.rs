@@ -7,7 +7,7 @@ use longreel::Result;
 use longreel::engine::{Engine, Objective, Source};
 use longreel::model::{Model, ModelConfig, Prompt};
 use longreel::ops::write;
-use longreel::parallel::Single;
+use longreel::parallel::{Sequence, Single};
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Objective for Quadratic {
 }
 
 fn engine(model: &Model, tile: usize) -> Engine<'_> {
-    Engine::new(model, Arc::new(Single), GRID, LABELS.len(), tile).unwrap()
+    Engine::new(model, &Sequence::new(Arc::new(Single), 1, 0).unwrap(), GRID, LABELS.len(), tile).unwrap()
 }
 
 /// The loss by prediction alone.

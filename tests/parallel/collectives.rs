@@ -208,13 +208,13 @@ fn split_groups_by_color_and_orders_by_key_then_rank() {
 #[test]
 fn mesh_has_sequence_innermost_and_refuses_uneven_groups() {
     let results = run_threads(6, 1, |comm| {
-        let mesh = Mesh::new(comm, 3)?;
+        let mesh = Mesh::new(comm, 3, 2, 0)?;
         let sum = |comm: &dyn Communicator| -> Result<f32> {
             let x = f32s(&[10f32.powi(mesh.world.rank() as i32)]);
             comm.all_reduce(&x, Reduce::Sum)?;
             Ok(x.to_vec1::<f32>()?[0])
         };
-        Ok((mesh.sequence.rank(), sum(&*mesh.sequence)?, mesh.data.rank(), sum(&*mesh.data)?))
+        Ok((mesh.sequence.all.rank(), sum(&*mesh.sequence.all)?, mesh.data.rank(), sum(&*mesh.data)?))
     });
     let expected = [
         (0, 11.0, 0, 10101.0),
@@ -226,11 +226,11 @@ fn mesh_has_sequence_innermost_and_refuses_uneven_groups() {
     ];
     assert_eq!(results.unwrap(), expected);
     for data in [0, 4] {
-        let e = fails(run_threads(6, 1, move |comm| Mesh::new(comm, data).map(|_| ())));
+        let e = fails(run_threads(6, 1, move |comm| Mesh::new(comm, data, 2, 0).map(|_| ())));
         assert!(e.to_string().contains(&format!("6 ranks cannot form {data} data-parallel groups")), "{e}");
     }
-    let mesh = Mesh::new(Arc::new(Single), 1).unwrap();
-    assert_eq!((mesh.data.size(), mesh.sequence.size()), (1, 1));
+    let mesh = Mesh::new(Arc::new(Single), 1, 1, 0).unwrap();
+    assert_eq!((mesh.data.size(), mesh.sequence.all.size()), (1, 1));
 }
 
 #[test]

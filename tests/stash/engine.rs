@@ -4,7 +4,7 @@ use super::*;
 use longreel::engine::{Engine, Objective, Source};
 use longreel::model::{Model, ModelConfig, Prompt};
 use longreel::ops::write;
-use longreel::parallel::run_threads;
+use longreel::parallel::{Sequence, run_threads};
 use std::ops::Range;
 
 /// Grids and batches that take turns: more tokens, fewer, more clips, the first again.
@@ -70,7 +70,9 @@ pub fn gradients(case: &Case, settings: &Settings, hook: &(dyn Fn(usize) -> Hook
         let stash = Arc::new(Mutex::new(Stash::open_with(settings, comm.rank(), hook(comm.rank()))?));
         let mut all = vec![];
         for (step, (grid, batch)) in CLIPS.into_iter().enumerate() {
-            let engine = Engine::new(&model, comm.clone(), grid, batch, 4)?.with_stash(stash.clone());
+            let engine =
+                Engine::new(&model, &Sequence::new(comm.clone(), config.num_attention_heads, 0)?, grid, batch, 4)?
+                    .with_stash(stash.clone());
             let first = engine.local_tokens().start;
             let squares = Squares { what: 10_000 + 100 * step as u64, first, dtype: case.dtype };
             let prompt = Prompt { timesteps: vec![300.0; batch], text: None, labels: None };

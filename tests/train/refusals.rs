@@ -47,8 +47,10 @@ fn classes_that_do_not_fit() {
 #[test]
 fn more_ranks_than_heads_or_tokens() {
     let place = Place::videos();
-    let error = refused(&place, &["--ranks=4"]);
+    let error = refused(&place, &["--ranks=4", "parallel.ring=1"]);
     assert!(error.contains("4 sequence-parallel ranks cannot share 3 attention heads"), "{error}");
+    let error = refused(&place, &["--ranks=4", "parallel.ring=3"]);
+    assert!(error.contains("parallel.ring = 3: must divide the 4 ranks of a sequence"), "{error}");
     let error = refused(&place, &["--ranks=3", "data.height=8", "data.width=16", "data.frames=2"]);
     assert!(error.contains("3 sequence-parallel ranks cannot share a clip of 2 tokens"), "{error}");
     let error = refused(&place, &["--ranks=3", "parallel.data=2"]);

@@ -54,22 +54,22 @@ impl Layout {
     }
 }
 
-/// dq, dk and dv, each like q, k and v.
-pub(super) fn backward<S: Simd, E: Element + Default>(
+/// dq, dk and dv, each like q, k and v, rounded to `O`.
+pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     q: Heads<E>,
     k: Heads<E>,
     v: Heads<E>,
     saved: Saved<E>,
     all: usize,
     scale: f64,
-) -> [Vec<E>; 3] {
+) -> [Vec<O>; 3] {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let (blocks, groups) = (sq.div_ceil(WIDTH), sk.div_ceil(GROUP));
     let layout = Layout::new::<S>(d);
     let sums_len = WIDTH * wide(d);
-    let mut dq = vec![E::default(); all * sq * d];
-    let mut dk = vec![E::default(); all * sk * d];
-    let mut dv = vec![E::default(); all * sk * d];
+    let mut dq = vec![O::default(); all * sq * d];
+    let mut dk = vec![O::default(); all * sk * d];
+    let mut dv = vec![O::default(); all * sk * d];
 
     let at_once = (PACKED / (blocks * (layout.total + sums_len))).clamp(1, all);
     let mut packed = Scratch::take(at_once * blocks * layout.total);
@@ -162,7 +162,7 @@ fn pack_queries<S: Simd, E: Element>(
 }
 
 /// A task: a group of keys of one head against all its queries.
-struct Keys<'a, E> {
+struct Keys<'a, E, O> {
     k: &'a Heads<'a, E>,
     v: &'a Heads<'a, E>,
     head: usize,
@@ -172,8 +172,8 @@ struct Keys<'a, E> {
     layout: Layout,
     task: Task<'a>,
     scale: f64,
-    dk: &'a mut [E],
-    dv: &'a mut [E],
+    dk: &'a mut [O],
+    dv: &'a mut [O],
 }
 
 /// What a band of keys by a block of queries passes through, each row a key; used over and over.
@@ -188,7 +188,7 @@ struct Band {
     ds: [u32; BAND * WIDTH],
 }
 
-impl<E: Element> Kernel for Keys<'_, E> {
+impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         let (d, steps) = (self.k.dim, self.k.dim / S::PAIR);

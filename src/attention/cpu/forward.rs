@@ -26,22 +26,24 @@ const BAND: usize = 4 * ROWS;
 /// log2 of how far a logit may exceed the maximum that its row subtracts.
 const SLACK: f32 = 8.0;
 
-/// o `[B, H, Sq, d]` and lse `[B, H, Sq]`.
-pub(super) fn forward<S: Simd, E: Element + Default>(
+/// o `[B, H, Sq, d]`, rounded to `O`, and lse `[B, H, Sq]`.
+///
+/// lse is f64: merging the results of several runs of keys takes differences of it, and an f32 near 1e4 is off by 5e-4.
+pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
     q: Heads<E>,
     k: Heads<E>,
     v: Heads<E>,
     all: usize,
     scale: f64,
-) -> (Vec<E>, Vec<f32>) {
+) -> (Vec<O>, Vec<f64>) {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let panels = sk.div_ceil(WIDTH);
     let panel = k_words::<S>(d) + v_words::<S>(d);
     let threads = rayon::current_num_threads();
     let block = (sq * all).div_ceil(threads * 8).clamp(1, BLOCK).next_multiple_of(ROWS);
 
-    let mut o = vec![E::default(); all * sq * d];
-    let mut lse = vec![0f32; all * sq];
+    let mut o = vec![O::default(); all * sq * d];
+    let mut lse = vec![0f64; all * sq];
     let at_once = (PACKED / (panels * panel)).clamp(1, all);
     let mut packed = Scratch::take(at_once * panels * panel);
     let chunks = o.chunks_mut(at_once * sq * d).zip(lse.chunks_mut(at_once * sq)).enumerate();
@@ -80,15 +82,15 @@ fn v_words<S: Simd>(d: usize) -> usize {
 }
 
 /// A task: `lse.len()` rows from `first` of one head against all its keys.
-struct Rows<'a, E> {
+struct Rows<'a, E, O> {
     q: &'a Heads<'a, E>,
     head: usize,
     first: usize,
     panels: &'a [u32],
     sk: usize,
     scale: f64,
-    o: &'a mut [E],
-    lse: &'a mut [f32],
+    o: &'a mut [O],
+    lse: &'a mut [f64],
 }
 
 /// What a row carries from panel to panel, beside its sums of values.
@@ -104,7 +106,7 @@ struct Running {
 #[repr(align(64))]
 struct Square<T>([T; BAND * WIDTH]);
 
-impl<E: Element> Kernel for Rows<'_, E> {
+impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (d, rows) = (self.q.dim, self.lse.len());
@@ -145,10 +147,10 @@ impl<E: Element> Kernel for Rows<'_, E> {
             let sum: f32 = sum.iter().sum();
             let inverse = 1.0 / sum;
             for (o, x) in o.iter_mut().zip(&sums[row * wide..]) {
-                *o = E::from_f32(x * inverse);
+                *o = O::from_f32(x * inverse);
             }
             let log2 = f64::from(max) + f64::from(sum).log2();
-            *lse = (log2 * std::f64::consts::LN_2) as f32;
+            *lse = log2 * std::f64::consts::LN_2;
         }
     }
 }

@@ -45,21 +45,54 @@ pub fn backward(
     backward_on(Path::best(), q, k, v, d_o, lse, delta, scale)
 }
 
+/// [`forward`] for results that are still to be merged with those of other keys: o is f32 for bf16 too, and lse is f64.
+pub fn forward_unrounded(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+    forward_as(Path::best(), q, k, v, scale, false)
+}
+
+/// [`backward`] for gradients that are still to be added to those of other keys: they are f32 for bf16 too.
+pub fn backward_unrounded(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    d_o: &Tensor,
+    lse: &Tensor,
+    delta: &Tensor,
+    scale: f64,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    backward_as(Path::best(), q, k, v, d_o, lse, delta, scale, false)
+}
+
 /// [`forward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
 pub fn forward_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+    let (o, lse) = forward_as(path, q, k, v, scale, true)?;
+    Ok((o, lse.to_dtype(statistic(q.dtype()))?))
+}
+
+/// The dtype of lse and delta beside tensors of `dtype`.
+pub(super) fn statistic(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// o, `rounded` to q's dtype or in f32, and lse in f64.
+fn forward_as(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, rounded: bool) -> Result<(Tensor, Tensor)> {
     let [b, h, sq, d] = check(path, q, k, v, scale)?;
     if q.dtype() == DType::F64 {
         return super::reference::attention(q, k, v, scale);
     }
     let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
     macro_rules! run {
-        ($element:ty, $bf16:literal) => {{
+        ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
-            let (o, lse) = with_unit!(path, $bf16, S => forward::forward::<S, $element>(q, k, v, b * h, scale));
+            let (o, lse) = with_unit!(path, $bf16, S => forward::forward::<S, $element, $out>(q, k, v, b * h, scale));
             (Tensor::from_vec(o, (b, h, sq, d), &Device::Cpu)?, lse)
         }};
     }
-    let (o, lse) = if q.dtype() == DType::BF16 { run!(bf16, true) } else { run!(f32, false) };
+    let (o, lse) = match (q.dtype(), rounded) {
+        (DType::BF16, true) => run!(bf16, bf16, true),
+        (DType::BF16, false) => run!(bf16, f32, true),
+        _ => run!(f32, f32, false),
+    };
     Ok((o, Tensor::from_vec(lse, (b, h, sq), &Device::Cpu)?))
 }
 
@@ -75,10 +108,26 @@ pub fn backward_on(
     delta: &Tensor,
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    backward_as(path, q, k, v, d_o, lse, delta, scale, true)
+}
+
+/// The gradients, `rounded` to q's dtype or in f32.
+#[allow(clippy::too_many_arguments)]
+fn backward_as(
+    path: Path,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    d_o: &Tensor,
+    lse: &Tensor,
+    delta: &Tensor,
+    scale: f64,
+    rounded: bool,
+) -> Result<(Tensor, Tensor, Tensor)> {
     let [b, h, sq, d] = check(path, q, k, v, scale)?;
     let sk = k.dims()[2];
     check_operand("d_o", d_o, q.dims(), q.dtype())?;
-    let stat = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let stat = statistic(q.dtype());
     for (name, x) in [("lse", lse), ("delta", delta)] {
         if x.dims() != [b, h, sq] || x.dtype() != stat || !x.device().is_cpu() {
             let (shape, dtype) = (x.dims(), x.dtype());
@@ -92,16 +141,20 @@ pub fn backward_on(
     let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
     let os = d_o.storage_and_layout();
     macro_rules! run {
-        ($element:ty, $bf16:literal) => {{
+        ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
             let saved = backward::Saved { d_o: heads(&os)?, lse: &lse, delta: &delta };
             let [dq, dk, dv] =
-                with_unit!(path, $bf16, S => backward::backward::<S, $element>(q, k, v, saved, b * h, scale));
+                with_unit!(path, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale));
             let tensor = |x, rows| Tensor::from_vec(x, (b, h, rows, d), &Device::Cpu);
             (tensor(dq, sq)?, tensor(dk, sk)?, tensor(dv, sk)?)
         }};
     }
-    Ok(if q.dtype() == DType::BF16 { run!(bf16, true) } else { run!(f32, false) })
+    Ok(match (q.dtype(), rounded) {
+        (DType::BF16, true) => run!(bf16, bf16, true),
+        (DType::BF16, false) => run!(bf16, f32, true),
+        _ => run!(f32, f32, false),
+    })
 }
 
 /// Checks what both passes take; returns `[B, H, Sq, d]`.

@@ -16,7 +16,7 @@ use crate::config::Compute;
 use crate::engine::Engine;
 use crate::model::Model;
 use crate::ops::cpu::Path;
-use crate::parallel::Single;
+use crate::parallel::{Sequence, Single};
 use crate::{Result, bail};
 
 /// One block of the step's model: the time of two blocks less that of one. Backward recomputes tiles, as in training.
@@ -44,7 +44,8 @@ fn measure(args: &BlockArgs, threads: usize) -> Result<Report> {
     let bf16 = args.shape.dtype == Compute::Bf16;
     let init = |layers| Model::init(&args.shape.config(layers), DType::F32, bf16, 0);
     let models = [init(1)?, init(2)?];
-    let engine = |model| Engine::new(model, Arc::new(Single), grid, 1, args.shape.tile);
+    let alone = Sequence::new(Arc::new(Single), config.num_attention_heads, 0)?;
+    let engine = |model| Engine::new(model, &alone, grid, 1, args.shape.tile);
     let engines = [engine(&models[0])?, engine(&models[1])?];
     let latent = Latent::draw(args.shape.size(), &config, 0..tokens);
     let prompt = prompt()?;

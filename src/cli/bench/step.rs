@@ -13,7 +13,7 @@ use crate::config::{self, Compute, StashPlace, Train};
 use crate::engine::{Engine, Stash};
 use crate::model::{Model, ModelConfig};
 use crate::ops::cpu::Path;
-use crate::parallel::{Communicator, Reduce, run_threads};
+use crate::parallel::{Communicator, Reduce, Sequence, run_threads};
 use crate::train::progress::page_faults;
 use crate::train::weights::Weights;
 use crate::{Result, bail};
@@ -88,7 +88,8 @@ fn measure(args: &StepArgs, network: &ModelConfig, grid: [usize; 3], comm: Arc<d
     let weights = Weights::new(Model::init(network, DType::F32, bf16, 0)?, &train)?;
     let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank())?;
     let stash = Arc::new(Mutex::new(stash));
-    let engine = Engine::new(&weights.model, comm.clone(), grid, 1, args.shape.tile)?.with_stash(stash);
+    let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;
+    let engine = Engine::new(&weights.model, &sequence, grid, 1, args.shape.tile)?.with_stash(stash);
     let latent = Latent::draw(args.shape.size(), network, engine.local_tokens());
     let prompt = prompt()?;
     comm.barrier()?;

@@ -1,0 +1,161 @@
+//! Ring attention: queries stay, runs of keys and values travel from rank to rank, so that more ranks than heads can share a clip
+//! (arXiv 2310.01889).
+//!
+//! Forward merges what a rank's queries get from each run by its share of the softmax; backward lets the gradients of a run travel
+//! with it and sends them home at the end. Until then everything is f32 (f64 for f64). Ranks take the runs in a fixed order, each
+//! its own first, so sums have the same bits every time. Which rows a rank has, and how heads got there, is not known here.
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{cpu, flash, flash_backward};
+use crate::ops::{Real, add_assign, read, write};
+use crate::parallel::{Communicator, Split};
+use crate::{Result, bail};
+
+/// Attention among rows that are split over the ranks of a communicator by [`Split`].
+#[derive(Clone)]
+pub struct Ring {
+    comm: Arc<dyn Communicator>,
+    rows: Split,
+}
+
+impl Ring {
+    /// A ring over the ranks of `comm` for `rows` rows in all. Not a collective.
+    ///
+    /// # Errors
+    /// If there are more ranks than rows.
+    pub fn new(comm: Arc<dyn Communicator>, rows: usize) -> Result<Self> {
+        let ranks = comm.size();
+        if ranks > rows {
+            bail!(
+                "a ring of {ranks} ranks cannot share {rows} rows, since each needs at least one; use at most {rows} ranks"
+            );
+        }
+        Ok(Self { comm, rows: Split::new(rows, ranks) })
+    }
+
+    /// The rows that this rank holds.
+    pub fn local_rows(&self) -> Range<usize> {
+        self.rows.range(self.comm.rank())
+    }
+
+    /// As [`flash`], of this rank's queries and all ranks' keys and values; the arguments are this rank's rows. Collective.
+    ///
+    /// # Errors
+    /// If an argument is not as [`flash`] wants it or has other rows than [`local_rows`](Self::local_rows), or a rank fails.
+    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+        self.check(q)?;
+        self.check(k)?;
+        if self.comm.size() == 1 {
+            return flash(q, k, v, scale);
+        }
+        let (o, lse) = cpu::forward_unrounded(q, k, v, scale)?;
+        let (mut k, mut v) = (k.clone(), v.clone());
+        for run in self.later_runs() {
+            (k, v) = (self.pass(k, run)?, self.pass(v, run)?);
+            let (more, more_lse) = cpu::forward_unrounded(q, &k, &v, scale)?;
+            match o.dtype() {
+                DType::F64 => merge::<f64>(&o, &lse, &more, &more_lse)?,
+                _ => merge::<f32>(&o, &lse, &more, &more_lse)?,
+            }
+        }
+        Ok((o.to_dtype(q.dtype())?, lse.to_dtype(cpu::statistic(q.dtype()))?))
+    }
+
+    /// As [`flash_backward`]: the gradients of this rank's rows, the arguments being this rank's rows. Collective.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        d_o: &Tensor,
+        lse: &Tensor,
+        delta: &Tensor,
+        scale: f64,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        self.check(q)?;
+        self.check(k)?;
+        if self.comm.size() == 1 {
+            return flash_backward(q, k, v, d_o, lse, delta, scale);
+        }
+        let (dq, mut dk, mut dv) = cpu::backward_unrounded(q, k, v, d_o, lse, delta, scale)?;
+        let (mut k, mut v) = (k.clone(), v.clone());
+        for run in self.later_runs() {
+            (k, v) = (self.pass(k, run)?, self.pass(v, run)?);
+            (dk, dv) = (self.pass(dk, run)?, self.pass(dv, run)?);
+            let (q_share, k_share, v_share) = cpu::backward_unrounded(q, &k, &v, d_o, lse, delta, scale)?;
+            add_assign(&dq, &q_share)?;
+            add_assign(&dk, &k_share)?;
+            add_assign(&dv, &v_share)?;
+        }
+        // Every run has now been everywhere and is one step from home.
+        let home = self.comm.rank();
+        (dk, dv) = (self.pass(dk, home)?, self.pass(dv, home)?);
+        let dtype = q.dtype();
+        Ok((dq.to_dtype(dtype)?, dk.to_dtype(dtype)?, dv.to_dtype(dtype)?))
+    }
+
+    /// Whose rows come by after this rank's own, in turn: the rank before it, the one before that, ...
+    fn later_runs(&self) -> impl Iterator<Item = usize> + use<> {
+        let (rank, ranks) = (self.comm.rank(), self.comm.size());
+        (1..ranks).map(move |step| (rank + ranks - step) % ranks)
+    }
+
+    /// Gives `x` `[B, H, rows, d]` to the next rank and takes rank `run`'s rows from the rank before.
+    ///
+    /// An all-to-all with nothing for the others says the same as a send and a receive, so that no backend needs a call of its own
+    /// for it.
+    fn pass(&self, x: Tensor, run: usize) -> Result<Tensor> {
+        let (rank, ranks) = (self.comm.rank(), self.comm.size());
+        let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
+        let mut expected = x.dims().to_vec();
+        expected[2] = self.rows.count(run);
+        let shapes: Vec<Vec<usize>> =
+            (0..ranks).map(|from| if from == before { expected.clone() } else { vec![0] }).collect();
+        let nothing = Tensor::zeros(0, x.dtype(), x.device())?;
+        let mut send = vec![nothing; ranks];
+        send[next] = x;
+        Ok(self.comm.all_to_all(send, &shapes)?.swap_remove(before))
+    }
+
+    fn check(&self, x: &Tensor) -> Result<()> {
+        let mine = self.local_rows();
+        if x.rank() != 4 || x.dims()[2] != mine.len() {
+            let (rank, ranks) = (self.comm.rank(), self.comm.size());
+            bail!("ring attention on rank {rank} of {ranks}: expected [B, H, {}, d], got {:?}", mine.len(), x.dims());
+        }
+        Ok(())
+    }
+}
+
+/// Merges `more` `[B, H, S, d]`, what the same queries got from other keys, into `o`, and its `lse` `[B, H, S]` (f64) likewise.
+///
+/// Weights are exp(lse - max), of which one is 1 and none overflows, over their sum.
+fn merge<T: Real>(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {
+    let d = o.dims()[3];
+    let more_lse = read::<f64>(more_lse)?;
+    let shares = write(lse, |lse: &mut [f64]| {
+        let merged = lse.par_iter_mut().zip(&more_lse[..]).map(|(lse, &more)| {
+            let max = lse.max(more);
+            let (mine, other) = ((*lse - max).exp(), (more - max).exp());
+            let sum = mine + other;
+            *lse = max + sum.ln();
+            [T::of(mine / sum), T::of(other / sum)]
+        });
+        merged.collect::<Vec<_>>()
+    })?;
+    let more = read::<T>(more)?;
+    write(o, |o: &mut [T]| {
+        o.par_chunks_mut(d).zip(more.par_chunks(d)).zip(&shares).with_min_len(64).for_each(|((o, more), share)| {
+            o.iter_mut().zip(more).for_each(|(o, &more)| *o = share[0] * *o + share[1] * more);
+        });
+    })?;
+    Ok(())
+}
