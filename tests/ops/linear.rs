@@ -35,13 +35,13 @@ fn linear() {
 fn linear_with_what_follows_it() {
     for (n, start, tokens) in RUNS {
         let at = Rows { start, tokens };
-        for (inner, out) in [(24, 40), (200, 7), (33, 1)] {
+        for (inner, out) in [(24, 40), (40, 7), (33, 1)] {
             let (x, residual) = (normal(1, (n, inner)), normal(6, (n, out)));
-            // Small weights: sums stay where GELU's curve is gentle enough for finite differences.
+            // Small weights, and small inputs to GELU: sums stay where GELU's curve is gentle enough for finite differences.
             let params = || vec![(normal(2, (out, inner)) * 0.05).unwrap(), normal(3, out)];
             Op {
                 name: format!("linear and gelu [{n}, {inner}] to {out}"),
-                inputs: vec![x.clone()],
+                inputs: vec![(&x * 0.25).unwrap()],
                 params: params(),
                 fused: &|t, x, p| layer(p, false).gelu(t, &x[0]),
                 plain: &|x, p| plain::gelu(&plain::linear(&x[0], &p[0], &p[1])?),
