@@ -6,6 +6,7 @@
 //!
 //! - [`cli`]: the commands; [`config`]: what a user may write.
 //! - [`train`]: the loop, optimizer, EMA, checkpoints, metrics.
+//! - [`plan`]: what a step will need, before it runs.
 //! - [`data`]: folders to clips to a rank's frames; [`engine`]: forward and backward over model and attention.
 //! - [`model`]: the network's token-local pieces; [`diffusion`]: noise, targets, samplers.
 //! - [`attention`]: the global operation; [`parallel`]: communicators and sharding; [`ops`]: differentiable fused ops.
@@ -24,6 +25,7 @@ pub mod hub;
 pub mod model;
 pub mod ops;
 pub mod parallel;
+pub mod plan;
 pub mod rng;
 pub mod train;
 

@@ -19,6 +19,7 @@ mod model;
 mod ops;
 mod optimizer;
 mod parallel;
+mod plan;
 mod ring;
 mod stash;
 mod train;

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
 use super::{cpu, flash, flash_backward};
 use crate::ops::{Real, add_assign, read, write};
 use crate::parallel::{Communicator, Split};
@@ -20,6 +21,8 @@ use crate::{Result, bail};
 pub struct Ring {
     comm: Arc<dyn Communicator>,
     rows: Split,
+    /// Attention takes its memory and sends its messages, but is not computed.
+    rehearses: bool,
 }
 
 impl Ring {
@@ -34,7 +37,12 @@ impl Ring {
                 "a ring of {ranks} ranks cannot share {rows} rows, since each needs at least one; use at most {rows} ranks"
             );
         }
-        Ok(Self { comm, rows: Split::new(rows, ranks) })
+        Ok(Self { comm, rows: Split::new(rows, ranks), rehearses: false })
+    }
+
+    /// The same without the arithmetic: results are a constant, memory and messages as ever.
+    pub fn rehearsing(self) -> Self {
+        Self { rehearses: true, ..self }
     }
 
     /// The rows that this rank holds.
@@ -50,13 +58,17 @@ impl Ring {
         self.check(q)?;
         self.check(k)?;
         if self.comm.size() == 1 {
-            return flash(q, k, v, scale);
+            return if self.rehearses { rehearse_forward(q, k, v, scale, true) } else { flash(q, k, v, scale) };
         }
-        let (o, lse) = cpu::forward_unrounded(q, k, v, scale)?;
+        let attend = |k: &Tensor, v: &Tensor| match self.rehearses {
+            true => rehearse_forward(q, k, v, scale, false),
+            false => cpu::forward_unrounded(q, k, v, scale),
+        };
+        let (o, lse) = attend(k, v)?;
         let (mut k, mut v) = (k.clone(), v.clone());
         for run in self.later_runs() {
             (k, v) = (self.pass(k, run)?, self.pass(v, run)?);
-            let (more, more_lse) = cpu::forward_unrounded(q, &k, &v, scale)?;
+            let (more, more_lse) = attend(&k, &v)?;
             match o.dtype() {
                 DType::F64 => merge::<f64>(&o, &lse, &more, &more_lse)?,
                 _ => merge::<f32>(&o, &lse, &more, &more_lse)?,
@@ -83,14 +95,21 @@ impl Ring {
         self.check(q)?;
         self.check(k)?;
         if self.comm.size() == 1 {
-            return flash_backward(q, k, v, d_o, lse, delta, scale);
+            return match self.rehearses {
+                true => rehearse_backward(q, k, v, [lse, delta], scale, true),
+                false => flash_backward(q, k, v, d_o, lse, delta, scale),
+            };
         }
-        let (dq, mut dk, mut dv) = cpu::backward_unrounded(q, k, v, d_o, lse, delta, scale)?;
+        let differentiate = |k: &Tensor, v: &Tensor| match self.rehearses {
+            true => rehearse_backward(q, k, v, [lse, delta], scale, false),
+            false => cpu::backward_unrounded(q, k, v, d_o, lse, delta, scale),
+        };
+        let (dq, mut dk, mut dv) = differentiate(k, v)?;
         let (mut k, mut v) = (k.clone(), v.clone());
         for run in self.later_runs() {
             (k, v) = (self.pass(k, run)?, self.pass(v, run)?);
             (dk, dv) = (self.pass(dk, run)?, self.pass(dv, run)?);
-            let (q_share, k_share, v_share) = cpu::backward_unrounded(q, &k, &v, d_o, lse, delta, scale)?;
+            let (q_share, k_share, v_share) = differentiate(&k, &v)?;
             add_assign(&dq, &q_share)?;
             add_assign(&dk, &k_share)?;
             add_assign(&dv, &v_share)?;

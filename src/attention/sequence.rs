@@ -41,6 +41,11 @@ impl SequenceAttention {
         Ok(Self { tokens: all.range(sequence.all.rank()), ulysses, ring })
     }
 
+    /// The same without attention's arithmetic, see [`Ring::rehearsing`].
+    pub fn rehearsing(self) -> Self {
+        Self { ring: self.ring.rehearsing(), ..self }
+    }
+
     /// The tokens that this rank holds outside attention.
     pub fn local_tokens(&self) -> Range<usize> {
         self.tokens.clone()

@@ -7,6 +7,7 @@
 mod bench;
 mod forward;
 mod interrupt;
+mod plan;
 mod sample;
 mod scan;
 mod train;
@@ -32,6 +33,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(train::TrainArgs),
+    Plan(plan::PlanArgs),
     Sample(sample::SampleArgs),
     Forward(forward::ForwardArgs),
     Scan(scan::ScanArgs),
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
     }
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Forward(args) => forward::run(args),
         Command::Scan(args) => scan::run(args),

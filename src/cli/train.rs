@@ -17,6 +17,9 @@ pub struct TrainArgs {
     /// Continue from the run's last checkpoint
     #[arg(long)]
     pub resume: bool,
+    /// Run two steps without attention's arithmetic, to measure their memory; nothing is saved
+    #[arg(long, conflicts_with = "resume")]
+    pub rehearse: bool,
     /// Override a key of the config, for example `--set train.lr=1e-4`; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -26,6 +29,15 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<()> {
     let config = args.config()?;
     let threads = super::threads_per_rank(config.parallel.ranks);
+    if args.rehearse {
+        tracing::warn!("a rehearsal: attention is not computed, the steps' numbers mean nothing, and nothing is saved");
+        let [predicted, measured] = crate::train::rehearse(config, threads)?;
+        let off = 100.0 * (predicted as f64 / measured as f64 - 1.0);
+        let [predicted, measured] = [predicted, measured].map(|bytes| bytes as f64 / f64::from(1 << 20));
+        return super::print(format!(
+            "rehearsed: peak predicted {predicted:.1} MiB, measured {measured:.1} MiB ({off:+.1} %)"
+        ));
+    }
     crate::train::run(config, args.resume, threads, super::catch_interrupts()?)
 }
 

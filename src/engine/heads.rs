@@ -10,22 +10,27 @@ use crate::parallel::{Sequence, Split};
 use crate::{Result, bail};
 
 /// A run of the network's heads, and attention among all ranks for them.
-pub(super) struct HeadGroup {
+pub(crate) struct HeadGroup {
     pub heads: Range<usize>,
     pub attention: SequenceAttention,
+}
+
+/// How `heads` are split into `groups` where a Ulysses group has `ranks` ranks.
+pub(crate) fn shares(heads: usize, groups: usize, ranks: usize) -> Result<Split> {
+    if groups == 0 || (heads / groups < ranks && groups > 1) {
+        bail!(
+            "parallel.head_groups = {groups}: {heads} heads cannot form so many groups with a head for each of the {ranks} \
+             ranks of a Ulysses group; use 1 to {}, or a larger parallel.ring",
+            (heads / ranks).max(1)
+        );
+    }
+    Ok(Split::new(heads, groups))
 }
 
 impl HeadGroup {
     /// `heads` (H) as `groups` runs, as even as can be, for clips of `tokens`.
     pub fn split(sequence: &Sequence, tokens: usize, heads: usize, groups: usize) -> Result<Vec<Self>> {
-        let (split, ranks) = (Split::new(heads, groups.max(1)), sequence.ulysses.size());
-        if groups == 0 || (heads / groups < ranks && groups > 1) {
-            bail!(
-                "parallel.head_groups = {groups}: {heads} heads cannot form so many groups with a head for each of the {ranks} \
-                 ranks of a Ulysses group; use 1 to {}, or a larger parallel.ring",
-                (heads / ranks).max(1)
-            );
-        }
+        let split = shares(heads, groups, sequence.ulysses.size())?;
         let group = |i| {
             let heads = split.range(i);
             Ok(Self { attention: SequenceAttention::new(sequence, tokens, heads.len())?, heads })

@@ -103,6 +103,11 @@ impl Model {
         spec::units(config).into_iter().flat_map(|u| u.params).map(|p| (p.name, p.shape)).collect()
     }
 
+    /// How many parameters a model of `config` has.
+    pub fn count_of(config: &ModelConfig) -> usize {
+        Self::shapes(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
     /// How many parameters there are.
     pub fn count(&self) -> usize {
         self.units.iter().map(|unit| unit.value.elem_count()).sum()

@@ -31,6 +31,7 @@ pub use linear::{Held, Linear};
 pub use math::Real;
 pub use norm::{Affine, layer_norm, rms_norm, rms_rope};
 pub use param::Param;
+pub(crate) use products::packed_words;
 pub use rope::Rope;
 pub use tape::Tape;
 

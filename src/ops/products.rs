@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use super::cpu::panel::{Lines, Matrix, Panels, across, across_left, along};
+use super::cpu::panel::{Lines, Matrix, Panels, across, across_left, along, right_words};
 use super::cpu::product::{Operand, Tail, product};
 use super::cpu::{Path, with_unit};
 use super::gemm;
@@ -30,6 +30,14 @@ impl std::fmt::Debug for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let made = [&self.forward, &self.backward].map(|panels| panels.get().is_some());
         f.debug_tuple("Packed").field(&made).finish()
+    }
+}
+
+/// Words of a weight matrix `[out, inner]` packed for forward, and for backward.
+pub(crate) fn packed_words(out: usize, inner: usize, bf16: bool) -> [usize; 2] {
+    match bf16 {
+        true => with_unit!(Path::best(), true, S => [right_words::<S>(inner, out), right_words::<S>(out, inner)]),
+        false => with_unit!(Path::best(), false, S => [right_words::<S>(inner, out), right_words::<S>(out, inner)]),
     }
 }
 

@@ -23,13 +23,8 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// The grid of `all`'s ranks (P) for a network of `heads` (H): a ring of `ring` ranks, or, if that is 0, the smallest one that
-    /// leaves no Ulysses group with more ranks than heads. A collective.
-    ///
-    /// # Errors
-    /// If `ring` does not divide P, or P / ring > H.
-    pub fn new(all: Arc<dyn Communicator>, heads: usize, ring: usize) -> Result<Self> {
-        let ranks = all.size();
+    /// Ranks of a Ulysses group and of a ring, for `ranks` in all: see [`new`](Self::new).
+    pub fn degrees(ranks: usize, heads: usize, ring: usize) -> Result<[usize; 2]> {
         let divisors = || (1..=ranks).filter(|n| ranks.is_multiple_of(*n));
         let fits = |ring: &usize| ranks / ring <= heads;
         let smallest = divisors().find(fits).unwrap_or(ranks);
@@ -50,6 +45,17 @@ impl Sequence {
                  choose"
             );
         }
+        Ok([size, ring])
+    }
+
+    /// The grid of `all`'s ranks (P) for a network of `heads` (H): a ring of `ring` ranks, or, if that is 0, the smallest one that
+    /// leaves no Ulysses group with more ranks than heads. A collective.
+    ///
+    /// # Errors
+    /// If `ring` does not divide P, or P / ring > H.
+    pub fn new(all: Arc<dyn Communicator>, heads: usize, ring: usize) -> Result<Self> {
+        let ranks = all.size();
+        let [size, ring] = Self::degrees(ranks, heads, ring)?;
         // An axis of all ranks or of one needs no communicator of its own.
         if ring == 1 {
             return Ok(Self { ulysses: all.clone(), ring: Arc::new(Single), all });

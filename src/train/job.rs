@@ -118,7 +118,7 @@ impl Job {
 }
 
 /// The network `[model]` describes: on pixels, without text.
-fn network(config: &RunConfig) -> ModelConfig {
+pub(crate) fn network(config: &RunConfig) -> ModelConfig {
     let m = &config.model;
     ModelConfig {
         patch_size: m.patch_size,

@@ -12,9 +12,9 @@ pub mod tensorboard;
 
 mod clips;
 mod heldout;
-mod job;
+pub(crate) mod job;
 mod report;
 mod run;
 pub mod weights;
 
-pub use run::run;
+pub use run::{rehearse, run};

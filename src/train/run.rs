@@ -13,6 +13,7 @@ use super::checkpoint::State;
 use super::clips::{NoisyClip, NoisyClips};
 use super::heldout::Heldout;
 use super::job::Job;
+use super::progress::memory;
 use super::report::{Report, Step};
 use super::sampling;
 use super::schedule::LearningRate;
@@ -23,6 +24,7 @@ use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, tra
 use crate::engine::Engine;
 use crate::engine::stash::{self, Stash};
 use crate::parallel::{Communicator, Mesh, Reduce, agree, run_threads};
+use crate::plan::Plan;
 use crate::{Error, Result};
 
 /// Trains as `config` says, on ranks that are threads of this process, until its last step or until `interrupted` is set; either
@@ -33,6 +35,20 @@ pub fn run(config: RunConfig, resume: bool, threads_per_rank: usize, interrupted
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
     run_threads(ranks, threads_per_rank, |comm| Rank::new(&job, comm)?.train(interrupted))?;
     Ok(())
+}
+
+/// Steps of a rehearsal: what the first one leaves behind, the second one finds.
+const REHEARSED: u64 = 2;
+
+/// Runs steps as `config` says but for attention's arithmetic, which is left out: memory, messages and stash are as ever, numbers
+/// mean nothing. Saves nothing. Returns the predicted and the measured peak of the process's memory, in bytes.
+pub fn rehearse(mut config: RunConfig, threads_per_rank: usize) -> Result<[u64; 2]> {
+    config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
+    let job = Job::open(config, false)?;
+    let plan = Plan::new(&job.config, &job.model, true)?;
+    stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
+    run_threads(job.config.parallel.ranks, threads_per_rank, |comm| Rank::new(&job, comm)?.rehearse())?;
+    Ok([plan.total(), memory().peak])
 }
 
 /// One rank of a run.
@@ -68,10 +84,7 @@ impl<'a> Rank<'a> {
 
     fn train(&self, interrupted: &AtomicBool) -> Result<()> {
         let train = &self.job.config.train;
-        let stash = Arc::new(Mutex::new(Stash::open(&self.job.config.stash, self.mesh.world.rank())?));
-        let engine = Engine::new(&self.weights.model, &self.mesh.sequence, self.grid, train.batch, train.tile)?
-            .in_head_groups(self.job.config.parallel.head_groups)?
-            .with_stash(stash);
+        let engine = self.engine()?;
         let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let rates = LearningRate::new(train)?;
         let heldout = Heldout::new(self.job, &self.mesh, &self.objective, &self.sigmas)?;
@@ -89,17 +102,11 @@ impl<'a> Rank<'a> {
         let mut saved = self.job.resume.is_some().then_some(first);
         while !stop {
             let (start, waited) = (Instant::now(), loader.waited());
-            self.weights.model.zero_grads()?;
-            let mut loss = 0.0;
-            for micro in 0..train.accumulate {
-                loss += self.micro_batch(&engine, &mut loader, step, micro)?;
-            }
+            let loss = self.gradients(&engine, &mut loader, step)?;
             // Every rank must stop at the same step, so the flag travels with the loss.
             let flag = f64::from(u8::from(interrupted.load(Ordering::SeqCst)));
             let [loss, flag] = self.sum([loss, flag])?;
-            for unit in &self.weights.model.units {
-                self.mesh.world.all_reduce(&unit.grad, Reduce::Sum)?;
-            }
+            self.sum_gradients()?;
             let norm = self.weights.gradient_norm(step + 1)?;
             if !loss.is_finite() {
                 return Err(Error::NonFinite { step: step + 1, tensor: "the loss".into(), value: loss });
@@ -130,6 +137,40 @@ impl<'a> Rank<'a> {
             self.save(step, position)?; // no steps at all: the initial weights
         }
         report.finish(step, step < train.steps)
+    }
+
+    /// Two steps without attention's arithmetic.
+    fn rehearse(&self) -> Result<()> {
+        let engine = self.engine()?.rehearsing();
+        let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
+        let mut loader = self.loader(frames, 0)?;
+        for step in 0..REHEARSED {
+            self.gradients(&engine, &mut loader, step)?;
+            self.sum_gradients()?;
+            self.weights.update(step, 0.0, self.weights.gradient_norm(step + 1)?)?;
+        }
+        Ok(())
+    }
+
+    /// The engine of the run's clips, with the run's stash.
+    fn engine(&self) -> Result<Engine<'_>> {
+        let config = &self.job.config;
+        let stash = Arc::new(Mutex::new(Stash::open(&config.stash, self.mesh.world.rank())?));
+        let (train, sequence) = (&config.train, &self.mesh.sequence);
+        let engine = Engine::new(&self.weights.model, sequence, self.grid, train.batch, train.tile)?;
+        Ok(engine.in_head_groups(config.parallel.head_groups)?.with_stash(stash))
+    }
+
+    /// Loss and gradients of a step: this rank's share.
+    fn gradients(&self, engine: &Engine, loader: &mut Loader, step: u64) -> Result<f64> {
+        self.weights.model.zero_grads()?;
+        let micro_batches = 0..self.job.config.train.accumulate;
+        micro_batches.map(|micro| self.micro_batch(engine, loader, step, micro)).sum()
+    }
+
+    /// Every gradient's sum over all ranks.
+    fn sum_gradients(&self) -> Result<()> {
+        self.weights.model.units.iter().try_for_each(|unit| self.mesh.world.all_reduce(&unit.grad, Reduce::Sum))
     }
 
     /// Clips of a step over all data ranks and micro-batches.

@@ -71,9 +71,9 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     let mut dk = vec![O::default(); all * sk * d];
     let mut dv = vec![O::default(); all * sk * d];
 
-    let at_once = (PACKED / (blocks * (layout.total + sums_len))).clamp(1, all);
-    let mut packed = Scratch::take(at_once * blocks * layout.total);
-    let mut sums = Scratch::take(at_once * blocks * sums_len);
+    let (at_once, [packed_words, sums_words]) = packed::<S>(all, sq, d);
+    let mut packed = Scratch::take(packed_words);
+    let mut sums = Scratch::take(sums_words);
     let chunk_grads = dk.chunks_mut(at_once * sk * d).zip(dv.chunks_mut(at_once * sk * d));
     for (chunk, (dq, (dk, dv))) in dq.chunks_mut(at_once * sq * d).zip(chunk_grads).enumerate() {
         let first = chunk * at_once;
@@ -124,6 +124,14 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
         });
     }
     [dq, dk, dv]
+}
+
+/// Heads that are packed at once, and the words that their queries and their sums of dq take.
+pub(super) fn packed<S: Simd>(all: usize, sq: usize, d: usize) -> (usize, [usize; 2]) {
+    let blocks = sq.div_ceil(WIDTH);
+    let words = [Layout::new::<S>(d).total, WIDTH * wide(d)].map(|words| blocks * words); // of a head
+    let at_once = (PACKED / (words[0] + words[1])).clamp(1, all);
+    (at_once, words.map(|words| at_once * words))
 }
 
 /// Rounds `[rows, wide]` sums to `[rows, d]` elements, times `scale`.

@@ -39,13 +39,13 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let panels = sk.div_ceil(WIDTH);
     let panel = k_words::<S>(d) + v_words::<S>(d);
+    let (at_once, words) = packed::<S>(all, sk, d);
     let threads = rayon::current_num_threads();
     let block = (sq * all).div_ceil(threads * 8).clamp(1, BLOCK).next_multiple_of(ROWS);
 
     let mut o = vec![O::default(); all * sq * d];
     let mut lse = vec![0f64; all * sq];
-    let at_once = (PACKED / (panels * panel)).clamp(1, all);
-    let mut packed = Scratch::take(at_once * panels * panel);
+    let mut packed = Scratch::take(words);
     let chunks = o.chunks_mut(at_once * sq * d).zip(lse.chunks_mut(at_once * sq)).enumerate();
     for (chunk, (o, lse)) in chunks {
         let first = chunk * at_once;
@@ -69,6 +69,13 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
         });
     }
     (o, lse)
+}
+
+/// Heads whose keys and values are packed at once, and the words that takes.
+pub(super) fn packed<S: Simd>(all: usize, sk: usize, d: usize) -> (usize, usize) {
+    let words = sk.div_ceil(WIDTH) * (k_words::<S>(d) + v_words::<S>(d)); // of a head
+    let at_once = (PACKED / words).clamp(1, all);
+    (at_once, at_once * words)
 }
 
 /// Words of a panel of keys, [`Heads::columns`].

@@ -7,6 +7,7 @@ mod backward;
 mod forward;
 mod lane;
 mod pack;
+pub mod rehearsal;
 
 use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;

@@ -1,12 +1,11 @@
 //! `longreel bench`: how long the work of training takes on this machine, alone or side by side with benches/peers/.
 //!
 //! Each kind of work has a file with its flags and what it counts; [`report`] prints it. Seconds are medians after one
-//! run that does not count. Operations are counted from the shapes ([`flop`]), whatever the code really did, and their
+//! run that does not count. Operations are counted from the shapes ([`crate::plan::flop`]), whatever the code really did, and their
 //! share is of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
 
 mod attention;
 mod block;
-mod flop;
 mod latent;
 mod linear;
 mod peak;
@@ -20,6 +19,7 @@ use std::time::{Duration, Instant};
 use crate::config::Compute;
 use crate::ops::cpu::{Path, peak as unit_peak};
 use crate::parallel::run_threads;
+use crate::plan::flop;
 use crate::rng::{Key, Purpose};
 use crate::{Result, bail};
 use report::Report;
@@ -68,6 +68,11 @@ fn on_threads<T: Send>(threads: Option<usize>, f: impl Fn(usize) -> Result<T> + 
 /// FLOP/s that the current threads reach on the unit that `dtype` computes on.
 fn peak_of(path: Path, dtype: Compute) -> f64 {
     unit_peak::peak(path, dtype == Compute::Bf16, PEAK_TIME)
+}
+
+/// FLOP/s of all processors in `dtype`, and bytes/s of copying memory.
+pub(super) fn machine(dtype: Compute) -> Result<[f64; 2]> {
+    on_threads(None, |_| Ok([peak_of(Path::best(), dtype), 1e9 * peak::copy()]))
 }
 
 /// The median of seconds.

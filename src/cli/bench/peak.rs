@@ -36,7 +36,7 @@ pub fn run(args: &PeakArgs) -> Result<Report> {
 }
 
 /// GB/s, read and written, of copying an array on all threads: the best of four: the first has to get its pages.
-fn copy() -> f64 {
+pub(super) fn copy() -> f64 {
     let (from, mut to) = (vec![1.0_f32; COPIED], vec![0.0_f32; COPIED]);
     let mut best = 0.0_f64;
     for _ in 0..4 {

@@ -147,6 +147,14 @@ impl Stash {
     }
 }
 
+/// Bytes of a block of these shapes where they are copied, to a scratch file or rounded; 0 where tensors are kept as they are.
+pub fn copied(settings: &Settings, shapes: &Shapes) -> u64 {
+    match (settings.place, settings.dtype) {
+        (StashPlace::Ram, Compute::F32) => 0,
+        _ => Layout::new(shapes, settings).size,
+    }
+}
+
 /// Fails if the scratch folder cannot be written to or has no room for what the ranks of a run put there together,
 /// `blocks` blocks of these shapes. For a run to find out before it starts; a stash in memory always passes.
 pub fn check_room(settings: &Settings, blocks: usize, shapes: &Shapes) -> Result<()> {

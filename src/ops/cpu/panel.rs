@@ -65,14 +65,24 @@ pub(crate) struct Panels {
 impl Panels {
     fn new<S: Simd>(contraction: usize, lanes: usize, width: usize) -> Self {
         let steps = contraction.div_ceil(S::PAIR);
-        let len = contraction.next_multiple_of(2) / S::PAIR * width; // room for rows that come in twos
+        let len = Self::len::<S>(contraction, width);
         Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, width, len }
+    }
+
+    /// Words of a panel.
+    fn len<S: Simd>(contraction: usize, width: usize) -> usize {
+        contraction.next_multiple_of(2) / S::PAIR * width // room for rows that come in twos
     }
 
     /// The words of panel `i`.
     pub fn panel(&self, i: usize) -> &[u32] {
         &self.words[i * self.len..][..self.len]
     }
+}
+
+/// Words of a right operand's panels.
+pub(crate) fn right_words<S: Simd>(contraction: usize, lanes: usize) -> usize {
+    lanes.div_ceil(right::<S>()) * Panels::len::<S>(contraction, right::<S>())
 }
 
 /// The columns of `m` as a right operand, contraction over its rows.

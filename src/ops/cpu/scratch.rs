@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 /// Memory kept for later calls, in bytes; buffers beyond it are freed.
-const KEPT: usize = 1 << 30;
+pub(crate) const KEPT: usize = 1 << 30;
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]

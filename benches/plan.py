@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Rehearses steps of growing length and prints a Markdown table of predicted and measured memory.
+
+    benches/plan.py [--longreel target/release/longreel] [--most TOKENS]
+
+Every clip is one grey picture, made here, so height and width make the tokens. Fails if a prediction is off by more than 5 % or
+64 MiB, whichever is larger.
+"""
+
+import argparse
+import pathlib
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+
+# height, width, heads, head_dim, layers, settings; patches of 4 x 4 pixels
+SHAPES = [
+    (256, 256, 4, 64, 4, []),
+    (512, 512, 4, 64, 4, []),
+    (512, 512, 4, 64, 4, ["parallel.ranks=2"]),
+    (512, 512, 4, 64, 4, ["train.dtype=bf16"]),
+    (1024, 1024, 2, 64, 4, []),
+    (1024, 1024, 2, 64, 4, ["stash.where=disk"]),
+    (1024, 1024, 4, 64, 2, ["parallel.head_groups=4", "stash.keep_attention=false"]),
+    (1024, 1024, 4, 32, 2, ["parallel.ranks=4", "parallel.ring=2", "train.dtype=bf16"]),
+    (1024, 2048, 2, 64, 2, ["stash.dtype=bf16"]),
+    (2048, 2048, 2, 64, 2, ["train.dtype=bf16"]),
+]
+
+CONFIG = """
+[run]
+out = "{folder}/run"
+[data]
+path = "{folder}/clips"
+frames = 1
+height = {height}
+width = {width}
+prefetch = 1
+[model]
+patch_size = [1, 4, 4]
+num_attention_heads = {heads}
+attention_head_dim = {head_dim}
+num_layers = {layers}
+ffn_dim = {ffn}
+[stash]
+folder = "{folder}"
+"""
+
+
+def write_png(path, height, width):
+    """A grey picture."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = (b"\0" + bytes([128]) * (3 * width)) * height
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--longreel", default="target/release/longreel")
+    parser.add_argument("--most", type=int, default=1 << 18, help="leave out shapes of more tokens")
+    args = parser.parse_args()
+    print("| tokens | width | blocks | settings | predicted, MiB | measured, MiB | off |")
+    print("|---:|---:|---:|---|---:|---:|---:|")
+    good = True
+    for height, width, heads, head_dim, layers, settings in SHAPES:
+        tokens = height * width // 16
+        if tokens > args.most:
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            (folder / "clips").mkdir()
+            write_png(folder / "clips" / "grey.png", height, width)
+            sizes = dict(height=height, width=width, heads=heads, head_dim=head_dim, layers=layers)
+            (folder / "c.toml").write_text(CONFIG.format(folder=folder, ffn=4 * heads * head_dim, **sizes))
+            sets = [word for setting in settings for word in ("--set", setting)]
+            command = [args.longreel, "train", folder / "c.toml", "--rehearse", *sets]
+            run = subprocess.run(command, capture_output=True, text=True)
+        found = re.search(r"predicted ([\d.]+) MiB, measured ([\d.]+) MiB", run.stdout)
+        if run.returncode or not found:
+            sys.exit(f"{tokens} tokens, {settings}: {run.stderr}")
+        predicted, measured = map(float, found.groups())
+        within = abs(predicted - measured) <= max(0.05 * measured, 64)
+        good &= within
+        off = f"{100 * (predicted / measured - 1):+.1f} %" + ("" if within else " (!)")
+        what = ", ".join(settings) or "f32, one rank"
+        print(f"| {tokens} | {heads * head_dim} | {layers} | {what} | {predicted:.0f} | {measured:.0f} | {off} |", flush=True)
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()

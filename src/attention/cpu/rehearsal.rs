@@ -1,0 +1,71 @@
+//! The kernels' memory without their arithmetic: for `longreel plan`, which counts it, and for rehearsals of a step, which take it.
+//!
+//! Sizes come from the functions that the kernels themselves allocate by. Results hold a constant, written so that their pages
+//! are really there.
+
+use candle_core::{DType, Device, Tensor};
+use half::bf16;
+
+use super::{Path, backward, check, forward, statistic};
+use crate::Result;
+use crate::ops::cpu::scratch::Scratch;
+use crate::ops::cpu::with_unit;
+
+/// Small, so that a rehearsed step overflows nowhere; not 0, whose pages need not be touched.
+const FILL: f32 = 1e-6;
+
+/// Words of packed keys and values that a forward pass holds, over `all` heads with `sk` keys of `d` features.
+pub fn forward_words(half: bool, all: usize, sk: usize, d: usize) -> usize {
+    match half {
+        true => with_unit!(Path::best(), true, S => forward::packed::<S>(all, sk, d).1),
+        false => with_unit!(Path::best(), false, S => forward::packed::<S>(all, sk, d).1),
+    }
+}
+
+/// Words of packed queries, and of sums, that a backward pass holds, over `all` heads with `sq` queries of `d` features.
+pub fn backward_words(half: bool, all: usize, sq: usize, d: usize) -> [usize; 2] {
+    match half {
+        true => with_unit!(Path::best(), true, S => backward::packed::<S>(all, sq, d).1),
+        false => with_unit!(Path::best(), false, S => backward::packed::<S>(all, sq, d).1),
+    }
+}
+
+/// As [`forward`](super::forward), or [`forward_unrounded`](super::forward_unrounded) if not `rounded`, in shapes and memory.
+pub fn rehearse_forward(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, rounded: bool) -> Result<(Tensor, Tensor)> {
+    let [b, h, sq, d] = check(Path::best(), q, k, v, scale)?;
+    let o = filled(&[b, h, sq, d], result(q.dtype(), rounded))?;
+    let lse = filled(&[b, h, sq], DType::F64)?;
+    let _packed = Scratch::take(forward_words(q.dtype() == DType::BF16, b * h, k.dims()[2], d));
+    let lse = if rounded { lse.to_dtype(statistic(q.dtype()))? } else { lse };
+    Ok((o, lse))
+}
+
+/// As [`backward`](super::backward), or [`backward_unrounded`](super::backward_unrounded) if not `rounded`, in shapes and memory.
+pub fn rehearse_backward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    [lse, delta]: [&Tensor; 2],
+    scale: f64,
+    rounded: bool,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let [b, h, sq, d] = check(Path::best(), q, k, v, scale)?;
+    let _statistics = [lse.flatten_all()?.copy()?, delta.flatten_all()?.copy()?];
+    let dtype = result(q.dtype(), rounded);
+    let gradients = (filled(&[b, h, sq, d], dtype)?, filled(k.dims(), dtype)?, filled(v.dims(), dtype)?);
+    let _packed = backward_words(q.dtype() == DType::BF16, b * h, sq, d).map(Scratch::take);
+    Ok(gradients)
+}
+
+fn result(dtype: DType, rounded: bool) -> DType {
+    if rounded { dtype } else { statistic(dtype) }
+}
+
+fn filled(dims: &[usize], dtype: DType) -> Result<Tensor> {
+    let n = dims.iter().product();
+    Ok(match dtype {
+        DType::BF16 => Tensor::from_vec(vec![bf16::from_f32(FILL); n], dims, &Device::Cpu)?,
+        DType::F64 => Tensor::from_vec(vec![f64::from(FILL); n], dims, &Device::Cpu)?,
+        _ => Tensor::from_vec(vec![FILL; n], dims, &Device::Cpu)?,
+    })
+}

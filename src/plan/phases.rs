@@ -1,0 +1,296 @@
+//! Which buffers live at once in each phase of a step: src/engine/forward.rs and backward.rs, with bytes for tensors.
+//!
+//! A phase is named by where the engine is when most is alive. Stashed blocks are counted as at the last block, where there are most
+//! of them. Alike the estimates: a tile's tape is a count of rows by what block.rs records, not a replay of it.
+
+use super::shape::Shape;
+use super::{Part, Phase};
+use crate::attention::cpu::rehearsal::{backward_words, forward_words};
+use crate::config::{Compute, RunConfig, StashPlace};
+use crate::model::ModelConfig;
+use crate::ops::packed_words;
+
+/// Two blocks are written behind forward at most (engine/stash/copies.rs), each thread with a chunk to round in.
+const FLYING: u64 = 2;
+const CHUNKS: u64 = 2 * (2 << 20);
+
+/// What does not change while a step runs.
+struct Fixed {
+    parts: Vec<Part>,
+    /// Packed weights of a block: for forward, and for both passes.
+    packed: [u64; 2],
+}
+
+fn part(name: &'static str, bytes: u64) -> Part {
+    Part { name, bytes }
+}
+
+/// All phases of a step. A `rehearsal` has neither checkpoints nor samples.
+pub fn phases(config: &RunConfig, model: &ModelConfig, s: &Shape, parameters: usize, rehearsal: bool) -> Vec<Phase> {
+    let n = 4 * parameters as u64;
+    let average = if config.train.ema > 0.0 { n } else { 0 };
+    let queue = config.data.prefetch.max(config.train.batch) + config.train.batch;
+    let state = vec![
+        part("parameters", n),
+        part("gradients", n),
+        part("optimizer moments", 2 * n),
+        part("moving average", average),
+        part("frames and prefetch queue", queue as u64 * s.frames),
+    ];
+    let fixed = Fixed { parts: state, packed: packed(model, s.half) };
+    let phase = |name, more: Vec<Part>| Phase { name, parts: fixed.parts.iter().cloned().chain(more).collect() };
+    let stash = Stash::new(config, s, model.num_layers as u64);
+    let tile = Tile::new(model, s);
+
+    let mut all = vec![];
+    for (name, more) in forward(s, &tile, &fixed) {
+        all.push(phase(name, [stash.forward(), more].concat()));
+    }
+    let (x, dx) = (part("residual stream", s.stream()), part("its gradient", s.stream()));
+    all.push(phase("head and loss", [stash.backward(true), vec![x, dx, part("tile", tile.head)]].concat()));
+    for (name, keeps_o, more) in backward(s, &tile, &fixed) {
+        all.push(phase(name, [stash.backward(keeps_o), more].concat()));
+    }
+    if !config.stash.keep_attention {
+        for (name, more) in again(s, &tile, &fixed) {
+            all.push(phase(name, [stash.backward(false), more].concat()));
+        }
+    }
+    let share = if s.ranks > 1 { n / model.num_layers.max(1) as u64 } else { 0 };
+    all.push(phase("sums of gradients, optimizer", vec![part("messages", share)]));
+    if !rehearsal {
+        all.push(phase("checkpoint, on rank 0", vec![part("copy of the moments", 2 * n)]));
+        if config.train.sample_every > 0 {
+            all.push(phase("sampling", sampling(model, s, &tile, &fixed)));
+        }
+    }
+    all
+}
+
+/// Bytes of a block's packed weights: for forward, and for both passes.
+fn packed(model: &ModelConfig, half: bool) -> [u64; 2] {
+    let (width, hidden) = (model.width(), model.ffn_dim);
+    let squares = if model.text_dim > 0 { 6 } else { 4 };
+    let layers = [(squares, width, width), (1, hidden, width), (1, width, hidden)];
+    let [forward, backward] = layers.iter().fold([0, 0], |sum, &(count, out, inner)| {
+        let words = packed_words(out, inner, half);
+        [sum[0] + 4 * count * words[0] as u64, sum[1] + 4 * count * words[1] as u64]
+    });
+    [forward, forward + backward]
+}
+
+/// Bytes of a tile's intermediates.
+struct Tile {
+    before: [u64; 2], // forward, backward
+    after: [u64; 2],
+    head: u64,
+}
+
+impl Tile {
+    fn new(model: &ModelConfig, s: &Shape) -> Self {
+        let rows = |numbers: usize| 4 * (s.tile * numbers) as u64;
+        let (d, f, patch) = (model.width(), model.ffn_dim, 3 * model.patch_in());
+        let cross = if model.text_dim > 0 { 6 * d } else { 0 };
+        Self {
+            // h, q and k before and after their norm, v; recorded, all with casts, gradients of three and packed operands.
+            before: [rows(7 * d), rows(14 * d)],
+            // The MLP's hidden rows, kept before and after GELU, with their gradients and packed operands.
+            after: [rows(4 * d + cross + 2 * f), rows(9 * d + 2 * cross + 6 * f)],
+            head: rows(4 * d + 4 * patch),
+        }
+    }
+}
+
+/// Where blocks' inputs and attention's outputs are meanwhile.
+struct Stash {
+    /// A block as tensors: its input; output and row statistic.
+    block: [u64; 2],
+    blocks: u64,
+    /// Bytes of a block's copy that lie in memory; none where tensors are kept as they are.
+    copied: Option<u64>,
+}
+
+impl Stash {
+    fn new(config: &RunConfig, s: &Shape, blocks: u64) -> Self {
+        let kept = if config.stash.keep_attention { s.attended() + s.statistic() } else { 0 };
+        let copied = match (config.stash.place, config.stash.dtype) {
+            (StashPlace::Ram, Compute::F32) => None,
+            (StashPlace::Ram, Compute::Bf16) => Some(s.copied(config)),
+            (StashPlace::Disk, _) => Some(0),
+        };
+        Self { block: [s.stream(), kept], blocks, copied }
+    }
+
+    /// While forward is at the last block, which is not put yet.
+    fn forward(&self) -> Vec<Part> {
+        let block: u64 = self.block.iter().sum();
+        match self.copied {
+            None => vec![part("stash", (self.blocks - 1) * block)],
+            Some(copied) => vec![
+                part("stash", self.blocks * copied + CHUNKS),
+                part("stash: blocks being copied", (FLYING.min(self.blocks - 1) + FLYING.min(self.blocks)) * block),
+            ],
+        }
+    }
+
+    /// While backward is at the last block, which is taken; without its attention's output if that has been used.
+    fn backward(&self, keeps_o: bool) -> Vec<Part> {
+        let block: u64 = self.block.iter().sum();
+        match self.copied {
+            None => {
+                let used = if keeps_o { 0 } else { self.block[1].min(self.block[0]) };
+                vec![part("stash", (self.blocks * block).saturating_sub(used))]
+            }
+            Some(copied) => vec![
+                part("stash", self.blocks * copied + CHUNKS),
+                part("stash: blocks being copied", FLYING.min(self.blocks) * block),
+            ],
+        }
+    }
+}
+
+/// Bytes of the largest group's tensors, and what its kernels hold.
+struct Group {
+    /// Of tokens, of heads: q, or k, v, o.
+    rows: u64,
+    heads: u64,
+    /// Sent and received while one of them is exchanged.
+    message: u64,
+    forward: u64,
+    backward: u64,
+}
+
+impl Group {
+    fn new(s: &Shape, groups: &[[usize; 2]]) -> Self {
+        let [all, mine] = groups.iter().copied().fold([0, 0], |most, g| [most[0].max(g[0]), most[1].max(g[1])]);
+        let (each, d) = (s.batch * mine, s.head_dim);
+        let rows = s.element() * (s.rows * all * d) as u64;
+        let heads = s.element() * (each * s.group_tokens * d) as u64;
+        let f32 = 2 * heads * (4 / s.element()); // in a ring: two results in f32
+        let [words, sums] = backward_words(s.half, each, s.group_tokens, d);
+        let ring = if s.ring > 1 { [2 * heads + f32, 3 * heads + 3 * f32] } else { [heads, 3 * heads] };
+        let lse = (each * s.group_tokens) as u64;
+        Self {
+            rows,
+            heads,
+            message: if s.ulysses > 1 { rows } else { 0 },
+            forward: ring[0] + 12 * lse + 4 * forward_words(s.half, each, s.group_tokens, d) as u64,
+            backward: ring[1] + 8 * lse + 4 * (words + sums) as u64,
+        }
+    }
+}
+
+type Parts = Vec<(&'static str, Vec<Part>)>;
+
+/// A block's attention: while q, k and v go from tokens to heads, and while the kernels run.
+fn attend(s: &Shape, groups: &[[usize; 2]], tile: &Tile) -> Parts {
+    let group = Group::new(s, groups);
+    let done = if groups.len() > 1 { s.attended() } else { 0 }; // outputs of the groups before
+    vec![
+        (
+            "exchange of q, k, v",
+            vec![
+                part("q, k, v of tokens and of heads", 3 * (group.rows + group.heads)),
+                part("messages", group.message),
+                part("outputs of other head groups", done.saturating_sub(group.rows)),
+                part("tile", tile.before[0]),
+            ],
+        ),
+        (
+            "attention",
+            vec![
+                part("q, k, v of heads", 3 * group.heads),
+                part("output, packed panels", group.forward),
+                part("outputs of other head groups", done.saturating_sub(group.rows)),
+            ],
+        ),
+    ]
+}
+
+/// Forward of a block.
+fn forward(s: &Shape, tile: &Tile, fixed: &Fixed) -> Parts {
+    let held = vec![part("residual stream", s.stream()), part("packed weights", fixed.packed[0])];
+    let mut all = attend(s, &s.groups, tile);
+    all.push((
+        "after attention",
+        vec![
+            part("output of attention", s.attended() + s.statistic()),
+            part("next residual stream", s.stream()),
+            part("tile", tile.after[0]),
+        ],
+    ));
+    let names = ["forward: exchange of q, k, v", "forward: attention", "forward: after attention"];
+    all.into_iter().zip(names).map(|((_, parts), name)| (name, [held.clone(), parts].concat())).collect()
+}
+
+/// Backward of a block: its phases, and whether attention's output is still held.
+fn backward(s: &Shape, tile: &Tile, fixed: &Fixed) -> Vec<(&'static str, bool, Vec<Part>)> {
+    let group = Group::new(s, &s.groups);
+    let delta = 4 * (s.rows * s.mine() * s.ulysses) as u64;
+    let more = if s.groups.len() > 1 { s.attended() } else { 0 };
+    let held = || {
+        vec![
+            part("gradient of the stream", s.stream()),
+            part("packed weights", fixed.packed[1]),
+            part("gradient of attention's output", s.attended() + delta),
+        ]
+    };
+    let with = |parts: Vec<Part>| [held(), parts].concat();
+    let others = |whole: u64| part("gradients of other head groups", if more > 0 { whole } else { 0 });
+    let rows = 3 * (s.attended() - group.rows.min(s.attended()));
+    vec![
+        ("backward: after attention", true, with(vec![part("tile", tile.after[1])])),
+        (
+            "backward: exchange of q, k, v",
+            false,
+            with(vec![
+                part("q, k, v of tokens and of heads", 3 * (group.rows + group.heads)),
+                part("messages", group.message),
+                part("tile", tile.before[0]),
+                others(rows),
+            ]),
+        ),
+        (
+            "backward: attention",
+            false,
+            with(vec![
+                part("q, k, v, do of heads", 4 * group.heads),
+                part("dq, dk, dv, packed panels", group.backward),
+                others(rows),
+            ]),
+        ),
+        (
+            "backward: exchange of gradients",
+            false,
+            with(vec![
+                part("dq, dk, dv of tokens and of heads", 3 * (group.rows + group.heads)),
+                part("messages", group.message),
+                others(rows),
+            ]),
+        ),
+        (
+            "backward: before attention",
+            false,
+            with(vec![part("dq, dk, dv of tokens", 3 * s.attended()), part("tile", tile.before[1]), others(more)]),
+        ),
+    ]
+}
+
+/// Attention once more, where its output is not kept.
+fn again(s: &Shape, tile: &Tile, fixed: &Fixed) -> Parts {
+    let names = ["backward: exchange of q, k, v, again", "backward: attention, again"];
+    let held = vec![part("gradient of the stream", s.stream()), part("packed weights", fixed.packed[0])];
+    let parts = attend(s, &s.groups, tile).into_iter().zip(names);
+    parts.map(|((_, parts), name)| (name, [held.clone(), parts].concat())).collect()
+}
+
+/// A clip's sampling: a forward pass without a stash, its heads in one group, and the sampler's states.
+fn sampling(model: &ModelConfig, s: &Shape, tile: &Tile, fixed: &Fixed) -> Vec<Part> {
+    let whole = [[model.num_attention_heads, s.mine()]];
+    let parts = attend(s, &whole, tile).into_iter().map(|(_, parts)| parts);
+    let mut most = parts.max_by_key(|parts| parts.iter().map(|part| part.bytes).sum::<u64>()).unwrap_or_default();
+    most.push(part("residual stream", s.stream()));
+    most.push(part("packed weights", fixed.packed[0]));
+    most.push(part("states of the sampler", 6 * 4 * (s.rows * model.patch_in()) as u64));
+    most
+}

@@ -1,0 +1,103 @@
+//! One rank's sizes: its tokens, its heads of each group, its place in the mesh. Splits are those that the ranks use.
+
+use candle_core::DType;
+
+use crate::Result;
+use crate::config::{Compute, RunConfig};
+use crate::data::frames_of_tokens;
+use crate::engine::heads::shares;
+use crate::engine::stash::{self, Shapes};
+use crate::model::ModelConfig;
+use crate::parallel::{Sequence, Split};
+
+pub struct Shape {
+    /// Clips B of a micro-batch.
+    pub batch: usize,
+    /// Rows of this rank: clips times its tokens.
+    pub rows: usize,
+    /// Tokens of its Ulysses group: the rows of a head inside attention.
+    pub group_tokens: usize,
+    /// Ranks of a Ulysses group, of a ring, and in all.
+    pub ulysses: usize,
+    pub ring: usize,
+    pub ranks: usize,
+    /// Heads of each head group, all of them and this rank's.
+    pub groups: Vec<[usize; 2]>,
+    pub width: usize,
+    pub head_dim: usize,
+    pub tile: usize,
+    /// Whether linear layers and attention compute in bf16.
+    pub half: bool,
+    /// Bytes of this rank's frames of a clip.
+    pub frames: u64,
+}
+
+impl Shape {
+    pub fn new(config: &RunConfig, model: &ModelConfig, grid: [usize; 3], rank: usize) -> Result<Self> {
+        let (parallel, train) = (&config.parallel, &config.train);
+        let (tokens, sequence) = (grid.iter().product(), parallel.ranks / parallel.data);
+        let heads = model.num_attention_heads;
+        let [ulysses, ring] = Sequence::degrees(sequence, heads, parallel.ring)?;
+        if sequence > tokens {
+            crate::bail!(
+                "{sequence} sequence-parallel ranks cannot share a clip of {tokens} tokens: use at most {tokens}"
+            )
+        }
+        let within = rank % sequence;
+        let split = shares(heads, parallel.head_groups, ulysses)?;
+        let mine = |i| {
+            let heads = split.count(i);
+            [heads, Split::new(heads, ulysses).count(within % ulysses)]
+        };
+        let local = Split::new(tokens, sequence).range(within);
+        let frames = frames_of_tokens(local.clone(), grid, model.patch_size).len();
+        let rows = train.batch * local.len();
+        let tile = if train.tile == 0 { crate::engine::DEFAULT_TILE } else { train.tile };
+        Ok(Self {
+            batch: train.batch,
+            rows,
+            group_tokens: Split::new(tokens, ring).count(within / ulysses),
+            ulysses,
+            ring,
+            ranks: parallel.ranks,
+            groups: (0..split.parts).map(mine).collect(),
+            width: model.width(),
+            head_dim: model.attention_head_dim,
+            tile: tile.min(rows),
+            half: train.dtype == Compute::Bf16,
+            frames: (frames * config.data.height * config.data.width * 3) as u64,
+        })
+    }
+
+    /// Bytes of an element that attention computes with.
+    pub fn element(&self) -> u64 {
+        if self.half { 2 } else { 4 }
+    }
+
+    /// Bytes of rows of the residual stream.
+    pub fn stream(&self) -> u64 {
+        4 * (self.rows * self.width) as u64
+    }
+
+    /// Bytes of rows of all heads, as attention computes.
+    pub fn attended(&self) -> u64 {
+        self.element() * (self.rows * self.width) as u64
+    }
+
+    /// Bytes of the row statistic of all this rank's heads.
+    pub fn statistic(&self) -> u64 {
+        4 * (self.batch * self.mine() * self.group_tokens) as u64
+    }
+
+    /// This rank's heads of all groups.
+    pub fn mine(&self) -> usize {
+        self.groups.iter().map(|group| group[1]).sum()
+    }
+
+    /// Bytes of a block in a stash that copies, see [`stash::copied`].
+    pub fn copied(&self, config: &RunConfig) -> u64 {
+        let compute = if self.half { DType::BF16 } else { DType::F32 };
+        let lse = [self.batch, self.mine(), self.group_tokens];
+        stash::copied(&config.stash, &Shapes::new(self.rows, self.width, lse, DType::F32, compute))
+    }
+}

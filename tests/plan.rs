@@ -1,0 +1,106 @@
+//! `longreel plan` against `longreel train --rehearse`, which measures what plan predicts; and what plan says and refuses.
+
+use crate::train::{Place, fail, longreel, snapshot, succeed, text};
+use serde_json::Value;
+use std::fs;
+use std::process::Command;
+
+/// 8192 tokens of width 128 where nothing else is said.
+const MEDIUM: &[&str] = &[
+    "data.frames=8",
+    "data.height=128",
+    "data.width=128",
+    "data.prefetch=1",
+    "model.patch_size=[1,4,4]",
+    "model.num_attention_heads=4",
+    "model.attention_head_dim=32",
+    "model.num_layers=4",
+    "model.ffn_dim=512",
+    "train.batch=1",
+    "train.tile=512",
+];
+
+fn plan(place: &Place, args: &[&str]) -> Command {
+    let mut command = longreel();
+    command.arg("plan").arg(place.path("config.toml")).args(["--tflops", "1", "--bandwidth", "10"]);
+    for arg in args {
+        command.args(if arg.starts_with("--") { vec![*arg] } else { vec!["--set", arg] });
+    }
+    command
+}
+
+fn planned(place: &Place, args: &[&str]) -> Value {
+    serde_json::from_slice(&succeed(plan(place, args).arg("--json")).stdout).unwrap()
+}
+
+/// Predicted and measured MiB of a rehearsal.
+fn rehearsed(place: &Place, args: &[&str]) -> [f64; 2] {
+    let before = snapshot(&place.path(""));
+    let output = succeed(&mut place.command("rehearsed", &[&["--rehearse"], args].concat()));
+    assert!(text(&output.stderr).contains("attention is not computed"), "{}", text(&output.stderr));
+    assert_eq!(snapshot(&place.path("")), before, "a rehearsal saves nothing");
+    let line = text(&output.stdout);
+    let after = |word: &str| line.split(word).nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    [after("predicted "), after("measured ")]
+}
+
+#[test]
+fn a_rehearsal_needs_what_the_plan_says() {
+    let place = Place::videos();
+    let disk = format!("stash.folder={}", place.path("").display());
+    let cases: [&[&str]; 4] = [
+        &[],
+        &["--ranks=2"],
+        &["train.dtype=bf16", "parallel.head_groups=2"],
+        &["stash.where=disk", &disk, "stash.keep_attention=false"],
+    ];
+    for case in cases {
+        let [predicted, measured] = rehearsed(&place, &[MEDIUM, case].concat());
+        let bound = (0.05 * measured).max(64.0);
+        assert!((predicted - measured).abs() < bound, "{case:?}: predicted {predicted}, measured {measured} MiB");
+    }
+}
+
+#[test]
+fn settings_change_the_need_as_they_should() {
+    let place = Place::videos();
+    fs::remove_dir_all(place.path("clips")).unwrap(); // a plan needs none
+    let need = |more: &[&str]| planned(&place, &[MEDIUM, more].concat())["per_rank"].as_u64().unwrap();
+    let most = need(&[]);
+    for less in ["stash.where=disk", "stash.keep_attention=false", "parallel.head_groups=4", "--ranks=4", "data.frames=4"] {
+        assert!(need(&[less]) < most, "{less}: {} of {most}", need(&[less]));
+    }
+    let plan = planned(&place, &[MEDIUM, &["--ranks=2"]].concat());
+    let parameters = plan["parameters"].as_f64().unwrap();
+    assert_eq!(plan["sent"][2]["bytes"].as_f64().unwrap(), 4.0 * parameters); // half of it twice
+    let (n, d) = (8192.0, 128.0);
+    assert_eq!(plan["flop"]["attention"].as_f64().unwrap(), 4.0 * 3.5 * 4.0 * n * n * d);
+}
+
+#[test]
+fn the_longest_clip_fits_and_one_more_frame_does_not() {
+    let place = Place::videos();
+    let memory: u64 = 400 << 20;
+    let result = planned(&place, &[MEDIUM, &["--memory=400MiB"]].concat());
+    let frames = result["longest_tokens"].as_u64().unwrap() / 1024;
+    let need = |frames: u64| {
+        let frames = format!("data.frames={frames}");
+        planned(&place, &[MEDIUM, &[frames.as_str()]].concat())["per_rank"].as_u64().unwrap()
+    };
+    assert!(need(frames) <= memory && need(frames + 1) > memory, "{frames} frames: {}", need(frames));
+    let out = text(&succeed(&mut plan(&place, &[MEDIUM, &["--memory=60MiB", "data.frames=1", "model.num_layers=1"]].concat()).arg("--ranks=1")).stdout);
+    assert!(out.contains("what would change it") && out.contains("longest clip"), "{out}");
+}
+
+#[test]
+fn what_cannot_be_planned_is_refused() {
+    let place = Place::videos();
+    let error = fail(&mut plan(&place, &[MEDIUM, &["--memory=1MiB"]].concat()));
+    assert!(error.starts_with("--memory 1.0 MiB is too small for any clip") && error.contains("needs"), "{error}");
+    let error = fail(&mut plan(&place, &[MEDIUM, &["parallel.head_groups=5"]].concat()));
+    assert!(error.contains("parallel.head_groups = 5"), "{error}");
+    let error = fail(&mut plan(&place, &["data.frames=3"]));
+    assert!(error.contains("data.frames"), "{error}");
+    let bad = plan(&place, &["--memory=lots"]).output().unwrap();
+    assert!(bad.status.code() == Some(2) && text(&bad.stderr).contains("80GiB"), "{}", text(&bad.stderr));
+}
