@@ -67,7 +67,9 @@ fn settings_change_the_need_as_they_should() {
     fs::remove_dir_all(place.path("clips")).unwrap(); // a plan needs none
     let need = |more: &[&str]| planned(&place, &[MEDIUM, more].concat())["per_rank"].as_u64().unwrap();
     let most = need(&[]);
-    for less in ["stash.where=disk", "stash.keep_attention=false", "parallel.head_groups=4", "--ranks=4", "data.frames=4"] {
+    for less in
+        ["stash.where=disk", "stash.keep_attention=false", "parallel.head_groups=4", "--ranks=4", "data.frames=4"]
+    {
         assert!(need(&[less]) < most, "{less}: {} of {most}", need(&[less]));
     }
     let plan = planned(&place, &[MEDIUM, &["--ranks=2"]].concat());
@@ -88,7 +90,13 @@ fn the_longest_clip_fits_and_one_more_frame_does_not() {
         planned(&place, &[MEDIUM, &[frames.as_str()]].concat())["per_rank"].as_u64().unwrap()
     };
     assert!(need(frames) <= memory && need(frames + 1) > memory, "{frames} frames: {}", need(frames));
-    let out = text(&succeed(&mut plan(&place, &[MEDIUM, &["--memory=60MiB", "data.frames=1", "model.num_layers=1"]].concat()).arg("--ranks=1")).stdout);
+    let out = text(
+        &succeed(
+            &mut plan(&place, &[MEDIUM, &["--memory=60MiB", "data.frames=1", "model.num_layers=1"]].concat())
+                .arg("--ranks=1"),
+        )
+        .stdout,
+    );
     assert!(out.contains("what would change it") && out.contains("longest clip"), "{out}");
 }
 

@@ -8,6 +8,7 @@ use super::{Part, Phase};
 use crate::attention::cpu::rehearsal::{backward_words, forward_words};
 use crate::config::{Compute, RunConfig, StashPlace};
 use crate::model::ModelConfig;
+use crate::ops::cpu::scratch::{KEPT, Scratch};
 use crate::ops::packed_words;
 
 /// Two blocks are written behind forward at most (engine/stash/copies.rs), each thread with a chunk to round in.
@@ -17,8 +18,8 @@ const CHUNKS: u64 = 2 * (2 << 20);
 /// What does not change while a step runs.
 struct Fixed {
     parts: Vec<Part>,
-    /// Packed weights of a block: for forward, and for both passes.
-    packed: [u64; 2],
+    /// Packed weights of a block for both passes; kept as attention's panels are.
+    packed: u64,
 }
 
 fn part(name: &'static str, bytes: u64) -> Part {
@@ -38,7 +39,13 @@ pub fn phases(config: &RunConfig, model: &ModelConfig, s: &Shape, parameters: us
         part("frames and prefetch queue", queue as u64 * s.frames),
     ];
     let fixed = Fixed { parts: state, packed: packed(model, s.half) };
-    let phase = |name, more: Vec<Part>| Phase { name, parts: fixed.parts.iter().cloned().chain(more).collect() };
+    let kernels = Kernels::new(s);
+    let phase = |name: &'static str, more: Vec<Part>| {
+        let live = kernels.live(name);
+        let kept = (KEPT / s.ranks).min(kernels.all - live);
+        let panels = part("packed panels of attention", (live + kept) as u64);
+        Phase { name, parts: fixed.parts.iter().cloned().chain(more).chain([panels]).collect() }
+    };
     let stash = Stash::new(config, s, model.num_layers as u64);
     let tile = Tile::new(model, s);
 
@@ -47,7 +54,7 @@ pub fn phases(config: &RunConfig, model: &ModelConfig, s: &Shape, parameters: us
         all.push(phase(name, [stash.forward(), more].concat()));
     }
     let (x, dx) = (part("residual stream", s.stream()), part("its gradient", s.stream()));
-    all.push(phase("head and loss", [stash.backward(true), vec![x, dx, part("tile", tile.head)]].concat()));
+    all.push(phase("head and loss", [stash.head(), vec![x, dx, part("tile", tile.head)]].concat()));
     for (name, keeps_o, more) in backward(s, &tile, &fixed) {
         all.push(phase(name, [stash.backward(keeps_o), more].concat()));
     }
@@ -67,16 +74,14 @@ pub fn phases(config: &RunConfig, model: &ModelConfig, s: &Shape, parameters: us
     all
 }
 
-/// Bytes of a block's packed weights: for forward, and for both passes.
-fn packed(model: &ModelConfig, half: bool) -> [u64; 2] {
+/// Bytes of a block's packed weights, for forward and for backward.
+fn packed(model: &ModelConfig, half: bool) -> u64 {
     let (width, hidden) = (model.width(), model.ffn_dim);
     let squares = if model.text_dim > 0 { 6 } else { 4 };
     let layers = [(squares, width, width), (1, hidden, width), (1, width, hidden)];
-    let [forward, backward] = layers.iter().fold([0, 0], |sum, &(count, out, inner)| {
-        let words = packed_words(out, inner, half);
-        [sum[0] + 4 * count * words[0] as u64, sum[1] + 4 * count * words[1] as u64]
-    });
-    [forward, forward + backward]
+    let bytes =
+        |&(count, out, inner): &(usize, usize, usize)| 4 * count * packed_words(out, inner, half).iter().sum::<usize>();
+    layers.iter().map(bytes).sum::<usize>() as u64
 }
 
 /// Bytes of a tile's intermediates.
@@ -106,6 +111,9 @@ struct Stash {
     /// A block as tensors: its input; output and row statistic.
     block: [u64; 2],
     blocks: u64,
+    /// Attention's output, and what of it is made again where it is not kept.
+    output: u64,
+    again: u64,
     /// Bytes of a block's copy that lie in memory; none where tensors are kept as they are.
     copied: Option<u64>,
 }
@@ -118,7 +126,8 @@ impl Stash {
             (StashPlace::Ram, Compute::Bf16) => Some(s.copied(config)),
             (StashPlace::Disk, _) => Some(0),
         };
-        Self { block: [s.stream(), kept], blocks, copied }
+        let again = if config.stash.keep_attention { 0 } else { s.attended() + s.statistic() };
+        Self { block: [s.stream(), kept], blocks, output: s.attended(), again, copied }
     }
 
     /// While forward is at the last block, which is not put yet.
@@ -136,15 +145,25 @@ impl Stash {
     /// While backward is at the last block, which is taken; without its attention's output if that has been used.
     fn backward(&self, keeps_o: bool) -> Vec<Part> {
         let block: u64 = self.block.iter().sum();
+        let again = if keeps_o { self.again } else { 0 };
         match self.copied {
             None => {
-                let used = if keeps_o { 0 } else { self.block[1].min(self.block[0]) };
-                vec![part("stash", (self.blocks * block).saturating_sub(used))]
+                let used = if keeps_o { 0 } else { self.block[1].min(self.output) };
+                vec![part("stash", self.blocks * block - used), part("output of attention, again", again)]
             }
             Some(copied) => vec![
                 part("stash", self.blocks * copied + CHUNKS),
                 part("stash: blocks being copied", FLYING.min(self.blocks) * block),
+                part("output of attention, again", again),
             ],
+        }
+    }
+
+    /// While the head is visited: all blocks are put, the last of them may still be being written.
+    fn head(&self) -> Vec<Part> {
+        match self.copied {
+            None => vec![part("stash", self.blocks * self.block.iter().sum::<u64>())],
+            Some(_) => self.forward(),
         }
     }
 }
@@ -156,6 +175,7 @@ struct Group {
     heads: u64,
     /// Sent and received while one of them is exchanged.
     message: u64,
+    /// Results of the kernels, with lse (f64, then f32) or with copies of lse and delta.
     forward: u64,
     backward: u64,
 }
@@ -167,15 +187,44 @@ impl Group {
         let rows = s.element() * (s.rows * all * d) as u64;
         let heads = s.element() * (each * s.group_tokens * d) as u64;
         let f32 = 2 * heads * (4 / s.element()); // in a ring: two results in f32
-        let [words, sums] = backward_words(s.half, each, s.group_tokens, d);
         let ring = if s.ring > 1 { [2 * heads + f32, 3 * heads + 3 * f32] } else { [heads, 3 * heads] };
         let lse = (each * s.group_tokens) as u64;
         Self {
             rows,
             heads,
             message: if s.ulysses > 1 { rows } else { 0 },
-            forward: ring[0] + 12 * lse + 4 * forward_words(s.half, each, s.group_tokens, d) as u64,
-            backward: ring[1] + 8 * lse + 4 * (words + sums) as u64,
+            forward: ring[0] + 12 * lse,
+            backward: ring[1] + 8 * lse,
+        }
+    }
+}
+
+/// Bytes of the panels that attention packs. They are kept for the next pass, if they are not too many (ops/cpu/scratch.rs), so most
+/// are there in every phase.
+struct Kernels {
+    forward: usize,
+    backward: usize,
+    all: usize,
+}
+
+impl Kernels {
+    fn new(s: &Shape) -> Self {
+        let heads = s.groups.iter().map(|group| group[1]).max().unwrap_or(1);
+        let (each, d) = (s.batch * heads, s.head_dim);
+        let forward = forward_words(s.half, each, s.group_tokens, d);
+        let [queries, sums] = backward_words(s.half, each, s.group_tokens, d);
+        // What forward has left may serve backward.
+        let more = if Scratch::serves(forward, sums) || Scratch::serves(forward, queries) { 0 } else { forward };
+        let backward = queries + sums;
+        Self { forward: 4 * forward, backward: 4 * backward, all: 4 * (backward + more).max(forward) }
+    }
+
+    /// Bytes in use in a phase, by its name.
+    fn live(&self, phase: &str) -> usize {
+        match phase {
+            "forward: attention" | "backward: attention, again" => self.forward,
+            "backward: attention" => self.backward,
+            _ => 0,
         }
     }
 }
@@ -200,7 +249,7 @@ fn attend(s: &Shape, groups: &[[usize; 2]], tile: &Tile) -> Parts {
             "attention",
             vec![
                 part("q, k, v of heads", 3 * group.heads),
-                part("output, packed panels", group.forward),
+                part("output and row statistic", group.forward),
                 part("outputs of other head groups", done.saturating_sub(group.rows)),
             ],
         ),
@@ -209,7 +258,7 @@ fn attend(s: &Shape, groups: &[[usize; 2]], tile: &Tile) -> Parts {
 
 /// Forward of a block.
 fn forward(s: &Shape, tile: &Tile, fixed: &Fixed) -> Parts {
-    let held = vec![part("residual stream", s.stream()), part("packed weights", fixed.packed[0])];
+    let held = vec![part("residual stream", s.stream()), part("packed weights", fixed.packed)];
     let mut all = attend(s, &s.groups, tile);
     all.push((
         "after attention",
@@ -231,7 +280,7 @@ fn backward(s: &Shape, tile: &Tile, fixed: &Fixed) -> Vec<(&'static str, bool, V
     let held = || {
         vec![
             part("gradient of the stream", s.stream()),
-            part("packed weights", fixed.packed[1]),
+            part("packed weights", fixed.packed),
             part("gradient of attention's output", s.attended() + delta),
         ]
     };
@@ -255,7 +304,7 @@ fn backward(s: &Shape, tile: &Tile, fixed: &Fixed) -> Vec<(&'static str, bool, V
             false,
             with(vec![
                 part("q, k, v, do of heads", 4 * group.heads),
-                part("dq, dk, dv, packed panels", group.backward),
+                part("dq, dk, dv of heads", group.backward),
                 others(rows),
             ]),
         ),
@@ -279,7 +328,7 @@ fn backward(s: &Shape, tile: &Tile, fixed: &Fixed) -> Vec<(&'static str, bool, V
 /// Attention once more, where its output is not kept.
 fn again(s: &Shape, tile: &Tile, fixed: &Fixed) -> Parts {
     let names = ["backward: exchange of q, k, v, again", "backward: attention, again"];
-    let held = vec![part("gradient of the stream", s.stream()), part("packed weights", fixed.packed[0])];
+    let held = vec![part("gradient of the stream", s.stream()), part("packed weights", fixed.packed)];
     let parts = attend(s, &s.groups, tile).into_iter().zip(names);
     parts.map(|((_, parts), name)| (name, [held.clone(), parts].concat())).collect()
 }
@@ -290,7 +339,7 @@ fn sampling(model: &ModelConfig, s: &Shape, tile: &Tile, fixed: &Fixed) -> Vec<P
     let parts = attend(s, &whole, tile).into_iter().map(|(_, parts)| parts);
     let mut most = parts.max_by_key(|parts| parts.iter().map(|part| part.bytes).sum::<u64>()).unwrap_or_default();
     most.push(part("residual stream", s.stream()));
-    most.push(part("packed weights", fixed.packed[0]));
+    most.push(part("packed weights", fixed.packed));
     most.push(part("states of the sampler", 6 * 4 * (s.rows * model.patch_in()) as u64));
     most
 }

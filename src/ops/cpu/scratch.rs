@@ -28,12 +28,17 @@ impl Scratch {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         // The smallest that fits, unless it would waste more than it holds.
         let fit = (0..free.len())
-            .filter(|&i| (need..=2 * need).contains(&free[i].len()))
+            .filter(|&i| Self::serves(free[i].len(), need))
             .min_by_key(|&i| free[i].len())
             .map(|i| free.swap_remove(i));
         drop(free);
         let lines = fit.unwrap_or_else(|| vec![Line([0; 16]); need]);
         Self { lines, len }
+    }
+
+    /// Whether a kept buffer of `len` is given to whoever needs `need`, in any one unit.
+    pub(crate) fn serves(len: usize, need: usize) -> bool {
+        (need..=2 * need).contains(&len)
     }
 
     /// The words as f32.
