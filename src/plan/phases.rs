@@ -1,7 +1,7 @@
 //! Which buffers live at once in each phase of a step: src/engine/forward.rs and backward.rs, with bytes for tensors.
 //!
 //! A phase is named by where the engine is when most is alive. Stashed blocks are counted as at the last block, where there are most
-//! of them. Alike the estimates: a tile's tape is a count of rows by what block.rs records, not a replay of it.
+//! of them. A tile's intermediates are an estimate: rows times what block.rs records, not a replay of its tape.
 
 use super::shape::Shape;
 use super::{Part, Phase};
