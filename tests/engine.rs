@@ -279,6 +279,8 @@ fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
         let weights = Weights::new(
             model(DType::F32, case.heads, case.bf16)?,
             &Train { clip: 0.05, weight_decay: 0.1, ..Train::default() },
+            comm.clone(),
+            0,
         )?;
         gradients(case, &weights.model, comm)?;
         let norm = weights.gradient_norm(0)?;
