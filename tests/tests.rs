@@ -23,3 +23,4 @@ mod ring;
 mod stash;
 mod train;
 mod usage;
+mod zero;

@@ -59,12 +59,13 @@ impl Weights {
         tensor: impl Fn(&'a Unit, &'a UnitState) -> Option<&'a Tensor> + 'a,
     ) -> impl Iterator<Item = Result<Vec<f32>>> + 'a {
         let tensors = self.model.units.iter().zip(&self.units);
-        tensors.filter_map(move |(unit, state)| Some((state, tensor(unit, state)?))).map(move |(state, tensor)| {
-            match (self.zero >= from, self.world.rank()) {
-                (true, _) => state.shards.collect(tensor),
-                (false, 0) => Ok(read::<f32>(tensor)?.to_vec()),
-                (false, _) => Ok(vec![]),
-            }
+        tensors.filter_map(move |(unit, state)| Some((state, tensor(unit, state)?))).map(move |(state, tensor)| match (
+            self.zero >= from,
+            self.world.rank(),
+        ) {
+            (true, _) => state.shards.collect(tensor),
+            (false, 0) => Ok(read::<f32>(tensor)?.to_vec()),
+            (false, _) => Ok(vec![]),
         })
     }
 

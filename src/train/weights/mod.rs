@@ -95,7 +95,8 @@ impl Weights {
 
     /// What this rank holds now.
     pub fn held(&self) -> Held {
-        let sum = |bytes: &dyn Fn(&Unit, &UnitState) -> usize| self.each().map(|(unit, state)| bytes(unit, state)).sum();
+        let sum =
+            |bytes: &dyn Fn(&Unit, &UnitState) -> usize| self.each().map(|(unit, state)| bytes(unit, state)).sum();
         let maybe = |tensor: &Option<Tensor>| tensor.as_ref().map_or(0, held);
         Held {
             parameters: sum(&|unit, state| held(&unit.value) + maybe(&state.value)),
@@ -162,7 +163,7 @@ impl Weights {
         self.change(|state, params, grads| {
             write(&state.m, |m: &mut [f32]| {
                 write(&state.v, |v: &mut [f32]| {
-                    let update = |params, average: Option<(f64, &mut [f32])>| {
+                    let mut update = |params, average: Option<(f64, &mut [f32])>| {
                         let shard = Shard { params, grads, m, v, average };
                         self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
                     };
