@@ -17,7 +17,7 @@ use crate::config::Train;
 use crate::engine::{Keeper, Pass};
 use crate::model::{Model, Unit};
 use crate::ops::{held, read, release, restore, write};
-use crate::parallel::{Communicator, Reduce};
+use crate::parallel::{Communicator, Reduce, bytes::duplicate};
 use crate::{Error, Result};
 use shards::Shards;
 
@@ -68,7 +68,8 @@ impl Weights {
             let shards = Shards::new(elements, world.clone());
             let range = if zero >= 1 { shards.range() } else { 0..elements };
             let zeros = || Tensor::zeros(range.len(), DType::F32, &Device::Cpu);
-            let own = || unit.value.narrow(0, range.start, range.len())?.copy();
+            // Candle's `copy` of a view would keep all of its storage.
+            let own = || duplicate(&unit.value.narrow(0, range.start, range.len())?);
             let no_decay = unit.entries.iter().filter(|e| !e.decay).filter_map(|e| within(&e.range, &range)).collect();
             let state = UnitState {
                 m: zeros()?,
