@@ -22,6 +22,9 @@ pub struct Weights {
     ema: f64,
 }
 
+/// A parameter's name, shape and values.
+type Named = (String, Vec<usize>, Vec<f32>);
+
 /// A unit's moments and average, flat like the unit.
 struct UnitState {
     m: Tensor,
@@ -162,11 +165,7 @@ impl Weights {
     }
 
     /// (prefix + name, shape, values) of one tensor of every unit.
-    fn named<'a>(
-        &'a self,
-        prefix: &str,
-        tensor: impl Fn(&'a Unit, &'a UnitState) -> &'a Tensor,
-    ) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+    fn named<'a>(&'a self, prefix: &str, tensor: impl Fn(&'a Unit, &'a UnitState) -> &'a Tensor) -> Result<Vec<Named>> {
         let mut named = vec![];
         for (unit, state) in self.model.units.iter().zip(&self.units) {
             let flat = read::<f32>(tensor(unit, state))?;
