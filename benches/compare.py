@@ -95,6 +95,8 @@ def works(quick):
             shape |= dict(height=4, width=4, heads=2, head_dim=16, steps=1) if quick else {}
             rows = [(STEP, target)] + ([(MEMORY, 2.0)] if (ranks, tokens) == (1, 32768) else [])
             yield Work("step", f"step-{tokens}-{ranks}rank{'s' * (ranks > 1)}-bf16", "bf16", shape, rows, ranks)
+            if (ranks, tokens) == (1, 8192):
+                yield Work("step", f"step-{tokens}-1rank-f32", "f32", shape, [(STEP, 1.0)])
 
 
 def run(command, env):

@@ -25,16 +25,16 @@ fn parameters() -> Vec<(String, Vec<usize>)> {
 /// Writes every part with values that tell part and step.
 fn parts(saving: &Saving, step: u64) {
     let config = json!({"_class_name": "WanTransformer3DModel"});
-    let tensors = |prefix: &str, base: f32| -> Vec<(String, Vec<usize>, Vec<f32>)> {
-        let one = |(name, shape): (String, Vec<usize>)| {
-            let values = (0..shape.iter().product()).map(|i| base + step as f32 + i as f32 / 8.0).collect();
-            (format!("{prefix}{name}"), shape, values)
+    let names = parameters();
+    let pieces = |base: f32| -> Vec<longreel::Result<Vec<f32>>> {
+        let one = |(_, shape): &(String, Vec<usize>)| {
+            Ok((0..shape.iter().product()).map(|i| base + step as f32 + i as f32 / 8.0).collect())
         };
-        parameters().into_iter().map(one).collect()
+        names.iter().map(one).collect()
     };
-    saving.transformer(&config, tensors("", 1000.0)).unwrap();
-    saving.ema(&config, tensors("", 2000.0)).unwrap();
-    saving.optimizer(tensors("m.", 3000.0).into_iter().chain(tensors("v.", 4000.0))).unwrap();
+    saving.transformer(&config, &names, pieces(1000.0)).unwrap();
+    saving.ema(&config, &names, pieces(2000.0)).unwrap();
+    saving.optimizer(&names, pieces(3000.0).into_iter().chain(pieces(4000.0))).unwrap();
 }
 
 fn save(run: &RunFolder, step: u64, keep: usize) {
@@ -237,7 +237,7 @@ fn a_full_disk_leaves_the_last_checkpoint() {
 fn child_fills_the_disk() {
     let Ok(root) = std::env::var("LONGREEL_TEST_RUN") else { return };
     let saving = RunFolder::new(root).begin(2).unwrap();
-    let error = saving.transformer(&json!({}), [("x", vec![1 << 20], vec![1f32; 1 << 20])]).unwrap_err();
+    let error = saving.transformer(&json!({}), &[("x".into(), vec![1 << 20])], [Ok(vec![1f32; 1 << 20])]).unwrap_err();
     assert!(error.to_string().contains("nothing was overwritten"), "{error}");
     println!("refused");
 }

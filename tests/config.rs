@@ -60,7 +60,7 @@ fn overrides_are_merged_in_order_and_typed() {
         "run.out=\"quo\\\"ted\"",
         "data.flip=true",
         "train.ema=0",
-        "parallel={ ranks = 4, data = 2, ring = 2, head_groups = 3 }",
+        "parallel={ ranks = 4, data = 2, ring = 2, head_groups = 3, zero = 2 }",
         "data.label=none",
     ];
     let config = parse(MINIMAL, &sets).unwrap();
@@ -73,7 +73,7 @@ fn overrides_are_merged_in_order_and_typed() {
     assert_eq!(config.run.out, Path::new("quo\"ted"));
     assert!(config.data.flip);
     assert_eq!(config.train.ema, 0.0);
-    assert_eq!(config.parallel, Parallel { ranks: 4, data: 2, ring: 2, head_groups: 3 });
+    assert_eq!(config.parallel, Parallel { ranks: 4, data: 2, ring: 2, head_groups: 3, zero: 2 });
     // Keys that are not named keep what the file says.
     assert_eq!((config.data.height, config.data.width), (32, 48));
 }
@@ -237,6 +237,7 @@ fn values_that_are_not_allowed_name_key_value_and_rule() {
         ("parallel={ranks=4, data=3}", "parallel.data = 3: must divide parallel.ranks = 4"),
         ("stash.folder=\"\"", "stash.folder = \"\": must name a folder"),
         ("parallel.head_groups=0", "parallel.head_groups = 0: must be in 1..="),
+        ("parallel.zero=4", "parallel.zero = 4: must be a stage of ZeRO, 0 (none) to 3"),
         ("parallel={ranks=12, data=2, ring=4}", "parallel.ring = 4: must divide the 6 ranks of a sequence"),
         ("sample.steps=0", "sample.steps = 0"),
         ("sample.count=0", "sample.count = 0"),
@@ -329,7 +330,8 @@ prop_compose! {
         let sampler = [SamplerKind::Euler, SamplerKind::Heun, SamplerKind::Dpmpp, SamplerKind::Unipc][kind];
         let low = unit[0].min(unit[1]);
         let sample = Sample { sampler, guidance: n[0] - n[1], guidance_interval: [low, unit[1].max(low)], ..Sample::default() };
-        let parallel = Parallel { ranks: mesh[0] * mesh[1], data: mesh[0], ring: mesh[1], head_groups: heads };
+        let parallel =
+            Parallel { ranks: mesh[0] * mesh[1], data: mesh[0], ring: mesh[1], head_groups: heads, zero: kind };
         RunConfig { run: Run { out: out.into(), seed }, data, model, diffusion, train, parallel, stash, sample }
     }
 }

@@ -97,6 +97,9 @@ impl Objective for Squares {
     }
 }
 
+/// A parameter's name and gradient.
+type Gradient = (String, Vec<f64>);
+
 /// What a run is.
 #[derive(Clone, Copy)]
 struct Case {
@@ -155,7 +158,7 @@ fn gradients(case: Case, model: &Model, comm: Arc<dyn Communicator>) -> Result<f
 }
 
 /// The loss, and every parameter's gradient by name, as rank `ranks - 1` holds them.
-fn run(case: Case) -> Result<(f64, Vec<(String, Vec<f64>)>)> {
+fn run(case: Case) -> Result<(f64, Vec<Gradient>)> {
     let results = run_threads(case.ranks, 1, |comm| {
         let model = model(case.dtype, case.heads, case.bf16)?;
         let loss = gradients(case, &model, comm)?;
@@ -279,6 +282,8 @@ fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
         let weights = Weights::new(
             model(DType::F32, case.heads, case.bf16)?,
             &Train { clip: 0.05, weight_decay: 0.1, ..Train::default() },
+            comm.clone(),
+            0,
         )?;
         gradients(case, &weights.model, comm)?;
         let norm = weights.gradient_norm(0)?;

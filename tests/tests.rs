@@ -24,3 +24,4 @@ mod ring;
 mod stash;
 mod train;
 mod usage;
+mod zero;

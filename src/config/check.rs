@@ -133,7 +133,8 @@ fn parallel(c: &Parallel) -> Checked {
     let sequence = c.ranks / c.data;
     let allowed = format!("must divide the {sequence} ranks of a sequence (parallel.ranks / parallel.data), or be 0");
     ensure(c.ring == 0 || sequence.is_multiple_of(c.ring), "parallel.ring", c.ring, &allowed)?;
-    size("parallel.head_groups", c.head_groups)
+    size("parallel.head_groups", c.head_groups)?;
+    ensure(c.zero <= 3, "parallel.zero", c.zero, "must be a stage of ZeRO, 0 (none) to 3")
 }
 
 fn stash(c: &Stash) -> Checked {

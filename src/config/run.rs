@@ -230,6 +230,9 @@ pub struct Parallel {
     pub ring: usize,
     /// Groups of heads that attention takes one after another.
     pub head_groups: usize,
+    /// ZeRO's stage, what is sharded over all ranks: 0, nothing; 1, the optimizer's moments and the moving average; 2, gradients too;
+    /// 3, parameters too.
+    pub zero: usize,
 }
 
 /// `[stash]`: what blocks remember between forward and backward. Loss and samples do not need it, training does.
@@ -359,7 +362,7 @@ impl Default for Train {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Self { ranks: 1, data: 1, ring: 0, head_groups: 1 }
+        Self { ranks: 1, data: 1, ring: 0, head_groups: 1, zero: 0 }
     }
 }
 

@@ -2,13 +2,13 @@
 
 use candle_core::Tensor;
 
-use super::{Attention, Engine, Objective, Saved, Stash, side_by_side};
+use super::{Attention, Engine, Objective, Pass, Saved, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, Condition};
 use crate::ops::{Tape, add_assign, row_dot};
 
 impl Engine<'_> {
-    /// The loss of the residual stream `x` `[rows, D]`, and every parameter's gradient but the conditioner's.
+    /// The loss of the residual stream `x` `[rows, D]`, and every parameter's gradient.
     pub(super) fn backward(
         &self,
         condition: &Condition,
@@ -16,14 +16,18 @@ impl Engine<'_> {
         x: Tensor,
         stash: &mut Stash,
     ) -> Result<f64> {
-        let (loss, dx) = self.head_and_loss(condition, objective, x)?;
+        let head = || self.head_and_loss(condition, objective, x);
+        let (loss, dx) = self.with_unit(self.head_unit(), Pass::Backward, head)?;
         for (i, block) in self.model.blocks.iter().enumerate().rev() {
             let saved = stash.take(i)?;
-            self.block_backward(condition, block, saved, &dx)?;
+            self.with_unit(i + 1, Pass::Backward, || self.block_backward(condition, block, saved, &dx))?;
         }
-        for tile in self.tiles() {
-            self.model.embed.backward(&objective.input(tile.clone())?, &self.rows_of(&dx, &tile)?)?;
-        }
+        self.with_unit(0, Pass::Backward, || {
+            for tile in self.tiles() {
+                self.model.embed.backward(&objective.input(tile.clone())?, &self.rows_of(&dx, &tile)?)?;
+            }
+            self.model.conditioner.backward(condition)
+        })?;
         Ok(loss)
     }
 

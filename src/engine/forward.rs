@@ -3,36 +3,48 @@
 use candle_core::Tensor;
 
 use super::heads::HeadGroup;
-use super::{Attention, Engine, Saved, Source, Stash, side_by_side};
+use super::{Attention, Engine, Pass, Saved, Source, Stash, side_by_side};
 use crate::Result;
-use crate::model::{Block, BlockCondition, Condition};
+use crate::model::{Block, BlockCondition, Condition, Prompt};
 use crate::ops::Tape;
 
 impl Engine<'_> {
-    /// The residual stream `[rows, D]` after the last block. With a stash, each block's input, attention output and row
-    /// statistic are put there.
+    /// The condition, and the residual stream `[rows, D]` before the first block.
+    pub(super) fn embed(&self, prompt: &Prompt, source: &dyn Source) -> Result<(Condition, Tensor)> {
+        self.with_unit(0, Pass::Forward, || {
+            let condition = self.model.conditioner.forward(prompt)?;
+            let x = self.buffer(self.model.config.width(), self.dtype())?;
+            for tile in self.tiles() {
+                let input = source.input(tile.clone())?;
+                let embedded = self.model.embed.forward(&input, self.grid, &self.tokens_of(&tile))?;
+                x.slice_set(&embedded, 0, tile.start)?;
+            }
+            Ok((condition, x))
+        })
+    }
+
+    /// The residual stream `[rows, D]` after the last block, from that before the first, `x`. With a stash, each block's input,
+    /// attention output and row statistic are put there.
     pub(super) fn forward(
         &self,
         condition: &Condition,
-        source: &dyn Source,
+        mut x: Tensor,
         mut stash: Option<&mut Stash>,
     ) -> Result<Tensor> {
-        let mut x = self.buffer(self.model.config.width(), self.dtype())?;
-        for tile in self.tiles() {
-            let embedded = self.model.embed.forward(&source.input(tile.clone())?, self.grid, &self.tokens_of(&tile))?;
-            x.slice_set(&embedded, 0, tile.start)?;
-        }
         for (i, block) in self.model.blocks.iter().enumerate() {
-            let mine = block.begin(condition)?;
-            let Attention { o, lse } = self.attend(block, &mine, &x)?;
-            let next = self.buffer(self.model.config.width(), self.dtype())?;
-            for tile in self.tiles() {
-                let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
-                next.slice_set(&block.after(&Tape::off(), &x, &o, &mine, self.at(&tile))?, 0, tile.start)?;
-            }
+            let (next, attention) = self.with_unit(i + 1, Pass::Forward, || {
+                let mine = block.begin(condition)?;
+                let attention = self.attend(block, &mine, &x)?;
+                let next = self.buffer(self.model.config.width(), self.dtype())?;
+                for tile in self.tiles() {
+                    let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&attention.o, &tile)?);
+                    next.slice_set(&block.after(&Tape::off(), &x, &o, &mine, self.at(&tile))?, 0, tile.start)?;
+                }
+                Ok((next, attention))
+            })?;
             let input = std::mem::replace(&mut x, next);
             if let Some(stash) = &mut stash {
-                stash.put(i, Saved { x: input, attention: Some(Attention { o, lse }) })?;
+                stash.put(i, Saved { x: input, attention: Some(attention) })?;
             }
         }
         Ok(x)

@@ -12,6 +12,7 @@
 mod backward;
 mod forward;
 pub(crate) mod heads;
+mod keeper;
 pub mod stash;
 
 use candle_core::{DType, Device, Tensor};
@@ -25,6 +26,7 @@ use crate::ops::{Rope, Rows, Tape};
 use crate::parallel::Sequence;
 use crate::{Result, bail};
 use heads::HeadGroup;
+pub use keeper::{Keeper, Pass};
 pub use stash::Stash;
 use stash::{Attention, Saved, Shapes};
 
@@ -62,6 +64,7 @@ pub struct Engine<'a> {
     /// Time spent in attention so far.
     attention: Cell<Duration>,
     stash: Arc<Mutex<Stash>>,
+    keeper: Option<&'a dyn Keeper>,
 }
 
 impl<'a> Engine<'a> {
@@ -85,6 +88,7 @@ impl<'a> Engine<'a> {
             tile: if tile == 0 { DEFAULT_TILE } else { tile },
             stash: Arc::default(),
             attention: Cell::default(),
+            keeper: None,
         })
     }
 
@@ -112,6 +116,11 @@ impl<'a> Engine<'a> {
         self
     }
 
+    /// The same engine, telling `keeper` which units it uses; without, all of them must be there all the time.
+    pub fn with_keeper(self, keeper: &'a dyn Keeper) -> Self {
+        Self { keeper: Some(keeper), ..self }
+    }
+
     /// The clip's tokens that this rank holds.
     pub fn local_tokens(&self) -> Range<usize> {
         self.groups[0].attention.local_tokens()
@@ -124,25 +133,25 @@ impl<'a> Engine<'a> {
         source: &dyn Source,
         mut take: impl FnMut(Range<usize>, Tensor) -> Result<()>,
     ) -> Result<()> {
-        let condition = self.model.conditioner.forward(prompt)?;
-        let x = self.forward(&condition, source, None)?;
-        let head = self.model.head.begin(&condition)?;
-        for tile in self.tiles() {
-            let output = self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.at(&tile))?;
-            take(tile, output)?;
-        }
-        Ok(())
+        let (condition, x) = self.embed(prompt, source)?;
+        let x = self.forward(&condition, x, None)?;
+        self.with_unit(self.head_unit(), Pass::Forward, || {
+            let head = self.model.head.begin(&condition)?;
+            for tile in self.tiles() {
+                let output = self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.at(&tile))?;
+                take(tile, output)?;
+            }
+            Ok(())
+        })
     }
 
     /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's gradient.
     pub fn loss_and_gradients(&self, prompt: &Prompt, objective: &dyn Objective) -> Result<f64> {
-        let condition = self.model.conditioner.forward(prompt)?;
         let mut stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
         stash.begin(self.model.blocks.len(), &self.shapes())?;
-        let x = self.forward(&condition, objective, Some(&mut stash))?;
-        let loss = self.backward(&condition, objective, x, &mut stash)?;
-        self.model.conditioner.backward(&condition)?;
-        Ok(loss)
+        let (condition, x) = self.embed(prompt, objective)?;
+        let x = self.forward(&condition, x, Some(&mut stash))?;
+        self.backward(&condition, objective, x, &mut stash)
     }
 
     /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of a step

@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-pub use tensors::{Tensors, write_tensors};
+pub use tensors::{Tensors, write_pieces, write_tensors};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.
 const TEMPORARY: &str = ".longreel-tmp";

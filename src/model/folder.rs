@@ -3,7 +3,7 @@
 //! Reading: `diffusion_pytorch_model.safetensors`, or the shards that `diffusion_pytorch_model*.safetensors.index.json`
 //! names; where both are there the index counts, as in diffusers. Writing: one f32 file, the folder appearing as a whole.
 
-use crate::files::{NewFolder, Tensors, atomic_write, write_tensors};
+use crate::files::{NewFolder, Tensors, atomic_write, write_pieces, write_tensors};
 use crate::{Error, Result, bail};
 use safetensors::Dtype;
 use serde_json::Value;
@@ -102,12 +102,26 @@ where
     N: AsRef<str>,
     D: AsRef<[f32]>,
 {
+    write(dir, config, |file| write_tensors(file, tensors))
+}
+
+/// As [`write_folder`], with weights as [`write_pieces`] takes them.
+pub fn write_folder_pieces<D: AsRef<[f32]>>(
+    dir: &Path,
+    config: &Value,
+    tensors: &[(String, Vec<usize>)],
+    pieces: impl IntoIterator<Item = Result<D>>,
+) -> Result<()> {
+    write(dir, config, |file| write_pieces(file, tensors, pieces))
+}
+
+fn write(dir: &Path, config: &Value, weights: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let folder = NewFolder::begin(dir)?;
     atomic_write(&folder.path().join(CONFIG), |out| {
         serde_json::to_writer_pretty(&mut *out, config)?;
         out.write_all(b"\n")
     })?;
-    write_tensors(&folder.path().join(format!("{STEM}.safetensors")), tensors)?;
+    weights(&folder.path().join(format!("{STEM}.safetensors")))?;
     folder.publish(false)
 }
 

@@ -22,9 +22,14 @@ pub fn read<T: WithDType>(t: &Tensor) -> Candle<Values<'_, T>> {
     let (storage, layout) = t.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("read: the tensor is not contiguous") };
     match &*storage {
-        Storage::Cpu(values) => values.as_slice::<T>()?, // checks the dtype
+        Storage::Cpu(values) => {
+            let values = values.as_slice::<T>()?; // checks the dtype
+            if values.len() < end {
+                bail!("read: the tensor is released; its unit must be gathered before it is used")
+            }
+        }
         _ => bail!("read: the tensor is not on the CPU"),
-    };
+    }
     Ok(Values { storage, range: start..end, dtype: PhantomData })
 }
 
@@ -73,6 +78,9 @@ pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<
             let Some((start, end)) = layout.contiguous_offsets() else { bail!("write: the tensor is not contiguous") };
             let dtype = storage.dtype();
             let Some(values) = T::values_mut(storage) else { bail!("write: {:?} wanted, got {dtype:?}", T::DTYPE) };
+            if values.len() < end {
+                bail!("write: the tensor is released; its unit must be gathered before it is used")
+            }
             let mut slot = self.0.lock().expect("no other thread has it");
             if let Some(f) = slot.0.take() {
                 slot.1 = Some(f(&mut values[start..end]));

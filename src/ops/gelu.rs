@@ -36,6 +36,6 @@ fn slopes<T: Real>(dy: &mut [T], x: &[T]) {
     for (dy, &x) in dy.iter_mut().zip(x) {
         let xx = x * x;
         let s = T::one() / (T::one() + (-x * (a + b * xx)).fast_exp());
-        *dy = *dy * (s + x * s * (T::one() - s) * (a + b3 * xx));
+        *dy *= s + x * s * (T::one() - s) * (a + b3 * xx);
     }
 }

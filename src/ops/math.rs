@@ -5,7 +5,15 @@ use super::products::Products;
 
 /// f32, or f64 for checks.
 pub trait Real:
-    Stored + Products + num_traits::Float + std::ops::AddAssign + std::iter::Sum + Send + Sync + 'static
+    Stored
+    + Products
+    + num_traits::Float
+    + std::ops::AddAssign
+    + std::ops::MulAssign
+    + std::iter::Sum
+    + Send
+    + Sync
+    + 'static
 {
     /// A constant.
     fn of(x: f64) -> Self;

@@ -19,6 +19,7 @@ mod norm;
 mod param;
 pub mod plain;
 mod products;
+mod release;
 mod residual;
 mod rope;
 mod tape;
@@ -32,6 +33,7 @@ pub use math::Real;
 pub use norm::{Affine, layer_norm, rms_norm, rms_rope};
 pub use param::Param;
 pub(crate) use products::packed_words;
+pub use release::{held, release, restore};
 pub use rope::Rope;
 pub use tape::Tape;
 

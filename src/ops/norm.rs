@@ -41,6 +41,9 @@ struct LayerNorm {
     eps: f64,
 }
 
+/// What a row is multiplied with and shifted by, (one to add to a, a, b), or nothing.
+type RowAffine<'a, T> = Option<(T, &'a [T], &'a [T])>;
+
 /// The affine's values, locked for reading.
 enum Locked<'a, T> {
     None,
@@ -49,8 +52,8 @@ enum Locked<'a, T> {
 }
 
 impl<T: Real> Locked<'_, T> {
-    /// For a row of `sample`: (one to add to a, a, b), or none.
-    fn row(&self, sample: usize, width: usize) -> Option<(T, &[T], &[T])> {
+    /// For a row of `sample`.
+    fn row(&self, sample: usize, width: usize) -> RowAffine<'_, T> {
         match self {
             Self::None => None,
             Self::Weights(weight, bias) => Some((T::zero(), weight, bias)),
@@ -168,7 +171,7 @@ fn sum<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
-fn forward_row<T: Real>(row: &mut [T], affine: Option<(T, &[T], &[T])>, eps: T) {
+fn forward_row<T: Real>(row: &mut [T], affine: RowAffine<T>, eps: T) {
     let (mean, r) = statistics(row, eps);
     match affine {
         None => row.iter_mut().for_each(|v| *v = (*v - mean) * r),
@@ -184,13 +187,13 @@ fn forward_row<T: Real>(row: &mut [T], affine: Option<(T, &[T], &[T])>, eps: T) 
 ///
 /// With g = dy * a: dx = r (g - mean(g) - xhat mean(g xhat)).
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
-fn backward_row<T: Real>(dx: &mut [T], x: &[T], affine: Option<(T, &[T], &[T])>, eps: T, da: &mut [T], db: &mut [T]) {
+fn backward_row<T: Real>(dx: &mut [T], x: &[T], affine: RowAffine<T>, eps: T, da: &mut [T], db: &mut [T]) {
     let (mean, r) = statistics(x, eps);
     if let Some((one, a, _)) = affine {
         for ((((g, &x), &a), da), db) in dx.iter_mut().zip(x).zip(a).zip(da).zip(db) {
             *da += *g * (x - mean) * r;
             *db += *g;
-            *g = *g * (one + a);
+            *g *= one + a;
         }
     }
     let n = T::of(x.len() as f64);
@@ -287,7 +290,7 @@ fn rms_backward_row<T: Real>(dx: &mut [T], x: &[T], weight: &[T], eps: T, dw: &m
     for (((g, x), w), dw) in dx.chunks_mut(16).zip(x.chunks(16)).zip(weight.chunks(16)).zip(dw.chunks_mut(16)) {
         for ((((lane, g), &x), &w), dw) in lanes.iter_mut().zip(g).zip(x).zip(w).zip(dw) {
             *dw += *g * x * r;
-            *g = *g * w;
+            *g *= w;
             *lane += *g * x * r;
         }
     }

@@ -8,11 +8,14 @@ use std::sync::Arc;
 
 use super::Real;
 
+/// (cos, sin) of the pairs of one axis at one position.
+type Angles = Vec<(f64, f64)>;
+
 /// Cosines and sines for every position of each axis of a grid, and the token range of this rank.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    /// For each axis, for each position: (cos, sin) of the axis' pairs.
-    axes: Arc<[Vec<Vec<(f64, f64)>>; 3]>,
+    /// For each axis, for each position.
+    axes: Arc<[Vec<Angles>; 3]>,
     /// Tokens along time, height and width.
     grid: [usize; 3],
     /// The clip's token that is this rank's first.
@@ -27,7 +30,7 @@ impl Rope {
     pub fn new(grid: [usize; 3], first: usize, d: usize, theta: f64) -> Self {
         let side = 2 * (d / 6);
         let features = [d - 2 * side, side, side];
-        let axis = |axis: usize| -> Vec<Vec<(f64, f64)>> {
+        let axis = |axis: usize| -> Vec<Angles> {
             let angle =
                 |position: usize, i: usize| position as f64 * theta.powf(-2.0 * i as f64 / features[axis] as f64);
             let pairs =

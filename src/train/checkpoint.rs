@@ -15,8 +15,8 @@
 //! save, is the business of the training loop.
 
 use crate::config::RunConfig;
-use crate::files::{self, NewFolder, Tensors, atomic_write, write_tensors};
-use crate::model::folder::{Folder, write_folder};
+use crate::files::{self, NewFolder, Tensors, atomic_write, write_pieces};
+use crate::model::folder::{Folder, write_folder_pieces};
 use crate::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -130,7 +130,7 @@ impl RunFolder {
 
 /// A checkpoint being written: call each part once, then [`finish`](Self::finish). Dropped before that, nothing remains.
 ///
-/// Tensors are (name, shape, values) with the values borrowed or owned; see [`write_tensors`].
+/// Tensors are names and shapes; `pieces` are their elements in order, made one after another: see [`write_pieces`].
 #[derive(Debug)]
 pub struct Saving {
     folder: NewFolder,
@@ -140,30 +140,32 @@ pub struct Saving {
 
 impl Saving {
     /// Writes the weights with the model's config.json.
-    pub fn transformer<N, D>(&self, config: &Value, tensors: impl IntoIterator<Item = (N, Vec<usize>, D)>) -> Result<()>
-    where
-        N: AsRef<str>,
-        D: AsRef<[f32]>,
-    {
-        write_folder(&self.folder.path().join(TRANSFORMER), config, tensors)
+    pub fn transformer<D: AsRef<[f32]>>(
+        &self,
+        config: &Value,
+        tensors: &[(String, Vec<usize>)],
+        pieces: impl IntoIterator<Item = Result<D>>,
+    ) -> Result<()> {
+        write_folder_pieces(&self.folder.path().join(TRANSFORMER), config, tensors, pieces)
     }
 
     /// Writes the weights' moving average with the model's config.json.
-    pub fn ema<N, D>(&self, config: &Value, tensors: impl IntoIterator<Item = (N, Vec<usize>, D)>) -> Result<()>
-    where
-        N: AsRef<str>,
-        D: AsRef<[f32]>,
-    {
-        write_folder(&self.folder.path().join(EMA), config, tensors)
+    pub fn ema<D: AsRef<[f32]>>(
+        &self,
+        config: &Value,
+        tensors: &[(String, Vec<usize>)],
+        pieces: impl IntoIterator<Item = Result<D>>,
+    ) -> Result<()> {
+        write_folder_pieces(&self.folder.path().join(EMA), config, tensors, pieces)
     }
 
-    /// Writes the optimizer's tensors, `m.NAME` and `v.NAME` for every parameter.
-    pub fn optimizer<N, D>(&self, tensors: impl IntoIterator<Item = (N, Vec<usize>, D)>) -> Result<()>
-    where
-        N: AsRef<str>,
-        D: AsRef<[f32]>,
-    {
-        write_tensors(&self.folder.path().join(OPTIMIZER), tensors)
+    /// Writes the optimizer's tensors: of these parameters all means, `m.NAME`, then all mean squares, `v.NAME`.
+    pub fn optimizer<D: AsRef<[f32]>>(
+        &self,
+        parameters: &[(String, Vec<usize>)],
+        pieces: impl IntoIterator<Item = Result<D>>,
+    ) -> Result<()> {
+        write_pieces(&self.folder.path().join(OPTIMIZER), &moments(parameters), pieces)
     }
 
     /// Writes the state, gives the checkpoint its name, then removes all but the last `keep` (at least 1) checkpoints.
@@ -261,11 +263,15 @@ impl Checkpoint {
     /// The file is missing or damaged, or is of other parameters.
     pub fn optimizer(&self, parameters: &[(String, Vec<usize>)]) -> Result<Tensors> {
         let tensors = Tensors::open(&self.dir.join(OPTIMIZER))?;
-        let moments = ["m", "v"].into_iter();
-        let expected = moments.flat_map(|m| parameters.iter().map(move |(n, s)| (format!("{m}.{n}"), s.clone())));
-        tensors.check(&expected.collect::<Vec<_>>())?;
+        tensors.check(&moments(parameters))?;
         Ok(tensors)
     }
+}
+
+/// Names and shapes of the two moments of these parameters.
+fn moments(parameters: &[(String, Vec<usize>)]) -> Vec<(String, Vec<usize>)> {
+    let moments = ["m", "v"].into_iter();
+    moments.flat_map(|m| parameters.iter().map(move |(n, s)| (format!("{m}.{n}"), s.clone()))).collect()
 }
 
 fn name(step: u64) -> String {

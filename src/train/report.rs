@@ -9,6 +9,7 @@ use super::metrics::{MetricsLog, Record};
 use super::plot::loss_curve;
 use super::progress::{Progress, memory};
 use super::tensorboard::EventWriter;
+use super::weights::Weights;
 use crate::Result;
 use crate::data::{Frames, write::write_video};
 use crate::parallel::Mesh;
@@ -45,7 +46,7 @@ struct Voice<'a> {
 impl<'a> Report<'a> {
     /// Opens the files of a run that has `done` steps behind it, or makes the folder of a new one; a step is `tokens` tokens
     /// over all ranks. Nothing is written before: what cannot be trained leaves no trace.
-    pub fn start(job: &'a Job, mesh: &Mesh, parameters: usize, tokens: u64, done: u64) -> Result<Self> {
+    pub fn start(job: &'a Job, mesh: &Mesh, weights: &Weights, tokens: u64, done: u64) -> Result<Self> {
         if mesh.world.rank() != 0 {
             return Ok(Self(None));
         }
@@ -61,11 +62,15 @@ impl<'a> Report<'a> {
             1 => String::new(),
             ring => format!(", in rings of {ring}"),
         };
+        let held = weights.held();
+        let megabytes = (held.parameters + held.gradients + held.moments + held.average) as f64 / 1e6;
         tracing::info!(
-            "{parameters} parameters, {tokens} tokens a step, {ranks} ranks ({data} data x {sequence} sequence{ring}), {} to {} steps",
+            "{} parameters, {tokens} tokens a step, {ranks} ranks ({data} data x {sequence} sequence{ring}), {} to {} steps",
+            weights.model.count(),
             done,
             job.config.train.steps
         );
+        tracing::info!("ZeRO stage {}: {megabytes:.1} MB of model state a rank", job.config.parallel.zero);
         Ok(Self(Some(Voice {
             job,
             metrics,

@@ -67,13 +67,14 @@ impl<'a> Rank<'a> {
         let config = &job.config;
         let data = &config.data;
         let grid = job.model.grid([data.frames, data.height, data.width])?;
-        let weights = Weights::new(job.initial()?, &config.train)?;
+        let mesh = Mesh::new(comm, config.parallel.data, job.model.num_attention_heads, config.parallel.ring)?;
+        let weights = Weights::new(job.initial()?, &config.train, mesh.world.clone(), config.parallel.zero)?;
         if let Some(checkpoint) = &job.resume {
             weights.load(checkpoint)?;
         }
         Ok(Self {
             job,
-            mesh: Mesh::new(comm, config.parallel.data, job.model.num_attention_heads, config.parallel.ring)?,
+            mesh,
             weights,
             objective: Objective::new(&config.diffusion)?,
             sigmas: SigmaDistribution::new(&config.diffusion, grid.iter().product())?,
@@ -96,7 +97,7 @@ impl<'a> Rank<'a> {
         let batch = self.global_batch();
         let mut loader = self.loader(frames, position)?;
         let tokens = batch * self.grid.iter().product::<usize>() as u64;
-        let mut report = Report::start(self.job, &self.mesh, self.weights.model.count(), tokens, first)?;
+        let mut report = Report::start(self.job, &self.mesh, &self.weights, tokens, first)?;
         let mut step = first;
         let mut stop = step >= train.steps;
         let mut saved = self.job.resume.is_some().then_some(first);
@@ -106,7 +107,7 @@ impl<'a> Rank<'a> {
             // Every rank must stop at the same step, so the flag travels with the loss.
             let flag = f64::from(u8::from(interrupted.load(Ordering::SeqCst)));
             let [loss, flag] = self.sum([loss, flag])?;
-            self.sum_gradients()?;
+            self.weights.sum_gradients()?;
             let norm = self.weights.gradient_norm(step + 1)?;
             if !loss.is_finite() {
                 return Err(Error::NonFinite { step: step + 1, tensor: "the loss".into(), value: loss });
@@ -146,7 +147,7 @@ impl<'a> Rank<'a> {
         let mut loader = self.loader(frames, 0)?;
         for step in 0..REHEARSED {
             self.gradients(&engine, &mut loader, step)?;
-            self.sum_gradients()?;
+            self.weights.sum_gradients()?;
             self.weights.update(step, 0.0, self.weights.gradient_norm(step + 1)?)?;
         }
         Ok(())
@@ -158,19 +159,14 @@ impl<'a> Rank<'a> {
         let stash = Arc::new(Mutex::new(Stash::open(&config.stash, self.mesh.world.rank())?));
         let (train, sequence) = (&config.train, &self.mesh.sequence);
         let engine = Engine::new(&self.weights.model, sequence, self.grid, train.batch, train.tile)?;
-        Ok(engine.in_head_groups(config.parallel.head_groups)?.with_stash(stash))
+        Ok(engine.in_head_groups(config.parallel.head_groups)?.with_stash(stash).with_keeper(&self.weights))
     }
 
     /// Loss and gradients of a step: this rank's share.
     fn gradients(&self, engine: &Engine, loader: &mut Loader, step: u64) -> Result<f64> {
-        self.weights.model.zero_grads()?;
+        self.weights.zero_gradients()?;
         let micro_batches = 0..self.job.config.train.accumulate;
         micro_batches.map(|micro| self.micro_batch(engine, loader, step, micro)).sum()
-    }
-
-    /// Every gradient's sum over all ranks.
-    fn sum_gradients(&self) -> Result<()> {
-        self.weights.model.units.iter().try_for_each(|unit| self.mesh.world.all_reduce(&unit.grad, Reduce::Sum))
     }
 
     /// Clips of a step over all data ranks and micro-batches.
@@ -257,12 +253,13 @@ impl<'a> Rank<'a> {
         })
     }
 
-    /// Rank 0 writes a checkpoint; all wait for it.
+    /// Rank 0 writes a checkpoint, of what all hand to it; all wait for it.
     fn save(&self, step: u64, position: u64) -> Result<()> {
-        if self.mesh.world.rank() == 0 {
-            let saving = self.job.folder.begin(step)?;
-            self.weights.check_finite(step)?;
-            self.weights.save(&saving)?;
+        self.weights.check_finite(step)?;
+        let writes = self.mesh.world.rank() == 0;
+        let saving = if writes { Some(self.job.folder.begin(step)?) } else { None };
+        self.weights.save(saving.as_ref())?;
+        if let Some(saving) = saving {
             let mut state = State::new(&self.job.config, step, position)?;
             state.fps = self.job.fps();
             state.classes = self.job.dataset.classes().to_vec();

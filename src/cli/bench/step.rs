@@ -85,7 +85,7 @@ pub fn run(args: &StepArgs) -> Result<Report> {
 fn measure(args: &StepArgs, network: &ModelConfig, grid: [usize; 3], comm: Arc<dyn Communicator>) -> Result<Measured> {
     let bf16 = args.shape.dtype == Compute::Bf16;
     let train = Train { ema: 0.0, ..Train::default() };
-    let weights = Weights::new(Model::init(network, DType::F32, bf16, 0)?, &train)?;
+    let weights = Weights::new(Model::init(network, DType::F32, bf16, 0)?, &train, comm.clone(), 0)?;
     let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank())?;
     let stash = Arc::new(Mutex::new(stash));
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;
@@ -98,13 +98,11 @@ fn measure(args: &StepArgs, network: &ModelConfig, grid: [usize; 3], comm: Arc<d
     for step in 0..(args.warmup + args.steps) as u64 {
         comm.barrier()?;
         let (start, attention, faults) = (Instant::now(), engine.attention_time(), page_faults());
-        weights.model.zero_grads()?;
+        weights.zero_gradients()?;
         let share = Tensor::new(&[engine.loss_and_gradients(&prompt, &latent)?], &Device::Cpu)?;
         let backward = Instant::now();
         comm.all_reduce(&share, Reduce::Sum)?;
-        for unit in &weights.model.units {
-            comm.all_reduce(&unit.grad, Reduce::Sum)?;
-        }
+        weights.sum_gradients()?;
         weights.update(step, 1e-4, weights.gradient_norm(step)?)?;
         steps.push(Seconds {
             whole: start.elapsed().as_secs_f64(),

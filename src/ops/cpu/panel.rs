@@ -274,7 +274,7 @@ impl<'a> Block<'a> {
     }
 
     /// The operand from step `step` on.
-    pub fn from_step(&self, step: usize) -> Left {
+    pub fn at_step(&self, step: usize) -> Left {
         Left { words: self.words[step * self.left.step..].as_ptr(), ..self.left }
     }
 }

@@ -1,0 +1,43 @@
+//! Giving the memory of a tensor back while views of it live on, and taking it again: parameters and gradients that are sharded
+//! over ranks exist as a whole only while a unit is at work, but the layers' views of them are made once.
+//!
+//! A view of what is released must not be read or written: [`read`](super::read) and [`write`](super::write) refuse it.
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+
+/// Gives the memory of `t`'s storage back; nothing if that is done already.
+pub fn release(t: &Tensor) -> Result<()> {
+    if held(t) > 0 { t.inplace_op1(&Resize(0)) } else { Ok(()) }
+}
+
+/// Takes memory for `t`, all of whose storage was [released](release), and fills it with zeros; as it is if it was not.
+pub fn restore(t: &Tensor) -> Result<()> {
+    if held(t) == 0 { t.inplace_op1(&Resize(t.elem_count())) } else { Ok(()) }
+}
+
+/// Bytes of the storage that `t` is in, or is a view of.
+pub fn held(t: &Tensor) -> usize {
+    match &*t.storage_and_layout().0 {
+        Storage::Cpu(CpuStorage::F32(values)) => size_of_val(values.as_slice()),
+        Storage::Cpu(CpuStorage::F64(values)) => size_of_val(values.as_slice()),
+        _ => 0,
+    }
+}
+
+/// Makes the storage one of so many zeros.
+struct Resize(usize);
+
+impl InplaceOp1 for Resize {
+    fn name(&self) -> &'static str {
+        "resize"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
+        match storage {
+            CpuStorage::F32(values) => *values = vec![0.0; self.0],
+            CpuStorage::F64(values) => *values = vec![0.0; self.0],
+            _ => bail!("release: f32 or f64 wanted"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,329 @@
+//! What a run carries from step to step: weights, their moving average, AdamW's moments; how a step changes them; and which part of
+//! them this rank holds (ZeRO, arXiv 1910.02054).
+//!
+//! By stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too. A rank's part of a unit
+//! is a run of its flat buffer, whatever parameters lie there. Sums over ranks have the same bits in every stage.
+
+mod files;
+mod shards;
+
+use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::ema::ema_decay;
+use super::optimizer::{AdamW, Shard, clip_coefficient, first_non_finite, norm_squared, sgd};
+use crate::config::Train;
+use crate::engine::{Keeper, Pass};
+use crate::model::{Model, Unit};
+use crate::ops::{held, read, release, restore, write};
+use crate::parallel::{Communicator, Reduce, bytes::duplicate};
+use crate::{Error, Result};
+use shards::Shards;
+
+/// A model in training.
+pub struct Weights {
+    /// In stage 3, its units' values are there only where a [`Keeper`]'s user has begun with them.
+    pub model: Model,
+    units: Vec<UnitState>,
+    optimizer: AdamW,
+    /// Gradient norm above which gradients are scaled down; 0: never.
+    clip: f64,
+    /// The moving average's decay; 0: no average.
+    ema: f64,
+    /// ZeRO's stage.
+    zero: usize,
+    world: Arc<dyn Communicator>,
+}
+
+/// What this rank holds of a unit besides the model's own tensors.
+struct UnitState {
+    shards: Shards,
+    /// The part of the unit that this rank updates: all of it, or its shard. Moments and average are of this part.
+    range: Range<usize>,
+    m: Tensor,
+    v: Tensor,
+    ema: Option<Tensor>,
+    no_decay: Vec<Range<usize>>,
+    /// The shard of the gradient, summed over ranks and the micro-batches so far; from stage 2 on.
+    grad: Option<Tensor>,
+    /// The shard of the parameters; in stage 3.
+    value: Option<Tensor>,
+}
+
+/// Bytes that a rank holds between steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub parameters: usize,
+    pub gradients: usize,
+    pub moments: usize,
+    pub average: usize,
+}
+
+impl Weights {
+    /// `model` before its first step, held as ZeRO's stage `zero` has it over the ranks of `world`, all of which have the same model.
+    pub fn new(model: Model, config: &Train, world: Arc<dyn Communicator>, zero: usize) -> Result<Self> {
+        let state = |unit: &Unit| -> Result<UnitState> {
+            let elements = unit.value.elem_count();
+            let shards = Shards::new(elements, world.clone());
+            let range = if zero >= 1 { shards.range() } else { 0..elements };
+            let zeros = || Tensor::zeros(range.len(), DType::F32, &Device::Cpu);
+            // Candle's `copy` of a view would keep all of its storage.
+            let own = || duplicate(&unit.value.narrow(0, range.start, range.len())?);
+            let no_decay = unit.entries.iter().filter(|e| !e.decay).filter_map(|e| within(&e.range, &range)).collect();
+            let state = UnitState {
+                m: zeros()?,
+                v: zeros()?,
+                ema: if config.ema > 0.0 { Some(own()?) } else { None },
+                no_decay,
+                grad: if zero >= 2 { Some(zeros()?) } else { None },
+                value: if zero >= 3 { Some(own()?) } else { None },
+                range,
+                shards,
+            };
+            if zero >= 2 {
+                release(&unit.grad)?;
+            }
+            if zero >= 3 {
+                release(&unit.value)?;
+            }
+            Ok(state)
+        };
+        let units = model.units.iter().map(state).collect::<Result<_>>()?;
+        let optimizer = AdamW::new(config)?;
+        Ok(Self { model, units, optimizer, clip: config.clip, ema: config.ema, zero, world })
+    }
+
+    /// What this rank holds now.
+    pub fn held(&self) -> Held {
+        let sum =
+            |bytes: &dyn Fn(&Unit, &UnitState) -> usize| self.each().map(|(unit, state)| bytes(unit, state)).sum();
+        let maybe = |tensor: &Option<Tensor>| tensor.as_ref().map_or(0, held);
+        Held {
+            parameters: sum(&|unit, state| held(&unit.value) + maybe(&state.value)),
+            gradients: sum(&|unit, state| held(&unit.grad) + maybe(&state.grad)),
+            moments: sum(&|_, state| held(&state.m) + held(&state.v)),
+            average: sum(&|_, state| maybe(&state.ema)),
+        }
+    }
+
+    /// Sets the gradients to zero, for the first micro-batch of a step.
+    pub fn zero_gradients(&self) -> Result<()> {
+        for (unit, state) in self.each() {
+            match &state.grad {
+                Some(shard) => write(shard, |g: &mut [f32]| g.fill(0.0))?,
+                None => unit.zero_grad()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's was ready.
+    pub fn sum_gradients(&self) -> Result<()> {
+        for (unit, state) in self.each() {
+            match self.zero {
+                0 => self.world.all_reduce(&unit.grad, Reduce::Sum)?,
+                1 => {
+                    let share = state.shards.reduce(&unit.grad)?;
+                    let share = read::<f32>(&share)?;
+                    write(&unit.grad, |g: &mut [f32]| g[state.range.clone()].copy_from_slice(&share))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The norm of all gradients together; they must be summed. `step` counts from 1, as in the metrics.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] naming the first tensor whose gradient is not finite, the same on all ranks.
+    pub fn gradient_norm(&self, step: u64) -> Result<f64> {
+        let own = |unit: &Unit, state: &UnitState| match &state.grad {
+            Some(shard) => Ok(shard.clone()),
+            None => state.shards.own(&unit.grad),
+        };
+        let mut sum = 0.0;
+        for (unit, state) in self.each() {
+            sum += norm_squared(&read(&own(unit, state)?)?);
+        }
+        let sums = Tensor::new(&[sum], &Device::Cpu)?;
+        self.world.all_reduce(&sums, Reduce::Sum)?;
+        let sum = sums.to_vec1::<f64>()?[0];
+        if !sum.is_finite()
+            && let Some(error) = self.non_finite(step, "the gradient of ", own)?
+        {
+            return Err(error);
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// Optimizer step number `step`, counted from 0, at learning rate `lr`, with gradients of norm `norm`.
+    pub fn update(&self, step: u64, lr: f64, norm: f64) -> Result<()> {
+        let scale = self.scale(norm);
+        self.change(|state, params, grads| {
+            write(&state.m, |m: &mut [f32]| {
+                write(&state.v, |v: &mut [f32]| {
+                    let mut update = |params, average: Option<(f64, &mut [f32])>| {
+                        let shard = Shard { params, grads, m, v, average };
+                        self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
+                    };
+                    match &state.ema {
+                        Some(ema) => {
+                            let decay = ema_decay(self.ema, step);
+                            write(ema, |ema: &mut [f32]| update(params, Some((decay, ema))))?
+                        }
+                        None => update(params, None),
+                    }
+                })
+            })??
+        })
+    }
+
+    /// A step of plain gradient descent in AdamW's place: it hides no wrong factor in a gradient.
+    pub fn descend(&self, lr: f64, norm: f64) -> Result<()> {
+        let scale = self.scale(norm);
+        self.change(|_, params, grads| sgd(lr, scale, params, grads))
+    }
+
+    fn scale(&self, norm: f64) -> f64 {
+        clip_coefficient(norm, if self.clip > 0.0 { self.clip } else { f64::INFINITY })
+    }
+
+    /// Changes the part of every unit's parameters that this rank updates, by the gradient there; then all ranks have all of them.
+    fn change(&self, change: impl Fn(&UnitState, &mut [f32], &[f32]) -> Result<()>) -> Result<()> {
+        for (unit, state) in self.each() {
+            let grads = match &state.grad {
+                Some(shard) => shard.clone(),
+                None => unit.grad.narrow(0, state.range.start, state.range.len())?,
+            };
+            let grads = read::<f32>(&grads)?;
+            match &state.value {
+                Some(shard) => write(shard, |params: &mut [f32]| change(state, params, &grads))??,
+                None => {
+                    write(&unit.value, |all: &mut [f32]| change(state, &mut all[state.range.clone()], &grads))??;
+                    self.share(unit, state)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives all ranks every rank's part of a unit's values, where each has changed its own only.
+    fn share(&self, unit: &Unit, state: &UnitState) -> Result<()> {
+        if self.zero >= 1 { state.shards.gather(&state.shards.own(&unit.value)?, &unit.value) } else { Ok(()) }
+    }
+
+    /// Calls `f` with the model's weights replaced by their moving average, if there is one. Meanwhile they are there as a whole,
+    /// in stage 3 too. If `f` fails, so does the run, and the weights are not put back.
+    ///
+    /// A collective: all ranks call it.
+    pub fn averaged<R>(&self, f: impl FnOnce(&Model) -> Result<R>) -> Result<R> {
+        self.swap()?;
+        let result = f(&self.model)?;
+        for (unit, state) in self.each() {
+            if state.value.is_some() {
+                release(&unit.value)?;
+            }
+        }
+        if self.zero < 3 {
+            self.swap()?;
+        }
+        Ok(result)
+    }
+
+    /// Lets weights and average change places, each rank in its part; in stage 3, gathers the average.
+    fn swap(&self) -> Result<()> {
+        for (unit, state) in self.each() {
+            if let Some(value) = &state.value {
+                restore(&unit.value)?;
+                state.shards.gather(state.ema.as_ref().unwrap_or(value), &unit.value)?;
+            } else if let Some(ema) = &state.ema {
+                write(&unit.value, |value: &mut [f32]| {
+                    write(ema, |ema: &mut [f32]| value[state.range.clone()].swap_with_slice(ema))
+                })??;
+                self.share(unit, state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses weights that are not finite: saved, they could push the last good checkpoint out.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] naming the first such parameter, the same on all ranks.
+    pub fn check_finite(&self, step: u64) -> Result<()> {
+        let own = |unit: &Unit, state: &UnitState| match &state.value {
+            Some(shard) => Ok(shard.clone()),
+            None => state.shards.own(&unit.value),
+        };
+        self.non_finite(step, "", own)?.map_or(Ok(()), Err)
+    }
+
+    /// The error about the first element that is not finite in any rank's part of a unit, which `own` gives: the rank whose it is
+    /// tells the others.
+    fn non_finite(
+        &self,
+        step: u64,
+        what: &str,
+        own: impl Fn(&Unit, &UnitState) -> Result<Tensor>,
+    ) -> Result<Option<Error>> {
+        let mut first = [f64::INFINITY, 0.0, 0.0]; // unit, element, value
+        for (number, (unit, state)) in self.each().enumerate() {
+            let part = own(unit, state)?;
+            let part = read::<f32>(&part)?;
+            if let Some(i) = first_non_finite(&part) {
+                first = [number as f64, (state.shards.range().start + i) as f64, f64::from(part[i])];
+                break;
+            }
+        }
+        let all = self.world.all_gather(&Tensor::new(&first, &Device::Cpu)?, &vec![vec![3]; self.world.size()])?;
+        let all = all.iter().map(Tensor::to_vec1::<f64>).collect::<candle_core::Result<Vec<_>>>()?;
+        // Parts are in rank order, so of several ranks in one unit the lowest has the first element.
+        let Some(first) = all.iter().min_by(|a, b| a[0].total_cmp(&b[0])) else { return Ok(None) };
+        let Some(unit) = self.model.units.get(first[0] as usize) else { return Ok(None) };
+        let entry = unit.entries.iter().find(|e| e.range.contains(&(first[1] as usize)));
+        let tensor = format!("{what}{}", entry.map_or(unit.name.as_str(), |e| &e.name));
+        Ok(Some(Error::NonFinite { step, tensor, value: first[2] }))
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&Unit, &UnitState)> {
+        self.model.units.iter().zip(&self.units)
+    }
+}
+
+impl Keeper for Weights {
+    fn begin(&self, unit: usize, pass: Pass) -> Result<()> {
+        let (unit, state) = (&self.model.units[unit], &self.units[unit]);
+        if let Some(shard) = &state.value {
+            restore(&unit.value)?;
+            state.shards.gather(shard, &unit.value)?;
+        }
+        if pass == Pass::Backward {
+            restore(&unit.grad)?; // zeros, where it was released
+        }
+        Ok(())
+    }
+
+    fn end(&self, unit: usize, pass: Pass) -> Result<()> {
+        let (unit, state) = (&self.model.units[unit], &self.units[unit]);
+        if pass == Pass::Backward
+            && let Some(shard) = &state.grad
+        {
+            let share = state.shards.reduce(&unit.grad)?;
+            let share = read::<f32>(&share)?;
+            write(shard, |sum: &mut [f32]| sum.iter_mut().zip(&*share).for_each(|(sum, share)| *sum += share))?;
+            release(&unit.grad)?;
+        }
+        if state.value.is_some() {
+            release(&unit.value)?;
+        }
+        Ok(())
+    }
+}
+
+/// The part of `range` that lies in `part`, counted from there.
+fn within(range: &Range<usize>, part: &Range<usize>) -> Option<Range<usize>> {
+    let (start, end) = (range.start.max(part.start), range.end.min(part.end));
+    (start < end).then(|| start - part.start..end - part.start)
+}

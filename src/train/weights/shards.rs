@@ -1,0 +1,69 @@
+//! A unit's flat buffer over all ranks: whose part is which, and the collectives that sum it, put it together and take it apart.
+
+use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::Result;
+use crate::ops::{read, write};
+use crate::parallel::{Communicator, Split};
+
+/// The parts of one unit.
+pub(super) struct Shards {
+    split: Split,
+    world: Arc<dyn Communicator>,
+}
+
+impl Shards {
+    pub fn new(elements: usize, world: Arc<dyn Communicator>) -> Self {
+        Self { split: Split::new(elements, world.size()), world }
+    }
+
+    /// This rank's part.
+    pub fn range(&self) -> Range<usize> {
+        self.split.range(self.world.rank())
+    }
+
+    /// This rank's part of a whole buffer: a view.
+    pub fn own(&self, whole: &Tensor) -> Result<Tensor> {
+        let range = self.range();
+        Ok(whole.narrow(0, range.start, range.len())?)
+    }
+
+    /// Fills `whole` with every rank's `shard`, which may be its part of `whole`.
+    pub fn gather(&self, shard: &Tensor, whole: &Tensor) -> Result<()> {
+        let parts = self.world.all_gather(shard, &self.shapes())?;
+        for (rank, part) in parts.iter().enumerate() {
+            let part = read::<f32>(part)?;
+            write(whole, |whole: &mut [f32]| whole[self.split.range(rank)].copy_from_slice(&part))?;
+        }
+        Ok(())
+    }
+
+    /// This rank's part of the sum of all ranks' `whole`, which it has the same bits of as [`Communicator::all_reduce`].
+    pub fn reduce(&self, whole: &Tensor) -> Result<Tensor> {
+        let counts: Vec<usize> = (0..self.split.parts).map(|rank| self.split.count(rank)).collect();
+        self.world.reduce_scatter(whole, &counts)
+    }
+
+    /// All ranks' shards one after another on rank 0, nothing on the others.
+    pub fn collect(&self, shard: &Tensor) -> Result<Vec<f32>> {
+        let nothing = || Tensor::zeros(0, DType::F32, &Device::Cpu);
+        // The receiver may hold the very tensor that is sent, and this one is written again in the next step.
+        let mut send = vec![shard.copy()?];
+        for _ in 1..self.split.parts {
+            send.push(nothing()?);
+        }
+        let shapes = if self.world.rank() == 0 { self.shapes() } else { vec![vec![0]; self.split.parts] };
+        let parts = self.world.all_to_all(send, &shapes)?;
+        let mut whole = Vec::with_capacity(parts.iter().map(Tensor::elem_count).sum());
+        for part in &parts {
+            whole.extend_from_slice(&read::<f32>(part)?);
+        }
+        Ok(whole)
+    }
+
+    fn shapes(&self) -> Vec<Vec<usize>> {
+        (0..self.split.parts).map(|rank| vec![self.split.count(rank)]).collect()
+    }
+}
