@@ -103,6 +103,12 @@ impl Model {
         spec::units(config).into_iter().flat_map(|u| u.params).map(|p| (p.name, p.shape)).collect()
     }
 
+    /// Elements of the largest unit of a model of `config`.
+    pub fn largest_unit(config: &ModelConfig) -> usize {
+        let elements = |unit: UnitSpec| unit.params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
+        spec::units(config).into_iter().map(elements).max().unwrap_or(0)
+    }
+
     /// How many parameters a model of `config` has.
     pub fn count_of(config: &ModelConfig) -> usize {
         Self::shapes(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()

@@ -7,7 +7,7 @@ use super::shape::Shape;
 use super::{Part, Phase};
 use crate::attention::cpu::rehearsal::{backward_words, forward_words};
 use crate::config::{Compute, RunConfig, StashPlace};
-use crate::model::ModelConfig;
+use crate::model::{Model, ModelConfig};
 use crate::ops::cpu::scratch::{KEPT, Scratch};
 use crate::ops::packed_words;
 
@@ -29,12 +29,16 @@ fn part(name: &'static str, bytes: u64) -> Part {
 /// All phases of a step. A `rehearsal` has neither checkpoints nor samples.
 pub fn phases(config: &RunConfig, model: &ModelConfig, s: &Shape, parameters: usize, rehearsal: bool) -> Vec<Phase> {
     let n = 4 * parameters as u64;
-    let average = if config.train.ema > 0.0 { n } else { 0 };
+    let unit = 4 * Model::largest_unit(model) as u64;
+    // What ZeRO shards from a stage on, and with it the unit that is whole while it is at work.
+    let (zero, ranks) = (config.parallel.zero, config.parallel.ranks as u64);
+    let shard = |stage: usize, whole: u64| if zero >= stage { n.div_ceil(ranks) + whole } else { n };
+    let average = if config.train.ema > 0.0 { shard(1, 0) } else { 0 };
     let queue = config.data.prefetch.max(config.train.batch) + config.train.batch;
     let state = vec![
-        part("parameters", n),
-        part("gradients", n),
-        part("optimizer moments", 2 * n),
+        part("parameters", shard(3, unit)),
+        part("gradients", shard(2, unit)),
+        part("optimizer moments", 2 * shard(1, 0)),
         part("moving average", average),
         part("frames and prefetch queue", queue as u64 * s.frames),
     ];
@@ -63,7 +67,7 @@ pub fn phases(config: &RunConfig, model: &ModelConfig, s: &Shape, parameters: us
             all.push(phase(name, [stash.backward(false), more].concat()));
         }
     }
-    let share = if s.ranks > 1 { n / model.num_layers.max(1) as u64 } else { 0 };
+    let share = if s.ranks > 1 { unit } else { 0 };
     all.push(phase("sums of gradients, optimizer", vec![part("messages", share)]));
     if !rehearsal {
         all.push(phase("checkpoint, on rank 0", vec![part("copy of the moments", 2 * n)]));
