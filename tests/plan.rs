@@ -1,6 +1,7 @@
 //! `longreel plan` against `longreel train --rehearse`, which measures what plan predicts; and what plan says and refuses.
 
 use crate::train::{Place, fail, longreel, snapshot, succeed, text};
+use longreel::data::write::write_video;
 use serde_json::Value;
 use std::fs;
 use std::process::Command;
@@ -45,8 +46,11 @@ fn rehearsed(place: &Place, args: &[&str]) -> [f64; 2] {
 }
 
 #[test]
-fn a_rehearsal_needs_what_the_plan_says() {
+fn a_rehearsal_needs_what_the_plan_says_or_somewhat_less() {
     let place = Place::videos();
+    let (frames, height, width) = (4, 256, 128);
+    let grey = vec![128; frames * height * width * 3];
+    write_video(&place.path("clips/large.mp4"), &grey, height, width, 12.0).unwrap();
     let disk = format!("stash.folder={}", place.path("").display());
     let cases: [&[&str]; 4] = [
         &[],
@@ -56,8 +60,9 @@ fn a_rehearsal_needs_what_the_plan_says() {
     ];
     for case in cases {
         let [predicted, measured] = rehearsed(&place, &[MEDIUM, case].concat());
-        let bound = (0.05 * measured).max(64.0);
-        assert!((predicted - measured).abs() < bound, "{case:?}: predicted {predicted}, measured {measured} MiB");
+        let margin = (0.05 * measured).max(64.0);
+        let holds = predicted > measured - margin && predicted < 1.4 * measured + margin;
+        assert!(holds, "{case:?}: predicted {predicted}, measured {measured} MiB");
     }
 }
 
@@ -97,7 +102,7 @@ fn the_longest_clip_fits_and_one_more_frame_does_not() {
         planned(&place, &[MEDIUM, &[frames.as_str()]].concat())["per_rank"].as_u64().unwrap()
     };
     assert!(need(frames) <= memory && need(frames + 1) > memory, "{frames} frames: {}", need(frames));
-    let mut small = plan(&place, &[MEDIUM, &["--memory=100MiB"]].concat());
+    let mut small = plan(&place, &[MEDIUM, &["--memory=200MiB"]].concat());
     let out = text(&succeed(&mut small).stdout);
     assert!(out.contains("what would change it") && out.contains("longest clip"), "{out}");
 }

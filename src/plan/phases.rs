@@ -15,6 +15,10 @@ use crate::ops::packed_words;
 const FLYING: u64 = 2;
 const CHUNKS: u64 = 2 * (2 << 20);
 
+/// What the allocator holds beside what lives, in percent of that: the most that rehearsals have shown (docs/memory.md), so that a
+/// plan is an upper estimate.
+const SLACK: u64 = 65;
+
 /// What does not change while a step runs.
 struct Fixed {
     parts: Vec<Part>,
@@ -48,7 +52,10 @@ pub fn phases(config: &RunConfig, model: &ModelConfig, s: &Shape, parameters: us
         let live = kernels.live(name);
         let kept = (KEPT / s.ranks).min(kernels.all - live);
         let panels = part("packed panels of attention", (live + kept) as u64);
-        Phase { name, parts: fixed.parts.iter().cloned().chain(more).chain([panels]).collect() }
+        let mut parts: Vec<Part> = fixed.parts.iter().cloned().chain(more).chain([panels]).collect();
+        let live: u64 = parts.iter().map(|part| part.bytes).sum();
+        parts.push(part("allocator slack", live * SLACK / 100));
+        Phase { name, parts }
     };
     let stash = Stash::new(config, s, model.num_layers as u64);
     let tile = Tile::new(model, s);
