@@ -50,7 +50,9 @@ fn a_rehearsal_needs_what_the_plan_says_or_somewhat_less() {
     let place = Place::videos();
     let (frames, height, width) = (4, 256, 128);
     let grey = vec![128; frames * height * width * 3];
-    write_video(&place.path("clips/large.mp4"), &grey, height, width, 12.0).unwrap();
+    for clip in ["clips/large.mp4", "heldout/large.mp4"] {
+        write_video(&place.path(clip), &grey, height, width, 12.0).unwrap();
+    }
     let disk = format!("stash.folder={}", place.path("").display());
     let cases: [&[&str]; 4] = [
         &[],
