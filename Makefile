@@ -12,7 +12,7 @@ PEERS ?= $(HOME)/.cache/longreel-peers
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: build ## train on the clips of datasets/ on two ranks, then sample: at most ten minutes on two cores
+demo: build ## train on the clips of datasets/ on two ranks, then sample; minutes on two cores, the first build apart
 	rm -rf $(DEMO)
 	$(LONGREEL) train configs/demo.toml
 	$(LONGREEL) sample $(DEMO) --count 1 -o $(DEMO)/sample.mp4
