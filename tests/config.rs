@@ -298,7 +298,7 @@ prop_compose! {
     fn stash()(
         disk in any::<bool>(), folder in proptest::option::of("[a-z/\"]{1,9}"), bf16 in any::<bool>(), keep_attention in any::<bool>(),
     ) -> Stash {
-        let place = if disk { StashPlace::Disk } else { StashPlace::Ram };
+        let place = if disk { Place::Disk } else { Place::Ram };
         let dtype = if bf16 { Compute::Bf16 } else { Compute::F32 };
         Stash { place, folder: folder.map(Into::into), dtype, keep_attention }
     }

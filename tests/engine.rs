@@ -284,6 +284,7 @@ fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
             &Train { clip: 0.05, weight_decay: 0.1, ..Train::default() },
             comm.clone(),
             0,
+            None,
         )?;
         gradients(case, &weights.model, comm)?;
         let norm = weights.gradient_norm(0)?;

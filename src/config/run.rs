@@ -187,6 +187,8 @@ pub struct Train {
     pub clip: f64,
     /// Decay of the weights' moving average, after its warm-up; 0: no average.
     pub ema: f64,
+    /// Where AdamW's moments and the moving average are: in memory or, 12 bytes a parameter, in a scratch file for each rank.
+    pub moments: Place,
     /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: 512.
     pub tile: usize,
     /// A checkpoint every this many steps, and at the end; 0: only at the end.
@@ -241,7 +243,7 @@ pub struct Parallel {
 pub struct Stash {
     /// In memory or in a scratch file for each rank.
     #[serde(rename = "where")]
-    pub place: StashPlace,
+    pub place: Place,
     /// Folder of the scratch files; none: the system's folder for temporary files, `$TMPDIR` or else /tmp.
     pub folder: Option<PathBuf>,
     /// What a block's input and attention's output are kept in: f32, as they are; bf16, rounded.
@@ -250,10 +252,10 @@ pub struct Stash {
     pub keep_attention: bool,
 }
 
-/// Where the stash is.
+/// Where something large is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum StashPlace {
+pub enum Place {
     #[default]
     Ram,
     Disk,
@@ -351,6 +353,7 @@ impl Default for Train {
             weight_decay: 0.0,
             clip: 1.0,
             ema: 0.999,
+            moments: Place::Ram,
             tile: 0,
             checkpoint_every: 500,
             keep: 3,
@@ -368,7 +371,7 @@ impl Default for Parallel {
 
 impl Default for Stash {
     fn default() -> Self {
-        Self { place: StashPlace::Ram, folder: None, dtype: Compute::F32, keep_attention: true }
+        Self { place: Place::Ram, folder: None, dtype: Compute::F32, keep_attention: true }
     }
 }
 

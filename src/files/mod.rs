@@ -3,9 +3,11 @@
 //! [`atomic_write`] does it for a file, [`NewFolder`] for a folder: write beside the target under a temporary name, fsync,
 //! rename, fsync the parent. (Rename is atomic; without the first fsync a crash may leave a name without contents, without
 //! the second the name may be lost.) [`Tensors`] and [`write_tensors`] read and write safetensors.
+//! `scratch` is for the opposite, a file that nobody shall find.
 //!
 //! Nothing here knows what the files mean.
 
+mod scratch;
 mod tensors;
 
 use crate::{Error, Result, bail};
@@ -16,6 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
+pub(crate) use scratch::Scratch;
 pub use tensors::{Tensors, write_pieces, write_tensors};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.

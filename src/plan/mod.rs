@@ -13,7 +13,7 @@ mod phases;
 mod shape;
 mod work;
 
-use crate::config::{Compute, RunConfig, StashPlace};
+use crate::config::{Compute, Place, RunConfig};
 use crate::model::ModelConfig;
 use crate::{Result, bail};
 use phases::phases;
@@ -84,7 +84,7 @@ impl Plan {
             let shape = Shape::new(config, model, grid, rank)?;
             let phases = phases(config, model, &shape, parameters, rehearsal);
             let copied = shape.copied(config) * model.num_layers as u64;
-            Ok(Rank { phases, disk: if config.stash.place == StashPlace::Disk { copied } else { 0 } })
+            Ok(Rank { phases, disk: if config.stash.place == Place::Disk { copied } else { 0 } })
         };
         let ranks = (0..config.parallel.ranks).map(rank).collect::<Result<Vec<_>>>()?;
         let tokens = grid.iter().product();
@@ -162,13 +162,13 @@ pub fn alternatives(config: &RunConfig, model: &ModelConfig) -> Vec<(String, Pla
             found.push((name.to_owned(), plan));
         }
     };
-    add("stash.where = \"disk\"", &|c| c.stash.place = StashPlace::Disk);
+    add("stash.where = \"disk\"", &|c| c.stash.place = Place::Disk);
     add("stash.dtype = \"bf16\"", &|c| c.stash.dtype = Compute::Bf16);
     add("stash.keep_attention = false", &|c| c.stash.keep_attention = false);
     let groups = (2 * config.parallel.head_groups).min(model.num_attention_heads);
     add(&format!("parallel.head_groups = {groups}"), &|c| c.parallel.head_groups = groups);
     add("stash.where = \"disk\" and these head groups", &|c| {
-        (c.stash.place, c.parallel.head_groups) = (StashPlace::Disk, groups)
+        (c.stash.place, c.parallel.head_groups) = (Place::Disk, groups)
     });
     let tile = if config.train.tile == 0 { crate::engine::DEFAULT_TILE } else { config.train.tile };
     add(&format!("train.tile = {}", tile.div_ceil(2)), &|c| c.train.tile = tile.div_ceil(2));

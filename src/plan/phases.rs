@@ -6,7 +6,7 @@
 use super::shape::Shape;
 use super::{Part, Phase};
 use crate::attention::cpu::rehearsal::{backward_words, forward_words};
-use crate::config::{Compute, RunConfig, StashPlace};
+use crate::config::{Compute, Place, RunConfig};
 use crate::model::{Model, ModelConfig};
 use crate::ops::cpu::scratch::{KEPT, Scratch};
 use crate::ops::packed_words;
@@ -133,9 +133,9 @@ impl Stash {
     fn new(config: &RunConfig, s: &Shape, blocks: u64) -> Self {
         let kept = if config.stash.keep_attention { s.attended() + s.statistic() } else { 0 };
         let copied = match (config.stash.place, config.stash.dtype) {
-            (StashPlace::Ram, Compute::F32) => None,
-            (StashPlace::Ram, Compute::Bf16) => Some(s.copied(config)),
-            (StashPlace::Disk, _) => Some(0),
+            (Place::Ram, Compute::F32) => None,
+            (Place::Ram, Compute::Bf16) => Some(s.copied(config)),
+            (Place::Disk, _) => Some(0),
         };
         let again = if config.stash.keep_attention { 0 } else { s.attended() + s.statistic() };
         Self { block: [s.stream(), kept], blocks, output: s.attended(), again, copied }

@@ -68,7 +68,13 @@ impl<'a> Rank<'a> {
         let data = &config.data;
         let grid = job.model.grid([data.frames, data.height, data.width])?;
         let mesh = Mesh::new(comm, config.parallel.data, job.model.num_attention_heads, config.parallel.ring)?;
-        let weights = Weights::new(job.initial()?, &config.train, mesh.world.clone(), config.parallel.zero)?;
+        let weights = Weights::new(
+            job.initial()?,
+            &config.train,
+            mesh.world.clone(),
+            config.parallel.zero,
+            config.stash.folder.as_deref(),
+        )?;
         if let Some(checkpoint) = &job.resume {
             weights.load(checkpoint)?;
         }

@@ -8,7 +8,7 @@ mod run;
 
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
-use longreel::config::{Compute, Stash as Settings, StashPlace};
+use longreel::config::{Compute, Place, Stash as Settings};
 use longreel::engine::stash::{Attention, Copy, Hook, Saved, Shapes, Stash};
 use longreel::rng::{Key, Purpose};
 use std::fs::{self, File};
@@ -23,7 +23,7 @@ fn ram() -> Settings {
 }
 
 fn disk(folder: &Path) -> Settings {
-    Settings { place: StashPlace::Disk, folder: Some(folder.to_owned()), ..Settings::default() }
+    Settings { place: Place::Disk, folder: Some(folder.to_owned()), ..Settings::default() }
 }
 
 fn bf16(settings: Settings) -> Settings {

@@ -4,7 +4,7 @@
 mod runs;
 
 use candle_core::{DType, Device, Tensor};
-use longreel::config::Train;
+use longreel::config::{Place, Train};
 use longreel::engine::{Engine, Keeper, Objective, Pass, Source};
 use longreel::model::{Model, ModelConfig, Prompt};
 use longreel::ops::{held, read, write};
@@ -107,7 +107,7 @@ impl Case {
     }
 
     fn weights(self, comm: Arc<dyn Communicator>, train: &Train) -> Result<Weights> {
-        Weights::new(model()?, train, comm, self.zero)
+        Weights::new(model()?, train, comm, self.zero, None)
     }
 
     /// All micro-batches of a step: the gradients, summed.
@@ -222,9 +222,13 @@ fn a_clipped_step_of_adamw_is_that_of_one_rank_in_every_stage() {
 
 /// What each rank holds after a step.
 fn memory(zero: usize, sequence: usize) -> Vec<Held> {
+    memory_of(Train::default(), zero, sequence)
+}
+
+fn memory_of(train: Train, zero: usize, sequence: usize) -> Vec<Held> {
     let case = Case { sequence, data: 1, accumulate: 3, zero };
     run_threads(case.ranks(), 1, |comm| {
-        let weights = case.weights(comm.clone(), &Train::default())?;
+        let weights = case.weights(comm.clone(), &train)?;
         case.gradients(comm, &weights)?;
         weights.update(0, 1e-3, weights.gradient_norm(1)?)?;
         weights.averaged(|_| Ok(()))?;
@@ -236,6 +240,8 @@ fn memory(zero: usize, sequence: usize) -> Vec<Held> {
 #[test]
 fn a_rank_holds_its_part_only() {
     let whole = 4 * model().unwrap().count();
+    let disk = Train { moments: Place::Disk, ..Train::default() };
+    assert_eq!(memory_of(disk, 0, 1)[0], Held { parameters: whole, gradients: whole, moments: 0, average: 0 });
     assert_eq!(memory(0, 1)[0], Held { parameters: whole, gradients: whole, moments: 2 * whole, average: whole });
     for ranks in [2, 4] {
         for zero in 0..=3 {

@@ -101,3 +101,36 @@ fn checkpoints_and_samples_have_the_same_bits_in_every_stage() {
     let name = "proj_out.weight";
     assert!(ema.read_f32(name).unwrap() != weights.read_f32(name).unwrap());
 }
+
+#[test]
+fn moments_on_disk_change_no_bit() {
+    let place = Place::videos();
+    let disk = ["train.moments=\"disk\"", "train.sample_every=2"];
+    for (data, sequence, zero) in [(1, 1, 0), (1, 2, 1), (2, 2, 3)] {
+        let how = how(data, sequence, zero);
+        let [memory, file, resumed] = ["memory", "disk", "resumed"].map(|name| format!("{name} {zero}"));
+        train(&place, &memory, &how, &["train.steps=4", "train.checkpoint_every=2", "train.sample_every=2"]);
+        train(&place, &file, &how, &[&disk[..], &["train.steps=4", "train.checkpoint_every=2"]].concat());
+        train(&place, &resumed, &how, &[&disk[..], &["train.steps=2"]].concat());
+        train(&place, &resumed, &how, &[&disk[..], &["train.steps=4", "--resume"]].concat());
+        assert_eq!(numbers(&place.metrics(&file)), numbers(&place.metrics(&memory)), "stage {zero}");
+        for part in PARTS {
+            for (run, step) in [(&file, 2), (&file, 4), (&resumed, 4)] {
+                let [a, b] = [&memory, run].map(|run| std::fs::read(place.checkpoint(run, step, part)).unwrap());
+                assert!(a == b, "stage {zero}, {run}, step {step}: {part} differs");
+            }
+        }
+        let [a, b] =
+            [&memory, &file].map(|run| snapshot(&place.path(run).join("samples")).into_values().collect::<Vec<_>>());
+        assert!(a.len() == 2 && a == b, "stage {zero}: other samples");
+    }
+}
+
+#[test]
+fn moments_on_a_disk_that_is_not_there_are_refused() {
+    let place = Place::videos();
+    let args = ["train.moments=\"disk\"", "stash.folder=\"/no/such/folder\"", "train.steps=1"];
+    let message = place.error("nowhere", &args);
+    assert!(message.contains("stash.folder: no scratch file can be made in /no/such/folder: "), "{message}");
+    assert!(!place.path("nowhere").exists());
+}

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::latent::{Latent, ShapeArgs, prompt};
 use super::{Report, flop, median, peak_of};
 use crate::cli::{at_least_1, threads_per_rank};
-use crate::config::{self, Compute, StashPlace, Train};
+use crate::config::{self, Compute, Place, Train};
 use crate::engine::{Engine, Stash};
 use crate::model::{Model, ModelConfig};
 use crate::ops::cpu::Path;
@@ -40,7 +40,7 @@ pub struct StepArgs {
     threads: Option<usize>,
     /// Where blocks keep what backward needs
     #[arg(long, default_value = "ram")]
-    stash: StashPlace,
+    stash: Place,
 }
 
 /// What a rank measured.
@@ -85,7 +85,7 @@ pub fn run(args: &StepArgs) -> Result<Report> {
 fn measure(args: &StepArgs, network: &ModelConfig, grid: [usize; 3], comm: Arc<dyn Communicator>) -> Result<Measured> {
     let bf16 = args.shape.dtype == Compute::Bf16;
     let train = Train { ema: 0.0, ..Train::default() };
-    let weights = Weights::new(Model::init(network, DType::F32, bf16, 0)?, &train, comm.clone(), 0)?;
+    let weights = Weights::new(Model::init(network, DType::F32, bf16, 0)?, &train, comm.clone(), 0, None)?;
     let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank())?;
     let stash = Arc::new(Mutex::new(stash));
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;

@@ -15,7 +15,7 @@ mod ram;
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
 
-use crate::config::{Compute, Stash as Settings, StashPlace};
+use crate::config::{Compute, Place, Stash as Settings};
 use crate::{Error, Result};
 use copies::Copies;
 use pack::Layout;
@@ -69,10 +69,10 @@ pub type Hook = Arc<dyn Fn(Copy) -> Result<()> + Send + Sync>;
 /// A place for each block's [`Saved`], used again step after step.
 pub struct Stash {
     keep_attention: bool,
-    place: Place,
+    kept: Kept,
 }
 
-enum Place {
+enum Kept {
     /// Tensors as they are.
     Tensors(ram::Tensors),
     /// Bytes that threads copy.
@@ -82,7 +82,7 @@ enum Place {
 impl Default for Stash {
     /// In memory, everything as it is.
     fn default() -> Self {
-        Self { keep_attention: true, place: Place::Tensors(ram::Tensors::default()) }
+        Self { keep_attention: true, kept: Kept::Tensors(ram::Tensors::default()) }
     }
 }
 
@@ -97,16 +97,16 @@ impl Stash {
 
     /// As [`open`](Self::open), with a hook.
     pub fn open_with(settings: &Settings, rank: usize, hook: Hook) -> Result<Self> {
-        let place = match (settings.place, settings.dtype) {
-            (StashPlace::Ram, Compute::F32) => Place::Tensors(ram::Tensors::default()),
-            (StashPlace::Ram, Compute::Bf16) => {
-                Place::Copies(Copies::start(Box::new(ram::Bytes::default()), settings, rank, hook)?)
+        let kept = match (settings.place, settings.dtype) {
+            (Place::Ram, Compute::F32) => Kept::Tensors(ram::Tensors::default()),
+            (Place::Ram, Compute::Bf16) => {
+                Kept::Copies(Copies::start(Box::new(ram::Bytes::default()), settings, rank, hook)?)
             }
-            (StashPlace::Disk, _) => {
-                Place::Copies(Copies::start(Box::new(disk::Scratch::open(settings)?), settings, rank, hook)?)
+            (Place::Disk, _) => {
+                Kept::Copies(Copies::start(Box::new(disk::Blocks::open(settings)?), settings, rank, hook)?)
             }
         };
-        Ok(Self { keep_attention: settings.keep_attention, place })
+        Ok(Self { keep_attention: settings.keep_attention, kept })
     }
 
     /// Starts a step of `blocks` blocks of these shapes; what an earlier step left is forgotten. Makes room for all of
@@ -115,9 +115,9 @@ impl Stash {
     /// # Errors
     /// There is no room.
     pub fn begin(&mut self, blocks: usize, shapes: &Shapes) -> Result<()> {
-        match &mut self.place {
-            Place::Tensors(tensors) => tensors.begin(blocks),
-            Place::Copies(copies) => return copies.begin(blocks, shapes),
+        match &mut self.kept {
+            Kept::Tensors(tensors) => tensors.begin(blocks),
+            Kept::Copies(copies) => return copies.begin(blocks, shapes),
         }
         Ok(())
     }
@@ -128,9 +128,9 @@ impl Stash {
     /// It, or a block before it, could not be written.
     pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {
         let saved = Saved { attention: saved.attention.filter(|_| self.keep_attention), ..saved };
-        match &mut self.place {
-            Place::Tensors(tensors) => tensors.put(i, saved),
-            Place::Copies(copies) => copies.put(i, saved),
+        match &mut self.kept {
+            Kept::Tensors(tensors) => tensors.put(i, saved),
+            Kept::Copies(copies) => copies.put(i, saved),
         }
     }
 
@@ -140,9 +140,9 @@ impl Stash {
     /// # Errors
     /// It could not be written or read.
     pub fn take(&mut self, i: usize) -> Result<Saved> {
-        match &mut self.place {
-            Place::Tensors(tensors) => tensors.take(i),
-            Place::Copies(copies) => copies.take(i),
+        match &mut self.kept {
+            Kept::Tensors(tensors) => tensors.take(i),
+            Kept::Copies(copies) => copies.take(i),
         }
     }
 }
@@ -150,7 +150,7 @@ impl Stash {
 /// Bytes of a block of these shapes where they are copied, to a scratch file or rounded; 0 where tensors are kept as they are.
 pub fn copied(settings: &Settings, shapes: &Shapes) -> u64 {
     match (settings.place, settings.dtype) {
-        (StashPlace::Ram, Compute::F32) => 0,
+        (Place::Ram, Compute::F32) => 0,
         _ => Layout::new(shapes, settings).size,
     }
 }
@@ -158,10 +158,10 @@ pub fn copied(settings: &Settings, shapes: &Shapes) -> u64 {
 /// Fails if the scratch folder cannot be written to or has no room for what the ranks of a run put there together,
 /// `blocks` blocks of these shapes. For a run to find out before it starts; a stash in memory always passes.
 pub fn check_room(settings: &Settings, blocks: usize, shapes: &Shapes) -> Result<()> {
-    if settings.place == StashPlace::Ram {
+    if settings.place == Place::Ram {
         return Ok(());
     }
-    let scratch = disk::Scratch::open(settings)?;
+    let scratch = disk::open(settings)?;
     scratch.check(Layout::new(shapes, settings).bytes(blocks))?;
     scratch.warn_of_memory();
     Ok(())

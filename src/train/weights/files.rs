@@ -4,7 +4,8 @@
 use candle_core::Tensor;
 use std::ops::Range;
 
-use super::{UnitState, Weights};
+use super::Weights;
+use super::moments::Kind;
 use crate::Result;
 use crate::model::{Model, Unit};
 use crate::ops::{read, write};
@@ -15,9 +16,13 @@ impl Weights {
     ///
     /// A collective: all ranks call it.
     pub fn save(&self, saving: Option<&Saving>) -> Result<()> {
-        let values = self.pieces(3, |unit, state| Some(state.value.as_ref().unwrap_or(&unit.value)));
-        let average = self.pieces(1, |_, state| state.ema.as_ref());
-        let moments = self.pieces(1, |_, state| Some(&state.m)).chain(self.pieces(1, |_, state| Some(&state.v)));
+        let values = self.pieces(3, |i| {
+            let (unit, state) = (&self.model.units[i], &self.units[i]);
+            Ok(Some(state.value.as_ref().unwrap_or(&unit.value).clone()))
+        });
+        let kind = |kind| self.pieces(1, move |i| self.moments.get(i, kind));
+        let average = kind(Kind::Average);
+        let moments = kind(Kind::M).chain(kind(Kind::V));
         let Some(saving) = saving else {
             return values.chain(average).chain(moments).try_for_each(|piece| piece.map(drop)); // in rank 0's order
         };
@@ -34,59 +39,57 @@ impl Weights {
         let shapes = Model::shapes(&self.model.config);
         let transformer = checkpoint.transformer()?;
         transformer.check(&shapes)?;
-        self.fill(
-            |name| transformer.read_f32(name),
-            |unit, state| match &state.value {
-                Some(shard) => Some((shard, state.range.clone())),
-                None => Some((&unit.value, 0..unit.value.elem_count())),
-            },
-        )?;
+        for (unit, state) in self.model.units.iter().zip(&self.units) {
+            let (target, part) = match &state.value {
+                Some(shard) => (shard, state.range.clone()),
+                None => (&unit.value, 0..unit.value.elem_count()),
+            };
+            write(target, |flat| fill(unit, flat, &part, |name| transformer.read_f32(name)))??;
+        }
         if self.ema > 0.0 {
             let average = checkpoint.ema()?;
             average.check(&shapes)?;
-            self.fill(|name| average.read_f32(name), |_, state| Some((state.ema.as_ref()?, state.range.clone())))?;
+            self.fill(Kind::Average, |name| average.read_f32(name))?;
         }
         let moments = checkpoint.optimizer(&shapes)?;
         let read = |moment: &str, name: &str| moments.read_f32(&format!("{moment}.{name}"));
-        self.fill(|name| read("m", name), |_, state| Some((&state.m, state.range.clone())))?;
-        self.fill(|name| read("v", name), |_, state| Some((&state.v, state.range.clone())))
+        self.fill(Kind::M, |name| read("m", name))?;
+        self.fill(Kind::V, |name| read("v", name))
     }
 
     /// On rank 0 one whole tensor of every unit, nothing on the others; it is sharded from stage `from` on.
     fn pieces<'a>(
         &'a self,
         from: usize,
-        tensor: impl Fn(&'a Unit, &'a UnitState) -> Option<&'a Tensor> + 'a,
+        tensor: impl Fn(usize) -> Result<Option<Tensor>> + 'a,
     ) -> impl Iterator<Item = Result<Vec<f32>>> + 'a {
-        let tensors = self.model.units.iter().zip(&self.units);
-        tensors.filter_map(move |(unit, state)| Some((state, tensor(unit, state)?))).map(move |(state, tensor)| match (
-            self.zero >= from,
-            self.world.rank(),
-        ) {
-            (true, _) => state.shards.collect(tensor),
-            (false, 0) => Ok(read::<f32>(tensor)?.to_vec()),
-            (false, _) => Ok(vec![]),
+        let tensors = (0..self.units.len()).filter_map(move |i| Some((i, tensor(i).transpose()?)));
+        tensors.map(move |(i, tensor)| match (self.zero >= from, self.world.rank()) {
+            (true, _) => self.units[i].shards.collect(&tensor?),
+            (false, 0) => Ok(read::<f32>(&tensor?)?.to_vec()),
+            (false, _) => tensor.map(|_| vec![]),
         })
     }
 
-    /// Fills one tensor of every unit, given with the part of the unit it holds, from values by parameter name.
-    fn fill<'a>(
-        &'a self,
-        values: impl Fn(&str) -> Result<Vec<f32>>,
-        target: impl Fn(&'a Unit, &'a UnitState) -> Option<(&'a Tensor, Range<usize>)>,
-    ) -> Result<()> {
-        for (unit, state) in self.model.units.iter().zip(&self.units) {
-            let Some((target, part)) = target(unit, state) else { continue };
-            for entry in &unit.entries {
-                let (start, end) = (entry.range.start.max(part.start), entry.range.end.min(part.end));
-                if start < end {
-                    let values = &values(&entry.name)?[start - entry.range.start..end - entry.range.start];
-                    write(target, |flat: &mut [f32]| {
-                        flat[start - part.start..end - part.start].copy_from_slice(values)
-                    })?;
-                }
-            }
+    /// Fills one kind of every unit's numbers from values by parameter name.
+    fn fill(&self, kind: Kind, values: impl Fn(&str) -> Result<Vec<f32>>) -> Result<()> {
+        for (i, (unit, state)) in self.model.units.iter().zip(&self.units).enumerate() {
+            let mut filled = Ok(());
+            self.moments.change(i, kind, |flat| filled = fill(unit, flat, &state.range, &values))?;
+            filled?;
         }
         Ok(())
     }
+}
+
+/// Fills `flat`, the `part` of a unit, from values by parameter name.
+fn fill(unit: &Unit, flat: &mut [f32], part: &Range<usize>, values: impl Fn(&str) -> Result<Vec<f32>>) -> Result<()> {
+    for entry in &unit.entries {
+        let (start, end) = (entry.range.start.max(part.start), entry.range.end.min(part.end));
+        if start < end {
+            let values = &values(&entry.name)?[start - entry.range.start..end - entry.range.start];
+            flat[start - part.start..end - part.start].copy_from_slice(values);
+        }
+    }
+    Ok(())
 }

@@ -5,10 +5,12 @@
 //! is a run of its flat buffer, whatever parameters lie there. Sums over ranks have the same bits in every stage.
 
 mod files;
+mod moments;
 mod shards;
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::ema::ema_decay;
@@ -19,6 +21,7 @@ use crate::model::{Model, Unit};
 use crate::ops::{held, read, release, restore, write};
 use crate::parallel::{Communicator, Reduce, bytes::duplicate};
 use crate::{Error, Result};
+use moments::{Kind, Moments};
 use shards::Shards;
 
 /// A model in training.
@@ -26,6 +29,7 @@ pub struct Weights {
     /// In stage 3, its units' values are there only where a [`Keeper`]'s user has begun with them.
     pub model: Model,
     units: Vec<UnitState>,
+    moments: Moments,
     optimizer: AdamW,
     /// Gradient norm above which gradients are scaled down; 0: never.
     clip: f64,
@@ -41,9 +45,6 @@ struct UnitState {
     shards: Shards,
     /// The part of the unit that this rank updates: all of it, or its shard. Moments and average are of this part.
     range: Range<usize>,
-    m: Tensor,
-    v: Tensor,
-    ema: Option<Tensor>,
     no_decay: Vec<Range<usize>>,
     /// The shard of the gradient, summed over ranks and the micro-batches so far; from stage 2 on.
     grad: Option<Tensor>,
@@ -62,22 +63,35 @@ pub struct Held {
 
 impl Weights {
     /// `model` before its first step, held as ZeRO's stage `zero` has it over the ranks of `world`, all of which have the same model.
-    pub fn new(model: Model, config: &Train, world: Arc<dyn Communicator>, zero: usize) -> Result<Self> {
+    /// `scratch` is the folder of scratch files, if not the system's.
+    ///
+    /// # Errors
+    /// Moments shall be on disk, and the folder cannot be written to or has no room.
+    pub fn new(
+        model: Model,
+        config: &Train,
+        world: Arc<dyn Communicator>,
+        zero: usize,
+        scratch: Option<&Path>,
+    ) -> Result<Self> {
+        let shards = |unit: &Unit| Shards::new(unit.value.elem_count(), world.clone());
+        let range = |unit: &Unit| if zero >= 1 { shards(unit).range() } else { 0..unit.value.elem_count() };
+        // Candle's `copy` of a view would keep all of its storage.
+        let own = |unit: &Unit| duplicate(&unit.value.narrow(0, range(unit).start, range(unit).len())?);
+        let average = |i: usize| own(&model.units[i]);
+        let moments = Moments::new(
+            model.units.iter().map(|unit| range(unit).len()).collect(),
+            if config.ema > 0.0 { Some(&average) } else { None },
+            config.moments,
+            scratch,
+        )?;
         let state = |unit: &Unit| -> Result<UnitState> {
-            let elements = unit.value.elem_count();
-            let shards = Shards::new(elements, world.clone());
-            let range = if zero >= 1 { shards.range() } else { 0..elements };
-            let zeros = || Tensor::zeros(range.len(), DType::F32, &Device::Cpu);
-            // Candle's `copy` of a view would keep all of its storage.
-            let own = || duplicate(&unit.value.narrow(0, range.start, range.len())?);
+            let (shards, range) = (shards(unit), range(unit));
             let no_decay = unit.entries.iter().filter(|e| !e.decay).filter_map(|e| within(&e.range, &range)).collect();
             let state = UnitState {
-                m: zeros()?,
-                v: zeros()?,
-                ema: if config.ema > 0.0 { Some(own()?) } else { None },
                 no_decay,
-                grad: if zero >= 2 { Some(zeros()?) } else { None },
-                value: if zero >= 3 { Some(own()?) } else { None },
+                grad: if zero >= 2 { Some(Tensor::zeros(range.len(), DType::F32, &Device::Cpu)?) } else { None },
+                value: if zero >= 3 { Some(own(unit)?) } else { None },
                 range,
                 shards,
             };
@@ -91,7 +105,7 @@ impl Weights {
         };
         let units = model.units.iter().map(state).collect::<Result<_>>()?;
         let optimizer = AdamW::new(config)?;
-        Ok(Self { model, units, optimizer, clip: config.clip, ema: config.ema, zero, world })
+        Ok(Self { model, units, moments, optimizer, clip: config.clip, ema: config.ema, zero, world })
     }
 
     /// What this rank holds now.
@@ -99,11 +113,12 @@ impl Weights {
         let sum =
             |bytes: &dyn Fn(&Unit, &UnitState) -> usize| self.each().map(|(unit, state)| bytes(unit, state)).sum();
         let maybe = |tensor: &Option<Tensor>| tensor.as_ref().map_or(0, held);
+        let [moments, average] = self.moments.held();
         Held {
             parameters: sum(&|unit, state| held(&unit.value) + maybe(&state.value)),
             gradients: sum(&|unit, state| held(&unit.grad) + maybe(&state.grad)),
-            moments: sum(&|_, state| held(&state.m) + held(&state.v)),
-            average: sum(&|_, state| maybe(&state.ema)),
+            moments,
+            average,
         }
     }
 
@@ -161,52 +176,40 @@ impl Weights {
     /// Optimizer step number `step`, counted from 0, at learning rate `lr`, with gradients of norm `norm`.
     pub fn update(&self, step: u64, lr: f64, norm: f64) -> Result<()> {
         let scale = self.scale(norm);
-        self.change(|state, params, grads| {
-            write(&state.m, |m: &mut [f32]| {
-                write(&state.v, |v: &mut [f32]| {
-                    let mut update = |params, average: Option<(f64, &mut [f32])>| {
-                        let shard = Shard { params, grads, m, v, average };
-                        self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
-                    };
-                    match &state.ema {
-                        Some(ema) => {
-                            let decay = ema_decay(self.ema, step);
-                            write(ema, |ema: &mut [f32]| update(params, Some((decay, ema))))?
-                        }
-                        None => update(params, None),
-                    }
-                })
-            })??
+        let decay = ema_decay(self.ema, step);
+        self.moments.each(|i, m, v, average| {
+            self.change(i, |state, params, grads| {
+                let shard = Shard { params, grads, m, v, average: average.map(|average| (decay, average)) };
+                self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
+            })
         })
     }
 
     /// A step of plain gradient descent in AdamW's place: it hides no wrong factor in a gradient.
     pub fn descend(&self, lr: f64, norm: f64) -> Result<()> {
         let scale = self.scale(norm);
-        self.change(|_, params, grads| sgd(lr, scale, params, grads))
+        (0..self.units.len()).try_for_each(|i| self.change(i, |_, params, grads| sgd(lr, scale, params, grads)))
     }
 
     fn scale(&self, norm: f64) -> f64 {
         clip_coefficient(norm, if self.clip > 0.0 { self.clip } else { f64::INFINITY })
     }
 
-    /// Changes the part of every unit's parameters that this rank updates, by the gradient there; then all ranks have all of them.
-    fn change(&self, change: impl Fn(&UnitState, &mut [f32], &[f32]) -> Result<()>) -> Result<()> {
-        for (unit, state) in self.each() {
-            let grads = match &state.grad {
-                Some(shard) => shard.clone(),
-                None => unit.grad.narrow(0, state.range.start, state.range.len())?,
-            };
-            let grads = read::<f32>(&grads)?;
-            match &state.value {
-                Some(shard) => write(shard, |params: &mut [f32]| change(state, params, &grads))??,
-                None => {
-                    write(&unit.value, |all: &mut [f32]| change(state, &mut all[state.range.clone()], &grads))??;
-                    self.share(unit, state)?;
-                }
+    /// Changes the part of unit `i`'s parameters that this rank updates, by the gradient there; then all ranks have all of them.
+    fn change(&self, i: usize, change: impl FnOnce(&UnitState, &mut [f32], &[f32]) -> Result<()>) -> Result<()> {
+        let (unit, state) = (&self.model.units[i], &self.units[i]);
+        let grads = match &state.grad {
+            Some(shard) => shard.clone(),
+            None => unit.grad.narrow(0, state.range.start, state.range.len())?,
+        };
+        let grads = read::<f32>(&grads)?;
+        match &state.value {
+            Some(shard) => write(shard, |params: &mut [f32]| change(state, params, &grads))?,
+            None => {
+                write(&unit.value, |all: &mut [f32]| change(state, &mut all[state.range.clone()], &grads))??;
+                self.share(unit, state)
             }
         }
-        Ok(())
     }
 
     /// Gives all ranks every rank's part of a unit's values, where each has changed its own only.
@@ -234,13 +237,15 @@ impl Weights {
 
     /// Lets weights and average change places, each rank in its part; in stage 3, gathers the average.
     fn swap(&self) -> Result<()> {
-        for (unit, state) in self.each() {
+        for (i, (unit, state)) in self.each().enumerate() {
             if let Some(value) = &state.value {
                 restore(&unit.value)?;
-                state.shards.gather(state.ema.as_ref().unwrap_or(value), &unit.value)?;
-            } else if let Some(ema) = &state.ema {
+                let average = self.moments.get(i, Kind::Average)?;
+                state.shards.gather(average.as_ref().unwrap_or(value), &unit.value)?;
+            } else if self.ema > 0.0 {
                 write(&unit.value, |value: &mut [f32]| {
-                    write(ema, |ema: &mut [f32]| value[state.range.clone()].swap_with_slice(ema))
+                    let own = &mut value[state.range.clone()];
+                    self.moments.change(i, Kind::Average, |average| own.swap_with_slice(average))
                 })??;
                 self.share(unit, state)?;
             }

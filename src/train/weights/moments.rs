@@ -1,0 +1,203 @@
+//! AdamW's moments and the moving average, of the part of each unit that this rank updates: in memory, or in a scratch file.
+//!
+//! In the file they take twelve bytes a parameter, and memory holds those of three units at most: one being read, one being updated,
+//! one being written, each by a thread of its own.
+
+use candle_core::{DType, Device, Tensor};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::path::Path;
+
+use crate::config::Place;
+use crate::files::Scratch;
+use crate::ops::{held, read, write};
+use crate::{Error, Result};
+
+/// Which of a unit's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// AdamW's first moment.
+    M,
+    /// Its second.
+    V,
+    /// The weights' moving average.
+    Average,
+}
+
+/// All units' moments, and averages if there are any.
+pub(super) struct Moments {
+    /// Elements of each unit's part.
+    lens: Vec<usize>,
+    /// 2, or 3 with the average.
+    kinds: usize,
+    home: Home,
+}
+
+enum Home {
+    /// By unit and kind.
+    Memory(Vec<Vec<Tensor>>),
+    Disk(Scratch),
+}
+
+/// Units in flight between file and optimizer.
+const IN_FLIGHT: usize = 3;
+
+/// A unit's numbers while they are out of the file, one kind after another.
+type Numbers = Vec<f32>;
+
+impl Moments {
+    /// Of units of so many elements; moments are zero, averages are what `average` gives for each unit.
+    ///
+    /// # Errors
+    /// The scratch folder cannot be written to, or has no room.
+    pub fn new(
+        lens: Vec<usize>,
+        average: Option<&dyn Fn(usize) -> Result<Tensor>>,
+        place: Place,
+        folder: Option<&Path>,
+    ) -> Result<Self> {
+        let kinds = if average.is_some() { 3 } else { 2 };
+        let home = match place {
+            Place::Ram => {
+                let zeros = |len: &usize| Tensor::zeros(*len, DType::F32, &Device::Cpu);
+                let unit = |(unit, len)| -> Result<Vec<Tensor>> {
+                    let mut all = vec![zeros(len)?, zeros(len)?];
+                    if let Some(average) = average {
+                        all.push(average(unit)?);
+                    }
+                    Ok(all)
+                };
+                Home::Memory(lens.iter().enumerate().map(unit).collect::<Result<_>>()?)
+            }
+            Place::Disk => {
+                Home::Disk(Scratch::open(folder, "name another stash.folder, or train.moments = \"ram\"".to_owned())?)
+            }
+        };
+        let new = Self { lens, kinds, home };
+        if let Home::Disk(file) = &new.home {
+            file.reserve(new.start(new.lens.len()))?; // reads as zeros
+            for unit in (0..new.lens.len()).filter(|_| kinds == 3) {
+                if let Some(average) = average {
+                    let first = read::<f32>(&average(unit)?)?.to_vec();
+                    new.change(unit, Kind::Average, |average| average.copy_from_slice(&first))?;
+                }
+            }
+        }
+        Ok(new)
+    }
+
+    /// One kind of a unit's numbers; None: there is no average. From memory it is the tensor itself, which changes in later steps.
+    pub fn get(&self, unit: usize, kind: Kind) -> Result<Option<Tensor>> {
+        if kind as usize >= self.kinds {
+            return Ok(None);
+        }
+        Ok(Some(match &self.home {
+            Home::Memory(units) => units[unit][kind as usize].clone(),
+            Home::Disk(file) => {
+                let mut numbers = vec![0f32; self.lens[unit]];
+                file.read(self.at(unit, kind), bytemuck::cast_slice_mut(&mut numbers))?;
+                let len = numbers.len();
+                Tensor::from_vec(numbers, len, &Device::Cpu)?
+            }
+        }))
+    }
+
+    /// Lets `f` change one kind of a unit's numbers; nothing if there is no average.
+    pub fn change(&self, unit: usize, kind: Kind, f: impl FnOnce(&mut [f32])) -> Result<()> {
+        let Some(numbers) = self.get(unit, kind)? else { return Ok(()) };
+        write(&numbers, f)?;
+        if let Home::Disk(file) = &self.home {
+            file.write(self.at(unit, kind), bytemuck::cast_slice(&read::<f32>(&numbers)?))?;
+        }
+        Ok(())
+    }
+
+    /// Lets `f` change both moments and the average of every unit, in order. From a file they are read a unit ahead and written a unit
+    /// behind.
+    pub fn each(
+        &self,
+        mut f: impl FnMut(usize, &mut [f32], &mut [f32], Option<&mut [f32]>) -> Result<()>,
+    ) -> Result<()> {
+        let file = match &self.home {
+            Home::Memory(units) => {
+                for (i, unit) in units.iter().enumerate() {
+                    let average = unit.get(Kind::Average as usize);
+                    write(&unit[0], |m: &mut [f32]| {
+                        write(&unit[1], |v: &mut [f32]| match average {
+                            Some(average) => write(average, |average: &mut [f32]| f(i, m, v, Some(average)))?,
+                            None => f(i, m, v, None),
+                        })
+                    })???;
+                }
+                return Ok(());
+            }
+            Home::Disk(file) => file,
+        };
+        let (spare_in, spare) = bounded::<Numbers>(IN_FLIGHT);
+        (0..IN_FLIGHT).try_for_each(|_| spare_in.send(vec![])).map_err(|_| stopped())?;
+        let (read_out, ahead) = bounded(IN_FLIGHT);
+        let (behind, write_in) = bounded(IN_FLIGHT);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| self.read_ahead(file, spare, read_out));
+            let writer = scope.spawn(|| self.write_behind(file, write_in, spare_in));
+            let work = (0..self.lens.len()).try_for_each(|unit| {
+                let mut numbers = ahead.recv().map_err(|_| stopped())?;
+                let (m, rest) = numbers.split_at_mut(self.lens[unit]);
+                let (v, average) = rest.split_at_mut(self.lens[unit]);
+                f(unit, m, v, (self.kinds == 3).then_some(average))?;
+                behind.send(numbers).map_err(|_| stopped())
+            });
+            drop((ahead, behind)); // ends both threads, if they are not done
+            // Why a thread stopped says more than that it did.
+            let ended =
+                |thread: std::thread::ScopedJoinHandle<Result<()>>| thread.join().unwrap_or_else(|_| Err(stopped()));
+            let (reader, writer) = (ended(reader), ended(writer));
+            writer.and(if work.is_ok() { Ok(()) } else { reader }).and(work)
+        })
+    }
+
+    fn read_ahead(&self, file: &Scratch, spare: Receiver<Numbers>, out: Sender<Numbers>) -> Result<()> {
+        for (unit, len) in self.lens.iter().enumerate() {
+            let Ok(mut numbers) = spare.recv() else { break };
+            numbers.resize(self.kinds * len, 0.0);
+            file.read(self.start(unit), bytemuck::cast_slice_mut(&mut numbers))?;
+            if out.send(numbers).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_behind(&self, file: &Scratch, from: Receiver<Numbers>, spare: Sender<Numbers>) -> Result<()> {
+        for (unit, numbers) in from.iter().enumerate() {
+            file.write(self.start(unit), bytemuck::cast_slice(&numbers))?;
+            let _ = spare.send(numbers); // nobody may want it any more
+        }
+        Ok(())
+    }
+
+    /// Bytes in memory between steps: of the moments, and of the average.
+    pub fn held(&self) -> [usize; 2] {
+        match &self.home {
+            Home::Memory(units) => {
+                let sum = |range: std::ops::Range<usize>| {
+                    units.iter().flat_map(|unit| unit.iter().skip(range.start).take(range.len())).map(held).sum()
+                };
+                [sum(0..2), sum(2..3)]
+            }
+            Home::Disk(_) => [0; 2],
+        }
+    }
+
+    /// The byte of the file where a unit's numbers begin.
+    fn start(&self, unit: usize) -> u64 {
+        self.lens[..unit].iter().map(|len| (4 * self.kinds * len) as u64).sum()
+    }
+
+    fn at(&self, unit: usize, kind: Kind) -> u64 {
+        self.start(unit) + (4 * kind as usize * self.lens[unit]) as u64
+    }
+}
+
+fn stopped() -> Error {
+    Error::Invalid("moments: the thread that copies them has stopped".to_owned())
+}
