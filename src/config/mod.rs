@@ -33,6 +33,21 @@ impl RunConfig {
         read::parse(text, origin, sets)
     }
 
+    /// Whether the file `path` or an override gives `section.key` a value, rather than leave it at its default. Of a file that is
+    /// no TOML, [`load`](Self::load) has more to say.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn names(path: &Path, sets: &[String], section: &str, key: &str) -> Result<bool> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let file = text.parse::<toml::Table>().unwrap_or_default();
+        let set = sets
+            .iter()
+            .filter_map(|set| set.split_once('='))
+            .any(|(name, _)| name.trim() == format!("{section}.{key}"));
+        Ok(set || file.get(section).and_then(|section| section.get(key)).is_some())
+    }
+
     /// Checks every value, for a config made or changed by code; the readers have done so already.
     ///
     /// # Errors
