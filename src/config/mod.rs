@@ -56,6 +56,18 @@ impl RunConfig {
         check::check(self).map_err(|problem| Error::Invalid(problem.to_string()))
     }
 
+    /// A number that ranks of one run agree on, though folders may lie elsewhere on each machine.
+    ///
+    /// # Errors
+    /// As [`to_toml`](Self::to_toml).
+    pub fn fingerprint(&self) -> Result<u64> {
+        let mut config = self.clone();
+        (config.run.out, config.data.path, config.stash.folder) = Default::default();
+        config.data.heldout = config.data.heldout.map(|_| String::new());
+        config.model.from = config.model.from.map(|_| String::new());
+        Ok(u64::from(crc32c::crc32c(config.to_toml()?.as_bytes())))
+    }
+
     /// The config as TOML, every key written out; [`parse`](Self::parse) gives the same config back.
     ///
     /// # Errors

@@ -70,6 +70,7 @@ impl<'a> Rank<'a> {
         let config = &job.config;
         let data = &config.data;
         let grid = job.model.grid([data.frames, data.height, data.width])?;
+        agree(comm.as_ref(), "the configuration", config.fingerprint()?)?;
         let mesh = Mesh::new(comm, config.parallel.data, job.model.num_attention_heads, config.parallel.ring)?;
         let weights = Weights::new(job.initial()?, &config.train, mesh.world.clone(), config.parallel.zero)?;
         if let Some(checkpoint) = &job.resume {

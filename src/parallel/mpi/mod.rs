@@ -33,6 +33,8 @@ use crate::{Error, Result, bail};
 
 /// How long MPI may take to end before the process ends without it.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long after a host was found lost the launcher is left to find so too. Told to end the job before, it would wait for that host.
+const LAUNCHER: Duration = Duration::from_secs(12);
 
 /// This process among those of its job.
 pub(super) struct World {
@@ -143,13 +145,22 @@ impl Drop for World {
         if together && watch.check().is_ok() {
             return drop(self.universe.take()); // MPI_Finalize
         }
+        if !together {
+            return abort(&self.link, self.processors.iter().any(|p| p.host != self.mine().host));
+        }
         // Messages that nobody will take may be on their way. MPI often ends all the same, but need not.
         end_within(FAREWELL);
-        match together {
-            true => drop(self.universe.take()),
-            false => watch.abort(),
-        }
+        drop(self.universe.take());
     }
+}
+
+/// Ends the job without those who have not come to their ends, and this process.
+fn abort(link: &Link, several_hosts: bool) {
+    if let Some(lost) = link.watch.lost_for().filter(|_| several_hosts) {
+        thread::sleep(LAUNCHER.saturating_sub(lost));
+    }
+    end_within(FAREWELL);
+    link.watch.abort();
 }
 
 /// The last of a process whose rank is at work and does not notice that the run has failed.
@@ -160,8 +171,7 @@ fn give_up(link: &Link, e: &Error) {
     } else {
         thread::sleep(FAREWELL); // for the one that speaks
     }
-    end_within(FAREWELL);
-    link.watch.abort();
+    abort(link, true);
 }
 
 /// Ends this process after a while if nothing else has.

@@ -267,7 +267,8 @@ impl Watch {
         let _ = write!(message, " ({}): it was stopped or killed, or its host is down or cut off", places[rank]);
         let others: Vec<String> = self.silent(state).filter(|&r| r != rank).map(|r| r.to_string()).collect();
         if !others.is_empty() {
-            let _ = write!(message, "; nor from ranks {}", others.join(", "));
+            let ranks = if others.len() == 1 { "rank" } else { "ranks" };
+            let _ = write!(message, "; nor from {ranks} {}", others.join(", "));
         }
         drop(places);
         self.take_failure(state, Failure { rank, message, lost: true });
@@ -354,6 +355,12 @@ impl Watch {
             }
             _ => self.rank == 0,
         }
+    }
+
+    /// For how long a rank has been known to be lost.
+    pub fn lost_for(&self) -> Option<Duration> {
+        let state = lock(&self.state);
+        state.failure.as_ref().filter(|failure| failure.lost).map(|_| state.failed_at.elapsed())
     }
 
     /// Ends all processes that can still be reached, and this one.
