@@ -22,6 +22,7 @@ clean() {
     rm -rf "$work"
 }
 trap clean EXIT
+trap 'exit 1' INT TERM HUP
 
 if [ "$(id -u)" -ne 0 ] || ! command -v ip >/dev/null || ! ip netns add "$a" 2>"$work/why" || ! ip netns add "$b" 2>>"$work/why" ||
     ! ip -n "$a" link add cable type veth peer name cable netns "$b" 2>>"$work/why" || ! unshare --uts true 2>>"$work/why"; then
@@ -45,7 +46,7 @@ chmod +x "$work/rsh"
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_MCA_plm_rsh_agent=$work/rsh OMPI_MCA_btl_tcp_if_include=10.77.0.0/24 OMPI_MCA_oob_tcp_if_include=10.77.0.0/24
 # mpirun, too, is to notice that a host is gone: by itself it would wait for it for a quarter of an hour (docs/launching.md).
-export OMPI_MCA_oob_tcp_keepalive_time=1 OMPI_MCA_oob_tcp_keepalive_intvl=12 OMPI_MCA_oob_tcp_keepalive_probes=3
+export OMPI_MCA_oob_tcp_keepalive_time=1 OMPI_MCA_oob_tcp_keepalive_intvl=11 OMPI_MCA_oob_tcp_keepalive_probes=3
 on_both() {
     ip netns exec "$a" unshare --uts sh -c "hostname $a; exec \"\$@\"" sh \
         mpirun --host 10.77.0.1:2,10.77.0.2:2 --map-by node -n 4 "$longreel" "$@"
