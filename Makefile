@@ -4,6 +4,7 @@
 CARGO ?= cargo
 LONGREEL = target/release/longreel
 DEMO = runs/demo# as in configs/demo.toml
+MPI = $(shell command -v mpicc >/dev/null && echo --features mpi)# where there is one, tests start ranks as processes too
 PEERS ?= $(HOME)/.cache/longreel-peers
 
 .PHONY: help demo test lint setup build golden bench bench-peers-setup clean
@@ -23,12 +24,13 @@ demo: build ## train on the clips of datasets/ on two ranks, then sample; minute
 	@echo "the loss curve            $(DEMO)/loss.png"
 	@test -s $(DEMO)/sample.mp4 -a -s $(DEMO)/samples.png -a -s $(DEMO)/loss.png
 
-test: setup ## all tests: unit, integration, documentation, and that the examples build
-	$(CARGO) test --release --locked
+test: setup ## all tests: unit, integration, documentation, and that the examples build; ranks as threads and under mpirun
+	$(CARGO) test --release --locked $(MPI)
 
 lint: setup ## formatting and clippy, warnings being errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+	$(CARGO) clippy --release --locked --all-targets $(MPI) -- -D warnings
 
 setup: ## install what is missing (apt, on Debian), check Rust and Python; quiet when all is there
 	@scripts/setup.sh

@@ -5,6 +5,7 @@
 //! Afterwards `longreel sample runs/example -o clip.mp4 --count 1` works as for any run.
 
 use longreel::config::{Prediction, RunConfig};
+use longreel::parallel::Launch;
 use longreel::train::metrics;
 use longreel::{Error, Result};
 use std::path::Path;
@@ -46,10 +47,8 @@ fn main() -> Result<()> {
 
     // Whoever sets this, a signal handler or another thread, ends the run after its step, with a checkpoint.
     let interrupted = AtomicBool::new(false);
-    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads_per_rank = (processors / config.parallel.ranks).max(1);
     let record = config.run.out.join("metrics.jsonl");
-    longreel::train::run(config, false, threads_per_rank, &interrupted)?;
+    longreel::train::run(config, false, &Launch::threads(), &interrupted)?;
 
     for step in metrics::read(&record)?.iter().filter(|r| r.step % 10 == 0) {
         println!("step {:3}  loss {:.4}  {:6.0} tokens/s", step.step, step.loss, step.tokens_per_s);

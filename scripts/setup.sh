@@ -17,6 +17,8 @@ packages=(
     pkg-config                                                # finds the two below
     libavcodec-dev libavformat-dev libavutil-dev libswscale-dev # ffmpeg-next: reading and writing videos
     libclang-dev                                              # bindgen, which reads FFmpeg's headers
+    libopenmpi-dev openmpi-bin                                # the feature mpi and its tests: ranks as processes
+    iproute2 shellcheck                                       # tests of scripts; two hosts on one machine
     ffmpeg                                                    # the command, for the scripts that make datasets
     ca-certificates                                           # crates and hubs are fetched over https
 )

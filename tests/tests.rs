@@ -16,6 +16,8 @@ mod hub;
 mod media;
 mod metrics;
 mod model;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod ops;
 mod optimizer;
 mod parallel;

@@ -11,7 +11,7 @@ use crate::engine::{Engine, Objective, Source};
 use crate::files::{Tensors, write_tensors};
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig, Patches, Prompt};
-use crate::parallel::{Communicator, Reduce, Sequence, Split, run_threads};
+use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
 use crate::{Result, bail, hub};
 
 /// Run a diffusers transformer folder on the inputs of a safetensors file.
@@ -33,9 +33,9 @@ pub struct ForwardArgs {
     /// Also the loss and every parameter's gradient
     #[arg(long)]
     pub grads: bool,
-    /// Ranks, as threads of this process
-    #[arg(long, value_name = "P", default_value = "1", value_parser = super::at_least_1)]
-    pub ranks: usize,
+    /// Ranks, as threads of this process; default: 1. Under mpirun or srun each process is a rank
+    #[arg(long, value_name = "P", value_parser = super::at_least_1)]
+    pub ranks: Option<usize>,
     /// Arithmetic of linear layers and attention
     #[arg(long, default_value = "f32")]
     pub dtype: Compute,
@@ -45,17 +45,20 @@ pub struct ForwardArgs {
 type Named = Vec<(String, Vec<usize>, Vec<f32>)>;
 
 /// Runs the command.
-pub fn run(args: ForwardArgs) -> Result<()> {
-    let folder = Folder::open(&hub::resolve(&args.model)?)?;
+pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
+    let ranks = launch.ranks(args.ranks, "--ranks")?;
+    let folder = Folder::open(&launch.in_turn(|| hub::resolve(&args.model))?)?;
     let config = ModelConfig::from_json(folder.config())?;
     folder.check(&Model::shapes(&config))?;
     let inputs = Inputs::read(&args.inputs, &config)?;
-    let threads = super::threads_per_rank(args.ranks);
-    let mut results = run_threads(args.ranks, threads, |comm| {
+    let mut results = launch.run(ranks, |comm| {
         let bf16 = args.dtype == Compute::Bf16;
         let model = Model::load(&config, DType::F32, bf16, |name| folder.read_f32(name))?;
         inputs.run(&model, comm, args.grads)
     })?;
+    if !is_first() {
+        return Ok(()); // all have the same
+    }
     write_tensors(&args.output, results.swap_remove(0))
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Only a command with something to save calls [`catch_interrupts`]; all others end at the first signal, as usual.
 
+use crate::parallel::is_first;
 use crate::train::progress::Stderr;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,11 +14,15 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// The handler cannot be set, for example because there is one.
 pub fn catch_interrupts() -> Result<&'static AtomicBool> {
-    ctrlc::set_handler(|| {
+    let first = is_first();
+    ctrlc::set_handler(move || {
         if INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
         use std::io::Write;
+        if !first {
+            return;
+        }
         let _ = writeln!(Stderr, "stopping after this step; once more to stop at once, without saving");
     })
     .map_err(|e| Error::Invalid(format!("Ctrl-C cannot be caught: {e}")))?;

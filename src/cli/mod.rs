@@ -12,6 +12,7 @@ mod sample;
 mod scan;
 mod train;
 
+use crate::parallel::{Launch, Limits, Placement, is_first, threads_per_rank};
 use crate::train::progress::Stderr;
 use crate::{Error, Result};
 use clap::{Parser, Subcommand};
@@ -40,34 +41,72 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
-/// Runs the command that the process was started with.
+/// Runs the command that the process was started with; of several processes that are ranks, the first one speaks for all.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            let _ = e.print(); // --help and --version come here too
+            if is_first() {
+                let _ = e.print(); // --help and --version come here too
+            }
             return ExitCode::from(e.exit_code() as u8);
         }
     };
     if let Err(message) = start_logging() {
-        let _ = writeln!(io::stderr(), "error: {message}");
+        if is_first() {
+            let _ = writeln!(io::stderr(), "error: {message}");
+        }
         return ExitCode::from(2);
     }
     let outcome = match cli.command {
-        Command::Train(args) => train::run(args),
-        Command::Plan(args) => plan::run(args),
-        Command::Sample(args) => sample::run(args),
-        Command::Forward(args) => forward::run(args),
-        Command::Scan(args) => scan::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Train(args) => on_ranks(|launch| train::run(&args, launch)),
+        Command::Sample(args) => on_ranks(|launch| sample::run(&args, launch)),
+        Command::Forward(args) => on_ranks(|launch| forward::run(&args, launch)),
+        Command::Plan(args) => alone(|| plan::run(args)),
+        Command::Scan(args) => alone(|| scan::run(args)),
+        Command::Bench(args) => alone(|| bench::run(args)),
     };
     match outcome {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(e) => {
-            let _ = writeln!(io::stderr(), "error: {}", with_causes(&e));
-            ExitCode::FAILURE
-        }
+        Err(_) => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
+    }
+}
+
+/// Runs a command whose ranks may be processes.
+fn on_ranks(command: impl FnOnce(&Launch) -> Result<()>) -> Result<()> {
+    match Launch::from_environment(Limits::default()) {
+        Ok(launch) => launch.conduct(command, report),
+        Err(e) => told(Err(e)),
+    }
+}
+
+/// Runs a command that is the work of one process.
+fn alone(command: impl FnOnce() -> Result<()>) -> Result<()> {
+    told(match Placement::here() {
+        Some(Placement { size, launcher, .. }) => Err(Error::Invalid(format!(
+            "{launcher} started {size} processes of a command that is the work of one: start it without {launcher}"
+        ))),
+        None => command(),
+    })
+}
+
+/// Reports an outcome that is the same in all processes.
+fn told(outcome: Result<()>) -> Result<()> {
+    if is_first() {
+        report(&outcome);
+    }
+    outcome
+}
+
+/// Prints the error of a command, if there is one.
+fn report(outcome: &Result<()>) {
+    match outcome {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => {}
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "error: {}", with_causes(e));
+        }
+        Ok(()) => {}
     }
 }
 
@@ -96,7 +135,8 @@ fn with_causes(error: &Error) -> String {
 fn start_logging() -> std::result::Result<(), String> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(wish) if !wish.is_empty() => EnvFilter::try_new(&wish).map_err(|e| format!("RUST_LOG={wish}: {e}"))?,
-        _ => EnvFilter::new("info,hf_hub=warn,ureq=warn,ureq_proto=warn"),
+        _ if is_first() => EnvFilter::new("info,hf_hub=warn,ureq=warn,ureq_proto=warn"),
+        _ => EnvFilter::new("off"), // the first speaks for all
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -115,10 +155,4 @@ fn at_least_1(text: &str) -> std::result::Result<usize, String> {
         Ok(0) | Err(_) => Err("must be a whole number of at least 1".to_owned()),
         Ok(n) => Ok(n),
     }
-}
-
-/// The machine's processors, shared out to `ranks` ranks of this process: at least one thread each.
-fn threads_per_rank(ranks: usize) -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
-    (processors / ranks).max(1)
 }

@@ -11,7 +11,7 @@ use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::write::{Kind, write_video};
 use crate::diffusion::Objective;
 use crate::model::{Model, ModelConfig};
-use crate::parallel::{Sequence, run_threads};
+use crate::parallel::{Launch, Sequence, is_first};
 use crate::train::checkpoint::Checkpoint;
 use crate::train::sampling::{Request, sample};
 use crate::{Error, Result, bail, hub};
@@ -58,15 +58,16 @@ pub struct SampleArgs {
     /// Default: the config's `run.seed`
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Ranks, as threads of this process
-    #[arg(long, value_name = "P", default_value = "1", value_parser = super::at_least_1)]
-    pub ranks: usize,
+    /// Ranks, as threads of this process; default: 1. Under mpirun or srun each process is a rank
+    #[arg(long, value_name = "P", value_parser = super::at_least_1)]
+    pub ranks: Option<usize>,
 }
 
 /// Runs the command.
-pub fn run(args: SampleArgs) -> Result<()> {
+pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let kind = args.kind()?; // before hours of work
-    let checkpoint = Checkpoint::open(&hub::resolve(&args.from)?)?;
+    let ranks = launch.ranks(args.ranks, "--ranks")?;
+    let checkpoint = Checkpoint::open(&launch.in_turn(|| hub::resolve(&args.from))?)?;
     let config = checkpoint.config()?;
     let folder = checkpoint.ema()?;
     let network = ModelConfig::from_json(folder.config())?;
@@ -79,9 +80,9 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let bf16 = config.train.dtype == Compute::Bf16;
     let fps = checkpoint.state().fps.unwrap_or(FPS_OF_IMAGES);
     let (write, sheet) =
-        (Mutex::new(Writer { args: &args, kind, count, fps, strips: vec![], numbered: vec![] }), kind == Kind::Png);
+        (Mutex::new(Writer { args, kind, count, fps, strips: vec![], numbered: vec![] }), kind == Kind::Png);
 
-    run_threads(args.ranks, super::threads_per_rank(args.ranks), |comm| {
+    launch.run(ranks, |comm| {
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?;
         for (index, &label) in labels.iter().enumerate() {
@@ -97,6 +98,9 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let writer = write.into_inner().unwrap_or_else(|e| e.into_inner());
     if sheet && !writer.strips.is_empty() {
         contact_sheet(&writer.strips, &args.output)?;
+    }
+    if !is_first() {
+        return Ok(()); // the first has written all
     }
     if writer.numbered.is_empty() {
         return super::print(args.output.display());

@@ -1,7 +1,8 @@
 //! `longreel train`: a config to a run.
 
-use crate::Result;
 use crate::config::RunConfig;
+use crate::parallel::Launch;
+use crate::{Result, bail};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ pub struct TrainArgs {
     /// The run's config; docs/configuration.md has all keys
     #[arg(value_name = "CONFIG.toml")]
     pub config: PathBuf,
-    /// Ranks, as threads of this process; default: `parallel.ranks`
+    /// Ranks, as threads of this process; default: `parallel.ranks`. Under mpirun or srun each process is a rank
     #[arg(long, value_name = "P", value_parser = super::at_least_1)]
     pub ranks: Option<usize>,
     /// Continue from the run's last checkpoint
@@ -26,26 +27,34 @@ pub struct TrainArgs {
 }
 
 /// Runs the command.
-pub fn run(args: TrainArgs) -> Result<()> {
-    let config = args.config()?;
-    let threads = super::threads_per_rank(config.parallel.ranks);
+pub fn run(args: &TrainArgs, launch: &Launch) -> Result<()> {
+    let config = args.config(launch)?;
     if args.rehearse {
+        if launch.processes().is_some() {
+            bail!("--rehearse measures one process's memory: start it without a launcher, with --ranks for the ranks")
+        }
         tracing::warn!("a rehearsal: attention is not computed, the steps' numbers mean nothing, and nothing is saved");
-        let [predicted, measured] = crate::train::rehearse(config, threads)?;
+        let [predicted, measured] = crate::train::rehearse(config, launch)?;
         let off = 100.0 * (predicted as f64 / measured as f64 - 1.0);
         let [predicted, measured] = [predicted, measured].map(|bytes| bytes as f64 / f64::from(1 << 20));
         return super::print(format!(
             "rehearsed: peak predicted {predicted:.1} MiB, measured {measured:.1} MiB ({off:+.1} %)"
         ));
     }
-    crate::train::run(config, args.resume, threads, super::catch_interrupts()?)
+    crate::train::run(config, args.resume, launch, super::catch_interrupts()?)
 }
 
 impl TrainArgs {
-    /// The config with all overrides, `--ranks` among them.
-    pub fn config(&self) -> Result<RunConfig> {
+    /// The config with all overrides, `--ranks` among them, and as many ranks as a launcher started.
+    pub fn config(&self, launch: &Launch) -> Result<RunConfig> {
         let mut sets = self.set.clone();
         sets.extend(self.ranks.map(|ranks| format!("parallel.ranks={ranks}")));
-        RunConfig::load(&self.config, &sets)
+        let Some(started) = launch.processes() else { return RunConfig::load(&self.config, &sets) };
+        if !RunConfig::names(&self.config, &sets, "parallel", "ranks")? {
+            sets.push(format!("parallel.ranks={started}"));
+        }
+        let config = RunConfig::load(&self.config, &sets)?;
+        launch.ranks(Some(config.parallel.ranks), "parallel.ranks")?;
+        Ok(config)
     }
 }

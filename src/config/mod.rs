@@ -33,12 +33,39 @@ impl RunConfig {
         read::parse(text, origin, sets)
     }
 
+    /// Whether the file `path` or an override gives `section.key` a value, rather than leave it at its default. Of a file that is
+    /// no TOML, [`load`](Self::load) has more to say.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn names(path: &Path, sets: &[String], section: &str, key: &str) -> Result<bool> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let file = text.parse::<toml::Table>().unwrap_or_default();
+        let set = sets
+            .iter()
+            .filter_map(|set| set.split_once('='))
+            .any(|(name, _)| name.trim() == format!("{section}.{key}"));
+        Ok(set || file.get(section).and_then(|section| section.get(key)).is_some())
+    }
+
     /// Checks every value, for a config made or changed by code; the readers have done so already.
     ///
     /// # Errors
     /// The first key whose value is not allowed, with the value and what is allowed.
     pub fn check(&self) -> Result<()> {
         check::check(self).map_err(|problem| Error::Invalid(problem.to_string()))
+    }
+
+    /// A number that ranks of one run agree on, though folders may lie elsewhere on each machine.
+    ///
+    /// # Errors
+    /// As [`to_toml`](Self::to_toml).
+    pub fn fingerprint(&self) -> Result<u64> {
+        let mut config = self.clone();
+        (config.run.out, config.data.path, config.stash.folder) = Default::default();
+        config.data.heldout = config.data.heldout.map(|_| String::new());
+        config.model.from = config.model.from.map(|_| String::new());
+        Ok(u64::from(crc32c::crc32c(config.to_toml()?.as_bytes())))
     }
 
     /// The config as TOML, every key written out; [`parse`](Self::parse) gives the same config back.

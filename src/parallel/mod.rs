@@ -6,8 +6,11 @@
 
 pub(crate) mod bytes;
 mod check;
+mod launch;
 mod meeting;
 mod mesh;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod sequence;
 mod single;
 mod split;
@@ -18,6 +21,7 @@ use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 use crate::{Result, bail};
+pub use launch::{Launch, Limits, Placement, is_first, threads_per_rank};
 pub use mesh::Mesh;
 pub use sequence::Sequence;
 pub use single::Single;

@@ -80,7 +80,7 @@ where
 }
 
 /// Runs `f` in a rayon pool of its own; a panic becomes an error.
-fn in_pool<T: Send>(
+pub(super) fn in_pool<T: Send>(
     rank: usize,
     threads: usize,
     span: tracing::Span,
@@ -98,7 +98,7 @@ fn in_pool<T: Send>(
     })
 }
 
-fn panicked(rank: usize, panic: &(dyn std::any::Any + Send)) -> Error {
+pub(super) fn panicked(rank: usize, panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
     Error::Rank { rank, message: format!("panicked: {}", text.unwrap_or("(no message)")) }
 }

@@ -25,6 +25,12 @@ pub struct Job {
 }
 
 impl Job {
+    /// Fetches what `config` names on a hub, so that [`open`](Self::open) finds it on this machine.
+    pub fn fetch(config: &RunConfig) -> Result<()> {
+        let names = [config.model.from.as_ref(), Some(&config.data.path), config.data.heldout.as_ref()];
+        names.into_iter().flatten().try_for_each(|name| hub::resolve(name).map(drop))
+    }
+
     /// Opens everything `config` names; with `resume`, also the run's last checkpoint.
     ///
     /// # Errors

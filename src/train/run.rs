@@ -23,17 +23,20 @@ use crate::data::{Loader, Sample, frames_of_tokens};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::{self, Stash};
-use crate::parallel::{Communicator, Mesh, Reduce, agree, run_threads};
+use crate::parallel::{Communicator, Launch, Mesh, Reduce, agree};
 use crate::plan::Plan;
 use crate::{Error, Result};
 
-/// Trains as `config` says, on ranks that are threads of this process, until its last step or until `interrupted` is set; either
-/// way a checkpoint is saved at the end.
-pub fn run(config: RunConfig, resume: bool, threads_per_rank: usize, interrupted: &AtomicBool) -> Result<()> {
+/// Trains as `config` says, on ranks that `launch` runs, until its last step or until `interrupted` is set, on any of them; either way a
+/// checkpoint is saved at the end.
+pub fn run(config: RunConfig, resume: bool, launch: &Launch, interrupted: &AtomicBool) -> Result<()> {
     let ranks = config.parallel.ranks;
+    launch.in_turn(|| Job::fetch(&config))?;
     let job = Job::open(config, resume)?;
-    stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
-    run_threads(ranks, threads_per_rank, |comm| Rank::new(&job, comm)?.train(interrupted))?;
+    // Each machine has its own scratch folder, for its own ranks.
+    let blocks = (job.model.num_layers * launch.ranks_here(ranks)).div_ceil(ranks);
+    stash::check_room(&job.config.stash, blocks, &job.stashed()?)?;
+    launch.run(ranks, |comm| Rank::new(&job, comm)?.train(interrupted))?;
     Ok(())
 }
 
@@ -42,12 +45,12 @@ const REHEARSED: u64 = 2;
 
 /// Runs steps as `config` says but for attention's arithmetic, which is left out: memory, messages and stash are as ever, numbers
 /// mean nothing. Saves nothing. Returns the predicted and the measured peak of the process's memory, in bytes.
-pub fn rehearse(mut config: RunConfig, threads_per_rank: usize) -> Result<[u64; 2]> {
+pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<[u64; 2]> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
     let job = Job::open(config, false)?;
     let plan = Plan::new(&job.config, &job.model, true)?;
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
-    run_threads(job.config.parallel.ranks, threads_per_rank, |comm| Rank::new(&job, comm)?.rehearse())?;
+    launch.run(job.config.parallel.ranks, |comm| Rank::new(&job, comm)?.rehearse())?;
     Ok([plan.total(), memory().peak])
 }
 
@@ -67,6 +70,7 @@ impl<'a> Rank<'a> {
         let config = &job.config;
         let data = &config.data;
         let grid = job.model.grid([data.frames, data.height, data.width])?;
+        agree(comm.as_ref(), "the configuration", config.fingerprint()?)?;
         let mesh = Mesh::new(comm, config.parallel.data, job.model.num_attention_heads, config.parallel.ring)?;
         let weights = Weights::new(
             job.initial()?,

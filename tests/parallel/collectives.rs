@@ -7,7 +7,7 @@ use longreel::parallel::{Communicator, Mesh, Reduce, Single, Split, agree};
 use std::sync::Arc;
 
 /// How many elements rank r of p gives in an uneven split; some have none.
-fn uneven(p: usize) -> Vec<usize> {
+pub fn uneven(p: usize) -> Vec<usize> {
     (0..p).map(|r| [5, 0, 9000, 1, 3, 0, 2, 70_000][(r * 3 + p) % 8]).collect()
 }
 
@@ -244,56 +244,57 @@ fn agree_names_the_ranks_that_differ() {
     }
 }
 
-#[test]
-fn many_mixed_collectives_with_random_delays() {
-    const P: usize = 8;
-    let results = run_threads(P, 1, |comm| {
-        let r = comm.rank();
-        let parts = [comm.split(r % 2, r)?, comm.split(r / 3, P - r)?, comm.clone()];
-        let mut delay = random(3, 100 + r as u64);
-        let mut choice = random(3, 0); // the same on every rank
-        for call in 0..400u64 {
-            if delay.below(4) == 0 {
-                std::thread::sleep(std::time::Duration::from_micros(delay.below(300)));
+/// `calls` collectives of all kinds on all ranks and on parts of them.
+pub fn mixed(comm: Arc<dyn Communicator>, calls: u64) -> Result<()> {
+    let r = comm.rank();
+    let parts = [comm.split(r % 2, r)?, comm.split(r / 3, comm.size() - r)?, comm.clone()];
+    let mut delay = random(3, 100 + r as u64);
+    let mut choice = random(3, 0); // the same on every rank
+    for call in 0..calls {
+        if delay.below(4) == 0 {
+            std::thread::sleep(std::time::Duration::from_micros(delay.below(300)));
+        }
+        let comm = &parts[choice.below(3) as usize];
+        let (p, me) = (comm.size(), comm.rank());
+        let n = choice.below(50) as usize;
+        let code = |from: usize, to: usize| (call * 100) as f32 + (from * 10 + to) as f32;
+        match choice.below(6) {
+            0 => comm.barrier()?,
+            1 => {
+                let x = f32s(&vec![code(me, 0); n]);
+                comm.all_reduce(&x, Reduce::Max)?;
+                assert_eq!(x.to_vec1::<f32>()?, vec![code(p - 1, 0); n]);
             }
-            let comm = &parts[choice.below(3) as usize];
-            let (p, me) = (comm.size(), comm.rank());
-            let n = choice.below(50) as usize;
-            let code = |from: usize, to: usize| (call * 100) as f32 + (from * 10 + to) as f32;
-            match choice.below(6) {
-                0 => comm.barrier()?,
-                1 => {
-                    let x = f32s(&vec![code(me, 0); n]);
-                    comm.all_reduce(&x, Reduce::Max)?;
-                    assert_eq!(x.to_vec1::<f32>()?, vec![code(p - 1, 0); n]);
+            2 => {
+                let x = f32s(&vec![code(me, 0); n]);
+                comm.broadcast(&x, call as usize % p)?;
+                assert_eq!(x.to_vec1::<f32>()?, vec![code(call as usize % p, 0); n]);
+            }
+            3 => {
+                let shapes: Vec<_> = (0..p).map(|from| vec![n + from]).collect();
+                let all = comm.all_gather(&f32s(&vec![code(me, 0); n + me]), &shapes)?;
+                for (from, t) in all.iter().enumerate() {
+                    assert_eq!(t.to_vec1::<f32>()?, vec![code(from, 0); n + from]);
                 }
-                2 => {
-                    let x = f32s(&vec![code(me, 0); n]);
-                    comm.broadcast(&x, call as usize % p)?;
-                    assert_eq!(x.to_vec1::<f32>()?, vec![code(call as usize % p, 0); n]);
+            }
+            4 => {
+                let send = (0..p).map(|to| f32s(&vec![code(me, to); n + to])).collect();
+                for (from, t) in comm.all_to_all(send, &vec![vec![n + me]; p])?.iter().enumerate() {
+                    assert_eq!(t.to_vec1::<f32>()?, vec![code(from, me); n + me]);
                 }
-                3 => {
-                    let shapes: Vec<_> = (0..p).map(|from| vec![n + from]).collect();
-                    let all = comm.all_gather(&f32s(&vec![code(me, 0); n + me]), &shapes)?;
-                    for (from, t) in all.iter().enumerate() {
-                        assert_eq!(t.to_vec1::<f32>()?, vec![code(from, 0); n + from]);
-                    }
-                }
-                4 => {
-                    let send = (0..p).map(|to| f32s(&vec![code(me, to); n + to])).collect();
-                    for (from, t) in comm.all_to_all(send, &vec![vec![n + me]; p])?.iter().enumerate() {
-                        assert_eq!(t.to_vec1::<f32>()?, vec![code(from, me); n + me]);
-                    }
-                }
-                _ => {
-                    let split = Split::new(n, p);
-                    let counts: Vec<_> = (0..p).map(|r| split.count(r)).collect();
-                    let sum = comm.reduce_scatter(&f32s(&vec![me as f32; n]), &counts)?;
-                    assert_eq!(sum.to_vec1::<f32>()?, vec![(p * (p - 1) / 2) as f32; counts[me]]);
-                }
+            }
+            _ => {
+                let split = Split::new(n, p);
+                let counts: Vec<_> = (0..p).map(|r| split.count(r)).collect();
+                let sum = comm.reduce_scatter(&f32s(&vec![me as f32; n]), &counts)?;
+                assert_eq!(sum.to_vec1::<f32>()?, vec![(p * (p - 1) / 2) as f32; counts[me]]);
             }
         }
-        Ok(())
-    });
-    results.unwrap();
+    }
+    Ok(())
+}
+
+#[test]
+fn many_mixed_collectives_with_random_delays() {
+    run_threads(8, 1, |comm| mixed(comm, 400)).unwrap();
 }

@@ -6,10 +6,10 @@ use longreel::parallel::{Communicator, Reduce, Single};
 use longreel::{Error, Result, bail};
 use std::sync::{Arc, Mutex};
 
-type Collective = (&'static str, fn(&dyn Communicator) -> Result<()>);
+pub type Collective = (&'static str, fn(&dyn Communicator) -> Result<()>);
 
 /// One call of every collective.
-const COLLECTIVES: [Collective; 7] = [
+pub const COLLECTIVES: [Collective; 7] = [
     ("all_to_all", |c| c.all_to_all(vec![f32s(&[1.0]); c.size()], &vec![vec![1]; c.size()]).map(|_| ())),
     ("all_gather", |c| c.all_gather(&f32s(&[1.0]), &vec![vec![1]; c.size()]).map(|_| ())),
     ("reduce_scatter", |c| c.reduce_scatter(&f32s(&vec![1.0; c.size()]), &vec![1; c.size()]).map(|_| ())),

@@ -1,9 +1,10 @@
 //! Ranks and how they talk: collectives against plain sums, failures that must not hang, the split, the mesh and Ulysses.
 
-mod collectives;
-mod failures;
+pub mod collectives;
+pub mod failures;
+mod launch;
 mod runner;
-mod ulysses;
+pub mod ulysses;
 
 use candle_core::{Device, Tensor};
 use longreel::Error;
@@ -24,26 +25,26 @@ where
 }
 
 /// The random numbers of a test: `draw` and `part` name the stream.
-fn random(draw: u64, part: u64) -> Stream {
+pub fn random(draw: u64, part: u64) -> Stream {
     Key { seed: 7, purpose: Purpose::Test, step: draw, sample: 0 }.stream(part)
 }
 
 /// Numbers of widely different sizes, so that the order of a sum shows in its bits.
-fn wide(draw: u64, part: u64, n: usize) -> Vec<f32> {
+pub fn wide(draw: u64, part: u64, n: usize) -> Vec<f32> {
     let mut stream = random(draw, part);
     (0..n).map(|_| (stream.normal() * 10f64.powf(stream.uniform() * 8.0 - 4.0)) as f32).collect()
 }
 
-fn f32s(values: &[f32]) -> Tensor {
+pub fn f32s(values: &[f32]) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()
 }
 
-fn bits(t: &Tensor) -> Vec<u32> {
+pub fn bits(t: &Tensor) -> Vec<u32> {
     t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
 }
 
 /// The error of a call that must fail.
-fn fails<T>(result: longreel::Result<T>) -> Error {
+pub fn fails<T>(result: longreel::Result<T>) -> Error {
     match result {
         Ok(_) => panic!("a call succeeded that had to fail"),
         Err(e) => e,

@@ -5,7 +5,7 @@ use candle_core::{DType, WithDType};
 use half::bf16;
 use longreel::Result;
 use longreel::attention::Ulysses;
-use longreel::parallel::Single;
+use longreel::parallel::{Communicator, Single};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -83,43 +83,46 @@ fn exact<T: WithDType>(ulysses: &Ulysses, r: usize, p: usize, clip: Clip, of: fn
     Ok(())
 }
 
+/// Exchanges every small clip, exactly, on the ranks of `comm`; how many there were.
+pub fn every_element(comm: Arc<dyn Communicator>) -> Result<usize> {
+    let p = comm.size();
+    let r = comm.rank();
+    let mut exchanged = 0;
+    for tokens in (1..=9).chain([13, 22, 31]) {
+        for heads in 1..=8 {
+            let ulysses = match Ulysses::new(comm.clone(), tokens, heads) {
+                Ok(ulysses) if p <= heads && p <= tokens => ulysses,
+                Ok(_) => panic!("{p} ranks, {tokens} tokens, {heads} heads must be refused"),
+                Err(e) => {
+                    let what = if p > heads {
+                        assert!(e.to_string().contains(&format!("use at most {heads} sequence ranks")));
+                        format!("{p} sequence-parallel ranks cannot share {heads} attention heads")
+                    } else {
+                        assert!(p > tokens, "refused {p} ranks, {tokens} tokens, {heads} heads: {e}");
+                        assert!(e.to_string().contains(&format!("use at most {tokens} sequence ranks")));
+                        format!("{p} sequence-parallel ranks cannot share a clip of {tokens} tokens")
+                    };
+                    assert!(e.to_string().contains(&what), "{e}");
+                    continue;
+                }
+            };
+            assert_eq!(ulysses.local_tokens(), part(tokens, r, p));
+            assert_eq!(ulysses.local_heads(), part(heads, r, p));
+            let clip = Clip { batch: 2, tokens, heads, width: 3 };
+            exact::<f32>(&ulysses, r, p, clip, |code| code as f32)?;
+            exact::<bf16>(&ulysses, r, p, Clip { batch: 1, ..clip }, |code| bf16::from_bits(code as u16))?;
+            exact::<f64>(&ulysses, r, p, Clip { batch: 3, width: 1, ..clip }, |code| code as f64)?;
+            exchanged += 1;
+        }
+    }
+    Ok(exchanged)
+}
+
 #[test]
 fn every_element_arrives_for_all_tokens_heads_and_ranks() {
     for p in 1..=8 {
-        let cases = run_threads(p, 1, move |comm| {
-            let r = comm.rank();
-            let mut exchanged = 0;
-            for tokens in (1..=9).chain([13, 22, 31]) {
-                for heads in 1..=8 {
-                    let ulysses = match Ulysses::new(comm.clone(), tokens, heads) {
-                        Ok(ulysses) if p <= heads && p <= tokens => ulysses,
-                        Ok(_) => panic!("{p} ranks, {tokens} tokens, {heads} heads must be refused"),
-                        Err(e) => {
-                            let what = if p > heads {
-                                assert!(e.to_string().contains(&format!("use at most {heads} sequence ranks")));
-                                format!("{p} sequence-parallel ranks cannot share {heads} attention heads")
-                            } else {
-                                assert!(p > tokens, "refused {p} ranks, {tokens} tokens, {heads} heads: {e}");
-                                assert!(e.to_string().contains(&format!("use at most {tokens} sequence ranks")));
-                                format!("{p} sequence-parallel ranks cannot share a clip of {tokens} tokens")
-                            };
-                            assert!(e.to_string().contains(&what), "{e}");
-                            continue;
-                        }
-                    };
-                    assert_eq!(ulysses.local_tokens(), part(tokens, r, p));
-                    assert_eq!(ulysses.local_heads(), part(heads, r, p));
-                    let clip = Clip { batch: 2, tokens, heads, width: 3 };
-                    exact::<f32>(&ulysses, r, p, clip, |code| code as f32)?;
-                    exact::<bf16>(&ulysses, r, p, Clip { batch: 1, ..clip }, |code| bf16::from_bits(code as u16))?;
-                    exact::<f64>(&ulysses, r, p, Clip { batch: 3, width: 1, ..clip }, |code| code as f64)?;
-                    exchanged += 1;
-                }
-            }
-            Ok(exchanged)
-        });
         let expected = (1..=9).chain([13, 22, 31]).filter(|&t| t >= p).count() * (9 - p);
-        assert_eq!(cases.unwrap(), vec![expected; p]);
+        assert_eq!(run_threads(p, 1, every_element).unwrap(), vec![expected; p]);
     }
 }
 

@@ -157,7 +157,12 @@ impl Place {
     pub fn start(&self, out: &str, args: &[&str], steps: usize) -> Child {
         let mut command = self.command(out, &["train.steps=1000000"]);
         command.args(args.iter().flat_map(|arg| ["--set", arg]));
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        self.wait_for(child, out, steps)
+    }
+
+    /// Returns once the run in `out`, which `child` trains, has done `steps` steps.
+    pub fn wait_for(&self, mut child: Child, out: &str, steps: usize) -> Child {
         let deadline = Instant::now() + Duration::from_secs(60);
         while metrics::read(&self.path(out).join("metrics.jsonl")).map_or(0, |r| r.len()) < steps {
             if child.try_wait().unwrap().is_some() || Instant::now() > deadline {

@@ -1,0 +1,207 @@
+//! Where ranks come from, decided in this one place: they are threads of this process, or the processes that a launcher (mpirun, srun)
+//! has started, this one among them. What a rank then does is the same.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::threads::{in_pool, panicked};
+use super::{Communicator, run_threads};
+use crate::{Result, bail};
+
+/// This process's place among those that a launcher started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub rank: usize,
+    /// Processes, at least two.
+    pub size: usize,
+    /// What started them, for people.
+    pub launcher: &'static str,
+}
+
+/// What launchers tell their processes: how many there are, and which this one is. The first that is there counts, for mpirun
+/// may itself be started by srun.
+const LAUNCHERS: [(&str, &str, &str); 3] = [
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun"), // Open MPI
+    ("PMI_SIZE", "PMI_RANK", "mpiexec"),                        // MPICH and its kin; Slurm's PMI-2
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),           // of the step: a batch script itself is no step
+];
+
+impl Placement {
+    /// What the environment says; none where this process is alone.
+    pub fn here() -> Option<Self> {
+        Self::from(|name| std::env::var(name).ok())
+    }
+
+    /// As [`here`](Self::here), of variables that `get` gives.
+    pub fn from(get: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        let number = |name: &str| get(name)?.trim().parse::<usize>().ok();
+        let told = LAUNCHERS.iter().find_map(|&(size, rank, launcher)| Some((number(size)?, number(rank)?, launcher)));
+        let (size, rank, launcher) = told?;
+        (size > 1).then_some(Self { rank, size, launcher })
+    }
+}
+
+/// Whether this process is the one to tell the user what concerns all: the only one, or the first.
+pub fn is_first() -> bool {
+    Placement::here().is_none_or(|placement| placement.rank == 0)
+}
+
+/// The machine's processors (those this process is bound to, or fewer where a container's quota says so), shared out to `ranks` ranks
+/// of this process: at least one thread each.
+pub fn threads_per_rank(ranks: usize) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    (processors / ranks).max(1)
+}
+
+/// What processes that are ranks have to keep to; the defaults are right outside tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most bytes in one message, a multiple of 8; longer ones go in parts. MPI counts in C ints, so it is below 2 GiB.
+    pub message: usize,
+    /// A process that nothing is heard from for so long is lost.
+    pub silence: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { message: 1 << 30, silence: Duration::from_secs(30) }
+    }
+}
+
+/// Processes that are ranks: what a backend of them offers beside the communicator.
+pub(super) trait Processes: Sync {
+    /// That of all processes.
+    fn communicator(&self) -> Arc<dyn Communicator>;
+    /// How many threads this process's rank has.
+    fn threads(&self) -> usize;
+    /// The host of each rank.
+    fn hosts(&self) -> Vec<&str>;
+    /// Says that the calling thread is the one that the rank's work runs in.
+    fn enter(&self);
+    /// Tells the others how this process's work ended and waits for theirs; the outcome of all together.
+    fn settle(&self, outcome: Result<()>) -> Result<()>;
+    /// Whether this is the process to tell the user how the work of all ended.
+    fn speaks(&self) -> bool;
+}
+
+/// How ranks are run. See [the module](self).
+pub struct Launch(Option<Box<dyn Processes>>);
+
+impl Launch {
+    /// Ranks are threads of this process.
+    pub fn threads() -> Self {
+        Self(None)
+    }
+
+    /// As the environment says: ranks are the processes that a launcher started, if it started several, and else threads.
+    ///
+    /// # Errors
+    /// There are several, but longreel was built without the feature `mpi`, or they cannot join each other.
+    pub fn from_environment(limits: Limits) -> Result<Self> {
+        Ok(Self(Placement::here().map(|placement| join(&placement, limits)).transpose()?))
+    }
+
+    /// How many ranks there are, if they are processes; threads there are as many as one likes.
+    pub fn processes(&self) -> Option<usize> {
+        self.0.as_ref().map(|processes| processes.hosts().len())
+    }
+
+    /// How many ranks a run has that was asked for `asked`, which the user calls `name`: by default the launcher's, or one.
+    ///
+    /// # Errors
+    /// There are processes, but not as many.
+    pub fn ranks(&self, asked: Option<usize>, name: &str) -> Result<usize> {
+        match (self.processes(), asked) {
+            (Some(started), Some(asked)) if started != asked => bail!(
+                "{name} is {asked}, but {started} processes were started, and each is a rank: start {asked}, or leave {name} out"
+            ),
+            (Some(started), _) => Ok(started),
+            (None, asked) => Ok(asked.unwrap_or(1)),
+        }
+    }
+
+    /// Of `ranks` ranks, how many are on this machine.
+    pub fn ranks_here(&self, ranks: usize) -> usize {
+        let Some(processes) = &self.0 else { return ranks };
+        let (hosts, rank) = (processes.hosts(), processes.communicator().rank());
+        hosts.iter().filter(|host| **host == hosts[rank]).count()
+    }
+
+    /// Runs `f` on `ranks` ranks and returns what those of this process returned: all, in rank order, or this process's own.
+    ///
+    /// A rank has a rayon pool of its own, with its share of the machine's processors.
+    ///
+    /// # Errors
+    /// As of [`run_threads`]. Of processes, the others are told in [`conduct`](Self::conduct).
+    pub fn run<T, F>(&self, ranks: usize, f: F) -> Result<Vec<T>>
+    where
+        T: Send,
+        F: Fn(Arc<dyn Communicator>) -> Result<T> + Sync,
+    {
+        let Some(processes) = &self.0 else { return run_threads(ranks, threads_per_rank(ranks), f) };
+        let (comm, threads) = (processes.communicator(), processes.threads());
+        let (rank, size) = (comm.rank(), comm.size());
+        if size != ranks {
+            bail!("{ranks} ranks were asked for, but {size} processes were started");
+        }
+        if rank == 0 {
+            let mut hosts = processes.hosts();
+            hosts.sort_unstable();
+            hosts.dedup();
+            tracing::info!("{size} ranks are processes on {} hosts; the first has {threads} threads", hosts.len());
+        }
+        let span = tracing::error_span!("rank", rank);
+        let work = || {
+            processes.enter(); // here, as it is a thread of the pool that makes the rank's calls
+            f(comm)
+        };
+        Ok(vec![in_pool(rank, threads, span, work)?])
+    }
+
+    /// Runs `f` on the first rank, then on the first one of each machine, then on the others: for what they must not do at once, such as
+    /// fetching files into a cache that they share.
+    pub fn in_turn<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(processes) = &self.0 else { return f() };
+        let (comm, hosts) = (processes.communicator(), processes.hosts());
+        let first_here = hosts.iter().position(|host| *host == hosts[comm.rank()]) == Some(comm.rank());
+        let turn = if comm.rank() == 0 { 0 } else { 2 - usize::from(first_here) };
+        processes.enter();
+        (0..turn).try_for_each(|_| comm.barrier())?;
+        let value = f()?;
+        (turn..2).try_for_each(|_| comm.barrier())?;
+        Ok(value)
+    }
+
+    /// Runs the work of this process and ends it together with the others: an error on one is the error of all. `report` is given the
+    /// outcome on the one process that is to tell the user.
+    pub fn conduct(self, work: impl FnOnce(&Self) -> Result<()>, report: impl FnOnce(&Result<()>)) -> Result<()> {
+        let Some(processes) = &self.0 else {
+            let outcome = work(&self);
+            report(&outcome);
+            return outcome;
+        };
+        let rank = processes.communicator().rank();
+        let outcome =
+            catch_unwind(AssertUnwindSafe(|| work(&self))).unwrap_or_else(|panic| Err(panicked(rank, panic.as_ref())));
+        let outcome = processes.settle(outcome);
+        if processes.speaks() {
+            report(&outcome);
+        }
+        outcome
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn join(placement: &Placement, limits: Limits) -> Result<Box<dyn Processes>> {
+    Ok(Box::new(super::mpi::World::start(placement, limits)?))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn join(placement: &Placement, _: Limits) -> Result<Box<dyn Processes>> {
+    let Placement { size, launcher, .. } = placement;
+    bail!(
+        "{launcher} started {size} processes of a longreel that was built without MPI: they would all do the same work, over each other's \
+         files. Build it with `cargo build --release --features mpi`, or start one process with --ranks {size}, for threads"
+    )
+}

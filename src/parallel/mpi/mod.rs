@@ -1,0 +1,196 @@
+//! Ranks as processes that mpirun or srun started, on one machine or several, and their collectives over MPI.
+//!
+//! - `messages`: MPI's calls;
+//! - `watch`: who failed, returned or is lost, so that nobody waits for ever;
+//! - `collectives`: the [`Communicator`];
+//! - `processors`: how many threads a rank has.
+//!
+//! MPI's own collectives are not used. They would sum in an order of their choice, wait at full load, hang where ranks disagree or one
+//! is gone, and count in C ints; its communicators are made by calls that do the same. So groups of ranks are numbers that tag their
+//! messages.
+
+mod collectives;
+mod messages;
+mod processors;
+mod watch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use mpi::Threading;
+use mpi::environment::Universe;
+use mpi::traits::Communicator as _;
+
+use self::collectives::Group;
+use self::messages::Channel;
+use self::processors::Processors;
+use self::watch::Watch;
+use super::launch::{Placement, Processes};
+use super::{Communicator, Limits};
+use crate::{Error, Result, bail};
+
+/// How long MPI may take to end before the process ends without it.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How long after a host was found lost the launcher is left to find so too. Told to end the job before, it would wait for that host.
+const LAUNCHER: Duration = Duration::from_secs(12);
+
+/// This process among those of its job.
+pub(super) struct World {
+    link: Arc<Link>,
+    group: Arc<Group>,
+    /// Of all, by rank.
+    processors: Vec<Processors>,
+    keeper: Option<JoinHandle<()>>,
+    universe: Option<Universe>,
+}
+
+/// What all communicators of a process share.
+struct Link {
+    channel: Channel,
+    watch: Watch,
+    limits: Limits,
+    /// The number of the next group.
+    groups: AtomicU64,
+}
+
+impl World {
+    /// Joins the processes that were started with this one.
+    ///
+    /// # Errors
+    /// MPI cannot be started, or does not see the processes that the launcher says it started.
+    pub fn start(placement: &Placement, limits: Limits) -> Result<Self> {
+        let Some((universe, threading)) = mpi::environment::initialize_with_threading(Threading::Multiple) else {
+            bail!("MPI was started before in this process, or has ended: one job is run by a process")
+        };
+        if threading != Threading::Multiple {
+            bail!("this MPI has no MPI_THREAD_MULTIPLE, which longreel needs: install one that was built with it")
+        }
+        let world = universe.world();
+        let (rank, size) = (world.rank() as usize, world.size() as usize);
+        let Placement { size: started, launcher, .. } = placement;
+        if size != *started {
+            std::mem::forget(universe); // ending it may wait for processes that know nothing of it
+            bail!(
+                "{launcher} started {started} processes, but MPI sees {size}: use the launcher of the MPI that longreel was built \
+                 with, or with srun one of the kinds that `srun --mpi=list` names (pmix, pmi2)"
+            );
+        }
+        let watch = Watch::new(Channel::new()?, rank, size, limits);
+        let link = Arc::new(Link { channel: Channel::new()?, watch, limits, groups: AtomicU64::new(1) });
+        let keeper = {
+            let link = link.clone();
+            let keep = move || link.watch.keep(|e| give_up(&link, e));
+            thread::Builder::new().name("watch".into()).spawn(keep)
+        };
+        let keeper = keeper.map_err(|e| Error::Invalid(format!("no thread to watch the other ranks: {e}")))?;
+        let group = Arc::new(Group::world(link.clone(), rank, size));
+        let mut world = Self { link, group, processors: vec![], keeper: Some(keeper), universe: Some(universe) };
+        world.meet()?;
+        Ok(world)
+    }
+
+    /// Learns where all ranks are.
+    fn meet(&mut self) -> Result<()> {
+        let mine = serde_json::to_vec(&Processors::here()).map_err(|e| Error::Invalid(e.to_string()))?;
+        for text in self.group.exchange("the start", |_| Ok(mine.clone()))? {
+            let processors = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;
+            self.processors.push(processors);
+        }
+        self.link.watch.name(self.processors.iter().map(|p| p.place()).collect());
+        Ok(())
+    }
+
+    fn mine(&self) -> &Processors {
+        &self.processors[self.link.watch.rank]
+    }
+}
+
+impl Processes for World {
+    fn communicator(&self) -> Arc<dyn Communicator> {
+        self.group.clone()
+    }
+
+    fn threads(&self) -> usize {
+        self.mine().share(&self.processors)
+    }
+
+    fn hosts(&self) -> Vec<&str> {
+        self.processors.iter().map(|p| p.host.as_str()).collect()
+    }
+
+    fn enter(&self) {
+        self.link.watch.enter();
+    }
+
+    fn settle(&self, outcome: Result<()>) -> Result<()> {
+        self.link.watch.settle(outcome)
+    }
+
+    fn speaks(&self) -> bool {
+        self.link.watch.speaks()
+    }
+}
+
+impl Drop for World {
+    /// Ends MPI, together with the others if all have come to their ends.
+    fn drop(&mut self) {
+        let watch = &self.link.watch;
+        let together = watch.all_left();
+        watch.stop();
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+        if together && watch.check().is_ok() {
+            return drop(self.universe.take()); // MPI_Finalize
+        }
+        if !together {
+            return abort(&self.link, self.processors.iter().any(|p| p.host != self.mine().host));
+        }
+        // Messages that nobody will take may be on their way. MPI often ends all the same, but need not.
+        end_within(FAREWELL);
+        drop(self.universe.take());
+    }
+}
+
+/// Ends the job without those who have not come to their ends, and this process.
+fn abort(link: &Link, several_hosts: bool) {
+    if let Some(lost) = link.watch.lost_for().filter(|_| several_hosts) {
+        thread::sleep(LAUNCHER.saturating_sub(lost));
+    }
+    end_within(FAREWELL);
+    link.watch.abort();
+}
+
+/// The last of a process whose rank is at work and does not notice that the run has failed.
+fn give_up(link: &Link, e: &Error) {
+    if link.watch.speaks() {
+        use std::io::Write;
+        let _ = writeln!(crate::train::progress::Stderr, "error: {e}");
+    } else {
+        thread::sleep(FAREWELL); // for the one that speaks
+    }
+    abort(link, true);
+}
+
+/// Ends this process after a while if nothing else has.
+fn end_within(time: Duration) {
+    let end = move || {
+        thread::sleep(time);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    };
+    let _ = thread::Builder::new().name("farewell".into()).spawn(end);
+}
+
+impl Link {
+    /// A number that no other group has which a rank of this process is in; for the members of a group to choose from.
+    fn group_number(&self) -> u64 {
+        self.groups.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Says that `number` is taken.
+    fn took(&self, number: u64) {
+        self.groups.fetch_max(number + 1, Ordering::Relaxed);
+    }
+}
