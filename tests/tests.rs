@@ -24,4 +24,5 @@ mod ring;
 mod stash;
 mod train;
 mod usage;
+mod watch;
 mod zero;

@@ -1,6 +1,7 @@
 //! The command line: parse, run, exit code. Each command has a file of its own with its arguments and its `run`.
 //!
-//! Errors are printed once, as `error: ...` on stderr; the exit code is 1, or 2 where the command line itself is wrong.
+//! Errors are printed once, as `error: ...` on stderr; the exit code is 1, 2 where the command line itself is wrong, or
+//! 130 where Ctrl-C has cut work short.
 //! Logging goes to stderr as `RUST_LOG` says, stdout holds only what was asked for; who closes it early (`| head`) is
 //! no error.
 
@@ -40,6 +41,9 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
+/// The exit code of a step that was abandoned, as of a process that Ctrl-C ends.
+const ABANDONED: u8 = 130;
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -65,7 +69,7 @@ pub fn main() -> ExitCode {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(io::stderr(), "error: {}", with_causes(&e));
-            ExitCode::FAILURE
+            if matches!(e, Error::Abandoned { .. }) { ExitCode::from(ABANDONED) } else { ExitCode::FAILURE }
         }
         Ok(()) => ExitCode::SUCCESS,
     }
