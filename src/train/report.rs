@@ -145,6 +145,7 @@ impl<'a> Report<'a> {
     /// Draws the loss curve, says what the steps were made of and how the run ended.
     pub fn finish(self, step: u64, stopped: bool) -> Result<()> {
         let Some(voice) = self.0 else { return Ok(()) };
+        let peak = memory().peak; // without the curve's pixels
         let root = voice.job.folder.root();
         let curve: PathBuf = root.join("loss.png");
         if step > 0 {
@@ -154,7 +155,7 @@ impl<'a> Report<'a> {
         if voice.steps > 0 {
             tracing::info!("{}", summary::table(&voice.spent, voice.steps, voice.tokens));
             let plan = Plan::new(&voice.job.config, &voice.job.model, false)?;
-            tracing::info!("memory: {} at the peak, {} at most by the plan", gib(memory().peak), gib(plan.total()));
+            tracing::info!("memory: {} at the peak, planned {}", gib(peak), gib(plan.total()));
         }
         let share = 100.0 * voice.waited.as_secs_f64() / voice.seconds.as_secs_f64().max(1e-9);
         tracing::info!("waited for data {share:.2} % of the time; loss curve {}", curve.display());

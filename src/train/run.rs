@@ -40,6 +40,7 @@ pub fn run(config: RunConfig, resume: bool, threads_per_rank: usize, interrupted
     let ranks = config.parallel.ranks;
     let job = Job::open(config, resume)?;
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
+    settle_memory(&job)?;
     let watches: Vec<Arc<Watch>> = (0..ranks).map(|_| Arc::default()).collect();
     let done = job.resume.as_ref().map_or(0, |checkpoint| checkpoint.state().step);
     let progress = Progress::new(job.config.train.steps, done);
@@ -52,6 +53,19 @@ pub fn run(config: RunConfig, resume: bool, threads_per_rank: usize, interrupted
     abandoned.into_iter().flatten().next().map_or(Ok(()), |step| Err(Error::Abandoned { step }))
 }
 
+/// Tokens of a clip on a rank from which on freed memory goes back to the system, see [`crate::allocator`].
+const LONG: u64 = 1 << 18;
+
+/// Has the allocator keep or give back what is freed, as suits the job's steps.
+fn settle_memory(job: &Job) -> Result<()> {
+    let clips = job.config.train.batch * job.config.train.accumulate * job.config.parallel.data;
+    let sequence = job.config.parallel.ranks / job.config.parallel.data;
+    if job.tokens()? / (clips * sequence) as u64 >= LONG {
+        crate::allocator::give_back_freed_memory();
+    }
+    Ok(())
+}
+
 /// Steps of a rehearsal, unless the run has fewer: what the first one leaves behind, the second one finds.
 pub(crate) const REHEARSED: u64 = 2;
 
@@ -61,6 +75,7 @@ pub fn rehearse(mut config: RunConfig, threads_per_rank: usize) -> Result<[u64; 
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
     let job = Job::open(config, false)?;
     let plan = Plan::new(&job.config, &job.model, true)?;
+    settle_memory(&job)?;
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
     let spent = run_threads(job.config.parallel.ranks, threads_per_rank, |comm| {
         Rank::new(&job, comm, Arc::default())?.rehearse()

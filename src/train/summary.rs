@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use crate::plan::gib;
 use crate::watch::{Part, Spent, Way};
 
 /// A table of `steps` steps that took `spent` together, each of `tokens` tokens.
@@ -17,9 +16,14 @@ pub fn table(spent: &Spent, steps: u64, tokens: u64) -> String {
     }
     for way in Way::ALL.into_iter().filter(|&way| spent.moved(way) > 0) {
         let (name, bytes) = (way.name(), (spent.moved(way) as f64 / times) as u64);
-        let _ = write!(text, "\n  moved: {name:21}{:>12}", gib(bytes));
+        let _ = write!(text, "\n  moved: {name:21}{:>12}", size(bytes));
     }
     text
+}
+
+/// Bytes for people, of any size.
+fn size(bytes: u64) -> String {
+    if bytes < 1 << 20 { format!("{:.1} KiB", bytes as f64 / 1024.0) } else { crate::plan::gib(bytes) }
 }
 
 /// Names and numbers of a step for its record: `seconds_PART`, `bytes_WAY`; what is 0 is left out.
