@@ -14,7 +14,7 @@ use longreel::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
-const GRID: [usize; 3] = [3, 3, 5]; // 45 tokens: 2 and 4 do not divide them
+pub const GRID: [usize; 3] = [3, 3, 5]; // 45 tokens: 2 and 4 do not divide them
 
 /// Heads of 8, text, classes and positions: everything a model can have.
 fn config(heads: usize) -> ModelConfig {
@@ -42,7 +42,7 @@ fn normal(what: u64, n: usize) -> Vec<f32> {
 }
 
 /// A model whose every parameter is random, so that none is idle.
-fn model(dtype: DType, heads: usize, bf16: bool) -> Result<Model> {
+pub fn model(dtype: DType, heads: usize, bf16: bool) -> Result<Model> {
     let mut number = 100;
     Model::load(&config(heads), dtype, bf16, |name| {
         number += 1;
@@ -53,7 +53,7 @@ fn model(dtype: DType, heads: usize, bf16: bool) -> Result<Model> {
 }
 
 /// Clips `clips` of a global batch, each with its own time, class and text.
-fn prompt(clips: &[usize]) -> Result<Prompt> {
+pub fn prompt(clips: &[usize]) -> Result<Prompt> {
     let text: Vec<f32> = clips.iter().flat_map(|&clip| normal(20 + clip as u64, 7 * 6)).collect();
     Ok(Prompt {
         timesteps: clips.iter().map(|&clip| 150.0 + 200.0 * clip as f64).collect(),
@@ -63,12 +63,12 @@ fn prompt(clips: &[usize]) -> Result<Prompt> {
 }
 
 /// c times the mean over the global batch of |y - target|^2, on this rank's tokens of some clips.
-struct Squares {
-    clips: Vec<usize>,
-    tokens: Range<usize>,
-    dtype: DType,
+pub struct Squares {
+    pub clips: Vec<usize>,
+    pub tokens: Range<usize>,
+    pub dtype: DType,
     /// c / elements of the global batch.
-    weight: f64,
+    pub weight: f64,
 }
 
 impl Squares {
@@ -102,22 +102,22 @@ type Gradient = (String, Vec<f64>);
 
 /// What a run is.
 #[derive(Clone, Copy)]
-struct Case {
-    ranks: usize,
-    data: usize,
-    ring: usize,
-    heads: usize,
-    head_groups: usize,
+pub struct Case {
+    pub ranks: usize,
+    pub data: usize,
+    pub ring: usize,
+    pub heads: usize,
+    pub head_groups: usize,
     /// Clips of the global batch.
-    batch: usize,
-    accumulate: usize,
-    tile: usize,
-    dtype: DType,
-    bf16: bool,
-    scale: f64,
+    pub batch: usize,
+    pub accumulate: usize,
+    pub tile: usize,
+    pub dtype: DType,
+    pub bf16: bool,
+    pub scale: f64,
 }
 
-const ONE: Case = Case {
+pub const ONE: Case = Case {
     ranks: 1,
     data: 1,
     ring: 0,

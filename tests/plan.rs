@@ -121,3 +121,30 @@ fn what_cannot_be_planned_is_refused() {
     let bad = plan(&place, &["--memory=lots"]).output().unwrap();
     assert!(bad.status.code() == Some(2) && text(&bad.stderr).contains("80GiB"), "{}", text(&bad.stderr));
 }
+
+#[test]
+fn clips_beyond_the_last_step_are_not_counted() {
+    let place = Place::videos();
+    let frames = |args: &[&str]| {
+        let json = planned(&place, &[MEDIUM, args].concat());
+        json["phases"][0]["parts"]["frames and prefetch queue"].as_u64().unwrap()
+    };
+    let clip = 4 * 256 * 128 * 3;
+    let steps = |n: u64| frames(&[&format!("train.steps={n}"), "data.prefetch=3"]);
+    assert_eq!([1, 2, 4, 1000].map(steps), [1, 2, 4, 4].map(|clips| clips * clip));
+    assert_eq!(frames(&["train.steps=1", "train.accumulate=2"]), 2 * clip);
+}
+
+#[test]
+fn the_config_of_a_million_tokens_is_what_it_says() {
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/million.toml");
+    let mut command = longreel();
+    command.args(["plan", config, "--tflops", "1", "--bandwidth", "10", "--json"]);
+    let json: Value = serde_json::from_slice(&succeed(&mut command).stdout).unwrap();
+    assert_eq!(json["tokens"], 292 * 45 * 80);
+    assert!(json["tokens"].as_u64().unwrap() >= 1 << 20);
+    assert_eq!(json["ranks"].as_array().unwrap().len(), 2);
+    assert!(json["disk"][0].as_u64().unwrap() > 190 << 20, "the stash is not on disk");
+    let clip = 292 * 720 * 1280 * 3;
+    assert_eq!(json["phases"][0]["parts"]["frames and prefetch queue"], clip / 2, "a rank has more than its half");
+}

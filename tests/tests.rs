@@ -26,4 +26,5 @@ mod ring;
 mod stash;
 mod train;
 mod usage;
+mod watch;
 mod zero;

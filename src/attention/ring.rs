@@ -10,10 +10,11 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::cpu;
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
-use super::{cpu, flash, flash_backward};
 use crate::ops::{Real, add_assign, read, write};
 use crate::parallel::{Communicator, Split};
+use crate::watch::Watch;
 use crate::{Result, bail};
 
 /// Attention among rows that are split over the ranks of a communicator by [`Split`].
@@ -23,6 +24,7 @@ pub struct Ring {
     rows: Split,
     /// Attention takes its memory and sends its messages, but is not computed.
     rehearses: bool,
+    watch: Arc<Watch>,
 }
 
 impl Ring {
@@ -37,12 +39,17 @@ impl Ring {
                 "a ring of {ranks} ranks cannot share {rows} rows, since each needs at least one; use at most {rows} ranks"
             );
         }
-        Ok(Self { comm, rows: Split::new(rows, ranks), rehearses: false })
+        Ok(Self { comm, rows: Split::new(rows, ranks), rehearses: false, watch: Arc::default() })
     }
 
     /// The same without the arithmetic: results are a constant, memory and messages as ever.
     pub fn rehearsing(self) -> Self {
         Self { rehearses: true, ..self }
+    }
+
+    /// The same, counting its work for `watch` and stopping when that says so: what it gives then is garbage.
+    pub fn watched(self, watch: Arc<Watch>) -> Self {
+        Self { watch, ..self }
     }
 
     /// The rows that this rank holds.
@@ -57,13 +64,14 @@ impl Ring {
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
         self.check(q)?;
         self.check(k)?;
-        if self.comm.size() == 1 {
-            return if self.rehearses { rehearse_forward(q, k, v, scale, true) } else { flash(q, k, v, scale) };
-        }
+        let alone = self.comm.size() == 1; // then results are final
         let attend = |k: &Tensor, v: &Tensor| match self.rehearses {
-            true => rehearse_forward(q, k, v, scale, false),
-            false => cpu::forward_unrounded(q, k, v, scale),
+            true => rehearse_forward(q, k, v, scale, alone),
+            false => cpu::attend(q, k, v, scale, alone, &self.watch),
         };
+        if alone {
+            return attend(k, v);
+        }
         let (o, lse) = attend(k, v)?;
         let (mut k, mut v) = (k.clone(), v.clone());
         for run in self.later_runs() {
@@ -94,16 +102,14 @@ impl Ring {
     ) -> Result<(Tensor, Tensor, Tensor)> {
         self.check(q)?;
         self.check(k)?;
-        if self.comm.size() == 1 {
-            return match self.rehearses {
-                true => rehearse_backward(q, k, v, [lse, delta], scale, true),
-                false => flash_backward(q, k, v, d_o, lse, delta, scale),
-            };
-        }
+        let (alone, statistics) = (self.comm.size() == 1, [lse, delta]);
         let differentiate = |k: &Tensor, v: &Tensor| match self.rehearses {
-            true => rehearse_backward(q, k, v, [lse, delta], scale, false),
-            false => cpu::backward_unrounded(q, k, v, d_o, lse, delta, scale),
+            true => rehearse_backward(q, k, v, statistics, scale, alone),
+            false => cpu::differentiate(q, k, v, d_o, statistics, scale, alone, &self.watch),
         };
+        if alone {
+            return differentiate(k, v);
+        }
         let (dq, mut dk, mut dv) = differentiate(k, v)?;
         let (mut k, mut v) = (k.clone(), v.clone());
         for run in self.later_runs() {

@@ -6,10 +6,12 @@
 
 use candle_core::Tensor;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::ring::Ring;
 use super::ulysses::Ulysses;
 use crate::parallel::{Sequence, Split};
+use crate::watch::Watch;
 use crate::{Result, bail};
 
 /// Attention for clips of S tokens and networks of H heads on one rank of a sequence.
@@ -44,6 +46,11 @@ impl SequenceAttention {
     /// The same without attention's arithmetic, see [`Ring::rehearsing`].
     pub fn rehearsing(self) -> Self {
         Self { ring: self.ring.rehearsing(), ..self }
+    }
+
+    /// The same for a rank that is watched, see [`Ring::watched`].
+    pub fn watched(self, watch: Arc<Watch>) -> Self {
+        Self { ring: self.ring.watched(watch), ..self }
     }
 
     /// The tokens that this rank holds outside attention.

@@ -2,34 +2,54 @@
 //!
 //! Only a command with something to save calls [`catch_interrupts`]; all others end at the first signal, as usual.
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::parallel::is_first;
 use crate::train::progress::Stderr;
 use crate::{Error, Result};
-use std::sync::atomic::{AtomicBool, Ordering};
 
+static CAUGHT: AtomicBool = AtomicBool::new(false);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on SIGINT, SIGTERM and SIGHUP set [`interrupted`]; a second one exits with code 130.
+/// From now on SIGINT and SIGTERM set [`interrupted`]; a second one exits with code 130. So does SIGHUP, unless it was ignored when
+/// the process started: `nohup` has a run survive its terminal.
 ///
 /// # Errors
-/// The handler cannot be set, for example because there is one.
+/// The system refuses the handlers, or their thread.
 pub fn catch_interrupts() -> Result<&'static AtomicBool> {
-    let first = is_first();
-    ctrlc::set_handler(move || {
-        if INTERRUPTED.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        use std::io::Write;
-        if !first {
-            return;
-        }
-        let _ = writeln!(Stderr, "stopping after this step; once more to stop at once, without saving");
-    })
-    .map_err(|e| Error::Invalid(format!("Ctrl-C cannot be caught: {e}")))?;
+    if CAUGHT.swap(true, Ordering::SeqCst) {
+        return Ok(&INTERRUPTED);
+    }
+    let hangup = (!ignored(SIGHUP)).then_some(SIGHUP);
+    let refused = |e: std::io::Error| Error::Invalid(format!("Ctrl-C cannot be caught: {e}"));
+    let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)).map_err(refused)?;
+    let wait = move || signals.forever().for_each(|_| interrupt());
+    std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(refused)?;
     Ok(&INTERRUPTED)
 }
 
 /// Whether the user has asked to stop: false until a signal comes after [`catch_interrupts`].
 pub fn interrupted() -> &'static AtomicBool {
     &INTERRUPTED
+}
+
+fn interrupt() {
+    if INTERRUPTED.swap(true, Ordering::SeqCst) {
+        std::process::exit(130);
+    }
+    if !is_first() {
+        return;
+    }
+    let text = "stopping after this step, or at once if that would take more than ten seconds; once more to stop without saving";
+    let _ = writeln!(Stderr, "{text}");
+}
+
+/// Whether the process ignores a signal, from `/proc/self/status`; false where the system does not tell.
+fn ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }

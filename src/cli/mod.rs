@@ -1,6 +1,7 @@
 //! The command line: parse, run, exit code. Each command has a file of its own with its arguments and its `run`.
 //!
-//! Errors are printed once, as `error: ...` on stderr; the exit code is 1, or 2 where the command line itself is wrong.
+//! Errors are printed once, as `error: ...` on stderr; the exit code is 1, 2 where the command line itself is wrong, or
+//! 130 where Ctrl-C has cut work short.
 //! Logging goes to stderr as `RUST_LOG` says, stdout holds only what was asked for; who closes it early (`| head`) is
 //! no error.
 
@@ -41,6 +42,9 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
+/// The exit code of a step that was abandoned, as of a process that Ctrl-C ends.
+const ABANDONED: u8 = 130;
+
 /// Runs the command that the process was started with; of several processes that are ranks, the first one speaks for all.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -68,6 +72,7 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Error::Abandoned { .. }) => ExitCode::from(ABANDONED),
         Err(_) => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
     }

@@ -2,10 +2,12 @@
 
 use candle_core::Tensor;
 
+use super::work::BOTH;
 use super::{Attention, Engine, Objective, Pass, Saved, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, Condition};
 use crate::ops::{Tape, add_assign, row_dot};
+use crate::watch::{Part, Way};
 
 impl Engine<'_> {
     /// The loss of the residual stream `x` `[rows, D]`, and every parameter's gradient.
@@ -19,13 +21,16 @@ impl Engine<'_> {
         let head = || self.head_and_loss(condition, objective, x);
         let (loss, dx) = self.with_unit(self.head_unit(), Pass::Backward, head)?;
         for (i, block) in self.model.blocks.iter().enumerate().rev() {
-            let saved = stash.take(i)?;
+            self.watch.at(Some(i));
+            let saved = self.watch.during(Part::Stash, || stash.take(i))?;
+            self.watch.moved(Way::StashRead, stash.copied());
             self.with_unit(i + 1, Pass::Backward, || self.block_backward(condition, block, saved, &dx))?;
         }
+        self.watch.at(None);
         self.with_unit(0, Pass::Backward, || {
-            for tile in self.tiles() {
-                self.model.embed.backward(&objective.input(tile.clone())?, &self.rows_of(&dx, &tile)?)?;
-            }
+            self.each_tile(Part::EmbedBackward, self.per_row.embed, |tile| {
+                self.model.embed.backward(&objective.input(tile.clone())?, &self.rows_of(&dx, &tile)?)
+            })?;
             self.model.conditioner.backward(condition)
         })?;
         Ok(loss)
@@ -36,13 +41,13 @@ impl Engine<'_> {
         let head = self.model.head.begin(condition)?;
         let dx = self.buffer(self.model.config.width(), self.dtype())?;
         let mut loss = 0.0;
-        for tile in self.tiles() {
+        self.each_tile(Part::Head, BOTH * self.per_row.head, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
             let output = self.model.head.forward(&tape, &x, &head, self.at(&tile))?;
             let (share, d_output) = objective.loss(tile.clone(), &output)?;
             loss += share;
-            dx.slice_set(&tape.backward(&[(&output, &d_output)], &[&x])?[0], 0, tile.start)?;
-        }
+            Ok(dx.slice_set(&tape.backward(&[(&output, &d_output)], &[&x])?[0], 0, tile.start)?)
+        })?;
         self.model.head.end(condition, &head)?;
         Ok((loss, dx))
     }
@@ -57,14 +62,14 @@ impl Engine<'_> {
         };
         let d_o = self.buffer(self.model.config.width(), self.compute())?;
         let delta = self.buffer(self.heads(), self.dtype())?;
-        for tile in self.tiles() {
+        self.each_tile(Part::AfterBackward, BOTH * self.per_row.after, |tile| {
             let (tape, x, o) = (Tape::recording(), self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
             let y = block.after(&tape, &x, &o, &mine, self.at(&tile))?;
             let gradients = tape.backward(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
             dx.slice_set(&gradients[0], 0, tile.start)?;
             d_o.slice_set(&gradients[1], 0, tile.start)?;
-            delta.slice_set(&row_dot(&gradients[1], &o, self.heads())?, 0, tile.start)?;
-        }
+            Ok(delta.slice_set(&row_dot(&gradients[1], &o, self.heads())?, 0, tile.start)?)
+        })?;
         drop(o);
 
         let d_o = self.by_tokens(&d_o, self.model.config.attention_head_dim)?; // [B, local S, H, d]
@@ -73,12 +78,13 @@ impl Engine<'_> {
         let [mut dq, mut dk, mut dv] = [vec![], vec![], vec![]];
         for group in &self.groups {
             let [q, k, v] = self.queries_keys_values(block, &mine, &x, group)?;
-            let (d_o, delta) = (group.to_heads(&d_o)?, group.to_heads(&delta)?); // [B, my heads, S, d], [B, my heads, S]
+            let to_heads = |x| self.watch.during(Part::Exchange, || group.to_heads(x));
+            let (d_o, delta) = (to_heads(&d_o)?, to_heads(&delta)?); // [B, my heads, S, d], [B, my heads, S]
             let heads = delta.dims()[1];
             let lse = lse.narrow(1, done, heads)?;
             done += heads;
             let backward = || group.attention.attend_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale());
-            let gradients = self.timed(backward)?;
+            let gradients = self.watch.during(Part::AttentionBackward, backward)?;
             drop((q, k, v, d_o, delta));
             dq.push(self.to_rows(&gradients.0, group)?);
             dk.push(self.to_rows(&gradients.1, group)?);
@@ -87,13 +93,13 @@ impl Engine<'_> {
         // Whole, as a tile's share of all weights is added once: sums keep their order whatever the groups.
         let [dq, dk, dv] = [side_by_side(dq)?, side_by_side(dk)?, side_by_side(dv)?]; // [rows, D]
 
-        for tile in self.tiles() {
+        self.each_tile(Part::BeforeBackward, BOTH * self.per_row.before, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
             let outputs = block.before(&tape, &x, &mine, &self.rope, self.at(&tile))?;
             let gradients = [self.rows_of(&dq, &tile)?, self.rows_of(&dk, &tile)?, self.rows_of(&dv, &tile)?];
             let pairs: Vec<(&Tensor, &Tensor)> = outputs.iter().zip(&gradients).collect();
-            add_assign(&self.rows_of(dx, &tile)?, &tape.backward(&pairs, &[&x])?[0])?;
-        }
+            Ok(add_assign(&self.rows_of(dx, &tile)?, &tape.backward(&pairs, &[&x])?[0])?)
+        })?;
         block.end(condition, &mine)
     }
 }

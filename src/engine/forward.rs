@@ -7,6 +7,7 @@ use super::{Attention, Engine, Pass, Saved, Source, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, BlockCondition, Condition, Prompt};
 use crate::ops::Tape;
+use crate::watch::{Part, Way};
 
 impl Engine<'_> {
     /// The condition, and the residual stream `[rows, D]` before the first block.
@@ -14,11 +15,11 @@ impl Engine<'_> {
         self.with_unit(0, Pass::Forward, || {
             let condition = self.model.conditioner.forward(prompt)?;
             let x = self.buffer(self.model.config.width(), self.dtype())?;
-            for tile in self.tiles() {
+            self.each_tile(Part::Embed, self.per_row.embed, |tile| {
                 let input = source.input(tile.clone())?;
                 let embedded = self.model.embed.forward(&input, self.grid, &self.tokens_of(&tile))?;
-                x.slice_set(&embedded, 0, tile.start)?;
-            }
+                Ok(x.slice_set(&embedded, 0, tile.start)?)
+            })?;
             Ok((condition, x))
         })
     }
@@ -32,21 +33,24 @@ impl Engine<'_> {
         mut stash: Option<&mut Stash>,
     ) -> Result<Tensor> {
         for (i, block) in self.model.blocks.iter().enumerate() {
+            self.watch.at(Some(i));
             let (next, attention) = self.with_unit(i + 1, Pass::Forward, || {
                 let mine = block.begin(condition)?;
                 let attention = self.attend(block, &mine, &x)?;
                 let next = self.buffer(self.model.config.width(), self.dtype())?;
-                for tile in self.tiles() {
+                self.each_tile(Part::After, self.per_row.after, |tile| {
                     let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&attention.o, &tile)?);
-                    next.slice_set(&block.after(&Tape::off(), &x, &o, &mine, self.at(&tile))?, 0, tile.start)?;
-                }
+                    Ok(next.slice_set(&block.after(&Tape::off(), &x, &o, &mine, self.at(&tile))?, 0, tile.start)?)
+                })?;
                 Ok((next, attention))
             })?;
             let input = std::mem::replace(&mut x, next);
             if let Some(stash) = &mut stash {
-                stash.put(i, Saved { x: input, attention: Some(attention) })?;
+                self.watch.during(Part::Stash, || stash.put(i, Saved { x: input, attention: Some(attention) }))?;
+                self.watch.moved(Way::StashWritten, stash.copied());
             }
         }
+        self.watch.at(None);
         Ok(x)
     }
 
@@ -55,7 +59,7 @@ impl Engine<'_> {
         let (mut outputs, mut statistics) = (vec![], vec![]);
         for group in &self.groups {
             let [q, k, v] = self.queries_keys_values(block, mine, x, group)?;
-            let (o, lse) = self.timed(|| group.attention.attend(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
+            let (o, lse) = self.watch.during(Part::Attention, || group.attention.attend(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
             drop((q, k, v));
             outputs.push(self.to_rows(&o, group)?);
             statistics.push(lse);
@@ -76,13 +80,14 @@ impl Engine<'_> {
         let d = self.model.config.attention_head_dim;
         let buffer = || self.buffer(group.heads.len() * d, self.compute());
         let [q, k, v] = [buffer()?, buffer()?, buffer()?];
-        for tile in self.tiles() {
+        self.each_tile(Part::Before, self.per_row.before, |tile| {
             let parts = block.before(&Tape::off(), &self.rows_of(x, &tile)?, mine, &self.rope, self.at(&tile))?;
             for (whole, part) in [&q, &k, &v].into_iter().zip(parts) {
                 whole.slice_set(&group.columns(&part, d)?, 0, tile.start)?;
             }
-        }
+            Ok(())
+        })?;
         let to_heads = |x| group.attention.to_heads(&self.by_tokens(x, d)?);
-        Ok([to_heads(&q)?, to_heads(&k)?, to_heads(&v)?])
+        self.watch.during(Part::Exchange, || Ok([to_heads(&q)?, to_heads(&k)?, to_heads(&v)?]))
     }
 }

@@ -14,21 +14,23 @@ mod forward;
 pub(crate) mod heads;
 mod keeper;
 pub mod stash;
+mod work;
 
 use candle_core::{DType, Device, Tensor};
-use std::cell::Cell;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::model::{Model, Prompt};
 use crate::ops::{Rope, Rows, Tape};
 use crate::parallel::Sequence;
+use crate::watch::{Part, Watch};
 use crate::{Result, bail};
 use heads::HeadGroup;
 pub use keeper::{Keeper, Pass};
 pub use stash::Stash;
 use stash::{Attention, Saved, Shapes};
+use work::PerRow;
 
 /// Base of the rotary frequencies, Wan's.
 const THETA: f64 = 10_000.0;
@@ -61,8 +63,9 @@ pub struct Engine<'a> {
     batch: usize,
     /// Rows of a tile.
     tile: usize,
-    /// Time spent in attention so far.
-    attention: Cell<Duration>,
+    watch: Arc<Watch>,
+    /// Operations of a row in each piece.
+    per_row: PerRow,
     stash: Arc<Mutex<Stash>>,
     keeper: Option<&'a dyn Keeper>,
 }
@@ -87,7 +90,8 @@ impl<'a> Engine<'a> {
             batch,
             tile: if tile == 0 { DEFAULT_TILE } else { tile },
             stash: Arc::default(),
-            attention: Cell::default(),
+            watch: Arc::default(),
+            per_row: PerRow::new(config),
             keeper: None,
         })
     }
@@ -98,7 +102,8 @@ impl<'a> Engine<'a> {
     /// If a group would have fewer heads than a Ulysses group has ranks.
     pub fn in_head_groups(self, groups: usize) -> Result<Self> {
         let groups = HeadGroup::split(&self.sequence, self.grid.iter().product(), self.heads(), groups)?;
-        Ok(Self { groups, ..self })
+        let watch = self.watch.clone();
+        Ok(Self { groups, ..self }.with_watch(watch))
     }
 
     /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so that clips
@@ -114,6 +119,15 @@ impl<'a> Engine<'a> {
             group.attention = group.attention.clone().rehearsing();
         }
         self
+    }
+
+    /// The same engine, telling `watch` how far it is and where its time goes, and skipping what is left of a step when that says
+    /// stop.
+    pub fn with_watch(mut self, watch: Arc<Watch>) -> Self {
+        for group in &mut self.groups {
+            group.attention = group.attention.clone().watched(watch.clone());
+        }
+        Self { watch, ..self }
     }
 
     /// The same engine, telling `keeper` which units it uses; without, all of them must be there all the time.
@@ -137,11 +151,10 @@ impl<'a> Engine<'a> {
         let x = self.forward(&condition, x, None)?;
         self.with_unit(self.head_unit(), Pass::Forward, || {
             let head = self.model.head.begin(&condition)?;
-            for tile in self.tiles() {
+            self.each_tile(Part::Head, self.per_row.head, |tile| {
                 let output = self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.at(&tile))?;
-                take(tile, output)?;
-            }
-            Ok(())
+                take(tile, output)
+            })
         })
     }
 
@@ -157,15 +170,8 @@ impl<'a> Engine<'a> {
     /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of a step
     /// grows with the number of tokens only.
     pub fn attention_time(&self) -> Duration {
-        self.attention.get()
-    }
-
-    /// Runs attention, and adds its time.
-    fn timed<T>(&self, attention: impl FnOnce() -> Result<T>) -> Result<T> {
-        let start = Instant::now();
-        let result = attention();
-        self.attention.set(self.attention.get() + start.elapsed());
-        result
+        let spent = self.watch.spent();
+        spent.of(Part::Attention) + spent.of(Part::AttentionBackward)
     }
 
     /// What each block puts into the stash.
@@ -175,10 +181,22 @@ impl<'a> Engine<'a> {
         Shapes::new(self.rows(), self.model.config.width(), lse, self.dtype(), self.compute())
     }
 
-    /// This rank's rows, in tiles.
-    fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (rows, tile) = (self.rows(), self.tile);
-        (0..rows).step_by(tile).map(move |start| start..(start + tile).min(rows))
+    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is `part`'s, and a row is so many
+    /// operations.
+    fn each_tile(&self, part: Part, operations: u64, mut work: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+        self.watch.during(part, || {
+            let rows = self.rows();
+            for start in (0..rows).step_by(self.tile) {
+                if self.watch.stops() {
+                    break;
+                }
+                let tile = start..(start + self.tile).min(rows);
+                let count = tile.len() as u64;
+                work(tile)?;
+                self.watch.add(count * operations);
+            }
+            Ok(())
+        })
     }
 
     /// This rank's rows: clips times local tokens.
@@ -234,7 +252,7 @@ impl<'a> Engine<'a> {
 
     /// `[B, my heads, S, d]` of a group back to its columns `[rows, heads d]` (S: my Ulysses group's tokens).
     fn to_rows(&self, x: &Tensor, group: &HeadGroup) -> Result<Tensor> {
-        let x = group.attention.to_tokens(x)?; // [B, local S, heads, d]
+        let x = self.watch.during(Part::Exchange, || group.attention.to_tokens(x))?; // [B, local S, heads, d]
         let (b, tokens, heads, d) = x.dims4()?;
         Ok(x.reshape((b * tokens, heads * d))?)
     }

@@ -16,6 +16,7 @@ mod single;
 mod split;
 mod sum;
 mod threads;
+mod watched;
 
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use sequence::Sequence;
 pub use single::Single;
 pub use split::Split;
 pub use threads::run as run_threads;
+pub use watched::Watched;
 
 /// How [`Communicator::all_reduce`] combines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,13 +38,16 @@ pub fn phases(config: &RunConfig, model: &ModelConfig, s: &Shape, parameters: us
     let (zero, ranks) = (config.parallel.zero, config.parallel.ranks as u64);
     let shard = |stage: usize, whole: u64| if zero >= stage { n.div_ceil(ranks) + whole } else { n };
     let average = if config.train.ema > 0.0 { shard(1, 0) } else { 0 };
-    let queue = config.data.prefetch.max(config.train.batch) + config.train.batch;
+    // Clips that are in use and decoded ahead, if the run has so many.
+    let steps = if rehearsal { crate::train::REHEARSED.min(config.train.steps) } else { config.train.steps };
+    let clips = steps.saturating_mul((config.train.batch * config.train.accumulate) as u64);
+    let queue = (config.data.prefetch.max(config.train.batch) + config.train.batch) as u64;
     let state = vec![
         part("parameters", shard(3, unit)),
         part("gradients", shard(2, unit)),
         part("optimizer moments", 2 * shard(1, 0)),
         part("moving average", average),
-        part("frames and prefetch queue", queue as u64 * s.frames),
+        part("frames and prefetch queue", queue.min(clips) * s.frames),
     ];
     let fixed = Fixed { parts: state, packed: packed(model, s.half) };
     let kernels = Kernels::new(s);

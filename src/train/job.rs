@@ -103,6 +103,13 @@ impl Job {
         self.dataset.clip(0).rate
     }
 
+    /// Tokens of a step, over all ranks.
+    pub fn tokens(&self) -> Result<u64> {
+        let (data, train) = (&self.config.data, &self.config.train);
+        let tokens: usize = self.model.grid([data.frames, data.height, data.width])?.iter().product();
+        Ok((tokens * train.batch * train.accumulate * self.config.parallel.data) as u64)
+    }
+
     /// What each block puts into the stash, on all ranks together.
     pub fn stashed(&self) -> Result<Shapes> {
         let (model, data) = (&self.model, &self.config.data);

@@ -13,8 +13,11 @@ pub mod tensorboard;
 mod clips;
 mod heldout;
 pub(crate) mod job;
+mod pace;
 mod report;
 mod run;
+mod summary;
 pub mod weights;
 
+pub(crate) use run::REHEARSED;
 pub use run::{rehearse, run};

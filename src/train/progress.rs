@@ -2,11 +2,11 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Without a terminal a log line comes this often.
-const LOG_EVERY: Duration = Duration::from_secs(30);
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// Resident memory of this process in bytes; 0 where the system does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,59 +60,109 @@ impl Write for Stderr {
     }
 }
 
-/// Progress of a run: step, loss, tokens per second, memory and the time left.
+/// Progress of a run: step, loss, tokens per second, memory and the time left; within a long step, how far that is. Ranks and whoever
+/// watches them share it.
 #[derive(Debug)]
 pub struct Progress {
     bar: Option<ProgressBar>,
     total: u64,
-    step_time: StepTime,
     log_every: Duration,
-    logged: Option<Instant>,
+    state: Mutex<State>,
 }
+
+#[derive(Debug)]
+struct State {
+    /// Steps done.
+    done: u64,
+    step_time: StepTime,
+    /// When the last log line came, or the run began.
+    logged: Instant,
+    /// Whether a step has been logged yet.
+    first: bool,
+}
+
+/// The bar's length is the run's steps in thousandths.
+const PARTS: u64 = 1000;
 
 impl Progress {
     /// For a run of `total` steps of which `done` lie behind (0, or where it resumes).
     pub fn new(total: u64, done: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
+            let length = total.saturating_mul(PARTS);
+            let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
             // The template is a constant, so the fallback is never seen.
             let style =
                 ProgressStyle::with_template("{bar:24.cyan/blue} {msg}").unwrap_or(ProgressStyle::default_bar());
             bar.set_style(style.progress_chars("━╸─"));
-            bar.set_position(done);
+            bar.set_position(done.saturating_mul(PARTS));
             *BAR.lock().unwrap_or_else(|e| e.into_inner()) = Some(bar.clone());
             bar
         });
-        Self { bar, total, step_time: StepTime::new(Instant::now(), done), log_every: LOG_EVERY, logged: None }
+        Self::with(bar, total, done, LOG_EVERY)
     }
 
-    /// Reports that `step` is done. Without a terminal this logs the first step, the last, and one every 30 seconds.
-    pub fn update(&mut self, step: u64, loss: f64, tokens_per_s: f64) {
+    fn with(bar: Option<ProgressBar>, total: u64, done: u64, log_every: Duration) -> Self {
         let now = Instant::now();
-        self.step_time.update(now, step);
-        let left = self.step_time.left(self.total.saturating_sub(step));
+        let state = State { done, step_time: StepTime::new(now, done), logged: now, first: true };
+        Self { bar, total, log_every, state: Mutex::new(state) }
+    }
+
+    /// Reports that `step` is done. Without a terminal this logs the first step, the last, and one now and then.
+    pub fn update(&self, step: u64, loss: f64, tokens_per_s: f64) {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.done = step;
+        state.step_time.update(now, step);
+        let left = state.step_time.left(self.total.saturating_sub(step));
         let line = line(step, self.total, loss, tokens_per_s, memory(), left);
+        let due = step >= self.total || state.first || now - state.logged >= self.log_every;
+        self.show(&mut state, now, due, step.saturating_mul(PARTS), line);
+        state.first &= !due;
+    }
+
+    /// Reports that of the step after the last one reported a `share` (0 to 1) is done, that it is `at` something, and how long it
+    /// will go on, if that is known. Without a terminal this logs now and then.
+    pub fn within(&self, share: f64, at: &str, left: Option<Duration>) {
+        let now = Instant::now();
+        let mut state = self.state();
+        let later = state.step_time.left(self.total.saturating_sub(state.done + 1));
+        let line = within(state.done + 1, self.total, share, at, memory(), left, later);
+        let due = now - state.logged >= self.log_every;
+        let position = state.done.saturating_mul(PARTS) + (share * PARTS as f64) as u64;
+        self.show(&mut state, now, due, position, line);
+    }
+
+    fn show(&self, state: &mut State, now: Instant, due: bool, position: u64, line: String) {
         match &self.bar {
             Some(bar) => {
-                bar.set_position(step);
+                bar.set_position(position);
                 bar.set_message(line);
             }
-            None if step >= self.total || self.logged.is_none_or(|t| now - t >= self.log_every) => {
+            None if due => {
                 tracing::info!("{line}");
-                self.logged = Some(now);
+                state.logged = now;
             }
             None => {}
         }
     }
-}
 
-impl Drop for Progress {
-    /// Leaves the line as it stands, however the run ends.
-    fn drop(&mut self) {
+    /// Leaves the line as it stands; what is logged now comes below it.
+    pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.abandon();
             *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Drop for Progress {
+    /// However the run ends.
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 
@@ -146,15 +196,38 @@ impl StepTime {
 }
 
 fn line(step: u64, total: u64, loss: f64, tokens_per_s: f64, memory: Memory, left: Option<Duration>) -> String {
-    let mut line = format!("step {step}/{total}  loss {loss:.4}  {} tokens/s", short(tokens_per_s));
-    if memory.now > 0 {
-        const GIB: f64 = (1u64 << 30) as f64;
-        let (now, peak) = (memory.now as f64 / GIB, memory.peak as f64 / GIB);
-        line += &format!("  {now:.2} GiB (peak {peak:.2})");
-    }
+    let line = format!("step {step}/{total}  loss {loss:.4}  {} tokens/s{}", short(tokens_per_s), held(memory));
     match left {
         Some(left) if step < total => line + "  ETA " + &clock(left),
         _ => line,
+    }
+}
+
+/// A line within a step: `left` is what is left of it, `later` what comes after it.
+fn within(
+    step: u64,
+    total: u64,
+    share: f64,
+    at: &str,
+    memory: Memory,
+    left: Option<Duration>,
+    later: Option<Duration>,
+) -> String {
+    let line = format!("step {step}/{total}  {:.1} %  {at}{}", 100.0 * share, held(memory));
+    match (left, later) {
+        (None, _) => line,
+        (Some(left), Some(later)) if !later.is_zero() => {
+            line + &format!("  ETA {} (step {})", clock(left + later), clock(left))
+        }
+        (Some(left), _) => line + "  ETA " + &clock(left),
+    }
+}
+
+fn held(memory: Memory) -> String {
+    const GIB: f64 = (1u64 << 30) as f64;
+    match memory.now {
+        0 => String::new(),
+        now => format!("  {:.2} GiB (peak {:.2})", now as f64 / GIB, memory.peak as f64 / GIB),
     }
 }
 
@@ -217,6 +290,9 @@ mod tests {
         let expected = "step 12/1000  loss 0.1235  18.2k tokens/s  1.50 GiB (peak 2.00)  ETA 3m 20s";
         assert_eq!(line(12, 1000, 0.123456, 18_249.0, memory, left), expected);
         assert_eq!(line(9, 9, 0.5, 1.0, Memory::default(), left), "step 9/9  loss 0.5000  1 tokens/s");
+        let later = Some(Duration::from_secs(3600));
+        let expected = "step 2/9  41.3 %  block 1/4, attention  1.50 GiB (peak 2.00)  ETA 1h 03m (step 3m 20s)";
+        assert_eq!(within(2, 9, 0.4129, "block 1/4, attention", memory, left, later), expected);
         for (rate, text) in [(0.0, "0"), (999.4, "999"), (999.6, "1.00k"), (99_960.0, "100k"), (3_049_000.0, "3.05M")] {
             assert_eq!(short(rate), text);
         }
@@ -256,16 +332,23 @@ mod tests {
             let writer = log.clone();
             let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
             tracing::subscriber::with_default(subscriber, || {
-                let step_time = StepTime::new(Instant::now(), 0);
-                let mut progress = Progress { bar: None, total: 50, step_time, log_every, logged: None };
-                (1..=50).for_each(|step| progress.update(step, 0.5, 1e3));
+                let progress = Progress::with(None, 50, 0, log_every);
+                progress.within(0.25, "attention", None);
+                (1..=49).for_each(|step| progress.update(step, 0.5, 1e3));
+                progress.within(0.125, "attention", Some(Duration::from_secs(61)));
+                progress.update(50, 0.5, 1e3);
             });
             let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-            text.lines()
-                .map(|l| l[l.find("step ").unwrap()..].split_once("  ").unwrap().0.to_owned())
-                .collect::<Vec<_>>()
+            let lines = text.lines().map(|l| l[l.find("step ").unwrap()..].to_owned());
+            lines.collect::<Vec<_>>()
         };
-        assert_eq!(run(Duration::from_secs(3600)), ["step 1/50", "step 50/50"]);
-        assert_eq!(run(Duration::ZERO).len(), 50);
+        let steps = |lines: &[String]| -> Vec<String> {
+            lines.iter().map(|l| l.split_once("  ").unwrap().0.to_owned()).collect()
+        };
+        assert_eq!(steps(&run(Duration::from_secs(3600))), ["step 1/50", "step 50/50"]);
+        let all = run(Duration::ZERO);
+        assert_eq!(all.len(), 52);
+        assert!(all[0].starts_with("step 1/50  25.0 %  attention") && !all[0].contains("ETA"), "{}", all[0]);
+        assert!(all[50].starts_with("step 50/50  12.5 %  attention") && all[50].ends_with("ETA 1m 01s"), "{}", all[50]);
     }
 }

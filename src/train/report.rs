@@ -8,11 +8,14 @@ use super::job::Job;
 use super::metrics::{MetricsLog, Record};
 use super::plot::loss_curve;
 use super::progress::{Progress, memory};
+use super::summary;
 use super::tensorboard::EventWriter;
 use super::weights::Weights;
 use crate::Result;
 use crate::data::{Frames, write::write_video};
 use crate::parallel::Mesh;
+use crate::plan::{Plan, gib};
+use crate::watch::Spent;
 
 /// What one optimizer step measured.
 pub struct Step {
@@ -25,6 +28,8 @@ pub struct Step {
     pub seconds: Duration,
     /// Of which the loader was waited for.
     pub waited: Duration,
+    /// Where the time went.
+    pub spent: Spent,
     /// Held-out losses by ascending noise, on steps that measure them.
     pub heldout: Vec<f64>,
 }
@@ -36,17 +41,27 @@ struct Voice<'a> {
     job: &'a Job,
     metrics: MetricsLog,
     events: EventWriter,
-    progress: Progress,
+    progress: &'a Progress,
     /// Tokens of a step.
-    tokens: f64,
+    tokens: u64,
+    /// Of this process's steps.
+    steps: u64,
     waited: Duration,
-    spent: Duration,
+    seconds: Duration,
+    spent: Spent,
 }
 
 impl<'a> Report<'a> {
     /// Opens the files of a run that has `done` steps behind it, or makes the folder of a new one; a step is `tokens` tokens
     /// over all ranks. Nothing is written before: what cannot be trained leaves no trace.
-    pub fn start(job: &'a Job, mesh: &Mesh, weights: &Weights, tokens: u64, done: u64) -> Result<Self> {
+    pub fn start(
+        job: &'a Job,
+        mesh: &Mesh,
+        weights: &Weights,
+        progress: &'a Progress,
+        tokens: u64,
+        done: u64,
+    ) -> Result<Self> {
         if mesh.world.rank() != 0 {
             return Ok(Self(None));
         }
@@ -75,10 +90,12 @@ impl<'a> Report<'a> {
             job,
             metrics,
             events,
-            progress: Progress::new(job.config.train.steps, done),
-            tokens: tokens as f64,
+            progress,
+            tokens,
+            steps: 0,
             waited: Duration::ZERO,
-            spent: Duration::ZERO,
+            seconds: Duration::ZERO,
+            spent: Spent::default(),
         })))
     }
 
@@ -86,17 +103,20 @@ impl<'a> Report<'a> {
     pub fn step(&mut self, step: &Step) -> Result<()> {
         let Some(voice) = &mut self.0 else { return Ok(()) };
         voice.waited += step.waited;
-        voice.spent += step.seconds;
+        voice.seconds += step.seconds;
+        voice.spent.add(&step.spent);
+        voice.steps += 1;
         let seconds = step.seconds.as_secs_f64();
         let mut record = Record {
             step: step.step,
             loss: step.loss,
             grad_norm: step.norm,
             lr: step.lr,
-            tokens_per_s: voice.tokens / seconds,
+            tokens_per_s: voice.tokens as f64 / seconds,
             seconds,
             waited: step.waited.as_secs_f64() / seconds,
             peak_rss: memory().peak,
+            more: summary::values(&step.spent).collect(),
             ..Record::default()
         };
         if !step.heldout.is_empty() {
@@ -122,16 +142,22 @@ impl<'a> Report<'a> {
         write_video(&path, &clip.data, clip.height, clip.width, voice.job.fps().unwrap_or(24.0))
     }
 
-    /// Draws the loss curve and says how the run ended.
+    /// Draws the loss curve, says what the steps were made of and how the run ended.
     pub fn finish(self, step: u64, stopped: bool) -> Result<()> {
         let Some(voice) = self.0 else { return Ok(()) };
+        let peak = memory().peak; // without the curve's pixels
         let root = voice.job.folder.root();
         let curve: PathBuf = root.join("loss.png");
         if step > 0 {
             loss_curve(&voice.job.folder.metrics(), &curve)?;
         }
-        drop(voice.progress);
-        let share = 100.0 * voice.waited.as_secs_f64() / voice.spent.as_secs_f64().max(1e-9);
+        voice.progress.finish();
+        if voice.steps > 0 {
+            tracing::info!("{}", summary::table(&voice.spent, voice.steps, voice.tokens));
+            let plan = Plan::new(&voice.job.config, &voice.job.model, false)?;
+            tracing::info!("memory: {} at the peak, planned {}", gib(peak), gib(plan.total()));
+        }
+        let share = 100.0 * voice.waited.as_secs_f64() / voice.seconds.as_secs_f64().max(1e-9);
         tracing::info!("waited for data {share:.2} % of the time; loss curve {}", curve.display());
         if stopped {
             tracing::info!("stopped after step {step} as asked; go on with --resume");

@@ -13,22 +13,29 @@ use super::checkpoint::State;
 use super::clips::{NoisyClip, NoisyClips};
 use super::heldout::Heldout;
 use super::job::Job;
-use super::progress::memory;
+use super::pace::minding;
+use super::progress::{Progress, memory};
 use super::report::{Report, Step};
 use super::sampling;
 use super::schedule::LearningRate;
+use super::summary;
 use super::weights::Weights;
 use crate::config::{Label, RunConfig};
 use crate::data::{Loader, Sample, frames_of_tokens};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::{self, Stash};
-use crate::parallel::{Communicator, Launch, Mesh, Reduce, agree};
+use crate::parallel::{Communicator, Launch, Mesh, Reduce, Watched, agree};
 use crate::plan::Plan;
+use crate::watch::{Part, Spent, Watch};
 use crate::{Error, Result};
 
 /// Trains as `config` says, on ranks that `launch` runs, until its last step or until `interrupted` is set, on any of them; either way a
 /// checkpoint is saved at the end.
+///
+/// # Errors
+/// [`Error::Abandoned`] if the running step would have gone on for more than ten seconds after `interrupted` was set: it is left at
+/// once, and the checkpoint is that of the step before.
 pub fn run(config: RunConfig, resume: bool, launch: &Launch, interrupted: &AtomicBool) -> Result<()> {
     let ranks = config.parallel.ranks;
     launch.in_turn(|| Job::fetch(&config))?;
@@ -36,12 +43,35 @@ pub fn run(config: RunConfig, resume: bool, launch: &Launch, interrupted: &Atomi
     // Each machine has its own scratch folder, for its own ranks.
     let blocks = (job.model.num_layers * launch.ranks_here(ranks)).div_ceil(ranks);
     stash::check_room(&job.config.stash, blocks, &job.stashed()?)?;
-    launch.run(ranks, |comm| Rank::new(&job, comm)?.train(interrupted))?;
+    settle_memory(&job)?;
+    // Of the ranks of this process, which are all or one.
+    let watches: Vec<Arc<Watch>> = (0..launch.processes().map_or(ranks, |_| 1)).map(|_| Arc::default()).collect();
+    let done = job.resume.as_ref().map_or(0, |checkpoint| checkpoint.state().step);
+    let progress = Progress::new(job.config.train.steps, done);
+    let train = |comm: Arc<dyn Communicator>| {
+        let watch = watches[comm.rank() % watches.len()].clone();
+        Rank::new(&job, comm, watch)?.train(&progress, interrupted)
+    };
+    let run = || launch.run(ranks, train);
+    let abandoned = minding(&watches, job.model.num_layers, &progress, interrupted, run)?;
+    abandoned.into_iter().flatten().next().map_or(Ok(()), |step| Err(Error::Abandoned { step }))
+}
+
+/// Tokens of a clip on a rank from which on freed memory goes back to the system, see [`crate::allocator`].
+const LONG: u64 = 1 << 18;
+
+/// Has the allocator keep or give back what is freed, as suits the job's steps.
+fn settle_memory(job: &Job) -> Result<()> {
+    let clips = job.config.train.batch * job.config.train.accumulate * job.config.parallel.data;
+    let sequence = job.config.parallel.ranks / job.config.parallel.data;
+    if job.tokens()? / (clips * sequence) as u64 >= LONG {
+        crate::allocator::give_back_freed_memory();
+    }
     Ok(())
 }
 
-/// Steps of a rehearsal: what the first one leaves behind, the second one finds.
-const REHEARSED: u64 = 2;
+/// Steps of a rehearsal, unless the run has fewer: what the first one leaves behind, the second one finds.
+pub(crate) const REHEARSED: u64 = 2;
 
 /// Runs steps as `config` says but for attention's arithmetic, which is left out: memory, messages and stash are as ever, numbers
 /// mean nothing. Saves nothing. Returns the predicted and the measured peak of the process's memory, in bytes.
@@ -49,8 +79,11 @@ pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<[u64; 2]> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
     let job = Job::open(config, false)?;
     let plan = Plan::new(&job.config, &job.model, true)?;
+    settle_memory(&job)?;
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
-    launch.run(job.config.parallel.ranks, |comm| Rank::new(&job, comm)?.rehearse())?;
+    let spent = launch.run(job.config.parallel.ranks, |comm| Rank::new(&job, comm, Arc::default())?.rehearse())?;
+    let (steps, tokens) = (REHEARSED.min(job.config.train.steps), job.tokens()?);
+    tracing::info!("{}", summary::table(&spent[0], steps, tokens));
     Ok([plan.total(), memory().peak])
 }
 
@@ -58,6 +91,7 @@ pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<[u64; 2]> {
 struct Rank<'a> {
     job: &'a Job,
     mesh: Mesh,
+    watch: Arc<Watch>,
     weights: Weights,
     objective: Objective,
     sigmas: SigmaDistribution,
@@ -66,7 +100,8 @@ struct Rank<'a> {
 }
 
 impl<'a> Rank<'a> {
-    fn new(job: &'a Job, comm: Arc<dyn Communicator>) -> Result<Self> {
+    fn new(job: &'a Job, comm: Arc<dyn Communicator>, watch: Arc<Watch>) -> Result<Self> {
+        let comm = Arc::new(Watched::new(comm, watch.clone()));
         let config = &job.config;
         let data = &config.data;
         let grid = job.model.grid([data.frames, data.height, data.width])?;
@@ -85,6 +120,7 @@ impl<'a> Rank<'a> {
         Ok(Self {
             job,
             mesh,
+            watch,
             weights,
             objective: Objective::new(&config.diffusion)?,
             sigmas: SigmaDistribution::new(&config.diffusion, grid.iter().product())?,
@@ -93,7 +129,8 @@ impl<'a> Rank<'a> {
         })
     }
 
-    fn train(&self, interrupted: &AtomicBool) -> Result<()> {
+    /// Returns the step that was abandoned, if one was.
+    fn train(&self, progress: &Progress, interrupted: &AtomicBool) -> Result<Option<u64>> {
         let train = &self.job.config.train;
         let engine = self.engine()?;
         let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
@@ -105,29 +142,30 @@ impl<'a> Rank<'a> {
         agree(self.mesh.world.as_ref(), "how many clips there are", self.job.dataset.len() as u64)?;
 
         let batch = self.global_batch();
-        let mut loader = self.loader(frames, position)?;
-        let tokens = batch * self.grid.iter().product::<usize>() as u64;
-        let mut report = Report::start(self.job, &self.mesh, &self.weights, tokens, first)?;
+        let mut loader = self.loader(frames, position, train.steps.saturating_sub(first))?;
+        let tokens = self.job.tokens()?;
+        let mut report = Report::start(self.job, &self.mesh, &self.weights, progress, tokens, first)?;
         let mut step = first;
         let mut stop = step >= train.steps;
+        let mut abandoned = None;
         let mut saved = self.job.resume.is_some().then_some(first);
         while !stop {
             let (start, waited) = (Instant::now(), loader.waited());
             let loss = self.gradients(&engine, &mut loader, step)?;
-            // Every rank must stop at the same step, so the flag travels with the loss.
-            let flag = f64::from(u8::from(interrupted.load(Ordering::SeqCst)));
-            let [loss, flag] = self.sum([loss, flag])?;
-            self.weights.sum_gradients()?;
-            let norm = self.weights.gradient_norm(step + 1)?;
-            if !loss.is_finite() {
-                return Err(Error::NonFinite { step: step + 1, tensor: "the loss".into(), value: loss });
+            // Every rank must stop at the same step, so the flags travel with the loss.
+            let flags =
+                [interrupted.load(Ordering::SeqCst), self.watch.skipped()].map(|flag| f64::from(u8::from(flag)));
+            let [loss, asked, skipped] = self.sum([loss, flags[0], flags[1]])?;
+            if skipped > 0.0 {
+                abandoned = Some(step + 1);
+                break;
             }
             let lr = rates.at(step);
-            self.weights.update(step, lr, norm)?;
+            let norm = self.watch.during(Part::Optimizer, || self.update(step, loss, lr))?;
             step += 1;
-            stop = step == train.steps || flag > 0.0;
+            stop = step == train.steps || asked > 0.0;
 
-            let (seconds, waited) = (start.elapsed(), loader.waited() - waited);
+            let (seconds, waited, spent) = (start.elapsed(), loader.waited() - waited, self.watch.end());
             let mut losses = vec![];
             if let Some(heldout) = &heldout
                 && train.heldout_every > 0
@@ -135,32 +173,47 @@ impl<'a> Rank<'a> {
             {
                 losses = self.weights.averaged(|model| heldout.losses(model))?;
             }
-            report.step(&Step { step, loss, norm, lr, seconds, waited, heldout: losses })?;
+            report.step(&Step { step, loss, norm, lr, seconds, waited, spent, heldout: losses })?;
             if due(step, train.sample_every) {
                 self.sample(step, &mut report)?;
             }
-            if stop || due(step, train.checkpoint_every) {
+            if due(step, train.checkpoint_every) {
                 self.save(step, position + (step - first) * batch)?;
                 saved = Some(step);
             }
         }
-        if saved.is_none() {
-            self.save(step, position)?; // no steps at all: the initial weights
+        self.watch.end();
+        if saved != Some(step) {
+            self.save(step, position + (step - first) * batch)?; // after no steps at all, the initial weights
         }
-        report.finish(step, step < train.steps)
+        report.finish(step, abandoned.is_none() && step < train.steps)?;
+        Ok(abandoned)
     }
 
-    /// Two steps without attention's arithmetic.
-    fn rehearse(&self) -> Result<()> {
+    /// Ends a step: weights by the sum of all ranks' gradients, whose norm it returns.
+    fn update(&self, step: u64, loss: f64, lr: f64) -> Result<f64> {
+        self.weights.sum_gradients()?;
+        let norm = self.weights.gradient_norm(step + 1)?;
+        if !loss.is_finite() {
+            return Err(Error::NonFinite { step: step + 1, tensor: "the loss".into(), value: loss });
+        }
+        self.weights.update(step, lr, norm)?;
+        Ok(norm)
+    }
+
+    /// Two steps without attention's arithmetic; where their time went.
+    fn rehearse(&self) -> Result<Spent> {
         let engine = self.engine()?.rehearsing();
         let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
-        let mut loader = self.loader(frames, 0)?;
-        for step in 0..REHEARSED {
-            self.gradients(&engine, &mut loader, step)?;
-            self.weights.sum_gradients()?;
-            self.weights.update(step, 0.0, self.weights.gradient_norm(step + 1)?)?;
+        let steps = REHEARSED.min(self.job.config.train.steps);
+        let mut loader = self.loader(frames, 0, steps)?;
+        let mut spent = Spent::default();
+        for step in 0..steps {
+            let loss = self.gradients(&engine, &mut loader, step)?;
+            self.watch.during(Part::Optimizer, || self.update(step, loss, 0.0))?;
+            spent.add(&self.watch.end());
         }
-        Ok(())
+        Ok(spent)
     }
 
     /// The engine of the run's clips, with the run's stash.
@@ -169,13 +222,18 @@ impl<'a> Rank<'a> {
         let stash = Arc::new(Mutex::new(Stash::open(&config.stash, self.mesh.world.rank())?));
         let (train, sequence) = (&config.train, &self.mesh.sequence);
         let engine = Engine::new(&self.weights.model, sequence, self.grid, train.batch, train.tile)?;
-        Ok(engine.in_head_groups(config.parallel.head_groups)?.with_stash(stash).with_keeper(&self.weights))
+        Ok(engine
+            .in_head_groups(config.parallel.head_groups)?
+            .with_stash(stash)
+            .with_watch(self.watch.clone())
+            .with_keeper(&self.weights))
     }
 
     /// Loss and gradients of a step: this rank's share.
     fn gradients(&self, engine: &Engine, loader: &mut Loader, step: u64) -> Result<f64> {
-        self.weights.zero_gradients()?;
         let micro_batches = 0..self.job.config.train.accumulate;
+        self.watch.begin(micro_batches.len() as u64 * engine.operations());
+        self.weights.zero_gradients()?;
         micro_batches.map(|micro| self.micro_batch(engine, loader, step, micro)).sum()
     }
 
@@ -191,8 +249,8 @@ impl<'a> Rank<'a> {
         ((micro * self.mesh.data.size() + self.mesh.data.rank()) * batch + i) as u64
     }
 
-    /// Decodes this rank's frames of its clips from `position` on, in order.
-    fn loader(&self, frames: std::ops::Range<usize>, position: u64) -> Result<Loader> {
+    /// Decodes this rank's frames of its clips of `steps` steps from `position` on, in order.
+    fn loader(&self, frames: std::ops::Range<usize>, position: u64, steps: u64) -> Result<Loader> {
         let train = &self.job.config.train;
         let (dataset, seed) = (self.job.dataset.clone(), self.job.config.run.seed);
         let numbers: Vec<u64> = (0..train.accumulate)
@@ -200,7 +258,7 @@ impl<'a> Rank<'a> {
             .map(|(m, i)| self.clip_number(m, i))
             .collect();
         let batch = self.global_batch();
-        let positions = (0..).flat_map(move |step: u64| {
+        let positions = (0..steps).flat_map(move |step| {
             let numbers = numbers.clone();
             (0..numbers.len()).map(move |i| position + step * batch + numbers[i])
         });
@@ -215,7 +273,7 @@ impl<'a> Rank<'a> {
         let (seed, train) = (self.job.config.run.seed, &self.job.config.train);
         let (mut clips, mut labels) = (vec![], vec![]);
         for i in 0..train.batch {
-            let Some(sample) = loader.next() else {
+            let Some(sample) = self.watch.during(Part::Data, || loader.next()) else {
                 return Err(Error::Invalid("the loader has stopped".into()));
             };
             let Sample { clip, frames, .. } = sample?;

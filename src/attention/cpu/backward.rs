@@ -19,6 +19,7 @@ use super::{PACKED, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, ROWS, Right};
+use crate::watch::Watch;
 
 /// Keys of a group. Fixed, because the order of dq's sums follows from it.
 const GROUP: usize = 32 * ROWS;
@@ -54,7 +55,7 @@ impl Layout {
     }
 }
 
-/// dq, dk and dv, each like q, k and v, rounded to `O`.
+/// dq, dk and dv, each like q, k and v, rounded to `O`. Once `watch` says stop, what is left of them is garbage.
 pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     q: Heads<E>,
     k: Heads<E>,
@@ -62,6 +63,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     saved: Saved<E>,
     all: usize,
     scale: f64,
+    watch: &Watch,
 ) -> [Vec<O>; 3] {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let (blocks, groups) = (sq.div_ceil(WIDTH), sk.div_ceil(GROUP));
@@ -76,6 +78,9 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     let mut sums = Scratch::take(sums_words);
     let chunk_grads = dk.chunks_mut(at_once * sk * d).zip(dv.chunks_mut(at_once * sk * d));
     for (chunk, (dq, (dk, dv))) in dq.chunks_mut(at_once * sq * d).zip(chunk_grads).enumerate() {
+        if watch.stops() {
+            break;
+        }
         let first = chunk * at_once;
         let count = dq.len() / (sq * d);
         let packed = &mut packed[..count * blocks * layout.total];
@@ -86,7 +91,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
         let sums = &mut sums.floats()[..count * blocks * sums_len];
 
         // Groups are taken in order, each by a thread that finishes it: `Lanes` asks for that.
-        let lanes = Lanes::new(sums, sums_len, blocks, groups);
+        let lanes = Lanes::new(sums, sums_len, blocks, groups, watch);
         let rows = dk.chunks_mut(sk * d).zip(dv.chunks_mut(sk * d)).enumerate();
         let tasks = Mutex::new(rows.flat_map(|(head, (dk, dv))| {
             let grads = dk.chunks_mut(GROUP * d).zip(dv.chunks_mut(GROUP * d)).enumerate();
@@ -105,11 +110,13 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
                     head: first + head,
                     first: group * GROUP,
                     blocks,
+                    queries: sq,
                     layout,
                     task,
                     scale,
                     dk,
                     dv,
+                    watch,
                 };
                 // SAFETY: this unit was chosen for this CPU.
                 unsafe { S::run(keys) }
@@ -175,13 +182,15 @@ struct Keys<'a, E, O> {
     v: &'a Heads<'a, E>,
     head: usize,
     first: usize,
-    /// The head's packed queries.
+    /// The head's packed queries, and how many there are.
     blocks: &'a [u32],
+    queries: usize,
     layout: Layout,
     task: Task<'a>,
     scale: f64,
     dk: &'a mut [O],
     dv: &'a mut [O],
+    watch: &'a Watch,
 }
 
 /// What a band of keys by a block of queries passes through, each row a key; used over and over.
@@ -255,13 +264,14 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
             let add = !self.task.is_first();
             let k_right = Right { words: k_right.as_ptr(), step: wide };
             let ds = Left { words: ds.as_ptr(), tile: ROWS, row: 1, step: WIDTH };
-            let mut dq = self.task.visit(i); // [WIDTH, wide]
+            let Some(mut dq) = self.task.visit(i) else { return }; // [WIDTH, wide]
             let dq = Out { values: dq.as_mut_ptr(), stride: wide, rows: WIDTH, width: wide, add };
             // SAFETY: as above.
             unsafe { S::product(padded / S::PAIR, ds, k_right, dq) }
         }
         finish(self.dk, dk, d, self.scale);
         finish(self.dv, dv, d, 1.0);
+        self.watch.add(super::BACKWARD * (keys * self.queries * d) as u64);
     }
 }
 

@@ -15,6 +15,7 @@ use super::{PACKED, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, ROWS, Right};
+use crate::watch::Watch;
 
 /// Rows of a task at most: 192 rows' sums and words stay in L2 while a key panel stays in L1.
 const BLOCK: usize = 32 * ROWS;
@@ -29,12 +30,14 @@ const SLACK: f32 = 8.0;
 /// o `[B, H, Sq, d]`, rounded to `O`, and lse `[B, H, Sq]`.
 ///
 /// lse is f64: merging the results of several runs of keys takes differences of it, and an f32 near 1e4 is off by 5e-4.
+/// Once `watch` says stop, what is left of both stays 0.
 pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
     q: Heads<E>,
     k: Heads<E>,
     v: Heads<E>,
     all: usize,
     scale: f64,
+    watch: &Watch,
 ) -> (Vec<O>, Vec<f64>) {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let panels = sk.div_ceil(WIDTH);
@@ -48,6 +51,9 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
     let mut packed = Scratch::take(words);
     let chunks = o.chunks_mut(at_once * sq * d).zip(lse.chunks_mut(at_once * sq)).enumerate();
     for (chunk, (o, lse)) in chunks {
+        if watch.stops() {
+            break;
+        }
         let first = chunk * at_once;
         let count = lse.len() / sq;
         packed[..count * panels * panel].par_chunks_exact_mut(panel).enumerate().for_each(|(i, words)| {
@@ -62,7 +68,7 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
             let rows = o.par_chunks_mut(block * d).zip(lse.par_chunks_mut(block)).enumerate().with_max_len(1);
             rows.for_each(|(i, (o, lse))| {
                 let panels = &packed[head * panels * panel..][..panels * panel];
-                let task = Rows { q: &q, head: first + head, first: i * block, panels, sk, scale, o, lse };
+                let task = Rows { q: &q, head: first + head, first: i * block, panels, sk, scale, o, lse, watch };
                 // SAFETY: this unit was chosen for this CPU.
                 unsafe { S::run(task) }
             });
@@ -98,6 +104,7 @@ struct Rows<'a, E, O> {
     scale: f64,
     o: &'a mut [O],
     lse: &'a mut [f64],
+    watch: &'a Watch,
 }
 
 /// What a row carries from panel to panel, beside its sums of values.
@@ -128,6 +135,9 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
 
         let (mut s, mut p) = (Square([0f32; BAND * WIDTH]), Square([0u32; BAND * WIDTH])); // of a band, used over and over
         for (i, words) in self.panels.chunks_exact(panel).enumerate() {
+            if self.watch.stops() {
+                return;
+            }
             let keys = WIDTH.min(self.sk - i * WIDTH);
             let kt = Right { words: words.as_ptr(), step: WIDTH };
             let vn = Right { words: words[k_words::<S>(d)..].as_ptr(), step: wide };
@@ -159,6 +169,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             let log2 = f64::from(max) + f64::from(sum).log2();
             *lse = log2 * std::f64::consts::LN_2;
         }
+        self.watch.add(super::FORWARD * (rows * self.sk * d) as u64);
     }
 }
 

@@ -3,11 +3,14 @@
 //! Each *lane* (a head) has `blocks` blocks, which `groups` tasks visit from first to last; a task may touch a block once
 //! the task before it has left that block. Tasks follow each other a block apart and the sums' order does not depend on
 //! who runs them. Tasks must be started in order, each by a thread that runs it to the end: then the oldest unfinished one
-//! never waits, and no wait is forever. A panic of one is passed on to those that wait for it.
+//! never waits, and no wait is forever. A panic of one is passed on to those that wait for it; where a [`Watch`] says stop, nobody
+//! waits any more and sums stay as they are.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::watch::Watch;
 
 /// The shared sums of all lanes.
 pub(super) struct Lanes<'a> {
@@ -19,6 +22,7 @@ pub(super) struct Lanes<'a> {
     /// Blocks that each (lane, group) has left.
     left: Vec<AtomicUsize>,
     failed: AtomicBool,
+    watch: &'a Watch,
     borrow: PhantomData<&'a mut [f32]>,
 }
 
@@ -27,11 +31,11 @@ unsafe impl Sync for Lanes<'_> {}
 
 impl<'a> Lanes<'a> {
     /// Lanes of `blocks` blocks of `len` values over all of `sums`, each visited by `groups` tasks.
-    pub fn new(sums: &'a mut [f32], len: usize, blocks: usize, groups: usize) -> Self {
+    pub fn new(sums: &'a mut [f32], len: usize, blocks: usize, groups: usize, watch: &'a Watch) -> Self {
         let lanes = sums.len() / (len * blocks);
         let left = (0..lanes * groups).map(|_| AtomicUsize::new(0)).collect();
         let failed = AtomicBool::new(false);
-        Self { sums: sums.as_mut_ptr(), len, blocks, groups, left, failed, borrow: PhantomData }
+        Self { sums: sums.as_mut_ptr(), len, blocks, groups, left, failed, watch, borrow: PhantomData }
     }
 
     /// Task number `group` of `lane`, to be asked for once.
@@ -54,8 +58,11 @@ impl Task<'_> {
     }
 
     /// Waits for the task before to leave `block`, then holds the block until the guard is dropped. Blocks are visited in
-    /// order, from 0.
-    pub fn visit(&mut self, block: usize) -> Visit<'_> {
+    /// order, from 0. None: the pass is to stop, and so must the task.
+    pub fn visit(&mut self, block: usize) -> Option<Visit<'_>> {
+        if self.lanes.watch.stops() {
+            return None;
+        }
         let at = self.lane * self.lanes.groups + self.group;
         let left = &self.lanes.left[at];
         assert!(block < self.lanes.blocks && left.load(Ordering::Relaxed) == block, "visits go in order");
@@ -64,6 +71,9 @@ impl Task<'_> {
             let mut spins = 0u32;
             while before.load(Ordering::Acquire) <= block {
                 assert!(!self.lanes.failed.load(Ordering::Relaxed), "another thread of this pass panicked");
+                if self.lanes.watch.stops() {
+                    return None;
+                }
                 spins += 1;
                 if spins.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
             }
@@ -71,7 +81,7 @@ impl Task<'_> {
         let start = (self.lane * self.lanes.blocks + block) * self.lanes.len;
         // SAFETY: within `sums`; the task before has left the block, the one after waits until the guard's drop.
         let sums = unsafe { std::slice::from_raw_parts_mut(self.lanes.sums.add(start), self.lanes.len) };
-        Visit { sums, left }
+        Some(Visit { sums, left })
     }
 }
 
@@ -119,7 +129,8 @@ mod tests {
         let run = |threads: usize| {
             let (len, blocks, groups, lanes) = (3, 5, 7, 2);
             let mut sums = vec![f32::NAN; lanes * blocks * len];
-            let shared = Lanes::new(&mut sums, len, blocks, groups);
+            let watch = Watch::default();
+            let shared = Lanes::new(&mut sums, len, blocks, groups, &watch);
             let tasks = Mutex::new((0..lanes).flat_map(|l| (0..groups).map(move |g| (l, g))));
             std::thread::scope(|scope| {
                 for _ in 0..threads {
@@ -129,7 +140,7 @@ mod tests {
                             let mut task = shared.task(lane, group);
                             for block in 0..blocks {
                                 let first = task.is_first();
-                                for x in task.visit(block).iter_mut() {
+                                for x in task.visit(block).unwrap().iter_mut() {
                                     *x = if first { 0.1 } else { *x * 1.7 + group as f32 };
                                 }
                             }

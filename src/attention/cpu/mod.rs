@@ -14,11 +14,16 @@ use half::bf16;
 
 pub use crate::ops::cpu::Path;
 use crate::ops::cpu::with_unit;
+use crate::watch::Watch;
 use crate::{Result, bail};
 use pack::{Element, Heads};
 
 /// Words of packed panels that a pass holds at once, unless one head needs more.
 const PACKED: usize = (256 << 20) / 4;
+
+/// Operations for each query, key and feature: two products forward, five backward.
+pub const FORWARD: u64 = 4;
+pub const BACKWARD: u64 = 10;
 
 /// Head dims above this would overflow the blocks' share of the caches.
 const MAX_DIM: usize = 256;
@@ -46,27 +51,40 @@ pub fn backward(
     backward_on(Path::best(), q, k, v, d_o, lse, delta, scale)
 }
 
-/// [`forward`] for results that are still to be merged with those of other keys: o is f32 for bf16 too, and lse is f64.
-pub fn forward_unrounded(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-    forward_as(Path::best(), q, k, v, scale, false)
+/// [`forward`] for a rank that is watched. If not `rounded`, its results are still to be merged with those of other keys: o is f32
+/// for bf16 too, and lse is f64.
+pub(super) fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    rounded: bool,
+    watch: &Watch,
+) -> Result<(Tensor, Tensor)> {
+    let (o, lse) = forward_as(Path::best(), q, k, v, scale, rounded, watch)?;
+    let lse = if rounded { lse.to_dtype(statistic(q.dtype()))? } else { lse };
+    Ok((o, lse))
 }
 
-/// [`backward`] for gradients that are still to be added to those of other keys: they are f32 for bf16 too.
-pub fn backward_unrounded(
+/// [`backward`] for a rank that is watched. If not `rounded`, its results are still to be added to those of other keys: they are
+/// f32 for bf16 too.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn differentiate(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     d_o: &Tensor,
-    lse: &Tensor,
-    delta: &Tensor,
+    [lse, delta]: [&Tensor; 2],
     scale: f64,
+    rounded: bool,
+    watch: &Watch,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    backward_as(Path::best(), q, k, v, d_o, lse, delta, scale, false)
+    backward_as(Path::best(), q, k, v, d_o, [lse, delta], scale, rounded, watch)
 }
 
 /// [`forward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
 pub fn forward_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-    let (o, lse) = forward_as(path, q, k, v, scale, true)?;
+    let (o, lse) = forward_as(path, q, k, v, scale, true, &Watch::default())?;
     Ok((o, lse.to_dtype(statistic(q.dtype()))?))
 }
 
@@ -76,16 +94,25 @@ pub(super) fn statistic(dtype: DType) -> DType {
 }
 
 /// o, `rounded` to q's dtype or in f32, and lse in f64.
-fn forward_as(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, rounded: bool) -> Result<(Tensor, Tensor)> {
+fn forward_as(
+    path: Path,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    rounded: bool,
+    watch: &Watch,
+) -> Result<(Tensor, Tensor)> {
     let [b, h, sq, d] = check(path, q, k, v, scale)?;
     if q.dtype() == DType::F64 {
+        watch.add(operations(FORWARD, [b, h, sq, d], k));
         return super::reference::attention(q, k, v, scale);
     }
     let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
     macro_rules! run {
         ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
-            let (o, lse) = with_unit!(path, $bf16, S => forward::forward::<S, $element, $out>(q, k, v, b * h, scale));
+            let (o, lse) = with_unit!(path, $bf16, S => forward::forward::<S, $element, $out>(q, k, v, b * h, scale, watch));
             (Tensor::from_vec(o, (b, h, sq, d), &Device::Cpu)?, lse)
         }};
     }
@@ -109,7 +136,7 @@ pub fn backward_on(
     delta: &Tensor,
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    backward_as(path, q, k, v, d_o, lse, delta, scale, true)
+    backward_as(path, q, k, v, d_o, [lse, delta], scale, true, &Watch::default())
 }
 
 /// The gradients, `rounded` to q's dtype or in f32.
@@ -120,10 +147,10 @@ fn backward_as(
     k: &Tensor,
     v: &Tensor,
     d_o: &Tensor,
-    lse: &Tensor,
-    delta: &Tensor,
+    [lse, delta]: [&Tensor; 2],
     scale: f64,
     rounded: bool,
+    watch: &Watch,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let [b, h, sq, d] = check(path, q, k, v, scale)?;
     let sk = k.dims()[2];
@@ -136,6 +163,7 @@ fn backward_as(
         }
     }
     if q.dtype() == DType::F64 {
+        watch.add(operations(BACKWARD, [b, h, sq, d], k));
         return super::reference::attention_backward(q, k, v, d_o, lse, delta, scale);
     }
     let (lse, delta) = (lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?);
@@ -146,7 +174,7 @@ fn backward_as(
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
             let saved = backward::Saved { d_o: heads(&os)?, lse: &lse, delta: &delta };
             let [dq, dk, dv] =
-                with_unit!(path, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale));
+                with_unit!(path, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale, watch));
             let tensor = |x, rows| Tensor::from_vec(x, (b, h, rows, d), &Device::Cpu);
             (tensor(dq, sq)?, tensor(dk, sk)?, tensor(dv, sk)?)
         }};
@@ -156,6 +184,11 @@ fn backward_as(
         (DType::BF16, false) => run!(bf16, f32, true),
         _ => run!(f32, f32, false),
     })
+}
+
+/// `each` operations for every query of `[B, H, Sq, d]`, every key and feature.
+fn operations(each: u64, q: [usize; 4], k: &Tensor) -> u64 {
+    each * (q.iter().product::<usize>() * k.dims()[2]) as u64
 }
 
 /// Checks what both passes take; returns `[B, H, Sq, d]`.

@@ -30,7 +30,7 @@ pub fn backward_words(half: bool, all: usize, sq: usize, d: usize) -> [usize; 2]
     }
 }
 
-/// As [`forward`](super::forward), or [`forward_unrounded`](super::forward_unrounded) if not `rounded`, in shapes and memory.
+/// As [`attend`](super::attend), in shapes and memory.
 pub fn rehearse_forward(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, rounded: bool) -> Result<(Tensor, Tensor)> {
     let [b, h, sq, d] = check(Path::best(), q, k, v, scale)?;
     let o = filled(&[b, h, sq, d], result(q.dtype(), rounded))?;
@@ -40,7 +40,7 @@ pub fn rehearse_forward(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, rounded:
     Ok((o, lse))
 }
 
-/// As [`backward`](super::backward), or [`backward_unrounded`](super::backward_unrounded) if not `rounded`, in shapes and memory.
+/// As [`differentiate`](super::differentiate), in shapes and memory.
 pub fn rehearse_backward(
     q: &Tensor,
     k: &Tensor,

@@ -80,7 +80,8 @@ impl Copies {
         Ok(copies)
     }
 
-    pub fn begin(&mut self, blocks: usize, shapes: &Shapes) -> Result<()> {
+    /// Returns the bytes of a block.
+    pub fn begin(&mut self, blocks: usize, shapes: &Shapes) -> Result<u64> {
         let busy = |block: &Block| matches!(block, Block::Writing | Block::Reading);
         let mut state = self.shared.lock();
         // A step that failed half-way leaves blocks behind.
@@ -90,10 +91,11 @@ impl Copies {
         let layout = Layout::new(shapes, &self.settings);
         let reserved = self.shared.store.reserve(blocks, layout.size);
         reserved.map_err(|e| Error::Invalid(format!("rank {}: {e}", self.shared.rank)))?;
+        let size = layout.size;
         state.layout = Some(Arc::new(layout));
         state.blocks.clear();
         state.blocks.resize_with(blocks, || Block::Nowhere);
-        Ok(())
+        Ok(size)
     }
 
     pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {

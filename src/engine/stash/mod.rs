@@ -70,6 +70,8 @@ pub type Hook = Arc<dyn Fn(Copy) -> Result<()> + Send + Sync>;
 pub struct Stash {
     keep_attention: bool,
     kept: Kept,
+    /// Bytes of a block that are copied.
+    copied: u64,
 }
 
 enum Kept {
@@ -82,7 +84,7 @@ enum Kept {
 impl Default for Stash {
     /// In memory, everything as it is.
     fn default() -> Self {
-        Self { keep_attention: true, kept: Kept::Tensors(ram::Tensors::default()) }
+        Self { keep_attention: true, kept: Kept::Tensors(ram::Tensors::default()), copied: 0 }
     }
 }
 
@@ -106,7 +108,7 @@ impl Stash {
                 Kept::Copies(Copies::start(Box::new(disk::Blocks::open(settings)?), settings, rank, hook)?)
             }
         };
-        Ok(Self { keep_attention: settings.keep_attention, kept })
+        Ok(Self { keep_attention: settings.keep_attention, kept, copied: 0 })
     }
 
     /// Starts a step of `blocks` blocks of these shapes; what an earlier step left is forgotten. Makes room for all of
@@ -117,9 +119,19 @@ impl Stash {
     pub fn begin(&mut self, blocks: usize, shapes: &Shapes) -> Result<()> {
         match &mut self.kept {
             Kept::Tensors(tensors) => tensors.begin(blocks),
-            Kept::Copies(copies) => return copies.begin(blocks, shapes),
+            Kept::Copies(copies) => self.copied = copies.begin(blocks, shapes)?,
         }
         Ok(())
+    }
+
+    /// Bytes of each block of the step that are written, and read again; 0 where tensors are kept as they are.
+    pub fn copied(&self) -> u64 {
+        self.copied
+    }
+
+    /// Whether attention's output is kept, and not computed again.
+    pub fn keeps_attention(&self) -> bool {
+        self.keep_attention
     }
 
     /// Keeps what block `i` needs. Waits while two blocks before it are still being written.

@@ -1,0 +1,81 @@
+//! A communicator whose time and bytes are counted by a [`Watch`]; the work is another's.
+//!
+//! Bytes are those that a rank has to send at least, whatever the backend: of an all-to-all what is for others, of a gather its own
+//! tensor once to each, of a sum its share of a ring algorithm's, 1 / P of the buffer P - 1 times, twice where all need the result.
+
+use candle_core::Tensor;
+use std::sync::Arc;
+
+use super::{Communicator, Reduce};
+use crate::Result;
+use crate::watch::{Part, Watch, Way};
+
+/// `inner`, watched; so are the communicators that are split from it.
+pub struct Watched {
+    inner: Arc<dyn Communicator>,
+    watch: Arc<Watch>,
+}
+
+impl Watched {
+    pub fn new(inner: Arc<dyn Communicator>, watch: Arc<Watch>) -> Self {
+        Self { inner, watch }
+    }
+
+    /// Does `call`, in which this rank sends `bytes`.
+    fn call<T>(&self, way: Way, bytes: u64, call: impl FnOnce(&dyn Communicator) -> Result<T>) -> Result<T> {
+        self.watch.moved(way, bytes);
+        self.watch.during(Part::Exchange, || call(self.inner.as_ref()))
+    }
+
+    /// `bytes` to all others.
+    fn to_others(&self, bytes: u64) -> u64 {
+        bytes * (self.size() as u64 - 1)
+    }
+}
+
+fn bytes(t: &Tensor) -> u64 {
+    (t.elem_count() * t.dtype().size_in_bytes()) as u64
+}
+
+impl Communicator for Watched {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+        let mine = self.rank();
+        let sent = send.iter().enumerate().filter(|(to, _)| *to != mine).map(|(_, t)| bytes(t)).sum();
+        self.call(Way::AllToAll, sent, |inner| inner.all_to_all(send, shapes))
+    }
+
+    fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+        self.call(Way::AllGather, self.to_others(bytes(send)), |inner| inner.all_gather(send, shapes))
+    }
+
+    fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
+        let sent = self.to_others(bytes(buffer)) / self.size() as u64;
+        self.call(Way::ReduceScatter, sent, |inner| inner.reduce_scatter(buffer, counts))
+    }
+
+    fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
+        let sent = 2 * self.to_others(bytes(buffer)) / self.size() as u64;
+        self.call(Way::AllReduce, sent, |inner| inner.all_reduce(buffer, op))
+    }
+
+    fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
+        let sent = if self.rank() == root { self.to_others(bytes(buffer)) } else { 0 };
+        self.call(Way::Broadcast, sent, |inner| inner.broadcast(buffer, root))
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.watch.during(Part::Exchange, || self.inner.barrier())
+    }
+
+    fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
+        Ok(Arc::new(Self::new(self.inner.split(color, key)?, self.watch.clone())))
+    }
+}

@@ -1,0 +1,152 @@
+//! While steps run: a thread beside the ranks that shows how far the running step is, and abandons it where the user wants to stop and
+//! it would go on for long.
+//!
+//! It only reads what the ranks' [`Watch`]es say; what is left of a step that is abandoned the ranks skip themselves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use super::progress::Progress;
+use crate::watch::{Now, Part, Watch};
+use crate::{Error, Result};
+
+/// How often it looks.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A step that is longer than this is shown while it runs.
+const LONG: Duration = Duration::from_secs(2);
+
+/// How long a step may go on once the user wants to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The share of a step from which on its pace says when it ends: before that it has done nothing of its bulk, attention.
+const TELLING: f64 = 1e-3;
+
+/// Runs `ranks`, with the thread beside them. `blocks` is the network's number of them.
+///
+/// # Errors
+/// Those of `ranks`; or the system refuses a thread.
+pub fn minding<T>(
+    watches: &[Arc<Watch>],
+    blocks: usize,
+    progress: &Progress,
+    interrupted: &AtomicBool,
+    ranks: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let (end, ended) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let mind = move || mind(watches, blocks, progress, interrupted, &ended);
+        let thread = std::thread::Builder::new().name("pace".into()).spawn_scoped(scope, mind);
+        thread.map_err(|e| Error::Invalid(format!("no thread to watch the ranks: {e}")))?;
+        let result = ranks();
+        drop(end);
+        result
+    })
+}
+
+fn mind(watches: &[Arc<Watch>], blocks: usize, progress: &Progress, interrupted: &AtomicBool, ended: &Receiver<()>) {
+    let (mut pace, mut asked, mut abandoned) = (Pace::default(), None, false);
+    while matches!(ended.recv_timeout(TICK), Err(RecvTimeoutError::Timeout)) {
+        let now = Instant::now();
+        if interrupted.load(Ordering::SeqCst) {
+            asked.get_or_insert(now);
+        }
+        let at = watches[0].now();
+        let Some(began) = at.began else { continue };
+        let [done, total] = watches.iter().map(|watch| watch.work()).fold([0, 0], |a, b| [a[0] + b[0], a[1] + b[1]]);
+        let left = pace.left(now, began, [done, total]);
+        if now - began >= LONG {
+            progress.within(share([done, total]), &place(at, blocks), left);
+        }
+        if let Some(asked) = asked
+            && !abandoned
+            && now + left.unwrap_or_default() > asked + GRACE
+        {
+            abandoned = true;
+            watches.iter().for_each(|watch| watch.ask_to_stop());
+        }
+    }
+}
+
+fn share([done, total]: [u64; 2]) -> f64 {
+    (done as f64 / total.max(1) as f64).min(1.0)
+}
+
+/// "block 1/4, attention, backward".
+fn place(now: Now, blocks: usize) -> String {
+    let name = match now.part {
+        Part::Rest => "",
+        part => part.name(),
+    };
+    match now.block {
+        Some(block) => format!("block {}/{blocks}, {name}", block + 1),
+        None => name.to_owned(),
+    }
+}
+
+/// How fast the running step goes, measured from where it has begun in earnest.
+#[derive(Debug, Default)]
+struct Pace {
+    began: Option<Instant>,
+    /// From when on, and what was done by then.
+    base: Option<(Instant, u64)>,
+}
+
+impl Pace {
+    /// How long the step that began at `began` will go on, of whose operations `[done, all]` are done.
+    fn left(&mut self, now: Instant, began: Instant, [done, total]: [u64; 2]) -> Option<Duration> {
+        if self.began != Some(began) {
+            *self = Self { began: Some(began), base: None };
+        }
+        if share([done, total]) < TELLING {
+            return None;
+        }
+        let (since, before) = *self.base.get_or_insert((now, done));
+        let rate = (done.saturating_sub(before)) as f64 / (now - since).as_secs_f64(); // 0 / 0 at first
+        let left = total.saturating_sub(done) as f64 / rate;
+        Duration::try_from_secs_f64(left).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_estimate_begins_with_the_bulk_of_a_step() {
+        let began = Instant::now();
+        let at = |s: u64| began + Duration::from_secs(s);
+        let mut pace = Pace::default();
+        let mut left = |s: u64, done: u64| pace.left(at(s), began, [done, 100_000]);
+        assert_eq!([left(1, 0), left(40, 99)], [None; 2], "the slow beginning tells nothing");
+        assert_eq!(left(50, 1_000), None, "nor does a single look");
+        assert_eq!(left(60, 2_000), Some(Duration::from_secs(980)));
+        assert_eq!(left(60 + 490, 51_000), Some(Duration::from_secs(490)));
+        assert_eq!(left(1040, 100_000), Some(Duration::ZERO));
+        // The next step is another.
+        assert_eq!(pace.left(at(2000), at(1990), [5_000, 100_000]), None);
+    }
+
+    #[test]
+    fn a_long_step_is_abandoned_and_a_short_one_is_not() {
+        for (done, expected) in [(500, true), (99_900, false)] {
+            let watch = Arc::new(Watch::default());
+            let (progress, interrupted) = (Progress::new(1, 0), AtomicBool::new(false));
+            watch.begin(100_000);
+            let stopped = minding(&[watch.clone()], 1, &progress, &interrupted, || {
+                watch.add(done);
+                std::thread::sleep(2 * TICK);
+                interrupted.store(true, Ordering::SeqCst);
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_secs(2) && !watch.stops() {
+                    watch.add(5); // a few hundred a second
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Ok(watch.skipped())
+            });
+            assert_eq!(stopped.unwrap(), expected, "{done} of 100000 done");
+        }
+    }
+}
