@@ -24,7 +24,7 @@ demo: build ## train on the clips of datasets/ on two ranks, then sample; minute
 	@echo "the loss curve            $(DEMO)/loss.png"
 	@test -s $(DEMO)/sample.mp4 -a -s $(DEMO)/samples.png -a -s $(DEMO)/loss.png
 
-million: build datasets/film/bbb.mp4 ## a whole training step on 1,051,200 tokens of 720p film, in 4 GiB: hours of attention on two cores
+million: build datasets/film/bbb.mp4 ## a whole training step on 1,051,200 tokens of 720p film: hours of attention on two cores
 	mkdir -p runs
 	$(LONGREEL) plan configs/million.toml
 	$(LONGREEL) train configs/million.toml $(if $(wildcard runs/million/checkpoints),--resume)
