@@ -4,6 +4,7 @@
 //! leaves whatever was there as it was. Reading is the business of the other files of this room.
 
 mod mp4;
+mod png;
 
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, ImageFormat, RgbImage};
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use crate::{Error, Result, bail};
 pub use mp4::VideoWriter;
+pub use png::PngWriter;
 
 /// A GIF frame's palette is learnt from about so many of its pixels: all of a small frame's, a sample of a large one's.
 const GIF_SAMPLE: usize = 50_000;

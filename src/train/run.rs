@@ -19,7 +19,7 @@ use super::sampling;
 use super::schedule::LearningRate;
 use super::weights::Weights;
 use crate::config::{Label, RunConfig};
-use crate::data::{Loader, Sample, frames_of_tokens};
+use crate::data::{Loader, Part, Sample};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::{self, Stash};
@@ -86,7 +86,6 @@ impl<'a> Rank<'a> {
     fn train(&self, interrupted: &AtomicBool) -> Result<()> {
         let train = &self.job.config.train;
         let engine = self.engine()?;
-        let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let rates = LearningRate::new(train)?;
         let heldout = Heldout::new(self.job, &self.mesh, &self.objective, &self.sigmas)?;
         let (first, position) = self.job.resume.as_ref().map_or((0, 0), |c| (c.state().step, c.state().position));
@@ -95,7 +94,7 @@ impl<'a> Rank<'a> {
         agree(self.mesh.world.as_ref(), "how many clips there are", self.job.dataset.len() as u64)?;
 
         let batch = self.global_batch();
-        let mut loader = self.loader(frames, position)?;
+        let mut loader = self.loader(&engine, position)?;
         let tokens = batch * self.grid.iter().product::<usize>() as u64;
         let mut report = Report::start(self.job, &self.mesh, &self.weights, tokens, first)?;
         let mut step = first;
@@ -143,8 +142,7 @@ impl<'a> Rank<'a> {
     /// Two steps without attention's arithmetic.
     fn rehearse(&self) -> Result<()> {
         let engine = self.engine()?.rehearsing();
-        let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
-        let mut loader = self.loader(frames, 0)?;
+        let mut loader = self.loader(&engine, 0)?;
         for step in 0..REHEARSED {
             self.gradients(&engine, &mut loader, step)?;
             self.weights.sum_gradients()?;
@@ -181,14 +179,15 @@ impl<'a> Rank<'a> {
         ((micro * self.mesh.data.size() + self.mesh.data.rank()) * batch + i) as u64
     }
 
-    /// Decodes this rank's frames of its clips from `position` on, in order.
-    fn loader(&self, frames: std::ops::Range<usize>, position: u64) -> Result<Loader> {
+    /// Decodes what this rank's tokens lie in, of its clips from `position` on, in order.
+    fn loader(&self, engine: &Engine, position: u64) -> Result<Loader> {
         let train = &self.job.config.train;
         let (dataset, seed) = (self.job.dataset.clone(), self.job.config.run.seed);
         let numbers: Vec<u64> = (0..train.accumulate)
             .flat_map(|m| (0..train.batch).map(move |i| (m, i)))
             .map(|(m, i)| self.clip_number(m, i))
             .collect();
+        let part = Part::of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let batch = self.global_batch();
         let positions = (0..).flat_map(move |step: u64| {
             let numbers = numbers.clone();
@@ -197,7 +196,7 @@ impl<'a> Rank<'a> {
         let requests = positions.map(move |position| dataset.training(seed, position));
         // A step's clips decode while the step before runs, and one more.
         let ahead = self.job.config.data.prefetch.max(train.batch);
-        Loader::new(self.job.dataset.clone(), frames, ahead, requests)
+        Loader::new(self.job.dataset.clone(), part, ahead, requests)
     }
 
     /// Forward and backward of one micro-batch: this rank's share of the loss.
@@ -213,7 +212,7 @@ impl<'a> Rank<'a> {
             let dropped = self.job.config.data.label == Label::None || self.dropout.drops(seed, step, number);
             labels.push(if dropped { None } else { clip.class });
             let sigma = self.sigmas.draw(seed, step, number);
-            clips.push(NoisyClip { frames, sigma, noise: training_key(seed, step, number) });
+            clips.push(NoisyClip { frames: Arc::new(frames), sigma, noise: training_key(seed, step, number) });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
         let prompt = sampling::prompt(&self.weights.model, &timesteps, &labels)?;
@@ -247,7 +246,7 @@ impl<'a> Rank<'a> {
                     (self.job.model.num_classes > 0).then(|| index % self.job.dataset.classes().len().max(1));
                 let (sequence, tile) = (&self.mesh.sequence, config.train.tile);
                 let clip = sampling::sample(model, &self.objective, sequence, &request, index as u64, tile)?;
-                report.sample(step, index, &clip)?;
+                report.sample(step, index, &clip, sequence.all.as_ref())?;
             }
             Ok(())
         })
