@@ -378,9 +378,11 @@ def make_large(args):
         raise Problem("the size must be at least 64x64")
     half = f"{(width + 1) // 2}x{(height + 1) // 2}"
     print(f"drawing {width}x{height} pixels")
-    # Four quarters: a fractal with detail at every scale, two test pictures, and a gradient with noise.
+    # Four quarters: a fractal, two test pictures, and a gradient with noise. ffmpeg's fractals need 150 bytes a pixel: this one
+    # is drawn at a quarter of the scale.
+    small = f"{max(width // 8, 16)}x{max(height // 8, 16)}"
     sources = [
-        f"mandelbrot=size={half}:start_scale=0.006:start_x=-0.7436:start_y=-0.1318:maxiter=400",
+        f"mandelbrot=size={small}:start_scale=0.006:start_x=-0.7436:start_y=-0.1318:maxiter=400,scale={half}:flags=lanczos",
         f"testsrc2=size={half}",
         f"gradients=size={half}:seed=7:nb_colors=6,noise=alls=12:all_seed=7",
         f"rgbtestsrc=size={half},hue=h=40",

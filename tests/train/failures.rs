@@ -1,6 +1,6 @@
 //! Runs that break on the way: one clear error from all ranks together, and the last good checkpoint as it was.
 
-use super::{Place, error_of, fail, finish, snapshot};
+use super::{Place, error_of, fail, finish, longreel, snapshot};
 use longreel::files::write_tensors;
 use longreel::model::folder::Folder;
 use longreel::model::{Model, ModelConfig};
