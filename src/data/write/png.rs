@@ -83,7 +83,7 @@ impl PngWriter {
             let (path, bytes, line) = (self.path.display(), lines.len(), self.line);
             bail!("{path}: {bytes} bytes are not lines of {line} bytes, of which {} are to come", self.left)
         }
-        self.stream.write_all(lines).map_err(|e| failed(&self.path, e))?;
+        self.stream.write_all(lines).map_err(|e| failed(&self.path, system_error(&self.trouble).unwrap_or(e)))?;
         self.left -= count;
         Ok(())
     }
@@ -97,12 +97,20 @@ impl PngWriter {
         if left > 0 {
             bail!("{}: {left} lines of the picture are missing", path.display())
         }
-        stream.finish().map_err(|e| failing(&path, e))?;
-        match trouble.load(Ordering::Relaxed) {
-            0 => {}
-            code => return Err(failed(&path, io::Error::from_raw_os_error(code))),
+        let finished = stream.finish();
+        if let Some(e) = system_error(&trouble) {
+            return Err(failed(&path, e));
         }
+        finished.map_err(|e| failing(&path, e))?;
         persist(file, &path)
+    }
+}
+
+/// The system's error that was remembered; the PNG library wraps its own around it, which hides what kind it is.
+fn system_error(trouble: &AtomicI32) -> Option<io::Error> {
+    match trouble.load(Ordering::Relaxed) {
+        0 => None,
+        code => Some(io::Error::from_raw_os_error(code)),
     }
 }
 
