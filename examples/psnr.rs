@@ -26,9 +26,10 @@ fn main() -> Result<()> {
     let clip = run_threads(1, threads, |comm| {
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = Model::load(&network, DType::F32, false, |name| folder.read_f32(name))?;
-        sample(&model, &objective, &sequence, &request, 0, config.train.tile)
+        sample(&model, &objective, &sequence, &request, 0, config.train.tile)?.collect(sequence.all.as_ref())
     })?
-    .remove(0);
+    .remove(0)
+    .ok_or_else(|| Error::Invalid("rank 0 has no clip".into()))?;
 
     let dataset = Dataset::open(&config.data, config.data.path.as_ref())?;
     let mut best = f64::NEG_INFINITY;

@@ -5,6 +5,7 @@
 mod bad;
 mod decode;
 mod files;
+mod large;
 mod loader;
 mod media;
 mod rows;

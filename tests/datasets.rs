@@ -121,6 +121,84 @@ fn the_script_makes_class_folders_of_digits() {
     assert_eq!(names(folder.path()), ["bad.csv.gz", "digits", "digits.csv.gz"]);
 }
 
+/// A package as Debian's: a few pictures, and who made them.
+fn package(folder: &Path, name: &str, pictures: &[(&str, u32, u32)], rights: bool) -> PathBuf {
+    let root = folder.join(name);
+    let write = |path: &str, text: &str| {
+        fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+        fs::write(root.join(path), text).unwrap();
+    };
+    write(
+        "DEBIAN/control",
+        &format!("Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: a\nDescription: b\n"),
+    );
+    if rights {
+        write(&format!("usr/share/doc/{name}/copyright"), "drawn by A, CC-BY-SA");
+    }
+    write("usr/share/backgrounds/a.xml", "<xml/>");
+    for &(picture, width, height) in pictures {
+        image::RgbImage::new(width, height).save(root.join("usr/share/backgrounds").join(picture)).unwrap();
+    }
+    let deb = folder.join(format!("{name}_1_all.deb"));
+    let built = Command::new("dpkg-deb").arg("--build").arg(&root).arg(&deb).output().expect("the tests need dpkg-deb");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    deb
+}
+
+#[test]
+fn the_script_takes_large_pictures_with_their_licences() {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = [("large.png", 80, 50), ("narrow.png", 79, 50), ("low.jpg", 80, 49), ("wide.jpg", 100, 60)];
+    let full = package(folder.path(), "full", &pictures, true);
+    let none = package(folder.path(), "small", &[("a.webp", 10, 10)], false);
+    let bare = package(folder.path(), "bare", &[("a.webp", 100, 100)], false);
+    let out = folder.path().join("out");
+    let take = |debs: &[&Path]| {
+        let debs: Vec<&str> = debs.iter().map(|deb| deb.to_str().unwrap()).collect();
+        make(&[&["wallpapers", "--least", "80x50", "--out", out.to_str().unwrap(), "--deb"][..], &debs].concat())
+    };
+    let failed = |debs: &[&Path], words: &str| {
+        let done = take(debs);
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(!done.status.success() && error.contains(words) && error.lines().count() == 1, "{error}");
+        assert!(!out.exists());
+    };
+    failed(&[&none], "no image of 80x50");
+    failed(&[&full, &bare], "bare_1_all.deb has no copyright file");
+    failed(&[&folder.path().join("gone.deb")], "no such file");
+    let done = take(&[&full, &none]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(names(&out), ["full"]);
+    assert_eq!(names(&out.join("full")), ["ATTRIBUTION.txt", "COPYING", "large.png", "wide.jpg"]);
+    assert_eq!(fs::read_to_string(out.join("full/COPYING")).unwrap(), "drawn by A, CC-BY-SA");
+    assert!(fs::read_to_string(out.join("full/ATTRIBUTION.txt")).unwrap().contains("full_1_all"));
+    let again = take(&[&full]);
+    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("--replace"));
+}
+
+#[test]
+fn the_script_draws_a_large_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("large");
+    let done = make(&["large", "--size", "321x203", "--out", out.to_str().unwrap()]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(names(&out), ["drawn-321x203.png"]);
+    let picture = image::open(out.join("drawn-321x203.png")).unwrap();
+    assert_eq!((picture.width(), picture.height(), picture.color()), (321, 203, image::ColorType::Rgb8));
+    let picture = picture.into_rgb8();
+    // Something is drawn in every quarter: no two are alike, and none is of one colour.
+    let quarter = |x0: u32, y0: u32| -> Vec<_> {
+        (0..100).flat_map(|y| (0..160).map(move |x| (x, y))).map(|(x, y)| *picture.get_pixel(x0 + x, y0 + y)).collect()
+    };
+    let quarters = [quarter(0, 0), quarter(161, 0), quarter(0, 102), quarter(161, 102)];
+    for (i, one) in quarters.iter().enumerate() {
+        assert!(one.iter().any(|pixel| pixel != &one[0]), "quarter {i} is empty");
+        assert!(quarters[..i].iter().all(|other| other != one), "quarter {i} is there twice");
+    }
+    let small = make(&["large", "--size", "32x32", "--replace", "--out", out.to_str().unwrap()]);
+    assert!(!small.status.success() && String::from_utf8_lossy(&small.stderr).contains("64x64"));
+}
+
 #[test]
 fn the_script_says_in_one_line_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();

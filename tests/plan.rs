@@ -148,3 +148,27 @@ fn the_config_of_a_million_tokens_is_what_it_says() {
     let clip = 292 * 720 * 1280 * 3;
     assert_eq!(json["phases"][0]["parts"]["frames and prefetch queue"], clip / 2, "a rank has more than its half");
 }
+
+#[test]
+fn the_configs_for_large_images_are_planned() {
+    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let planned = |name: &str, args: &[&str]| -> Value {
+        let mut command = longreel();
+        command.arg("plan").arg(repository.join("configs").join(name)).args(["--tflops=1", "--bandwidth=10", "--json"]);
+        serde_json::from_slice(&succeed(command.args(args)).stdout).unwrap()
+    };
+    let part = |plan: &Value, name: &str| plan["phases"][0]["parts"][name].as_u64().unwrap();
+    for (name, tokens, bytes, images) in
+        [("image-4k.toml", 32_400, 3840 * 2160 * 3, 3), ("image-16k.toml", 518_400, 15360 * 8640 * 3, 2)]
+    {
+        let one = planned(name, &["--ranks=1"]);
+        assert_eq!(one["tokens"].as_u64(), Some(tokens));
+        assert_eq!(part(&one, "frames and prefetch queue"), images * bytes);
+        // A rank of four holds a quarter of the lines, and where a line of patches is shared, that one too.
+        let quarter = part(&planned(name, &["--ranks=4", "--set=parallel.head_groups=1"]), "frames and prefetch queue")
+            as f64
+            / (images * bytes) as f64;
+        assert!((0.25..0.26).contains(&quarter), "{name}: {quarter}");
+        assert!(planned(name, &[])["per_rank"].as_u64().unwrap() < 4 << 30);
+    }
+}

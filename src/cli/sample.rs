@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crate::config::{Compute, RunConfig, SamplerKind};
-use crate::data::Frames;
 use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::write::{Kind, write_video};
 use crate::diffusion::Objective;
 use crate::model::{Model, ModelConfig};
-use crate::parallel::{Launch, Sequence, is_first};
+use crate::parallel::{Communicator, Launch, Sequence, is_first};
 use crate::train::checkpoint::Checkpoint;
-use crate::train::sampling::{Request, sample};
+use crate::train::sampling::{Request, Sampled, sample};
 use crate::{Error, Result, bail, hub};
 
 /// The rate of clips whose data had none.
@@ -88,10 +87,13 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         for (index, &label) in labels.iter().enumerate() {
             let request = Request { label, ..request.clone() };
             let clip = sample(&model, &objective, &sequence, &request, index as u64, config.train.tile)?;
-            if sequence.all.rank() == 0 {
-                let name = label.and_then(|label| checkpoint.state().classes.get(label)).map(String::as_str);
-                write.lock().unwrap_or_else(|e| e.into_inner()).take(index, name, &clip)?;
+            let comm = sequence.all.as_ref();
+            if comm.rank() > 0 {
+                clip.bands(comm, |_| Ok(()))?; // to rank 0, which writes them
+                continue;
             }
+            let name = label.and_then(|label| checkpoint.state().classes.get(label)).map(String::as_str);
+            write.lock().unwrap_or_else(|e| e.into_inner()).take(index, name, &clip, comm)?;
         }
         Ok(())
     })?;
@@ -162,22 +164,28 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Writes clip number `index`, or keeps it for the sheet.
-    fn take(&mut self, index: usize, class: Option<&str>, clip: &Frames) -> Result<()> {
+    /// Writes clip number `index`, or keeps it for the sheet. `comm`'s other ranks send it meanwhile.
+    fn take(&mut self, index: usize, class: Option<&str>, clip: &Sampled, comm: &dyn Communicator) -> Result<()> {
         let output = &self.args.output;
+        let picture = clip.size[0] == 1;
+        if self.kind == Kind::Folder {
+            std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+        }
+        match self.kind {
+            Kind::Png if self.count == 1 && picture => return clip.write_png(comm, output),
+            Kind::Folder if picture => return clip.write_png(comm, &output.join(format!("{index:05}.png"))),
+            _ => {}
+        }
+        let Some(clip) = clip.collect(comm)? else { return Ok(()) };
         let write = |path: &Path| write_video(path, &clip.data, clip.height, clip.width, self.fps);
         match self.kind {
-            Kind::Png if self.count == 1 && clip.count() == 1 => write(output),
             Kind::Png => {
                 let caption = class.map_or(format!("sample {index}"), |class| format!("sample {index}: {class}"));
                 let shown = clip.count().min(STRIP);
                 self.strips.push(Strip::from_clip(&caption, &clip.data, clip.height, clip.width, shown)?);
                 Ok(())
             }
-            Kind::Folder => {
-                std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
-                write(&output.join(format!("{index:05}.{}", if clip.count() == 1 { "png" } else { "mp4" })))
-            }
+            Kind::Folder => write(&output.join(format!("{index:05}.mp4"))),
             Kind::Mp4 | Kind::Gif if self.count == 1 => write(output),
             Kind::Mp4 | Kind::Gif => {
                 let stem = output.file_stem().unwrap_or_default().to_string_lossy();

@@ -6,11 +6,12 @@
 use super::av::Reason;
 use super::cut::Cut;
 use super::decode;
-use super::frames::Frames;
+use super::frames::{Frames, Part};
 use super::order::{Augment, Orders};
-use super::picture;
-use super::scale::{Scaler, Shape};
+use super::picture::Picture;
+use super::scale::Scaler;
 use super::source::{Media, SourceFile, check, probe};
+use super::still;
 use super::walk::{Folder, Skipped};
 use crate::config::{self, Label};
 use crate::{Result, bail};
@@ -203,24 +204,34 @@ impl Dataset {
     /// Decodes frames `range` of `clip`, 0..config.frames being the whole, resized, cropped and mirrored.
     ///
     /// # Errors
-    /// The file has changed or is damaged since it was probed; names the file and the reason.
+    /// As [`part`](Self::part).
     pub fn frames(&self, clip: &Clip, augment: &Augment, range: Range<usize>) -> Result<Frames> {
-        self.frames_until(clip, augment, range, None)
+        self.part(clip, augment, &Part::whole(range, self.config.height))
     }
 
-    /// As [`frames`](Self::frames), but gives up once `stop` is set.
-    pub(super) fn frames_until(
+    /// Decodes `part` of `clip`, resized, cropped and mirrored.
+    ///
+    /// # Errors
+    /// The file has changed or is damaged since it was probed; names the file and the reason. The part reaches past the clip.
+    pub fn part(&self, clip: &Clip, augment: &Augment, part: &Part) -> Result<Frames> {
+        self.part_until(clip, augment, part, None)
+    }
+
+    /// As [`part`](Self::part), but gives up once `stop` is set.
+    pub(super) fn part_until(
         &self,
         clip: &Clip,
         augment: &Augment,
-        range: Range<usize>,
+        part: &Part,
         stop: Option<&AtomicBool>,
     ) -> Result<Frames> {
-        if range.start > range.end || range.end > self.config.frames {
-            bail!("frames {range:?} of a clip of {}", self.config.frames);
+        let Part { frames, lines } = part;
+        let (count, height) = (self.config.frames, self.config.height);
+        if frames.start > frames.end || frames.end > count || lines.start >= lines.end || lines.end > height {
+            bail!("frames {frames:?}, lines {lines:?}, of a clip of {count} frames of {height} lines");
         }
-        let mut frames = Frames::black(range.clone(), self.config.height, self.config.width);
-        if let Err(reason) = self.fill(clip, augment, range, stop, &mut frames) {
+        let mut out = Frames::black(part, height, self.config.width);
+        if let Err(reason) = self.fill(clip, augment, part, stop, &mut out) {
             bail!(
                 "{}, clip {} from frame {}: {reason}; it was fine when the dataset was opened, \
                  `longreel scan --decode` finds every damaged file",
@@ -229,43 +240,45 @@ impl Dataset {
                 clip.first_frame
             );
         }
-        Ok(frames)
+        Ok(out)
     }
 
     fn fill(
         &self,
         clip: &Clip,
         augment: &Augment,
-        range: Range<usize>,
+        part: &Part,
         stop: Option<&AtomicBool>,
         out: &mut Frames,
     ) -> Reason<()> {
-        if range.is_empty() {
+        if part.frames.is_empty() {
             return Ok(());
         }
         let size = [self.config.height, self.config.width];
-        let bytes = size[0] * size[1] * 3;
-        let mut scaler = Scaler::default();
+        let bytes = part.lines.len() * size[1] * 3;
         let (index, picks) = match &self.files[clip.file].media {
             Media::Image => {
-                let image = picture::load(&clip.path)?;
-                return scaler.fit(&image, Shape::PLAIN, size, augment, &mut out.data);
+                let picture = Picture::open(&clip.path)?;
+                return still::fit(picture, size, augment, part.lines.clone(), &mut out.data);
             }
             Media::Video { index, picks } => (index, picks),
         };
         // Resampling to a higher rate takes a frame more than once: it is decoded once and copied.
         let cut = self.cut();
-        let taken: Vec<u32> = range
+        let taken: Vec<u32> = part
+            .frames
+            .clone()
             .map(|i| cut.frame(clip.window, i))
             .map(|n| picks.as_ref().map_or(n as u32, |picks| picks[n]))
             .collect();
         let mut wanted = taken.clone();
         wanted.dedup();
+        let mut scaler = Scaler::default();
         decode::frames(&clip.path, index, &wanted, stop, |i, frame| {
             let from = taken.partition_point(|&n| n < wanted[i]);
             let count = taken[from..].partition_point(|&n| n == wanted[i]);
             let (first, copies) = out.data[from * bytes..(from + count) * bytes].split_at_mut(bytes);
-            scaler.fit(frame, index.shape, size, augment, first)?;
+            scaler.fit(frame, index.shape, size, augment, part.lines.clone(), first)?;
             copies.chunks_exact_mut(bytes).for_each(|copy| copy.copy_from_slice(first));
             Ok(())
         })
@@ -278,7 +291,7 @@ impl Dataset {
             .files
             .par_iter()
             .map(|file| match &file.media {
-                Media::Image => picture::load(&file.path).map(|_| ()),
+                Media::Image => Picture::open(&file.path)?.read_all(),
                 Media::Video { index, .. } => index.verify(&file.path),
             })
             .collect();

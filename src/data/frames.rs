@@ -1,7 +1,8 @@
 //! Decoded frames of a clip as u8, and the patch rows of any run of tokens made from them.
 //!
-//! A rank holds only the frames its tokens lie in; a tile asks for only its tokens' rows. Tokens are ordered (t, h, w):
-//! token n of a grid of T x H x W patches is the patch at t = n / (H W), h = n / W mod H, w = n mod W.
+//! A rank holds only the frames its tokens lie in, and of an image, or where all its tokens lie in one patch of frames, only
+//! the lines of pixels; a tile asks for only its tokens' rows. Tokens are ordered (t, h, w): token n of a grid of T x H x W
+//! patches is the patch at t = n / (H W), h = n / W mod H, w = n mod W.
 
 use crate::{Result, bail};
 use rayon::prelude::*;
@@ -16,14 +17,52 @@ pub enum RowOrder {
     ChannelLast,
 }
 
-/// Consecutive frames of a clip, [n, height, width, 3] in RGB.
+/// A part of a clip: the same lines of some consecutive frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub frames: Range<usize>,
+    /// Lines of pixels of each frame, at least one.
+    pub lines: Range<usize>,
+}
+
+impl Part {
+    /// Whole frames, of `height` lines.
+    pub fn whole(frames: Range<usize>, height: usize) -> Self {
+        Self { frames, lines: 0..height }
+    }
+
+    /// What `tokens` lie in, `grid` counting patches along (t, h, w): their frames, and the lines of one patch of frames, or all
+    /// lines where they lie in several. No tokens lie in no frames.
+    pub fn of_tokens(tokens: Range<usize>, grid: [usize; 3], patch: [usize; 3]) -> Self {
+        let height = grid[1] * patch[1];
+        if tokens.is_empty() {
+            return Self::whole(0..0, height);
+        }
+        let plane = grid[1] * grid[2];
+        let (first, last) = (tokens.start, tokens.end - 1);
+        let (t, u) = (first / plane, last / plane);
+        let line = |token: usize| token % plane / grid[2] * patch[1];
+        let lines = if t == u { line(first)..line(last) + patch[1] } else { 0..height };
+        Self { frames: t * patch[0]..(u + 1) * patch[0], lines }
+    }
+
+    /// Bytes of its pixels, of `width` a line.
+    pub fn bytes(&self, width: usize) -> usize {
+        self.frames.len() * self.lines.len() * width * 3
+    }
+}
+
+/// The pixels of a part of a clip, [n, lines, width, 3] in RGB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frames {
     /// Which frame of the clip is the first one held.
     pub first: usize,
+    /// Which lines of each frame are held.
+    pub lines: Range<usize>,
+    /// Lines of a whole frame.
     pub height: usize,
     pub width: usize,
-    /// The pixels; its length is a multiple of height * width * 3.
+    /// The pixels; its length is a multiple of lines * width * 3.
     pub data: Vec<u8>,
 }
 
@@ -49,36 +88,33 @@ pub fn token_grid(size: [usize; 3], patch: [usize; 3]) -> Result<[usize; 3]> {
     Ok(std::array::from_fn(|i| size[i] / patch[i]))
 }
 
-/// The frames of a clip that `tokens` lie in; empty for no tokens. `grid` counts patches along (t, h, w).
-pub fn frames_of_tokens(tokens: Range<usize>, grid: [usize; 3], patch: [usize; 3]) -> Range<usize> {
-    if tokens.is_empty() {
-        return 0..0;
-    }
-    let plane = grid[1] * grid[2];
-    tokens.start / plane * patch[0]..((tokens.end - 1) / plane + 1) * patch[0]
-}
-
 impl Frames {
-    /// Black frames, `range` of a clip.
-    pub fn black(range: Range<usize>, height: usize, width: usize) -> Self {
-        Self { first: range.start, height, width, data: vec![0; range.len() * height * width * 3] }
+    /// `part` of a black clip of `height` and `width`.
+    pub fn black(part: &Part, height: usize, width: usize) -> Self {
+        let Part { frames, lines } = part.clone();
+        Self { first: frames.start, lines, height, width, data: vec![0; part.bytes(width)] }
     }
 
-    /// How many frames are held.
+    /// How many frames are held, whole or in part.
     pub fn count(&self) -> usize {
-        self.data.len() / (self.height * self.width * 3)
+        self.data.len() / self.frame_bytes()
     }
 
-    /// Frame `i` of those held, [height, width, 3].
+    /// Frame `i` of those held, [lines, width, 3].
     pub fn frame(&self, i: usize) -> &[u8] {
-        let size = self.height * self.width * 3;
+        let size = self.frame_bytes();
         &self.data[i * size..(i + 1) * size]
+    }
+
+    /// Bytes of the lines held of a frame.
+    fn frame_bytes(&self) -> usize {
+        self.lines.len() * self.width * 3
     }
 
     /// Writes the patch rows of `tokens` to `out`, [tokens, 3 pt ph pw], values in [-1, 1]; rows are made in parallel.
     ///
     /// # Errors
-    /// The patch does not divide the frame, a token lies in no frame held, or `out` has another length.
+    /// The patch does not divide the frame, a token lies in frames or lines not held, or `out` has another length.
     pub fn patch_rows(&self, patch: [usize; 3], tokens: Range<usize>, order: RowOrder, out: &mut [f32]) -> Result<()> {
         let layout = self.layout(patch, &tokens, out.len())?;
         let row = layout.row;
@@ -130,18 +166,44 @@ impl Frames {
         Ok(())
     }
 
+    /// Copies what `part`, of the same clip, holds of the frames and lines held here.
+    pub fn place(&mut self, part: &Self) {
+        let line = self.width * 3;
+        let size = self.frame_bytes();
+        for i in 0..part.count() {
+            let (frame, from) = (part.first + i, part.frame(i));
+            if !(self.first..self.first + self.count()).contains(&frame) {
+                continue;
+            }
+            for (y, pixels) in part.lines.clone().zip(from.chunks_exact(line)) {
+                if self.lines.contains(&y) {
+                    let at = (frame - self.first) * size + (y - self.lines.start) * line;
+                    self.data[at..at + line].copy_from_slice(pixels);
+                }
+            }
+        }
+    }
+
     fn layout(&self, patch: [usize; 3], tokens: &Range<usize>, values: usize) -> Result<Layout> {
         let [_, rows, columns] = token_grid([patch[0], self.height, self.width], patch)?;
-        let needed = frames_of_tokens(tokens.clone(), [0, rows, columns], patch);
-        let held = self.first..self.first + self.count();
-        if !tokens.is_empty() && (needed.start < held.start || needed.end > held.end) {
-            bail!("tokens {tokens:?} lie in frames {needed:?} of the clip, but frames {held:?} are held");
+        let needed = Part::of_tokens(tokens.clone(), [0, rows, columns], patch);
+        let held = Part { frames: self.first..self.first + self.count(), lines: self.lines.clone() };
+        let within = |a: &Range<usize>, b: &Range<usize>| a.start >= b.start && a.end <= b.end;
+        if !tokens.is_empty() && !(within(&needed.frames, &held.frames) && within(&needed.lines, &held.lines)) {
+            bail!(
+                "tokens {tokens:?} lie in frames {:?} of the clip, lines {:?}, but frames {:?}, lines {:?}, are held",
+                needed.frames,
+                needed.lines,
+                held.frames,
+                held.lines
+            );
         }
         let row = 3 * patch.iter().product::<usize>();
         if values != tokens.len() * row {
             bail!("{} rows of {row} values do not fit a buffer of {values}", tokens.len());
         }
-        Ok(Layout { patch, rows, columns, row, first: self.first, height: self.height, width: self.width })
+        let (first, lines) = (self.first, self.lines.clone());
+        Ok(Layout { patch, rows, columns, row, first, lines, width: self.width })
     }
 }
 
@@ -159,7 +221,7 @@ struct Layout {
     /// Values a row.
     row: usize,
     first: usize,
-    height: usize,
+    lines: Range<usize>,
     width: usize,
 }
 
@@ -168,10 +230,10 @@ impl Layout {
     fn runs(&self, token: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let [pt, ph, pw] = self.patch;
         let (w, h, t) = (token % self.columns, token / self.columns % self.rows, token / (self.columns * self.rows));
-        let (height, width, first) = (self.height, self.width, self.first);
+        let (lines, width, first) = (self.lines.clone(), self.width, self.first);
         (0..pt * ph).map(move |i| {
             let (frame, y) = (t * pt + i / ph - first, h * ph + i % ph);
-            (((frame * height + y) * width + w * pw) * 3, pw)
+            (((frame * lines.len() + y - lines.start) * width + w * pw) * 3, pw)
         })
     }
 }

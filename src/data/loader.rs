@@ -4,18 +4,17 @@
 //! decoded is an error in its place, and the last thing that comes: training never goes on without a clip unawares.
 
 use super::dataset::{Clip, Dataset};
-use super::frames::Frames;
+use super::frames::{Frames, Part};
 use super::order::Request;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A clip, or a rank's frames of it, ready for the step.
+/// A clip, or a rank's part of it, ready for the step.
 #[derive(Clone, Debug)]
 pub struct Sample {
     pub request: Request,
@@ -32,7 +31,7 @@ pub struct Loader {
 
 struct Shared {
     dataset: Arc<Dataset>,
-    range: Range<usize>,
+    part: Part,
     prefetch: usize,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -51,14 +50,14 @@ struct Queue {
 }
 
 impl Loader {
-    /// Starts to decode frames `range` (those a rank's tokens lie in) of the clips that `requests` name, at most
+    /// Starts to decode `part` (what a rank's tokens lie in) of the clips that `requests` name, at most
     /// `prefetch` clips ahead, by as many threads but not more than the machine has cores.
     ///
     /// # Errors
     /// The system refuses a thread.
     pub fn new(
         dataset: Arc<Dataset>,
-        range: Range<usize>,
+        part: Part,
         prefetch: usize,
         requests: impl Iterator<Item = Request> + Send + 'static,
     ) -> Result<Self> {
@@ -66,7 +65,7 @@ impl Loader {
         let queue = Queue { requests: Box::new(requests), issued: 0, taken: 0, total: None, ready: BTreeMap::new() };
         let shared = Arc::new(Shared {
             dataset,
-            range,
+            part,
             prefetch,
             queue: Mutex::new(queue),
             changed: Condvar::new(),
@@ -184,7 +183,7 @@ impl Shared {
             )));
         }
         let clip = self.dataset.clip(request.clip);
-        let frames = self.dataset.frames_until(&clip, &request.augment, self.range.clone(), Some(&self.stop))?;
+        let frames = self.dataset.part_until(&clip, &request.augment, &self.part, Some(&self.stop))?;
         Ok(Sample { request, clip, frames })
     }
 }

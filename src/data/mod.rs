@@ -1,7 +1,7 @@
 //! Folders to clips to the frames that a rank's tokens lie in.
 //!
 //! [`Dataset`] walks a folder, finds out what each file holds and cuts it into [`Clip`]s; [`Dataset::frames`] decodes a
-//! part of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile; [`Loader`]
+//! [`Part`] of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile; [`Loader`]
 //! does the decoding ahead of the step. Whatever is not used is a [`Skipped`] with its reason.
 //!
 //! Only the files marked as such talk to FFmpeg, and only `av` does so unsafely. `docs/data.md` tells the rules.
@@ -19,13 +19,14 @@ mod probe;
 mod scale;
 pub mod sheet;
 mod source;
+mod still;
 mod walk;
 mod whole;
 pub mod write;
 
 pub use cut::{Cut, resample};
 pub use dataset::{Clip, Dataset};
-pub use frames::{Frames, RowOrder, frames_of_tokens, level, token_grid};
+pub use frames::{Frames, Part, RowOrder, level, token_grid};
 pub use loader::{Loader, Sample};
 pub use order::{Augment, Request};
 pub use source::SourceFile;

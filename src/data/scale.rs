@@ -11,6 +11,7 @@ use ffmpeg_next::format::Pixel;
 use ffmpeg_next::frame;
 use ffmpeg_next::software::scaling::{Context, Flags};
 use ffmpeg_next::util::color::{Range, Space};
+use std::ops::Range as Lines;
 use std::os::raw::c_int;
 
 /// How a file's decoded pictures must be shown.
@@ -22,9 +23,6 @@ pub struct Shape {
 }
 
 impl Shape {
-    pub const PLAIN: Self =
-        Self { orientation: Orientation { transpose: false, mirror_x: false, mirror_y: false }, aspect: 1.0 };
-
     /// Width and height of a decoded picture as shown.
     pub fn shown(&self, width: usize, height: usize) -> (usize, usize) {
         let wide = self.stretched(width);
@@ -38,10 +36,31 @@ impl Shape {
 }
 
 /// The smallest size that covers `target` (both as width, height) with the source's aspect ratio, rounded.
-fn cover(source: (usize, usize), target: (usize, usize)) -> (usize, usize) {
+pub fn cover(source: (usize, usize), target: (usize, usize)) -> (usize, usize) {
     let scale = (target.0 as f64 / source.0 as f64).max(target.1 as f64 / source.1 as f64);
     let side = |source: usize, target: usize| ((source as f64 * scale).round() as usize).max(target);
     (side(source.0, target.0), side(source.1, target.1))
+}
+
+/// Where a clip of `[height, width]` begins, [top, left], in a picture of `size` (width, height) that covers it.
+pub fn corner(size: (usize, usize), [height, width]: [usize; 2], augment: &Augment) -> [usize; 2] {
+    [(augment.crop[0], size.1 - height), (augment.crop[1], size.0 - width)]
+        .map(|(share, rest)| ((share * (rest + 1) as f64) as usize).min(rest))
+}
+
+/// swscale, from frames of `source` (format, width, height) to `format` at `size` (width, height).
+fn context(source: (Pixel, u32, u32), format: Pixel, size: (u32, u32)) -> Reason<Context> {
+    let flags = Flags::AREA | Flags::ACCURATE_RND | Flags::FULL_CHR_H_INT | Flags::FULL_CHR_H_INP | Flags::BITEXACT;
+    let ((kind, width, height), (w, h)) = (source, size);
+    Context::get(kind, width, height, format, w, h, flags)
+        .map_err(|_| format!("its {width}x{height} frames of {kind:?} cannot be resized to {w}x{h}"))
+}
+
+/// swscale, from RGB pictures of `source` (format, width, height) to RGB at `size` (width, height).
+pub fn resizing(source: (Pixel, u32, u32), size: (usize, usize)) -> Reason<Context> {
+    let mut context = context(source, Pixel::RGB24, (size.0 as u32, size.1 as u32))?;
+    av::set_colors(&mut context, matrix(Space::Unspecified, source.1, source.2), None);
+    Ok(context)
 }
 
 /// A conversion set up for frames of one kind, and the frame it writes to.
@@ -55,16 +74,17 @@ struct Conversion {
 impl Conversion {
     /// Converts `source` to `format` at `size`, with `kept`'s set-up if it fits.
     fn run(kept: &mut Option<Self>, source: &frame::Video, format: Pixel, size: (u32, u32)) -> Reason<()> {
-        let kind = (source.format(), source.width(), source.height(), matrix(source), full_range(source));
+        let kind = (
+            source.format(),
+            source.width(),
+            source.height(),
+            matrix(source.color_space(), source.width(), source.height()),
+            full_range(source),
+        );
         if !kept.as_ref().is_some_and(|c| (c.kind, c.size) == (kind, size)) {
-            let flags =
-                Flags::AREA | Flags::ACCURATE_RND | Flags::FULL_CHR_H_INT | Flags::FULL_CHR_H_INP | Flags::BITEXACT;
-            let (w, h) = size;
-            let mut context = Context::get(kind.0, kind.1, kind.2, format, w, h, flags).map_err(|_| {
-                format!("its {}x{} frames of {:?} cannot be resized to {w}x{h}", kind.1, kind.2, kind.0)
-            })?;
+            let mut context = context((kind.0, kind.1, kind.2), format, size)?;
             av::set_colors(&mut context, kind.3, kind.4);
-            *kept = Some(Self { kind, size, context, target: frame::Video::new(format, w, h) });
+            *kept = Some(Self { kind, size, context, target: frame::Video::new(format, size.0, size.1) });
         }
         let Some(conversion) = kept else { return Err("it cannot be resized".to_owned()) };
         conversion
@@ -74,16 +94,16 @@ impl Conversion {
     }
 }
 
-/// The matrix of the frame's YUV; where the file does not say, BT.709 from 720 lines on and BT.601 below, as players
+/// The matrix of a frame's YUV; where the file does not say, BT.709 from 720 lines on and BT.601 below, as players
 /// do.
-fn matrix(frame: &frame::Video) -> c_int {
-    match frame.color_space() {
+fn matrix(space: Space, width: u32, height: u32) -> c_int {
+    match space {
         Space::BT709 => ffi::SWS_CS_ITU709,
         Space::BT470BG | Space::SMPTE170M => ffi::SWS_CS_ITU601,
         Space::FCC => ffi::SWS_CS_FCC,
         Space::SMPTE240M => ffi::SWS_CS_SMPTE240M,
         Space::BT2020NCL | Space::BT2020CL => ffi::SWS_CS_BT2020,
-        _ if frame.height() >= 720 || frame.width() >= 1280 => ffi::SWS_CS_ITU709,
+        _ if height >= 720 || width >= 1280 => ffi::SWS_CS_ITU709,
         _ => ffi::SWS_CS_ITU601,
     }
 }
@@ -105,13 +125,14 @@ pub struct Scaler {
 }
 
 impl Scaler {
-    /// Writes `source` as [height, width, 3] to `out`: turned as `shape` says, resized to cover, cropped and mirrored.
+    /// Writes `lines` of `source` as [height, width, 3] to `out`: turned as `shape` says, resized to cover, cropped and mirrored.
     pub fn fit(
         &mut self,
         source: &frame::Video,
         shape: Shape,
         [height, width]: [usize; 2],
         augment: &Augment,
+        lines: Lines<usize>,
         out: &mut [u8],
     ) -> Reason<()> {
         if av::has_alpha(source.format()) {
@@ -119,10 +140,10 @@ impl Scaler {
             Conversion::run(&mut self.opaque, source, Pixel::RGBA, size)?;
             if let Some(conversion) = &self.opaque {
                 let flat = over_white(&conversion.target);
-                return self.fit_opaque(&flat, shape, [height, width], augment, out);
+                return self.fit_opaque(&flat, shape, [height, width], augment, lines, out);
             }
         }
-        self.fit_opaque(source, shape, [height, width], augment, out)
+        self.fit_opaque(source, shape, [height, width], augment, lines, out)
     }
 
     fn fit_opaque(
@@ -131,6 +152,7 @@ impl Scaler {
         shape: Shape,
         [height, width]: [usize; 2],
         augment: &Augment,
+        lines: Lines<usize>,
         out: &mut [u8],
     ) -> Reason<()> {
         let turn = shape.orientation;
@@ -141,11 +163,10 @@ impl Scaler {
 
         let (pixels, line) = (resized.data(0), resized.stride(0));
         let shown = if turn.transpose { (size.1, size.0) } else { size };
-        let [top, left] = [(augment.crop[0], shown.1 - height), (augment.crop[1], shown.0 - width)]
-            .map(|(share, rest)| ((share * (rest + 1) as f64) as usize).min(rest));
+        let [top, left] = corner(shown, [height, width], augment);
         // Source coordinates of a shown pixel are linear in it: offset of column 0, and the step from column to column.
         let mirrored = |at: usize, side: usize, mirror: bool| if mirror { side - 1 - at } else { at };
-        for (y, row) in out.chunks_exact_mut(width * 3).enumerate() {
+        for (y, row) in lines.zip(out.chunks_exact_mut(width * 3)) {
             let v = mirrored(top + y, shown.1, turn.mirror_y);
             if turn.transpose {
                 for (x, pixel) in row.chunks_exact_mut(3).enumerate() {

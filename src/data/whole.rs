@@ -4,38 +4,50 @@
 //! file, or make no sense. FFmpeg and image decoders let some of these pass: a cut Matroska file just ends, a cut JPEG
 //! is grey.
 
-use std::io::Read;
+use std::io::{BufRead, Read, Seek, SeekFrom};
 
-/// The chunks of a PNG reach its IEND.
-pub fn png(bytes: &[u8]) -> Option<()> {
+/// The chunks of a PNG of `length` bytes reach its IEND.
+pub fn png(mut file: impl Read + Seek, length: u64) -> Option<()> {
     let mut at = 8;
     loop {
-        let length = u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize;
-        let kind = bytes.get(at + 4..at + 8)?;
-        at = at.checked_add(length)?.checked_add(12)?;
-        if kind == b"IEND" {
-            return (at <= bytes.len()).then_some(());
+        let mut head = [0; 8];
+        file.seek(SeekFrom::Start(at)).ok()?;
+        file.read_exact(&mut head).ok()?;
+        let [a, b, c, d, kind @ ..] = head;
+        at += u64::from(u32::from_be_bytes([a, b, c, d])) + 12;
+        if kind == *b"IEND" {
+            return (at <= length).then_some(());
         }
     }
 }
 
 /// The segments of a JPEG reach its end-of-image marker; entropy-coded bytes hold no marker but RST0 to RST7.
-pub fn jpeg(bytes: &[u8]) -> Option<()> {
-    let mut at = 2;
+pub fn jpeg(file: impl BufRead) -> Option<()> {
+    let mut bytes = file.bytes().map_while(|byte| byte.ok()).skip(2);
+    let mut before = 0;
     loop {
-        at += bytes.get(at..)?.windows(2).position(|w| w[0] == 0xff && !matches!(w[1], 0 | 0xff | 0xd0..=0xd7))?;
-        if bytes[at + 1] == 0xd9 {
+        let byte = bytes.next()?;
+        if before != 0xff || matches!(byte, 0 | 0xff | 0xd0..=0xd7) {
+            before = byte;
+            continue;
+        }
+        if byte == 0xd9 {
             return Some(());
         }
-        let length = u16::from_be_bytes(bytes.get(at + 2..at + 4)?.try_into().ok()?) as usize;
-        at += 2 + length.max(2);
+        let length = u16::from_be_bytes([bytes.next()?, bytes.next()?]);
+        for _ in 2..length {
+            bytes.next()?;
+        }
+        before = 0;
     }
 }
 
-/// All bytes that a WebP's RIFF header announces are there.
-pub fn webp(bytes: &[u8]) -> Option<()> {
-    let length = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?) as usize;
-    (length.checked_add(8)? <= bytes.len()).then_some(())
+/// All of the bytes that a WebP's RIFF header announces are among its `length`.
+pub fn webp(mut file: impl Read, length: u64) -> Option<()> {
+    let mut head = [0; 8];
+    file.read_exact(&mut head).ok()?;
+    let [.., a, b, c, d] = head;
+    (u64::from(u32::from_le_bytes([a, b, c, d])) + 8 <= length).then_some(())
 }
 
 /// A Matroska or WebM file of `length` bytes holds all of its segment; any other file passes, as does a segment that

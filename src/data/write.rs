@@ -4,6 +4,7 @@
 //! leaves whatever was there as it was. Reading is the business of the other files of this room.
 
 mod mp4;
+mod png;
 
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, ImageFormat, RgbImage};
@@ -12,8 +13,10 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::files::failed;
 use crate::{Error, Result, bail};
 pub use mp4::VideoWriter;
+pub use png::PngWriter;
 
 /// A GIF frame's palette is learnt from about so many of its pixels: all of a small frame's, a sample of a large one's.
 const GIF_SAMPLE: usize = 50_000;
@@ -88,7 +91,7 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Resu
     let file = temporary(path)?;
     let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
     write(&mut out)?;
-    out.flush().map_err(|e| Error::io(path, e))?;
+    out.flush().map_err(|e| failed(path, e))?;
     drop(out);
     persist(file, path)
 }
@@ -100,19 +103,19 @@ fn temporary(path: &Path) -> Result<tempfile::NamedTempFile> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the umask
     let prefix = format!(".{}.", name.to_string_lossy());
-    builder.prefix(&prefix).tempfile_in(parent(path)).map_err(|e| Error::io(path, e))
+    builder.prefix(&prefix).tempfile_in(parent(path)).map_err(|e| failed(path, e))
 }
 
 /// Makes a temporary file durable and gives it its name.
 fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<()> {
-    file.as_file().sync_all().map_err(|e| Error::io(path, e))?;
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
+    file.as_file().sync_all().map_err(|e| failed(path, e))?;
+    file.persist(path).map_err(|e| failed(path, e.error))?;
     sync_folder(parent(path))
 }
 
 /// Makes a rename within `folder` survive a power cut.
 fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, e))
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| failed(folder, e))
 }
 
 /// The folder `path` lies in.
@@ -222,7 +225,7 @@ fn check_fps(fps: f64) -> Result<()> {
 /// An error of the image library about `path`.
 fn encoding(path: &Path, error: image::ImageError) -> Error {
     match error {
-        image::ImageError::IoError(e) => Error::io(path, e),
+        image::ImageError::IoError(e) => failed(path, e),
         other => Error::Invalid(format!("{}: {other}", path.display())),
     }
 }

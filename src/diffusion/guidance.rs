@@ -41,18 +41,12 @@ impl Guidance {
         self.scale != 1.0 && (self.interval[0]..=self.interval[1]).contains(&sigma)
     }
 
-    /// The guided velocity `v_null + w (v_given - v_null)` at `sigma`; where guidance does not act, `v_given` from one
-    /// call.
+    /// The guided velocity `v_null + w (v_given - v_null)`, for where guidance is [`active`](Self::active).
     ///
     /// # Errors
-    /// Those of `velocity`, and differing shapes or dtypes.
-    pub fn apply(&self, sigma: f64, mut velocity: impl FnMut(Condition) -> Result<Tensor>) -> Result<Tensor> {
-        let given = velocity(Condition::Given)?;
-        if !self.active(sigma) {
-            return Ok(given);
-        }
-        let null = velocity(Condition::Null)?;
-        let push = (given - &null)?.affine(self.scale, 0.0)?;
+    /// Differing shapes or dtypes.
+    pub fn guided(&self, given: &Tensor, null: &Tensor) -> Result<Tensor> {
+        let push = (given - null)?.affine(self.scale, 0.0)?;
         Ok((null + push)?)
     }
 }

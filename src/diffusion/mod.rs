@@ -11,9 +11,12 @@ mod noise;
 mod objective;
 mod sampler;
 mod schedule;
+mod tiled;
 
 pub use guidance::{Condition, Guidance};
 pub use noise::{channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key, training_key};
 pub use objective::Objective;
 pub use sampler::Sampler;
 pub use schedule::{LabelDropout, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep};
+pub(crate) use tiled::State;
+pub use tiled::Velocity;

@@ -1,9 +1,10 @@
 //! Samplers: integrate `dx/dsigma = v(x, sigma)` from noise at the first sigma to a clip at the last.
 //!
 //! Every update is the same linear combination for every element, so a rank samples its shard of a clip with these
-//! functions as they are, and only the network inside `velocity` talks to other ranks. Coefficients are f64 whatever
+//! functions as they are, and only the network inside the velocity talks to other ranks. Coefficients are f64 whatever
 //! the state's dtype. Euler and Heun (as in Karras et al. 2022) are here whole; the weights of the exponential
-//! integrators are next door.
+//! integrators are next door. [`Sampler::run`] is the plain form, on whole tensors; clips are sampled by
+//! [`Sampler::run_in_tiles`], in `tiled`, which is compared with it.
 
 use super::exponential::{corrector, predictor};
 use crate::config::SamplerKind;
@@ -13,7 +14,7 @@ use candle_core::Tensor;
 /// A sampler with its list of sigmas.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampler {
-    kind: SamplerKind,
+    pub(super) kind: SamplerKind,
     sigmas: Vec<f64>,
 }
 
@@ -73,7 +74,7 @@ impl Sampler {
         }
     }
 
-    fn euler(&self, mut x: Tensor, velocity: Velocity<'_>) -> Result<Tensor> {
+    fn euler(&self, mut x: Tensor, velocity: Whole<'_>) -> Result<Tensor> {
         for (from, to) in self.steps() {
             let v = velocity(&x, from)?;
             x = combine(&[(1.0, &x), (to - from, &v)])?;
@@ -82,7 +83,7 @@ impl Sampler {
     }
 
     /// The explicit trapezoid; the step to sigma = 0, where a network has no velocity, is Euler's.
-    fn heun(&self, mut x: Tensor, velocity: Velocity<'_>) -> Result<Tensor> {
+    fn heun(&self, mut x: Tensor, velocity: Whole<'_>) -> Result<Tensor> {
         for (from, to) in self.steps() {
             let v = velocity(&x, from)?;
             let end = combine(&[(1.0, &x), (to - from, &v)])?;
@@ -97,10 +98,10 @@ impl Sampler {
         Ok(x)
     }
 
-    fn dpmpp(&self, mut x: Tensor, velocity: Velocity<'_>) -> Result<Tensor> {
+    fn dpmpp(&self, mut x: Tensor, velocity: Whole<'_>) -> Result<Tensor> {
         let mut previous: Option<Prediction> = None;
         for (from, to) in self.steps() {
-            let current = Prediction::new(&x, from, velocity)?;
+            let current = Prediction::of(&x, from, &velocity(&x, from)?)?;
             x = predict(&x, &current, previous.as_ref(), to)?;
             previous = Some(current);
         }
@@ -108,11 +109,11 @@ impl Sampler {
     }
 
     /// Each prediction does double duty: it corrects the step that led to it, then predicts the next.
-    fn unipc(&self, mut x: Tensor, velocity: Velocity<'_>) -> Result<Tensor> {
+    fn unipc(&self, mut x: Tensor, velocity: Whole<'_>) -> Result<Tensor> {
         // The state the last step left from, with the prediction there and the one before.
         let mut last: Option<(Tensor, Prediction, Option<Prediction>)> = None;
         for (from, to) in self.steps() {
-            let current = Prediction::new(&x, from, velocity)?;
+            let current = Prediction::of(&x, from, &velocity(&x, from)?)?;
             let mut previous = None;
             if let Some((start, at_start, before)) = last {
                 x = correct(&start, &current, &at_start, before.as_ref())?;
@@ -125,29 +126,28 @@ impl Sampler {
         Ok(x)
     }
 
-    fn steps(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+    pub(super) fn steps(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
         self.sigmas.windows(2).map(|pair| (pair[0], pair[1]))
     }
 }
 
-type Velocity<'a> = &'a mut dyn FnMut(&Tensor, f64) -> Result<Tensor>;
+type Whole<'a> = &'a mut dyn FnMut(&Tensor, f64) -> Result<Tensor>;
 
 /// A clean clip, and the sigma it was predicted at.
-struct Prediction {
-    sigma: f64,
-    clean: Tensor,
+pub(super) struct Prediction {
+    pub sigma: f64,
+    pub clean: Tensor,
 }
 
 impl Prediction {
-    /// Asks the network: `x_hat = x - sigma v`.
-    fn new(x: &Tensor, sigma: f64, velocity: Velocity<'_>) -> Result<Self> {
-        let v = velocity(x, sigma)?;
-        Ok(Self { sigma, clean: combine(&[(1.0, x), (-sigma, &v)])? })
+    /// The one that the velocity `v` stands for: `x_hat = x - sigma v`.
+    pub fn of(x: &Tensor, sigma: f64, v: &Tensor) -> Result<Self> {
+        Ok(Self { sigma, clean: combine(&[(1.0, x), (-sigma, v)])? })
     }
 }
 
 /// The step from `x`, where `current` was predicted, to sigma `to`.
-fn predict(x: &Tensor, current: &Prediction, previous: Option<&Prediction>, to: f64) -> Result<Tensor> {
+pub(super) fn predict(x: &Tensor, current: &Prediction, previous: Option<&Prediction>, to: f64) -> Result<Tensor> {
     let keep = to / current.sigma;
     let weights = predictor(previous.map(|p| p.sigma), current.sigma, to).map(|weight| (1.0 - keep) * weight);
     let old = previous.map_or(&current.clean, |p| &p.clean); // without a previous one its weight is 0
@@ -155,7 +155,12 @@ fn predict(x: &Tensor, current: &Prediction, previous: Option<&Prediction>, to: 
 }
 
 /// The same step as [`predict`], from `x` with `current`, now that `next` is known at its end.
-fn correct(x: &Tensor, next: &Prediction, current: &Prediction, previous: Option<&Prediction>) -> Result<Tensor> {
+pub(super) fn correct(
+    x: &Tensor,
+    next: &Prediction,
+    current: &Prediction,
+    previous: Option<&Prediction>,
+) -> Result<Tensor> {
     let keep = next.sigma / current.sigma;
     let weights = corrector(previous.map(|p| p.sigma), current.sigma, next.sigma).map(|weight| (1.0 - keep) * weight);
     let old = previous.map_or(&current.clean, |p| &p.clean);
@@ -163,7 +168,7 @@ fn correct(x: &Tensor, next: &Prediction, current: &Prediction, previous: Option
 }
 
 /// The sum of weighted tensors; those of weight 0 are left out.
-fn combine(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
+pub(super) fn combine(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     let mut terms = terms.iter().filter(|(weight, _)| *weight != 0.0);
     let scaled = |&(weight, tensor): &(f64, &Tensor)| match weight {
         1.0 => Ok(tensor.clone()),

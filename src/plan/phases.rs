@@ -82,7 +82,7 @@ pub fn phases(config: &RunConfig, model: &ModelConfig, s: &Shape, parameters: us
     if !rehearsal {
         all.push(phase("checkpoint, on rank 0", vec![part("copy of the moments", 2 * n)]));
         if config.train.sample_every > 0 {
-            all.push(phase("sampling", sampling(model, s, &tile, &fixed)));
+            all.push(phase("sampling", sampling(config, model, s, &tile, &fixed)));
         }
     }
     all
@@ -347,13 +347,14 @@ fn again(s: &Shape, tile: &Tile, fixed: &Fixed) -> Parts {
     parts.map(|((_, parts), name)| (name, [held.clone(), parts].concat())).collect()
 }
 
-/// A clip's sampling: a forward pass without a stash, its heads in one group, and the sampler's states.
-fn sampling(model: &ModelConfig, s: &Shape, tile: &Tile, fixed: &Fixed) -> Vec<Part> {
-    let whole = [[model.num_attention_heads, s.mine()]];
-    let parts = attend(s, &whole, tile).into_iter().map(|(_, parts)| parts);
+/// A clip's sampling: a forward pass without a stash, and what the sampler keeps.
+fn sampling(config: &RunConfig, model: &ModelConfig, s: &Shape, tile: &Tile, fixed: &Fixed) -> Vec<Part> {
+    let parts = attend(s, &s.groups, tile).into_iter().map(|(_, parts)| parts);
     let mut most = parts.max_by_key(|parts| parts.iter().map(|part| part.bytes).sum::<u64>()).unwrap_or_default();
     most.push(part("residual stream", s.stream()));
     most.push(part("packed weights", fixed.packed));
-    most.push(part("states of the sampler", 6 * 4 * (s.rows * model.patch_in()) as u64));
+    let guided = u64::from(config.sample.guidance != 1.0);
+    let states = config.sample.sampler.states() as u64 + guided;
+    most.push(part("states of the sampler", states * 4 * (s.rows / s.batch * model.patch_in()) as u64));
     most
 }

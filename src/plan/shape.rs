@@ -4,7 +4,7 @@ use candle_core::DType;
 
 use crate::Result;
 use crate::config::{Compute, RunConfig};
-use crate::data::frames_of_tokens;
+use crate::data::Part;
 use crate::engine::heads::shares;
 use crate::engine::stash::{self, Shapes};
 use crate::model::ModelConfig;
@@ -28,7 +28,7 @@ pub struct Shape {
     pub tile: usize,
     /// Whether linear layers and attention compute in bf16.
     pub half: bool,
-    /// Bytes of this rank's frames of a clip.
+    /// Bytes of this rank's part of a clip: the frames, or lines of an image, that its tokens lie in.
     pub frames: u64,
 }
 
@@ -50,7 +50,7 @@ impl Shape {
             [heads, Split::new(heads, ulysses).count(within % ulysses)]
         };
         let local = Split::new(tokens, sequence).range(within);
-        let frames = frames_of_tokens(local.clone(), grid, model.patch_size).len();
+        let part = Part::of_tokens(local.clone(), grid, model.patch_size);
         let rows = train.batch * local.len();
         let tile = if train.tile == 0 { crate::engine::DEFAULT_TILE } else { train.tile };
         Ok(Self {
@@ -65,7 +65,7 @@ impl Shape {
             head_dim: model.attention_head_dim,
             tile: tile.min(rows),
             half: train.dtype == Compute::Bf16,
-            frames: (frames * config.data.height * config.data.width * 3) as u64,
+            frames: part.bytes(config.data.width) as u64,
         })
     }
 

@@ -5,6 +5,7 @@
 use candle_core::{Device, Tensor};
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::Result;
 use crate::data::{Frames, RowOrder};
@@ -14,8 +15,8 @@ use crate::rng::Key;
 
 /// One clip, its noise level and noise.
 pub struct NoisyClip {
-    /// This rank's frames of the clip.
-    pub frames: Frames,
+    /// This rank's part of the clip; several noise levels may share it.
+    pub frames: Arc<Frames>,
     pub sigma: f64,
     /// Where the noise comes from; the token is the clip's.
     pub noise: Key,

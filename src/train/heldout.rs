@@ -2,13 +2,14 @@
 //! only the weights differ, so the curve moves only as the weights do.
 
 use candle_core::{Device, Tensor};
+use std::sync::Arc;
 
 use super::clips::{NoisyClip, NoisyClips, squared_errors};
 use super::job::Job;
 use super::sampling::prompt;
 use crate::Result;
 use crate::config::Label;
-use crate::data::frames_of_tokens;
+use crate::data::Part;
 use crate::diffusion::{Objective, SigmaDistribution, heldout_key, timestep};
 use crate::engine::Engine;
 use crate::model::Model;
@@ -44,11 +45,11 @@ impl<'a> Heldout<'a> {
         let engine = Engine::new(model, &self.mesh.sequence, grid, QUANTILES, self.job.config.train.tile)?
             .in_head_groups(self.job.config.parallel.head_groups)?;
         let tokens = engine.local_tokens();
-        let range = frames_of_tokens(tokens.clone(), grid, model.config.patch_size);
+        let part = Part::of_tokens(tokens.clone(), grid, model.config.patch_size);
         let mut sums = vec![0.0; QUANTILES];
         for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
             let clip = dataset.clip(number);
-            let frames = dataset.frames(&clip, &dataset.plain(number).augment, range.clone())?;
+            let frames = Arc::new(dataset.part(&clip, &dataset.plain(number).augment, &part)?);
             let noisy = |(i, &sigma): (usize, &f64)| NoisyClip {
                 frames: frames.clone(),
                 sigma,

@@ -8,12 +8,13 @@ use super::job::Job;
 use super::metrics::{MetricsLog, Record};
 use super::plot::loss_curve;
 use super::progress::{Progress, memory};
+use super::sampling::Sampled;
 use super::summary;
 use super::tensorboard::EventWriter;
 use super::weights::Weights;
 use crate::Result;
-use crate::data::{Frames, write::write_video};
-use crate::parallel::Mesh;
+use crate::data::write::write_video;
+use crate::parallel::{Communicator, Mesh};
 use crate::plan::{Plan, gib};
 use crate::watch::Spent;
 
@@ -132,13 +133,17 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// Writes sample number `index` of a step.
-    pub fn sample(&mut self, step: u64, index: usize, clip: &Frames) -> Result<()> {
-        let Some(voice) = &mut self.0 else { return Ok(()) };
-        let kind = if clip.count() == 1 { "png" } else { "mp4" };
+    /// Writes sample number `index` of a step, which `comm`'s ranks hold: each of them calls this.
+    pub fn sample(&mut self, step: u64, index: usize, clip: &Sampled, comm: &dyn Communicator) -> Result<()> {
+        let Some(voice) = &mut self.0 else { return clip.bands(comm, |_| Ok(())) };
+        let kind = if clip.size[0] == 1 { "png" } else { "mp4" };
         let folder = voice.job.folder.root().join("samples");
         std::fs::create_dir_all(&folder).map_err(|e| crate::Error::io(&folder, e))?;
         let path = folder.join(format!("step-{step:08}-{index}.{kind}"));
+        if kind == "png" {
+            return clip.write_png(comm, &path);
+        }
+        let Some(clip) = clip.collect(comm)? else { return Ok(()) };
         write_video(&path, &clip.data, clip.height, clip.width, voice.job.fps().unwrap_or(24.0))
     }
 

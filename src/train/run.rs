@@ -21,7 +21,7 @@ use super::schedule::LearningRate;
 use super::summary;
 use super::weights::Weights;
 use crate::config::{Label, RunConfig};
-use crate::data::{Loader, Sample, frames_of_tokens};
+use crate::data::{self, Loader, Sample};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::{self, Stash};
@@ -133,7 +133,6 @@ impl<'a> Rank<'a> {
     fn train(&self, progress: &Progress, interrupted: &AtomicBool) -> Result<Option<u64>> {
         let train = &self.job.config.train;
         let engine = self.engine()?;
-        let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let rates = LearningRate::new(train)?;
         let heldout = Heldout::new(self.job, &self.mesh, &self.objective, &self.sigmas)?;
         let (first, position) = self.job.resume.as_ref().map_or((0, 0), |c| (c.state().step, c.state().position));
@@ -142,7 +141,7 @@ impl<'a> Rank<'a> {
         agree(self.mesh.world.as_ref(), "how many clips there are", self.job.dataset.len() as u64)?;
 
         let batch = self.global_batch();
-        let mut loader = self.loader(frames, position, train.steps.saturating_sub(first))?;
+        let mut loader = self.loader(&engine, position, train.steps.saturating_sub(first))?;
         let tokens = self.job.tokens()?;
         let mut report = Report::start(self.job, &self.mesh, &self.weights, progress, tokens, first)?;
         let mut step = first;
@@ -204,9 +203,8 @@ impl<'a> Rank<'a> {
     /// Two steps without attention's arithmetic; where their time went.
     fn rehearse(&self) -> Result<Spent> {
         let engine = self.engine()?.rehearsing();
-        let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let steps = REHEARSED.min(self.job.config.train.steps);
-        let mut loader = self.loader(frames, 0, steps)?;
+        let mut loader = self.loader(&engine, 0, steps)?;
         let mut spent = Spent::default();
         for step in 0..steps {
             let loss = self.gradients(&engine, &mut loader, step)?;
@@ -249,14 +247,15 @@ impl<'a> Rank<'a> {
         ((micro * self.mesh.data.size() + self.mesh.data.rank()) * batch + i) as u64
     }
 
-    /// Decodes this rank's frames of its clips of `steps` steps from `position` on, in order.
-    fn loader(&self, frames: std::ops::Range<usize>, position: u64, steps: u64) -> Result<Loader> {
+    /// Decodes what this rank's tokens lie in, of its clips of `steps` steps from `position` on, in order.
+    fn loader(&self, engine: &Engine, position: u64, steps: u64) -> Result<Loader> {
         let train = &self.job.config.train;
         let (dataset, seed) = (self.job.dataset.clone(), self.job.config.run.seed);
         let numbers: Vec<u64> = (0..train.accumulate)
             .flat_map(|m| (0..train.batch).map(move |i| (m, i)))
             .map(|(m, i)| self.clip_number(m, i))
             .collect();
+        let part = data::Part::of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let batch = self.global_batch();
         let positions = (0..steps).flat_map(move |step| {
             let numbers = numbers.clone();
@@ -265,7 +264,7 @@ impl<'a> Rank<'a> {
         let requests = positions.map(move |position| dataset.training(seed, position));
         // A step's clips decode while the step before runs, and one more.
         let ahead = self.job.config.data.prefetch.max(train.batch);
-        Loader::new(self.job.dataset.clone(), frames, ahead, requests)
+        Loader::new(self.job.dataset.clone(), part, ahead, requests)
     }
 
     /// Forward and backward of one micro-batch: this rank's share of the loss.
@@ -281,7 +280,7 @@ impl<'a> Rank<'a> {
             let dropped = self.job.config.data.label == Label::None || self.dropout.drops(seed, step, number);
             labels.push(if dropped { None } else { clip.class });
             let sigma = self.sigmas.draw(seed, step, number);
-            clips.push(NoisyClip { frames, sigma, noise: training_key(seed, step, number) });
+            clips.push(NoisyClip { frames: Arc::new(frames), sigma, noise: training_key(seed, step, number) });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
         let prompt = sampling::prompt(&self.weights.model, &timesteps, &labels)?;
@@ -315,7 +314,7 @@ impl<'a> Rank<'a> {
                     (self.job.model.num_classes > 0).then(|| index % self.job.dataset.classes().len().max(1));
                 let (sequence, tile) = (&self.mesh.sequence, config.train.tile);
                 let clip = sampling::sample(model, &self.objective, sequence, &request, index as u64, tile)?;
-                report.sample(step, index, &clip)?;
+                report.sample(step, index, &clip, sequence.all.as_ref())?;
             }
             Ok(())
         })

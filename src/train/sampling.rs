@@ -1,13 +1,16 @@
-//! Sampling clips from a model, over the ranks of a sequence: the state of a clip stays sharded, and becomes pixels at the end.
+//! Sampling clips from a model, over the ranks of a sequence: the state of a clip stays sharded, is moved tile by tile, and
+//! becomes pixels at the end, which travel to rank 0 band by band.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
+use std::path::Path;
 
 use crate::config::{self, SamplerKind};
-use crate::data::{Frames, RowOrder};
+use crate::data::write::PngWriter;
+use crate::data::{Frames, Part, RowOrder, token_grid};
 use crate::diffusion::{
-    Condition, Guidance, Objective, Sampler, channel_first, inference_sigmas, noise_rows, resolve_shift, sample_key,
-    timestep,
+    Condition, Guidance, Objective, Sampler, State, Velocity, channel_first, inference_sigmas, noise_rows,
+    resolve_shift, sample_key, timestep,
 };
 use crate::engine::{Engine, Source};
 use crate::model::{Model, Prompt};
@@ -27,6 +30,8 @@ pub struct Request {
     pub shift: f64,
     /// For shift = 0.
     pub shift_base_tokens: usize,
+    /// Groups of heads that attention takes one after another, where the ranks leave each group enough heads.
+    pub head_groups: usize,
     /// Class, for models with classes; none is the null class.
     pub label: Option<usize>,
     pub seed: u64,
@@ -43,15 +48,17 @@ impl Request {
             guidance: Guidance::new(sample)?,
             shift: sample.shift,
             shift_base_tokens: config.diffusion.shift_base_tokens,
+            head_groups: config.parallel.head_groups,
             label: None,
             seed: config.run.seed,
         })
     }
 }
 
-/// Samples clip number `index` and returns its pixels, whole, on every rank.
+/// Samples clip number `index`; each rank gets its tokens' rows of it. A collective of the sequence's ranks.
 ///
-/// The first state is drawn token by token from (seed, index), so the clip is the same for any number of ranks.
+/// The first state is drawn token by token from (seed, index), so the clip is the same for any number of ranks. The state is
+/// moved tile by tile, in place.
 pub fn sample(
     model: &Model,
     objective: &Objective,
@@ -59,13 +66,15 @@ pub fn sample(
     request: &Request,
     index: u64,
     tile: usize,
-) -> Result<Frames> {
+) -> Result<Sampled> {
     let config = &model.config;
     if config.in_channels != 3 || config.out_channels != 3 {
         bail!("the model's clips have {} channels; sampling makes pixels, which have 3", config.in_channels)
     }
     let grid = config.grid(request.size)?;
-    let engine = Engine::new(model, sequence, grid, 1, tile)?;
+    let most = config.num_attention_heads / sequence.ulysses.size(); // each group needs a head for each rank
+    let groups = request.head_groups.min(most).max(1);
+    let engine = Engine::new(model, sequence, grid, 1, tile)?.in_head_groups(groups)?;
     let (tokens, row) = (engine.local_tokens(), config.patch_in());
     let mut noise = vec![0.0; tokens.len() * row];
     noise_rows(sample_key(request.seed, index), tokens.clone(), row, &mut noise);
@@ -73,23 +82,160 @@ pub fn sample(
 
     let shift = resolve_shift(request.shift, request.shift_base_tokens, grid.iter().product())?;
     let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, shift)?)?;
-    let x = sampler.run(x, |x, sigma| {
-        request.guidance.apply(sigma, |condition| {
-            let label = match condition {
-                Condition::Given => request.label,
-                Condition::Null => None,
-            };
-            let prompt = prompt(model, &[timestep(sigma)], &[label])?;
-            let mut rows = Vec::with_capacity(tokens.len() * row);
-            engine.predict(&prompt, &State { x, row }, |_, output| {
-                rows.extend_from_slice(&read::<f32>(&output)?);
-                Ok(())
-            })?;
-            let prediction = Tensor::from_vec(rows, x.shape(), &Device::Cpu)?;
-            objective.velocity(&prediction, x, sigma)
+    let rows = sampler.run_in_tiles(x, &mut Network { engine: &engine, model, objective, request, given: None })?;
+    Sampled::new(rows, request.size, config.patch_size)
+}
+
+/// The guided velocity of a network, as a sampler asks for it.
+struct Network<'a> {
+    engine: &'a Engine<'a>,
+    model: &'a Model,
+    objective: &'a Objective,
+    request: &'a Request,
+    /// With guidance: the velocities of the condition asked for, until those of the null condition are there.
+    given: Option<State>,
+}
+
+impl Network<'_> {
+    /// One pass of the network, its predictions turned to velocities.
+    fn pass(&self, condition: Condition, state: Make, sigma: f64, take: Take) -> Result<()> {
+        let label = match condition {
+            Condition::Given => self.request.label,
+            Condition::Null => None,
+        };
+        let prompt = prompt(self.model, &[timestep(sigma)], &[label])?;
+        self.engine.predict(&prompt, &Input(state), |rows, output| {
+            let x = state(&rows)?;
+            let v = self.objective.velocity(&output.reshape(x.shape())?, &x, sigma)?;
+            take(rows, &x, v)
         })
-    })?;
-    gather(&x, sequence.all.as_ref(), request.size, config.patch_size)
+    }
+}
+
+type Make<'a> = &'a dyn Fn(&Range<usize>) -> Result<Tensor>;
+type Take<'a> = &'a mut dyn FnMut(Range<usize>, &Tensor, Tensor) -> Result<()>;
+
+impl Velocity for Network<'_> {
+    fn tiles(&mut self, state: Make, sigma: f64, take: Take) -> Result<()> {
+        let guidance = &self.request.guidance;
+        if !guidance.active(sigma) {
+            return self.pass(Condition::Given, state, sigma, take);
+        }
+        let shape = (self.engine.local_tokens().len(), self.model.config.patch_in());
+        let given = match self.given.take() {
+            Some(given) => given,
+            None => State::new(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)?,
+        };
+        self.pass(Condition::Given, state, sigma, &mut |rows, _, v| given.set(&rows, &v))?;
+        self.pass(Condition::Null, state, sigma, &mut |rows, x, null| {
+            let v = guidance.guided(&given.rows(&rows)?, &null)?;
+            take(rows, x, v)
+        })?;
+        self.given = Some(given);
+        Ok(())
+    }
+}
+
+/// A sampler's state as the network's input.
+struct Input<'a>(Make<'a>);
+
+impl Source for Input<'_> {
+    fn input(&self, rows: Range<usize>) -> Result<Tensor> {
+        let x = (self.0)(&rows)?; // [n, pt ph pw C]
+        let (count, row) = x.dims2()?;
+        let mut input = vec![0.0; count * row];
+        channel_first(&read::<f32>(&x)?, row, 3, &mut input);
+        Ok(Tensor::from_vec(input, (count, row), &Device::Cpu)?)
+    }
+}
+
+/// A sampled clip, sharded like its tokens.
+pub struct Sampled {
+    /// This rank's rows, [local S, pt ph pw C], in [-1, 1] where the network is right.
+    pub rows: Tensor,
+    /// Frames, height, width of the clip.
+    pub size: [usize; 3],
+    patch: [usize; 3],
+    grid: [usize; 3],
+}
+
+/// Numbers that travel to rank 0 at a time, if a line of patches has not more.
+const BAND: usize = 1 << 20;
+
+impl Sampled {
+    /// From this rank's `rows`, [local S, pt ph pw 3], of a clip of `size` (frames, height, width) in patches of `patch`.
+    ///
+    /// # Errors
+    /// The patch does not divide the size.
+    pub fn new(rows: Tensor, size: [usize; 3], patch: [usize; 3]) -> Result<Self> {
+        Ok(Self { rows, size, patch, grid: token_grid(size, patch)? })
+    }
+
+    /// Hands the clip to rank 0 in bands: `take` is called there, with some lines of one patch of frames at a time, from top to
+    /// bottom and from first frame to last. A collective of the sequence's ranks; of the others each sends its rows.
+    ///
+    /// # Errors
+    /// Those of `take`, on all ranks.
+    pub fn bands(&self, comm: &dyn Communicator, mut take: impl FnMut(Frames) -> Result<()>) -> Result<()> {
+        let [times, lines, columns] = self.grid;
+        let row = self.rows.dims()[1];
+        let split = Split::new(times * lines * columns, comm.size());
+        let mine = split.range(comm.rank());
+        let within = |tokens: &Range<usize>, held: &Range<usize>| {
+            tokens.start.clamp(held.start, held.end)..tokens.end.clamp(held.start, held.end)
+        };
+        let band = (BAND / (columns * row)).clamp(1, lines);
+        for (t, first) in (0..times).flat_map(|t| (0..lines).step_by(band).map(move |first| (t, first))) {
+            let last = (first + band).min(lines);
+            let tokens = (t * lines + first) * columns..(t * lines + last) * columns;
+            let to_send = within(&tokens, &mine);
+            let empty = self.rows.narrow(0, 0, 0)?;
+            let mut send = vec![empty; comm.size()];
+            send[0] = self.rows.narrow(0, to_send.start - mine.start, to_send.len())?;
+            let arriving = |rank| if comm.rank() == 0 { within(&tokens, &split.range(rank)) } else { 0..0 };
+            let shapes: Vec<_> = (0..comm.size()).map(|rank| vec![arriving(rank).len(), row]).collect();
+            let received = comm.all_to_all(send, &shapes)?;
+            if comm.rank() == 0 {
+                let part = Part::of_tokens(tokens.clone(), self.grid, self.patch);
+                let mut pixels = Frames::black(&part, self.size[1], self.size[2]);
+                for (rank, rows) in received.iter().enumerate() {
+                    pixels.set_rows(self.patch, arriving(rank), RowOrder::ChannelLast, &read::<f32>(rows)?)?;
+                }
+                take(pixels)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the clip, of one frame, to the PNG `path`, by rank 0 as its lines arrive. A collective.
+    ///
+    /// # Errors
+    /// The clip has more frames, or the file cannot be written; nothing is left behind or overwritten then.
+    pub fn write_png(&self, comm: &dyn Communicator, path: &Path) -> Result<()> {
+        let [frames, height, width] = self.size;
+        if frames != 1 {
+            bail!("{}: a clip of {frames} frames is not one picture", path.display())
+        }
+        let mut writer = if comm.rank() == 0 { Some(PngWriter::create(path, height, width)?) } else { None };
+        self.bands(comm, |band| writer.as_mut().map_or(Ok(()), |writer| writer.push(&band.data)))?;
+        writer.map_or(Ok(()), PngWriter::finish)
+    }
+
+    /// The clip's pixels, whole, on rank 0; none on others. A collective.
+    ///
+    /// # Errors
+    /// Those of the ranks' exchange.
+    pub fn collect(&self, comm: &dyn Communicator) -> Result<Option<Frames>> {
+        let [frames, height, width] = self.size;
+        let mut clip = (comm.rank() == 0).then(|| Frames::black(&Part::whole(0..frames, height), height, width));
+        self.bands(comm, |band| {
+            if let Some(clip) = &mut clip {
+                clip.place(&band);
+            }
+            Ok(())
+        })?;
+        Ok(clip)
+    }
 }
 
 /// The network's prompt for samples at `timesteps` with their classes; none is the null class. Text models get one empty token:
@@ -102,35 +248,7 @@ pub fn prompt(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) -> Res
     };
     let text = match config.text_dim {
         0 => None,
-        features => Some(Tensor::zeros((timesteps.len(), 1, features), candle_core::DType::F32, &Device::Cpu)?),
+        features => Some(Tensor::zeros((timesteps.len(), 1, features), DType::F32, &Device::Cpu)?),
     };
     Ok(Prompt { timesteps: timesteps.to_vec(), text, labels })
-}
-
-/// A sampler's state as the network's input.
-struct State<'a> {
-    x: &'a Tensor, // [local S, pt ph pw C]
-    row: usize,
-}
-
-impl Source for State<'_> {
-    fn input(&self, rows: Range<usize>) -> Result<Tensor> {
-        let x = read::<f32>(self.x)?;
-        let mut input = vec![0.0; rows.len() * self.row];
-        channel_first(&x[rows.start * self.row..rows.end * self.row], self.row, 3, &mut input);
-        Ok(Tensor::from_vec(input, (rows.len(), self.row), &Device::Cpu)?)
-    }
-}
-
-/// The clip's pixels from every rank's rows.
-fn gather(x: &Tensor, comm: &dyn Communicator, size: [usize; 3], patch: [usize; 3]) -> Result<Frames> {
-    let [frames, height, width] = size;
-    let tokens: usize = (0..3).map(|axis| size[axis] / patch[axis]).product();
-    let split = Split::new(tokens, comm.size());
-    let shapes: Vec<_> = (0..comm.size()).map(|rank| vec![split.count(rank), x.dims()[1]]).collect();
-    let mut clip = Frames::black(0..frames, height, width);
-    for (rank, rows) in comm.all_gather(x, &shapes)?.iter().enumerate() {
-        clip.set_rows(patch, split.range(rank), RowOrder::ChannelLast, &read::<f32>(rows)?)?;
-    }
-    Ok(clip)
 }

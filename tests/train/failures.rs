@@ -1,6 +1,6 @@
 //! Runs that break on the way: one clear error from all ranks together, and the last good checkpoint as it was.
 
-use super::{Place, error_of, fail, finish, snapshot};
+use super::{Place, error_of, fail, finish, longreel, snapshot};
 use longreel::files::write_tensors;
 use longreel::model::folder::Folder;
 use longreel::model::{Model, ModelConfig};
@@ -89,4 +89,23 @@ fn a_full_disk_leaves_the_last_checkpoint() {
     assert_eq!(place.checkpoints("run"), [2], "something half-written is left");
     let steps = place.train("run", &["train.steps=4", "--resume"]);
     assert_eq!(steps.len(), 4);
+}
+
+#[test]
+fn a_full_disk_while_a_picture_is_written_leaves_the_old_one() {
+    let place = Place::pictures();
+    place.train("run", &["train.steps=1"]);
+    fs::write(place.path("mine.png"), "mine").unwrap();
+    let before = snapshot(&place.path(""));
+    // A picture of a megabyte where files may have 32 KiB; lines arrive from two ranks.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh"]).arg(longreel().get_program());
+    limited.arg("sample").arg(place.path("run")).args(["--count=1", "--steps=1", "--height=512", "--width=768"]);
+    limited.args(["--ranks=2", "-o"]).arg(place.path("mine.png"));
+    let error = fail(&mut limited);
+    assert!(
+        error.contains("mine.png: ") && error.contains("nothing was overwritten: make room and try again"),
+        "{error}"
+    );
+    assert!(snapshot(&place.path("")) == before, "something has changed, or a temporary file is left");
 }

@@ -10,6 +10,7 @@ mod mesh;
 mod records;
 mod refusals;
 mod resume;
+mod sampling;
 
 use image::{Rgb, RgbImage};
 use longreel::data::write::write_video;
