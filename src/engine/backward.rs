@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Attention, Engine, Objective, Pass, Saved, Stash, side_by_side};
+use super::{Attention, Engine, Objective, Pass, Phase, Saved, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, Condition};
 use crate::ops::{Tape, add_assign, row_dot};
@@ -16,12 +16,14 @@ impl Engine<'_> {
         x: Tensor,
         stash: &mut Stash,
     ) -> Result<f64> {
+        self.enter(Phase::Head);
         let head = || self.head_and_loss(condition, objective, x);
         let (loss, dx) = self.with_unit(self.head_unit(), Pass::Backward, head)?;
         for (i, block) in self.model.blocks.iter().enumerate().rev() {
             let saved = stash.take(i)?;
             self.with_unit(i + 1, Pass::Backward, || self.block_backward(condition, block, saved, &dx))?;
         }
+        self.enter(Phase::Update);
         self.with_unit(0, Pass::Backward, || {
             for tile in self.tiles() {
                 self.model.embed.backward(&objective.input(tile.clone())?, &self.rows_of(&dx, &tile)?)?;
@@ -53,8 +55,9 @@ impl Engine<'_> {
         let mine = block.begin(condition)?;
         let Attention { o, lse } = match attention {
             Some(kept) => kept,
-            None => self.attend(block, &mine, &x)?,
+            None => self.attend(block, &mine, &x, [Phase::AgainExchange, Phase::AgainAttention])?,
         };
+        self.enter(Phase::BackwardAfter);
         let d_o = self.buffer(self.model.config.width(), self.compute())?;
         let delta = self.buffer(self.heads(), self.dtype())?;
         for tile in self.tiles() {
@@ -72,14 +75,17 @@ impl Engine<'_> {
         let mut done = 0; // my heads of the groups so far
         let [mut dq, mut dk, mut dv] = [vec![], vec![], vec![]];
         for group in &self.groups {
+            self.enter(Phase::BackwardExchange);
             let [q, k, v] = self.queries_keys_values(block, &mine, &x, group)?;
             let (d_o, delta) = (group.to_heads(&d_o)?, group.to_heads(&delta)?); // [B, my heads, S, d], [B, my heads, S]
             let heads = delta.dims()[1];
             let lse = lse.narrow(1, done, heads)?;
             done += heads;
+            self.enter(Phase::BackwardAttention);
             let backward = || group.attention.attend_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale());
             let gradients = self.timed(backward)?;
             drop((q, k, v, d_o, delta));
+            self.enter(Phase::BackwardReturn);
             dq.push(self.to_rows(&gradients.0, group)?);
             dk.push(self.to_rows(&gradients.1, group)?);
             dv.push(self.to_rows(&gradients.2, group)?);
@@ -87,6 +93,7 @@ impl Engine<'_> {
         // Whole, as a tile's share of all weights is added once: sums keep their order whatever the groups.
         let [dq, dk, dv] = [side_by_side(dq)?, side_by_side(dk)?, side_by_side(dv)?]; // [rows, D]
 
+        self.enter(Phase::BackwardBefore);
         for tile in self.tiles() {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
             let outputs = block.before(&tape, &x, &mine, &self.rope, self.at(&tile))?;

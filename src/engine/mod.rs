@@ -13,6 +13,7 @@ mod backward;
 mod forward;
 pub(crate) mod heads;
 mod keeper;
+mod phase;
 pub mod stash;
 
 use candle_core::{DType, Device, Tensor};
@@ -27,6 +28,7 @@ use crate::parallel::Sequence;
 use crate::{Result, bail};
 use heads::HeadGroup;
 pub use keeper::{Keeper, Pass};
+pub use phase::Phase;
 pub use stash::Stash;
 use stash::{Attention, Saved, Shapes};
 
@@ -65,6 +67,8 @@ pub struct Engine<'a> {
     attention: Cell<Duration>,
     stash: Arc<Mutex<Stash>>,
     keeper: Option<&'a dyn Keeper>,
+    /// Told at the start of each phase.
+    watcher: Option<&'a dyn Fn(Phase)>,
 }
 
 impl<'a> Engine<'a> {
@@ -89,6 +93,7 @@ impl<'a> Engine<'a> {
             stash: Arc::default(),
             attention: Cell::default(),
             keeper: None,
+            watcher: None,
         })
     }
 
@@ -119,6 +124,17 @@ impl<'a> Engine<'a> {
     /// The same engine, telling `keeper` which units it uses; without, all of them must be there all the time.
     pub fn with_keeper(self, keeper: &'a dyn Keeper) -> Self {
         Self { keeper: Some(keeper), ..self }
+    }
+
+    /// The same engine, telling `watcher` each phase of a step as it begins.
+    pub fn with_watcher(self, watcher: &'a dyn Fn(Phase)) -> Self {
+        Self { watcher: Some(watcher), ..self }
+    }
+
+    fn enter(&self, phase: Phase) {
+        if let Some(watcher) = self.watcher {
+            watcher(phase);
+        }
     }
 
     /// The clip's tokens that this rank holds.

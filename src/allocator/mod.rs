@@ -1,0 +1,145 @@
+//! The process's allocator: mimalloc, told to keep what is freed, and for large blocks a pool that knows how much is in use.
+//!
+//! A step asks for the same tensors again and again. Memory that goes back to the system in between comes back as page faults,
+//! a tenth of a step's time, so freed memory stays with the process and is handed out again: the pool of every tensor, Candle's
+//! own included. What that costs is that the process never shrinks below its peak.
+//!
+//! Large blocks are mapped one by one and reused for their own length only (`ledger`). An allocator that cuts them from larger
+//! pieces holds more than was ever in use, how much more depending on the order of sizes; this one holds what was, and so a plan of
+//! buffers is a plan of memory.
+
+mod ledger;
+
+use mimalloc::MiMalloc;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use std::alloc::{GlobalAlloc, Layout};
+use std::ptr::null_mut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ledger::{Block, Ledger};
+pub use ledger::SPARE;
+
+/// `mi_option_purge_delay` of mimalloc.h, which the Rust crate does not name.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// Blocks of at least so many bytes are the pool's.
+pub const LARGE: usize = 256 << 10;
+
+/// Lengths of the pool's blocks are multiples of this, so that nearly equal requests serve each other.
+const GRAIN: usize = 64 << 10;
+
+/// Alignment of what the system maps.
+const PAGE: usize = 4096;
+
+static LEDGER: Mutex<Ledger> = Mutex::new(Ledger::new());
+
+/// See the module.
+pub struct Allocator;
+
+/// Small freed memory is not given back from now on. For programs whose global allocator is [`Allocator`]; without effect elsewhere.
+pub fn keep_freed_memory() {
+    // SAFETY: a plain call that sets one option; -1 means never.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
+}
+
+/// The most bytes of large blocks that were in use at once since the last call; 0 in programs with another allocator.
+pub fn most_in_use() -> usize {
+    books().restart()
+}
+
+fn books() -> MutexGuard<'static, Ledger> {
+    LEDGER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The length of the pool's block for a request, if it is the pool's.
+fn pooled(layout: Layout) -> Option<usize> {
+    (layout.size() >= LARGE && layout.align() <= PAGE).then(|| layout.size().next_multiple_of(GRAIN))
+}
+
+/// A block of `len` bytes, and whether they are zeros; null where the system has none.
+fn take(len: usize) -> (*mut u8, bool) {
+    let mut books = books();
+    let kept = books.take(len);
+    while let Some(block) = books.excess() {
+        drop(books);
+        unmap(block);
+        books = self::books();
+    }
+    drop(books);
+    if let Some(at) = kept {
+        return (std::ptr::with_exposed_provenance_mut(at), false);
+    }
+    // SAFETY: a mapping at a place that the system chooses touches no other memory.
+    let map = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
+    match map {
+        Ok(at) => (at.cast(), true),
+        Err(_) => {
+            self::books().untake(len);
+            (null_mut(), true)
+        }
+    }
+}
+
+fn put(at: *mut u8, len: usize) {
+    let oldest = books().put(Block { at: at.expose_provenance(), len });
+    if let Some(block) = oldest {
+        unmap(block);
+    }
+}
+
+fn unmap(block: Block) {
+    // SAFETY: the ledger gave the block away: it was mapped with this length, nobody uses it and nobody can get it any more.
+    let _ = unsafe { munmap(std::ptr::with_exposed_provenance_mut(block.at), block.len) }; // fails only on a wrong address
+}
+
+// SAFETY: blocks are mapped or mimalloc's, decided by the layout alone, so each goes back where it came from. A mapped block is at
+// least as long as asked for, starts at a page, and is in use by one owner at a time, as the ledger hands out only what was put.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match pooled(layout) {
+            Some(len) => take(len).0,
+            // SAFETY: the caller's promises are passed on, here and below.
+            None => unsafe { MiMalloc.alloc(layout) },
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let Some(len) = pooled(layout) else {
+            // SAFETY: as above.
+            return unsafe { MiMalloc.alloc_zeroed(layout) };
+        };
+        let (at, zeros) = take(len);
+        if !zeros {
+            // SAFETY: the block has at least this length.
+            unsafe { at.write_bytes(0, layout.size()) }
+        }
+        at
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        match pooled(layout) {
+            Some(len) => put(at, len),
+            // SAFETY: as above.
+            None => unsafe { MiMalloc.dealloc(at, layout) },
+        }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller promises that size is not 0 and does not overflow.
+        let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        match (pooled(layout), pooled(new)) {
+            // SAFETY: as above.
+            (None, None) => unsafe { MiMalloc.realloc(at, layout, size) },
+            (Some(old), Some(len)) if old == len => at,
+            // SAFETY: as above; the two blocks are distinct, and both have what is copied.
+            _ => unsafe {
+                let to = self.alloc(new);
+                if !to.is_null() {
+                    to.copy_from_nonoverlapping(at, layout.size().min(size));
+                    self.dealloc(at, layout);
+                }
+                to
+            },
+        }
+    }
+}
