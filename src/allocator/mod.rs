@@ -16,17 +16,17 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ledger::{Block, Ledger};
 pub use ledger::SPARE;
+use ledger::{Block, Ledger};
 
 /// `mi_option_purge_delay` of mimalloc.h, which the Rust crate does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// Blocks of at least so many bytes are the pool's.
-pub const LARGE: usize = 256 << 10;
+pub const LARGE: usize = 64 << 10;
 
 /// Lengths of the pool's blocks are multiples of this, so that nearly equal requests serve each other.
-const GRAIN: usize = 64 << 10;
+const GRAIN: usize = 16 << 10;
 
 /// Alignment of what the system maps.
 const PAGE: usize = 4096;

@@ -13,7 +13,7 @@ use super::checkpoint::State;
 use super::clips::{NoisyClip, NoisyClips};
 use super::heldout::Heldout;
 use super::job::Job;
-use super::progress::memory;
+use super::rehearsal::{Rehearsal, Seen, Watch};
 use super::report::{Report, Step};
 use super::sampling;
 use super::schedule::LearningRate;
@@ -41,14 +41,15 @@ pub fn run(config: RunConfig, resume: bool, threads_per_rank: usize, interrupted
 const REHEARSED: u64 = 2;
 
 /// Runs steps as `config` says but for attention's arithmetic, which is left out: memory, messages and stash are as ever, numbers
-/// mean nothing. Saves nothing. Returns the predicted and the measured peak of the process's memory, in bytes.
-pub fn rehearse(mut config: RunConfig, threads_per_rank: usize) -> Result<[u64; 2]> {
+/// mean nothing. Saves nothing.
+pub fn rehearse(mut config: RunConfig, threads_per_rank: usize) -> Result<Rehearsal> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
     let job = Job::open(config, false)?;
     let plan = Plan::new(&job.config, &job.model, true)?;
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
-    run_threads(job.config.parallel.ranks, threads_per_rank, |comm| Rank::new(&job, comm)?.rehearse())?;
-    Ok([plan.total(), memory().peak])
+    let ranks = job.config.parallel.ranks;
+    let seen = run_threads(ranks, threads_per_rank, |comm| Rank::new(&job, comm)?.rehearse())?;
+    Ok(Rehearsal::new(&plan, &seen))
 }
 
 /// One rank of a run.
@@ -141,8 +142,10 @@ impl<'a> Rank<'a> {
     }
 
     /// Two steps without attention's arithmetic.
-    fn rehearse(&self) -> Result<()> {
-        let engine = self.engine()?.rehearsing();
+    fn rehearse(&self) -> Result<Seen> {
+        let watch = Watch::default();
+        let enter = |phase| watch.enter(phase);
+        let engine = self.engine()?.with_watcher(&enter).rehearsing();
         let frames = frames_of_tokens(engine.local_tokens(), self.grid, self.job.model.patch_size);
         let mut loader = self.loader(frames, 0)?;
         for step in 0..REHEARSED {
@@ -150,7 +153,8 @@ impl<'a> Rank<'a> {
             self.weights.sum_gradients()?;
             self.weights.update(step, 0.0, self.weights.gradient_norm(step + 1)?)?;
         }
-        Ok(())
+        drop((engine, loader));
+        Ok(watch.finish())
     }
 
     /// The engine of the run's clips, with the run's stash.
