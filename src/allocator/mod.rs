@@ -143,3 +143,50 @@ unsafe impl GlobalAlloc for Allocator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(size: usize) -> Layout {
+        Layout::from_size_align(size, 64).unwrap()
+    }
+
+    fn bytes(at: *mut u8, len: usize) -> &'static mut [u8] {
+        assert!(!at.is_null());
+        // SAFETY: callers give a live block of this length and drop the slice before they free it.
+        unsafe { std::slice::from_raw_parts_mut(at, len) }
+    }
+
+    #[test]
+    fn zeros_are_zeros_whoever_had_the_block_before() {
+        let large = layout(1 << 20);
+        // SAFETY: each block is freed once, with its layout.
+        unsafe {
+            let at = Allocator.alloc(large);
+            bytes(at, 1 << 20).fill(7);
+            Allocator.dealloc(at, large);
+            let again = Allocator.alloc_zeroed(large);
+            assert_eq!(again, at, "the block was not kept");
+            assert!(bytes(again, 1 << 20).iter().all(|&byte| byte == 0));
+            Allocator.dealloc(again, large);
+        }
+    }
+
+    #[test]
+    fn contents_stay_when_a_block_grows_and_shrinks() {
+        let sizes = [100, LARGE - 1, LARGE, LARGE + 1, 3 << 20, (3 << 20) + 1, 5 << 20, LARGE, 200];
+        // SAFETY: the block is reallocated from the layout that it has, and freed with its last one.
+        unsafe {
+            let mut at = Allocator.alloc(layout(sizes[0]));
+            bytes(at, sizes[0]).fill(1);
+            for pair in sizes.windows(2) {
+                at = Allocator.realloc(at, layout(pair[0]), pair[1]);
+                let kept = pair[0].min(pair[1]);
+                assert!(bytes(at, kept).iter().all(|&byte| byte == 1), "{pair:?}");
+                bytes(at, pair[1]).fill(1);
+            }
+            Allocator.dealloc(at, layout(200));
+        }
+    }
+}

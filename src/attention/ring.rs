@@ -21,8 +21,8 @@ use crate::{Result, bail};
 pub struct Ring {
     comm: Arc<dyn Communicator>,
     rows: Split,
-    /// Attention takes its memory and sends its messages, but is not computed.
-    rehearses: bool,
+    /// Attention takes its memory and sends its messages, but is not computed: all these ranks meet in its place.
+    rehearsing: Option<Arc<dyn Communicator>>,
 }
 
 impl Ring {
@@ -37,12 +37,13 @@ impl Ring {
                 "a ring of {ranks} ranks cannot share {rows} rows, since each needs at least one; use at most {rows} ranks"
             );
         }
-        Ok(Self { comm, rows: Split::new(rows, ranks), rehearses: false })
+        Ok(Self { comm, rows: Split::new(rows, ranks), rehearsing: None })
     }
 
-    /// The same without the arithmetic: results are a constant, memory and messages as ever.
-    pub fn rehearsing(self) -> Self {
-        Self { rehearses: true, ..self }
+    /// The same without the arithmetic: results are a constant, memory and messages as ever. The ranks of `all` hold their memory at
+    /// the same time, as they would if they computed.
+    pub fn rehearsing(self, all: Arc<dyn Communicator>) -> Self {
+        Self { rehearsing: Some(all), ..self }
     }
 
     /// The rows that this rank holds.
@@ -58,11 +59,14 @@ impl Ring {
         self.check(q)?;
         self.check(k)?;
         if self.comm.size() == 1 {
-            return if self.rehearses { rehearse_forward(q, k, v, scale, true) } else { flash(q, k, v, scale) };
+            return match &self.rehearsing {
+                Some(all) => rehearse_forward(q, k, v, scale, true, &|| all.barrier()),
+                None => flash(q, k, v, scale),
+            };
         }
-        let attend = |k: &Tensor, v: &Tensor| match self.rehearses {
-            true => rehearse_forward(q, k, v, scale, false),
-            false => cpu::forward_unrounded(q, k, v, scale),
+        let attend = |k: &Tensor, v: &Tensor| match &self.rehearsing {
+            Some(all) => rehearse_forward(q, k, v, scale, false, &|| all.barrier()),
+            None => cpu::forward_unrounded(q, k, v, scale),
         };
         let (o, lse) = attend(k, v)?;
         let (mut k, mut v) = (k.clone(), v.clone());
@@ -95,14 +99,14 @@ impl Ring {
         self.check(q)?;
         self.check(k)?;
         if self.comm.size() == 1 {
-            return match self.rehearses {
-                true => rehearse_backward(q, k, v, [lse, delta], scale, true),
-                false => flash_backward(q, k, v, d_o, lse, delta, scale),
+            return match &self.rehearsing {
+                Some(all) => rehearse_backward(q, k, v, [lse, delta], scale, true, &|| all.barrier()),
+                None => flash_backward(q, k, v, d_o, lse, delta, scale),
             };
         }
-        let differentiate = |k: &Tensor, v: &Tensor| match self.rehearses {
-            true => rehearse_backward(q, k, v, [lse, delta], scale, false),
-            false => cpu::backward_unrounded(q, k, v, d_o, lse, delta, scale),
+        let differentiate = |k: &Tensor, v: &Tensor| match &self.rehearsing {
+            Some(all) => rehearse_backward(q, k, v, [lse, delta], scale, false, &|| all.barrier()),
+            None => cpu::backward_unrounded(q, k, v, d_o, lse, delta, scale),
         };
         let (dq, mut dk, mut dv) = differentiate(k, v)?;
         let (mut k, mut v) = (k.clone(), v.clone());

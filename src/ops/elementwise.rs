@@ -125,3 +125,24 @@ impl Op1 for Silu {
         Ok(x.iter().zip(dy).map(|(&x, &dy)| dy * slope(x)).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::held;
+    use candle_core::Device;
+
+    #[test]
+    fn a_sum_of_views_takes_no_more_memory_than_they_show() {
+        let whole = Tensor::arange(0f32, 60.0, &Device::Cpu).and_then(|t| t.reshape((10, 6))).unwrap();
+        let (a, b) = (whole.narrow(0, 2, 3).unwrap(), whole.narrow(0, 4, 3).unwrap());
+        let c = sum(&a, &b).unwrap();
+        let expected = (a.to_vec2::<f32>().unwrap(), b.to_vec2::<f32>().unwrap());
+        for ((c, a), b) in
+            c.to_vec2::<f32>().unwrap().iter().flatten().zip(expected.0.concat()).zip(expected.1.concat())
+        {
+            assert_eq!(*c, a + b);
+        }
+        assert_eq!(held(&c), 4 * 3 * 6);
+    }
+}

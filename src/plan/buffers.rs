@@ -10,7 +10,7 @@ use crate::config::{Compute, RunConfig, StashPlace};
 use crate::engine::Phase as At;
 use crate::engine::stash::CHUNKS;
 use crate::model::ModelConfig;
-use crate::ops::cpu::scratch::{KEPT, LARGEST};
+use crate::ops::cpu::scratch::{KEPT, LARGEST, serves};
 use crate::ops::packed_words;
 
 /// Bytes of a tile's intermediates; those of `before` and `after` forward and backward.
@@ -198,7 +198,14 @@ impl Panels {
     /// Panels in use in one of the phases `at`, and those that are kept.
     pub fn parts(&self, at: &[At]) -> Vec<Part> {
         let (mut used, mut idle) = (0, 0);
-        let [queries, sums] = self.backward;
+        let [queries, mut sums] = self.backward;
+        // What forward has left serves backward for its sums, if it fits.
+        if kept(self.forward) && serves(self.forward as usize, sums as usize) {
+            sums = 0;
+            if at.contains(&At::BackwardAttention) {
+                used += self.forward;
+            }
+        }
         for (bytes, phases) in [
             (self.forward, &[At::ForwardAttention, At::AgainAttention][..]),
             (queries, &[At::BackwardAttention]),

@@ -18,6 +18,11 @@ struct Line([u32; 16]);
 
 static FREE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
+/// Whether a kept buffer of `len` is given to whoever needs `need`, in any one unit.
+pub(crate) fn serves(len: usize, need: usize) -> bool {
+    (need..=2 * need).contains(&len)
+}
+
 /// A borrowed buffer of words, aligned to 64 bytes; it goes back when dropped.
 pub(crate) struct Scratch {
     lines: Vec<Line>,
@@ -31,7 +36,7 @@ impl Scratch {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         // The smallest that fits, unless it would waste more than it holds.
         let fit = (0..free.len())
-            .filter(|&i| (need..=2 * need).contains(&free[i].len()))
+            .filter(|&i| serves(free[i].len(), need))
             .min_by_key(|&i| free[i].len())
             .map(|i| free.swap_remove(i));
         drop(free);
