@@ -11,7 +11,7 @@
 mod ledger;
 
 use mimalloc::MiMalloc;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,6 +30,9 @@ const GRAIN: usize = 16 << 10;
 
 /// Alignment of what the system maps.
 const PAGE: usize = 4096;
+
+/// Blocks of at least this length start at a multiple of it and ask for pages of this length: fewer faults, fewer misses of the TLB.
+const HUGE: usize = 2 << 20;
 
 static LEDGER: Mutex<Ledger> = Mutex::new(Ledger::new());
 
@@ -69,14 +72,35 @@ fn take(len: usize) -> (*mut u8, bool) {
     if let Some(at) = kept {
         return (std::ptr::with_exposed_provenance_mut(at), false);
     }
-    // SAFETY: a mapping at a place that the system chooses touches no other memory.
-    let map = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
-    match map {
-        Ok(at) => (at.cast(), true),
-        Err(_) => {
+    match map(len) {
+        Some(at) => (at, true),
+        None => {
             self::books().untake(len);
             (null_mut(), true)
         }
+    }
+}
+
+/// New zeros.
+fn map(len: usize) -> Option<*mut u8> {
+    let huge = len >= HUGE;
+    let room = if huge { len + HUGE - PAGE } else { len };
+    // SAFETY: a mapping at a place that the system chooses touches no other memory.
+    let at = unsafe { mmap_anonymous(null_mut(), room, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }.ok()?;
+    if !huge {
+        return Some(at.cast());
+    }
+    let before = at.align_offset(HUGE);
+    // SAFETY: the block lies within the room, whose other ends nobody knows of; advice that is not followed does no harm.
+    unsafe {
+        let block = at.byte_add(before);
+        for (end, len) in [(at, before), (block.byte_add(len), room - before - len)] {
+            if len > 0 {
+                let _ = munmap(end, len);
+            }
+        }
+        let _ = madvise(block, len, Advice::LinuxHugepage);
+        Some(block.cast())
     }
 }
 
