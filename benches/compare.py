@@ -188,14 +188,14 @@ def origin():
                 processors=len(os.sched_getaffinity(0)))
 
 
-def rewrite(name, text):
+def rewrite(name, text, docs=DOCS):
     """Puts `text` into the page's block of this name."""
-    page = DOCS.read_text()
+    page = docs.read_text()
     start, end = f"<!-- table:{name} -->\n", "<!-- /table -->"
     if page.count(start) != 1 or end not in page.split(start)[1]:
-        fail(f"{DOCS}: one block {start.strip()} ... {end} wanted")
+        fail(f"{docs}: one block {start.strip()} ... {end} wanted")
     before, rest = page.split(start)
-    DOCS.write_text(before + start + "\n" + text + "\n\n" + end + rest.split(end, 1)[1])
+    docs.write_text(before + start + "\n" + text + "\n\n" + end + rest.split(end, 1)[1])
 
 
 def main():

@@ -22,8 +22,8 @@ use crate::{Result, bail};
 pub struct Ring {
     comm: Arc<dyn Communicator>,
     rows: Split,
-    /// Attention takes its memory and sends its messages, but is not computed.
-    rehearses: bool,
+    /// Attention takes its memory and sends its messages, but is not computed: all these ranks meet in its place.
+    rehearsing: Option<Arc<dyn Communicator>>,
     watch: Arc<Watch>,
 }
 
@@ -39,12 +39,13 @@ impl Ring {
                 "a ring of {ranks} ranks cannot share {rows} rows, since each needs at least one; use at most {rows} ranks"
             );
         }
-        Ok(Self { comm, rows: Split::new(rows, ranks), rehearses: false, watch: Arc::default() })
+        Ok(Self { comm, rows: Split::new(rows, ranks), rehearsing: None, watch: Arc::default() })
     }
 
-    /// The same without the arithmetic: results are a constant, memory and messages as ever.
-    pub fn rehearsing(self) -> Self {
-        Self { rehearses: true, ..self }
+    /// The same without the arithmetic: results are a constant, memory and messages as ever. The ranks of `all` hold their memory at
+    /// the same time, as they would if they computed.
+    pub fn rehearsing(self, all: Arc<dyn Communicator>) -> Self {
+        Self { rehearsing: Some(all), ..self }
     }
 
     /// The same, counting its work for `watch` and stopping when that says so: what it gives then is garbage.
@@ -65,9 +66,9 @@ impl Ring {
         self.check(q)?;
         self.check(k)?;
         let alone = self.comm.size() == 1; // then results are final
-        let attend = |k: &Tensor, v: &Tensor| match self.rehearses {
-            true => rehearse_forward(q, k, v, scale, alone),
-            false => cpu::attend(q, k, v, scale, alone, &self.watch),
+        let attend = |k: &Tensor, v: &Tensor| match &self.rehearsing {
+            Some(all) => rehearse_forward(q, k, v, scale, alone, &|| all.barrier()),
+            None => cpu::attend(q, k, v, scale, alone, &self.watch),
         };
         if alone {
             return attend(k, v);
@@ -103,9 +104,9 @@ impl Ring {
         self.check(q)?;
         self.check(k)?;
         let (alone, statistics) = (self.comm.size() == 1, [lse, delta]);
-        let differentiate = |k: &Tensor, v: &Tensor| match self.rehearses {
-            true => rehearse_backward(q, k, v, statistics, scale, alone),
-            false => cpu::differentiate(q, k, v, d_o, statistics, scale, alone, &self.watch),
+        let differentiate = |k: &Tensor, v: &Tensor| match &self.rehearsing {
+            Some(all) => rehearse_backward(q, k, v, statistics, scale, alone, &|| all.barrier()),
+            None => cpu::differentiate(q, k, v, d_o, statistics, scale, alone, &self.watch),
         };
         if alone {
             return differentiate(k, v);

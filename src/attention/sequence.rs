@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::ring::Ring;
 use super::ulysses::Ulysses;
-use crate::parallel::{Sequence, Split};
+use crate::parallel::{Communicator, Sequence, Split};
 use crate::watch::Watch;
 use crate::{Result, bail};
 
@@ -20,6 +20,7 @@ pub struct SequenceAttention {
     tokens: Range<usize>,
     ulysses: Ulysses,
     ring: Ring,
+    all: Arc<dyn Communicator>,
 }
 
 impl SequenceAttention {
@@ -40,12 +41,12 @@ impl SequenceAttention {
         let ulysses = Ulysses::of_a_run(sequence.ulysses.clone(), all, group * size, heads)?;
         // floor(g S / r) is floor(g u S / P): the ring's split of S is that of the groups.
         let ring = Ring::new(sequence.ring.clone(), tokens)?;
-        Ok(Self { tokens: all.range(sequence.all.rank()), ulysses, ring })
+        Ok(Self { tokens: all.range(sequence.all.rank()), ulysses, ring, all: sequence.all.clone() })
     }
 
     /// The same without attention's arithmetic, see [`Ring::rehearsing`].
     pub fn rehearsing(self) -> Self {
-        Self { ring: self.ring.rehearsing(), ..self }
+        Self { ring: self.ring.rehearsing(self.all.clone()), ..self }
     }
 
     /// The same for a rank that is watched, see [`Ring::watched`].

@@ -2,6 +2,7 @@
 
 use crate::config::RunConfig;
 use crate::parallel::Launch;
+use crate::train::rehearsal::Rehearsal;
 use crate::{Result, bail};
 use clap::Args;
 use std::path::PathBuf;
@@ -34,14 +35,25 @@ pub fn run(args: &TrainArgs, launch: &Launch) -> Result<()> {
             bail!("--rehearse measures one process's memory: start it without a launcher, with --ranks for the ranks")
         }
         tracing::warn!("a rehearsal: attention is not computed, the steps' numbers mean nothing, and nothing is saved");
-        let [predicted, measured] = crate::train::rehearse(config, launch)?;
-        let off = 100.0 * (predicted as f64 / measured as f64 - 1.0);
-        let [predicted, measured] = [predicted, measured].map(|bytes| bytes as f64 / f64::from(1 << 20));
-        return super::print(format!(
-            "rehearsed: peak predicted {predicted:.1} MiB, measured {measured:.1} MiB ({off:+.1} %)"
-        ));
+        return super::print(rehearsed(&crate::train::rehearse(config, launch)?));
     }
     crate::train::run(config, args.resume, launch, super::catch_interrupts()?)
+}
+
+/// What was predicted beside what was measured.
+fn rehearsed(done: &Rehearsal) -> String {
+    let row = |[predicted, measured]: [u64; 2]| {
+        let off = 100.0 * (predicted as f64 / measured as f64 - 1.0);
+        let [predicted, measured] = [predicted, measured].map(|bytes| bytes as f64 / f64::from(1 << 20));
+        format!("predicted {predicted:.1} MiB, measured {measured:.1} MiB ({off:+.1} %)")
+    };
+    let mut lines = vec![];
+    for (name, both) in &done.phases {
+        lines.push(format!("in use in \"{name}\": {}", row(*both)));
+    }
+    lines.push(format!("in use at most: {}", row(done.buffers)));
+    lines.push(format!("rehearsed: peak {}", row(done.process)));
+    lines.join("\n")
 }
 
 impl TrainArgs {

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::work::BOTH;
-use super::{Attention, Engine, Objective, Pass, Saved, Stash, side_by_side};
+use super::{Attention, Engine, Objective, Pass, Phase, Saved, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, Condition};
 use crate::ops::{Tape, add_assign, row_dot};
@@ -18,6 +18,7 @@ impl Engine<'_> {
         x: Tensor,
         stash: &mut Stash,
     ) -> Result<f64> {
+        self.enter(Phase::Head);
         let head = || self.head_and_loss(condition, objective, x);
         let (loss, dx) = self.with_unit(self.head_unit(), Pass::Backward, head)?;
         for (i, block) in self.model.blocks.iter().enumerate().rev() {
@@ -27,6 +28,7 @@ impl Engine<'_> {
             self.with_unit(i + 1, Pass::Backward, || self.block_backward(condition, block, saved, &dx))?;
         }
         self.watch.at(None);
+        self.enter(Phase::Update);
         self.with_unit(0, Pass::Backward, || {
             self.each_tile(Part::EmbedBackward, self.per_row.embed, |tile| {
                 self.model.embed.backward(&objective.input(tile.clone())?, &self.rows_of(&dx, &tile)?)
@@ -58,8 +60,9 @@ impl Engine<'_> {
         let mine = block.begin(condition)?;
         let Attention { o, lse } = match attention {
             Some(kept) => kept,
-            None => self.attend(block, &mine, &x)?,
+            None => self.attend(block, &mine, &x, [Phase::AgainExchange, Phase::AgainAttention])?,
         };
+        self.enter(Phase::BackwardAfter);
         let d_o = self.buffer(self.model.config.width(), self.compute())?;
         let delta = self.buffer(self.heads(), self.dtype())?;
         self.each_tile(Part::AfterBackward, BOTH * self.per_row.after, |tile| {
@@ -77,15 +80,18 @@ impl Engine<'_> {
         let mut done = 0; // my heads of the groups so far
         let [mut dq, mut dk, mut dv] = [vec![], vec![], vec![]];
         for group in &self.groups {
+            self.enter(Phase::BackwardExchange);
             let [q, k, v] = self.queries_keys_values(block, &mine, &x, group)?;
             let to_heads = |x| self.watch.during(Part::Exchange, || group.to_heads(x));
             let (d_o, delta) = (to_heads(&d_o)?, to_heads(&delta)?); // [B, my heads, S, d], [B, my heads, S]
             let heads = delta.dims()[1];
             let lse = lse.narrow(1, done, heads)?;
             done += heads;
+            self.enter(Phase::BackwardAttention);
             let backward = || group.attention.attend_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale());
             let gradients = self.watch.during(Part::AttentionBackward, backward)?;
             drop((q, k, v, d_o, delta));
+            self.enter(Phase::BackwardReturn);
             dq.push(self.to_rows(&gradients.0, group)?);
             dk.push(self.to_rows(&gradients.1, group)?);
             dv.push(self.to_rows(&gradients.2, group)?);
@@ -93,6 +99,7 @@ impl Engine<'_> {
         // Whole, as a tile's share of all weights is added once: sums keep their order whatever the groups.
         let [dq, dk, dv] = [side_by_side(dq)?, side_by_side(dk)?, side_by_side(dv)?]; // [rows, D]
 
+        self.enter(Phase::BackwardBefore);
         self.each_tile(Part::BeforeBackward, BOTH * self.per_row.before, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
             let outputs = block.before(&tape, &x, &mine, &self.rope, self.at(&tile))?;

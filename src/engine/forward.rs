@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::heads::HeadGroup;
-use super::{Attention, Engine, Pass, Saved, Source, Stash, side_by_side};
+use super::{Attention, Engine, Pass, Phase, Saved, Source, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, BlockCondition, Condition, Prompt};
 use crate::ops::Tape;
@@ -12,6 +12,7 @@ use crate::watch::{Part, Way};
 impl Engine<'_> {
     /// The condition, and the residual stream `[rows, D]` before the first block.
     pub(super) fn embed(&self, prompt: &Prompt, source: &dyn Source) -> Result<(Condition, Tensor)> {
+        self.enter(Phase::Embed);
         self.with_unit(0, Pass::Forward, || {
             let condition = self.model.conditioner.forward(prompt)?;
             let x = self.buffer(self.model.config.width(), self.dtype())?;
@@ -36,7 +37,9 @@ impl Engine<'_> {
             self.watch.at(Some(i));
             let (next, attention) = self.with_unit(i + 1, Pass::Forward, || {
                 let mine = block.begin(condition)?;
-                let attention = self.attend(block, &mine, &x)?;
+                let phases = [Phase::ForwardExchange, Phase::ForwardAttention];
+                let attention = self.attend(block, &mine, &x, phases)?;
+                self.enter(Phase::ForwardAfter);
                 let next = self.buffer(self.model.config.width(), self.dtype())?;
                 self.each_tile(Part::After, self.per_row.after, |tile| {
                     let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&attention.o, &tile)?);
@@ -54,11 +57,19 @@ impl Engine<'_> {
         Ok(x)
     }
 
-    /// A block's attention, from its input: my heads of each group in turn.
-    pub(super) fn attend(&self, block: &Block, mine: &BlockCondition, x: &Tensor) -> Result<Attention> {
+    /// A block's attention, from its input: my heads of each group in turn. `phases`: what its exchange and attention are.
+    pub(super) fn attend(
+        &self,
+        block: &Block,
+        mine: &BlockCondition,
+        x: &Tensor,
+        phases: [Phase; 2],
+    ) -> Result<Attention> {
         let (mut outputs, mut statistics) = (vec![], vec![]);
         for group in &self.groups {
+            self.enter(phases[0]);
             let [q, k, v] = self.queries_keys_values(block, mine, x, group)?;
+            self.enter(phases[1]);
             let (o, lse) = self.watch.during(Part::Attention, || group.attention.attend(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
             drop((q, k, v));
             outputs.push(self.to_rows(&o, group)?);

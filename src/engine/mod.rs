@@ -13,6 +13,7 @@ mod backward;
 mod forward;
 pub(crate) mod heads;
 mod keeper;
+mod phase;
 pub mod stash;
 mod work;
 
@@ -28,6 +29,7 @@ use crate::watch::{Part, Watch};
 use crate::{Result, bail};
 use heads::HeadGroup;
 pub use keeper::{Keeper, Pass};
+pub use phase::Phase;
 pub use stash::Stash;
 use stash::{Attention, Saved, Shapes};
 use work::PerRow;
@@ -68,6 +70,8 @@ pub struct Engine<'a> {
     per_row: PerRow,
     stash: Arc<Mutex<Stash>>,
     keeper: Option<&'a dyn Keeper>,
+    /// Told at the start of each phase.
+    watcher: Option<&'a dyn Fn(Phase)>,
 }
 
 impl<'a> Engine<'a> {
@@ -93,6 +97,7 @@ impl<'a> Engine<'a> {
             watch: Arc::default(),
             per_row: PerRow::new(config),
             keeper: None,
+            watcher: None,
         })
     }
 
@@ -133,6 +138,17 @@ impl<'a> Engine<'a> {
     /// The same engine, telling `keeper` which units it uses; without, all of them must be there all the time.
     pub fn with_keeper(self, keeper: &'a dyn Keeper) -> Self {
         Self { keeper: Some(keeper), ..self }
+    }
+
+    /// The same engine, telling `watcher` each phase of a step as it begins.
+    pub fn with_watcher(self, watcher: &'a dyn Fn(Phase)) -> Self {
+        Self { watcher: Some(watcher), ..self }
+    }
+
+    fn enter(&self, phase: Phase) {
+        if let Some(watcher) = self.watcher {
+            watcher(phase);
+        }
     }
 
     /// The clip's tokens that this rank holds.

@@ -1,13 +1,14 @@
 //! What a training step needs, known before it runs: memory of each rank by phase and by component, messages, operations.
 //!
 //! - `shape`: the sizes that everything follows from, for one rank of a config;
-//! - `phases`: which buffers live together in a step, and their bytes;
+//! - `phases`: which buffers live together in a step; `buffers`: their bytes;
 //! - `work`: operations and messages;
 //! - [`flop`]: operations of single parts, which `longreel bench` counts by too.
 //!
 //! Sizes of packed panels, of the stash, and of splits come from the code that allocates them; the rest follows src/engine/, whose
-//! order of allocations `phases` repeats. `longreel train --rehearse` measures what this says. Nothing is allocated or read here.
+//! order of allocations `phases` repeats: tests hold each phase against what the allocator counts. `longreel train --rehearse` measures what this says. Nothing is allocated or read here.
 
+mod buffers;
 pub mod flop;
 mod phases;
 mod shape;
@@ -25,6 +26,10 @@ pub use work::Work;
 pub struct Part {
     pub name: &'static str,
     pub bytes: u64,
+}
+
+fn part(name: &'static str, bytes: u64) -> Part {
+    Part { name, bytes }
 }
 
 /// A part of a step, with all that lives at once in it.
@@ -62,13 +67,18 @@ pub struct Plan {
     pub tokens: usize,
     pub parameters: usize,
     pub ranks: Vec<Rank>,
-    /// What the process has once, whatever its ranks hold.
+    /// What the process has beside its ranks' buffers.
     pub process: u64,
     pub work: Work,
 }
 
-/// The process's code, libraries, decoders and thread stacks.
-const PROCESS: u64 = 48 << 20;
+/// The process's code, libraries, decoders, and freed memory that the allocator keeps in any case (at most [`SPARE`]).
+///
+/// [`SPARE`]: crate::allocator::SPARE
+const PROCESS: u64 = 56 << 20;
+
+/// Each rank's small blocks of memory and stacks.
+const SMALL: u64 = 8 << 20;
 
 impl Plan {
     /// For a config whose network is `model`; with `rehearsal`, of what `longreel train --rehearse` runs: no checkpoint and no sample.
@@ -89,7 +99,8 @@ impl Plan {
         let ranks = (0..config.parallel.ranks).map(rank).collect::<Result<Vec<_>>>()?;
         let tokens = grid.iter().product();
         let work = Work::new(config, model, &Shape::new(config, model, grid, 0)?, tokens, parameters);
-        Ok(Self { tokens, parameters, ranks, process: PROCESS, work })
+        let process = PROCESS + SMALL * config.parallel.ranks as u64;
+        Ok(Self { tokens, parameters, ranks, process, work })
     }
 
     /// The rank that needs most.
@@ -99,7 +110,12 @@ impl Plan {
 
     /// Bytes of all ranks, which are threads of one process, and what the process has once.
     pub fn total(&self) -> u64 {
-        self.process + self.ranks.iter().map(|rank| rank.peak().bytes()).sum::<u64>()
+        self.process + self.buffers()
+    }
+
+    /// Bytes of all ranks' buffers, at most.
+    pub fn buffers(&self) -> u64 {
+        self.ranks.iter().map(|rank| rank.peak().bytes()).sum::<u64>()
     }
 
     /// Bytes of the largest rank, with its share of what the process has once.

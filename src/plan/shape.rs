@@ -89,6 +89,11 @@ impl Shape {
         4 * (self.batch * self.mine() * self.group_tokens) as u64
     }
 
+    /// Bytes of delta, a number for each of this rank's rows and each head.
+    pub fn delta(&self) -> u64 {
+        4 * (self.rows * self.width / self.head_dim) as u64
+    }
+
     /// This rank's heads of all groups.
     pub fn mine(&self) -> usize {
         self.groups.iter().map(|group| group[1]).sum()

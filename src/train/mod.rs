@@ -6,6 +6,7 @@ pub mod metrics;
 pub mod optimizer;
 pub mod plot;
 pub mod progress;
+pub mod rehearsal;
 pub mod sampling;
 pub mod schedule;
 pub mod tensorboard;

@@ -14,7 +14,8 @@ use super::clips::{NoisyClip, NoisyClips};
 use super::heldout::Heldout;
 use super::job::Job;
 use super::pace::minding;
-use super::progress::{Progress, memory};
+use super::progress::Progress;
+use super::rehearsal::{Phases, Rehearsal, Seen};
 use super::report::{Report, Step};
 use super::sampling;
 use super::schedule::LearningRate;
@@ -43,7 +44,6 @@ pub fn run(config: RunConfig, resume: bool, launch: &Launch, interrupted: &Atomi
     // Each machine has its own scratch folder, for its own ranks.
     let blocks = (job.model.num_layers * launch.ranks_here(ranks)).div_ceil(ranks);
     stash::check_room(&job.config.stash, blocks, &job.stashed()?)?;
-    settle_memory(&job)?;
     // Of the ranks of this process, which are all or one.
     let watches: Vec<Arc<Watch>> = (0..launch.processes().map_or(ranks, |_| 1)).map(|_| Arc::default()).collect();
     let done = job.resume.as_ref().map_or(0, |checkpoint| checkpoint.state().step);
@@ -57,34 +57,21 @@ pub fn run(config: RunConfig, resume: bool, launch: &Launch, interrupted: &Atomi
     abandoned.into_iter().flatten().next().map_or(Ok(()), |step| Err(Error::Abandoned { step }))
 }
 
-/// Tokens of a clip on a rank from which on freed memory goes back to the system, see [`crate::allocator`].
-const LONG: u64 = 1 << 18;
-
-/// Has the allocator keep or give back what is freed, as suits the job's steps.
-fn settle_memory(job: &Job) -> Result<()> {
-    let clips = job.config.train.batch * job.config.train.accumulate * job.config.parallel.data;
-    let sequence = job.config.parallel.ranks / job.config.parallel.data;
-    if job.tokens()? / (clips * sequence) as u64 >= LONG {
-        crate::allocator::give_back_freed_memory();
-    }
-    Ok(())
-}
-
 /// Steps of a rehearsal, unless the run has fewer: what the first one leaves behind, the second one finds.
 pub(crate) const REHEARSED: u64 = 2;
 
 /// Runs steps as `config` says but for attention's arithmetic, which is left out: memory, messages and stash are as ever, numbers
-/// mean nothing. Saves nothing. Returns the predicted and the measured peak of the process's memory, in bytes.
-pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<[u64; 2]> {
+/// mean nothing. Saves nothing.
+pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
     let job = Job::open(config, false)?;
     let plan = Plan::new(&job.config, &job.model, true)?;
-    settle_memory(&job)?;
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
-    let spent = launch.run(job.config.parallel.ranks, |comm| Rank::new(&job, comm, Arc::default())?.rehearse())?;
+    let done = launch.run(job.config.parallel.ranks, |comm| Rank::new(&job, comm, Arc::default())?.rehearse())?;
+    let (spent, seen): (Vec<Spent>, Vec<Seen>) = done.into_iter().unzip();
     let (steps, tokens) = (REHEARSED.min(job.config.train.steps), job.tokens()?);
     tracing::info!("{}", summary::table(&spent[0], steps, tokens));
-    Ok([plan.total(), memory().peak])
+    Ok(Rehearsal::new(&plan, &seen))
 }
 
 /// One rank of a run.
@@ -200,9 +187,11 @@ impl<'a> Rank<'a> {
         Ok(norm)
     }
 
-    /// Two steps without attention's arithmetic; where their time went.
-    fn rehearse(&self) -> Result<Spent> {
-        let engine = self.engine()?.rehearsing();
+    /// Two steps without attention's arithmetic; where their time went, and what memory they had in use.
+    fn rehearse(&self) -> Result<(Spent, Seen)> {
+        let phases = Phases::default();
+        let enter = |phase| phases.enter(phase);
+        let engine = self.engine()?.with_watcher(&enter).rehearsing();
         let steps = REHEARSED.min(self.job.config.train.steps);
         let mut loader = self.loader(&engine, 0, steps)?;
         let mut spent = Spent::default();
@@ -211,7 +200,8 @@ impl<'a> Rank<'a> {
             self.watch.during(Part::Optimizer, || self.update(step, loss, 0.0))?;
             spent.add(&self.watch.end());
         }
-        Ok(spent)
+        drop((engine, loader));
+        Ok((spent, phases.finish()))
     }
 
     /// The engine of the run's clips, with the run's stash.

@@ -11,6 +11,10 @@ use crate::Result;
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::with_unit;
 
+/// Called while all of a pass's memory is held. Passes take time, so ranks hold theirs at the same time; who computes nothing has to
+/// wait for the others for it to be so.
+pub type Meet<'a> = &'a dyn Fn() -> Result<()>;
+
 /// Small, so that a rehearsed step overflows nowhere; not 0, whose pages need not be touched.
 const FILL: f32 = 1e-6;
 
@@ -31,11 +35,19 @@ pub fn backward_words(half: bool, all: usize, sq: usize, d: usize) -> [usize; 2]
 }
 
 /// As [`attend`](super::attend), in shapes and memory.
-pub fn rehearse_forward(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, rounded: bool) -> Result<(Tensor, Tensor)> {
+pub fn rehearse_forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    rounded: bool,
+    meet: Meet,
+) -> Result<(Tensor, Tensor)> {
     let [b, h, sq, d] = check(Path::best(), q, k, v, scale)?;
     let o = filled(&[b, h, sq, d], result(q.dtype(), rounded))?;
     let lse = filled(&[b, h, sq], DType::F64)?;
     let _packed = Scratch::take(forward_words(q.dtype() == DType::BF16, b * h, k.dims()[2], d));
+    meet()?;
     let lse = if rounded { lse.to_dtype(statistic(q.dtype()))? } else { lse };
     Ok((o, lse))
 }
@@ -48,12 +60,14 @@ pub fn rehearse_backward(
     [lse, delta]: [&Tensor; 2],
     scale: f64,
     rounded: bool,
+    meet: Meet,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let [b, h, sq, d] = check(Path::best(), q, k, v, scale)?;
-    let _statistics = [lse.flatten_all()?.copy()?, delta.flatten_all()?.copy()?];
+    let _statistics = [lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?];
     let dtype = result(q.dtype(), rounded);
     let gradients = (filled(&[b, h, sq, d], dtype)?, filled(k.dims(), dtype)?, filled(v.dims(), dtype)?);
     let _packed = backward_words(q.dtype() == DType::BF16, b * h, sq, d).map(Scratch::take);
+    meet()?;
     Ok(gradients)
 }
 

@@ -159,6 +159,9 @@ impl Stash {
     }
 }
 
+/// Bytes that the copy threads round in.
+pub const CHUNKS: usize = copies::FLYING * pack::CHUNK * size_of::<half::bf16>();
+
 /// Bytes of a block of these shapes where they are copied, to a scratch file or rounded; 0 where tensors are kept as they are.
 pub fn copied(settings: &Settings, shapes: &Shapes) -> u64 {
     match (settings.place, settings.dtype) {

@@ -16,7 +16,7 @@ use crate::{Result, bail};
 const PAGE: u64 = 4096;
 
 /// Values that are rounded at a time: 2 MiB of bf16. Tensors that are not rounded go in one piece.
-const CHUNK: usize = 1 << 20;
+pub(super) const CHUNK: usize = 1 << 20;
 
 /// One tensor of a block.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,13 +7,21 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 /// Memory kept for later calls, in bytes; buffers beyond it are freed.
-pub(crate) const KEPT: usize = 1 << 30;
+pub(crate) const KEPT: usize = 64 << 20;
+
+/// Larger buffers, in bytes, are never kept: what is computed with them takes far longer than to fetch them and fill them with zeros.
+pub(crate) const LARGEST: usize = 16 << 20;
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([u32; 16]);
 
 static FREE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+
+/// Whether a kept buffer of `len` is given to whoever needs `need`, in any one unit.
+pub(crate) fn serves(len: usize, need: usize) -> bool {
+    (need..=2 * need).contains(&len)
+}
 
 /// A borrowed buffer of words, aligned to 64 bytes; it goes back when dropped.
 pub(crate) struct Scratch {
@@ -28,17 +36,12 @@ impl Scratch {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         // The smallest that fits, unless it would waste more than it holds.
         let fit = (0..free.len())
-            .filter(|&i| Self::serves(free[i].len(), need))
+            .filter(|&i| serves(free[i].len(), need))
             .min_by_key(|&i| free[i].len())
             .map(|i| free.swap_remove(i));
         drop(free);
-        let lines = fit.unwrap_or_else(|| vec![Line([0; 16]); need]);
+        let lines = fit.unwrap_or_else(|| bytemuck::zeroed_vec(need));
         Self { lines, len }
-    }
-
-    /// Whether a kept buffer of `len` is given to whoever needs `need`, in any one unit.
-    pub(crate) fn serves(len: usize, need: usize) -> bool {
-        (need..=2 * need).contains(&len)
     }
 
     /// The words as f32.
@@ -63,6 +66,9 @@ impl DerefMut for Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
+        if lines.len() * 64 > LARGEST {
+            return;
+        }
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         let held: usize = free.iter().map(|l| l.len() * 64).sum();
         if held + lines.len() * 64 <= KEPT {

@@ -21,6 +21,7 @@ use crate::model::{Model, Unit};
 use crate::ops::{held, read, release, restore, write};
 use crate::parallel::{Communicator, Reduce, bytes::duplicate};
 use crate::{Error, Result};
+pub use moments::IN_FLIGHT;
 use moments::{Kind, Moments};
 use shards::Shards;
 

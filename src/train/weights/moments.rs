@@ -39,7 +39,7 @@ enum Home {
 }
 
 /// Units in flight between file and optimizer.
-const IN_FLIGHT: usize = 3;
+pub const IN_FLIGHT: usize = 3;
 
 /// A unit's numbers while they are out of the file, one kind after another.
 type Numbers = Vec<f32>;

@@ -1,0 +1,216 @@
+//! The process's allocator: mimalloc, told to keep what is freed, and for large blocks a pool that knows how much is in use.
+//!
+//! A step asks for the same tensors again and again. Memory that goes back to the system in between comes back as page faults,
+//! a tenth of a step's time, so freed memory stays with the process and is handed out again: the pool of every tensor, Candle's
+//! own included. What that costs is that the process never shrinks below its peak.
+//!
+//! Large blocks are mapped one by one and reused for their own length only (`ledger`). An allocator that cuts them from larger
+//! pieces holds more than was ever in use, how much more depending on the order of sizes; this one holds what was, and so a plan of
+//! buffers is a plan of memory.
+
+mod ledger;
+
+use mimalloc::MiMalloc;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use std::alloc::{GlobalAlloc, Layout};
+use std::ptr::null_mut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use ledger::SPARE;
+use ledger::{Block, Ledger};
+
+/// `mi_option_purge_delay` of mimalloc.h, which the Rust crate does not name.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// Blocks of at least so many bytes are the pool's.
+pub const LARGE: usize = 64 << 10;
+
+/// Lengths of the pool's blocks are multiples of this, so that nearly equal requests serve each other.
+const GRAIN: usize = 16 << 10;
+
+/// Alignment of what the system maps.
+const PAGE: usize = 4096;
+
+/// Blocks of at least this length start at a multiple of it and ask for pages of this length: fewer faults, fewer misses of the TLB.
+const HUGE: usize = 2 << 20;
+
+static LEDGER: Mutex<Ledger> = Mutex::new(Ledger::new());
+
+/// See the module.
+pub struct Allocator;
+
+/// Small freed memory is not given back from now on. For programs whose global allocator is [`Allocator`]; without effect elsewhere.
+pub fn keep_freed_memory() {
+    // SAFETY: a plain call that sets one option; -1 means never.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
+}
+
+/// The most bytes of large blocks that were in use at once since the last call; 0 in programs with another allocator.
+pub fn most_in_use() -> usize {
+    books().restart()
+}
+
+fn books() -> MutexGuard<'static, Ledger> {
+    LEDGER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The length of the pool's block for a request, if it is the pool's.
+fn pooled(layout: Layout) -> Option<usize> {
+    (layout.size() >= LARGE && layout.align() <= PAGE).then(|| layout.size().next_multiple_of(GRAIN))
+}
+
+/// A block of `len` bytes, and whether they are zeros; null where the system has none.
+fn take(len: usize) -> (*mut u8, bool) {
+    let mut books = books();
+    let kept = books.take(len);
+    while let Some(block) = books.excess() {
+        drop(books);
+        unmap(block);
+        books = self::books();
+    }
+    drop(books);
+    if let Some(at) = kept {
+        return (std::ptr::with_exposed_provenance_mut(at), false);
+    }
+    match map(len) {
+        Some(at) => (at, true),
+        None => {
+            self::books().untake(len);
+            (null_mut(), true)
+        }
+    }
+}
+
+/// New zeros.
+fn map(len: usize) -> Option<*mut u8> {
+    let huge = len >= HUGE;
+    let room = if huge { len + HUGE - PAGE } else { len };
+    // SAFETY: a mapping at a place that the system chooses touches no other memory.
+    let at = unsafe { mmap_anonymous(null_mut(), room, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }.ok()?;
+    if !huge {
+        return Some(at.cast());
+    }
+    let before = at.align_offset(HUGE);
+    // SAFETY: the block lies within the room, whose other ends nobody knows of; advice that is not followed does no harm.
+    unsafe {
+        let block = at.byte_add(before);
+        for (end, len) in [(at, before), (block.byte_add(len), room - before - len)] {
+            if len > 0 {
+                let _ = munmap(end, len);
+            }
+        }
+        let _ = madvise(block, len, Advice::LinuxHugepage);
+        Some(block.cast())
+    }
+}
+
+fn put(at: *mut u8, len: usize) {
+    let oldest = books().put(Block { at: at.expose_provenance(), len });
+    if let Some(block) = oldest {
+        unmap(block);
+    }
+}
+
+fn unmap(block: Block) {
+    // SAFETY: the ledger gave the block away: it was mapped with this length, nobody uses it and nobody can get it any more.
+    let _ = unsafe { munmap(std::ptr::with_exposed_provenance_mut(block.at), block.len) }; // fails only on a wrong address
+}
+
+// SAFETY: blocks are mapped or mimalloc's, decided by the layout alone, so each goes back where it came from. A mapped block is at
+// least as long as asked for, starts at a page, and is in use by one owner at a time, as the ledger hands out only what was put.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match pooled(layout) {
+            Some(len) => take(len).0,
+            // SAFETY: the caller's promises are passed on, here and below.
+            None => unsafe { MiMalloc.alloc(layout) },
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let Some(len) = pooled(layout) else {
+            // SAFETY: as above.
+            return unsafe { MiMalloc.alloc_zeroed(layout) };
+        };
+        let (at, zeros) = take(len);
+        if !zeros {
+            // SAFETY: the block has at least this length.
+            unsafe { at.write_bytes(0, layout.size()) }
+        }
+        at
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        match pooled(layout) {
+            Some(len) => put(at, len),
+            // SAFETY: as above.
+            None => unsafe { MiMalloc.dealloc(at, layout) },
+        }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller promises that size is not 0 and does not overflow.
+        let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        match (pooled(layout), pooled(new)) {
+            // SAFETY: as above.
+            (None, None) => unsafe { MiMalloc.realloc(at, layout, size) },
+            (Some(old), Some(len)) if old == len => at,
+            // SAFETY: as above; the two blocks are distinct, and both have what is copied.
+            _ => unsafe {
+                let to = self.alloc(new);
+                if !to.is_null() {
+                    to.copy_from_nonoverlapping(at, layout.size().min(size));
+                    self.dealloc(at, layout);
+                }
+                to
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(size: usize) -> Layout {
+        Layout::from_size_align(size, 64).unwrap()
+    }
+
+    fn bytes(at: *mut u8, len: usize) -> &'static mut [u8] {
+        assert!(!at.is_null());
+        // SAFETY: callers give a live block of this length and drop the slice before they free it.
+        unsafe { std::slice::from_raw_parts_mut(at, len) }
+    }
+
+    #[test]
+    fn zeros_are_zeros_whoever_had_the_block_before() {
+        let large = layout(1 << 20);
+        // SAFETY: each block is freed once, with its layout.
+        unsafe {
+            let at = Allocator.alloc(large);
+            bytes(at, 1 << 20).fill(7);
+            Allocator.dealloc(at, large);
+            let again = Allocator.alloc_zeroed(large);
+            assert_eq!(again, at, "the block was not kept");
+            assert!(bytes(again, 1 << 20).iter().all(|&byte| byte == 0));
+            Allocator.dealloc(again, large);
+        }
+    }
+
+    #[test]
+    fn contents_stay_when_a_block_grows_and_shrinks() {
+        let sizes = [100, LARGE - 1, LARGE, LARGE + 1, 3 << 20, (3 << 20) + 1, 5 << 20, LARGE, 200];
+        // SAFETY: the block is reallocated from the layout that it has, and freed with its last one.
+        unsafe {
+            let mut at = Allocator.alloc(layout(sizes[0]));
+            bytes(at, sizes[0]).fill(1);
+            for pair in sizes.windows(2) {
+                at = Allocator.realloc(at, layout(pair[0]), pair[1]);
+                let kept = pair[0].min(pair[1]);
+                assert!(bytes(at, kept).iter().all(|&byte| byte == 1), "{pair:?}");
+                bytes(at, pair[1]).fill(1);
+            }
+            Allocator.dealloc(at, layout(200));
+        }
+    }
+}

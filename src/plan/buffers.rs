@@ -1,0 +1,232 @@
+//! Bytes of the buffers that phases are made of: stash, tiles, head groups, packed panels.
+//!
+//! Panels are told by the functions that the kernels allocate by. A tile is rows times what its tape records at its fullest, with
+//! gradients on their way: model/block.rs from the end.
+
+use super::shape::Shape;
+use super::{Part, part};
+use crate::attention::cpu::rehearsal::{backward_words, forward_words};
+use crate::config::{Compute, Place, RunConfig};
+use crate::engine::Phase as At;
+use crate::engine::stash::CHUNKS;
+use crate::model::ModelConfig;
+use crate::ops::cpu::scratch::{KEPT, LARGEST, serves};
+use crate::ops::packed_words;
+
+/// Bytes of a tile's intermediates; those of `before` and `after` forward and backward.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    pub before: [u64; 2],
+    pub after: [u64; 2],
+    pub head: u64,
+    pub embed: u64,
+}
+
+impl Tile {
+    pub fn new(model: &ModelConfig, s: &Shape) -> Self {
+        // Numbers of a row; bf16 ones are half of a number.
+        let rows = |halves: usize| 2 * (s.tile * halves) as u64;
+        let (d, f, patch) = (model.width(), model.ffn_dim, model.patch_in());
+        let (cross, half) = (if model.text_dim > 0 { 1 } else { 0 }, usize::from(s.half));
+        Self {
+            // h, q and k before and after their norm, v; recorded, and with their gradients. In bf16 casts of q, k, v as well.
+            before: [rows(10 * d + half * 3 * d), rows(20 * d + half * 9 * d)],
+            // The MLP's hidden rows, recorded before and after GELU; with the gradients of both.
+            after: [rows((6 + 8 * cross + 2 * half) * d + 2 * f), rows((12 + 16 * cross + 2 * half) * d + 10 * f)],
+            head: rows(8 * d + 12 * patch),
+            embed: rows(2 * d + 10 * patch),
+        }
+    }
+}
+
+/// Where blocks' inputs and attention's outputs are meanwhile.
+#[derive(Clone, Copy)]
+pub struct Stash {
+    blocks: u64,
+    /// A block's input, output of attention and row statistic.
+    x: u64,
+    o: u64,
+    lse: u64,
+    /// Whether the output and the statistic are stashed.
+    kept: bool,
+    /// Bytes of a block's copy that lie in memory, and of the threads' own; none where tensors are kept as they are.
+    copied: Option<[u64; 2]>,
+}
+
+impl Stash {
+    pub fn new(config: &RunConfig, s: &Shape, blocks: u64) -> Self {
+        let chunks = if config.stash.dtype == Compute::Bf16 { CHUNKS as u64 } else { 0 };
+        let copied = match (config.stash.place, config.stash.dtype) {
+            (Place::Ram, Compute::F32) => None,
+            (Place::Ram, Compute::Bf16) => Some([s.copied(config), chunks]),
+            (Place::Disk, _) => Some([0, chunks]),
+        };
+        let kept = config.stash.keep_attention;
+        Self { blocks, x: s.stream(), o: s.attended(), lse: s.statistic(), kept, copied }
+    }
+
+    /// Bytes that a block keeps as tensors.
+    fn block(&self) -> u64 {
+        self.x + if self.kept { self.o + self.lse } else { 0 }
+    }
+
+    /// What is there while no block is: memory for copies, and the two buffers that they are read into.
+    pub fn idle(&self) -> Vec<Part> {
+        match self.copied {
+            None => vec![],
+            Some([copied, chunks]) => {
+                let read = self.block() - if self.kept { self.lse } else { 0 };
+                vec![
+                    part("stash", self.blocks * copied + chunks),
+                    part("stash: blocks being read", self.blocks.min(2) * read),
+                ]
+            }
+        }
+    }
+
+    /// While forward is at the last block, which is not put yet.
+    pub fn forward(&self) -> Vec<Part> {
+        match self.copied {
+            None => vec![part("stash", (self.blocks - 1) * self.block())],
+            Some(_) => self.idle(),
+        }
+    }
+
+    /// While the head is visited: all blocks are put, and the last one is being copied.
+    pub fn head(&self) -> Vec<Part> {
+        let last = part("stash: block being written", self.block());
+        match self.copied {
+            None => vec![part("stash", self.blocks * self.block())],
+            Some(_) => [self.idle(), vec![last]].concat(),
+        }
+    }
+
+    /// While backward is at the last block, which is taken.
+    pub fn taken(&self) -> Vec<Part> {
+        match self.copied {
+            None => self.head(),
+            Some(_) => [self.idle(), vec![part("row statistics", if self.kept { 2 * self.lse } else { 0 })]].concat(),
+        }
+    }
+
+    /// The same, attention's output being there, or used and, if it is nobody else's, given back.
+    pub fn backward(&self, output: bool) -> Vec<Part> {
+        let mut parts = self.taken();
+        match (self.kept, self.copied.is_none(), output) {
+            (false, _, true) => parts.push(part("output of attention, again", self.o + self.lse)),
+            (false, _, false) => parts.push(part("row statistic, again", self.lse)),
+            (true, true, false) => parts[0].bytes -= self.o,
+            _ => {}
+        }
+        parts
+    }
+}
+
+/// Bytes of the largest head group's tensors.
+#[derive(Clone, Copy)]
+pub struct Groups {
+    /// q, or k, v, o: of tokens, of heads.
+    pub rows: u64,
+    pub heads: u64,
+    /// Received while one of them is exchanged.
+    pub message: u64,
+    /// Results of the kernels, with lse (f64, then f32), or with copies of lse and delta and delta of heads.
+    pub forward: u64,
+    pub backward: u64,
+    /// Whether there are several groups; and one tensor of all others.
+    pub several: bool,
+    pub done: u64,
+}
+
+impl Groups {
+    pub fn new(s: &Shape, groups: &[[usize; 2]]) -> Self {
+        let [all, mine] = groups.iter().copied().fold([0, 0], |most, g| [most[0].max(g[0]), most[1].max(g[1])]);
+        let (each, d) = (s.batch * mine, s.head_dim);
+        let rows = s.element() * (s.rows * all * d) as u64;
+        let numbers = (each * s.group_tokens) as u64;
+        let heads = s.element() * numbers * d as u64;
+        // In a ring two sets of results in f32, with an f64 statistic; keys and values are lent, not copied, from rank to rank.
+        let single = 4 * numbers * d as u64;
+        let ring = s.ring > 1;
+        Self {
+            rows,
+            heads,
+            message: if s.ulysses > 1 { heads } else { 0 },
+            forward: if ring { 2 * single + 24 * numbers } else { heads + 12 * numbers },
+            backward: if ring { 6 * single } else { 3 * heads } + 12 * numbers,
+            several: groups.len() > 1,
+            done: s.attended().saturating_sub(rows),
+        }
+    }
+}
+
+/// Bytes of packed operands: attention's, a block's weights, a tile's. Small ones are kept for the next use
+/// (ops/cpu/scratch.rs), so they are there in every phase.
+#[derive(Clone, Copy)]
+pub struct Panels {
+    /// Attention's: keys and values; queries, sums.
+    forward: u64,
+    backward: [u64; 2],
+    /// A block's weights for forward and for backward that are kept, and that are not.
+    weights: [u64; 2],
+    /// A tile's.
+    tile: u64,
+    /// The rank's share of what may be kept.
+    most: u64,
+}
+
+impl Panels {
+    pub fn new(model: &ModelConfig, s: &Shape) -> Self {
+        let words = |words: usize| 4 * words as u64;
+        let heads = s.groups.iter().map(|group| group[1]).max().unwrap_or(1);
+        let (each, d) = (s.batch * heads, s.head_dim);
+        let forward = words(forward_words(s.half, each, s.group_tokens, d));
+        let backward = backward_words(s.half, each, s.group_tokens, d).map(words);
+        let (width, hidden) = (model.width(), model.ffn_dim);
+        let squares = if model.text_dim > 0 { 6 } else { 4 };
+        let mut weights = [0, 0];
+        for (count, out, inner) in [(squares, width, width), (1, hidden, width), (1, width, hidden)] {
+            for bytes in packed_words(out, inner, s.half).map(words) {
+                weights[usize::from(!kept(bytes))] += count * bytes;
+            }
+        }
+        // Of the weight gradient's product: rows of the hidden numbers as left and as right operand, and of the width.
+        let tile = (s.element() as usize * s.tile * 2 * (hidden + width)) as u64;
+        Self { forward, backward, weights, tile, most: (KEPT / s.ranks) as u64 }
+    }
+
+    /// Panels in use in one of the phases `at`, and those that are kept.
+    pub fn parts(&self, at: &[At]) -> Vec<Part> {
+        let (mut used, mut idle) = (0, 0);
+        let [queries, mut sums] = self.backward;
+        // What forward has left serves backward for its sums, if it fits.
+        if kept(self.forward) && serves(self.forward as usize, sums as usize) {
+            sums = 0;
+            if at.contains(&At::BackwardAttention) {
+                used += self.forward;
+            }
+        }
+        for (bytes, phases) in [
+            (self.forward, &[At::ForwardAttention, At::AgainAttention][..]),
+            (queries, &[At::BackwardAttention]),
+            (sums, &[At::BackwardAttention]),
+        ] {
+            match phases.iter().any(|phase| at.contains(phase)) {
+                true => used += bytes,
+                false if kept(bytes) => idle += bytes,
+                false => {}
+            }
+        }
+        let ends = [At::Embed, At::Head, At::Update];
+        if at.iter().any(|phase| !ends.contains(phase)) {
+            used += self.weights[1];
+        }
+        idle += self.weights[0] + self.tile;
+        vec![part("packed panels in use", used), part("packed panels and weights, kept", idle.min(self.most))]
+    }
+}
+
+/// Whether a packed buffer of so many bytes is kept for its next use.
+fn kept(bytes: u64) -> bool {
+    bytes <= LARGEST as u64
+}
