@@ -202,9 +202,6 @@ impl Panels {
         // What forward has left serves backward for its sums, if it fits.
         if kept(self.forward) && serves(self.forward as usize, sums as usize) {
             sums = 0;
-            if at.contains(&At::BackwardAttention) {
-                used += self.forward;
-            }
         }
         for (bytes, phases) in [
             (self.forward, &[At::ForwardAttention, At::AgainAttention][..]),
