@@ -189,7 +189,8 @@ impl Frames {
         let needed = Part::of_tokens(tokens.clone(), [0, rows, columns], patch);
         let held = Part { frames: self.first..self.first + self.count(), lines: self.lines.clone() };
         let within = |a: &Range<usize>, b: &Range<usize>| a.start >= b.start && a.end <= b.end;
-        if !tokens.is_empty() && !(within(&needed.frames, &held.frames) && within(&needed.lines, &held.lines)) {
+        let there = within(&needed.frames, &held.frames) && within(&needed.lines, &held.lines);
+        if !there && !tokens.is_empty() {
             bail!(
                 "tokens {tokens:?} lie in frames {:?} of the clip, lines {:?}, but frames {:?}, lines {:?}, are held",
                 needed.frames,

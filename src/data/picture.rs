@@ -70,7 +70,7 @@ pub struct Picture {
 }
 
 enum Source {
-    File(PngLines),
+    File(Box<PngLines>),
     /// Decoded, with 3 or 4 channels.
     Memory {
         pixels: Vec<u8>,
@@ -88,7 +88,12 @@ impl Picture {
             && let Some(lines) = PngLines::open(file()?)?
         {
             let (width, height) = lines.reader.info().size();
-            return Ok(Self { width: width as usize, height: height as usize, done: 0, source: Source::File(lines) });
+            return Ok(Self {
+                width: width as usize,
+                height: height as usize,
+                done: 0,
+                source: Source::File(Box::new(lines)),
+            });
         }
         Self::decoded(reader)
     }
@@ -205,7 +210,7 @@ fn flatten(pixels: &[u8], channels: usize, out: &mut [u8]) {
     }
     for (pixel, rgb) in pixels.chunks_exact(channels).zip(out.chunks_exact_mut(3)) {
         let color = if channels > 2 { [pixel[0], pixel[1], pixel[2]] } else { [pixel[0]; 3] };
-        let alpha = if channels % 2 == 0 { pixel[channels - 1] } else { 255 };
+        let alpha = if channels.is_multiple_of(2) { pixel[channels - 1] } else { 255 };
         for (target, value) in rgb.iter_mut().zip(color) {
             *target = blend(value, alpha);
         }

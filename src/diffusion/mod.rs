@@ -19,4 +19,4 @@ pub use objective::Objective;
 pub use sampler::Sampler;
 pub use schedule::{LabelDropout, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep};
 pub(crate) use tiled::State;
-pub use tiled::Velocity;
+pub use tiled::{Make, Take, Velocity};

@@ -13,6 +13,12 @@ use crate::{Result, bail};
 use candle_core::Tensor;
 use std::ops::Range;
 
+/// Makes some rows of a state.
+pub type Make<'a> = &'a dyn Fn(&Range<usize>) -> Result<Tensor>;
+
+/// Takes some rows: which, the state there, and its velocity.
+pub type Take<'a> = &'a mut dyn FnMut(Range<usize>, &Tensor, Tensor) -> Result<()>;
+
 /// The velocity of a state that is made and moved tile by tile.
 pub trait Velocity {
     /// Calls `take(rows, x, v)` for runs of rows, in any order, that together are all rows once: `x` is the state there as
@@ -23,12 +29,7 @@ pub trait Velocity {
     ///
     /// # Errors
     /// Those of `state`, `take` and the network.
-    fn tiles(
-        &mut self,
-        state: &dyn Fn(&Range<usize>) -> Result<Tensor>,
-        sigma: f64,
-        take: &mut dyn FnMut(Range<usize>, &Tensor, Tensor) -> Result<()>,
-    ) -> Result<()>;
+    fn tiles(&mut self, state: Make, sigma: f64, take: Take) -> Result<()>;
 }
 
 /// A tensor `[rows, width]` of which runs of rows are read and written in place.
@@ -157,14 +158,9 @@ impl Sampler {
 }
 
 /// Calls `velocity`, whose tiles must be as the state's.
-fn visit(
-    velocity: &mut dyn Velocity,
-    state: &dyn Fn(&Range<usize>) -> Result<Tensor>,
-    sigma: f64,
-    take: &mut dyn FnMut(Range<usize>, &Tensor, Tensor) -> Result<()>,
-) -> Result<()> {
+fn visit(velocity: &mut dyn Velocity, state: Make, sigma: f64, take: Take) -> Result<()> {
     velocity.tiles(state, sigma, &mut |rows, x, v| {
-        if v.shape() != x.shape() || v.dtype() != x.dtype() || v.dim(0)? != rows.len() {
+        if v.shape() != x.shape() || v.dtype() != x.dtype() {
             let (got, want) = ((v.shape(), v.dtype()), (x.shape(), x.dtype()));
             bail!("sampling at sigma = {sigma}, rows {rows:?}: the velocity is {got:?}, the state {want:?}");
         }

@@ -9,7 +9,7 @@ use crate::config::{self, SamplerKind};
 use crate::data::write::PngWriter;
 use crate::data::{Frames, Part, RowOrder, token_grid};
 use crate::diffusion::{
-    Condition, Guidance, Objective, Sampler, State, Velocity, channel_first, inference_sigmas, noise_rows,
+    Condition, Guidance, Make, Objective, Sampler, State, Take, Velocity, channel_first, inference_sigmas, noise_rows,
     resolve_shift, sample_key, timestep,
 };
 use crate::engine::{Engine, Source};
@@ -111,9 +111,6 @@ impl Network<'_> {
         })
     }
 }
-
-type Make<'a> = &'a dyn Fn(&Range<usize>) -> Result<Tensor>;
-type Take<'a> = &'a mut dyn FnMut(Range<usize>, &Tensor, Tensor) -> Result<()>;
 
 impl Velocity for Network<'_> {
     fn tiles(&mut self, state: Make, sigma: f64, take: Take) -> Result<()> {

@@ -5,7 +5,7 @@ use super::{message, values};
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
 use longreel::config::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
-use longreel::diffusion::{Sampler, Velocity, noise_rows, sample_key};
+use longreel::diffusion::{Make, Sampler, Take, Velocity, noise_rows, sample_key};
 use std::ops::Range;
 
 const ROWS: usize = 11;
@@ -32,12 +32,7 @@ struct Tiles {
 }
 
 impl Velocity for Tiles {
-    fn tiles(
-        &mut self,
-        state: &dyn Fn(&Range<usize>) -> Result<Tensor>,
-        sigma: f64,
-        take: &mut dyn FnMut(Range<usize>, &Tensor, Tensor) -> Result<()>,
-    ) -> Result<()> {
+    fn tiles(&mut self, state: Make, sigma: f64, take: Take) -> Result<()> {
         self.calls += 1;
         // A copy: a view would move with the state.
         let parts = [0..4, 4..5, 5..ROWS].iter().map(|rows| Ok(state(rows)?.copy()?)).collect::<Result<Vec<_>>>()?;
@@ -56,7 +51,8 @@ fn tiles_give_the_bits_of_the_whole() {
         for (end, dtype) in [(0.0, DType::F32), (0.0, DType::F64), (0.2, DType::F32)] {
             let sampler = Sampler::new(kind, spaced(1.0, end, 7)).unwrap();
             let whole = values(&sampler.run(noise(dtype), velocity).unwrap());
-            for tiles in [vec![0..ROWS], vec![0..5, 5..10, 10..11], vec![7..11, 0..3, 3..7]] {
+            let in_one = std::iter::once(0..ROWS).collect();
+            for tiles in [in_one, vec![0..5, 5..10, 10..11], vec![7..11, 0..3, 3..7]] {
                 let mut network = Tiles { tiles, calls: 0 };
                 let tiled = sampler.run_in_tiles(noise(dtype), &mut network).unwrap();
                 assert_eq!((tiled.dims(), tiled.dtype()), (&[ROWS, WIDTH][..], dtype));
@@ -71,12 +67,7 @@ fn tiles_give_the_bits_of_the_whole() {
 struct Wrong(fn(&Tensor) -> Result<Tensor>);
 
 impl Velocity for Wrong {
-    fn tiles(
-        &mut self,
-        state: &dyn Fn(&Range<usize>) -> Result<Tensor>,
-        _sigma: f64,
-        take: &mut dyn FnMut(Range<usize>, &Tensor, Tensor) -> Result<()>,
-    ) -> Result<()> {
+    fn tiles(&mut self, state: Make, _sigma: f64, take: Take) -> Result<()> {
         let here = state(&(0..4))?;
         take(0..4, &here, (self.0)(&here)?)
     }

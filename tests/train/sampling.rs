@@ -211,7 +211,7 @@ fn a_failure_to_take_a_band_ends_all_ranks() {
             if taken == 2 { Err(Error::Invalid("no room".into())) } else { Ok(()) }
         })
     });
-    assert!(result.err().expect("rank 0 fails").to_string().contains("no room"));
+    assert!(result.expect_err("rank 0 fails").to_string().contains("no room"));
 }
 
 #[test]
