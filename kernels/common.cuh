@@ -29,6 +29,7 @@ constexpr float LOG2_E = 1.44269504088896340736f;
 constexpr float LN_2 = 0.693147180559945309417f;
 constexpr float INFINITE = __builtin_huge_valf();
 constexpr u32 WARP = 0xFFFFFFFF;
+constexpr int THREADS = 256; // of a block, in all kernels but attention's
 
 __device__ __forceinline__ float load(const float* p) {
     return *p;

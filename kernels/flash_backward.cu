@@ -192,14 +192,14 @@ __device__ __forceinline__ void flash_backward_q(const bf16* q, const bf16* k, c
 } // namespace
 
 #define FLASH_BACKWARD(KV, Q, D, OUT)                                                                                     \
-    static_assert(KV##_threads == THREADS && KV##_shared == BackwardKv<D>::SHARED);                                       \
-    static_assert(Q##_threads == THREADS && Q##_shared == BackwardQ<D>::SHARED);                                          \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
+    static_assert(KV##_threads == TILE_THREADS && KV##_shared == BackwardKv<D>::SHARED);                                       \
+    static_assert(Q##_threads == TILE_THREADS && Q##_shared == BackwardQ<D>::SHARED);                                          \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                                 \
         KV(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse, const float* delta, OUT* dk,   \
            OUT* dv, Strides q_at, Strides k_at, Strides v_at, Strides d_o_at, int queries, int keys, float scale) {       \
         flash_backward_kv<D>(q, k, v, d_o, lse, delta, dk, dv, q_at, k_at, v_at, d_o_at, queries, keys, scale);           \
     }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                                 \
         Q(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse, const float* delta, OUT* dq,    \
           Strides q_at, Strides k_at, Strides v_at, Strides d_o_at, int queries, int keys, float scale) {                 \
         flash_backward_q<D>(q, k, v, d_o, lse, delta, dq, q_at, k_at, v_at, d_o_at, queries, keys, scale);                \

@@ -131,8 +131,8 @@ __device__ __forceinline__ void flash_forward(const bf16* q, const bf16* k, cons
 } // namespace
 
 #define FLASH_FORWARD(NAME, D, OUT, LSE)                                                                                  \
-    static_assert(NAME##_threads == THREADS && NAME##_shared == Forward<D>::SHARED);                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
+    static_assert(NAME##_threads == TILE_THREADS && NAME##_shared == Forward<D>::SHARED);                                      \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                                 \
         NAME(const bf16* q, const bf16* k, const bf16* v, OUT* o, LSE* lse, Strides q_at, Strides k_at, Strides v_at,     \
              int queries, int keys, float scale) {                                                                        \
         flash_forward<D>(q, k, v, o, lse, q_at, k_at, v_at, queries, keys, scale);                                        \

@@ -12,8 +12,8 @@ struct Strides {
 };
 
 /// A block's threads, in all kernels with tiles.
-constexpr int THREADS = 128;
-constexpr int WARPS = THREADS / 32;
+constexpr int TILE_THREADS = 128;
+constexpr int WARPS = TILE_THREADS / 32;
 
 /// Where a row's chunk is, in elements.
 template <int D>
@@ -28,10 +28,10 @@ __device__ __forceinline__ int at(int row, int chunk) {
 template <int D, int ROWS>
 __device__ __forceinline__ void copy_tile(Shared<bf16> tile, const bf16* matrix, i64 stride, int first, int rows) {
     constexpr int CHUNKS = D / 8;
-    static_assert(ROWS * CHUNKS % THREADS == 0);
+    static_assert(ROWS * CHUNKS % TILE_THREADS == 0);
 #pragma unroll 1 // unrolled, its addresses would be kept in registers, which are short
-    for (int i = 0; i < ROWS * CHUNKS / THREADS; ++i) {
-        const int n = i * THREADS + threadIdx.x, row = n / CHUNKS, chunk = n % CHUNKS;
+    for (int i = 0; i < ROWS * CHUNKS / TILE_THREADS; ++i) {
+        const int n = i * TILE_THREADS + threadIdx.x, row = n / CHUNKS, chunk = n % CHUNKS;
         const bool inside = first + row < rows;
         const bf16* source = matrix + (inside ? first + row : 0) * stride + chunk * 8;
         cp_async<16>(tile + at<D>(row, chunk), source, inside ? 16 : 0);
@@ -41,7 +41,7 @@ __device__ __forceinline__ void copy_tile(Shared<bf16> tile, const bf16* matrix,
 /// Begins to copy `COUNT` numbers from `first` on of an array of `total`; those beyond are zeros.
 template <int COUNT>
 __device__ __forceinline__ void copy_numbers(Shared<float> to, const float* from, int first, int total) {
-    static_assert(COUNT <= THREADS);
+    static_assert(COUNT <= TILE_THREADS);
     const int i = threadIdx.x;
     if (i < COUNT) {
         const bool inside = first + i < total;

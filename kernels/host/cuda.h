@@ -83,6 +83,10 @@ inline unsigned bf16_pair(float low, float high) {
     return bf16_bits(low) | bf16_bits(high) << 16;
 }
 
+inline void sincospif(float x, float* sine, float* cosine) {
+    *sine = float(std::sin(M_PI * x)), *cosine = float(std::cos(M_PI * x));
+}
+
 inline float exp2_fast(float x) {
     return exp2f(x);
 }

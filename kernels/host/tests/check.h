@@ -58,10 +58,10 @@ std::vector<double> doubles(const std::vector<T>& values) {
     return result;
 }
 
-/// The greatest error, as a share of the greatest true value.
+/// The greatest error, as a share of the greatest true value, or of `scale`, whichever is greater.
 template <class T>
-double error(const std::vector<T>& got, const std::vector<double>& truth) {
-    double most = 0, scale = 0;
+double error(const std::vector<T>& got, const std::vector<double>& truth, double scale = 0) {
+    double most = 0;
     for (size_t i = 0; i < truth.size(); ++i) {
         const double off = std::abs(number(got[i]) - truth[i]);
         if (!(off <= most)) most = off; // NaN, too
@@ -79,12 +79,13 @@ inline void expect(const std::string& what, double error, double bound) {
 }
 
 template <class T>
-void expect(const std::string& what, const std::vector<T>& got, const std::vector<double>& truth, double bound) {
+void expect(const std::string& what, const std::vector<T>& got, const std::vector<double>& truth, double bound,
+            double scale = 0) {
     if (got.size() != truth.size()) {
         fprintf(stderr, "check: %s: %zu values, not %zu\n", what.c_str(), got.size(), truth.size());
         exit(2);
     }
-    expect(what, error(got, truth), bound);
+    expect(what, error(got, truth, scale), bound);
 }
 
 /// Remembers the bits of the first order's results; those of the others must be the same.
