@@ -6,7 +6,7 @@ LONGREEL = target/release/longreel
 DEMO = runs/demo# as in configs/demo.toml
 PEERS ?= $(HOME)/.cache/longreel-peers
 
-.PHONY: help demo test lint setup build golden bench bench-peers-setup clean
+.PHONY: help demo test lint check-cuda setup build golden bench bench-peers-setup clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +29,9 @@ test: setup ## all tests: unit, integration, documentation, and that the example
 lint: setup ## formatting and clippy, warnings being errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+
+check-cuda: ## compile the CUDA kernels for every GPU and judge the result, without a GPU: nvcc comes from PyPI, 300 MB
+	scripts/check-cuda.sh
 
 setup: ## install what is missing (apt, on Debian), check Rust and Python; quiet when all is there
 	@scripts/setup.sh
