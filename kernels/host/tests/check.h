@@ -15,6 +15,20 @@
 using emulator::Buffer;
 using emulator::Order;
 
+/// A kernel and how it is launched, for tests that are written once for several kernels.
+template <class... Parameters>
+struct Kernel {
+    void (*function)(Parameters...);
+    int threads, shared;
+
+    template <class... Arguments>
+    void operator()(dim3 grid, Order order, Arguments... arguments) const {
+        emulator::launch(grid, threads, shared, order, [&] { function(arguments...); });
+    }
+};
+
+#define KERNEL_OF(NAME) Kernel{NAME, NAME##_threads, NAME##_shared}
+
 inline std::mt19937_64 generator(7);
 
 inline bf16 to_bf16(float value) {

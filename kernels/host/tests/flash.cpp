@@ -1,28 +1,22 @@
 // Flash attention of all head dims, of even and uneven lengths, single rows, extreme logits.
 #include "flash.h"
 
-CHECK(64, bf16_d, bf16, float)
-CHECK(96, bf16_d, bf16, float)
-CHECK(128, bf16_d, bf16, float)
-CHECK(64, partial_bf16_d, float, double)
-CHECK(96, partial_bf16_d, float, double)
-CHECK(128, partial_bf16_d, float, double)
-
 int main() {
     emulator::catch_faults();
-    const Shape uneven = {1, 2, 131, 77, 0}, even = {1, 1, 128, 128, 0}, one = {2, 1, 1, 1, 0};
-    check_bf16_d64(uneven);
-    check_bf16_d64({1, 1, 20, 50, -400});
-    check_bf16_d64({1, 1, 70, 333, 0});
-    check_bf16_d96({1, 1, 131, 77, 0});
-    check_bf16_d128({1, 1, 131, 77, 0});
-    check_bf16_d64(even), check_bf16_d96(even), check_bf16_d128(even);
-    check_bf16_d64(one), check_bf16_d96(one), check_bf16_d128(one);
-    check_bf16_d64({1, 1, 1, 200, 0}), check_bf16_d96({1, 1, 65, 1, 0});
-    for (float logits : {100.0f, 1e4f, -400.0f}) {
-        check_bf16_d64({1, 1, 40, 100, logits});
-        check_partial_bf16_d128({1, 1, 40, 100, logits});
+    // More tiles than slots, fewer, even, single rows.
+    for (const Shape& shape : {Shape{1, 2, 131, 205, 0}, {1, 1, 131, 77, 0}, {1, 1, 128, 128, 0}, {2, 1, 1, 1, 0}}) {
+        CHECK(bf16, 64, bf16, float, shape);
+        CHECK(bf16, 96, bf16, float, shape);
+        CHECK(bf16, 128, bf16, float, shape);
     }
-    check_partial_bf16_d64({1, 1, 33, 65, 0}), check_partial_bf16_d96({1, 1, 33, 65, 0});
-    check_partial_bf16_d128({1, 2, 33, 65, 0});
+    for (const Shape& shape : {Shape{1, 1, 1, 200, 0}, {1, 1, 65, 1, 0}, {1, 1, 70, 333, 0}}) CHECK(bf16, 64, bf16, float, shape);
+    for (float logits : {100.0f, 1e4f, -400.0f}) {
+        const Shape extreme = {1, 1, 40, 100, logits};
+        CHECK(bf16, 64, bf16, float, extreme);
+        CHECK(partial_bf16, 128, float, double, extreme);
+    }
+    const Shape small = {1, 2, 33, 65, 0};
+    CHECK(partial_bf16, 64, float, double, small);
+    CHECK(partial_bf16, 96, float, double, small);
+    CHECK(partial_bf16, 128, float, double, small);
 }
