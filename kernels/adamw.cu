@@ -1,5 +1,5 @@
-// AdamW with clipping and the moving average in one pass over flat f32 buffers, and the squared norm that clipping needs: what
-// src/train/optimizer.rs and ema.rs do on a CPU.
+// AdamW with clipping and the moving average in one pass over flat f32 buffers, and the squared norm that clipping
+// needs: what src/train/optimizer.rs and ema.rs do on a CPU.
 #include "common.cuh"
 
 /// What one step does to every element; see `Step` in src/train/optimizer.rs, whose names these are.
@@ -15,12 +15,13 @@ struct AdamW {
 
 static_assert(adamw_threads == THREADS && norm_squared_threads == THREADS && norm_squared_shared == THREADS * 8);
 
-/// `average` may be null. `no_decay` is `[ranges, 2]`: ascending ranges (from, to) of elements without weight decay. grid:
-/// ceil(n / THREADS).
+/// `average` may be null. `no_decay` is `[ranges, 2]`: ascending ranges (from, to) of elements without weight decay.
+/// grid: ceil(n / THREADS).
 extern "C" __global__ void __launch_bounds__(THREADS)
     adamw(float* params, const float* grads, float* m, float* v, float* average, i64 n, AdamW step, const i64* no_decay,
           int ranges) {
-    // The first range that ends within the block's elements or after them: the same for all threads, who walk on from there.
+    // The first range that ends within the block's elements or after them: the same for all threads, who walk on from
+    // there.
     const i64 start = i64(blockIdx.x) * THREADS, i = start + threadIdx.x;
     int range = 0;
     for (int end = ranges; range < end;) {
@@ -44,8 +45,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (average) average[i] += step.average * (param - average[i]);
 }
 
-/// parts[block] = the sum of squares of the block's 64 THREADS values, in f64 and in a fixed order; their sum, in order, is the
-/// squared norm, and not finite if a value is not. grid: ceil(n / 64 / THREADS).
+/// parts[block] = the sum of squares of the block's 64 THREADS values, in f64 and in a fixed order; their sum, in
+/// order, is the squared norm, and not finite if a value is not. grid: ceil(n / 64 / THREADS).
 extern "C" __global__ void __launch_bounds__(THREADS) norm_squared(const float* values, double* parts, i64 n) {
     const auto sums = shared<double>(0, THREADS);
     const i64 start = i64(blockIdx.x) * THREADS * 64 + threadIdx.x;

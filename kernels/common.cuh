@@ -1,7 +1,8 @@
 // What all kernels share: numbers, sums over warps and blocks. The instructions below it are in device.cuh, or, for the
 // emulator, in host/cuda.h.
 //
-// Kernels take no bf16 arithmetic: activations are read as f32, whatever they are stored in, and rounded once when written.
+// Kernels take no bf16 arithmetic: activations are read as f32, whatever they are stored in, and rounded once when
+// written.
 #pragma once
 
 #ifdef __CUDACC__
@@ -75,7 +76,8 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-/// The sum over the block, in all threads and in a fixed order. `scratch` holds a number a warp and may be used again at once.
+/// The sum over the block, in all threads and in a fixed order. `scratch` holds a number a warp and may be used again
+/// at once.
 __device__ __forceinline__ float block_sum(float x, Shared<float> scratch) {
     x = warp_sum(x);
     __syncthreads(); // those before have read the scratch

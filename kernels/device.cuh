@@ -46,7 +46,8 @@ template <int BYTES, class T>
 __device__ __forceinline__ void cp_async(Shared<T> target, const void* source, int valid) {
     const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(target));
     if constexpr (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(valid) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(valid)
+                     : "memory");
     } else {
         asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(source), "r"(valid) : "memory");
     }

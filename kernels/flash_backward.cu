@@ -1,11 +1,12 @@
-// Flash attention, backward, with the saved lse and delta = rowsum(do * o) given. Two kernels, so that no sum needs atomics and
-// results have the same bits every time: one takes blocks of keys and lets queries pass by, for dk and dv; one takes blocks of
-// queries and lets keys pass by, for dq. Each makes the probabilities p = exp(scale q k - lse) again:
+// Flash attention, backward, with the saved lse and delta = rowsum(do * o) given. Two kernels, so that no sum needs
+// atomics and results have the same bits every time: one takes blocks of keys and lets queries pass by, for dk and dv;
+// one takes blocks of queries and lets keys pass by, for dq. Each makes the probabilities p = exp(scale q k - lse)
+// again:
 //
 //     dv = pᵀ do,   ds = p (do vᵀ - delta),   dk = scale dsᵀ q,   dq = scale ds k
 //
-// Rows beyond the end are zeros in shared memory, and so is what they would add to a sum; only where keys pass by, p of a key
-// beyond the end must be set to 0, as it may be infinite.
+// Rows beyond the end are zeros in shared memory, and so is what they would add to a sum; only where keys pass by, p of
+// a key beyond the end must be set to 0, as it may be infinite.
 #include "tile.cuh"
 
 namespace {
@@ -30,8 +31,8 @@ struct BackwardQ {
     static constexpr int SHARED = BLOCK * D * 4 + STAGES * SLOT;
 };
 
-/// `dk`, `dv` `[B, H, Sk, D]` contiguous; lse and delta `[B, H, Sq]`; grid: (blocks of keys, H, B). Rows are keys here, columns
-/// queries: pᵀ and dsᵀ are made as left operands of their products.
+/// `dk`, `dv` `[B, H, Sk, D]` contiguous; lse and delta `[B, H, Sq]`; grid: (blocks of keys, H, B). Rows are keys here,
+/// columns queries: pᵀ and dsᵀ are made as left operands of their products.
 template <int D, class Out>
 __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o,
                                                   const float* lse, const float* delta, Out* dk, Out* dv, Strides q_at,
@@ -50,7 +51,9 @@ __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, 
     delta += index * queries;
 
     const auto k_tile = shared<bf16>(0, B::BLOCK * D), v_tile = shared<bf16>(B::BLOCK * D * 2, B::BLOCK * D);
-    const auto rows_of = [&](int step) { return shared<bf16>(B::BLOCK * D * 4 + step % B::STAGES * B::SLOT, 2 * TILE); };
+    const auto rows_of = [&](int step) {
+        return shared<bf16>(B::BLOCK * D * 4 + step % B::STAGES * B::SLOT, 2 * TILE);
+    };
     const auto numbers_of = [&](int step) {
         return shared<float>(B::BLOCK * D * 4 + step % B::STAGES * B::SLOT + 4 * TILE, 2 * B::N);
     };
@@ -121,8 +124,9 @@ __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, 
 /// `dq` `[B, H, Sq, D]` contiguous; grid: (blocks of queries, H, B).
 template <int D, class Out>
 __device__ __forceinline__ void flash_backward_q(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o,
-                                                 const float* lse, const float* delta, Out* dq, Strides q_at, Strides k_at,
-                                                 Strides v_at, Strides d_o_at, int queries, int keys, float scale) {
+                                                 const float* lse, const float* delta, Out* dq, Strides q_at,
+                                                 Strides k_at, Strides v_at, Strides d_o_at, int queries, int keys,
+                                                 float scale) {
     using B = BackwardQ<D>;
     constexpr int M = B::M, N = B::N / 8, TILE = B::N * D;
     const int head = blockIdx.y, batch = blockIdx.z, lane = threadIdx.x % 32;
@@ -134,7 +138,9 @@ __device__ __forceinline__ void flash_backward_q(const bf16* q, const bf16* k, c
     d_o += batch * d_o_at.batch + head * d_o_at.head;
 
     const auto q_tile = shared<bf16>(0, B::BLOCK * D), d_o_tile = shared<bf16>(B::BLOCK * D * 2, B::BLOCK * D);
-    const auto rows_of = [&](int step) { return shared<bf16>(B::BLOCK * D * 4 + step % B::STAGES * B::SLOT, 2 * TILE); };
+    const auto rows_of = [&](int step) {
+        return shared<bf16>(B::BLOCK * D * 4 + step % B::STAGES * B::SLOT, 2 * TILE);
+    };
     const int steps = (keys + B::N - 1) / B::N;
     const auto begin = [&](int step) {
         if (step < steps) {
@@ -191,18 +197,18 @@ __device__ __forceinline__ void flash_backward_q(const bf16* q, const bf16* k, c
 
 } // namespace
 
-#define FLASH_BACKWARD(KV, Q, D, OUT)                                                                                     \
-    static_assert(KV##_threads == TILE_THREADS && KV##_shared == BackwardKv<D>::SHARED);                                       \
-    static_assert(Q##_threads == TILE_THREADS && Q##_shared == BackwardQ<D>::SHARED);                                          \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                                 \
-        KV(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse, const float* delta, OUT* dk,   \
-           OUT* dv, Strides q_at, Strides k_at, Strides v_at, Strides d_o_at, int queries, int keys, float scale) {       \
-        flash_backward_kv<D>(q, k, v, d_o, lse, delta, dk, dv, q_at, k_at, v_at, d_o_at, queries, keys, scale);           \
-    }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                                 \
-        Q(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse, const float* delta, OUT* dq,    \
-          Strides q_at, Strides k_at, Strides v_at, Strides d_o_at, int queries, int keys, float scale) {                 \
-        flash_backward_q<D>(q, k, v, d_o, lse, delta, dq, q_at, k_at, v_at, d_o_at, queries, keys, scale);                \
+#define FLASH_BACKWARD(KV, Q, D, OUT)                                                                                  \
+    static_assert(KV##_threads == TILE_THREADS && KV##_shared == BackwardKv<D>::SHARED);                               \
+    static_assert(Q##_threads == TILE_THREADS && Q##_shared == BackwardQ<D>::SHARED);                                  \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS) KV(                                                     \
+        const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse, const float* delta, OUT* dk,   \
+        OUT* dv, Strides q_at, Strides k_at, Strides v_at, Strides d_o_at, int queries, int keys, float scale) {       \
+        flash_backward_kv<D>(q, k, v, d_o, lse, delta, dk, dv, q_at, k_at, v_at, d_o_at, queries, keys, scale);        \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                         \
+        Q(const bf16* q, const bf16* k, const bf16* v, const bf16* d_o, const float* lse, const float* delta, OUT* dq, \
+          Strides q_at, Strides k_at, Strides v_at, Strides d_o_at, int queries, int keys, float scale) {              \
+        flash_backward_q<D>(q, k, v, d_o, lse, delta, dq, q_at, k_at, v_at, d_o_at, queries, keys, scale);             \
     }
 
 FLASH_BACKWARD(flash_backward_kv_bf16_d64, flash_backward_q_bf16_d64, 64, bf16)

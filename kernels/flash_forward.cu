@@ -1,23 +1,25 @@
-// Flash attention, forward: o = softmax(scale q kᵀ) v and the row statistic lse, without a mask (FlashAttention-2, arXiv
-// 2307.08691).
+// Flash attention, forward: o = softmax(scale q kᵀ) v and the row statistic lse, without a mask (FlashAttention-2,
+// arXiv 2307.08691).
 //
-// A block takes BLOCK queries of one head, a warp 16 M of them. Tiles of keys and of values pass by in turn through a ring of
-// STAGES slots in shared memory, copied asynchronously: K0 V0 K1 V1 ... While one is at work the next ones are on their way.
-// Logits, their exponentials and o stay in registers. The softmax is online, in base 2, with the row's maximum subtracted.
+// A block takes BLOCK queries of one head, a warp 16 M of them. Tiles of keys and of values pass by in turn through a
+// ring of STAGES slots in shared memory, copied asynchronously: K0 V0 K1 V1 ... While one is at work the next ones are
+// on their way. Logits, their exponentials and o stay in registers. The softmax is online, in base 2, with the row's
+// maximum subtracted.
 #include "tile.cuh"
 
 namespace {
 
 template <int D>
 struct Forward {
-    static constexpr int M = 2;                          // tiles of 16 queries a warp
-    static constexpr int BLOCK = WARPS * M * 16;         // queries of a block
-    static constexpr int N = D == 128 ? 32 : 64;         // keys of a tile: what registers allow
-    static constexpr int STAGES = 4;                     // two blocks fit an SM of an A100
+    static constexpr int M = 2;                  // tiles of 16 queries a warp
+    static constexpr int BLOCK = WARPS * M * 16; // queries of a block
+    static constexpr int N = D == 128 ? 32 : 64; // keys of a tile: what registers allow
+    static constexpr int STAGES = 4;             // two blocks fit an SM of an A100
     static constexpr int SHARED = (BLOCK + STAGES * N) * D * 2;
 };
 
-/// The row statistic, in f64 for partial results: at logits of 1e4 an f32 is off by 5e-4, which would be the error of a share.
+/// The row statistic, in f64 for partial results: at logits of 1e4 an f32 is off by 5e-4, which would be the error of a
+/// share.
 __device__ __forceinline__ void store_lse(float* lse, float max, float sum) {
     *lse = (max + log2f(sum)) * LN_2;
 }
@@ -28,8 +30,9 @@ __device__ __forceinline__ void store_lse(double* lse, float max, float sum) {
 
 /// `o` `[B, H, Sq, D]` and `lse` `[B, H, Sq]`, contiguous; grid: (blocks of queries, H, B).
 template <int D, class Out, class Lse>
-__device__ __forceinline__ void flash_forward(const bf16* q, const bf16* k, const bf16* v, Out* o, Lse* lse, Strides q_at,
-                                              Strides k_at, Strides v_at, int queries, int keys, float scale) {
+__device__ __forceinline__ void flash_forward(const bf16* q, const bf16* k, const bf16* v, Out* o, Lse* lse,
+                                              Strides q_at, Strides k_at, Strides v_at, int queries, int keys,
+                                              float scale) {
     using F = Forward<D>;
     constexpr int M = F::M, N = F::N / 8;
     const int head = blockIdx.y, batch = blockIdx.z, lane = threadIdx.x % 32;
@@ -130,12 +133,12 @@ __device__ __forceinline__ void flash_forward(const bf16* q, const bf16* k, cons
 
 } // namespace
 
-#define FLASH_FORWARD(NAME, D, OUT, LSE)                                                                                  \
-    static_assert(NAME##_threads == TILE_THREADS && NAME##_shared == Forward<D>::SHARED);                                      \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                                 \
-        NAME(const bf16* q, const bf16* k, const bf16* v, OUT* o, LSE* lse, Strides q_at, Strides k_at, Strides v_at,     \
-             int queries, int keys, float scale) {                                                                        \
-        flash_forward<D>(q, k, v, o, lse, q_at, k_at, v_at, queries, keys, scale);                                        \
+#define FLASH_FORWARD(NAME, D, OUT, LSE)                                                                              \
+    static_assert(NAME##_threads == TILE_THREADS && NAME##_shared == Forward<D>::SHARED);                             \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                        \
+        NAME(const bf16* q, const bf16* k, const bf16* v, OUT* o, LSE* lse, Strides q_at, Strides k_at, Strides v_at, \
+             int queries, int keys, float scale) {                                                                    \
+        flash_forward<D>(q, k, v, o, lse, q_at, k_at, v_at, queries, keys, scale);                                    \
     }
 
 FLASH_FORWARD(flash_forward_bf16_d64, 64, bf16, float)

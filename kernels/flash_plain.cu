@@ -1,12 +1,13 @@
-// Plain f32 attention, to check the fast kernels by: a block makes one row. Head dims up to 256; not for long sequences.
+// Plain f32 attention, to check the fast kernels by: a block makes one row. Head dims up to 256; not for long
+// sequences.
 //
-// Other rows pass by a block's width at a time: each thread makes the logit of one of them, then each feature's sum is taken by
-// one thread. As flash_forward.cu and flash_backward.cu, no sum needs atomics.
+// Other rows pass by a block's width at a time: each thread makes the logit of one of them, then each feature's sum is
+// taken by one thread. As flash_forward.cu and flash_backward.cu, no sum needs atomics.
 #include "tile.cuh"
 
 namespace {
 
-constexpr int MOST = 256;            // features
+constexpr int MOST = 256;                 // features
 constexpr int SUMS = MOST / TILE_THREADS; // features of a thread
 static_assert(flash_forward_f32_threads == TILE_THREADS && flash_backward_kv_f32_threads == TILE_THREADS);
 static_assert(flash_backward_q_f32_threads == TILE_THREADS);
@@ -71,8 +72,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
 /// As flash_backward_kv_bf16_d64, of any d; grid: (keys, H, B).
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
     flash_backward_kv_f32(const float* q, const float* k, const float* v, const float* d_o, const float* lse,
-                          const float* delta, float* dk, float* dv, Strides q_at, Strides k_at, Strides v_at, Strides d_o_at,
-                          int queries, int keys, int d, float scale) {
+                          const float* delta, float* dk, float* dv, Strides q_at, Strides k_at, Strides v_at,
+                          Strides d_o_at, int queries, int keys, int d, float scale) {
     const auto k_row = shared<float>(0, MOST), v_row = shared<float>(MOST * 4, MOST);
     const auto p = shared<float>(MOST * 8, TILE_THREADS), ds = shared<float>(MOST * 8 + TILE_THREADS * 4, TILE_THREADS);
     const i64 head = i64(blockIdx.z) * gridDim.y + blockIdx.y, row = head * keys + blockIdx.x;
@@ -107,8 +108,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
 /// As flash_backward_q_bf16_d64, of any d; grid: (queries, H, B).
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
     flash_backward_q_f32(const float* q, const float* k, const float* v, const float* d_o, const float* lse,
-                         const float* delta, float* dq, Strides q_at, Strides k_at, Strides v_at, Strides d_o_at, int queries,
-                         int keys, int d, float scale) {
+                         const float* delta, float* dq, Strides q_at, Strides k_at, Strides v_at, Strides d_o_at,
+                         int queries, int keys, int d, float scale) {
     const auto q_row = shared<float>(0, MOST), d_o_row = shared<float>(MOST * 4, MOST);
     const auto ds = shared<float>(MOST * 8, TILE_THREADS);
     const i64 row = (i64(blockIdx.z) * gridDim.y + blockIdx.y) * queries + blockIdx.x;

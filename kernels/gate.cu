@@ -1,5 +1,5 @@
-// The gated residual out = x + gate y, with a gate for each sample, and its backward: dy = dout gate, dgate = sum y dout over the
-// sample's rows. x's gradient is dout itself.
+// The gated residual out = x + gate y, with a gate for each sample, and its backward: dy = dout gate, dgate = sum y
+// dout over the sample's rows. x's gradient is dout itself.
 #include "rows.cuh"
 
 namespace {
@@ -8,7 +8,8 @@ static_assert(gate_forward_f32_threads == THREADS && gate_backward_f32_threads =
 
 /// x, y, out `[n, width]`; grid: (ceil(width / THREADS), ceil(n / RUN)).
 template <class T>
-__device__ __forceinline__ void gate_forward(const T* x, const T* y, T* out, PerSample gate, Rows rows, i64 n, int width) {
+__device__ __forceinline__ void gate_forward(const T* x, const T* y, T* out, PerSample gate, Rows rows, i64 n,
+                                             int width) {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= width) return;
     const i64 first = i64(blockIdx.y) * RUN;
@@ -20,8 +21,8 @@ __device__ __forceinline__ void gate_forward(const T* x, const T* y, T* out, Per
 
 /// dy `[n, width]`, and parts `[samples, runs, 1, width]`: dgate; grid: (ceil(width / THREADS), runs, samples).
 template <class T>
-__device__ __forceinline__ void gate_backward(const T* y, const T* d_out, T* dy, float* parts, PerSample gate, Rows rows, i64 n,
-                                              int width) {
+__device__ __forceinline__ void gate_backward(const T* y, const T* d_out, T* dy, float* parts, PerSample gate,
+                                              Rows rows, i64 n, int width) {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= width) return;
     const auto [first, end] = run_of(rows, n);
@@ -37,15 +38,14 @@ __device__ __forceinline__ void gate_backward(const T* y, const T* d_out, T* dy,
 
 } // namespace
 
-#define GATE(TYPE, T)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
-        gate_forward_##TYPE(const T* x, const T* y, T* out, PerSample gate, Rows rows, i64 n, int width) {                \
-        gate_forward(x, y, out, gate, rows, n, width);                                                                    \
-    }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
-        gate_backward_##TYPE(const T* y, const T* d_out, T* dy, float* parts, PerSample gate, Rows rows, i64 n,           \
-                             int width) {                                                                                 \
-        gate_backward(y, d_out, dy, parts, gate, rows, n, width);                                                         \
+#define GATE(TYPE, T)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
+        gate_forward_##TYPE(const T* x, const T* y, T* out, PerSample gate, Rows rows, i64 n, int width) { \
+        gate_forward(x, y, out, gate, rows, n, width);                                                     \
+    }                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS) gate_backward_##TYPE(                            \
+        const T* y, const T* d_out, T* dy, float* parts, PerSample gate, Rows rows, i64 n, int width) {    \
+        gate_backward(y, d_out, dy, parts, gate, rows, n, width);                                          \
     }
 
 GATE(f32, float)

@@ -34,12 +34,13 @@ __device__ __forceinline__ void gelu_backward(const T* x, const T* dy, T* dx, i6
 
 } // namespace
 
-#define GELU(TYPE, T)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS) gelu_forward_##TYPE(const T* x, T* y, i64 n) {                  \
-        gelu_forward(x, y, n);                                                                                            \
-    }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS) gelu_backward_##TYPE(const T* x, const T* dy, T* dx, i64 n) {   \
-        gelu_backward(x, dy, dx, n);                                                                                      \
+#define GELU(TYPE, T)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS) gelu_forward_##TYPE(const T* x, T* y, i64 n) { \
+        gelu_forward(x, y, n);                                                                           \
+    }                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                \
+        gelu_backward_##TYPE(const T* x, const T* dy, T* dx, i64 n) {                                    \
+        gelu_backward(x, dy, dx, n);                                                                     \
     }
 
 GELU(f32, float)

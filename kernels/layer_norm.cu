@@ -2,9 +2,10 @@
 //
 //     y = xhat (one + scale) + shift,   xhat = (x - mean) r,   r = 1 / sqrt(variance + eps)
 //
-// A modulation (adaLN) has a scale and shift for each sample and one = 1; an affine map has stride 0 and one = 0; nothing has
-// scale.values = null. Backward, with g = dy (one + scale): dx = r (g - mean(g) - xhat mean(g xhat)), and over the rows of a
-// sample dscale = sum dy xhat, dshift = sum dy. A row is read from memory once and then from the caches.
+// A modulation (adaLN) has a scale and shift for each sample and one = 1; an affine map has stride 0 and one = 0;
+// nothing has scale.values = null. Backward, with g = dy (one + scale): dx = r (g - mean(g) - xhat mean(g xhat)), and
+// over the rows of a sample dscale = sum dy xhat, dshift = sum dy. A row is read from memory once and then from the
+// caches.
 #include "rows.cuh"
 
 namespace {
@@ -28,8 +29,8 @@ __device__ __forceinline__ float2 statistics(const T* x, int width, float eps, S
 
 /// x, y `[n, width]`; grid: n.
 template <class T>
-__device__ __forceinline__ void layer_norm_forward(const T* x, T* y, PerSample scale, PerSample shift, Rows rows, int width,
-                                                   float one, float eps) {
+__device__ __forceinline__ void layer_norm_forward(const T* x, T* y, PerSample scale, PerSample shift, Rows rows,
+                                                   int width, float one, float eps) {
     const i64 row = blockIdx.x;
     x += row * width, y += row * width;
     const auto [mean, r] = statistics(x, width, eps, shared<float>(0, THREADS / 32));
@@ -42,8 +43,8 @@ __device__ __forceinline__ void layer_norm_forward(const T* x, T* y, PerSample s
 
 /// dx `[n, width]`, and the rows' (mean, r) `[n]` for layer_norm_columns; grid: n.
 template <class T>
-__device__ __forceinline__ void layer_norm_backward(const T* x, const T* dy, T* dx, float2* saved, PerSample scale, Rows rows,
-                                                    int width, float one, float eps) {
+__device__ __forceinline__ void layer_norm_backward(const T* x, const T* dy, T* dx, float2* saved, PerSample scale,
+                                                    Rows rows, int width, float one, float eps) {
     const i64 row = blockIdx.x;
     const auto scratch = shared<float>(0, THREADS / 32);
     x += row * width, dy += row * width, dx += row * width;
@@ -60,8 +61,8 @@ __device__ __forceinline__ void layer_norm_backward(const T* x, const T* dy, T* 
 
 /// parts `[samples, runs, 2, width]`: dscale, dshift; grid: (ceil(width / THREADS), runs, samples).
 template <class T>
-__device__ __forceinline__ void layer_norm_columns(const T* x, const T* dy, const float2* saved, float* parts, Rows rows, i64 n,
-                                                   int width) {
+__device__ __forceinline__ void layer_norm_columns(const T* x, const T* dy, const float2* saved, float* parts,
+                                                   Rows rows, i64 n, int width) {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= width) return;
     const auto [first, end] = run_of(rows, n);
@@ -78,21 +79,18 @@ __device__ __forceinline__ void layer_norm_columns(const T* x, const T* dy, cons
 
 } // namespace
 
-#define LAYER_NORM(TYPE, T)                                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
-        layer_norm_forward_##TYPE(const T* x, T* y, PerSample scale, PerSample shift, Rows rows, int width, float one,    \
-                                  float eps) {                                                                            \
-        layer_norm_forward(x, y, scale, shift, rows, width, one, eps);                                                    \
-    }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
-        layer_norm_backward_##TYPE(const T* x, const T* dy, T* dx, float2* saved, PerSample scale, Rows rows, int width,  \
-                                   float one, float eps) {                                                                \
-        layer_norm_backward(x, dy, dx, saved, scale, rows, width, one, eps);                                              \
-    }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
-        layer_norm_columns_##TYPE(const T* x, const T* dy, const float2* saved, float* parts, Rows rows, i64 n,           \
-                                  int width) {                                                                            \
-        layer_norm_columns(x, dy, saved, parts, rows, n, width);                                                          \
+#define LAYER_NORM(TYPE, T)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_forward_##TYPE(                                  \
+        const T* x, T* y, PerSample scale, PerSample shift, Rows rows, int width, float one, float eps) {             \
+        layer_norm_forward(x, y, scale, shift, rows, width, one, eps);                                                \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_##TYPE(                                 \
+        const T* x, const T* dy, T* dx, float2* saved, PerSample scale, Rows rows, int width, float one, float eps) { \
+        layer_norm_backward(x, dy, dx, saved, scale, rows, width, one, eps);                                          \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_columns_##TYPE(                                  \
+        const T* x, const T* dy, const float2* saved, float* parts, Rows rows, i64 n, int width) {                    \
+        layer_norm_columns(x, dy, saved, parts, rows, n, width);                                                      \
     }
 
 LAYER_NORM(f32, float)

@@ -1,12 +1,13 @@
-// Rows of patches from u8 frames, with noise: what src/data/frames.rs, src/diffusion/noise.rs and src/rng.rs do on a CPU.
+// Rows of patches from u8 frames, with noise: what src/data/frames.rs, src/diffusion/noise.rs and src/rng.rs do on a
+// CPU.
 //
-// A token's noise is a ChaCha8 stream: the key names (seed, purpose, step, sample), the stream is the token. The random words are
-// those of the CPU bit for bit, the normals made of them the same but for the rounding of log, cosine and sine. A thread draws one
-// block of 16 words, which makes 16 values of a row in channel-last order (pt, ph, pw, C).
+// A token's noise is a ChaCha8 stream: the key names (seed, purpose, step, sample), the stream is the token. The random
+// words are those of the CPU bit for bit, the normals made of them the same but for the rounding of log, cosine and
+// sine. A thread draws one block of 16 words, which makes 16 values of a row in channel-last order (pt, ph, pw, C).
 #include "common.cuh"
 
-/// Frames `first` on of a clip, `[n, height, width, 3]`, and the patch (frames, height, width); the grid is (any, height / ph, width
-/// / pw).
+/// Frames `first` on of a clip, `[n, height, width, 3]`, and the patch (frames, height, width); the grid is (any,
+/// height / ph, width / pw).
 struct Frames {
     const u8* pixels;
     int first, height, width;
@@ -42,7 +43,9 @@ __device__ __forceinline__ void chacha8(u32 (&out)[16], const Key& key, u64 stre
     for (int i = 0; i < 16; ++i) out[i] = start[i];
     for (int round = 0; round < 8; round += 2) {
         for (int i = 0; i < 4; ++i) quarter_round(out[i], out[4 + i], out[8 + i], out[12 + i]);
-        for (int i = 0; i < 4; ++i) quarter_round(out[i], out[4 + (i + 1) % 4], out[8 + (i + 2) % 4], out[12 + (i + 3) % 4]);
+        for (int i = 0; i < 4; ++i) {
+            quarter_round(out[i], out[4 + (i + 1) % 4], out[8 + (i + 2) % 4], out[12 + (i + 3) % 4]);
+        }
     }
     for (int i = 0; i < 16; ++i) out[i] += start[i];
 }
@@ -58,11 +61,12 @@ __device__ __forceinline__ float2 normals(u32 one, u32 two) {
 
 } // namespace
 
-/// For `count` tokens from `token` on, whatever of these is not null: `x0` and `noise` `[count, row]` channel-last, and `x` = keep
-/// x0 + add noise, channel-first (C, pt, ph, pw). Without x0 and x, frames.pixels may be null. grid: ceil(count ceil(row / 16) /
-/// THREADS), where row = 3 pt ph pw.
+/// For `count` tokens from `token` on, whatever of these is not null: `x0` and `noise` `[count, row]` channel-last, and
+/// `x` = keep x0 + add noise, channel-first (C, pt, ph, pw). Without x0 and x, frames.pixels may be null. grid:
+/// ceil(count ceil(row / 16) / THREADS), where row = 3 pt ph pw.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    noisy_patches(Frames frames, Key key, i64 token, int count, float keep, float add, float* x0, float* noise, float* x) {
+    noisy_patches(Frames frames, Key key, i64 token, int count, float keep, float add, float* x0, float* noise,
+                  float* x) {
     const int plane = frames.pt * frames.ph * frames.pw, row = 3 * plane, blocks = (row + 15) / 16;
     const i64 thread = i64(blockIdx.x) * THREADS + threadIdx.x;
     if (thread >= i64(count) * blocks) return;
@@ -84,7 +88,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             if (noise) noise[local * row + i] = eps;
             if (!x0 && !x) continue;
             const int c = i % 3, offset = i / 3; // within the patch: (dt, dh, dw)
-            const int dw = offset % frames.pw, dh = offset / frames.pw % frames.ph, dt = offset / (frames.pw * frames.ph);
+            const int dw = offset % frames.pw, dh = offset / frames.pw % frames.ph,
+                      dt = offset / (frames.pw * frames.ph);
             const i64 frame = t * frames.pt + dt - frames.first;
             const i64 pixel = (frame * frames.height + h * frames.ph + dh) * frames.width + w * frames.pw + dw;
             const float clean = frames.pixels[pixel * 3 + c] / 127.5f - 1;

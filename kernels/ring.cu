@@ -1,11 +1,12 @@
-// What a ring of ranks does between its steps: it merges partial results of attention, and adds gradients (src/attention/ring.rs).
+// What a ring of ranks does between its steps: it merges partial results of attention, and adds gradients
+// (src/attention/ring.rs).
 #include "common.cuh"
 
 static_assert(ring_merge_threads == THREADS && add_assign_threads == THREADS);
 
-/// Merges `more` `[rows, d]`, what the same queries got from other keys, into `o`, and its `lse` `[rows]` likewise. Weights are
-/// exp(lse - max), of which one is 1 and the other, e, does not overflow, over their sum. A warp takes a row; grid: ceil(rows /
-/// (THREADS / 32)).
+/// Merges `more` `[rows, d]`, what the same queries got from other keys, into `o`, and its `lse` `[rows]` likewise.
+/// Weights are exp(lse - max), of which one is 1 and the other, e, does not overflow, over their sum. A warp takes a
+/// row; grid: ceil(rows / (THREADS / 32)).
 extern "C" __global__ void __launch_bounds__(THREADS)
     ring_merge(float* o, double* lse, const float* more, const double* more_lse, i64 rows, int d) {
     const i64 row = i64(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;

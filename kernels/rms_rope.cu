@@ -1,13 +1,16 @@
-// RMSNorm over a row's whole width, whose heads are then turned by their token's position (RoPE), in one pass, and its backward.
+// RMSNorm over a row's whole width, whose heads are then turned by their token's position (RoPE), in one pass, and its
+// backward.
 //
-//     y = turn(x r w),   r = 1 / sqrt(mean(x^2) + eps);   with g = back(dy) w and xhat = x r:   dx = r (g - xhat mean(g xhat))
+//     y = turn(x r w),   r = 1 / sqrt(mean(x^2) + eps);   with g = back(dy) w and xhat = x r:   dx = r (g - xhat mean(g
+//     xhat))
 //
-// and over rows dw = sum back(dy) xhat. Pairs (2 i, 2 i + 1) of each head are turned; the first belong to time, then height, then
-// width. Cosines and sines come in a table that is made in f64: without one, nothing is turned. Threads take pairs.
+// and over rows dw = sum back(dy) xhat. Pairs (2 i, 2 i + 1) of each head are turned; the first belong to time, then
+// height, then width. Cosines and sines come in a table that is made in f64: without one, nothing is turned. Threads
+// take pairs.
 #include "rows.cuh"
 
-/// (cos, sin) of each axis' positions and pairs, axis after axis: `[grid t, (d - 2 side) / 2]`, `[grid h, side / 2]`, `[grid w,
-/// side / 2]` with side = 2 (d / 6).
+/// (cos, sin) of each axis' positions and pairs, axis after axis: `[grid t, (d - 2 side) / 2]`, `[grid h, side / 2]`,
+/// `[grid w, side / 2]` with side = 2 (d / 6).
 struct Rope {
     const float2* table;
     int time, height, width; // the grid
@@ -65,8 +68,8 @@ __device__ __forceinline__ void rms_rope_forward(const T* x, T* y, const float* 
 
 /// dx `[n, width]`, and the rows' r `[n]` for rms_rope_columns; grid: n.
 template <class T>
-__device__ __forceinline__ void rms_rope_backward(const T* x, const T* dy, T* dx, float* saved, const float* weight, Rope rope,
-                                                  Rows rows, int width, float eps) {
+__device__ __forceinline__ void rms_rope_backward(const T* x, const T* dy, T* dx, float* saved, const float* weight,
+                                                  Rope rope, Rows rows, int width, float eps) {
     const i64 row = blockIdx.x;
     const auto scratch = shared<float>(0, THREADS / 32);
     x += row * width, dy += row * width, dx += row * width;
@@ -89,7 +92,8 @@ __device__ __forceinline__ void rms_rope_backward(const T* x, const T* dy, T* dx
     if (threadIdx.x == 0) saved[row] = r;
 }
 
-/// parts `[1, runs, 1, width]`: dw; rows.tokens is that of rope, samples do not matter; grid: (ceil(width / 2 / THREADS), runs, 1).
+/// parts `[1, runs, 1, width]`: dw; rows.tokens is that of rope, samples do not matter; grid: (ceil(width / 2 /
+/// THREADS), runs, 1).
 template <class T>
 __device__ __forceinline__ void rms_rope_columns(const T* x, const T* dy, const float* saved, float* parts, Rope rope,
                                                  Rows rows, i64 n, int width) {
@@ -108,20 +112,19 @@ __device__ __forceinline__ void rms_rope_columns(const T* x, const T* dy, const 
 
 } // namespace
 
-#define RMS_ROPE(TYPE, T)                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
-        rms_rope_forward_##TYPE(const T* x, T* y, const float* weight, Rope rope, Rows rows, int width, float eps) {      \
-        rms_rope_forward(x, y, weight, rope, rows, width, eps);                                                           \
-    }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
-        rms_rope_backward_##TYPE(const T* x, const T* dy, T* dx, float* saved, const float* weight, Rope rope, Rows rows, \
-                                 int width, float eps) {                                                                  \
-        rms_rope_backward(x, dy, dx, saved, weight, rope, rows, width, eps);                                              \
-    }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
-        rms_rope_columns_##TYPE(const T* x, const T* dy, const float* saved, float* parts, Rope rope, Rows rows, i64 n,   \
-                                int width) {                                                                              \
-        rms_rope_columns(x, dy, saved, parts, rope, rows, n, width);                                                      \
+#define RMS_ROPE(TYPE, T)                                                                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                            \
+        rms_rope_forward_##TYPE(const T* x, T* y, const float* weight, Rope rope, Rows rows, int width, float eps) { \
+        rms_rope_forward(x, y, weight, rope, rows, width, eps);                                                      \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                            \
+        rms_rope_backward_##TYPE(const T* x, const T* dy, T* dx, float* saved, const float* weight, Rope rope,       \
+                                 Rows rows, int width, float eps) {                                                  \
+        rms_rope_backward(x, dy, dx, saved, weight, rope, rows, width, eps);                                         \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS) rms_rope_columns_##TYPE(                                   \
+        const T* x, const T* dy, const float* saved, float* parts, Rope rope, Rows rows, i64 n, int width) {         \
+        rms_rope_columns(x, dy, saved, parts, rope, rows, n, width);                                                 \
     }
 
 RMS_ROPE(f32, float)

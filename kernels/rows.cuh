@@ -1,8 +1,9 @@
 // How a tile's rows belong to samples, and sums over rows.
 //
-// Sums over rows become a gradient in two launches, without atomics and in a fixed order: a *_columns kernel leaves the sums of
-// runs of at most RUN rows of one sample in `parts` `[samples, runs, sums, width]`, where runs = ceil(rows of the tile / RUN) and
-// samples those the tile touches, and sum_runs (sum_runs.cu) adds them, run by run, to the gradient.
+// Sums over rows become a gradient in two launches, without atomics and in a fixed order: a *_columns kernel leaves the
+// sums of runs of at most RUN rows of one sample in `parts` `[samples, runs, sums, width]`, where runs = ceil(rows of
+// the tile / RUN) and samples those the tile touches, and sum_runs (sum_runs.cu) adds them, run by run, to the
+// gradient.
 #pragma once
 #include "common.cuh"
 
@@ -32,7 +33,8 @@ struct RunOfRows {
 /// The rows of run `blockIdx.y` of the tile's sample number `blockIdx.z`; may be none.
 __device__ __forceinline__ RunOfRows run_of(Rows rows, i64 n) {
     const i64 sample = rows.start / rows.tokens + blockIdx.z;
-    const i64 from = sample * rows.tokens - rows.start, to = from + rows.tokens; // the sample's, counted from the tile's first
+    const i64 from = sample * rows.tokens - rows.start,
+              to = from + rows.tokens; // the sample's, counted from the tile's first
     const i64 low = from > 0 ? from : 0, high = to < n ? to : n;
     const i64 first = low + i64(blockIdx.y) * RUN, end = first + RUN < high ? first + RUN : high;
     return {first, end};

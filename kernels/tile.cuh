@@ -1,8 +1,9 @@
 // Tiles of bf16 rows in shared memory, and the two matrix products that attention is made of, on tensor cores.
 //
-// A tile holds rows of D numbers, in chunks of eight (16 bytes). A row's chunks are permuted by its number, so that ldmatrix,
-// which reads one chunk of eight rows at once, finds them in different banks. Accumulators and left operands stay in registers:
-// the accumulator layout of mma.m16n8k16 is that of its left operand, two neighbouring column tiles making one step of k.
+// A tile holds rows of D numbers, in chunks of eight (16 bytes). A row's chunks are permuted by its number, so that
+// ldmatrix, which reads one chunk of eight rows at once, finds them in different banks. Accumulators and left operands
+// stay in registers: the accumulator layout of mma.m16n8k16 is that of its left operand, two neighbouring column tiles
+// making one step of k.
 #pragma once
 #include "common.cuh"
 
@@ -24,7 +25,8 @@ __device__ __forceinline__ int at(int row, int chunk) {
     return row * D + (chunk ^ turn) * 8;
 }
 
-/// Begins to copy rows `first` to `first + ROWS` of a matrix of `rows` rows; those beyond are zeros. All threads of the block.
+/// Begins to copy rows `first` to `first + ROWS` of a matrix of `rows` rows; those beyond are zeros. All threads of the
+/// block.
 template <int D, int ROWS>
 __device__ __forceinline__ void copy_tile(Shared<bf16> tile, const bf16* matrix, i64 stride, int first, int rows) {
     constexpr int CHUNKS = D / 8;
@@ -124,7 +126,8 @@ __device__ __forceinline__ void round(u32 (&p)[M][N / 2][4], const float (&sums)
 
 /// Writes 16 M rows of accumulators, times a factor a row, to rows `first` on of a contiguous matrix of `rows` rows.
 template <int D, int M, class Out, class Factor>
-__device__ __forceinline__ void store_rows(Out* matrix, const float (&sums)[M][D / 8][4], int first, int rows, Factor factor) {
+__device__ __forceinline__ void store_rows(Out* matrix, const float (&sums)[M][D / 8][4], int first, int rows,
+                                           Factor factor) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int m = 0; m < M; ++m) {

@@ -41,7 +41,8 @@ T shuffle(const char* what, unsigned mask, T value, unsigned from) {
         for (unsigned lane = 0; lane < 32; ++lane) {
             if (!(warp.mask >> lane & 1)) continue;
             auto* mine = static_cast<Arguments*>(warp.arguments[lane]);
-            if (mine->from > 31 || !(warp.mask >> mine->from & 1)) fail("%s: lane %u reads lane %u", what, lane, mine->from);
+            if (mine->from > 31 || !(warp.mask >> mine->from & 1))
+                fail("%s: lane %u reads lane %u", what, lane, mine->from);
             mine->result = static_cast<Arguments*>(warp.arguments[mine->from])->value;
         }
     });
@@ -91,7 +92,8 @@ inline float exp2_fast(float x) {
     return exp2f(x);
 }
 
-// ---- asynchronous copies --------------------------------------------------------------------------------------------------
+// ---- asynchronous copies
+// --------------------------------------------------------------------------------------------------
 
 /// Until its wait the target holds NaN and must not be touched; the source is read at the wait.
 template <int BYTES, class T>
@@ -128,10 +130,11 @@ void cp_async_wait() {
     thread.copies = kept;
 }
 
-// ---- matrix instructions ----------------------------------------------------------------------------------------------------
+// ---- matrix instructions
+// ----------------------------------------------------------------------------------------------------
 
-/// Four 8 x 8 matrices of 16-bit numbers; lanes 8 i to 8 i + 7 name the rows of matrix i. A lane gets from each matrix the
-/// numbers 2 (lane % 4) and the next of row lane / 4, or, transposed, of column lane / 4.
+/// Four 8 x 8 matrices of 16-bit numbers; lanes 8 i to 8 i + 7 name the rows of matrix i. A lane gets from each matrix
+/// the numbers 2 (lane % 4) and the next of row lane / 4, or, transposed, of column lane / 4.
 template <bool TRANSPOSED, class T>
 void ldmatrix(unsigned (&result)[4], Shared<T> row) {
     struct Arguments {
@@ -154,7 +157,8 @@ void ldmatrix(unsigned (&result)[4], Shared<T> row) {
     });
 }
 
-/// c += a b, of 16 x 16 and 16 x 8 bf16. The ISA leaves the order of the sum open; here it is taken in f64 and rounded once.
+/// c += a b, of 16 x 16 and 16 x 8 bf16. The ISA leaves the order of the sum open; here it is taken in f64 and rounded
+/// once.
 inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     struct Arguments {
         float* c;

@@ -1,11 +1,12 @@
-// Runs a kernel's blocks and threads on the CPU: each CUDA thread is a fiber, and a block's fibers take turns on one core.
+// Runs a kernel's blocks and threads on the CPU: each CUDA thread is a fiber, and a block's fibers take turns on one
+// core.
 //
-// It proves logic, not speed. What a GPU leaves undefined is an error here, with the block and thread that did it: a race in
-// shared memory (two threads touch a word, one of them writing, with no barrier between), shared memory read before it was
-// written or outside its array, a cp.async result read before its wait, lanes of a warp at different collectives, a barrier
-// that not all threads reach, misaligned vector accesses. Global buffers lie between guard pages (`Buffer`), so touching a byte
-// beyond one is an error too. Whoever runs a kernel in several orders and finds the same bits has shown that it does not depend
-// on the order. Global memory is not watched for races.
+// It proves logic, not speed. What a GPU leaves undefined is an error here, with the block and thread that did it: a
+// race in shared memory (two threads touch a word, one of them writing, with no barrier between), shared memory read
+// before it was written or outside its array, a cp.async result read before its wait, lanes of a warp at different
+// collectives, a barrier that not all threads reach, misaligned vector accesses. Global buffers lie between guard pages
+// (`Buffer`), so touching a byte beyond one is an error too. Whoever runs a kernel in several orders and finds the same
+// bits has shown that it does not depend on the order. Global memory is not watched for races.
 #pragma once
 #include <csetjmp>
 #include <csignal>
@@ -220,7 +221,8 @@ void collective(const char* what, unsigned mask, void* arguments, Work work) {
     pause();
 }
 
-// ---- shared memory ------------------------------------------------------------------------------------------------------
+// ---- shared memory
+// ------------------------------------------------------------------------------------------------------
 
 /// Whether what `thread` did then comes before what `self` does now.
 inline bool ordered(unsigned warp, unsigned epoch, unsigned warp_epoch) {
@@ -276,8 +278,8 @@ struct Reference {
 
 } // namespace emulator
 
-/// A pointer into an array in shared memory, which knows where the array ends. Elements of less than four bytes cannot be
-/// touched alone: threads that share a word would seem to race.
+/// A pointer into an array in shared memory, which knows where the array ends. Elements of less than four bytes cannot
+/// be touched alone: threads that share a word would seem to race.
 template <class T>
 struct Shared {
     unsigned offset, begin, end; // in bytes
@@ -287,7 +289,8 @@ struct Shared {
             emulator::fail("shared memory: bytes %u to %u are outside the array at %u to %u", offset, offset + bytes,
                            begin, end);
         }
-        if (offset % (bytes < 16 ? bytes : 16)) emulator::fail("shared memory: byte %u is not aligned to %u", offset, bytes);
+        if (offset % (bytes < 16 ? bytes : 16))
+            emulator::fail("shared memory: byte %u is not aligned to %u", offset, bytes);
     }
     Shared operator+(int n) const { return {offset + n * unsigned(sizeof(T)), begin, end}; }
     emulator::Reference<T> operator[](int n) const {
@@ -308,11 +311,13 @@ Shared<T> shared(int offset, int count) {
     return {unsigned(offset), unsigned(offset), end};
 }
 
-// ---- global memory ------------------------------------------------------------------------------------------------------
+// ---- global memory
+// ------------------------------------------------------------------------------------------------------
 
 namespace emulator {
 
-/// `n` elements of global memory between two pages that must not be touched. They end at the second, or begin at the first.
+/// `n` elements of global memory between two pages that must not be touched. They end at the second, or begin at the
+/// first.
 template <class T>
 class Buffer {
   public:

@@ -14,10 +14,10 @@ struct Problem {
     Shape shape;
     int d;
     float scale;
-    std::vector<T> q, k, v, d_o; // [B, S, H, d]: rows of all heads, as tokens have them
+    std::vector<T> q, k, v, d_o;            // [B, S, H, d]: rows of all heads, as tokens have them
     std::vector<double> o, lse, dq, dk, dv; // [B, H, S, d]
-    std::vector<float> lse32, delta; // as backward is given them
-    double dq_size = 0, dk_size = 0; // the greatest sums of absolute terms: of huge terms even zero has an error
+    std::vector<float> lse32, delta;        // as backward is given them
+    double dq_size = 0, dk_size = 0;        // the greatest sums of absolute terms: of huge terms even zero has an error
 
     Strides strides(int rows) const { return {i64(rows) * shape.heads * d, d, i64(shape.heads) * d}; }
 

@@ -1,6 +1,7 @@
 // What the kernels' tests share: random inputs, launches in every order, comparison with an f64 reference.
 //
-// A test program prints, for each quantity, its greatest error and the bound it must keep, and fails at the first that does not.
+// A test program prints, for each quantity, its greatest error and the bound it must keep, and fails at the first that
+// does not.
 #pragma once
 #include "../../common.cuh"
 #include <algorithm>
@@ -9,7 +10,7 @@
 #include <vector>
 
 /// Launches NAME as launch.h says.
-#define LAUNCH(NAME, grid, order, ...)                                                                                    \
+#define LAUNCH(NAME, grid, order, ...) \
     emulator::launch(grid, NAME##_threads, NAME##_shared, order, [&] { NAME(__VA_ARGS__); })
 
 using emulator::Buffer;
@@ -27,7 +28,10 @@ struct Kernel {
     }
 };
 
-#define KERNEL_OF(NAME) Kernel{NAME, NAME##_threads, NAME##_shared}
+#define KERNEL_OF(NAME)                     \
+    Kernel {                                \
+        NAME, NAME##_threads, NAME##_shared \
+    }
 
 inline std::mt19937_64 generator(7);
 

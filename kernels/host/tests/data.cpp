@@ -1,5 +1,5 @@
-// Patches with noise, AdamW, RoPE against what the crate itself computes (its numbers come in a file, see `Crate`); row copies and
-// the ring's merge against their formulas.
+// Patches with noise, AdamW, RoPE against what the crate itself computes (its numbers come in a file, see `Crate`); row
+// copies and the ring's merge against their formulas.
 #include "check.h"
 #include "../../adamw.cu"
 #include "../../copy_rows.cu"
@@ -52,10 +52,12 @@ void check_patches(const Crate& crate) {
         const Frames clip = {frames.data(), shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]};
         const Frames none = {nullptr, shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]};
         const dim3 grid = {unsigned((threads + THREADS - 1) / THREADS)};
-        LAUNCH(noisy_patches, grid, order, clip, words, shape[6], count, float(1 - sigma), float(sigma), x0.data(), noise.data(),
-               x.data());
-        LAUNCH(noisy_patches, grid, order, none, words, shape[6], count, 0.0f, 0.0f, nullptr, noise_alone.data(), nullptr);
-        same("x0", x0.values()), same("noise", noise.values()), same("noise", noise_alone.values()), same("x", x.values());
+        LAUNCH(noisy_patches, grid, order, clip, words, shape[6], count, float(1 - sigma), float(sigma), x0.data(),
+               noise.data(), x.data());
+        LAUNCH(noisy_patches, grid, order, none, words, shape[6], count, 0.0f, 0.0f, nullptr, noise_alone.data(),
+               nullptr);
+        same("x0", x0.values()), same("noise", noise.values()), same("noise", noise_alone.values()),
+            same("x", x.values());
         if (order != Order::Ascending) continue;
         expect("noisy_patches x0", x0.values(), crate.of("patches.x0"), 0);
         expect("noisy_patches noise", noise.values(), crate.of("patches.noise"), 3e-7);
@@ -64,7 +66,8 @@ void check_patches(const Crate& crate) {
 }
 
 void check_adamw(const Crate& crate) {
-    const auto c = crate.as<float>("adamw.step"); // beta1, beta2, 1 - beta1, 1 - beta2, scale, rate, inv_std, eps, decay, average
+    const auto c =
+        crate.as<float>("adamw.step"); // beta1, beta2, 1 - beta1, 1 - beta2, scale, rate, inv_std, eps, decay, average
     const AdamW step = {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9]};
     const auto ranges = crate.as<i64>("adamw.no_decay");
     const i64 n = crate.of("adamw.params").size();
@@ -73,13 +76,15 @@ void check_adamw(const Crate& crate) {
     for (Order order : emulator::orders) {
         const bool end = order != Order::Descending;
         const auto buffer = [&](const char* name) { return Buffer<float>(crate.as<float>(name), end); };
-        auto params = buffer("adamw.params"), grads = buffer("adamw.grads"), m = buffer("adamw.m"), v = buffer("adamw.v");
-        auto average = buffer("adamw.average"), lone = buffer("adamw.params"), m2 = buffer("adamw.m"), v2 = buffer("adamw.v");
+        auto params = buffer("adamw.params"), grads = buffer("adamw.grads"), m = buffer("adamw.m"),
+             v = buffer("adamw.v");
+        auto average = buffer("adamw.average"), lone = buffer("adamw.params"), m2 = buffer("adamw.m"),
+             v2 = buffer("adamw.v");
         Buffer<i64> no_decay(ranges, end);
         LAUNCH(adamw, {blocks}, order, params.data(), grads.data(), m.data(), v.data(), average.data(), n, step,
                no_decay.data(), int(ranges.size() / 2));
-        LAUNCH(adamw, {blocks}, order, lone.data(), grads.data(), m2.data(), v2.data(), nullptr, n, step, no_decay.data(),
-               int(ranges.size() / 2));
+        LAUNCH(adamw, {blocks}, order, lone.data(), grads.data(), m2.data(), v2.data(), nullptr, n, step,
+               no_decay.data(), int(ranges.size() / 2));
         Buffer<double> parts((n + 64 * THREADS - 1) / (64 * THREADS), end);
         LAUNCH(norm_squared, {unsigned((n + 64 * THREADS - 1) / (64 * THREADS))}, order, grads.data(), parts.data(), n);
         same("params", params.values()), same("params", lone.values()), same("average", average.values());
@@ -107,8 +112,8 @@ void check_rope(const Crate& crate) {
         Buffer<float> x(crate.as<float>("rope.x"), end), y(n * width, end), weight(crate.as<float>("rope.weight"), end);
         Buffer<float2> angles(table, end);
         const Rope rope = {angles.data(), shape[0], shape[1], shape[2], shape[3], shape[4]};
-        LAUNCH(rms_rope_forward_f32, {unsigned(n)}, order, x.data(), y.data(), weight.data(), rope, {shape[5], shape[6]},
-               width, 1e-6f);
+        LAUNCH(rms_rope_forward_f32, {unsigned(n)}, order, x.data(), y.data(), weight.data(), rope,
+               {shape[5], shape[6]}, width, 1e-6f);
         expect("rms_rope against the crate's", y.values(), crate.of("rope.y"), 5e-7);
     }
 }
@@ -116,19 +121,21 @@ void check_rope(const Crate& crate) {
 /// Packs rank j's message of x `[B, N, M, d]` and weaves it into its place in `[B, M_j, N', d]`, as Ulysses does.
 template <class Unit, class Kernel>
 void check_copies(const char* name, Kernel kernel, int units) {
-    const int batch = 2, n = 37, m = 5, from = 1, some = 3, before = 11, all = 61; // of N' = 61 rows, ours come after 11
+    const int batch = 2, n = 37, m = 5, from = 1, some = 3, before = 11,
+              all = 61; // of N' = 61 rows, ours come after 11
     std::vector<Unit> x(size_t(batch) * n * m * units);
     for (size_t i = 0; i < x.size(); ++i) reinterpret_cast<unsigned short&>(x[i]) = static_cast<unsigned short>(i);
     const auto value = [](const Unit& unit) { return double(reinterpret_cast<const unsigned short&>(unit)); };
     for (Order order : emulator::orders) {
         const bool end = order != Order::Descending;
-        Buffer<Unit> bx(x, end), message(size_t(batch) * some * n * units, end), out(size_t(batch) * some * all * units, end);
-        const Places x_at = {{i64(n) * m * units, units, i64(m) * units}}, contiguous = {{i64(some) * n * units, i64(n) * units, units}};
+        Buffer<Unit> bx(x, end), message(size_t(batch) * some * n * units, end),
+            out(size_t(batch) * some * all * units, end);
+        const Places x_at = {{i64(n) * m * units, units, i64(m) * units}},
+                     contiguous = {{i64(some) * n * units, i64(n) * units, units}};
         const Places out_at = {{i64(some) * all * units, i64(all) * units, units}};
         const dim3 grid = {unsigned(batch * some), 1};
-        emulator::launch(grid, THREADS, 0, order, [&] {
-            kernel(bx.data() + from * units, message.data(), x_at, contiguous, some, n, units);
-        });
+        emulator::launch(grid, THREADS, 0, order,
+                         [&] { kernel(bx.data() + from * units, message.data(), x_at, contiguous, some, n, units); });
         emulator::launch(grid, THREADS, 0, order, [&] {
             kernel(message.data(), out.data() + before * units, contiguous, out_at, some, n, units);
         });
@@ -167,8 +174,10 @@ void check_ring(int rows, int d, double apart) {
         const bool end = order != Order::Descending;
         Buffer<float> bo(o, end), bmore(more, end), sum(o, end);
         Buffer<double> blse(lse, end), bmore_lse(more_lse, end);
-        LAUNCH(ring_merge, {unsigned(rows + 7) / 8}, order, bo.data(), blse.data(), bmore.data(), bmore_lse.data(), rows, d);
-        LAUNCH(add_assign, {unsigned((o.size() + THREADS - 1) / THREADS)}, order, sum.data(), bmore.data(), i64(o.size()));
+        LAUNCH(ring_merge, {unsigned(rows + 7) / 8}, order, bo.data(), blse.data(), bmore.data(), bmore_lse.data(),
+               rows, d);
+        LAUNCH(add_assign, {unsigned((o.size() + THREADS - 1) / THREADS)}, order, sum.data(), bmore.data(),
+               i64(o.size()));
         same("o", bo.values()), same("lse", blse.values());
         expect("ring_merge o", bo.values(), truth, 2e-7);
         expect("ring_merge lse", blse.values(), truth_lse, 1e-15);

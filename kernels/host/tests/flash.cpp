@@ -9,7 +9,8 @@ int main() {
         CHECK(bf16, 96, bf16, float, shape);
         CHECK(bf16, 128, bf16, float, shape);
     }
-    for (const Shape& shape : {Shape{1, 1, 1, 200, 0}, {1, 1, 65, 1, 0}, {1, 1, 70, 333, 0}}) CHECK(bf16, 64, bf16, float, shape);
+    for (const Shape& shape : {Shape{1, 1, 1, 200, 0}, {1, 1, 65, 1, 0}, {1, 1, 70, 333, 0}})
+        CHECK(bf16, 64, bf16, float, shape);
     for (float logits : {100.0f, 1e4f, -400.0f}) {
         const Shape extreme = {1, 1, 40, 100, logits};
         CHECK(bf16, 64, bf16, float, extreme);

@@ -17,10 +17,12 @@ void check_flash(const char* name, const Shape& shape, auto forward, auto backwa
         Buffer<Out> o(x.o.size(), end), dq(x.dq.size(), end), dk(x.dk.size(), end), dv(x.dv.size(), end);
         Buffer<Lse> lse(x.lse.size(), end);
         Buffer<float> lse32(x.lse32, end), delta(x.delta, end);
-        forward(grid(shape, sq, Forward<D>::BLOCK), order, q.data(), k.data(), v.data(), o.data(), lse.data(), q_at, k_at, k_at, sq, sk, x.scale);
-        backward_kv(grid(shape, sk, BackwardKv<D>::BLOCK), order, q.data(), k.data(), v.data(), d_o.data(), lse32.data(), delta.data(), dk.data(), dv.data(), q_at, k_at, k_at, q_at, sq,
-               sk, x.scale);
-        backward_q(grid(shape, sq, BackwardQ<D>::BLOCK), order, q.data(), k.data(), v.data(), d_o.data(), lse32.data(), delta.data(), dq.data(), q_at, k_at, k_at, q_at, sq, sk, x.scale);
+        forward(grid(shape, sq, Forward<D>::BLOCK), order, q.data(), k.data(), v.data(), o.data(), lse.data(), q_at,
+                k_at, k_at, sq, sk, x.scale);
+        backward_kv(grid(shape, sk, BackwardKv<D>::BLOCK), order, q.data(), k.data(), v.data(), d_o.data(),
+                    lse32.data(), delta.data(), dk.data(), dv.data(), q_at, k_at, k_at, q_at, sq, sk, x.scale);
+        backward_q(grid(shape, sq, BackwardQ<D>::BLOCK), order, q.data(), k.data(), v.data(), d_o.data(), lse32.data(),
+                   delta.data(), dq.data(), q_at, k_at, k_at, q_at, sq, sk, x.scale);
         same("o", o.values()), same("lse", lse.values()), same("dq", dq.values());
         same("dk", dk.values()), same("dv", dv.values());
         if (order != Order::Ascending) continue;
@@ -35,6 +37,6 @@ void check_flash(const char* name, const Shape& shape, auto forward, auto backwa
     }
 }
 
-#define CHECK(KIND, D, OUT, LSE, ...)                                                                                     \
-    check_flash<D, OUT, LSE>(#KIND, __VA_ARGS__, KERNEL_OF(flash_forward_##KIND##_d##D),                                  \
+#define CHECK(KIND, D, OUT, LSE, ...)                                                    \
+    check_flash<D, OUT, LSE>(#KIND, __VA_ARGS__, KERNEL_OF(flash_forward_##KIND##_d##D), \
                              KERNEL_OF(flash_backward_kv_##KIND##_d##D), KERNEL_OF(flash_backward_q_##KIND##_d##D))

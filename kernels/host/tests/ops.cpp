@@ -79,7 +79,8 @@ void check_layer_norm(const Tile& tile, Affine kind, auto forward, auto backward
         const PerSample scale = {kind == Affine::None ? nullptr : bm.data() + w, stride}, shift = {bm.data(), stride};
         forward({unsigned(n)}, order, bx.data(), by.data(), scale, shift, own.rows(), w, one, eps);
         backward({unsigned(n)}, order, bx.data(), bdy.data(), bdx.data(), saved.data(), scale, own.rows(), w, one, eps);
-        columns({blocks(w, THREADS), runs, unsigned(own.samples())}, order, bx.data(), bdy.data(), saved.data(), parts.data(), own.rows(), n, w);
+        columns({blocks(w, THREADS), runs, unsigned(own.samples())}, order, bx.data(), bdy.data(), saved.data(),
+                parts.data(), own.rows(), n, w);
         add_runs(order, own, parts.data(), grad.data() + w, stride, 0, 2);
         add_runs(order, own, parts.data(), grad.data(), stride, 1, 2);
         same("y", by.values()), same("dx", bdx.values()), same("dm", grad.values());
@@ -151,13 +152,13 @@ void check_rms_rope(const Tile& tile, const Turn* turn, auto forward, auto backw
         Buffer<float> bweight(weight, end), grad(std::vector<float>(w, 1), end), parts(size_t(runs) * w, end);
         Buffer<float> saved(n, end);
         Buffer<float2> angles(table, end);
-        const Rope rope = turn ? Rope{angles.data(), turn->grid[0], turn->grid[1], turn->grid[2], turn->first, turn->d}
-                               : Rope{};
+        const Rope rope =
+            turn ? Rope{angles.data(), turn->grid[0], turn->grid[1], turn->grid[2], turn->first, turn->d} : Rope{};
         forward({unsigned(n)}, order, bx.data(), by.data(), bweight.data(), rope, tile.rows(), w, eps);
-        backward({unsigned(n)}, order, bx.data(), bdy.data(), bdx.data(), saved.data(),
-               bweight.data(), rope, tile.rows(), w, eps);
-        columns({blocks(w / 2, THREADS), runs}, order, bx.data(), bdy.data(),
-               saved.data(), parts.data(), rope, tile.rows(), n, w);
+        backward({unsigned(n)}, order, bx.data(), bdy.data(), bdx.data(), saved.data(), bweight.data(), rope,
+                 tile.rows(), w, eps);
+        columns({blocks(w / 2, THREADS), runs}, order, bx.data(), bdy.data(), saved.data(), parts.data(), rope,
+                tile.rows(), n, w);
         add_runs(order, {n, 0, n, w}, parts.data(), grad.data(), 0, 0, 1);
         same("y", by.values()), same("dx", bdx.values()), same("dw", grad.values());
         if (order != Order::Ascending) continue;
@@ -169,7 +170,8 @@ void check_rms_rope(const Tile& tile, const Turn* turn, auto forward, auto backw
 }
 
 template <class T>
-void check_gate_and_gelu(const Tile& tile, auto gate_forward, auto gate_backward, auto gelu_forward, auto gelu_backward) {
+void check_gate_and_gelu(const Tile& tile, auto gate_forward, auto gate_backward, auto gelu_forward,
+                         auto gelu_backward) {
     const auto [n, start, tokens, width] = tile;
     const int samples = tile.sample(n - 1) + 1, w = width;
     const auto x = normal<T>(size_t(n) * w), y = normal<T>(size_t(n) * w, 2), d = normal<T>(size_t(n) * w);
@@ -193,10 +195,9 @@ void check_gate_and_gelu(const Tile& tile, auto gate_forward, auto gate_backward
         Buffer<float> bgates(gates, end), grad(std::vector<float>(gates.size(), 1), end);
         Buffer<float> parts(size_t(tile.samples()) * runs * w, end);
         const PerSample gate = {bgates.data() + w, 3 * w};
-        gate_forward({columns, runs}, order, bx.data(), by.data(), bout.data(), gate,
-               tile.rows(), n, w);
-        gate_backward({columns, runs, unsigned(tile.samples())}, order, by.data(), bd.data(),
-               bdy.data(), parts.data(), gate, tile.rows(), n, w);
+        gate_forward({columns, runs}, order, bx.data(), by.data(), bout.data(), gate, tile.rows(), n, w);
+        gate_backward({columns, runs, unsigned(tile.samples())}, order, by.data(), bd.data(), bdy.data(), parts.data(),
+                      gate, tile.rows(), n, w);
         add_runs(order, tile, parts.data(), grad.data() + w, 3 * w, 0, 1);
         gelu_forward({blocks(numbers, THREADS)}, order, by.data(), bgelu.data(), numbers);
         gelu_backward({blocks(numbers, THREADS)}, order, by.data(), bd.data(), bslope.data(), numbers);
@@ -220,8 +221,8 @@ void check_flash_f32(const Shape& shape, int d) {
         Buffer<float> q(x.q, end), k(x.k, end), v(x.v, end), d_o(x.d_o, end), lse32(x.lse32, end), delta(x.delta, end);
         Buffer<float> o(x.o.size(), end), lse(x.lse.size(), end), dq(x.dq.size(), end), dk(x.dk.size(), end);
         Buffer<float> dv(x.dv.size(), end);
-        LAUNCH(flash_forward_f32, grid(shape, sq, 1), order, q.data(), k.data(), v.data(), o.data(), lse.data(), q_at, k_at,
-               k_at, sq, sk, d, x.scale);
+        LAUNCH(flash_forward_f32, grid(shape, sq, 1), order, q.data(), k.data(), v.data(), o.data(), lse.data(), q_at,
+               k_at, k_at, sq, sk, d, x.scale);
         LAUNCH(flash_backward_kv_f32, grid(shape, sk, 1), order, q.data(), k.data(), v.data(), d_o.data(), lse32.data(),
                delta.data(), dk.data(), dv.data(), q_at, k_at, k_at, q_at, sq, sk, d, x.scale);
         LAUNCH(flash_backward_q_f32, grid(shape, sq, 1), order, q.data(), k.data(), v.data(), d_o.data(), lse32.data(),
@@ -231,7 +232,8 @@ void check_flash_f32(const Shape& shape, int d) {
         if (order != Order::Ascending) continue;
         // Backward takes P from an f32 lse, which is off by half a unit in its last place.
         const double off = std::max(4e-6, 2e-7 * std::abs(shape.logits));
-        const std::string name = "flash_f32 d" + std::to_string(d) + " " + std::to_string(sq) + " x " + std::to_string(sk) + " ";
+        const std::string name =
+            "flash_f32 d" + std::to_string(d) + " " + std::to_string(sq) + " x " + std::to_string(sk) + " ";
         expect(name + "o", o.values(), x.o, off), expect(name + "lse", lse.values(), x.lse, 4e-7);
         expect(name + "dq", dq.values(), x.dq, off, shape.logits ? x.dq_size : 0);
         expect(name + "dk", dk.values(), x.dk, off, shape.logits ? x.dk_size : 0);
@@ -239,9 +241,11 @@ void check_flash_f32(const Shape& shape, int d) {
     }
 }
 
-#define LAYER_NORM_OF(T) KERNEL_OF(layer_norm_forward_##T), KERNEL_OF(layer_norm_backward_##T), KERNEL_OF(layer_norm_columns_##T)
-#define RMS_ROPE_OF(T) KERNEL_OF(rms_rope_forward_##T), KERNEL_OF(rms_rope_backward_##T), KERNEL_OF(rms_rope_columns_##T)
-#define GATE_AND_GELU_OF(T)                                                                                               \
+#define LAYER_NORM_OF(T) \
+    KERNEL_OF(layer_norm_forward_##T), KERNEL_OF(layer_norm_backward_##T), KERNEL_OF(layer_norm_columns_##T)
+#define RMS_ROPE_OF(T) \
+    KERNEL_OF(rms_rope_forward_##T), KERNEL_OF(rms_rope_backward_##T), KERNEL_OF(rms_rope_columns_##T)
+#define GATE_AND_GELU_OF(T) \
     KERNEL_OF(gate_forward_##T), KERNEL_OF(gate_backward_##T), KERNEL_OF(gelu_forward_##T), KERNEL_OF(gelu_backward_##T)
 
 int main() {
@@ -260,6 +264,7 @@ int main() {
     check_layer_norm<bf16>(uneven, Affine::Modulation, LAYER_NORM_OF(bf16));
     check_gate_and_gelu<bf16>(uneven, GATE_AND_GELU_OF(bf16));
     check_rms_rope<bf16>(uneven, &turn, RMS_ROPE_OF(bf16));
-    check_flash_f32({1, 2, 9, 131, 0}, 24), check_flash_f32({1, 1, 140, 3, 0}, 200), check_flash_f32({2, 1, 1, 1, 0}, 64);
+    check_flash_f32({1, 2, 9, 131, 0}, 24), check_flash_f32({1, 1, 140, 3, 0}, 200),
+        check_flash_f32({2, 1, 1, 1, 0}, 64);
     check_flash_f32({1, 1, 20, 40, 1e4}, 64), check_flash_f32({1, 1, 20, 40, -400}, 64);
 }
