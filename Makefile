@@ -7,7 +7,7 @@ DEMO = runs/demo# as in configs/demo.toml
 MPI = $(shell command -v mpicc >/dev/null && echo --features mpi)# where there is one, tests start ranks as processes too
 PEERS ?= $(HOME)/.cache/longreel-peers
 
-.PHONY: help demo million test lint setup build golden bench bench-peers-setup clean
+.PHONY: help demo million test lint check-cuda setup build golden bench bench-peers-setup clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,9 @@ lint: setup ## formatting and clippy, warnings being errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
 	$(CARGO) clippy --release --locked --all-targets $(MPI) -- -D warnings
+
+check-cuda: ## compile the CUDA kernels for every GPU and judge the result, without a GPU: nvcc comes from PyPI, 300 MB
+	scripts/check-cuda.sh
 
 setup: ## install what is missing (apt, on Debian), check Rust and Python; quiet when all is there
 	@scripts/setup.sh

@@ -14,6 +14,7 @@ die() { say "$*"; exit 1; }
 # What needs what (`cargo tree -i NAME`):
 packages=(
     gcc libc6-dev                                             # the linker; mimalloc's and ffmpeg-sys-next's C
+    g++                                                       # tests: the CUDA kernels, run on the CPU
     pkg-config                                                # finds the two below
     libavcodec-dev libavformat-dev libavutil-dev libswscale-dev # ffmpeg-next: reading and writing videos
     libclang-dev                                              # bindgen, which reads FFmpeg's headers
@@ -41,7 +42,7 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     missing=()
-    for tool in cc pkg-config ffmpeg; do
+    for tool in cc c++ pkg-config ffmpeg; do
         command -v "$tool" >/dev/null || missing+=("$tool")
     done
     for library in libavcodec libavformat libavutil libswscale; do

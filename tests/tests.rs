@@ -13,6 +13,7 @@ mod engine;
 mod files;
 mod golden;
 mod hub;
+mod kernels;
 mod media;
 mod metrics;
 mod model;

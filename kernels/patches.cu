@@ -1,0 +1,100 @@
+// Rows of patches from u8 frames, with noise: what src/data/frames.rs, src/diffusion/noise.rs and src/rng.rs do on a
+// CPU.
+//
+// A token's noise is a ChaCha8 stream: the key names (seed, purpose, step, sample), the stream is the token. The random
+// words are those of the CPU bit for bit, the normals made of them the same but for the rounding of log, cosine and
+// sine. A thread draws one block of 16 words, which makes 16 values of a row in channel-last order (pt, ph, pw, C).
+#include "common.cuh"
+
+/// Frames `first` on of a clip, `[n, height, width, 3]`, and the patch (frames, height, width); the grid is (any,
+/// height / ph, width / pw).
+struct Frames {
+    const u8* pixels;
+    int first, height, width;
+    int pt, ph, pw;
+};
+
+/// The 32 bytes of a Key as little-endian words.
+struct Key {
+    u32 words[8];
+};
+
+namespace {
+
+static_assert(noisy_patches_threads == THREADS);
+
+__device__ __forceinline__ u32 rotate(u32 x, int bits) {
+    return x << bits | x >> (32 - bits);
+}
+
+__device__ __forceinline__ void quarter_round(u32& a, u32& b, u32& c, u32& d) {
+    a += b, d = rotate(d ^ a, 16);
+    c += d, b = rotate(b ^ c, 12);
+    a += b, d = rotate(d ^ a, 8);
+    c += d, b = rotate(b ^ c, 7);
+}
+
+/// Block `counter` of a stream of ChaCha with 8 rounds; counter and stream are of 64 bits each.
+__device__ __forceinline__ void chacha8(u32 (&out)[16], const Key& key, u64 stream, u64 counter) {
+    u32 start[16] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574}; // "expand 32-byte k"
+    for (int i = 0; i < 8; ++i) start[4 + i] = key.words[i];
+    start[12] = u32(counter), start[13] = u32(counter >> 32);
+    start[14] = u32(stream), start[15] = u32(stream >> 32);
+    for (int i = 0; i < 16; ++i) out[i] = start[i];
+    for (int round = 0; round < 8; round += 2) {
+        for (int i = 0; i < 4; ++i) quarter_round(out[i], out[4 + i], out[8 + i], out[12 + i]);
+        for (int i = 0; i < 4; ++i) {
+            quarter_round(out[i], out[4 + (i + 1) % 4], out[8 + (i + 2) % 4], out[12 + (i + 3) % 4]);
+        }
+    }
+    for (int i = 0; i < 16; ++i) out[i] += start[i];
+}
+
+/// Two normal numbers from two words (Box-Muller).
+__device__ __forceinline__ float2 normals(u32 one, u32 two) {
+    constexpr float UNIT = 1.0f / (1 << 24);
+    const float radius = sqrtf(-2 * logf(float((one >> 8) + 1) * UNIT));
+    float sine, cosine;
+    sincospif(2 * (float(two >> 8) * UNIT), &sine, &cosine);
+    return {radius * cosine, radius * sine};
+}
+
+} // namespace
+
+/// For `count` tokens from `token` on, whatever of these is not null: `x0` and `noise` `[count, row]` channel-last, and
+/// `x` = keep x0 + add noise, channel-first (C, pt, ph, pw). Without x0 and x, frames.pixels may be null. grid:
+/// ceil(count ceil(row / 16) / THREADS), where row = 3 pt ph pw.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    noisy_patches(Frames frames, Key key, i64 token, int count, float keep, float add, float* x0, float* noise,
+                  float* x) {
+    const int plane = frames.pt * frames.ph * frames.pw, row = 3 * plane, blocks = (row + 15) / 16;
+    const i64 thread = i64(blockIdx.x) * THREADS + threadIdx.x;
+    if (thread >= i64(count) * blocks) return;
+    const i64 local = thread / blocks;
+    const int block = int(thread % blocks);
+    u32 words[16];
+    chacha8(words, key, token + local, block);
+    const int columns = frames.width / frames.pw, grid = frames.height / frames.ph * columns;
+    const i64 t = (token + local) / grid;
+    const int h = int((token + local) % grid) / columns, w = int((token + local) % grid) % columns;
+#pragma unroll
+    for (int pair = 0; pair < 8; ++pair) {
+        const float2 drawn = normals(words[pair * 2], words[pair * 2 + 1]);
+#pragma unroll
+        for (int which = 0; which < 2; ++which) {
+            const int i = block * 16 + pair * 2 + which;
+            if (i >= row) return;
+            const float eps = which ? drawn.y : drawn.x;
+            if (noise) noise[local * row + i] = eps;
+            if (!x0 && !x) continue;
+            const int c = i % 3, offset = i / 3; // within the patch: (dt, dh, dw)
+            const int dw = offset % frames.pw, dh = offset / frames.pw % frames.ph,
+                      dt = offset / (frames.pw * frames.ph);
+            const i64 frame = t * frames.pt + dt - frames.first;
+            const i64 pixel = (frame * frames.height + h * frames.ph + dh) * frames.width + w * frames.pw + dw;
+            const float clean = frames.pixels[pixel * 3 + c] / 127.5f - 1;
+            if (x0) x0[local * row + i] = clean;
+            if (x) x[local * row + c * plane + offset] = keep * clean + add * eps;
+        }
+    }
+}

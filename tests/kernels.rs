@@ -1,0 +1,240 @@
+//! The CUDA kernels, run on the CPU by the emulator of `kernels/host`: forward and backward against f64 references and against
+//! what the crate computes, in several orders of threads. Kernels that are broken on purpose must be caught.
+//!
+//! This proves logic, not speed, and stands in for no run on a GPU. It needs a C++20 compiler as `c++`.
+
+use candle_core::{Device, Tensor};
+use longreel::config::Train;
+use longreel::data::{Frames, RowOrder};
+use longreel::diffusion::{channel_first, noise_rows, noisy, training_key};
+use longreel::ops::{Param, Rope, Rows, Tape, rms_rope};
+use longreel::rng::{Key, Purpose};
+use longreel::train::optimizer::{AdamW, Shard, norm_squared};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// A copy of the kernels and their tests, which may be changed.
+struct Workshop(TempDir);
+
+impl Workshop {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        for folder in ["", "host", "host/tests"] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+            for entry in std::fs::read_dir(source.join(folder)).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_file() {
+                    std::fs::copy(&path, dir.path().join(folder).join(path.file_name().unwrap())).unwrap();
+                }
+            }
+        }
+        Self(dir)
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.0.path().join(file)
+    }
+
+    fn edit(&self, file: &str, change: impl Fn(&str) -> String) {
+        let text = std::fs::read_to_string(self.path(file)).unwrap();
+        let changed = change(&text);
+        assert_ne!(text, changed, "{file} has nothing to change");
+        std::fs::write(self.path(file), changed).unwrap();
+    }
+
+    /// Compiles and runs `host/tests/<program>.cpp`.
+    fn run(&self, program: &str, level: &str, arguments: &[&Path]) -> Output {
+        let (source, binary) = (self.path(&format!("host/tests/{program}.cpp")), self.path(program));
+        let flags = ["-std=c++20", level, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"];
+        let compiled = Command::new("c++").args(flags).arg(&source).arg("-o").arg(&binary).output();
+        let compiled = compiled.expect("the kernels' tests need a C++20 compiler as c++ (Debian: g++)");
+        assert!(compiled.status.success(), "{program}: {}", String::from_utf8_lossy(&compiled.stderr));
+        Command::new(&binary).args(arguments).output().unwrap()
+    }
+
+    fn pass(&self, program: &str, arguments: &[&Path]) {
+        let output = self.run(program, "-O2", arguments);
+        let (report, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        println!("{report}");
+        assert!(output.status.success(), "{program} failed: {error}{report}");
+    }
+}
+
+#[test]
+fn flash_attention() {
+    Workshop::new().pass("flash", &[]);
+}
+
+#[test]
+fn token_local_ops() {
+    Workshop::new().pass("ops", &[]);
+}
+
+#[test]
+fn what_the_crate_computes() {
+    let workshop = Workshop::new();
+    let file = workshop.path("crate");
+    let mut arrays = Arrays(std::fs::File::create(&file).unwrap());
+    patches(&mut arrays);
+    adamw(&mut arrays);
+    rope(&mut arrays);
+    workshop.pass("data", &[&file]);
+}
+
+/// Breaks a kernel and runs `program`, which must say so in the emulator's or the check's words.
+fn caught(program: &str, file: &str, from: &str, to: &str, message: &str) {
+    let workshop = Workshop::new();
+    workshop.edit(file, |text| text.replace(from, to));
+    // One instance of each template is enough.
+    for file in ["flash_forward.cu", "flash_backward.cu"] {
+        let kept = |line: &&str| !line.starts_with("FLASH_") || line.contains(", 64, bf16");
+        workshop.edit(file, |text| text.lines().filter(kept).collect::<Vec<_>>().join("\n") + "\n");
+    }
+    let output = workshop.run(program, "-O1", &[]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains(message), "{from} -> {to} in {file} was not caught: {error}");
+}
+
+#[test]
+fn a_removed_barrier_is_caught() {
+    let barrier = "cp_async_wait<F::STAGES - 2>();\n        __syncthreads();";
+    caught("flash_d64", "flash_forward.cu", barrier, "cp_async_wait<F::STAGES - 2>();", "before it was written");
+    // There, but too late: the slot that is filled again may still be read.
+    let (from, to) = (
+        "__syncthreads();\n        begin(tile + F::STAGES - 1);",
+        "begin(tile + F::STAGES - 1);\n        __syncthreads();",
+    );
+    caught("flash_d64", "flash_forward.cu", from, to, "race");
+    let barrier = "__syncthreads(); // those before have read the scratch";
+    caught("ops", "common.cuh", barrier, "", "race");
+}
+
+#[test]
+fn a_copy_that_is_not_waited_for_is_caught() {
+    caught(
+        "flash_d64",
+        "flash_forward.cu",
+        "cp_async_wait<F::STAGES - 2>",
+        "cp_async_wait<F::STAGES - 1>",
+        "in flight",
+    );
+}
+
+#[test]
+fn a_wrong_fragment_index_is_caught() {
+    caught("flash_d64", "tile.cuh", "two * 8 + lane % 8, k * 2 + one", "one * 8 + lane % 8, k * 2 + two", "is above");
+    caught(
+        "flash_d64",
+        "tile.cuh",
+        "&sums[m][k * 2 + i / 2][i % 2 * 2]",
+        "&sums[m][k * 2 + i % 2][i / 2 * 2]",
+        "is above",
+    );
+}
+
+#[test]
+fn touching_beyond_an_array_is_caught() {
+    let (from, to) = ("const bool inside = first + row < rows;", "const bool inside = first + row < rows + 1;");
+    caught("flash_d64", "tile.cuh", from, to, "global memory: out of bounds");
+    caught("ops", "layer_norm.cu", "shared<float>(0, THREADS / 32)", "shared<float>(0, 4)", "are outside the array");
+}
+
+#[test]
+fn a_missing_mask_is_caught() {
+    caught("flash_d64", "flash_forward.cu", "% 2 < keys) continue;", "% 2 < keys + 1) continue;", "is above");
+    caught("flash_d64", "flash_backward.cu", "i % 2 < keys;", "i % 2 < keys + 1;", "is above");
+}
+
+/// Arrays for a test program: for each a line "name count", then as many f64.
+struct Arrays(std::fs::File);
+
+impl Arrays {
+    fn put<T: Copy + Into<f64>>(&mut self, name: &str, values: &[T]) {
+        writeln!(self.0, "{name} {}", values.len()).unwrap();
+        let bytes: Vec<u8> = values.iter().flat_map(|&value| value.into().to_le_bytes()).collect();
+        self.0.write_all(&bytes).unwrap();
+    }
+}
+
+fn normal(sample: u64, len: usize) -> Vec<f32> {
+    let mut out = vec![0.0; len];
+    Key { seed: 3, purpose: Purpose::Test, step: 0, sample }.stream(0).fill_normal(&mut out);
+    out
+}
+
+/// A rank's rows of a clip of 6 x 12 x 10 pixels, of patches of 75 numbers, which 16 does not divide.
+fn patches(arrays: &mut Arrays) {
+    let (patch, first, height, width, tokens) = ([1, 4, 5], 1, 12, 10, 7..29);
+    let row = 3 * patch.iter().product::<usize>();
+    let pixels: Vec<u8> = (0..4 * height * width * 3).map(|i| (i * 37 + i / 256) as u8).collect();
+    let frames = Frames { first, height, width, data: pixels.clone() };
+    let (key, sigma) = (training_key(u64::MAX - 5, 1 << 40, 3), 0.37);
+    let mut rows = [(); 3].map(|()| vec![0.0; tokens.len() * row]);
+    let [x0, noise, x] = &mut rows;
+    frames.patch_rows(patch, tokens.clone(), RowOrder::ChannelLast, x0).unwrap();
+    noise_rows(key, tokens.clone(), row, noise);
+    let mut last = x.clone();
+    noisy(x0, noise, sigma, &mut last);
+    channel_first(&last, row, 3, x);
+    let words = [key.seed, key.purpose as u64, key.step, key.sample].map(|word| [word as u32, (word >> 32) as u32]);
+    let shape = [first, height, width, patch[0], patch[1], patch[2], tokens.start, tokens.len()].map(|n| n as u32);
+    arrays.put("patches.shape", &shape);
+    arrays.put("patches.key", words.as_flattened());
+    arrays.put("patches.pixels", &pixels);
+    arrays.put("patches.sigma", &[sigma]);
+    for (name, values) in ["patches.x0", "patches.noise", "patches.x"].iter().zip(&rows) {
+        arrays.put(name, values);
+    }
+}
+
+/// Step 7 of a buffer with ranges without decay at its ends, next to each other, empty, and across blocks of 256.
+fn adamw(arrays: &mut Arrays) {
+    let (n, step, lr, scale, betas, eps, weight_decay, decay) = (1100, 7, 1e-2, 0.4, [0.9, 0.99], 1e-8, 0.1, 0.95);
+    let no_decay = [0..3, 3..10, 200..200, 250..700, 1090..1100];
+    let optimizer = AdamW::new(&Train { betas, eps, weight_decay, ..Default::default() }).unwrap();
+    let (mut params, grads, mut m) = (normal(1, n), normal(2, n), normal(3, n));
+    let mut v: Vec<f32> = normal(4, n).iter().map(|x| x * x).collect();
+    let mut average = normal(5, n);
+    let bias = betas.map(|beta: f64| 1.0 - beta.powi(step as i32));
+    let constants = [1.0 - betas[0], 1.0 - betas[1], scale, lr / bias[0], 1.0 / bias[1].sqrt(), eps, lr * weight_decay];
+    arrays.put("adamw.step", &[&betas[..], &constants[..], &[1.0 - decay]].concat());
+    arrays.put("adamw.no_decay", &no_decay.iter().flat_map(|r| [r.start as u32, r.end as u32]).collect::<Vec<_>>());
+    let shard = [("params", &params), ("grads", &grads), ("m", &m), ("v", &v), ("average", &average)];
+    for (name, values) in shard {
+        arrays.put(&format!("adamw.{name}"), values);
+    }
+    let mine = Shard { params: &mut params, grads: &grads, m: &mut m, v: &mut v, average: Some((decay, &mut average)) };
+    optimizer.update(step, lr, scale, mine, &no_decay).unwrap();
+    let shard = [("params", &params), ("m", &m), ("v", &v), ("average", &average)];
+    for (name, values) in shard {
+        arrays.put(&format!("adamw.new_{name}"), values);
+    }
+    arrays.put("adamw.norm_squared", &[norm_squared(&grads)]);
+}
+
+/// Two heads of 22 features (6, 6 and, of time, 10), on a rank whose first token is not the clip's.
+fn rope(arrays: &mut Arrays) {
+    let (grid, first, d, rows, n, theta): (_, _, usize, _, _, f64) =
+        ([4, 3, 5], 13, 22, Rows { start: 40, tokens: 31 }, 50, 1e4);
+    let (width, side) = (2 * d, 2 * (d / 6));
+    let (x, weight) = (normal(6, n * width), normal(7, width));
+    let param = Param::leaf("weight", Tensor::from_slice(&weight, width, &Device::Cpu).unwrap()).unwrap();
+    let input = Tensor::from_slice(&x, (n, width), &Device::Cpu).unwrap();
+    let y = rms_rope(&Tape::off(), &input, &param, 1e-6, &Rope::new(grid, first, d, theta), rows).unwrap();
+    let mut table = vec![];
+    for (features, positions) in [d - 2 * side, side, side].into_iter().zip(grid) {
+        for position in 0..positions {
+            let angles = (0..features / 2).map(|i| position as f64 * theta.powf(-2.0 * i as f64 / features as f64));
+            table.extend(angles.flat_map(|angle| [angle.cos() as f32, angle.sin() as f32]));
+        }
+    }
+    let shape = [grid[0], grid[1], grid[2], first, d, rows.start, rows.tokens, width].map(|n| n as u32);
+    arrays.put("rope.shape", &shape);
+    arrays.put("rope.table", &table);
+    arrays.put("rope.x", &x);
+    arrays.put("rope.weight", &weight);
+    arrays.put("rope.y", &y.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+}
