@@ -170,7 +170,7 @@ fn patches(arrays: &mut Arrays) {
     let (patch, first, height, width, tokens) = ([1, 4, 5], 1, 12, 10, 7..29);
     let row = 3 * patch.iter().product::<usize>();
     let pixels: Vec<u8> = (0..4 * height * width * 3).map(|i| (i * 37 + i / 256) as u8).collect();
-    let frames = Frames { first, height, width, data: pixels.clone() };
+    let frames = Frames { first, lines: 0..height, height, width, data: pixels.clone() };
     let (key, sigma) = (training_key(u64::MAX - 5, 1 << 40, 3), 0.37);
     let mut rows = [(); 3].map(|()| vec![0.0; tokens.len() * row]);
     let [x0, noise, x] = &mut rows;
