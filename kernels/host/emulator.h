@@ -4,7 +4,7 @@
 // It proves logic, not speed. What a GPU leaves undefined is an error here, with the block and thread that did it: a
 // race in shared memory (two threads touch a word, one of them writing, with no barrier between), shared memory read
 // before it was written or outside its array, a cp.async result read before its wait, lanes of a warp at different
-// collectives, a barrier that not all threads reach, misaligned vector accesses. Global buffers lie between guard pages
+// collectives, a barrier that not all threads reach, misaligned accesses to it. Global buffers lie between guard pages
 // (`Buffer`), so touching a byte beyond one is an error too. Whoever runs a kernel in several orders and finds the same
 // bits has shown that it does not depend on the order. Global memory is not watched for races.
 #pragma once
