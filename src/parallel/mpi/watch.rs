@@ -319,8 +319,10 @@ impl Watch {
         }
         match (self.check(), outcome) {
             (Ok(()), outcome) => outcome,
-            // The rank that failed keeps its own error, with its kind.
-            (Err(Error::Rank { rank, .. }), Err(own)) if rank == self.rank => Err(own),
+            // The rank that failed keeps its own error, with its kind; so do those that failed alike, as by a bad config.
+            (Err(Error::Rank { rank, message }), Err(own)) if rank == self.rank || own.to_string() == message => {
+                Err(own)
+            }
             (Err(first), _) => Err(first),
         }
     }
