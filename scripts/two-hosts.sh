@@ -46,7 +46,7 @@ chmod +x "$work/rsh"
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_MCA_plm_rsh_agent=$work/rsh OMPI_MCA_btl_tcp_if_include=10.77.0.0/24 OMPI_MCA_oob_tcp_if_include=10.77.0.0/24
 # mpirun, too, is to notice that a host is gone: by itself it would wait for it for a quarter of an hour (docs/launching.md).
-export OMPI_MCA_oob_tcp_keepalive_time=1 OMPI_MCA_oob_tcp_keepalive_intvl=11 OMPI_MCA_oob_tcp_keepalive_probes=3
+export OMPI_MCA_oob_tcp_keepalive_time=1 OMPI_MCA_oob_tcp_keepalive_intvl=10 OMPI_MCA_oob_tcp_keepalive_probes=3
 on_both() {
     ip netns exec "$a" unshare --uts sh -c "hostname $a; exec \"\$@\"" sh \
         mpirun --host 10.77.0.1:2,10.77.0.2:2 --map-by node -n 4 "$longreel" "$@"
@@ -77,7 +77,7 @@ losses() { sed 's/.*"loss":\([^,}]*\).*/\1/' "$1/metrics.jsonl"; }
 say "4 ranks on 2 hosts against 4 threads"
 "$longreel" train "$work/config.toml" --set run.out="$work/threads" --ranks 4 2>"$work/log" || die "$(cat "$work/log")"
 on_both train "$work/config.toml" --set run.out="$work/hosts" 2>"$work/log" || die "$(cat "$work/log")"
-grep -q "4 ranks are processes on 2 hosts" "$work/log" || die "not on two hosts: $(cat "$work/log")"
+grep -q "4 ranks are processes; hosts: 2," "$work/log" || die "not on two hosts: $(cat "$work/log")"
 if [ -z "$(losses "$work/hosts")" ] || [ "$(losses "$work/hosts")" != "$(losses "$work/threads")" ]; then
     die "other losses: $(losses "$work/hosts") instead of $(losses "$work/threads")"
 fi

@@ -65,7 +65,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { message: 1 << 30, silence: Duration::from_secs(30) }
+        Self { message: 1 << 30, silence: Duration::from_secs(25) }
     }
 }
 
@@ -149,7 +149,7 @@ impl Launch {
             let mut hosts = processes.hosts();
             hosts.sort_unstable();
             hosts.dedup();
-            tracing::info!("{size} ranks are processes on {} hosts; the first has {threads} threads", hosts.len());
+            tracing::info!("{size} ranks are processes; hosts: {}, threads of rank 0: {threads}", hosts.len());
         }
         let span = tracing::error_span!("rank", rank);
         let work = || {

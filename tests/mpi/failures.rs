@@ -8,7 +8,7 @@ use longreel::parallel::{Communicator, Reduce};
 use std::fs;
 use std::process::Child;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// On a process: what `case` names goes wrong; what this rank saw of it, as a file of its rank.
 pub fn failing(launch: &Launch, case: &str, folder: &Path) -> Result<()> {
@@ -26,7 +26,10 @@ pub fn failing(launch: &Launch, case: &str, folder: &Path) -> Result<()> {
             }
             _ => among_odd_and_even(world.clone(), kind, detail),
         };
-        if let Err(e) = &outcome {
+        // Rank 2's own error is not of a call: it tells the others only as it ends.
+        if let Err(e) = &outcome
+            && (r, kind) != (2, "error")
+        {
             let later = fails(world.barrier()).to_string();
             let file = folder.join(r.to_string());
             fs::write(&file, format!("{e}\n{later}")).map_err(|e| Error::io(&file, e))?;
@@ -147,6 +150,16 @@ fn process(mpirun: &Child, rank: usize) -> u32 {
     pids.into_iter().find(|&pid| is_it(pid) == Some(true)).expect("the rank's process")
 }
 
+/// A process has ended, or does so in a moment.
+fn has_ended(pid: u32) {
+    let state = || fs::read_to_string(format!("/proc/{pid}/stat")).ok()?.rsplit_once(") ")?.1.chars().next();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while state().is_some_and(|state| state != 'Z') {
+        assert!(Instant::now() < deadline, "process {pid} lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// The last checkpoint of a run that was ended is whole: the run goes on from it, as if it had not been.
 fn goes_on(place: &Place) {
     let checkpoints = longreel::train::checkpoint::RunFolder::new(place.path("run")).checkpoints().unwrap();
@@ -165,7 +178,7 @@ fn a_process_that_is_killed_stops_the_others_and_the_run_goes_on_from_its_checkp
     let output = finish(child);
     let stderr = text(&output.stderr);
     assert!(!output.status.success() && stderr.contains("rank 1"), "{stderr}");
-    assert!(!Path::new(&format!("/proc/{other}")).exists(), "rank 0 lives on");
+    has_ended(other);
     goes_on(&place);
 }
 
@@ -177,9 +190,9 @@ fn a_process_that_nothing_is_heard_from_stops_the_others_within_a_minute() {
     signal(pid, "STOP"); // as a host that hangs, or is cut off: nobody is told
     let output = finish(child); // a minute at most
     let error = error_of(&output);
-    assert!(error.starts_with("rank 1 failed: nothing was heard from it for 3"), "{error}");
+    assert!(error.starts_with("rank 1 failed: nothing was heard from it for 2"), "{error}");
     assert!(error.contains(&format!("(process {pid} on ")) && error.contains("cut off"), "{error}");
-    assert!(!Path::new(&format!("/proc/{other}")).exists(), "rank 0 lives on");
+    has_ended(other);
     goes_on(&place);
 }
 

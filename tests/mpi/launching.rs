@@ -75,8 +75,8 @@ fn the_job_of_kubernetes_starts_as_many_ranks_as_it_has_workers() {
         .map(|argument| argument.trim_matches('"').to_owned())
         .collect();
     let number = |key: &str| -> usize {
-        let line = yaml[yaml.find(key).unwrap()..].lines().next().unwrap();
-        line.split_once(": ").unwrap().1.parse().unwrap()
+        let value = yaml.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "));
+        value.unwrap().parse().unwrap()
     };
     let workers = &yaml[yaml.find("    Worker:").unwrap()..];
     let replicas: usize = workers.lines().nth(1).unwrap().split_once(": ").unwrap().1.parse().unwrap();
@@ -92,7 +92,7 @@ fn the_job_of_kubernetes_starts_as_many_ranks_as_it_has_workers() {
     command.args(arguments.iter().map(here)).envs(ENVIRONMENT);
     let output = run(command.args(["--set", &format!("run.out={}", place.path("run").display())]));
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("2 ranks are processes on 1 hosts"));
+    assert!(text(&output.stderr).contains("2 ranks are processes; hosts: 1,"));
     assert_eq!(place.metrics("run").len(), 4);
 }
 

@@ -25,9 +25,10 @@ fn ctrl_c_within_a_long_step_abandons_it() {
     write_video(&place.path("large/e.mp4"), &pixels, 800, 800, 12.0).unwrap();
     fs::create_dir(place.path("scratch")).unwrap();
     let large = format!("data.path={}", place.path("large").display());
+    let heldout = format!("data.heldout={}", place.path("large").display());
     let scratch = format!("stash.folder={}", place.path("scratch").display());
     let all = ["train.batch=1", "train.heldout_every=0", "train.checkpoint_every=0", "stash.where=disk", &scratch];
-    let long = [&large, "data.frames=12", "data.height=800", "data.width=800", "train.steps=5", "--resume"];
+    let long = [&large, &heldout, "data.frames=12", "data.height=800", "data.width=800", "train.steps=5", "--resume"];
     for ranks in ["--ranks=1", "--ranks=2"] {
         let (run, straight) = (format!("run{ranks}"), format!("straight{ranks}"));
         let all = [&all[..], &[ranks]].concat();
@@ -63,7 +64,9 @@ fn what_came_before_an_abandoned_step_is_saved() {
     write_video(&place.path("clips/a.mp4"), &pixels, 800, 800, 12.0).unwrap();
     fs::remove_file(place.path("clips/b.mp4")).unwrap();
     fs::remove_file(place.path("clips/c.mp4")).unwrap();
-    let args = ["data.frames=12", "data.height=800", "data.width=800", "train.batch=1", "train.heldout_every=0"];
+    let heldout = format!("data.heldout={}", place.path("clips").display());
+    let size = ["data.frames=12", "data.height=800", "data.width=800"];
+    let args = [&size[..], &[&heldout, "train.batch=1", "train.heldout_every=0"]].concat();
     let mut child = place.command("run", &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for(&mut child, "the step", || place.path("run/tensorboard").exists());
     std::thread::sleep(Duration::from_secs(1));

@@ -34,7 +34,7 @@ use crate::{Error, Result, bail};
 /// How long MPI may take to end before the process ends without it.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long after a host was found lost the launcher is left to find so too. Told to end the job before, it would wait for that host.
-const LAUNCHER: Duration = Duration::from_secs(12);
+const LAUNCHER: Duration = Duration::from_secs(18);
 
 /// This process among those of its job.
 pub(super) struct World {

@@ -173,7 +173,7 @@ impl Watch {
 
     /// Says that this rank begins a call.
     pub fn begin(&self) {
-        let aside = lock(&self.state).main != Some(thread::current().id());
+        let aside = lock(&self.state).main.is_some_and(|main| main != thread::current().id());
         self.present(|presence| {
             presence.calls += 1;
             presence.aside |= aside;
@@ -283,11 +283,13 @@ impl Watch {
 
     /// Rank 0 fails the run if all ranks wait and none has moved for a while.
     fn look_for_the_stuck(&self, state: &mut State) {
-        let still = |peer: &Peer| {
+        // What was heard last may be old news of a rank that nothing is heard from any more.
+        let fresh = |rank: usize, peer: &Peer| rank == self.rank || peer.heard.elapsed() < 2 * BEAT;
+        let still = |(rank, peer): (usize, &Peer)| {
             let waits = peer.presence.waits.is_some() && !peer.presence.aside && peer.since.elapsed() > STUCK;
-            peer.left.is_some() || waits
+            peer.left.is_some() || (waits && fresh(rank, peer))
         };
-        if self.rank != 0 || !state.peers.iter().all(still) {
+        if self.rank != 0 || !state.peers.iter().enumerate().all(still) {
             return;
         }
         let waiting =
