@@ -110,8 +110,8 @@ fn peaks_of_the_machine() {
 /// Freed tensors stay with the process: after the first steps none is fetched from the system anew.
 #[test]
 fn a_steady_step_asks_for_no_memory() {
-    let shape = ["step", "--frames", "8", "--layers", "2", "--ranks", "2", "--threads", "1"]; // some 30 MiB a rank
-    let step = measured(&[&shape[..], &["--warmup", "8", "--steps", "5", "--height", "32", "--width", "32"]].concat());
+    let shape = ["step", "--frames", "4", "--layers", "2", "--ranks", "2", "--threads", "1"]; // some 15 MiB a rank
+    let step = measured(&[&shape[..], &["--warmup", "6", "--steps", "5", "--height", "32", "--width", "32"]].concat());
     assert!(number(&step, "faults") <= 20.0, "{step}");
 }
 
