@@ -112,7 +112,8 @@ fn peaks_of_the_machine() {
 fn a_steady_step_asks_for_no_memory() {
     let shape = ["step", "--frames", "4", "--layers", "2", "--ranks", "2", "--threads", "1"]; // some 15 MiB a rank
     let step = measured(&[&shape[..], &["--warmup", "6", "--steps", "5", "--height", "32", "--width", "32"]].concat());
-    assert!(number(&step, "faults") <= 20.0, "{step}");
+    // Of some thousands, were nothing kept; where ranks meet otherwise than before, a little more is in use at once.
+    assert!(number(&step, "faults") <= 256.0, "{step}");
 }
 
 #[test]
