@@ -135,7 +135,7 @@ mod tests {
             let watch = Arc::new(Watch::default());
             let (progress, interrupted) = (Progress::new(1, 0), AtomicBool::new(false));
             watch.begin(100_000);
-            let stopped = minding(&[watch.clone()], 1, &progress, &interrupted, || {
+            let stopped = minding(std::slice::from_ref(&watch), 1, &progress, &interrupted, || {
                 watch.add(done);
                 std::thread::sleep(2 * TICK);
                 interrupted.store(true, Ordering::SeqCst);
