@@ -21,7 +21,7 @@ pub struct Block {
 pub struct Ledger {
     /// Bytes in use.
     live: usize,
-    /// The most that were in use at once.
+    /// The most that were in use at once, but for what came into use since the last block went out of it.
     most: usize,
     /// The same, since [`restart`](Self::restart).
     lately: usize,
@@ -40,8 +40,6 @@ impl Ledger {
     /// `len` bytes come into use: where they are, if a block of them is kept.
     pub fn take(&mut self, len: usize) -> Option<usize> {
         self.live += len;
-        self.most = self.most.max(self.live);
-        self.lately = self.lately.max(self.live);
         let place = self.free[..self.count].iter().rposition(|block| block.len == len)?;
         Some(self.remove(place).at)
     }
@@ -49,6 +47,8 @@ impl Ledger {
     /// A block goes out of use and is kept. Returned is one to give back: where there is no place for it.
     pub fn put(&mut self, block: Block) -> Option<Block> {
         let oldest = if self.count == SLOTS { Some(self.remove(0)) } else { None };
+        self.most = self.most.max(self.live);
+        self.lately = self.lately.max(self.live);
         self.live -= block.len;
         self.kept += block.len;
         self.free[self.count] = block;
@@ -58,7 +58,7 @@ impl Ledger {
 
     /// A block to give back, as too much is kept; to be asked until there is none.
     pub fn excess(&mut self) -> Option<Block> {
-        let too_much = self.count > 0 && self.live + self.kept > self.most + SPARE;
+        let too_much = self.count > 0 && self.live + self.kept > self.most.max(self.live) + SPARE;
         too_much.then(|| self.remove(0))
     }
 
@@ -69,7 +69,7 @@ impl Ledger {
 
     /// The most bytes in use at once since the last call, in whose place what is in use now counts from here on.
     pub fn restart(&mut self) -> usize {
-        std::mem::replace(&mut self.lately, self.live)
+        std::mem::replace(&mut self.lately, self.live).max(self.live)
     }
 
     fn remove(&mut self, place: usize) -> Block {
@@ -136,6 +136,21 @@ mod tests {
         (0..SLOTS).for_each(|at| assert_eq!(ledger.put(block(at)), None));
         assert_eq!(ledger.put(block(SLOTS)), Some(block(0)));
         assert_eq!(ledger.take(1), Some(SLOTS), "the one freed last is warmest");
+    }
+
+    #[test]
+    fn what_could_not_be_had_was_never_in_use() {
+        let mut ledger = Ledger::new();
+        ledger.take(1 << 60);
+        ledger.untake(1 << 60);
+        for at in 0..3 {
+            ledger.take(SPARE);
+            ledger.put(Block { at, len: SPARE });
+        }
+        assert_eq!(ledger.most, SPARE);
+        ledger.take(1);
+        assert!(ledger.excess().is_none(), "one block is reused and kept, no more than may be");
+        assert_eq!(ledger.restart(), SPARE);
     }
 
     #[test]
