@@ -46,16 +46,42 @@ fn results(world: Arc<dyn Communicator>) -> Result<Vec<Vec<u32>>> {
             results.push(bits(&whole.to_dtype(DType::F32)?));
         }
 
+        // What was gathered is this rank's own: its buffer may change at once.
+        let mine = f32s(&wide(draw + 4, r as u64, counts[me]));
+        let gathered = comm.all_gather(&mine, &counts.iter().map(|&n| vec![n]).collect::<Vec<_>>())?;
+        mine.slice_set(&mine.zeros_like()?, 0, 0)?;
+        results.extend(gathered.iter().map(bits));
+
         let count = |from: usize, to: usize| (from * 5 + to * 3) % 4 * 1000; // some are 0
         let send = (0..p).map(|to| f32s(&wide(draw + 3, (10 * r + to) as u64, count(me, to)))).collect();
         let shapes: Vec<_> = (0..p).map(|from| vec![count(from, me)]).collect();
         results.extend(comm.all_to_all(send, &shapes)?.iter().map(bits));
         comm.barrier()?;
     }
+    from_two_threads(&world)?;
     let exchanged = every_element(world.clone())?;
     mixed(world, 200)?;
     results.push(vec![exchanged as u32]);
     Ok(results)
+}
+
+/// Calls of two communicators of the same ranks, from two threads at once, do not meet each other.
+fn from_two_threads(world: &Arc<dyn Communicator>) -> Result<()> {
+    let same = world.split(0, world.rank())?;
+    let calls = |comm: &Arc<dyn Communicator>, code: f32, pause: u64| -> Result<()> {
+        for call in 0..60 {
+            let x = f32s(&[code + call as f32; 3]);
+            comm.all_reduce(&x, Reduce::Max)?;
+            assert_eq!(x.to_vec1::<f32>()?, [code + call as f32; 3]);
+            std::thread::sleep(Duration::from_micros(pause * (comm.rank() as u64 + call) % 700));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let aside = scope.spawn(|| calls(&same, 1000.0, 113));
+        calls(world, 0.0, 157)?;
+        aside.join().expect("no panic")
+    })
 }
 
 /// On a process: its [`results`], as a file of its rank.
