@@ -40,13 +40,10 @@ __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, 
                                                   float scale) {
     using B = BackwardKv<D>;
     constexpr int M = B::M, N = B::N / 8, TILE = B::N * D;
-    const int head = blockIdx.y, batch = blockIdx.z, lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32;
     const int first = blockIdx.x * B::BLOCK, row = threadIdx.x / 32 * M * 16;
-    const i64 index = i64(batch) * gridDim.y + head;
-    q += batch * q_at.batch + head * q_at.head;
-    k += batch * k_at.batch + head * k_at.head;
-    v += batch * v_at.batch + head * v_at.head;
-    d_o += batch * d_o_at.batch + head * d_o_at.head;
+    const i64 index = i64(blockIdx.z) * gridDim.y + blockIdx.y; // of the head, among all
+    q = head_of(q, q_at), k = head_of(k, k_at), v = head_of(v, v_at), d_o = head_of(d_o, d_o_at);
     lse += index * queries;
     delta += index * queries;
 
@@ -129,13 +126,10 @@ __device__ __forceinline__ void flash_backward_q(const bf16* q, const bf16* k, c
                                                  float scale) {
     using B = BackwardQ<D>;
     constexpr int M = B::M, N = B::N / 8, TILE = B::N * D;
-    const int head = blockIdx.y, batch = blockIdx.z, lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32;
     const int first = blockIdx.x * B::BLOCK, row = threadIdx.x / 32 * M * 16;
-    const i64 index = i64(batch) * gridDim.y + head;
-    q += batch * q_at.batch + head * q_at.head;
-    k += batch * k_at.batch + head * k_at.head;
-    v += batch * v_at.batch + head * v_at.head;
-    d_o += batch * d_o_at.batch + head * d_o_at.head;
+    const i64 index = i64(blockIdx.z) * gridDim.y + blockIdx.y; // of the head, among all
+    q = head_of(q, q_at), k = head_of(k, k_at), v = head_of(v, v_at), d_o = head_of(d_o, d_o_at);
 
     const auto q_tile = shared<bf16>(0, B::BLOCK * D), d_o_tile = shared<bf16>(B::BLOCK * D * 2, B::BLOCK * D);
     const auto rows_of = [&](int step) {

@@ -35,12 +35,10 @@ __device__ __forceinline__ void flash_forward(const bf16* q, const bf16* k, cons
                                               float scale) {
     using F = Forward<D>;
     constexpr int M = F::M, N = F::N / 8;
-    const int head = blockIdx.y, batch = blockIdx.z, lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32;
     const int first = blockIdx.x * F::BLOCK, row = threadIdx.x / 32 * M * 16; // the warp's, within the block
-    q += batch * q_at.batch + head * q_at.head;
-    k += batch * k_at.batch + head * k_at.head;
-    v += batch * v_at.batch + head * v_at.head;
-    const i64 rows = (i64(batch) * gridDim.y + head) * queries;
+    q = head_of(q, q_at), k = head_of(k, k_at), v = head_of(v, v_at);
+    const i64 rows = (i64(blockIdx.z) * gridDim.y + blockIdx.y) * queries;
 
     const auto q_tile = shared<bf16>(0, F::BLOCK * D);
     const auto slots = shared<bf16>(F::BLOCK * D * 2, F::STAGES * F::N * D);

@@ -23,11 +23,6 @@ __device__ __forceinline__ int rest(int first, int rows) {
     return rows - first < TILE_THREADS ? rows - first : TILE_THREADS;
 }
 
-/// The block's head of a tensor.
-__device__ __forceinline__ const float* head_of(const float* x, Strides at) {
-    return x + blockIdx.z * at.batch + blockIdx.y * at.head;
-}
-
 /// A row into shared memory.
 __device__ __forceinline__ void copy_row(Shared<float> to, const float* from, int d) {
     for (int i = threadIdx.x; i < d; i += TILE_THREADS) to[i] = from[i];

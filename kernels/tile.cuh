@@ -12,6 +12,12 @@ struct Strides {
     i64 batch, head, row;
 };
 
+/// The block's head of a tensor; grid: (anything, H, B).
+template <class T>
+__device__ __forceinline__ const T* head_of(const T* x, Strides at) {
+    return x + blockIdx.z * at.batch + blockIdx.y * at.head;
+}
+
 /// A block's threads, in all kernels with tiles.
 constexpr int TILE_THREADS = 128;
 constexpr int WARPS = TILE_THREADS / 32;

@@ -79,3 +79,22 @@ struct Problem {
 inline dim3 grid(const Shape& shape, int rows, int block) {
     return {unsigned((rows + block - 1) / block), unsigned(shape.heads), unsigned(shape.batch)};
 }
+
+/// What forward and backward read and write, in memory whose end, or else beginning, is guarded.
+template <class T, class Out, class Lse>
+struct Buffers {
+    Buffer<T> q, k, v, d_o;
+    Buffer<float> lse32, delta;
+    Buffer<Out> o, dq, dk, dv;
+    Buffer<Lse> lse;
+
+    Buffers(const Problem<T>& x, bool end)
+        : q(x.q, end), k(x.k, end), v(x.v, end), d_o(x.d_o, end), lse32(x.lse32, end), delta(x.delta, end),
+          o(x.o.size(), end), dq(x.dq.size(), end), dk(x.dk.size(), end), dv(x.dv.size(), end),
+          lse(x.lse.size(), end) {}
+
+    void same_bits(SameBits& same) {
+        same("o", o.values()), same("lse", lse.values()), same("dq", dq.values());
+        same("dk", dk.values()), same("dv", dv.values());
+    }
+};

@@ -217,27 +217,23 @@ void check_flash_f32(const Shape& shape, int d) {
     const Strides q_at = x.strides(sq), k_at = x.strides(sk);
     SameBits same;
     for (Order order : emulator::orders) {
-        const bool end = order != Order::Descending;
-        Buffer<float> q(x.q, end), k(x.k, end), v(x.v, end), d_o(x.d_o, end), lse32(x.lse32, end), delta(x.delta, end);
-        Buffer<float> o(x.o.size(), end), lse(x.lse.size(), end), dq(x.dq.size(), end), dk(x.dk.size(), end);
-        Buffer<float> dv(x.dv.size(), end);
-        LAUNCH(flash_forward_f32, grid(shape, sq, 1), order, q.data(), k.data(), v.data(), o.data(), lse.data(), q_at,
+        Buffers<float, float, float> b(x, order != Order::Descending);
+        LAUNCH(flash_forward_f32, grid(shape, sq, 1), order, b.q.data(), b.k.data(), b.v.data(), b.o.data(), b.lse.data(), q_at,
                k_at, k_at, sq, sk, d, x.scale);
-        LAUNCH(flash_backward_kv_f32, grid(shape, sk, 1), order, q.data(), k.data(), v.data(), d_o.data(), lse32.data(),
-               delta.data(), dk.data(), dv.data(), q_at, k_at, k_at, q_at, sq, sk, d, x.scale);
-        LAUNCH(flash_backward_q_f32, grid(shape, sq, 1), order, q.data(), k.data(), v.data(), d_o.data(), lse32.data(),
-               delta.data(), dq.data(), q_at, k_at, k_at, q_at, sq, sk, d, x.scale);
-        same("o", o.values()), same("lse", lse.values()), same("dq", dq.values());
-        same("dk", dk.values()), same("dv", dv.values());
+        LAUNCH(flash_backward_kv_f32, grid(shape, sk, 1), order, b.q.data(), b.k.data(), b.v.data(), b.d_o.data(), b.lse32.data(),
+               b.delta.data(), b.dk.data(), b.dv.data(), q_at, k_at, k_at, q_at, sq, sk, d, x.scale);
+        LAUNCH(flash_backward_q_f32, grid(shape, sq, 1), order, b.q.data(), b.k.data(), b.v.data(), b.d_o.data(), b.lse32.data(),
+               b.delta.data(), b.dq.data(), q_at, k_at, k_at, q_at, sq, sk, d, x.scale);
+        b.same_bits(same);
         if (order != Order::Ascending) continue;
         // Backward takes P from an f32 lse, which is off by half a unit in its last place.
         const double off = std::max(4e-6, 2e-7 * std::abs(shape.logits));
         const std::string name =
             "flash_f32 d" + std::to_string(d) + " " + std::to_string(sq) + " x " + std::to_string(sk) + " ";
-        expect(name + "o", o.values(), x.o, off), expect(name + "lse", lse.values(), x.lse, 4e-7);
-        expect(name + "dq", dq.values(), x.dq, off, shape.logits ? x.dq_size : 0);
-        expect(name + "dk", dk.values(), x.dk, off, shape.logits ? x.dk_size : 0);
-        expect(name + "dv", dv.values(), x.dv, off);
+        expect(name + "o", b.o.values(), x.o, off), expect(name + "lse", b.lse.values(), x.lse, 4e-7);
+        expect(name + "dq", b.dq.values(), x.dq, off, shape.logits ? x.dq_size : 0);
+        expect(name + "dk", b.dk.values(), x.dk, off, shape.logits ? x.dk_size : 0);
+        expect(name + "dv", b.dv.values(), x.dv, off);
     }
 }
 
