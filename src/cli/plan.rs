@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use super::bench::machine;
 use crate::Result;
 use crate::config::RunConfig;
+use crate::files::gib;
 use crate::model::ModelConfig;
-use crate::plan::{Plan, alternatives, gib, longest, network};
+use crate::plan::{Plan, alternatives, longest, network};
 
 /// Say what memory, messages and time a config's training step will need, without running it.
 #[derive(Debug, Args)]

@@ -9,11 +9,11 @@ mod png;
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, ImageFormat, RgbImage};
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::files::failed;
+use crate::files::{NewFile, failed, parent, sync_folder};
 use crate::{Error, Result, bail};
 pub use mp4::VideoWriter;
 pub use png::PngWriter;
@@ -88,42 +88,7 @@ pub fn write_image(path: &Path, image: &RgbImage) -> Result<()> {
 /// Writes a file through `write` under a temporary name, then fsyncs and renames it to `path`.
 /// On an error, `write`'s or the system's, `path` stays as it was and the temporary file is gone.
 pub fn write_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) -> Result<()> {
-    let file = temporary(path)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
-    write(&mut out)?;
-    out.flush().map_err(|e| failed(path, e))?;
-    drop(out);
-    persist(file, path)
-}
-
-/// A temporary file beside `path`, with the permissions of a newly created one.
-fn temporary(path: &Path) -> Result<tempfile::NamedTempFile> {
-    let name = path.file_name().ok_or_else(|| Error::Invalid(format!("{}: not the name of a file", path.display())))?;
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the umask
-    let prefix = format!(".{}.", name.to_string_lossy());
-    builder.prefix(&prefix).tempfile_in(parent(path)).map_err(|e| failed(path, e))
-}
-
-/// Makes a temporary file durable and gives it its name.
-fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<()> {
-    file.as_file().sync_all().map_err(|e| failed(path, e))?;
-    file.persist(path).map_err(|e| failed(path, e.error))?;
-    sync_folder(parent(path))
-}
-
-/// Makes a rename within `folder` survive a power cut.
-fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| failed(folder, e))
-}
-
-/// The folder `path` lies in.
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
+    NewFile::begin(path)?.write(write)
 }
 
 /// How many frames [n, height, width, 3] holds; an error if that is not a whole number of at least one.

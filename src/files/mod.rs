@@ -16,7 +16,7 @@ use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 pub(crate) use scratch::Scratch;
 pub use tensors::{Tensors, write_pieces, write_tensors};
@@ -29,20 +29,61 @@ const TEMPORARY: &str = ".longreel-tmp";
 /// # Errors
 /// What `write` returned, or the system: no such folder, no permission, a full disk.
 pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let parent = parent(path);
-    let (prefix, suffix) = temporary_name(path)?;
-    let mut staged = tempfile::Builder::new()
-        .prefix(&prefix)
-        .suffix(&suffix)
-        .permissions(Permissions::from_mode(0o666)) // less the umask, like any other file
-        .tempfile_in(parent)
-        .map_err(|e| failed(path, e))?;
-    let mut buffered = BufWriter::with_capacity(1 << 20, staged.as_file_mut());
-    write(&mut buffered).and_then(|()| buffered.flush()).map_err(|e| failed(path, e))?;
-    drop(buffered);
-    staged.as_file().sync_all().map_err(|e| failed(path, e))?;
-    staged.persist(path).map_err(|e| failed(path, e.error))?;
-    sync_folder(parent)
+    NewFile::begin(path)?.write(|out| write(out).map_err(|e| failed(path, e)))
+}
+
+/// A file in the making: it has a temporary name beside its target until [`publish`](Self::publish) renames it. Dropped before that,
+/// it is removed, and what has the target's name is as it was.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    staged: NamedTempFile,
+    target: PathBuf,
+}
+
+impl NewFile {
+    /// Starts a file that shall be called `target`.
+    pub fn begin(target: &Path) -> Result<Self> {
+        let (prefix, suffix) = temporary_name(target)?;
+        let staged = tempfile::Builder::new()
+            .prefix(&prefix)
+            .suffix(&suffix)
+            .permissions(Permissions::from_mode(0o666)) // less the umask, like any other file
+            .tempfile_in(parent(target))
+            .map_err(|e| failed(target, e))?;
+        Ok(Self { staged, target: target.to_owned() })
+    }
+
+    /// The file, to be written to.
+    pub fn file(&self) -> &File {
+        self.staged.as_file()
+    }
+
+    /// What it will be called.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Where it is for now.
+    pub fn path(&self) -> &Path {
+        self.staged.path()
+    }
+
+    /// Lets `write` fill the file, and gives it its name.
+    pub fn write(self, write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) -> Result<()> {
+        let mut out = BufWriter::with_capacity(1 << 20, self.file());
+        write(&mut out)?;
+        out.flush().map_err(|e| failed(&self.target, e))?;
+        drop(out);
+        self.publish()
+    }
+
+    /// Makes the file durable and gives it its name.
+    pub fn publish(self) -> Result<()> {
+        let Self { staged, target } = self;
+        staged.as_file().sync_all().map_err(|e| failed(&target, e))?;
+        staged.persist(&target).map_err(|e| failed(&target, e.error))?;
+        sync_folder(parent(&target))
+    }
 }
 
 /// A folder in the making: it has a temporary name beside its target until [`publish`](Self::publish) renames it.
@@ -131,15 +172,24 @@ pub(crate) fn failed(path: &Path, error: io::Error) -> Error {
     Error::io(path, error)
 }
 
-fn sync_folder(folder: &Path) -> Result<()> {
+/// Makes a rename within `folder` survive a power cut.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| failed(folder, e))
 }
 
 /// The folder of `path`; of a bare name, the current one.
-fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
+    }
+}
+
+/// Bytes for people.
+pub fn gib(bytes: u64) -> String {
+    match bytes {
+        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
     }
 }
 

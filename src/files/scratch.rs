@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::gib;
 use crate::{Error, Result, bail};
 
 /// `f_type` of a file system that lies in memory.
@@ -99,15 +100,5 @@ impl Scratch {
             _ => String::new(),
         };
         Error::Invalid(format!("{what} the scratch file in {}: {e}{hint}", self.folder.display()))
-    }
-}
-
-/// Bytes for people.
-fn gib(bytes: u64) -> String {
-    let (mib, gib) = (1u64 << 20, 1u64 << 30);
-    if bytes < gib {
-        format!("{:.1} MiB", bytes as f64 / mib as f64)
-    } else {
-        format!("{:.1} GiB", bytes as f64 / gib as f64)
     }
 }

@@ -15,6 +15,7 @@ mod shape;
 mod work;
 
 use crate::config::{Compute, Place, RunConfig};
+use crate::files::gib;
 use crate::model::ModelConfig;
 use crate::{Result, bail};
 use phases::phases;
@@ -75,7 +76,7 @@ pub struct Plan {
 /// The process's code, libraries, decoders, and freed memory that the allocator keeps in any case (at most [`SPARE`]).
 ///
 /// [`SPARE`]: crate::allocator::SPARE
-const PROCESS: u64 = 56 << 20;
+const PROCESS: u64 = 72 << 20;
 
 /// Each rank's small blocks of memory and stacks.
 const SMALL: u64 = 8 << 20;
@@ -194,12 +195,4 @@ pub fn alternatives(config: &RunConfig, model: &ModelConfig) -> Vec<(String, Pla
     let ranks = 2 * config.parallel.ranks;
     add(&format!("parallel.ranks = {ranks}"), &|c| c.parallel.ranks = ranks);
     found
-}
-
-/// Bytes for people.
-pub fn gib(bytes: u64) -> String {
-    match bytes {
-        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
-        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
-    }
 }

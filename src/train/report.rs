@@ -14,8 +14,9 @@ use super::tensorboard::EventWriter;
 use super::weights::Weights;
 use crate::Result;
 use crate::data::write::write_video;
+use crate::files::gib;
 use crate::parallel::{Communicator, Mesh};
-use crate::plan::{Plan, gib};
+use crate::plan::Plan;
 use crate::watch::Spent;
 
 /// What one optimizer step measured.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::files::gib;
 use crate::watch::{Part, Spent, Way};
 
 /// A table of `steps` steps that took `spent` together, each of `tokens` tokens.
@@ -23,7 +24,7 @@ pub fn table(spent: &Spent, steps: u64, tokens: u64) -> String {
 
 /// Bytes for people, of any size.
 fn size(bytes: u64) -> String {
-    if bytes < 1 << 20 { format!("{:.1} KiB", bytes as f64 / 1024.0) } else { crate::plan::gib(bytes) }
+    if bytes < 1 << 20 { format!("{:.1} KiB", bytes as f64 / 1024.0) } else { gib(bytes) }
 }
 
 /// Names and numbers of a step for its record: `seconds_PART`, `bytes_WAY`; what is 0 is left out.

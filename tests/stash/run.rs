@@ -39,7 +39,7 @@ fn a_run_without_room_is_refused_before_it_starts() {
     // clips.
     let args = ["--ranks=2", "stash.where=disk", "train.batch=1048576", "model.num_layers=10000", &folder];
     let error = place.error("refused", &args);
-    assert!(error.starts_with("stash.folder: 39843.8 GiB are needed in ") && error.contains(" are free; "), "{error}");
+    assert!(error.starts_with("stash.folder: 39843.75 GiB are needed in ") && error.contains(" are free; "), "{error}");
     let error = place.error("refused", &["--ranks=2", "stash.where=disk", "stash.folder=/proc"]);
     assert!(error.starts_with("stash.folder: no scratch file can be made in /proc: "), "{error}");
     assert!(snapshot(&place.path("")) == before && !place.path("refused").exists());

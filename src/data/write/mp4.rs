@@ -10,9 +10,9 @@ use ffmpeg::format::{self, Pixel};
 use ffmpeg::util::color;
 use ffmpeg::{Dictionary, Packet, Rational, frame};
 use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
 
-use super::{check_fps, frame_count, persist, temporary};
+use super::{check_fps, frame_count};
+use crate::files::NewFile;
 use crate::{Error, Result, bail};
 
 /// Encoders in order of preference. All are free of licence fees to use and part of common builds of FFmpeg.
@@ -26,17 +26,16 @@ const LARGEST: usize = 16384;
 /// H.264 at a quality that shows no loss (x264's CRF 16), 4:2:0, with the index in front so that browsers can start at
 /// once. A height or width that is odd gains one line that repeats the last: 4:2:0 knows only even sizes.
 pub struct VideoWriter {
-    path: PathBuf,
     encoder: FrameEncoder,
-    file: NamedTempFile,
+    file: NewFile,
 }
 
 impl VideoWriter {
     /// Starts the file `path` for frames of `height` x `width` pixels shown at `fps` frames per second.
     pub fn create(path: &Path, height: usize, width: usize, fps: f64) -> Result<Self> {
-        let file = temporary(path)?;
+        let file = NewFile::begin(path)?;
         let encoder = FrameEncoder::open(file.path(), path, height, width, fps, &ENCODERS)?;
-        Ok(Self { path: path.to_owned(), encoder, file })
+        Ok(Self { encoder, file })
     }
 
     /// Appends `frames` [n, height, width, 3] (RGB), n >= 1.
@@ -57,7 +56,7 @@ impl VideoWriter {
     /// Completes the file and gives it its name. Fails without frames.
     pub fn finish(self) -> Result<()> {
         self.encoder.finish()?;
-        persist(self.file, &self.path)
+        self.file.publish()
     }
 }
 
@@ -264,7 +263,7 @@ mod tests {
 
     #[test]
     fn without_x264_it_is_mpeg4() {
-        let file = NamedTempFile::new().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
         encode(file.path(), &["nosuch", "mpeg4"]).unwrap();
         let mut input = format::input(file.path()).unwrap();
         let stream = input.streams().next().unwrap();

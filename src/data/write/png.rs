@@ -2,13 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use tempfile::NamedTempFile;
 
-use super::{persist, temporary};
-use crate::files::failed;
+use crate::files::{NewFile, failed};
 use crate::{Error, Result, bail};
 
 /// Writes an RGB picture of 8 bits a channel as its lines come.
@@ -16,7 +14,6 @@ use crate::{Error, Result, bail};
 /// The file has its temporary name until [`finish`](Self::finish); a writer dropped before that leaves nothing behind, and what
 /// had the name before is as it was.
 pub struct PngWriter {
-    path: PathBuf,
     /// Bytes of a line.
     line: usize,
     /// Lines still to come.
@@ -24,7 +21,7 @@ pub struct PngWriter {
     /// Dropped before `file` is given its name, as it has a handle of it.
     stream: png::StreamWriter<'static, Watched>,
     trouble: Arc<AtomicI32>,
-    file: NamedTempFile,
+    file: NewFile,
 }
 
 /// A file whose first failure is remembered: the PNG library writes its last bytes while it is dropped, and says nothing if that
@@ -59,9 +56,9 @@ impl PngWriter {
         if height == 0 || width == 0 || height > most || width > most {
             bail!("{}: a PNG cannot have {height}x{width} pixels", path.display())
         }
-        let file = temporary(path)?;
+        let file = NewFile::begin(path)?;
         let trouble = Arc::new(AtomicI32::new(0));
-        let handle = file.as_file().try_clone().map_err(|e| failed(path, e))?;
+        let handle = file.file().try_clone().map_err(|e| failed(path, e))?;
         let watched = Watched { file: handle, trouble: trouble.clone() };
         let mut encoder = png::Encoder::new(watched, width as u32, height as u32);
         encoder.set_color(png::ColorType::Rgb);
@@ -70,7 +67,7 @@ impl PngWriter {
         encoder.set_filter(png::Filter::Adaptive);
         let stream = encoder.write_header().and_then(|writer| writer.into_stream_writer_with_size(1 << 20));
         let stream = stream.map_err(|e| failing(path, e))?;
-        Ok(Self { path: path.to_owned(), line: width * 3, left: height, stream, trouble, file })
+        Ok(Self { line: width * 3, left: height, stream, trouble, file })
     }
 
     /// Appends `lines`, [n, width, 3].
@@ -80,10 +77,12 @@ impl PngWriter {
     pub fn push(&mut self, lines: &[u8]) -> Result<()> {
         let count = lines.len() / self.line;
         if !lines.len().is_multiple_of(self.line) || count > self.left {
-            let (path, bytes, line) = (self.path.display(), lines.len(), self.line);
+            let (path, bytes, line) = (self.file.target().display(), lines.len(), self.line);
             bail!("{path}: {bytes} bytes are not lines of {line} bytes, of which {} are to come", self.left)
         }
-        self.stream.write_all(lines).map_err(|e| failed(&self.path, system_error(&self.trouble).unwrap_or(e)))?;
+        self.stream
+            .write_all(lines)
+            .map_err(|e| failed(self.file.target(), system_error(&self.trouble).unwrap_or(e)))?;
         self.left -= count;
         Ok(())
     }
@@ -93,16 +92,16 @@ impl PngWriter {
     /// # Errors
     /// Lines are missing; the file cannot be written.
     pub fn finish(self) -> Result<()> {
-        let Self { path, left, stream, trouble, file, .. } = self;
+        let Self { left, stream, trouble, file, .. } = self;
         if left > 0 {
-            bail!("{}: {left} lines of the picture are missing", path.display())
+            bail!("{}: {left} lines of the picture are missing", file.target().display())
         }
         let finished = stream.finish();
         if let Some(e) = system_error(&trouble) {
-            return Err(failed(&path, e));
+            return Err(failed(file.target(), e));
         }
-        finished.map_err(|e| failing(&path, e))?;
-        persist(file, &path)
+        finished.map_err(|e| failing(file.target(), e))?;
+        file.publish()
     }
 }
 
