@@ -35,7 +35,7 @@ impl Engine<'_> {
     /// Operations of [`loss_and_gradients`](Self::loss_and_gradients) on this rank. Attention's are those of a rank that computes it,
     /// also where it only rehearses.
     pub fn operations(&self) -> u64 {
-        let (each, rows) = (PerRow::new(&self.model.config), self.rows() as u64);
+        let (each, rows) = (&self.per_row, self.rows() as u64);
         let keeps = self.stash.lock().unwrap_or_else(PoisonError::into_inner).keeps_attention();
         let times = if keeps { 1 } else { 2 }; // of attention's forward pass
         let groups = self.groups.len() as u64;

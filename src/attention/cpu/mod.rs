@@ -61,9 +61,7 @@ pub(super) fn attend(
     rounded: bool,
     watch: &Watch,
 ) -> Result<(Tensor, Tensor)> {
-    let (o, lse) = forward_as(Path::best(), q, k, v, scale, rounded, watch)?;
-    let lse = if rounded { lse.to_dtype(statistic(q.dtype()))? } else { lse };
-    Ok((o, lse))
+    forward_as(Path::best(), q, k, v, scale, rounded, watch)
 }
 
 /// [`backward`] for a rank that is watched. If not `rounded`, its results are still to be added to those of other keys: they are
@@ -84,8 +82,7 @@ pub(super) fn differentiate(
 
 /// [`forward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
 pub fn forward_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-    let (o, lse) = forward_as(path, q, k, v, scale, true, &Watch::default())?;
-    Ok((o, lse.to_dtype(statistic(q.dtype()))?))
+    forward_as(path, q, k, v, scale, true, &Watch::default())
 }
 
 /// The dtype of lse and delta beside tensors of `dtype`.
@@ -93,7 +90,7 @@ pub(super) fn statistic(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// o, `rounded` to q's dtype or in f32, and lse in f64.
+/// o and lse: `rounded` to q's dtype and to its [`statistic`]'s, or in f32 and in f64.
 fn forward_as(
     path: Path,
     q: &Tensor,
@@ -121,7 +118,8 @@ fn forward_as(
         (DType::BF16, false) => run!(bf16, f32, true),
         _ => run!(f32, f32, false),
     };
-    Ok((o, Tensor::from_vec(lse, (b, h, sq), &Device::Cpu)?))
+    let lse = Tensor::from_vec(lse, (b, h, sq), &Device::Cpu)?;
+    Ok((o, if rounded { lse.to_dtype(statistic(q.dtype()))? } else { lse }))
 }
 
 /// [`backward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.

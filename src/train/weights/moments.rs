@@ -179,10 +179,8 @@ impl Moments {
     pub fn held(&self) -> [usize; 2] {
         match &self.home {
             Home::Memory(units) => {
-                let sum = |range: std::ops::Range<usize>| {
-                    units.iter().flat_map(|unit| unit.iter().skip(range.start).take(range.len())).map(held).sum()
-                };
-                [sum(0..2), sum(2..3)]
+                let sum = |kind: Kind| units.iter().filter_map(|unit| unit.get(kind as usize)).map(held).sum::<usize>();
+                [sum(Kind::M) + sum(Kind::V), sum(Kind::Average)]
             }
             Home::Disk(_) => [0; 2],
         }
