@@ -107,13 +107,16 @@ fn peaks_of_the_machine() {
     }
 }
 
-/// Freed tensors stay with the process: after the first steps none is fetched from the system anew.
+/// Freed tensors stay with the process: after the first steps none is fetched from the system anew. Of some thousands, were nothing
+/// kept. Two ranks meet otherwise in each of the first steps, so that a little more is in use at once than before.
 #[test]
 fn a_steady_step_asks_for_no_memory() {
-    let shape = ["step", "--frames", "4", "--layers", "2", "--ranks", "2", "--threads", "1"]; // some 15 MiB a rank
-    let step = measured(&[&shape[..], &["--warmup", "6", "--steps", "5", "--height", "32", "--width", "32"]].concat());
-    // Of some thousands, were nothing kept; where ranks meet otherwise than before, a little more is in use at once.
-    assert!(number(&step, "faults") <= 256.0, "{step}");
+    for (ranks, frames, warmup) in [("1", "8", "2"), ("2", "4", "16")] {
+        let shape = ["step", "--frames", frames, "--height", "32", "--width", "32", "--layers", "2"];
+        let step =
+            measured(&[&shape[..], &["--ranks", ranks, "--threads", "1", "--warmup", warmup, "--steps", "5"]].concat());
+        assert!(number(&step, "faults") <= 20.0, "{step}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! longest ago goes first. What a step's buffers add up to is therefore what the process holds, whatever their order of sizes.
 
 /// Bytes that may be kept beyond the most that has lived: the buffers of tiles stay, whatever a large one needs.
-pub const SPARE: usize = 32 << 20;
+pub const SPARE: usize = 64 << 20;
 
 /// Freed blocks that are kept at most; they lie in an array, as an allocator cannot allocate.
 const SLOTS: usize = 1024;
