@@ -70,6 +70,11 @@ pub trait Communicator: Send + Sync {
 
     /// A communicator for the ranks that gave the same `color`, ordered by `key`, then by rank.
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>>;
+
+    /// A communicator for the same ranks, for another thread to call while this one is called too.
+    fn aside(&self) -> Result<Arc<dyn Communicator>> {
+        self.split(0, self.rank())
+    }
 }
 
 /// Fails on all ranks of `comm`, naming them, unless all gave the same `value`: for what every rank works out for itself and

@@ -14,17 +14,25 @@ use crate::watch::{Part, Watch, Way};
 pub struct Watched {
     inner: Arc<dyn Communicator>,
     watch: Arc<Watch>,
+    /// Whether time is counted too: not that of a thread beside the rank's own.
+    timed: bool,
 }
 
 impl Watched {
     pub fn new(inner: Arc<dyn Communicator>, watch: Arc<Watch>) -> Self {
-        Self { inner, watch }
+        Self { inner, watch, timed: true }
     }
 
     /// Does `call`, in which this rank sends `bytes`.
     fn call<T>(&self, way: Way, bytes: u64, call: impl FnOnce(&dyn Communicator) -> Result<T>) -> Result<T> {
         self.watch.moved(way, bytes);
-        self.watch.during(Part::Exchange, || call(self.inner.as_ref()))
+        self.during(call)
+    }
+
+    /// Does `call`, in the rank's own time or beside it.
+    fn during<T>(&self, call: impl FnOnce(&dyn Communicator) -> T) -> T {
+        let call = || call(self.inner.as_ref());
+        if self.timed { self.watch.during(Part::Exchange, call) } else { call() }
     }
 
     /// `bytes` to all others.
@@ -72,10 +80,14 @@ impl Communicator for Watched {
     }
 
     fn barrier(&self) -> Result<()> {
-        self.watch.during(Part::Exchange, || self.inner.barrier())
+        self.during(|inner| inner.barrier())
     }
 
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
-        Ok(Arc::new(Self::new(self.inner.split(color, key)?, self.watch.clone())))
+        Ok(Arc::new(Self { inner: self.inner.split(color, key)?, watch: self.watch.clone(), timed: self.timed }))
+    }
+
+    fn aside(&self) -> Result<Arc<dyn Communicator>> {
+        Ok(Arc::new(Self { inner: self.inner.aside()?, watch: self.watch.clone(), timed: false }))
     }
 }

@@ -73,7 +73,8 @@ pub fn phases(
 fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usize, rehearsal: bool) -> Vec<Part> {
     let n = 4 * parameters as u64;
     let unit = 4 * Model::largest_unit(model) as u64;
-    // What ZeRO shards from a stage on, and with it the unit that is whole while it is at work.
+    // What ZeRO shards from a stage on, and with it the unit that is whole while it is at work; of parameters, also the parts of the
+    // next one.
     let (zero, ranks) = (config.parallel.zero, config.parallel.ranks as u64);
     let shard = |stage: usize, whole: u64| if zero >= stage { n.div_ceil(ranks) + whole } else { n };
     let moments = if config.train.moments == Place::Ram { 2 * shard(1, 0) } else { 0 };
@@ -83,7 +84,7 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usi
     let clips = steps.saturating_mul((config.train.batch * config.train.accumulate) as u64);
     let queue = (config.data.prefetch.max(config.train.batch) + config.train.batch) as u64;
     vec![
-        part("parameters", shard(3, unit)),
+        part("parameters", shard(3, if ranks > 1 { 2 * unit } else { unit })),
         part("gradients", shard(2, unit)),
         part("optimizer moments", moments),
         part("moving average", average),

@@ -1,6 +1,7 @@
 //! ZeRO: in every stage and on every mesh, a step is that of one rank which holds everything, and a rank holds its part only. Whole
-//! runs: `runs.rs`.
+//! runs: `runs.rs`; fetching ahead: `ahead.rs`.
 
+mod ahead;
 mod runs;
 
 use candle_core::{DType, Device, Tensor};

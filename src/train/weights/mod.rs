@@ -4,6 +4,7 @@
 //! By stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too. A rank's part of a unit
 //! is a run of its flat buffer, whatever parameters lie there. Sums over ranks have the same bits in every stage.
 
+mod ahead;
 mod files;
 mod moments;
 mod shards;
@@ -21,6 +22,7 @@ use crate::model::{Model, Unit};
 use crate::ops::{held, read, release, restore, write};
 use crate::parallel::{Communicator, Reduce, bytes::duplicate};
 use crate::{Error, Result};
+use ahead::Ahead;
 pub use moments::IN_FLIGHT;
 use moments::{Kind, Moments};
 use shards::Shards;
@@ -39,6 +41,8 @@ pub struct Weights {
     /// ZeRO's stage.
     zero: usize,
     world: Arc<dyn Communicator>,
+    /// In stage 3 with several ranks, what fetches the next unit, and the communicator that it alone calls.
+    ahead: Option<(Ahead, Arc<dyn Communicator>)>,
 }
 
 /// What this rank holds of a unit besides the model's own tensors.
@@ -106,7 +110,11 @@ impl Weights {
         };
         let units = model.units.iter().map(state).collect::<Result<_>>()?;
         let optimizer = AdamW::new(config)?;
-        Ok(Self { model, units, moments, optimizer, clip: config.clip, ema: config.ema, zero, world })
+        let ahead = match world.size() {
+            2.. if zero >= 3 => Some((Ahead::new()?, world.aside()?)),
+            _ => None,
+        };
+        Ok(Self { model, units, moments, optimizer, clip: config.clip, ema: config.ema, zero, world, ahead })
     }
 
     /// What this rank holds now.
@@ -205,7 +213,12 @@ impl Weights {
         };
         let grads = read::<f32>(&grads)?;
         match &state.value {
-            Some(shard) => write(shard, |params: &mut [f32]| change(state, params, &grads))?,
+            Some(shard) => {
+                if let Some((ahead, _)) = &self.ahead {
+                    ahead.forget()?; // of an abandoned step: it is outdated from here on
+                }
+                write(shard, |params: &mut [f32]| change(state, params, &grads))?
+            }
             None => {
                 write(&unit.value, |all: &mut [f32]| change(state, &mut all[state.range.clone()], &grads))??;
                 self.share(unit, state)
@@ -298,13 +311,36 @@ impl Weights {
     }
 }
 
-impl Keeper for Weights {
-    fn begin(&self, unit: usize, pass: Pass) -> Result<()> {
-        let (unit, state) = (&self.model.units[unit], &self.units[unit]);
-        if let Some(shard) = &state.value {
+impl Weights {
+    /// Stage 3: puts together all parameters of unit `number`, and begins to fetch those of the unit after it on the engine's way.
+    fn gather(&self, number: usize, pass: Pass) -> Result<()> {
+        let (unit, state) = (&self.model.units[number], &self.units[number]);
+        let Some(shard) = &state.value else { return Ok(()) };
+        let Some((ahead, aside)) = &self.ahead else {
             restore(&unit.value)?;
-            state.shards.gather(shard, &unit.value)?;
-        }
+            return state.shards.gather(shard, &unit.value);
+        };
+        let parts = match ahead.take(number)? {
+            Some(parts) => parts,
+            None => state.shards.parts(shard)?,
+        };
+        restore(&unit.value)?;
+        state.shards.fill(&unit.value, &parts)?;
+        drop(parts);
+        let next = match pass {
+            Pass::Forward => number + 1, // the last of them, the head, is also where the way back begins
+            Pass::Backward => number.wrapping_sub(1),
+        };
+        let Some((unit, state)) = self.model.units.get(next).zip(self.units.get(next)) else { return Ok(()) };
+        let shards = Shards::new(unit.value.elem_count(), aside.clone());
+        ahead.start(next, &shards, state.value.as_ref().unwrap_or(shard))
+    }
+}
+
+impl Keeper for Weights {
+    fn begin(&self, number: usize, pass: Pass) -> Result<()> {
+        self.gather(number, pass)?;
+        let unit = &self.model.units[number];
         if pass == Pass::Backward {
             restore(&unit.grad)?; // zeros, where it was released
         }

@@ -9,6 +9,7 @@ use crate::ops::{read, write};
 use crate::parallel::{Communicator, Split};
 
 /// The parts of one unit.
+#[derive(Clone)]
 pub(super) struct Shards {
     split: Split,
     world: Arc<dyn Communicator>,
@@ -32,7 +33,16 @@ impl Shards {
 
     /// Fills `whole` with every rank's `shard`, which may be its part of `whole`.
     pub fn gather(&self, shard: &Tensor, whole: &Tensor) -> Result<()> {
-        let parts = self.world.all_gather(shard, &self.shapes())?;
+        self.fill(whole, &self.parts(shard)?)
+    }
+
+    /// Every rank's `shard`.
+    pub fn parts(&self, shard: &Tensor) -> Result<Vec<Tensor>> {
+        self.world.all_gather(shard, &self.shapes())
+    }
+
+    /// Fills `whole` with all its parts.
+    pub fn fill(&self, whole: &Tensor, parts: &[Tensor]) -> Result<()> {
         for (rank, part) in parts.iter().enumerate() {
             let part = read::<f32>(part)?;
             write(whole, |whole: &mut [f32]| whole[self.split.range(rank)].copy_from_slice(&part))?;

@@ -1,0 +1,82 @@
+//! Parameters of the next unit, fetched from all ranks by a thread of its own while the present unit is at work (ZeRO's stage 3).
+//!
+//! The engine takes units in a fixed order, so all ranks ask for the same ones; what was asked for and is not wanted after all is
+//! dropped, on all ranks alike. Nothing here knows what a unit is.
+
+use candle_core::Tensor;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::cell::Cell;
+use std::thread::JoinHandle;
+
+use super::shards::Shards;
+use crate::{Error, Result};
+
+/// A unit's parts over the ranks, and this rank's.
+type Wanted = (Shards, Tensor);
+
+/// What all ranks hold of a unit.
+type Parts = Result<Vec<Tensor>>;
+
+/// The thread, and what it was asked for.
+pub(super) struct Ahead {
+    ask: Option<Sender<Wanted>>,
+    answers: Receiver<Parts>,
+    /// The unit that is under way, if any.
+    unit: Cell<Option<usize>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ahead {
+    /// A thread that has nothing to do yet.
+    pub fn new() -> Result<Self> {
+        let (ask, asked) = bounded::<Wanted>(1);
+        let (answer, answers) = bounded(1);
+        let work = move || {
+            for (shards, own) in asked {
+                if answer.send(shards.parts(&own)).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("gather".into()).spawn(work);
+        let thread = thread.map_err(|e| Error::Invalid(format!("no thread to gather parameters with: {e}")))?;
+        Ok(Self { ask: Some(ask), answers, unit: Cell::new(None), thread: Some(thread) })
+    }
+
+    /// Begins to fetch a unit; `shards` must be those of a communicator that nobody else calls.
+    pub fn start(&self, unit: usize, shards: &Shards, own: &Tensor) -> Result<()> {
+        self.forget()?;
+        self.unit.set(Some(unit));
+        self.ask.as_ref().and_then(|ask| ask.send((shards.clone(), own.clone())).ok()).ok_or_else(gone)
+    }
+
+    /// All ranks' parts of `unit`, if it was begun with.
+    pub fn take(&self, unit: usize) -> Result<Option<Vec<Tensor>>> {
+        if self.unit.get() != Some(unit) {
+            return Ok(None);
+        }
+        self.unit.set(None);
+        self.answers.recv().map_err(|_| gone())?.map(Some)
+    }
+
+    /// Waits for what is under way and drops it: the parameters are about to change, or another unit is wanted.
+    pub fn forget(&self) -> Result<()> {
+        match self.unit.get() {
+            Some(unit) => self.take(unit).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+fn gone() -> Error {
+    Error::Invalid("the thread that gathers parameters is gone".into())
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.ask = None; // the thread ends with what it is at: all ranks have asked for it, or this one's failure ends theirs
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
