@@ -46,7 +46,7 @@ pub fn rehearse_forward(
     let [b, h, sq, d] = check(Path::best(), q, k, v, scale)?;
     let o = filled(&[b, h, sq, d], result(q.dtype(), rounded))?;
     let lse = filled(&[b, h, sq], DType::F64)?;
-    let _packed = Scratch::take(forward_words(q.dtype() == DType::BF16, b * h, k.dims()[2], d));
+    let _packed = touched(forward_words(q.dtype() == DType::BF16, b * h, k.dims()[2], d));
     meet()?;
     let lse = if rounded { lse.to_dtype(statistic(q.dtype()))? } else { lse };
     Ok((o, lse))
@@ -66,9 +66,16 @@ pub fn rehearse_backward(
     let _statistics = [lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?];
     let dtype = result(q.dtype(), rounded);
     let gradients = (filled(&[b, h, sq, d], dtype)?, filled(k.dims(), dtype)?, filled(v.dims(), dtype)?);
-    let _packed = backward_words(q.dtype() == DType::BF16, b * h, sq, d).map(Scratch::take);
+    let _packed = backward_words(q.dtype() == DType::BF16, b * h, sq, d).map(touched);
     meet()?;
     Ok(gradients)
+}
+
+/// A buffer of `len` words whose pages are really there.
+fn touched(len: usize) -> Scratch {
+    let mut words = Scratch::take(len);
+    words.fill(FILL.to_bits());
+    words
 }
 
 fn result(dtype: DType, rounded: bool) -> DType {
