@@ -28,6 +28,7 @@ for name, default in sizes.items():
     parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
 parser.add_argument("--dtype", choices=["f32", "bf16"], default="bf16")
 parser.add_argument("--no-checkpointing", action="store_true", help="keep activations instead of recomputing blocks")
+parser.add_argument("--math", action="store_true", help="attention as plain products, its matrix in memory")
 a = parser.parse_args()
 
 torch.set_num_threads(a.threads)
@@ -69,6 +70,9 @@ if world > 1:  # sequence parallelism: each rank holds frames / world frames
         return tuple(r.chunk(world, dim=1)[rank] for r in whole(torch.empty(b, c, f * world, h, w)))
 
     model.rope.forward = rope
+
+if a.math:
+    torch.backends.cuda.enable_flash_sdp(False)  # the CPU's too
 
 x = torch.randn(1, 16, a.frames // world, a.height, a.width)
 text, timestep = torch.randn(1, 16, 64), torch.tensor([500])
