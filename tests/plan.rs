@@ -91,8 +91,13 @@ fn each_phase_of_a_rehearsal_has_the_buffers_that_the_plan_says() {
 #[test]
 fn ranks_together_have_what_the_plan_says() {
     let place = large_clips();
-    let cases: [&[&str]; 3] =
-        [&["--ranks=2"], &["--ranks=4", "parallel.ring=2", "train.dtype=bf16"], &["--ranks=2", "parallel.zero=3"]];
+    let cases: [&[&str]; 4] = [
+        &["--ranks=2"],
+        &["--ranks=4", "parallel.ring=2", "train.dtype=bf16"],
+        &["--ranks=2", "parallel.zero=3"],
+        // One step, which finds nothing that one before it left: 80 MiB of packed panels are fresh pages.
+        &["--ranks=2", "model.patch_size=[1,2,2]", "model.num_layers=1", "train.steps=1"],
+    ];
     for case in cases {
         let rows = rehearsed(&place, &[MEDIUM, case].concat());
         assert_eq!(rows.len(), 2, "{rows:?}");
@@ -118,11 +123,15 @@ fn settings_change_the_need_as_they_should() {
     for less in changes {
         assert!(need(&[deep, less]) < most, "{less}: {} of {most}", need(&[deep, less]));
     }
-    let plan = planned(&place, &[MEDIUM, &["--ranks=2"]].concat());
-    let parameters = plan["parameters"].as_f64().unwrap();
-    assert_eq!(plan["sent"][2]["bytes"].as_f64().unwrap(), 4.0 * parameters); // half of it twice
+    let two = planned(&place, &[MEDIUM, &["--ranks=2"]].concat());
+    let parameters = two["parameters"].as_f64().unwrap();
+    assert_eq!(two["sent"][2]["bytes"].as_f64().unwrap(), 4.0 * parameters); // half of it twice
+    let mesh = &planned(&place, &[MEDIUM, &["--ranks=16", "parallel.data=2"]].concat())["mesh"];
+    assert_eq!(mesh, &serde_json::json!({"data": 2, "ulysses": 4, "ring": 2})); // 4 heads
+    let words = text(&succeed(&mut plan(&place, &[MEDIUM, &["--ranks=16", "parallel.data=2"]].concat())).stdout);
+    assert!(words.contains("\n16 ranks: data 2 x Ulysses 4 x ring 2\n"), "{words}");
     let (n, d) = (8192.0, 128.0);
-    assert_eq!(plan["flop"]["attention"].as_f64().unwrap(), 4.0 * 3.5 * 4.0 * n * n * d);
+    assert_eq!(two["flop"]["attention"].as_f64().unwrap(), 4.0 * 3.5 * 4.0 * n * n * d);
 }
 
 #[test]

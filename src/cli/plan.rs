@@ -98,7 +98,9 @@ fn time(args: &PlanArgs, config: &RunConfig, plan: &Plan) -> Result<Time> {
 fn tables(text: &mut String, plan: &Plan, config: &RunConfig) {
     let (largest, ranks) = (plan.largest(), config.parallel.ranks);
     let peak = largest.peak();
-    let _ = writeln!(text, "{} parameters, {} tokens a clip, {ranks} ranks\n", plan.parameters, plan.tokens);
+    let [data, ulysses, ring] = plan.mesh;
+    let _ = writeln!(text, "{} parameters, {} tokens a clip", plan.parameters, plan.tokens);
+    let _ = writeln!(text, "{ranks} ranks: data {data} x Ulysses {ulysses} x ring {ring}\n");
     let _ = writeln!(text, "{:44}{:>12}", format!("a rank's most, in \"{}\"", peak.name), "");
     for part in peak.parts.iter().filter(|part| part.bytes > 0) {
         let _ = writeln!(text, "  {:42}{:>12}", part.name, gib(part.bytes));
@@ -169,6 +171,7 @@ fn as_json(args: &PlanArgs, plan: &Plan, longest: Option<&Plan>, time: &Time) ->
     json!({
         "tokens": plan.tokens,
         "parameters": plan.parameters,
+        "mesh": {"data": plan.mesh[0], "ulysses": plan.mesh[1], "ring": plan.mesh[2]},
         "peak": largest.peak().name,
         "phases": phases.collect::<Vec<_>>(),
         "ranks": plan.ranks.iter().map(|rank| rank.peak().bytes()).collect::<Vec<_>>(),

@@ -189,7 +189,7 @@ pub struct Train {
     pub ema: f64,
     /// Where AdamW's moments and the moving average are: in memory or, 12 bytes a parameter, in a scratch file for each rank.
     pub moments: Place,
-    /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: 512.
+    /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: see [`default_tile`](crate::engine::default_tile).
     pub tile: usize,
     /// A checkpoint every this many steps, and at the end; 0: only at the end.
     pub checkpoint_every: u64,

@@ -15,6 +15,7 @@ pub(crate) mod heads;
 mod keeper;
 mod phase;
 pub mod stash;
+mod tile;
 mod work;
 
 use candle_core::{DType, Device, Tensor};
@@ -32,14 +33,11 @@ pub use keeper::{Keeper, Pass};
 pub use phase::Phase;
 pub use stash::Stash;
 use stash::{Attention, Saved, Shapes};
+pub use tile::default_tile;
 use work::PerRow;
 
 /// Base of the rotary frequencies, Wan's.
 const THETA: f64 = 10_000.0;
-
-/// Rows of a tile where the user does not say: long enough for matrix products to pay for packing their weights, short enough that
-/// the MLP's hidden rows stay in the last-level cache.
-pub const DEFAULT_TILE: usize = 512;
 
 /// Where the network's input comes from. Rows are this rank's tokens of the flattened `[B, local tokens]`.
 pub trait Source {
@@ -76,7 +74,7 @@ pub struct Engine<'a> {
 
 impl<'a> Engine<'a> {
     /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `sequence`; `tile` rows at a time (0:
-    /// [`DEFAULT_TILE`]). Fails if there are more ranks than tokens, or the grid
+    /// [`default_tile`]). Fails if there are more ranks than tokens, or the grid
     /// is one for more heads.
     pub fn new(model: &'a Model, sequence: &Sequence, grid: [usize; 3], batch: usize, tile: usize) -> Result<Self> {
         if batch == 0 {
@@ -92,7 +90,7 @@ impl<'a> Engine<'a> {
             rope,
             grid,
             batch,
-            tile: if tile == 0 { DEFAULT_TILE } else { tile },
+            tile: if tile == 0 { default_tile(config.ffn_dim) } else { tile },
             stash: Arc::default(),
             watch: Arc::default(),
             per_row: PerRow::new(config),

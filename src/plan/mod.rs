@@ -68,6 +68,8 @@ pub struct Plan {
     pub tokens: usize,
     pub parameters: usize,
     pub ranks: Vec<Rank>,
+    /// Ranks along each axis: data, Ulysses, ring.
+    pub mesh: [usize; 3],
     /// What the process has beside its ranks' buffers.
     pub process: u64,
     pub work: Work,
@@ -99,9 +101,11 @@ impl Plan {
         };
         let ranks = (0..config.parallel.ranks).map(rank).collect::<Result<Vec<_>>>()?;
         let tokens = grid.iter().product();
-        let work = Work::new(config, model, &Shape::new(config, model, grid, 0)?, tokens, parameters);
+        let shape = Shape::new(config, model, grid, 0)?;
+        let mesh = [config.parallel.data, shape.ulysses, shape.ring];
+        let work = Work::new(config, model, &shape, tokens, parameters);
         let process = PROCESS + SMALL * config.parallel.ranks as u64;
-        Ok(Self { tokens, parameters, ranks, process, work })
+        Ok(Self { tokens, parameters, ranks, mesh, process, work })
     }
 
     /// The rank that needs most.
@@ -187,7 +191,7 @@ pub fn alternatives(config: &RunConfig, model: &ModelConfig) -> Vec<(String, Pla
     add("stash.where = \"disk\" and these head groups", &|c| {
         (c.stash.place, c.parallel.head_groups) = (Place::Disk, groups)
     });
-    let tile = if config.train.tile == 0 { crate::engine::DEFAULT_TILE } else { config.train.tile };
+    let tile = if config.train.tile == 0 { crate::engine::default_tile(model.ffn_dim) } else { config.train.tile };
     add(&format!("train.tile = {}", tile.div_ceil(2)), &|c| c.train.tile = tile.div_ceil(2));
     if config.train.batch > 1 {
         add("train.batch = 1", &|c| c.train.batch = 1);

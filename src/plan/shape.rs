@@ -5,6 +5,7 @@ use candle_core::DType;
 use crate::Result;
 use crate::config::{Compute, RunConfig};
 use crate::data::Part;
+use crate::engine::default_tile;
 use crate::engine::heads::shares;
 use crate::engine::stash::{self, Shapes};
 use crate::model::ModelConfig;
@@ -52,7 +53,7 @@ impl Shape {
         let local = Split::new(tokens, sequence).range(within);
         let part = Part::of_tokens(local.clone(), grid, model.patch_size);
         let rows = train.batch * local.len();
-        let tile = if train.tile == 0 { crate::engine::DEFAULT_TILE } else { train.tile };
+        let tile = if train.tile == 0 { default_tile(model.ffn_dim) } else { train.tile };
         Ok(Self {
             batch: train.batch,
             rows,

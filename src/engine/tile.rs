@@ -1,0 +1,63 @@
+//! How many rows a tile has where the user does not say: a matter of the CPU's cache and the network's widest rows.
+
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+
+/// Rows that pay for packing weights; more gain nothing.
+const MOST: usize = 512;
+
+/// Fewer would spend their time on packing weights, whatever the cache.
+const LEAST: usize = 128;
+
+/// Rows of a tile for a network whose widest rows have `width` numbers (`ffn_dim`): 128 to 512, and no more than let three such
+/// rows each, in f32, lie in a quarter of the last-level cache: what comes in, what goes out, a gradient. A quarter, as ranks and
+/// neighbours share that cache. 512 where the system does not say how large it is.
+pub fn default_tile(width: usize) -> usize {
+    static CACHE: LazyLock<Option<usize>> =
+        LazyLock::new(|| last_level(Path::new("/sys/devices/system/cpu/cpu0/cache")));
+    rows(width, *CACHE)
+}
+
+fn rows(width: usize, cache: Option<usize>) -> usize {
+    let Some(cache) = cache else { return MOST };
+    let fit = cache / 4 / (3 * 4 * width);
+    (fit / 64 * 64).clamp(LEAST, MOST)
+}
+
+/// Bytes of the largest cache that Linux names in `folder`; None if it names none.
+fn last_level(folder: &Path) -> Option<usize> {
+    let size = |entry: fs::DirEntry| {
+        let text = fs::read_to_string(entry.path().join("size")).ok()?; // such as 32768K
+        text.trim().strip_suffix('K')?.parse::<usize>().ok()?.checked_mul(1024)
+    };
+    fs::read_dir(folder).ok()?.filter_map(|entry| size(entry.ok()?)).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_rows_and_small_caches_make_short_tiles() {
+        let mib = |n: usize| Some(n << 20);
+        assert_eq!(rows(768, mib(32)), 512);
+        assert_eq!(rows(768, None), 512);
+        assert_eq!(rows(3072, mib(32)), 192); // 8 MiB / 36 KiB is 227
+        assert_eq!(rows(13824, mib(32)), 128);
+        assert_eq!(rows(768, mib(1)), 128);
+    }
+
+    #[test]
+    fn the_largest_cache_counts_and_none_is_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(last_level(folder.path()), None);
+        for (index, size) in ["48K\n", "32K\n", "1024K\n", "?\n"].iter().enumerate() {
+            let index = folder.path().join(format!("index{index}"));
+            fs::create_dir(&index).unwrap();
+            fs::write(index.join("size"), size).unwrap();
+        }
+        assert_eq!(last_level(folder.path()), Some(1 << 20));
+        assert_eq!(last_level(&folder.path().join("none")), None);
+    }
+}
