@@ -6,8 +6,8 @@
     benches/memory.py --docs               all, and into docs/memory.md
 
 Each row adds one device to the one above. The first three are PyTorch's (diffusers' Wan, benches/peers/wan_step.py), whose
-resident memory is measured at growing lengths: materialised attention until the budget is exceeded, the others at two lengths,
-between and beyond which memory is taken to grow by the token. The others are ours: `longreel plan` finds the longest clip, and
+resident memory is measured at three lengths: the longest sequence is where the parabola through them meets the budget. The others
+are ours: `longreel plan` finds the longest clip, and
 `longreel train --rehearse` measures a step of it. Rehearsals of more than --most TFLOP in linear layers are left out.
 
 A last table asks the planner for networks of Wan 2.1's sizes on GPUs of 80 GiB; nothing of it is measured.
@@ -27,8 +27,8 @@ import compare
 GIB = 1 << 30
 FILM = compare.ROOT / "datasets/film"
 
-# blocks, heads, head_dim; and the two lengths, in frames of 64 tokens, at which PyTorch's memory is measured
-NETWORKS = [(12, 6, 64, (32, 64)), (2, 2, 32, (64, 256))]
+# blocks, heads, head_dim; and the lengths, in frames of 64 tokens, at which PyTorch's memory is measured
+NETWORKS = [(12, 6, 64, (8, 16, 24)), (2, 2, 32, (16, 48, 80))]
 PEERS = [
     ("materialised attention, activations kept", ["--math", "--no-checkpointing"]),
     ("+ flash attention", ["--no-checkpointing"]),
@@ -57,7 +57,7 @@ num_layers = {layers}
 ffn_dim = {ffn}
 [train]
 steps = 1
-dtype = "bf16"
+dtype = "{dtype}"
 ema = 0.0
 [stash]
 folder = "{scratch}"
@@ -85,46 +85,42 @@ def plan(config, *words):
     return json.loads(run.stdout), None
 
 
-def peer_bytes(network, flags, frames, peers):
+def peer_bytes(network, flags, frames, args):
     """Resident bytes of PyTorch's step on `frames` of 64 tokens."""
     layers, heads, head_dim, _ = network
-    shape = dict(frames=frames, height=16, width=16, layers=layers, heads=heads, head_dim=head_dim, steps=1)
+    shape = dict(frames=frames, height=16, width=16, layers=layers, heads=heads, head_dim=head_dim, steps=1, dtype=args.dtype)
     words = [word for key, value in shape.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     env = dict(os.environ)
     if compare.tcmalloc():
         env["LD_PRELOAD"] = compare.tcmalloc()
-    command = [str(peers / "bin/python"), str(compare.ROOT / "benches/peers/wan_step.py"), *words, *flags]
+    command = [str(args.peers / "bin/python"), str(compare.ROOT / "benches/peers/wan_step.py"), *words, *flags]
     return compare.run(command, env)["peak_rss_gib"] * GIB
 
 
-def peer_row(network, flags, budget, peers):
+def peer_row(network, flags, args):
     """The longest sequence, bytes a token there, and how that is known."""
-    if "--math" in flags:  # grows with the square: by bisection
-        fits, beyond = 1, 2
-        while peer_bytes(network, flags, beyond, peers) <= budget:
-            fits, beyond = beyond, 2 * beyond
-        while beyond - fits > max(1, fits // 16):
-            middle = (fits + beyond) // 2
-            if peer_bytes(network, flags, middle, peers) <= budget:
-                fits = middle
-            else:
-                beyond = middle
-        half = max(1, fits // 2)
-        slope = (peer_bytes(network, flags, fits, peers) - peer_bytes(network, flags, half, peers)) / (64 * (fits - half))
-        return 64 * fits, slope, "measured"
-    short, long = network[3]
-    at_short, at_long = (peer_bytes(network, flags, frames, peers) for frames in (short, long))
-    slope = (at_long - at_short) / (64 * (long - short))
-    return int(64 * short + (budget - at_short) / slope), slope, f"reckoned from {64 * short} and {64 * long} tokens"
+    lengths = [64 * frames for frames in network[3]]
+    bytes_at = [peer_bytes(network, flags, frames, args) for frames in network[3]]
+    # Newton's form of the parabola: b0 + s1 (n - n0) + s2 (n - n0) (n - n1)
+    (n0, n1, n2), (b0, b1, b2) = lengths, bytes_at
+    s1 = (b1 - b0) / (n1 - n0)
+    s2 = max(0.0, ((b2 - b1) / (n2 - n1) - s1) / (n2 - n0))
+    at = lambda n: b0 + s1 * (n - n0) + s2 * (n - n0) * (n - n1)
+    fits, beyond = 0, 1 << 30
+    while beyond - fits > 1:
+        middle = (fits + beyond) // 2
+        fits, beyond = (middle, beyond) if at(middle) <= args.budget else (fits, middle)
+    slope = s1 + s2 * (2 * fits - n0 - n1)
+    return fits, slope, "reckoned from " + ", ".join(f"{n}: {b / GIB:.2f} GiB" for n, b in zip(lengths, bytes_at))
 
 
-def our_row(network, ranks, settings, budget, most, scratch):
+def our_row(network, ranks, settings, args):
     layers, heads, head_dim, _ = network
-    shape = dict(height=128, width=128, patch=[1, 4, 4], layers=layers, heads=heads, head_dim=head_dim)
+    shape = dict(height=128, width=128, patch=[1, 4, 4], layers=layers, heads=heads, head_dim=head_dim, dtype=args.dtype)
     sets = [word for setting in [f"parallel.ranks={ranks}", *settings] for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
-        config = write_config(folder, frames=1, ffn=4 * heads * head_dim, scratch=scratch, **shape)
-        found, error = plan(config, "--memory", budget, *sets)
+        config = write_config(folder, frames=1, ffn=4 * heads * head_dim, scratch=args.scratch, **shape)
+        found, error = plan(config, "--memory", str(args.budget), *sets)
         if error:
             sys.exit(f"memory.py: {error}")
         tokens = found["longest_tokens"]
@@ -132,7 +128,7 @@ def our_row(network, ranks, settings, budget, most, scratch):
         frames = tokens // 1024
         whole, half = at(frames), at(max(1, frames // 2))
         slope = (whole["per_rank"] - half["per_rank"]) * ranks / (whole["tokens"] - half["tokens"])
-        if whole["flop"]["linear"] > most * 1e12:
+        if whole["flop"]["linear"] > args.most * 1e12:
             return tokens, slope, "planned"
         run = longreel("train", config, "--rehearse", *sets, "--set", f"data.frames={frames}")
     peak = re.search(r"peak predicted [\d.]+ MiB, measured ([\d.]+) MiB", run.stdout)
@@ -145,12 +141,12 @@ def ladders(args):
     for network in NETWORKS:
         layers, heads, head_dim, _ = network
         title = f"{layers} blocks x {heads * head_dim}"
-        lines = [f"{title}, bf16, {args.budget / GIB:g} GiB a rank", ""]
+        lines = [f"{title}, {args.dtype}, {args.budget / GIB:g} GiB a rank", ""]
         lines += ["| | tokens | times the row above | bytes a token | how known |", "|---|---:|---:|---:|---|"]
         before = None
-        todo = [(name, lambda flags=flags: peer_row(network, flags, args.budget, args.peers)) for name, flags in PEERS]
+        todo = [(name, lambda flags=flags: peer_row(network, flags, args)) for name, flags in PEERS]
         todo += [
-            (name, lambda r=ranks, s=settings: our_row(network, r, s, args.budget, args.most, args.scratch))
+            (name, lambda r=ranks, s=settings: our_row(network, r, s, args))
             for name, ranks, settings in OURS
         ]
         for name, measure in todo:
@@ -172,12 +168,12 @@ def wan(args):
             sets = ["parallel.zero=3", "stash.where=disk", f"parallel.ranks={ranks}"]
             sets = [word for setting in sets for word in ("--set", setting)]
             with tempfile.TemporaryDirectory() as folder:
-                shape = dict(frames=84, height=720, width=1280, patch=[4, 16, 16], layers=layers, heads=heads)
+                shape = dict(frames=84, height=720, width=1280, patch=[4, 16, 16], layers=layers, heads=heads, dtype="bf16")
                 config = write_config(folder, head_dim=head_dim, ffn=ffn, scratch=args.scratch, **shape)
                 found, error = plan(config, *sets)
                 if error:
                     sys.exit(f"memory.py: {error}")
-                longest, _ = plan(config, *sets, "--memory", 80 * GIB)
+                longest, _ = plan(config, *sets, "--memory", str(80 * GIB))
             need = f"{found['per_rank'] / GIB:.1f} GiB a rank"
             fits = f"{longest['longest_tokens']:,}" if longest else "none: its state alone is larger"
             lines.append(f"| {name} | {ranks} | {need} | {fits} |")
@@ -189,6 +185,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose network and name have a match")
     parser.add_argument("--budget", type=float, default=2, metavar="GIB", help="memory of each rank (%(default)s)")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="bf16", help="of the first tables (%(default)s)")
     parser.add_argument("--most", type=float, default=40, metavar="TFLOP", help="longer rehearsals are left out (%(default)s)")
     parser.add_argument("--scratch", type=pathlib.Path, default=compare.ROOT / "runs", help="folder for stashes (%(default)s)")
     parser.add_argument("--docs", action="store_true", help="rewrite the tables of docs/memory.md")
