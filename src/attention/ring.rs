@@ -114,9 +114,9 @@ impl Ring {
             (k, v) = (self.pass(k, run)?, self.pass(v, run)?);
             (dk, dv) = (self.pass(dk, run)?, self.pass(dv, run)?);
             let (q_share, k_share, v_share) = of(&k, &v)?;
-            add_to(&dq, &q_share)?;
-            add_to(&dk, &k_share)?;
-            add_to(&dv, &v_share)?;
+            add_assign(&dq, &q_share)?;
+            add_assign(&dk, &k_share)?;
+            add_assign(&dv, &v_share)?;
         }
         // Every run has now been everywhere and is one step from home.
         let home = self.comm.rank();
@@ -156,15 +156,6 @@ impl Ring {
         }
         Ok(())
     }
-}
-
-/// x += y, where they are.
-fn add_to(x: &Tensor, y: &Tensor) -> Result<()> {
-    #[cfg(feature = "cuda")]
-    if x.device().is_cuda() {
-        return Ok(super::cuda::add_assign(x, y)?);
-    }
-    Ok(add_assign(x, y)?)
 }
 
 /// [`merge`] where the tensors are, in their dtype.

@@ -1,5 +1,7 @@
 //! The bridge between Candle's storages and plain slices: [`read`], [`write`], and custom ops written once for f32 and f64.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Shape, Storage, StorageRef, Tensor, WithDType, bail,
@@ -9,6 +11,9 @@ use std::{marker::PhantomData, ops::Range, sync::Mutex};
 use super::Real;
 
 type Candle<T> = candle_core::Result<T>;
+
+#[cfg(feature = "cuda")]
+use super::gpu::{Array, Numbers, host1, host2};
 
 /// The values of a contiguous CPU tensor, locked for reading; see [`read`].
 pub struct Values<'a, T> {
@@ -110,6 +115,19 @@ pub(crate) trait Op1: Send + Sync + 'static {
 
     /// The gradient of `x`, given that of `y`.
     fn backward<T: Real>(&self, x: &[T], y: &[T], dy: &[T], dims: &[usize]) -> Candle<Vec<T>>;
+
+    /// [`forward`](Self::forward) on a GPU; on the CPU beside it where an op has nothing of its own.
+    #[cfg(feature = "cuda")]
+    fn gpu_forward(&self, x: Array) -> Candle<Numbers> {
+        host1(x, |x, dims| self.forward::<f32>(x, dims))
+    }
+
+    /// [`backward`](Self::backward) likewise.
+    #[cfg(feature = "cuda")]
+    fn gpu_backward(&self, x: Array, y: Array, dy: Array) -> Candle<Numbers> {
+        let (x_host, y_host) = (x.to_host()?, y.to_host()?);
+        host1(dy, |dy, _| self.backward::<f32>(&x_host, &y_host, dy, &x.dims()))
+    }
 }
 
 /// A differentiable op of two tensors, written once for f32 and f64; the output has the first one's shape.
@@ -121,6 +139,21 @@ pub(crate) trait Op2: Send + Sync + 'static {
 
     /// The gradients of `a` and `b`, given that of the output; none stands for the output's own.
     fn backward<T: Real>(&self, ab: [&[T]; 2], dy: &[T], dims: [&[usize]; 2]) -> Candle<[Option<Vec<T>>; 2]>;
+
+    /// [`forward`](Self::forward) on a GPU; on the CPU beside it where an op has nothing of its own.
+    #[cfg(feature = "cuda")]
+    fn gpu_forward(&self, a: Array, b: Array) -> Candle<Numbers> {
+        host2(a, b, |ab, dims| self.forward::<f32>(ab[0], ab[1], dims))
+    }
+
+    /// [`backward`](Self::backward) likewise.
+    #[cfg(feature = "cuda")]
+    fn gpu_backward(&self, a: Array, b: Array, dy: Array) -> Candle<[Option<Numbers>; 2]> {
+        let (a_host, b_host, dy_host) = (a.to_host()?, b.to_host()?, dy.to_host()?);
+        let [da, db] = self.backward::<f32>([&a_host, &b_host], &dy_host, [&a.dims(), &b.dims()])?;
+        let back = |values: Option<Vec<f32>>| values.map(|values| dy.device().clone_htod(&values)).transpose();
+        Ok([back(da)?, back(db)?])
+    }
 }
 
 /// Makes a Candle custom op of an [`Op1`] or [`Op2`].
@@ -142,12 +175,24 @@ impl<O: Op1> CustomOp1 for Custom<O> {
         Ok((storage, shape))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Candle<(CudaStorage, Shape)> {
+        let y = self.0.gpu_forward(Array::new(storage, layout, O::NAME)?)?;
+        Ok((CudaStorage::wrap_cuda_slice(y, storage.device.clone()), Shape::from(self.0.shape(layout.dims()))))
+    }
+
     fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Candle<Option<Tensor>> {
         fn go<O: Op1, T: Real>(op: &O, x: &Tensor, y: &Tensor, dy: &Tensor) -> Candle<Tensor> {
             let dx = op.backward::<T>(&read(x)?, &read(y)?, &read(dy)?, x.dims())?;
             Tensor::from_vec(dx, x.shape(), x.device())
         }
         let dy = dy.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let held = [x, y, &dy].map(crate::gpu::Held::new);
+            let [x, y, dy] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
+            return Ok(Some(x.tensor(self.0.gpu_backward(x, y, dy)?)));
+        }
         Ok(Some(match x.dtype() {
             candle_core::DType::F64 => go::<O, f64>(&self.0, x, y, &dy)?,
             _ => go::<O, f32>(&self.0, x, y, &dy)?,
@@ -174,6 +219,12 @@ impl<O: Op2> CustomOp2 for Custom<O> {
         Ok((storage, Shape::from(dims[0])))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, a: &CudaStorage, la: &Layout, b: &CudaStorage, lb: &Layout) -> Candle<(CudaStorage, Shape)> {
+        let y = self.0.gpu_forward(Array::new(a, la, O::NAME)?, Array::new(b, lb, O::NAME)?)?;
+        Ok((CudaStorage::wrap_cuda_slice(y, a.device.clone()), Shape::from(la.dims())))
+    }
+
     fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Candle<(Option<Tensor>, Option<Tensor>)> {
         type Pair = (Option<Tensor>, Option<Tensor>);
         fn go<O: Op2, T: Real>(op: &O, a: &Tensor, b: &Tensor, dy: &Tensor) -> Candle<Pair> {
@@ -185,6 +236,15 @@ impl<O: Op2> CustomOp2 for Custom<O> {
             Ok((Some(tensor(da, a)?), Some(tensor(db, b)?)))
         }
         let dy = dy.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if a.device().is_cuda() {
+            let held = [a, b, &dy].map(crate::gpu::Held::new);
+            let [a, b, dy_array] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
+            let [da, db] = self.0.gpu_backward(a, b, dy_array)?;
+            let gradient =
+                |values: Option<Numbers>, like: Array| values.map_or_else(|| dy.clone(), |values| like.tensor(values));
+            return Ok((Some(gradient(da, a)), Some(gradient(db, b))));
+        }
         match a.dtype() {
             candle_core::DType::F64 => go::<O, f64>(&self.0, a, b, &dy),
             _ => go::<O, f32>(&self.0, a, b, &dy),

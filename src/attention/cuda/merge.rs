@@ -1,25 +1,18 @@
-//! What a ring adds up, on a GPU, in place: shares of the softmax, and gradients (kernels/ring.cu).
+//! What a ring merges, on a GPU, in place: shares of the softmax (kernels/ring.cu).
 
 use candle_core::cuda_backend::CudaStorage;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 
-use super::failed;
-use crate::gpu::{Held, Kernel};
+use crate::gpu::{Held, Kernel, THREADS, failed};
 
-/// Threads of a block of these kernels, and rows that a block of `ring_merge` takes, a warp each.
-const THREADS: usize = 256;
+/// Rows that a block of `ring_merge` takes, a warp each.
 const ROWS: usize = THREADS / 32;
 
 /// As the CPU's merge: `more` `[B, H, S, d]` in f32, what the same queries got from other keys, into `o`, and its `lse` `[B, H, S]` in f64
 /// likewise. All are contiguous.
 pub(crate) fn merge(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {
     o.inplace_op3(lse, more, &Merge { more_lse })
-}
-
-/// x += y, in f32 and contiguous.
-pub(crate) fn add_assign(x: &Tensor, y: &Tensor) -> Result<()> {
-    x.inplace_op2(y, &Add)
 }
 
 struct Merge<'a> {
@@ -73,36 +66,6 @@ impl InplaceOp3 for Merge<'_> {
         // SAFETY: the kernel's arguments, all within their tensors. It writes lse too, which Candle lends for reading only: memory of
         // the GPU, of which Rust sees nothing, on the one stream that all of this runs on.
         unsafe { call.launch(kernel.grid([rows.div_ceil(ROWS), 1, 1])?) }.map_err(failed)?;
-        Ok(())
-    }
-}
-
-struct Add;
-
-impl InplaceOp2 for Add {
-    fn name(&self) -> &'static str {
-        "add_assign"
-    }
-
-    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<()> {
-        bail!("add_assign by kernel is for GPUs")
-    }
-
-    fn cuda_fwd(&self, x: &mut CudaStorage, x_layout: &Layout, y: &CudaStorage, y_layout: &Layout) -> Result<()> {
-        let device = x.device.clone();
-        contiguous(&[x_layout, y_layout])?;
-        let n = x_layout.shape().elem_count();
-        if y_layout.dims() != x_layout.dims() {
-            bail!("add_assign: {:?} += {:?}", x_layout.dims(), y_layout.dims())
-        }
-        let mut x = x.as_cuda_slice_mut::<f32>()?.slice_mut(x_layout.start_offset()..);
-        let y = y.as_cuda_slice::<f32>()?.slice(y_layout.start_offset()..);
-        let kernel = Kernel::of(&device, "add_assign")?;
-        let count = n as i64;
-        let mut call = kernel.call();
-        call.arg(&mut x).arg(&y).arg(&count);
-        // SAFETY: the kernel's arguments, of `n` numbers each.
-        unsafe { call.launch(kernel.grid([n.div_ceil(THREADS), 1, 1])?) }.map_err(failed)?;
         Ok(())
     }
 }

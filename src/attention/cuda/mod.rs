@@ -6,15 +6,15 @@
 mod merge;
 
 use candle_core::cuda_backend::CudaDType;
-use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, DriverError, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
 use candle_core::{DType, Tensor};
 use half::bf16;
 
 use super::cpu::{BACKWARD, FORWARD, check, check_operand, operations, statistic};
-use crate::gpu::{Held, Kernel, device_of, empty, tensor};
+use crate::gpu::{Held, Kernel, device_of, empty, failed, tensor};
 use crate::watch::Watch;
 use crate::{Result, bail};
-pub(super) use merge::{add_assign, merge};
+pub(super) use merge::merge;
 
 /// What kernels/tile.cuh calls so: elements from one batch entry, head and row to the next.
 #[derive(Clone, Copy)]
@@ -200,8 +200,4 @@ fn aligned(x: &Tensor) -> Result<Tensor> {
     let whole = |n: &usize| n.is_multiple_of(unit);
     let start = x.storage_and_layout().1.start_offset();
     Ok(if x.stride()[..3].iter().chain([&start]).all(whole) { x.clone() } else { x.force_contiguous()? })
-}
-
-fn failed(e: DriverError) -> candle_core::Error {
-    candle_core::Error::msg(format!("attention on a GPU: a kernel cannot be launched: {e}"))
 }
