@@ -15,17 +15,22 @@ type Candle<T> = candle_core::Result<T>;
 #[cfg(feature = "cuda")]
 use super::gpu::{Array, Numbers, host1, host2};
 
-/// The values of a contiguous CPU tensor, locked for reading; see [`read`].
-pub struct Values<'a, T> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
-    dtype: PhantomData<T>,
+/// The values of a contiguous tensor, locked for reading; see [`read`].
+pub enum Values<'a, T> {
+    /// Where they are.
+    Here(StorageRef<'a>, Range<usize>, PhantomData<T>),
+    /// A copy of those on a GPU.
+    Copied(Vec<T>),
 }
 
-/// The values of the contiguous CPU tensor `t` as a slice.
+/// The values of the contiguous tensor `t` as a slice; those on a GPU are copied from it.
 pub fn read<T: WithDType>(t: &Tensor) -> Candle<Values<'_, T>> {
     let (storage, layout) = t.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("read: the tensor is not contiguous") };
+    if !t.device().is_cpu() {
+        drop(storage);
+        return Ok(Values::Copied(t.flatten_all()?.to_vec1()?));
+    }
     match &*storage {
         Storage::Cpu(values) => {
             let values = values.as_slice::<T>()?; // checks the dtype
@@ -35,16 +40,19 @@ pub fn read<T: WithDType>(t: &Tensor) -> Candle<Values<'_, T>> {
         }
         _ => bail!("read: the tensor is not on the CPU"),
     }
-    Ok(Values { storage, range: start..end, dtype: PhantomData })
+    Ok(Values::Here(storage, start..end, PhantomData))
 }
 
 impl<T: WithDType> std::ops::Deref for Values<'_, T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        match &*self.storage {
-            Storage::Cpu(values) => &values.as_slice::<T>().expect("checked by read")[self.range.clone()],
-            _ => unreachable!("checked by read"),
+        match self {
+            Self::Here(storage, range, _) => match &**storage {
+                Storage::Cpu(values) => &values.as_slice::<T>().expect("checked by read")[range.clone()],
+                _ => unreachable!("checked by read"),
+            },
+            Self::Copied(values) => values,
         }
     }
 }
@@ -69,7 +77,8 @@ macro_rules! stored {
 }
 stored!(f32: F32, f64: F64, half::bf16: BF16, u8: U8);
 
-/// Calls `f` with the values of the contiguous CPU tensor `t`, to be changed in place.
+/// Calls `f` with the values of the contiguous tensor `t`, to be changed in place. Those on a GPU are copied from it and back, with
+/// all of their storage: for what is small or seldom.
 ///
 /// `f` must not touch another tensor of the same storage: the storage is locked meanwhile.
 pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<R> {
@@ -90,6 +99,15 @@ pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<
             if let Some(f) = slot.0.take() {
                 slot.1 = Some(f(&mut values[start..end]));
             }
+            Ok(())
+        }
+
+        #[cfg(feature = "cuda")]
+        fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Candle<()> {
+            use candle_core::backend::BackendDevice;
+            let mut values = storage.to_cpu_storage()?;
+            self.cpu_fwd(&mut values, layout)?;
+            *storage = storage.device.storage_from_cpu_storage_owned(values)?;
             Ok(())
         }
     }
