@@ -175,17 +175,7 @@ pub struct Train {
     pub lr: f64,
     /// Steps of linear warm-up.
     pub warmup: u64,
-    /// What a rank computes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Hardware {
-    #[default]
-    Cpu,
-    /// A GPU of NVIDIA's, with the cargo feature `cuda`.
-    Cuda,
-}
-
-/// What follows warm-up.
+    /// What follows warm-up.
     pub schedule: Schedule,
     /// AdamW's (beta1, beta2).
     pub betas: [f64; 2],
@@ -220,6 +210,16 @@ pub enum Compute {
     #[default]
     F32,
     Bf16,
+}
+
+/// What a rank computes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hardware {
+    #[default]
+    Cpu,
+    /// A GPU of NVIDIA's, with the cargo feature `cuda`.
+    Cuda,
 }
 
 /// What follows warm-up.

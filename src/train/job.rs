@@ -147,7 +147,9 @@ fn device(config: &RunConfig) -> Result<Device> {
             Error::Invalid(format!("train.device is \"cuda\", but no GPU can be used: {e}; set train.device = \"cpu\""))
         }),
         (Hardware::Cuda, ranks) => {
-            bail!("train.device is \"cuda\" and parallel.ranks is {ranks}: on GPUs there is one rank so far; set it to 1")
+            bail!(
+                "train.device is \"cuda\" and parallel.ranks is {ranks}: on GPUs there is one rank so far; set it to 1"
+            )
         }
     }
 }
