@@ -40,7 +40,7 @@ lint: setup ## formatting and clippy, warnings being errors
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
 	$(CARGO) clippy --release --locked --all-targets $(MPI) -- -D warnings
 
-check-cuda: ## compile the CUDA kernels for every GPU and judge the result, without a GPU: nvcc comes from PyPI, 300 MB
+check-cuda: setup ## compile the CUDA kernels for every GPU and judge the result, without a GPU: nvcc comes from PyPI, 300 MB
 	scripts/check-cuda.sh
 
 setup: ## install what is missing (apt, on Debian), check Rust and Python; quiet when all is there

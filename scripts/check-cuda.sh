@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compiles every CUDA kernel for every architecture and looks at what came out; needs no GPU.
+# Compiles every CUDA kernel for every architecture and looks at what came out, then checks the types of the Rust code that calls
+# them; needs no GPU.
 #
 #   scripts/check-cuda.sh           prints a table of resources
 #   scripts/check-cuda.sh --docs    also writes it into docs/gpu.md
@@ -58,3 +59,11 @@ done
 # ---- judge --------------------------------------------------------------------------------------------------------
 
 python3 scripts/check_cuda.py "$out" "$docs" "${architectures[@]}"
+
+# ---- the Rust code that calls them ----------------------------------------------------------------------------------
+
+features=cuda
+command -v mpicc >/dev/null && features=$features,mpi
+export CUDA_HOME=${bin%/bin} CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 NVCC=$PWD/scripts/nvcc-for-types.sh
+RUSTFLAGS="${RUSTFLAGS:-} -D warnings" cargo check --quiet --locked --target-dir "$out/types" --features "$features"
+echo "check-cuda: the crate with $features has the right types"

@@ -22,6 +22,7 @@ packages=(
     iproute2 shellcheck                                       # tests of scripts; two hosts on one machine
     ffmpeg                                                    # the command, for the scripts that make datasets
     ca-certificates                                           # crates and hubs are fetched over https
+    python3-venv                                              # make check-cuda and make bench: nvcc and PyTorch from PyPI
 )
 
 # ---- Rust and Python ----------------------------------------------------------------------------------------------

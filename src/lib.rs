@@ -22,6 +22,8 @@ pub mod diffusion;
 pub mod engine;
 mod error;
 pub mod files;
+#[cfg(feature = "cuda")]
+mod gpu;
 pub mod hub;
 pub mod model;
 pub mod ops;

@@ -4,6 +4,8 @@
 //! logits, natural) is `[B, H, S]`. Nothing here sees a file or a model.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod reference;
 mod ring;
 mod sequence;
@@ -12,6 +14,7 @@ mod ulysses;
 use candle_core::Tensor;
 
 use crate::Result;
+use crate::watch::Watch;
 pub use ring::Ring;
 pub use sequence::SequenceAttention;
 pub use ulysses::Ulysses;
@@ -22,7 +25,7 @@ pub use ulysses::Ulysses;
 /// Returns o `[B, H, Sq, d]` contiguous in q's dtype, and lse `[B, H, Sq]` in f32 (f64 for f64 input).
 /// f64 goes to the plain [`reference`]. FlashAttention-2, arXiv 2307.08691.
 pub fn flash(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-    cpu::forward(q, k, v, scale)
+    attend(q, k, v, scale, true, &Watch::default())
 }
 
 /// Gradients of [`flash`] with respect to q, k and v, given the cotangent `d_o`, the saved `lse` and
@@ -36,5 +39,34 @@ pub fn flash_backward(
     delta: &Tensor,
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    cpu::backward(q, k, v, d_o, lse, delta, scale)
+    differentiate(q, k, v, d_o, [lse, delta], scale, true, &Watch::default())
+}
+
+/// [`flash`] for a rank that is watched, where q, k and v are. If not `rounded`, its results are still to be merged with those of other
+/// keys: o is f32 for bf16 too, and lse is f64.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, rounded: bool, watch: &Watch) -> Result<(Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return cuda::attend(q, k, v, scale, rounded, watch);
+    }
+    cpu::attend(q, k, v, scale, rounded, watch)
+}
+
+/// [`flash_backward`] likewise. If not `rounded`, its results are still to be added to those of other keys: they are f32 for bf16 too.
+#[allow(clippy::too_many_arguments)]
+fn differentiate(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    d_o: &Tensor,
+    statistics: [&Tensor; 2],
+    scale: f64,
+    rounded: bool,
+    watch: &Watch,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return cuda::differentiate(q, k, v, d_o, statistics, scale, rounded, watch);
+    }
+    cpu::differentiate(q, k, v, d_o, statistics, scale, rounded, watch)
 }

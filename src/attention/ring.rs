@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cpu;
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
+use super::{attend, cpu, differentiate};
 use crate::ops::{Real, add_assign, read, write};
 use crate::parallel::{Communicator, Split};
 use crate::watch::Watch;
@@ -66,22 +66,19 @@ impl Ring {
         self.check(q)?;
         self.check(k)?;
         let alone = self.comm.size() == 1; // then results are final
-        let attend = |k: &Tensor, v: &Tensor| match &self.rehearsing {
+        let of = |k: &Tensor, v: &Tensor| match &self.rehearsing {
             Some(all) => rehearse_forward(q, k, v, scale, alone, &|| all.barrier()),
-            None => cpu::attend(q, k, v, scale, alone, &self.watch),
+            None => attend(q, k, v, scale, alone, &self.watch),
         };
         if alone {
-            return attend(k, v);
+            return of(k, v);
         }
-        let (o, lse) = attend(k, v)?;
+        let (o, lse) = of(k, v)?;
         let (mut k, mut v) = (k.clone(), v.clone());
         for run in self.later_runs() {
             (k, v) = (self.pass(k, run)?, self.pass(v, run)?);
-            let (more, more_lse) = attend(&k, &v)?;
-            match o.dtype() {
-                DType::F64 => merge::<f64>(&o, &lse, &more, &more_lse)?,
-                _ => merge::<f32>(&o, &lse, &more, &more_lse)?,
-            }
+            let (more, more_lse) = of(&k, &v)?;
+            merge_into(&o, &lse, &more, &more_lse)?;
         }
         Ok((o.to_dtype(q.dtype())?, lse.to_dtype(cpu::statistic(q.dtype()))?))
     }
@@ -104,19 +101,19 @@ impl Ring {
         self.check(q)?;
         self.check(k)?;
         let (alone, statistics) = (self.comm.size() == 1, [lse, delta]);
-        let differentiate = |k: &Tensor, v: &Tensor| match &self.rehearsing {
+        let of = |k: &Tensor, v: &Tensor| match &self.rehearsing {
             Some(all) => rehearse_backward(q, k, v, statistics, scale, alone, &|| all.barrier()),
-            None => cpu::differentiate(q, k, v, d_o, statistics, scale, alone, &self.watch),
+            None => differentiate(q, k, v, d_o, statistics, scale, alone, &self.watch),
         };
         if alone {
-            return differentiate(k, v);
+            return of(k, v);
         }
-        let (dq, mut dk, mut dv) = differentiate(k, v)?;
+        let (dq, mut dk, mut dv) = of(k, v)?;
         let (mut k, mut v) = (k.clone(), v.clone());
         for run in self.later_runs() {
             (k, v) = (self.pass(k, run)?, self.pass(v, run)?);
             (dk, dv) = (self.pass(dk, run)?, self.pass(dv, run)?);
-            let (q_share, k_share, v_share) = differentiate(&k, &v)?;
+            let (q_share, k_share, v_share) = of(&k, &v)?;
             add_assign(&dq, &q_share)?;
             add_assign(&dk, &k_share)?;
             add_assign(&dv, &v_share)?;
@@ -158,6 +155,18 @@ impl Ring {
             bail!("ring attention on rank {rank} of {ranks}: expected [B, H, {}, d], got {:?}", mine.len(), x.dims());
         }
         Ok(())
+    }
+}
+
+/// [`merge`] where the tensors are, in their dtype.
+fn merge_into(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if o.device().is_cuda() {
+        return Ok(super::cuda::merge(o, lse, more, more_lse)?);
+    }
+    match o.dtype() {
+        DType::F64 => merge::<f64>(o, lse, more, more_lse),
+        _ => merge::<f32>(o, lse, more, more_lse),
     }
 }
 

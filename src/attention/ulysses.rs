@@ -136,6 +136,9 @@ impl Ulysses {
             dims
         };
 
+        if !x0.device().is_cpu() {
+            return self.exchange_by_tensors(xs, n, m);
+        }
         if self.comm.size() == 1 {
             // One rank holds all: only the two dims change places.
             let swap = |x: &&Tensor| bytes::build(dtype, &out_dims(x), |out| pack(out, x, 0..m.total()));
@@ -184,6 +187,39 @@ impl Ulysses {
         Ok(outs)
     }
 
+    /// The same on a GPU, by Candle's copies.
+    fn exchange_by_tensors(&self, xs: &[&Tensor], n: &Shares, m: &Shares) -> Result<Vec<Tensor>> {
+        let (rank, size) = (self.comm.rank(), self.comm.size());
+        let swapped = xs.iter().map(|x| x.transpose(1, 2)).collect::<candle_core::Result<Vec<_>>>()?; // [B, M, N_local, d]
+        if size == 1 {
+            return Ok(swapped.iter().map(Tensor::contiguous).collect::<candle_core::Result<_>>()?);
+        }
+        let mine = |x: &Tensor, j: usize| x.narrow(1, m.range(j).start, m.count(j))?.contiguous()?.flatten_all();
+        let message = |j: usize| {
+            let parts = swapped.iter().map(|x| mine(x, j)).collect::<candle_core::Result<Vec<_>>>()?;
+            Tensor::cat(&parts, 0)
+        };
+        let send = (0..size).map(message).collect::<candle_core::Result<Vec<_>>>()?;
+        let (batch, total) = (xs[0].dims()[0], xs.iter().map(|x| width(x)).sum::<usize>());
+        let groups = batch * m.count(rank);
+        let shapes: Vec<Vec<usize>> = (0..size).map(|i| vec![groups * n.count(i) * total]).collect();
+        let received = self.comm.all_to_all(send, &shapes)?;
+        let mut before = 0; // the summed widths of the tensors before this one
+        let mut outs = vec![];
+        for x in xs {
+            let part = |(i, message): (usize, &Tensor)| {
+                let run = groups * n.count(i);
+                let part = message.narrow(0, run * before, run * width(x))?;
+                part.reshape((batch, m.count(rank), n.count(i), width(x)))
+            };
+            let parts = received.iter().enumerate().map(part).collect::<candle_core::Result<Vec<_>>>()?;
+            let out = Tensor::cat(&parts, 2)?; // [B, M_local, N, d]
+            outs.push(if x.rank() == 3 { out.squeeze(3)? } else { out });
+            before += width(x);
+        }
+        Ok(outs)
+    }
+
     fn check(&self, x: &Tensor, expected: [usize; 3], dtype: DType, way: Way) -> Result<()> {
         let (from, names) = match way {
             Way::SeqToHeads => ("seq_to_heads", "[B, S_local, H] or [B, S_local, H, d]"),
@@ -203,7 +239,7 @@ impl Ulysses {
         if x.rank() == 4 && x.stride()[3] != 1 && x.dims()[3] > 1 {
             bail!("{from}: the last dim must be contiguous, got strides {:?} for {:?}", x.stride(), x.dims());
         }
-        bytes::check(x)
+        if x.device().is_cpu() { bytes::check(x) } else { Ok(()) }
     }
 }
 

@@ -187,6 +187,8 @@ pub struct Train {
     pub clip: f64,
     /// Decay of the weights' moving average, after its warm-up; 0: no average.
     pub ema: f64,
+    /// What computes.
+    pub device: Hardware,
     /// Where AdamW's moments and the moving average are: in memory or, 12 bytes a parameter, in a scratch file for each rank.
     pub moments: Place,
     /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: see [`default_tile`](crate::engine::default_tile).
@@ -208,6 +210,16 @@ pub enum Compute {
     #[default]
     F32,
     Bf16,
+}
+
+/// What a rank computes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hardware {
+    #[default]
+    Cpu,
+    /// A GPU of NVIDIA's, with the cargo feature `cuda`.
+    Cuda,
 }
 
 /// What follows warm-up.
@@ -353,6 +365,7 @@ impl Default for Train {
             weight_decay: 0.0,
             clip: 1.0,
             ema: 0.999,
+            device: Hardware::Cpu,
             moments: Place::Ram,
             tile: 0,
             checkpoint_every: 500,

@@ -1,6 +1,6 @@
 //! Forward: the residual stream through embed and blocks, remembering for backward what the stash is given.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::heads::HeadGroup;
 use super::{Attention, Engine, Pass, Phase, Saved, Source, Stash, side_by_side};
@@ -17,7 +17,7 @@ impl Engine<'_> {
             let condition = self.model.conditioner.forward(prompt)?;
             let x = self.buffer(self.model.config.width(), self.dtype())?;
             self.each_tile(Part::Embed, self.per_row.embed, |tile| {
-                let input = source.input(tile.clone())?;
+                let input = self.input(source, &tile)?;
                 let embedded = self.model.embed.forward(&input, self.grid, &self.tokens_of(&tile))?;
                 Ok(x.slice_set(&embedded, 0, tile.start)?)
             })?;
@@ -49,7 +49,9 @@ impl Engine<'_> {
             })?;
             let input = std::mem::replace(&mut x, next);
             if let Some(stash) = &mut stash {
-                self.watch.during(Part::Stash, || stash.put(i, Saved { x: input, attention: Some(attention) }))?;
+                self.watch.during(Part::Stash, || {
+                    stash.put(i, Saved { x: input, attention: Some(attention) }.to_device(&Device::Cpu)?)
+                })?;
                 self.watch.moved(Way::StashWritten, stash.copied());
             }
         }

@@ -41,14 +41,14 @@ const THETA: f64 = 10_000.0;
 
 /// Where the network's input comes from. Rows are this rank's tokens of the flattened `[B, local tokens]`.
 pub trait Source {
-    /// Patches of `rows` in (C, pt, ph, pw) order: `[n, C pt ph pw]`, in the model's dtype.
+    /// Patches of `rows` in (C, pt, ph, pw) order: `[n, C pt ph pw]`, in the model's dtype, on the CPU.
     fn input(&self, rows: Range<usize>) -> Result<Tensor>;
 }
 
 /// A source with a loss.
 pub trait Objective: Source {
     /// For the network's output `[n, pt ph pw C]` on `rows`: this tile's share of the loss, and the gradient of the loss with
-    /// respect to the output. Shares of all tiles and ranks add up to the loss.
+    /// respect to the output, both on the CPU. Shares of all tiles and ranks add up to the loss.
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)>;
 }
 
@@ -167,7 +167,7 @@ impl<'a> Engine<'a> {
             let head = self.model.head.begin(&condition)?;
             self.each_tile(Part::Head, self.per_row.head, |tile| {
                 let output = self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.at(&tile))?;
-                take(tile, output)
+                take(tile, output.to_device(&Device::Cpu)?)
             })
         })
     }
@@ -236,7 +236,17 @@ impl<'a> Engine<'a> {
 
     /// A buffer `[rows, width]`.
     fn buffer(&self, width: usize, dtype: DType) -> Result<Tensor> {
-        Ok(Tensor::zeros((self.rows(), width), dtype, &Device::Cpu)?)
+        Ok(Tensor::zeros((self.rows(), width), dtype, self.device())?)
+    }
+
+    /// Where the model is, and the tensors of a step.
+    fn device(&self) -> &Device {
+        self.model.units[0].value.device()
+    }
+
+    /// A tile's input, where the model is.
+    fn input(&self, source: &dyn Source, tile: &Range<usize>) -> Result<Tensor> {
+        Ok(source.input(tile.clone())?.to_device(self.device())?)
     }
 
     /// The model's dtype, of the residual stream.

@@ -41,14 +41,57 @@ impl Cross {
         x.transpose(1, 2)?.contiguous()?.reshape((n, heads * d))?.to_dtype(dtype)
     }
 
-    /// A run of rows of `values` as `[1, H, count, d]`.
-    fn run<T: Real>(&self, values: &[T], first: usize, count: usize, width: usize) -> Result<Tensor> {
-        let rows = &values[first * width..(first + count) * width];
-        self.heads_first(&Tensor::from_slice(rows, (count, width), self.k.value.device())?)
-    }
-
     fn scale(&self, width: usize) -> f64 {
         ((width / self.heads) as f64).powf(-0.5)
+    }
+}
+
+impl Cross {
+    /// Sample `sample`'s keys and values, heads first.
+    fn of_sample(&self, sample: usize) -> Result<[Tensor; 2]> {
+        Ok([self.heads_first(&self.k.value.get(sample)?)?, self.heads_first(&self.v.value.get(sample)?)?])
+    }
+
+    /// o `[n, H d]` for q.
+    fn attend(&self, q: &Tensor) -> Result<Tensor> {
+        let (n, width) = q.dims2()?;
+        let mut out = vec![];
+        for (sample, first, count) in self.rows.runs(n, usize::MAX) {
+            let [k, v] = self.of_sample(sample)?;
+            let run = self.heads_first(&q.narrow(0, first, count)?)?;
+            let (o, _) = flash(&run, &k, &v, self.scale(width)).map_err(crate::Error::into_candle)?;
+            out.push(self.rows_first(&o, q.dtype())?);
+        }
+        Tensor::cat(&out, 0)
+    }
+
+    /// dq for q, o and do; adds the gradients of keys and values to their leaves.
+    fn differentiate(&self, q: &Tensor, o: &Tensor, d_o: &Tensor) -> Result<Tensor> {
+        let (n, width) = q.dims2()?;
+        let scale = self.scale(width);
+        let mut dq = vec![];
+        for (sample, first, count) in self.rows.runs(n, usize::MAX) {
+            let [k, v] = self.of_sample(sample)?;
+            let run = |x: &Tensor| x.narrow(0, first, count);
+            let q_run = self.heads_first(&run(q)?)?;
+            let (_, lse) = flash(&q_run, &k, &v, scale).map_err(crate::Error::into_candle)?;
+            let delta = crate::ops::row_dot(&run(d_o)?, &run(o)?, self.heads)?; // [count, H]
+            let delta = delta.t()?.contiguous()?.unsqueeze(0)?; // [1, H, count]
+            let d_o = self.heads_first(&run(d_o)?)?;
+            let (dq_run, dk, dv) =
+                flash_backward(&q_run, &k, &v, &d_o, &lse, &delta, scale).map_err(crate::Error::into_candle)?;
+            dq.push(self.rows_first(&dq_run, q.dtype())?);
+            for (leaf, gradient) in [(&self.k, dk), (&self.v, dv)] {
+                let mine =
+                    Param { name: leaf.name.clone(), value: leaf.value.get(sample)?, grad: leaf.grad.get(sample)? };
+                mine.accumulate(&self.rows_first(&gradient, leaf.grad.dtype())?)?;
+            }
+        }
+        Tensor::cat(&dq, 0)
+    }
+
+    fn tensor<T: Real>(&self, values: &[T], dims: &[usize]) -> Result<Tensor> {
+        Tensor::from_slice(values, dims, self.k.value.device())
     }
 }
 
@@ -56,39 +99,27 @@ impl Op1 for Cross {
     const NAME: &'static str = "cross_attention";
 
     fn forward<T: Real>(&self, q: &[T], dims: &[usize]) -> Result<Vec<T>> {
-        let (n, width) = (dims[0], dims[1]);
-        let mut out = Vec::with_capacity(q.len());
-        for (sample, first, count) in self.rows.runs(n, usize::MAX) {
-            let (k, v) = (self.heads_first(&self.k.value.get(sample)?)?, self.heads_first(&self.v.value.get(sample)?)?);
-            let q = self.run(q, first, count, width)?;
-            let (o, _) = flash(&q, &k, &v, self.scale(width)).map_err(crate::Error::into_candle)?;
-            out.extend(self.rows_first(&o, T::DTYPE)?.flatten_all()?.to_vec1::<T>()?);
-        }
-        Ok(out)
+        self.attend(&self.tensor(q, dims)?)?.flatten_all()?.to_vec1()
     }
 
     fn backward<T: Real>(&self, q: &[T], o: &[T], d_o: &[T], dims: &[usize]) -> Result<Vec<T>> {
-        let (n, width) = (dims[0], dims[1]);
-        let scale = self.scale(width);
-        let mut dq = Vec::with_capacity(q.len());
-        for (sample, first, count) in self.rows.runs(n, usize::MAX) {
-            let (k, v) = (self.heads_first(&self.k.value.get(sample)?)?, self.heads_first(&self.v.value.get(sample)?)?);
-            let q = self.run(q, first, count, width)?;
-            let (_, lse) = flash(&q, &k, &v, scale).map_err(crate::Error::into_candle)?;
-            let run = first * width..(first + count) * width;
-            let rows = |values: &[T]| Tensor::from_slice(&values[run.clone()], (count, width), self.k.value.device());
-            let delta = crate::ops::row_dot(&rows(d_o)?, &rows(o)?, self.heads)?; // [count, H]
-            let delta = delta.t()?.contiguous()?.unsqueeze(0)?; // [1, H, count]
-            let d_o = self.heads_first(&rows(d_o)?)?;
-            let (dq_run, dk, dv) =
-                flash_backward(&q, &k, &v, &d_o, &lse, &delta, scale).map_err(crate::Error::into_candle)?;
-            dq.extend(self.rows_first(&dq_run, T::DTYPE)?.flatten_all()?.to_vec1::<T>()?);
-            for (leaf, gradient) in [(&self.k, dk), (&self.v, dv)] {
-                let mine =
-                    Param { name: leaf.name.clone(), value: leaf.value.get(sample)?, grad: leaf.grad.get(sample)? };
-                mine.accumulate(&self.rows_first(&gradient, leaf.grad.dtype())?)?;
-            }
-        }
-        Ok(dq)
+        let [q, o, d_o] = [self.tensor(q, dims)?, self.tensor(o, dims)?, self.tensor(d_o, dims)?];
+        self.differentiate(&q, &o, &d_o)?.flatten_all()?.to_vec1()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu_forward(&self, q: crate::ops::Array) -> Result<crate::ops::Numbers> {
+        crate::ops::numbers(&self.attend(&q.tensor(q.copy()?))?)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu_backward(
+        &self,
+        q: crate::ops::Array,
+        o: crate::ops::Array,
+        d_o: crate::ops::Array,
+    ) -> Result<crate::ops::Numbers> {
+        let [q, o, d_o] = [q.tensor(q.copy()?), o.tensor(o.copy()?), d_o.tensor(d_o.copy()?)];
+        crate::ops::numbers(&self.differentiate(&q, &o, &d_o)?)
     }
 }

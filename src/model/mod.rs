@@ -18,7 +18,7 @@ mod patch;
 mod spec;
 mod unit;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::{Result, bail};
 pub use block::{Block, BlockCondition};
@@ -47,8 +47,13 @@ pub struct Model {
 impl Model {
     /// A model with all parameters zero, in `dtype` (f32, or f64 for checks); with `bf16`, linear layers round their operands.
     pub fn zeros(config: &ModelConfig, dtype: DType, bf16: bool) -> Result<Self> {
+        Self::zeros_on(config, dtype, bf16, &Device::Cpu)
+    }
+
+    fn zeros_on(config: &ModelConfig, dtype: DType, bf16: bool, device: &Device) -> Result<Self> {
         config.check()?;
-        let units = spec::units(config).iter().map(|spec| Unit::zeros(spec, dtype)).collect::<Result<Vec<_>>>()?;
+        let unit = |spec| Unit::zeros(spec, dtype, device);
+        let units = spec::units(config).iter().map(unit).collect::<Result<Vec<_>>>()?;
         let (first, rest) = units.split_first().expect("embed and head are always there");
         let (last, middle) = rest.split_last().expect("embed and head are always there");
         Ok(Self {
@@ -60,6 +65,18 @@ impl Model {
             units,
             bf16,
         })
+    }
+
+    /// The model with its values on another device, and gradients of zeros there.
+    pub fn to_device(self, device: &Device) -> Result<Self> {
+        if self.units[0].value.device().same_device(device) {
+            return Ok(self);
+        }
+        let model = Self::zeros_on(&self.config, self.units[0].value.dtype(), self.bf16, device)?;
+        for (to, from) in model.units.iter().zip(&self.units) {
+            to.value.slice_set(&from.value.to_device(device)?, 0, 0)?;
+        }
+        Ok(model)
     }
 
     /// A model with Wan's initial values, drawn for each parameter from (seed, its name).

@@ -30,8 +30,8 @@ pub struct Entry {
 }
 
 impl Unit {
-    /// A unit of zeros.
-    pub fn zeros(spec: &UnitSpec, dtype: DType) -> Result<Self> {
+    /// A unit of zeros, on this device.
+    pub fn zeros(spec: &UnitSpec, dtype: DType, device: &Device) -> Result<Self> {
         let mut entries = vec![];
         let mut at = 0;
         for p in &spec.params {
@@ -39,7 +39,7 @@ impl Unit {
             entries.push(Entry { name: p.name.clone(), shape: p.shape.clone(), range: at..at + n, decay: p.decay });
             at += n;
         }
-        let zeros = || Tensor::zeros(at, dtype, &Device::Cpu);
+        let zeros = || Tensor::zeros(at, dtype, device);
         Ok(Self { name: spec.name.clone(), value: zeros()?, grad: zeros()?, entries })
     }
 
@@ -86,6 +86,9 @@ impl Unit {
 
     /// Sets the gradients to zero.
     pub fn zero_grad(&self) -> Result<()> {
+        if !self.grad.device().is_cpu() {
+            return Ok(self.grad.zero_set()?);
+        }
         match self.grad.dtype() {
             DType::F64 => write(&self.grad, |g: &mut [f64]| g.fill(0.0))?,
             _ => write(&self.grad, |g: &mut [f32]| g.fill(0.0))?,

@@ -43,6 +43,15 @@ impl CustomOp1 for Cast {
         Ok((storage, Shape::from(layout.dims())))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        Ok((storage.to_dtype(layout, self.0)?, Shape::from(layout.dims())))
+    }
+
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(cast(&Tape::off(), &dy.contiguous()?, x.dtype())?))
     }

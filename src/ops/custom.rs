@@ -1,5 +1,7 @@
 //! The bridge between Candle's storages and plain slices: [`read`], [`write`], and custom ops written once for f32 and f64.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Shape, Storage, StorageRef, Tensor, WithDType, bail,
@@ -10,17 +12,25 @@ use super::Real;
 
 type Candle<T> = candle_core::Result<T>;
 
-/// The values of a contiguous CPU tensor, locked for reading; see [`read`].
-pub struct Values<'a, T> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
-    dtype: PhantomData<T>,
+#[cfg(feature = "cuda")]
+use super::gpu::{Array, Numbers, host1, host2};
+
+/// The values of a contiguous tensor, locked for reading; see [`read`].
+pub enum Values<'a, T> {
+    /// Where they are.
+    Here(StorageRef<'a>, Range<usize>, PhantomData<T>),
+    /// A copy of those on a GPU.
+    Copied(Vec<T>),
 }
 
-/// The values of the contiguous CPU tensor `t` as a slice.
+/// The values of the contiguous tensor `t` as a slice; those on a GPU are copied from it.
 pub fn read<T: WithDType>(t: &Tensor) -> Candle<Values<'_, T>> {
     let (storage, layout) = t.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("read: the tensor is not contiguous") };
+    if !t.device().is_cpu() {
+        drop(storage);
+        return Ok(Values::Copied(t.flatten_all()?.to_vec1()?));
+    }
     match &*storage {
         Storage::Cpu(values) => {
             let values = values.as_slice::<T>()?; // checks the dtype
@@ -30,16 +40,19 @@ pub fn read<T: WithDType>(t: &Tensor) -> Candle<Values<'_, T>> {
         }
         _ => bail!("read: the tensor is not on the CPU"),
     }
-    Ok(Values { storage, range: start..end, dtype: PhantomData })
+    Ok(Values::Here(storage, start..end, PhantomData))
 }
 
 impl<T: WithDType> std::ops::Deref for Values<'_, T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        match &*self.storage {
-            Storage::Cpu(values) => &values.as_slice::<T>().expect("checked by read")[self.range.clone()],
-            _ => unreachable!("checked by read"),
+        match self {
+            Self::Here(storage, range, _) => match &**storage {
+                Storage::Cpu(values) => &values.as_slice::<T>().expect("checked by read")[range.clone()],
+                _ => unreachable!("checked by read"),
+            },
+            Self::Copied(values) => values,
         }
     }
 }
@@ -64,7 +77,8 @@ macro_rules! stored {
 }
 stored!(f32: F32, f64: F64, half::bf16: BF16, u8: U8);
 
-/// Calls `f` with the values of the contiguous CPU tensor `t`, to be changed in place.
+/// Calls `f` with the values of the contiguous tensor `t`, to be changed in place. Those on a GPU are copied from it and back, with
+/// all of their storage: for what is small or seldom.
 ///
 /// `f` must not touch another tensor of the same storage: the storage is locked meanwhile.
 pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<R> {
@@ -85,6 +99,15 @@ pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<
             if let Some(f) = slot.0.take() {
                 slot.1 = Some(f(&mut values[start..end]));
             }
+            Ok(())
+        }
+
+        #[cfg(feature = "cuda")]
+        fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Candle<()> {
+            use candle_core::backend::BackendDevice;
+            let mut values = storage.to_cpu_storage()?;
+            self.cpu_fwd(&mut values, layout)?;
+            *storage = storage.device.storage_from_cpu_storage_owned(values)?;
             Ok(())
         }
     }
@@ -110,6 +133,19 @@ pub(crate) trait Op1: Send + Sync + 'static {
 
     /// The gradient of `x`, given that of `y`.
     fn backward<T: Real>(&self, x: &[T], y: &[T], dy: &[T], dims: &[usize]) -> Candle<Vec<T>>;
+
+    /// [`forward`](Self::forward) on a GPU; on the CPU beside it where an op has nothing of its own.
+    #[cfg(feature = "cuda")]
+    fn gpu_forward(&self, x: Array) -> Candle<Numbers> {
+        host1(x, |x, dims| self.forward::<f32>(x, dims))
+    }
+
+    /// [`backward`](Self::backward) likewise.
+    #[cfg(feature = "cuda")]
+    fn gpu_backward(&self, x: Array, y: Array, dy: Array) -> Candle<Numbers> {
+        let (x_host, y_host) = (x.to_host()?, y.to_host()?);
+        host1(dy, |dy, _| self.backward::<f32>(&x_host, &y_host, dy, &x.dims()))
+    }
 }
 
 /// A differentiable op of two tensors, written once for f32 and f64; the output has the first one's shape.
@@ -121,6 +157,21 @@ pub(crate) trait Op2: Send + Sync + 'static {
 
     /// The gradients of `a` and `b`, given that of the output; none stands for the output's own.
     fn backward<T: Real>(&self, ab: [&[T]; 2], dy: &[T], dims: [&[usize]; 2]) -> Candle<[Option<Vec<T>>; 2]>;
+
+    /// [`forward`](Self::forward) on a GPU; on the CPU beside it where an op has nothing of its own.
+    #[cfg(feature = "cuda")]
+    fn gpu_forward(&self, a: Array, b: Array) -> Candle<Numbers> {
+        host2(a, b, |ab, dims| self.forward::<f32>(ab[0], ab[1], dims))
+    }
+
+    /// [`backward`](Self::backward) likewise.
+    #[cfg(feature = "cuda")]
+    fn gpu_backward(&self, a: Array, b: Array, dy: Array) -> Candle<[Option<Numbers>; 2]> {
+        let (a_host, b_host, dy_host) = (a.to_host()?, b.to_host()?, dy.to_host()?);
+        let [da, db] = self.backward::<f32>([&a_host, &b_host], &dy_host, [&a.dims(), &b.dims()])?;
+        let back = |values: Option<Vec<f32>>| values.map(|values| dy.device().clone_htod(&values)).transpose();
+        Ok([back(da)?, back(db)?])
+    }
 }
 
 /// Makes a Candle custom op of an [`Op1`] or [`Op2`].
@@ -142,12 +193,24 @@ impl<O: Op1> CustomOp1 for Custom<O> {
         Ok((storage, shape))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Candle<(CudaStorage, Shape)> {
+        let y = self.0.gpu_forward(Array::new(storage, layout, O::NAME)?)?;
+        Ok((CudaStorage::wrap_cuda_slice(y, storage.device.clone()), Shape::from(self.0.shape(layout.dims()))))
+    }
+
     fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Candle<Option<Tensor>> {
         fn go<O: Op1, T: Real>(op: &O, x: &Tensor, y: &Tensor, dy: &Tensor) -> Candle<Tensor> {
             let dx = op.backward::<T>(&read(x)?, &read(y)?, &read(dy)?, x.dims())?;
             Tensor::from_vec(dx, x.shape(), x.device())
         }
         let dy = dy.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let held = [x, y, &dy].map(crate::gpu::Held::new);
+            let [x, y, dy] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
+            return Ok(Some(x.tensor(self.0.gpu_backward(x, y, dy)?)));
+        }
         Ok(Some(match x.dtype() {
             candle_core::DType::F64 => go::<O, f64>(&self.0, x, y, &dy)?,
             _ => go::<O, f32>(&self.0, x, y, &dy)?,
@@ -174,6 +237,12 @@ impl<O: Op2> CustomOp2 for Custom<O> {
         Ok((storage, Shape::from(dims[0])))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, a: &CudaStorage, la: &Layout, b: &CudaStorage, lb: &Layout) -> Candle<(CudaStorage, Shape)> {
+        let y = self.0.gpu_forward(Array::new(a, la, O::NAME)?, Array::new(b, lb, O::NAME)?)?;
+        Ok((CudaStorage::wrap_cuda_slice(y, a.device.clone()), Shape::from(la.dims())))
+    }
+
     fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Candle<(Option<Tensor>, Option<Tensor>)> {
         type Pair = (Option<Tensor>, Option<Tensor>);
         fn go<O: Op2, T: Real>(op: &O, a: &Tensor, b: &Tensor, dy: &Tensor) -> Candle<Pair> {
@@ -185,6 +254,15 @@ impl<O: Op2> CustomOp2 for Custom<O> {
             Ok((Some(tensor(da, a)?), Some(tensor(db, b)?)))
         }
         let dy = dy.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if a.device().is_cuda() {
+            let held = [a, b, &dy].map(crate::gpu::Held::new);
+            let [a, b, dy_array] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
+            let [da, db] = self.0.gpu_backward(a, b, dy_array)?;
+            let gradient =
+                |values: Option<Numbers>, like: Array| values.map_or_else(|| dy.clone(), |values| like.tensor(values));
+            return Ok((Some(gradient(da, a)), Some(gradient(db, b))));
+        }
         match a.dtype() {
             candle_core::DType::F64 => go::<O, f64>(&self.0, a, b, &dy),
             _ => go::<O, f32>(&self.0, a, b, &dy),

@@ -44,6 +44,10 @@ pub fn row_dot(a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
     }
     let (n, width) = a.dims2()?;
     let d = width / heads;
+    if !a.device().is_cpu() {
+        let products = (a.to_dtype(DType::F32)? * b.to_dtype(DType::F32)?)?;
+        return products.reshape((n, heads, d))?.sum(2);
+    }
     match a.dtype() {
         DType::F64 => Tensor::from_vec(go::<f64, f64>(a, b, d, |x| x)?, (n, heads), a.device()),
         DType::BF16 => Tensor::from_vec(go::<bf16, f32>(a, b, d, bf16::to_f32)?, (n, heads), a.device()),
@@ -61,6 +65,9 @@ pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         add_assign(&out, &b.contiguous()?)?;
         Ok(out)
     }
+    if !a.device().is_cpu() {
+        return a + b;
+    }
     if a.dtype() == DType::F64 { go::<f64>(a, b) } else { go::<f32>(a, b) }
 }
 
@@ -74,6 +81,10 @@ pub fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
     }
     if to.dims() != values.dims() {
         candle_core::bail!("add_assign: shapes {:?} and {:?} differ", to.dims(), values.dims())
+    }
+    #[cfg(feature = "cuda")]
+    if to.device().is_cuda() {
+        return crate::gpu::add_assign(to, values);
     }
     match to.dtype() {
         DType::F64 => go::<f64>(to, &read(values)?),

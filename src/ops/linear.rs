@@ -12,9 +12,13 @@ use super::cpu::product::Tail;
 use super::custom::{Custom, Op1, Op2, Values, read, write};
 use super::elementwise::sum_columns;
 use super::gelu::{gelu, gelu_backward};
+#[cfg(feature = "cuda")]
+use super::gpu::{Array, Numbers, Start};
 use super::products::{Packed, Weights};
 use super::residual::Gate;
 use super::{Param, Real, Rows, Tape};
+#[cfg(feature = "cuda")]
+use crate::gpu::Held as OnGpu;
 
 /// A linear layer over weights `[out, in]` and bias `[out]`.
 #[derive(Clone, Debug)]
@@ -78,10 +82,21 @@ impl Linear {
     /// Adds the weight and bias gradients for input `x` `[n, in]` and output gradient `dy` `[n, out]`, for where the input's
     /// own gradient is not wanted.
     pub fn accumulate(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let held = [x, dy].map(crate::gpu::Held::new);
+            return self.accumulate_on_gpu(held[0].array("linear")?, held[1].array("linear")?);
+        }
         match x.dtype() {
             DType::F64 => self.add_grads::<f64>(&read(x)?, &read(dy)?),
             _ => self.add_grads::<f32>(&read(x)?, &read(dy)?),
         }
+    }
+
+    /// Whether operands are rounded to bf16.
+    #[cfg(feature = "cuda")]
+    pub(super) fn rounds(&self) -> bool {
+        self.bf16
     }
 
     /// (out, in)
@@ -153,14 +168,15 @@ impl Kept {
         vec![T::zero(); if self.0.is_some() { n } else { 0 }]
     }
 
-    fn keep<T: Real>(&self, sums: Vec<T>) {
+    fn keep(&self, sums: impl std::any::Any + Send + Sync) {
         if let Some(slot) = &self.0 {
             let _ = slot.set(Box::new(sums)); // an op runs forward once
         }
     }
 
-    fn get<T: Real>(&self) -> Result<&[T]> {
-        let sums = self.0.as_ref().and_then(OnceLock::get).and_then(|sums| sums.downcast_ref::<Vec<T>>());
+    /// What was kept: `Vec<T>`, or numbers on a GPU.
+    fn get<S: 'static>(&self) -> Result<&S> {
+        let sums = self.0.as_ref().and_then(OnceLock::get).and_then(|sums| sums.downcast_ref::<S>());
         match sums {
             Some(sums) => Ok(sums),
             None => candle_core::bail!("linear: backward without a recorded forward"),
@@ -258,6 +274,19 @@ impl Op1 for Plain {
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], _: &[usize]) -> Result<Vec<T>> {
         self.0.backward(x, dy)
     }
+
+    super::on_gpu!();
+}
+
+#[cfg(feature = "cuda")]
+impl Plain {
+    fn on_gpu(&self, x: Array) -> Result<Numbers> {
+        self.0.on_gpu(x, Start::Nothing)
+    }
+
+    fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
+        self.0.back_on_gpu(x, dy)
+    }
 }
 
 impl Op1 for WithGelu {
@@ -277,8 +306,25 @@ impl Op1 for WithGelu {
 
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], _: &[usize]) -> Result<Vec<T>> {
         let mut d_sums = dy.to_vec();
-        gelu_backward(&mut d_sums, self.sums.get::<T>()?);
+        gelu_backward(&mut d_sums, self.sums.get::<Vec<T>>()?);
         self.linear.backward(x, &d_sums)
+    }
+
+    super::on_gpu!();
+}
+
+#[cfg(feature = "cuda")]
+impl WithGelu {
+    fn on_gpu(&self, x: Array) -> Result<Numbers> {
+        let sums = self.linear.on_gpu(x, Start::Nothing)?;
+        let y = super::gpu::gelu(x.device(), &sums)?;
+        self.sums.keep(sums);
+        Ok(y)
+    }
+
+    fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
+        let d_sums = dy.tensor(super::gpu::gelu_backward(self.sums.get::<Numbers>()?, dy)?);
+        self.linear.back_on_gpu(x, OnGpu::new(&d_sums).array(Self::NAME)?)
     }
 }
 
@@ -293,6 +339,16 @@ impl Op2 for WithResidual {
 
     fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
         Ok([None, Some(self.0.backward(x, dy)?)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu_forward(&self, residual: Array, x: Array) -> Result<Numbers> {
+        self.0.on_gpu(x, Start::Residual(residual))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu_backward(&self, _: Array, x: Array, dy: Array) -> Result<[Option<Numbers>; 2]> {
+        Ok([None, Some(self.0.back_on_gpu(x, dy)?)])
     }
 }
 
@@ -310,8 +366,22 @@ impl Op2 for WithGate {
     }
 
     fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
-        let d_sums = self.gate.backward(self.sums.get::<T>()?, dy)?;
+        let d_sums = self.gate.backward(self.sums.get::<Vec<T>>()?, dy)?;
         Ok([None, Some(self.linear.backward(x, &d_sums)?)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu_forward(&self, residual: Array, x: Array) -> Result<Numbers> {
+        let sums = self.linear.on_gpu(x, Start::Nothing)?;
+        let y = self.gate.on_gpu(residual, &sums)?;
+        self.sums.keep(sums);
+        Ok(y)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu_backward(&self, _: Array, x: Array, dy: Array) -> Result<[Option<Numbers>; 2]> {
+        let d_sums = dy.tensor(self.gate.back_on_gpu(self.sums.get::<Numbers>()?, dy)?);
+        Ok([None, Some(self.linear.back_on_gpu(x, OnGpu::new(&d_sums).array(Self::NAME)?)?)])
     }
 }
 

@@ -13,6 +13,8 @@ mod custom;
 mod elementwise;
 mod gelu;
 mod gemm;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod linear;
 mod math;
 mod norm;
@@ -24,10 +26,33 @@ mod residual;
 mod rope;
 mod tape;
 
+/// An [`Op1`]'s passes on a GPU, by its own `on_gpu(x)` and `back_on_gpu(x, dy)`.
+macro_rules! on_gpu {
+    () => {
+        #[cfg(feature = "cuda")]
+        fn gpu_forward(&self, x: crate::ops::gpu::Array) -> Result<crate::ops::gpu::Numbers> {
+            self.on_gpu(x)
+        }
+
+        #[cfg(feature = "cuda")]
+        fn gpu_backward(
+            &self,
+            x: crate::ops::gpu::Array,
+            _: crate::ops::gpu::Array,
+            dy: crate::ops::gpu::Array,
+        ) -> Result<crate::ops::gpu::Numbers> {
+            self.back_on_gpu(x, dy)
+        }
+    };
+}
+use on_gpu;
+
 pub use cast::cast;
 pub(crate) use custom::{Custom, Op1};
 pub use custom::{Stored, Values, read, write};
 pub use elementwise::{add, add_assign, row_dot, silu, sum_columns};
+#[cfg(feature = "cuda")]
+pub(crate) use gpu::{Array, Numbers, numbers};
 pub use linear::{Held, Linear};
 pub use math::Real;
 pub use norm::{Affine, layer_norm, rms_norm, rms_rope};

@@ -36,9 +36,9 @@ pub fn rms_rope(tape: &Tape, x: &Tensor, weight: &Param, eps: f64, rope: &Rope, 
     tape.one(x, Custom(RmsNorm { weight: weight.clone(), eps, turn: Some((rope.clone(), rows)) }))
 }
 
-struct LayerNorm {
-    affine: Affine,
-    eps: f64,
+pub(super) struct LayerNorm {
+    pub(super) affine: Affine,
+    pub(super) eps: f64,
 }
 
 /// What a row is multiplied with and shifted by, (one to add to a, a, b), or nothing.
@@ -145,6 +145,8 @@ impl Op1 for LayerNorm {
         }
         Ok(dx)
     }
+
+    super::on_gpu!();
 }
 
 /// (mean, 1 / sqrt(variance + eps)) of a row.
@@ -210,10 +212,10 @@ fn backward_row<T: Real>(dx: &mut [T], x: &[T], affine: RowAffine<T>, eps: T, da
     }
 }
 
-struct RmsNorm {
-    weight: Param,
-    eps: f64,
-    turn: Option<(Rope, Rows)>,
+pub(super) struct RmsNorm {
+    pub(super) weight: Param,
+    pub(super) eps: f64,
+    pub(super) turn: Option<(Rope, Rows)>,
 }
 
 impl RmsNorm {
@@ -266,6 +268,8 @@ impl Op1 for RmsNorm {
         }
         Ok(dx)
     }
+
+    super::on_gpu!();
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]

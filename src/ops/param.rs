@@ -38,6 +38,10 @@ impl Param {
     /// Adds a tensor of the parameter's shape into the gradient.
     pub fn accumulate(&self, g: &Tensor) -> Result<()> {
         let g = g.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if g.device().is_cuda() {
+            return crate::gpu::add_assign(&self.grad, &g);
+        }
         match g.dtype() {
             candle_core::DType::F64 => self.add_grad::<f64>(0, &read(&g)?),
             _ => self.add_grad::<f32>(0, &read(&g)?),

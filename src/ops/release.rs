@@ -20,6 +20,8 @@ pub fn held(t: &Tensor) -> usize {
     match &*t.storage_and_layout().0 {
         Storage::Cpu(CpuStorage::F32(values)) => size_of_val(values.as_slice()),
         Storage::Cpu(CpuStorage::F64(values)) => size_of_val(values.as_slice()),
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(storage) => storage.as_cuda_slice::<f32>().map_or(0, |values| 4 * values.len()),
         _ => 0,
     }
 }
@@ -38,6 +40,14 @@ impl InplaceOp1 for Resize {
             CpuStorage::F64(values) => *values = vec![0.0; self.0],
             _ => bail!("release: f32 or f64 wanted"),
         }
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, _: &Layout) -> Result<()> {
+        let device = storage.device.clone();
+        storage.as_cuda_slice::<f32>()?; // checks the dtype
+        *storage = candle_core::CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(self.0)?, device);
         Ok(())
     }
 }

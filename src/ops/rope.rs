@@ -22,6 +22,9 @@ pub struct Rope {
     first: usize,
     /// Features of a head.
     d: usize,
+    /// [`table`](Self::table) on the GPU, once it is there.
+    #[cfg(feature = "cuda")]
+    gpu: Arc<std::sync::OnceLock<Arc<candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>>>>,
 }
 
 impl Rope {
@@ -37,7 +40,14 @@ impl Rope {
                 |position| (0..features[axis] / 2).map(|i| angle(position, i)).map(|a| (a.cos(), a.sin())).collect();
             (0..grid[axis]).map(pairs).collect()
         };
-        Self { axes: Arc::new([axis(0), axis(1), axis(2)]), grid, first, d }
+        Self {
+            axes: Arc::new([axis(0), axis(1), axis(2)]),
+            grid,
+            first,
+            d,
+            #[cfg(feature = "cuda")]
+            gpu: Arc::default(),
+        }
     }
 
     /// Cosines and sines by which the features of a head are turned, for this rank's token `local`: feature j becomes
@@ -54,6 +64,26 @@ impl Rope {
                 sines.extend([T::of(-s), T::of(s)]);
             }
         }
+    }
+
+    /// Cosines and sines of all positions of each axis and all pairs, axis after axis, as kernels/rms_rope.cu reads them.
+    #[cfg(feature = "cuda")]
+    pub(super) fn table(&self) -> Vec<f32> {
+        self.axes.iter().flatten().flatten().flat_map(|&(cosine, sine)| [cosine as f32, sine as f32]).collect()
+    }
+
+    /// The grid, the clip's token that is this rank's first, and the features of a head.
+    #[cfg(feature = "cuda")]
+    pub(super) fn shape(&self) -> ([usize; 3], usize, usize) {
+        (self.grid, self.first, self.d)
+    }
+
+    #[cfg(feature = "cuda")]
+    #[allow(clippy::type_complexity)]
+    pub(super) fn gpu_slot(
+        &self,
+    ) -> &std::sync::OnceLock<Arc<candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>>> {
+        &self.gpu
     }
 
     /// Turns every head of a row, by the negative angles if `back`.

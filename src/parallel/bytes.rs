@@ -92,6 +92,9 @@ pub(crate) fn build(dtype: DType, dims: &[usize], fill: impl FnOnce(&mut [u8]) -
 
 /// A contiguous copy that shares nothing with `t`.
 pub(crate) fn duplicate(t: &Tensor) -> Result<Tensor> {
+    if !t.device().is_cpu() {
+        return Ok(t.to_device(&Device::Cpu)?);
+    }
     if !t.is_contiguous() {
         return Ok(t.detach().contiguous()?);
     }

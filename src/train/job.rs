@@ -1,15 +1,15 @@
 //! What a training run is made of before its first step: clips, network, folder; opened once, checked, shared by all ranks.
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use std::sync::Arc;
 
 use super::checkpoint::{Checkpoint, RunFolder};
-use crate::config::{Compute, Label, RunConfig};
+use crate::config::{Compute, Hardware, Label, RunConfig};
 use crate::data::Dataset;
 use crate::engine::stash::Shapes;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
-use crate::{Result, bail, hub};
+use crate::{Error, Result, bail, hub};
 
 /// A run, ready for its ranks.
 pub struct Job {
@@ -53,6 +53,7 @@ impl Job {
             let (old, new) = (checkpoint.state().seed, config.run.seed);
             bail!("run.seed is {new}, the checkpoint's run has seed {old}: its order and noise would not go on")
         }
+        device(&config)?;
         let from = match &config.model.from {
             Some(spec) => Some(Folder::open(&hub::resolve(spec)?)?),
             None => None,
@@ -123,9 +124,32 @@ impl Job {
     /// A model with the run's initial weights.
     pub fn initial(&self) -> Result<Model> {
         let bf16 = self.config.train.dtype == Compute::Bf16;
-        match &self.from {
+        let model = match &self.from {
             Some(folder) => Model::load(&self.model, DType::F32, bf16, |name| folder.read_f32(name)),
             None => Model::init(&self.model, DType::F32, bf16, self.config.run.seed),
+        };
+        model?.to_device(&device(&self.config)?)
+    }
+}
+
+/// What a run's ranks compute on.
+///
+/// # Errors
+/// It is a GPU, and longreel was built without CUDA, there is none, or there are several ranks, which would share it.
+fn device(config: &RunConfig) -> Result<Device> {
+    match (config.train.device, config.parallel.ranks) {
+        (Hardware::Cpu, _) => Ok(Device::Cpu),
+        (Hardware::Cuda, _) if !cfg!(feature = "cuda") => bail!(
+            "train.device is \"cuda\", but this longreel was built without CUDA: build it with `cargo build --release --features \
+             cuda`, or set train.device = \"cpu\""
+        ),
+        (Hardware::Cuda, 1) => Device::new_cuda(0).map_err(|e| {
+            Error::Invalid(format!("train.device is \"cuda\", but no GPU can be used: {e}; set train.device = \"cpu\""))
+        }),
+        (Hardware::Cuda, ranks) => {
+            bail!(
+                "train.device is \"cuda\" and parallel.ranks is {ranks}: on GPUs there is one rank so far; set it to 1"
+            )
         }
     }
 }

@@ -17,6 +17,19 @@ fn apart(place: &Place, a: &str, b: &str, start: &str, step: u64) -> f64 {
     (difference / way).sqrt()
 }
 
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_gpu_is_refused_by_a_build_without_cuda() {
+    let place = Place::videos();
+    let before = crate::train::snapshot(&place.path(""));
+    let error = place.error("refused", &["train.device=cuda"]);
+    assert!(
+        error.starts_with("train.device is \"cuda\", but this longreel was built without CUDA: build it with"),
+        "{error}"
+    );
+    assert_eq!(crate::train::snapshot(&place.path("")), before);
+}
+
 #[test]
 fn every_mesh_trains_alike() {
     let place = Place::videos();

@@ -33,26 +33,7 @@ fn wide(d: usize) -> usize {
     d.next_multiple_of(16)
 }
 
-/// [`super::flash`] for tensors on the CPU.
-pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-    forward_on(Path::best(), q, k, v, scale)
-}
-
-/// [`super::flash_backward`] for tensors on the CPU.
-pub fn backward(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    d_o: &Tensor,
-    lse: &Tensor,
-    delta: &Tensor,
-    scale: f64,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    backward_on(Path::best(), q, k, v, d_o, lse, delta, scale)
-}
-
-/// [`forward`] for a rank that is watched. If not `rounded`, its results are still to be merged with those of other keys: o is f32
-/// for bf16 too, and lse is f64.
+/// [`super::attend`] on the CPU.
 pub(super) fn attend(
     q: &Tensor,
     k: &Tensor,
@@ -64,8 +45,7 @@ pub(super) fn attend(
     forward_as(Path::best(), q, k, v, scale, rounded, watch)
 }
 
-/// [`backward`] for a rank that is watched. If not `rounded`, its results are still to be added to those of other keys: they are
-/// f32 for bf16 too.
+/// [`super::differentiate`] on the CPU.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn differentiate(
     q: &Tensor,
@@ -80,7 +60,7 @@ pub(super) fn differentiate(
     backward_as(Path::best(), q, k, v, d_o, [lse, delta], scale, rounded, watch)
 }
 
-/// [`forward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
+/// [`super::flash`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
 pub fn forward_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
     forward_as(path, q, k, v, scale, true, &Watch::default())
 }
@@ -100,7 +80,7 @@ fn forward_as(
     rounded: bool,
     watch: &Watch,
 ) -> Result<(Tensor, Tensor)> {
-    let [b, h, sq, d] = check(path, q, k, v, scale)?;
+    let [b, h, sq, d] = check(Some(path), q, k, v, scale)?;
     if q.dtype() == DType::F64 {
         watch.add(operations(FORWARD, [b, h, sq, d], k));
         return super::reference::attention(q, k, v, scale);
@@ -122,7 +102,7 @@ fn forward_as(
     Ok((o, if rounded { lse.to_dtype(statistic(q.dtype()))? } else { lse }))
 }
 
-/// [`backward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
+/// [`super::flash_backward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
 #[allow(clippy::too_many_arguments)]
 pub fn backward_on(
     path: Path,
@@ -150,9 +130,9 @@ fn backward_as(
     rounded: bool,
     watch: &Watch,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let [b, h, sq, d] = check(path, q, k, v, scale)?;
+    let [b, h, sq, d] = check(Some(path), q, k, v, scale)?;
     let sk = k.dims()[2];
-    check_operand("d_o", d_o, q.dims(), q.dtype())?;
+    check_operand("d_o", d_o, q.dims(), q)?;
     let stat = statistic(q.dtype());
     for (name, x) in [("lse", lse), ("delta", delta)] {
         if x.dims() != [b, h, sq] || x.dtype() != stat || !x.device().is_cpu() {
@@ -185,22 +165,22 @@ fn backward_as(
 }
 
 /// `each` operations for every query of `[B, H, Sq, d]`, every key and feature.
-fn operations(each: u64, q: [usize; 4], k: &Tensor) -> u64 {
+pub(super) fn operations(each: u64, q: [usize; 4], k: &Tensor) -> u64 {
     each * (q.iter().product::<usize>() * k.dims()[2]) as u64
 }
 
-/// Checks what both passes take; returns `[B, H, Sq, d]`.
-fn check(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
+/// Checks what both passes take, on a path of the CPU or on a GPU; returns `[B, H, Sq, d]`.
+pub(super) fn check(path: Option<Path>, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
     let &[b, h, sq, d] = q.dims() else {
         bail!("attention: q is {:?}, expected [B, H, Sq, d]", q.dims());
     };
     let sk = k.dims().get(2).copied().unwrap_or(0);
     if !matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F64) {
-        bail!("attention: q is {:?}; on the CPU it runs in f32, bf16 or f64", q.dtype());
+        bail!("attention: q is {:?}; it runs in f32, bf16 or, on the CPU, f64", q.dtype());
     }
-    check_operand("q", q, q.dims(), q.dtype())?;
-    check_operand("k", k, &[b, h, sk, d], q.dtype())?;
-    check_operand("v", v, &[b, h, sk, d], q.dtype())?;
+    check_operand("q", q, q.dims(), q)?;
+    check_operand("k", k, &[b, h, sk, d], q)?;
+    check_operand("v", v, &[b, h, sk, d], q)?;
     if b * h * sq * sk == 0 {
         bail!("attention: q {:?} and k {:?} need at least one row, key, head and batch entry", q.dims(), k.dims());
     }
@@ -210,16 +190,20 @@ fn check(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[
     if !(scale.is_finite() && scale > 0.0) {
         bail!("attention: the scale is {scale}; it must be positive and finite");
     }
-    if !path.is_available() {
+    if let Some(path) = path
+        && !path.is_available()
+    {
         bail!("attention: this CPU lacks the features of the {path:?} path");
     }
     Ok([b, h, sq, d])
 }
 
-fn check_operand(name: &str, x: &Tensor, shape: &[usize], dtype: DType) -> Result<()> {
-    if x.dims() != shape || x.dtype() != dtype || !x.device().is_cpu() {
-        let (has, is) = (x.dims(), x.dtype());
-        bail!("attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on the CPU");
+/// `like`: of whose dtype and where the operand must be.
+pub(super) fn check_operand(name: &str, x: &Tensor, shape: &[usize], like: &Tensor) -> Result<()> {
+    let dtype = like.dtype();
+    if x.dims() != shape || x.dtype() != dtype || !x.device().same_device(like.device()) {
+        let (has, is, place) = (x.dims(), x.dtype(), like.device().location());
+        bail!("attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on {place:?}");
     }
     if x.dim(3)? > 1 && x.stride()[3] != 1 {
         bail!("attention: {name}'s last dim is not contiguous (strides {:?}); call contiguous() on it", x.stride());

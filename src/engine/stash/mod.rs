@@ -12,7 +12,7 @@ mod disk;
 mod pack;
 mod ram;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 use crate::config::{Compute, Place, Stash as Settings};
@@ -27,6 +27,16 @@ pub struct Saved {
     pub x: Tensor,
     /// None: to be computed again.
     pub attention: Option<Attention>,
+}
+
+impl Saved {
+    /// The same on another device.
+    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
+        let attention = self.attention.as_ref().map(|kept| -> Result<_> {
+            Ok(Attention { o: kept.o.to_device(device)?, lse: kept.lse.to_device(device)? })
+        });
+        Ok(Self { x: self.x.to_device(device)?, attention: attention.transpose()? })
+    }
 }
 
 /// What attention gave.

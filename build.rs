@@ -1,0 +1,48 @@
+//! With the feature `cuda`, compiles kernels/*.cu for the GPUs that it names; src/gpu/modules.rs embeds the results. Otherwise nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Machine code for A100 and H100 and their kin, and PTX that later GPUs compile for themselves.
+const TARGETS: [&str; 2] = ["arch=compute_80,code=sm_80", "arch=compute_90,code=[sm_90,compute_90]"];
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-env-changed=NVCC");
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let mut sources: Vec<PathBuf> = std::fs::read_dir("kernels")
+        .expect("kernels/ is beside build.rs")
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+        .collect();
+    sources.sort();
+    let nvcc = nvcc();
+    for source in sources {
+        compile(&nvcc, &source, &out);
+    }
+}
+
+/// $NVCC, $CUDA_HOME's, or the one of $PATH.
+fn nvcc() -> PathBuf {
+    let home = || Some(PathBuf::from(std::env::var_os("CUDA_HOME")?).join("bin/nvcc"));
+    std::env::var_os("NVCC").map(PathBuf::from).or_else(home).unwrap_or_else(|| "nvcc".into())
+}
+
+fn compile(nvcc: &Path, source: &Path, out: &Path) {
+    let name = source.with_extension("fatbin");
+    let target = out.join(name.file_name().expect("a file has a name"));
+    let mut command = Command::new(nvcc);
+    // The arithmetic of a kernel is that of its source: no --use_fast_math.
+    command.args(["-std=c++20", "-O3", "-fatbin"]).args(TARGETS.map(|target| format!("-gencode={target}")));
+    command.arg(source).arg("-o").arg(target);
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("{} failed on {}: {status}", nvcc.display(), source.display()),
+        Err(e) => panic!("{} cannot be run ({e}): put CUDA 13's nvcc into PATH, or name it in NVCC", nvcc.display()),
+    }
+}

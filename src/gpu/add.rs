@@ -1,0 +1,29 @@
+//! Sums in place, by a kernel.
+
+use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
+use candle_core::{Result, Tensor};
+
+use super::{Held, Kernel, THREADS, change, device_of, failed};
+
+/// to += values, both contiguous and in f32.
+pub(crate) fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
+    let kernel = Kernel::of(&device_of(values)?, "add_assign")?;
+    let n = values.elem_count();
+    if to.dims() != values.dims() || !values.is_contiguous() {
+        candle_core::bail!(
+            "add_assign: {:?} += {:?} (contiguous: {})",
+            to.dims(),
+            values.dims(),
+            values.is_contiguous()
+        )
+    }
+    let held = Held::new(values);
+    change(to, |mut to| {
+        let (values, count) = (held.view::<f32>()?, n as i64);
+        let mut call = kernel.call();
+        call.arg(&mut to).arg(&values).arg(&count);
+        // SAFETY: the kernel's arguments, of `n` numbers each.
+        unsafe { call.launch(kernel.grid([n.div_ceil(THREADS), 1, 1])?) }.map_err(failed)?;
+        Ok(())
+    })
+}

@@ -1,0 +1,92 @@
+//! What kernels/rows.cuh declares, and the sums over rows that become gradients of parameters.
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, PushKernelArg};
+use candle_core::{CudaDevice, Result, Tensor};
+
+use super::tensor::{Held, change};
+use super::{Kernel, failed};
+use crate::ops::Rows;
+
+/// Threads of a block of every kernel but attention's; rows of a run.
+pub(crate) const THREADS: usize = 256;
+pub(crate) const RUN: usize = 64;
+
+/// `Rows`: how a tile's rows belong to samples.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TileRows {
+    start: i64,
+    tokens: i64,
+}
+
+// SAFETY: plain numbers, laid out as in C.
+unsafe impl DeviceRepr for TileRows {}
+
+impl TileRows {
+    /// None: samples do not matter.
+    pub fn new(rows: Option<Rows>) -> Self {
+        rows.map_or(Self { start: 0, tokens: 1 << 62 }, |rows| Self {
+            start: rows.start as i64,
+            tokens: rows.tokens as i64,
+        })
+    }
+
+    /// Of a tile of `n` rows: its first sample, how many it touches, and runs that each may have.
+    pub fn samples(&self, n: usize) -> [usize; 3] {
+        let sample = |row: i64| ((self.start + row) / self.tokens) as usize;
+        let first = sample(0);
+        [first, sample(n as i64 - 1) - first + 1, n.div_ceil(RUN)]
+    }
+}
+
+/// `PerSample`: a row of numbers for each sample, or one for all, or none.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct PerSample {
+    values: u64,
+    stride: i64,
+}
+
+// SAFETY: an address on the device and a number, laid out as in C.
+unsafe impl DeviceRepr for PerSample {}
+
+impl PerSample {
+    pub const NONE: Self = Self { values: 0, stride: 0 };
+
+    /// From number `offset` of what is held, which must stay so while a kernel is launched with this.
+    pub fn at(held: &Held, device: &CudaDevice, offset: usize, stride: usize) -> Result<Self> {
+        let view = held.view::<f32>()?;
+        let stream = device.cuda_stream();
+        let (start, _) = view.device_ptr(&stream);
+        Ok(Self { values: start + 4 * offset as u64, stride: stride as i64 })
+    }
+}
+
+/// Which of the sums that a kernel left in `parts` `[samples, runs, count, width]` goes to a gradient, and where there.
+#[derive(Clone, Copy)]
+pub(crate) struct Sum {
+    pub which: usize,
+    pub count: usize,
+    pub width: usize,
+    /// Samples and runs of `parts`.
+    pub samples: usize,
+    pub runs: usize,
+    /// The number in the gradient where the first sample's begins, and from one sample's to the next.
+    pub offset: usize,
+    pub stride: usize,
+}
+
+/// Adds it to the gradient, run by run.
+pub(crate) fn sum_runs(device: &CudaDevice, parts: &CudaSlice<f32>, gradient: &Tensor, sum: Sum) -> Result<()> {
+    let kernel = Kernel::of(device, "sum_runs")?;
+    change(gradient, |mut gradient| {
+        let mut gradient = gradient.slice_mut(sum.offset..);
+        let stride = sum.stride as i64;
+        let [runs, which, count, width] = [sum.runs, sum.which, sum.count, sum.width].map(|n| n as i32);
+        let mut call = kernel.call();
+        call.arg(parts).arg(&mut gradient).arg(&stride).arg(&runs).arg(&which).arg(&count).arg(&width);
+        // SAFETY: the kernel's arguments; the caller's sums are within `parts` and the gradient.
+        unsafe { call.launch(kernel.grid([sum.width.div_ceil(THREADS), sum.samples, 1])?) }.map_err(failed)?;
+        Ok(())
+    })
+}

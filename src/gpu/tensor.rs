@@ -1,0 +1,95 @@
+//! From tensors to what kernels take, and back.
+
+use std::sync::Mutex;
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DeviceRepr};
+use candle_core::cuda_backend::{CudaDType, CudaStorage};
+use candle_core::op::BackpropOp;
+use candle_core::{
+    CpuStorage, CudaDevice, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
+};
+
+/// The device of a tensor on a GPU.
+pub(crate) fn device_of(x: &Tensor) -> Result<CudaDevice> {
+    match x.device() {
+        Device::Cuda(device) => Ok(device.clone()),
+        other => bail!("a tensor is on {:?} where a kernel of a GPU needs it", other.location()),
+    }
+}
+
+/// A tensor's storage, held while a kernel is launched on it.
+pub(crate) struct Held<'a> {
+    storage: StorageRef<'a>,
+    layout: &'a Layout,
+}
+
+impl<'a> Held<'a> {
+    pub fn new(x: &'a Tensor) -> Self {
+        let (storage, layout) = x.storage_and_layout();
+        Self { storage, layout }
+    }
+
+    /// From its first element on.
+    pub fn view<T: CudaDType + DeviceRepr>(&self) -> Result<CudaView<'_, T>> {
+        Ok(self.storage()?.as_cuda_slice::<T>()?.slice(self.layout.start_offset()..))
+    }
+
+    pub fn storage(&self) -> Result<&CudaStorage> {
+        let Storage::Cuda(storage) = &*self.storage else { bail!("a tensor is not on a GPU") };
+        Ok(storage)
+    }
+
+    pub fn layout(&self) -> &Layout {
+        self.layout
+    }
+}
+
+/// Room for `n` numbers, which are not set.
+pub(crate) fn empty<T: DeviceRepr>(device: &CudaDevice, n: usize) -> Result<CudaSlice<T>> {
+    // SAFETY: callers give it to a kernel that sets all of it before anything reads it.
+    unsafe { device.alloc::<T>(n) }
+}
+
+/// A contiguous tensor of what a kernel has written.
+pub(crate) fn tensor<T: CudaDType>(slice: CudaSlice<T>, shape: impl Into<Shape>, device: &CudaDevice) -> Tensor {
+    let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
+    Tensor::from_storage(storage, shape, BackpropOp::none(), false)
+}
+
+/// `n` ones.
+pub(crate) fn ones(device: &CudaDevice, n: usize) -> Result<Tensor> {
+    Tensor::ones(n, DType::F32, &Device::Cuda(device.clone()))
+}
+
+/// Calls `f` with the numbers of the contiguous f32 tensor `t`, to be changed in place. Counterpart of [`crate::ops::write`].
+pub(crate) fn change<R>(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, f32>) -> Result<R>) -> Result<R> {
+    struct Change<F, R>(Mutex<(Option<F>, Option<R>)>);
+    impl<R, F: FnOnce(CudaViewMut<'_, f32>) -> Result<R>> InplaceOp1 for Change<F, R> {
+        fn name(&self) -> &'static str {
+            "change"
+        }
+
+        fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
+            bail!("change: the tensor is not on a GPU")
+        }
+
+        fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
+            let Some((start, end)) = layout.contiguous_offsets() else { bail!("change: the tensor is not contiguous") };
+            let values = storage.as_cuda_slice_mut::<f32>()?;
+            if values.len() < end {
+                bail!("change: the tensor is released; its unit must be gathered before it is used")
+            }
+            let mut slot = self.0.lock().expect("no other thread has it");
+            if let Some(f) = slot.0.take() {
+                slot.1 = Some(f(values.slice_mut(start..end))?);
+            }
+            Ok(())
+        }
+    }
+    let op = Change(Mutex::new((Some(f), None)));
+    t.inplace_op1(&op)?;
+    match op.0.into_inner() {
+        Ok((_, Some(result))) => Ok(result),
+        _ => bail!("change: the closure did not run"),
+    }
+}

@@ -1,0 +1,157 @@
+//! The linear layer and what follows it: cuBLAS, which adds to what is there, and the kernels of gelu.cu and gate.cu.
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
+use candle_core::{CudaDevice, Result};
+
+use super::{Array, Numbers};
+use crate::gpu::{
+    Held, Kernel, Matrix, PerSample, Sum, THREADS, TileRows, change, empty, failed, ones, product, sum_runs,
+};
+use crate::ops::linear::Linear;
+use crate::ops::residual::Gate;
+
+/// What stands in front of x Wᵀ + b.
+pub(in crate::ops) enum Start<'a> {
+    Nothing,
+    Residual(Array<'a>),
+}
+
+impl Linear {
+    /// start + x Wᵀ + b.
+    pub(in crate::ops) fn on_gpu(&self, x: Array, start: Start) -> Result<Numbers> {
+        let ([n, inner], device) = (x.rows()?, x.device());
+        let (out, expected) = self.weight.value.dims2()?;
+        if inner != expected {
+            candle_core::bail!("{}: input [n, {expected}] wanted, got {:?}", self.weight.name, x.dims())
+        }
+        let mut y = empty::<f32>(device, n * out)?;
+        let add = match start {
+            Start::Nothing => false,
+            Start::Residual(residual) => {
+                if residual.dims() != [n, out] {
+                    candle_core::bail!(
+                        "{}: a residual [{n}, {out}] wanted, got {:?}",
+                        self.weight.name,
+                        residual.dims()
+                    )
+                }
+                device.memcpy_dtod(&residual.view()?, &mut y)?;
+                true
+            }
+        };
+        let (ones, bias, weight) = (ones(device, n)?, Held::new(&self.bias.value), Held::new(&self.weight.value));
+        let ones = Held::new(&ones);
+        let column = Matrix { values: ones.view()?, rows: n, columns: 1, transposed: false };
+        let bias = Matrix { values: bias.view()?, rows: 1, columns: out, transposed: false };
+        product(device, &column, &bias, &mut y.as_view_mut(), add, false)?; // every row starts with the bias
+        let x = Matrix { values: x.view()?, rows: n, columns: inner, transposed: false };
+        let weight = Matrix { values: weight.view()?, rows: out, columns: inner, transposed: true };
+        product(device, &x, &weight, &mut y.as_view_mut(), true, self.rounds())?;
+        Ok(y)
+    }
+
+    /// Adds the gradients of weight and bias; returns that of `x`.
+    pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
+        self.accumulate_on_gpu(x, dy)?;
+        let ([n, inner], device) = (x.rows()?, x.device());
+        let out = dy.rows()?[1];
+        let weight = Held::new(&self.weight.value);
+        let mut dx = empty::<f32>(device, n * inner)?;
+        let dy = Matrix { values: dy.view()?, rows: n, columns: out, transposed: false };
+        let weight = Matrix { values: weight.view()?, rows: out, columns: inner, transposed: false };
+        product(device, &dy, &weight, &mut dx.as_view_mut(), false, self.rounds())?;
+        Ok(dx)
+    }
+
+    /// Adds the gradients of weight and bias.
+    pub(in crate::ops) fn accumulate_on_gpu(&self, x: Array, dy: Array) -> Result<()> {
+        let ([n, inner], [_, out], device) = (x.rows()?, dy.rows()?, x.device());
+        let matrix = |values, columns, transposed| Matrix { values, rows: n, columns, transposed };
+        change(&self.weight.grad, |mut grad| {
+            let (dy, x) = (matrix(dy.view()?, out, true), matrix(x.view()?, inner, false));
+            product(device, &dy, &x, &mut grad, true, self.rounds())
+        })?;
+        let ones = ones(device, n)?;
+        let ones = Held::new(&ones);
+        change(&self.bias.grad, |mut grad| {
+            let (column, dy) = (matrix(ones.view()?, 1, true), matrix(dy.view()?, out, false));
+            product(device, &column, &dy, &mut grad, true, false) // sums of columns, in f32
+        })
+    }
+}
+
+/// gelu(x).
+pub(in crate::ops) fn gelu(device: &CudaDevice, x: &CudaSlice<f32>) -> Result<Numbers> {
+    let mut y = empty::<f32>(device, x.len())?;
+    let kernel = Kernel::of(device, "gelu_forward_f32")?;
+    let n = x.len() as i64;
+    let mut call = kernel.call();
+    call.arg(x).arg(&mut y).arg(&n);
+    // SAFETY: the kernel's arguments, of `n` numbers each.
+    unsafe { call.launch(kernel.grid([x.len().div_ceil(THREADS), 1, 1])?) }.map_err(failed)?;
+    drop(call);
+    Ok(y)
+}
+
+/// The gradient of x, given that of gelu(x).
+pub(in crate::ops) fn gelu_backward(x: &CudaSlice<f32>, dy: Array) -> Result<Numbers> {
+    let device = dy.device();
+    let mut dx = empty::<f32>(device, x.len())?;
+    let kernel = Kernel::of(device, "gelu_backward_f32")?;
+    let (dy, n) = (dy.view()?, x.len() as i64);
+    let mut call = kernel.call();
+    call.arg(x).arg(&dy).arg(&mut dx).arg(&n);
+    // SAFETY: as in `gelu`.
+    unsafe { call.launch(kernel.grid([x.len().div_ceil(THREADS), 1, 1])?) }.map_err(failed)?;
+    drop(call);
+    Ok(dx)
+}
+
+impl Gate {
+    /// The gates of all samples, in the modulation that is held.
+    fn per_sample(&self, held: &Held, device: &CudaDevice) -> Result<(PerSample, usize)> {
+        let dims = self.modulation.value.dims();
+        let stride = dims[1] * dims[2];
+        Ok((PerSample::at(held, device, self.index * dims[2], stride)?, stride))
+    }
+
+    /// residual + gate * y.
+    pub(in crate::ops) fn on_gpu(&self, residual: Array, y: &CudaSlice<f32>) -> Result<Numbers> {
+        let ([n, width], device) = (residual.rows()?, residual.device());
+        let held = Held::new(&self.modulation.value);
+        let (gate, _) = self.per_sample(&held, device)?;
+        let mut out = empty::<f32>(device, n * width)?;
+        let kernel = Kernel::of(device, "gate_forward_f32")?;
+        let (x, rows, count, features) = (residual.view()?, TileRows::new(Some(self.rows)), n as i64, width as i32);
+        let mut call = kernel.call();
+        call.arg(&x).arg(y).arg(&mut out).arg(&gate).arg(&rows).arg(&count).arg(&features);
+        // SAFETY: the kernel's arguments; a block for 256 columns of 64 rows.
+        unsafe { call.launch(kernel.grid([width.div_ceil(THREADS), n.div_ceil(crate::gpu::RUN), 1])?) }
+            .map_err(failed)?;
+        drop(call);
+        Ok(out)
+    }
+
+    /// The gradient of y; the gate's is added to the modulation's.
+    pub(in crate::ops) fn back_on_gpu(&self, y: &CudaSlice<f32>, d_out: Array) -> Result<Numbers> {
+        let ([n, width], device) = (d_out.rows()?, d_out.device());
+        let rows = TileRows::new(Some(self.rows));
+        let [first, samples, runs] = rows.samples(n);
+        let (mut dy, mut parts) = (empty::<f32>(device, n * width)?, empty::<f32>(device, samples * runs * width)?);
+        let stride = {
+            let held = Held::new(&self.modulation.value);
+            let (gate, stride) = self.per_sample(&held, device)?;
+            let kernel = Kernel::of(device, "gate_backward_f32")?;
+            let (d_out, count, features) = (d_out.view()?, n as i64, width as i32);
+            let mut call = kernel.call();
+            call.arg(y).arg(&d_out).arg(&mut dy).arg(&mut parts).arg(&gate).arg(&rows).arg(&count).arg(&features);
+            // SAFETY: the kernel's arguments; a block for 256 columns of each run of each sample.
+            unsafe { call.launch(kernel.grid([width.div_ceil(THREADS), runs, samples])?) }.map_err(failed)?;
+            stride
+        };
+        let offset = first * stride + self.index * width;
+        let sum = Sum { which: 0, count: 1, width, samples, runs, offset, stride };
+        sum_runs(device, &parts, &self.modulation.grad, sum)?;
+        Ok(dy)
+    }
+}

@@ -1,0 +1,189 @@
+//! LayerNorm and RMSNorm with RoPE, by the kernels of kernels/layer_norm.cu and rms_rope.cu.
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, PushKernelArg};
+use candle_core::{CudaDevice, Result};
+
+use super::{Array, Numbers};
+use crate::gpu::{Held, Kernel, PerSample, RUN, Sum, THREADS, TileRows, empty, failed, sum_runs};
+use crate::ops::norm::{Affine, LayerNorm, RmsNorm};
+use crate::ops::rope::Rope;
+
+/// `Rope` of rms_rope.cu: a table of (cos, sin), the grid, the rank's first token and the features of a head.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Turn {
+    table: u64,
+    grid: [i32; 3],
+    first: i64,
+    d: i32,
+}
+
+// SAFETY: an address on the device and numbers, laid out as in C.
+unsafe impl DeviceRepr for Turn {}
+
+impl LayerNorm {
+    /// What a row is multiplied with and shifted by, `one` of kernels/layer_norm.cu, and whose row it is.
+    fn gpu_affine(&self, held: &[Held], device: &CudaDevice, width: usize) -> Result<([PerSample; 2], f32, TileRows)> {
+        Ok(match (&self.affine, held) {
+            (Affine::Weights { .. }, [weight, bias]) => {
+                let at = |held| PerSample::at(held, device, 0, 0);
+                ([at(weight)?, at(bias)?], 0.0, TileRows::new(None))
+            }
+            (Affine::Modulation { modulation, shift, scale, rows }, [held]) => {
+                let stride = modulation.value.dims()[1] * width;
+                let at = |index| PerSample::at(held, device, index * width, stride);
+                ([at(*scale)?, at(*shift)?], 1.0, TileRows::new(Some(*rows)))
+            }
+            _ => ([PerSample::NONE; 2], 0.0, TileRows::new(None)),
+        })
+    }
+
+    /// The affine's values, locked.
+    fn gpu_hold(&self) -> Vec<Held<'_>> {
+        match &self.affine {
+            Affine::None => vec![],
+            Affine::Weights { weight, bias } => vec![Held::new(&weight.value), Held::new(&bias.value)],
+            Affine::Modulation { modulation, .. } => vec![Held::new(&modulation.value)],
+        }
+    }
+
+    pub(in crate::ops) fn on_gpu(&self, x: Array) -> Result<Numbers> {
+        let ([n, width], device) = (x.rows()?, x.device());
+        let held = self.gpu_hold();
+        let ([scale, shift], one, rows) = self.gpu_affine(&held, device, width)?;
+        let mut y = empty::<f32>(device, n * width)?;
+        let kernel = Kernel::of(device, "layer_norm_forward_f32")?;
+        let (x, features, eps) = (x.view()?, width as i32, self.eps as f32);
+        let mut call = kernel.call();
+        call.arg(&x).arg(&mut y).arg(&scale).arg(&shift).arg(&rows).arg(&features).arg(&one).arg(&eps);
+        // SAFETY: the kernel's arguments; a row is a block.
+        unsafe { call.launch(kernel.grid([n, 1, 1])?) }.map_err(failed)?;
+        drop(call);
+        Ok(y)
+    }
+
+    pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
+        let ([n, width], device) = (x.rows()?, x.device());
+        let held = self.gpu_hold();
+        let ([scale, _], one, rows) = self.gpu_affine(&held, device, width)?;
+        let [first, samples, runs] = rows.samples(n);
+        let mut dx = empty::<f32>(device, n * width)?;
+        let mut saved = empty::<f32>(device, 2 * n)?;
+        let (x, dy, features, eps) = (x.view()?, dy.view()?, width as i32, self.eps as f32);
+        let kernel = Kernel::of(device, "layer_norm_backward_f32")?;
+        let mut call = kernel.call();
+        call.arg(&x).arg(&dy).arg(&mut dx).arg(&mut saved).arg(&scale).arg(&rows).arg(&features).arg(&one).arg(&eps);
+        // SAFETY: the kernel's arguments; a row is a block, and leaves two numbers in `saved`.
+        unsafe { call.launch(kernel.grid([n, 1, 1])?) }.map_err(failed)?;
+        drop(call);
+        if held.is_empty() {
+            return Ok(dx);
+        }
+        let mut parts = empty::<f32>(device, samples * runs * 2 * width)?;
+        let kernel = Kernel::of(device, "layer_norm_columns_f32")?;
+        let count = n as i64;
+        let mut call = kernel.call();
+        call.arg(&x).arg(&dy).arg(&saved).arg(&mut parts).arg(&rows).arg(&count).arg(&features);
+        // SAFETY: the kernel's arguments; a block for 256 columns of each run of each sample.
+        unsafe { call.launch(kernel.grid([width.div_ceil(THREADS), runs, samples])?) }.map_err(failed)?;
+        drop((call, held));
+        let sum = Sum { which: 0, count: 2, width, samples, runs, offset: 0, stride: 0 };
+        match &self.affine {
+            Affine::None => {}
+            Affine::Weights { weight, bias } => {
+                sum_runs(device, &parts, &weight.grad, sum)?;
+                sum_runs(device, &parts, &bias.grad, Sum { which: 1, ..sum })?;
+            }
+            Affine::Modulation { modulation, shift, scale, .. } => {
+                let k = modulation.value.dims()[1];
+                let at =
+                    |which, index: usize| Sum { which, offset: (first * k + index) * width, stride: k * width, ..sum };
+                sum_runs(device, &parts, &modulation.grad, at(0, *scale))?;
+                sum_runs(device, &parts, &modulation.grad, at(1, *shift))?;
+            }
+        }
+        Ok(dx)
+    }
+}
+
+impl RmsNorm {
+    /// The table's place on the device, held by `table`, and how rows belong to samples.
+    fn gpu_turn(&self, table: Option<&CudaSlice<f32>>, device: &CudaDevice) -> (Turn, TileRows) {
+        match (&self.turn, table) {
+            (Some((rope, rows)), Some(table)) => {
+                let stream = device.cuda_stream();
+                let (grid, first, d) = rope.shape();
+                let place = table.device_ptr(&stream).0;
+                let turn = Turn { table: place, grid: grid.map(|n| n as i32), first: first as i64, d: d as i32 };
+                (turn, TileRows::new(Some(*rows)))
+            }
+            _ => (Turn { table: 0, grid: [1; 3], first: 0, d: 2 }, TileRows::new(None)),
+        }
+    }
+
+    fn gpu_table(&self, device: &CudaDevice) -> Result<Option<std::sync::Arc<CudaSlice<f32>>>> {
+        self.turn.as_ref().map(|(rope, _)| rope.on_gpu(device)).transpose()
+    }
+
+    pub(in crate::ops) fn on_gpu(&self, x: Array) -> Result<Numbers> {
+        let ([n, width], device) = (x.rows()?, x.device());
+        let table = self.gpu_table(device)?;
+        let (turn, rows) = self.gpu_turn(table.as_deref(), device);
+        let held = Held::new(&self.weight.value);
+        let mut y = empty::<f32>(device, n * width)?;
+        let kernel = Kernel::of(device, "rms_rope_forward_f32")?;
+        let (x, weight, features, eps) = (x.view()?, held.view::<f32>()?, width as i32, self.eps as f32);
+        let mut call = kernel.call();
+        call.arg(&x).arg(&mut y).arg(&weight).arg(&turn).arg(&rows).arg(&features).arg(&eps);
+        // SAFETY: the kernel's arguments; a row is a block.
+        unsafe { call.launch(kernel.grid([n, 1, 1])?) }.map_err(failed)?;
+        drop(call);
+        Ok(y)
+    }
+
+    pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
+        let ([n, width], device) = (x.rows()?, x.device());
+        let table = self.gpu_table(device)?;
+        let (turn, rows) = self.gpu_turn(table.as_deref(), device);
+        let runs = n.div_ceil(RUN); // of all rows: samples do not matter to the weight
+        let (mut dx, mut saved) = (empty::<f32>(device, n * width)?, empty::<f32>(device, n)?);
+        let mut parts = empty::<f32>(device, runs * width)?;
+        {
+            let held = Held::new(&self.weight.value);
+            let (x, dy, weight) = (x.view()?, dy.view()?, held.view::<f32>()?);
+            let (features, eps, count) = (width as i32, self.eps as f32, n as i64);
+            let kernel = Kernel::of(device, "rms_rope_backward_f32")?;
+            let mut call = kernel.call();
+            call.arg(&x)
+                .arg(&dy)
+                .arg(&mut dx)
+                .arg(&mut saved)
+                .arg(&weight)
+                .arg(&turn)
+                .arg(&rows)
+                .arg(&features)
+                .arg(&eps);
+            // SAFETY: the kernel's arguments; a row is a block, and leaves a number in `saved`.
+            unsafe { call.launch(kernel.grid([n, 1, 1])?) }.map_err(failed)?;
+            let kernel = Kernel::of(device, "rms_rope_columns_f32")?;
+            let mut call = kernel.call();
+            call.arg(&x).arg(&dy).arg(&saved).arg(&mut parts).arg(&turn).arg(&rows).arg(&count).arg(&features);
+            // SAFETY: the kernel's arguments; a block for 256 pairs of columns of each run.
+            unsafe { call.launch(kernel.grid([(width / 2).div_ceil(THREADS), runs, 1])?) }.map_err(failed)?;
+        }
+        let sum = Sum { which: 0, count: 1, width, samples: 1, runs, offset: 0, stride: 0 };
+        sum_runs(device, &parts, &self.weight.grad, sum)?;
+        Ok(dx)
+    }
+}
+
+impl Rope {
+    /// The table of (cos, sin) for all positions of each axis, on the device; made once.
+    pub(in crate::ops) fn on_gpu(&self, device: &CudaDevice) -> Result<std::sync::Arc<CudaSlice<f32>>> {
+        if let Some(table) = self.gpu_slot().get() {
+            return Ok(table.clone());
+        }
+        let table = std::sync::Arc::new(device.clone_htod(&self.table())?);
+        Ok(self.gpu_slot().get_or_init(|| table).clone())
+    }
+}
