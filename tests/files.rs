@@ -266,6 +266,21 @@ fn a_failed_write_leaves_the_old_file() {
     assert!(atomic_write(Path::new("/"), |_| Ok(())).unwrap_err().to_string().contains("not a name"));
 }
 
+/// A new file takes the old one's name, not its place: nobody can find half of it, not even who has the old one open.
+#[test]
+fn who_reads_the_old_file_reads_all_of_it() {
+    let temp = tempdir().unwrap();
+    let path = temp.path().join("f");
+    atomic_write(&path, |out| out.write_all(b"old")).unwrap();
+    let mut open = std::fs::File::open(&path).unwrap();
+    atomic_write(&path, |out| out.write_all(b"newer")).unwrap();
+    let mut read = vec![];
+    std::io::Read::read_to_end(&mut open, &mut read).unwrap();
+    assert_eq!(read, b"old");
+    assert_eq!(std::fs::read(&path).unwrap(), b"newer");
+    assert_eq!(names(temp.path()), ["f"]);
+}
+
 #[test]
 fn leftovers_of_a_killed_run_are_removed_and_nothing_else() {
     let temp = tempdir().unwrap();

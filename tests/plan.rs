@@ -105,6 +105,17 @@ fn ranks_together_have_what_the_plan_says() {
     }
 }
 
+/// Units of 12 MiB, so that one unit more or less is beyond the margin. (What the process holds beside its buffers is no matter here.)
+#[test]
+fn ranks_of_stage_3_have_the_unit_at_work_and_the_parts_of_the_next() {
+    let place = large_clips();
+    let wide = ["parallel.zero=3", "model.patch_size=[1,16,16]", "model.num_attention_heads=16", "model.ffn_dim=2048"];
+    let rows = rehearsed(&place, &[MEDIUM, &["--ranks=2"], &wide].concat());
+    let (what, both) = &rows[0];
+    assert_eq!(what, "in use at most:");
+    check(&wide, what, *both);
+}
+
 #[test]
 fn settings_change_the_need_as_they_should() {
     let place = Place::videos();

@@ -3,13 +3,13 @@
 
 use crate::attention::{delta, inputs};
 use crate::engine::{Case, GRID, ONE, Squares, model, prompt};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use longreel::Result;
 use longreel::attention::Ring;
 use longreel::config::Stash as Settings;
 use longreel::engine::stash::Stash;
 use longreel::engine::{Engine, Objective, Source};
-use longreel::parallel::{Communicator, Mesh, Single, Watched, run_threads};
+use longreel::parallel::{Communicator, Mesh, Reduce, Single, Watched, run_threads};
 use longreel::plan::flop;
 use longreel::watch::{Part, Spent, Watch, Way};
 use std::ops::Range;
@@ -109,6 +109,29 @@ fn parts_and_bytes_are_told_apart() {
     let expected = 2 * 2 * 4 * (7 * 8 * tokens + tokens + 4 * 8 * heads);
     assert_eq!(spent[0].1.moved(Way::AllToAll), expected);
     assert_eq!(spent[0].1.moved(Way::AllReduce), 0, "the engine sums nothing over ranks");
+}
+
+/// Time belongs to one part at a time, and the rank is at another while a thread beside it waits for messages.
+#[test]
+fn calls_beside_a_rank_count_bytes_and_no_time() {
+    let spent = run_threads(2, 1, |comm| {
+        let watch = Arc::new(Watch::default());
+        let comm: Arc<dyn Communicator> = Arc::new(Watched::new(comm, watch.clone()));
+        let aside = comm.aside()?;
+        watch.begin(1);
+        for beside in [aside.split(0, aside.rank())?, aside] {
+            beside.all_reduce(&Tensor::zeros(6, DType::F32, &Device::Cpu)?, Reduce::Sum)?;
+            beside.barrier()?;
+        }
+        let beside = watch.spent();
+        comm.barrier()?;
+        Ok([beside, watch.end()])
+    });
+    for [beside, all] in spent.unwrap() {
+        assert!(beside.of(Part::Exchange).is_zero(), "{beside:?}");
+        assert_eq!(beside.moved(Way::AllReduce), 2 * 6 * 4); // half of six f32 twice, by two calls
+        assert!(!all.of(Part::Exchange).is_zero(), "the rank's own calls take time");
+    }
 }
 
 #[test]

@@ -49,6 +49,14 @@ mod tests {
     }
 
     #[test]
+    fn the_default_goes_by_this_machines_cache() {
+        let cache = last_level(Path::new("/sys/devices/system/cpu/cpu0/cache"));
+        for width in [64, 3072, 1 << 20] {
+            assert_eq!(default_tile(width), rows(width, cache), "width {width}, cache {cache:?}");
+        }
+    }
+
+    #[test]
     fn the_largest_cache_counts_and_none_is_no_error() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(last_level(folder.path()), None);
