@@ -2,8 +2,7 @@
 """What each device buys: the longest sequence that a training step fits into a fixed memory, as Markdown tables.
 
     benches/memory.py                      all rows (half an hour, most of it PyTorch's)
-    benches/memory.py --rows ranks         some
-    benches/memory.py --docs               all, and into docs/memory.md
+    benches/memory.py --tables 64 --docs   one table, and into docs/memory.md
 
 Each row adds one device to the one above. The first three are PyTorch's (diffusers' Wan, benches/peers/wan_step.py), whose
 resident memory is measured at three lengths: the longest sequence is where the parabola through them meets the budget. The others
@@ -27,8 +26,8 @@ import compare
 GIB = 1 << 30
 FILM = compare.ROOT / "datasets/film"
 
-# blocks, heads, head_dim; and the lengths, in frames of 64 tokens, at which PyTorch's memory is measured
-NETWORKS = [(12, 6, 64, (8, 16, 24)), (2, 2, 32, (16, 48, 80))]
+# blocks, heads, head_dim; the lengths, in frames of 64 tokens, at which PyTorch's memory is measured; the side of our frames
+NETWORKS = [(12, 6, 64, (8, 16, 24), 128), (2, 2, 32, (16, 48, 80), 256)]
 PEERS = [
     ("materialised attention, activations kept", ["--math", "--no-checkpointing"]),
     ("+ flash attention", ["--no-checkpointing"]),
@@ -87,7 +86,7 @@ def plan(config, *words):
 
 def peer_bytes(network, flags, frames, args):
     """Resident bytes of PyTorch's step on `frames` of 64 tokens."""
-    layers, heads, head_dim, _ = network
+    layers, heads, head_dim, *_ = network
     shape = dict(frames=frames, height=16, width=16, layers=layers, heads=heads, head_dim=head_dim, steps=1, dtype=args.dtype)
     words = [word for key, value in shape.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     env = dict(os.environ)
@@ -115,8 +114,8 @@ def peer_row(network, flags, args):
 
 
 def our_row(network, ranks, settings, args):
-    layers, heads, head_dim, _ = network
-    shape = dict(height=128, width=128, patch=[1, 4, 4], layers=layers, heads=heads, head_dim=head_dim, dtype=args.dtype)
+    layers, heads, head_dim, _, side = network
+    shape = dict(height=side, width=side, patch=[1, 4, 4], layers=layers, heads=heads, head_dim=head_dim, dtype=args.dtype)
     sets = [word for setting in [f"parallel.ranks={ranks}", *settings] for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(folder, frames=1, ffn=4 * heads * head_dim, scratch=args.scratch, **shape)
@@ -125,7 +124,7 @@ def our_row(network, ranks, settings, args):
             sys.exit(f"memory.py: {error}")
         tokens = found["longest_tokens"]
         at = lambda frames: plan(config, *sets, "--set", f"data.frames={frames}")[0]
-        frames = tokens // 1024
+        frames = tokens // (side // 4) ** 2
         whole, half = at(frames), at(max(1, frames // 2))
         slope = (whole["per_rank"] - half["per_rank"]) * ranks / (whole["tokens"] - half["tokens"])
         if whole["flop"]["linear"] > args.most * 1e12:
@@ -137,27 +136,20 @@ def our_row(network, ranks, settings, args):
     return tokens, slope, f"rehearsed: {float(peak[1]) / 1024 / ranks:.2f} GiB a rank"
 
 
-def ladders(args):
-    for network in NETWORKS:
-        layers, heads, head_dim, _ = network
-        title = f"{layers} blocks x {heads * head_dim}"
-        lines = [f"{title}, {args.dtype}, {args.budget / GIB:g} GiB a rank", ""]
-        lines += ["| | tokens | times the row above | bytes a token | how known |", "|---|---:|---:|---:|---|"]
-        before = None
-        todo = [(name, lambda flags=flags: peer_row(network, flags, args)) for name, flags in PEERS]
-        todo += [
-            (name, lambda r=ranks, s=settings: our_row(network, r, s, args))
-            for name, ranks, settings in OURS
-        ]
-        for name, measure in todo:
-            if not re.search(args.rows, f"{title} {name}"):
-                continue
-            tokens, slope, how = measure()
-            times = f"{tokens / before:.1f}" if before else ""
-            lines.append(f"| {name} | {tokens:,} | {times} | {slope:,.0f} | {how} |")
-            print(lines[-1], file=sys.stderr, flush=True)
-            before = tokens
-        yield "\n".join(lines)
+def ladder(network, args):
+    layers, heads, head_dim, *_ = network
+    lines = [f"{layers} blocks x {heads * head_dim}, {args.dtype}, {args.budget / GIB:g} GiB a rank", ""]
+    lines += ["| | tokens | times the row above | bytes a token | how known |", "|---|---:|---:|---:|---|"]
+    before = None
+    todo = [(name, lambda flags=flags: peer_row(network, flags, args)) for name, flags in PEERS]
+    todo += [(name, lambda r=ranks, s=settings: our_row(network, r, s, args)) for name, ranks, settings in OURS]
+    for name, measure in todo:
+        tokens, slope, how = measure()
+        times = f"{tokens / before:.1f}" if before else ""
+        lines.append(f"| {name} | {tokens:,} | {times} | {slope:,.0f} | {how} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+        before = tokens
+    return "\n".join(lines)
 
 
 def wan(args):
@@ -182,8 +174,10 @@ def wan(args):
 
 
 def main():
+    tables = {f"ladder-{heads * dim}": lambda a, n=network: ladder(n, a) for network in NETWORKS for _, heads, dim, *_ in [network]}
+    tables["wan"] = wan
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose network and name have a match")
+    parser.add_argument("--tables", default="", metavar="REGEX", help=f"only some of {', '.join(tables)}")
     parser.add_argument("--budget", type=float, default=2, metavar="GIB", help="memory of each rank (%(default)s)")
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="bf16", help="of the first tables (%(default)s)")
     parser.add_argument("--most", type=float, default=40, metavar="TFLOP", help="longer rehearsals are left out (%(default)s)")
@@ -192,20 +186,16 @@ def main():
     parser.add_argument("--peers", type=pathlib.Path, default=pathlib.Path.home() / ".cache/longreel-peers",
                         help="the environment of peers/setup.sh (%(default)s)")
     args = parser.parse_args()
-    if args.docs and args.rows:
-        sys.exit("memory.py: --docs: all rows belong into the documentation")
     if not (FILM / "bbb.mp4").exists():
         sys.exit("memory.py: no datasets/film/bbb.mp4: datasets/make.py film")
     args.budget = int(args.budget * GIB)
     args.scratch.mkdir(exist_ok=True)
-    text = "\n\n".join(ladders(args))
-    print(text)
-    if args.docs:
-        page = compare.ROOT / "docs/memory.md"
-        compare.rewrite("ladder", text, page)
-        compare.rewrite("wan", wan(args), page)
-    elif not args.rows:
-        print(wan(args))
+    for name, make in tables.items():
+        if re.search(args.tables, name):
+            text = make(args)
+            print(text)
+            if args.docs:
+                compare.rewrite(name, text, compare.ROOT / "docs/memory.md")
 
 
 if __name__ == "__main__":
