@@ -1,19 +1,20 @@
-//! Where ranks come from, decided in this one place: they are threads of this process, or the processes that a launcher (mpirun, srun)
-//! has started, this one among them. What a rank then does is the same.
+//! Where ranks come from, decided in this one place: they are threads of this process, or the processes that a launcher (mpirun, srun,
+//! torchrun) has started, this one among them. What a rank then does is the same.
 
+use candle_core::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::threads::{in_pool, panicked};
-use super::{Communicator, run_threads};
-use crate::{Result, bail};
+use super::{Communicator, Job, run_threads};
+use crate::{Error, Result, bail};
 
 /// This process's place among those that a launcher started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     pub rank: usize,
-    /// Processes, at least two.
+    /// Processes, at least two; none if torchrun's `WORLD_SIZE` is no number, which is refused in [`Launch::from_environment`].
     pub size: usize,
     /// What started them, for people.
     pub launcher: &'static str,
@@ -27,6 +28,8 @@ const LAUNCHERS: [(&str, &str, &str); 3] = [
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),           // of the step: a batch script itself is no step
 ];
 
+const TORCHRUN: &str = "torchrun";
+
 impl Placement {
     /// What the environment says; none where this process is alone.
     pub fn here() -> Option<Self> {
@@ -37,14 +40,33 @@ impl Placement {
     pub fn from(get: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let number = |name: &str| get(name)?.trim().parse::<usize>().ok();
         let told = LAUNCHERS.iter().find_map(|&(size, rank, launcher)| Some((number(size)?, number(rank)?, launcher)));
-        let (size, rank, launcher) = told?;
-        (size > 1).then_some(Self { rank, size, launcher })
+        let told = told.map(|(size, rank, launcher)| Self { rank, size, launcher }).filter(|told| told.size > 1);
+        // Nonsense counts as well: taken for a process that is alone, each would train.
+        let torchrun = Job::NEEDED.iter().all(|name| get(name).is_some()).then(|| {
+            let (rank, size) = (number("RANK").unwrap_or(0), number("WORLD_SIZE").unwrap_or(0));
+            Self { rank, size, launcher: TORCHRUN }
+        });
+        match (told, torchrun.filter(|torchrun| torchrun.size != 1)) {
+            // A script that hands mpirun's or srun's numbers on in torchrun's variables: the build says what they are for.
+            (Some(told), Some(torchrun)) if (told.rank, told.size) == (torchrun.rank, torchrun.size) => {
+                Some(if cfg!(feature = "nccl") { torchrun } else { told })
+            }
+            // srun or mpirun has started a torchrun on each machine.
+            (_, Some(torchrun)) => Some(torchrun),
+            (told, None) => told,
+        }
     }
 }
 
 /// Whether this process is the one to tell the user what concerns all: the only one, or the first.
 pub fn is_first() -> bool {
     Placement::here().is_none_or(|placement| placement.rank == 0)
+}
+
+/// Whether this process is the one to tell the user of an error it met before it had joined others: one of all is told by the first, one
+/// of its own by itself.
+pub fn is_to_tell(error: &Error) -> bool {
+    is_first() || matches!(error, Error::Rank { rank, .. } if Placement::here().is_some_and(|here| here.rank == *rank))
 }
 
 /// The machine's processors (those this process is bound to, or fewer where a container's quota says so), shared out to `ranks` ranks
@@ -61,11 +83,16 @@ pub struct Limits {
     pub message: usize,
     /// A process that nothing is heard from for so long is lost.
     pub silence: Duration,
+    /// How long processes that know each other only by an address may take to meet there.
+    pub joining: Duration,
+    /// How long ranks may be in one exchange of GPUs, whose disagreements nobody sees.
+    pub exchange: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { message: 1 << 30, silence: Duration::from_secs(25) }
+        let [silence, joining, exchange] = [25, 60, 1800].map(Duration::from_secs);
+        Self { message: 1 << 30, silence, joining, exchange }
     }
 }
 
@@ -83,6 +110,10 @@ pub(super) trait Processes: Sync {
     fn settle(&self, outcome: Result<()>) -> Result<()>;
     /// Whether this is the process to tell the user how the work of all ended.
     fn speaks(&self) -> bool;
+    /// Where the communicator's tensors are, if not in memory.
+    fn gpu(&self) -> Option<Device> {
+        None
+    }
 }
 
 /// How ranks are run. See [the module](self).
@@ -97,9 +128,18 @@ impl Launch {
     /// As the environment says: ranks are the processes that a launcher started, if it started several, and else threads.
     ///
     /// # Errors
-    /// There are several, but longreel was built without the feature `mpi`, or they cannot join each other.
+    /// There are several, but longreel was built without the feature `mpi` (`nccl` for torchrun), or they cannot join each other.
     pub fn from_environment(limits: Limits) -> Result<Self> {
-        Ok(Self(Placement::here().map(|placement| join(&placement, limits)).transpose()?))
+        let join = |placement: Placement| match placement.launcher {
+            TORCHRUN => join_on_gpus(&Job::from(|name| std::env::var(name).ok())?, limits),
+            _ => join(&placement, limits),
+        };
+        Ok(Self(Placement::here().map(join).transpose()?))
+    }
+
+    /// Where ranks' tensors are to be, if that is a GPU, with a communicator that moves them between GPUs.
+    pub fn gpu(&self) -> Option<Device> {
+        self.0.as_ref().and_then(|processes| processes.gpu())
     }
 
     /// How many ranks there are, if they are processes; threads there are as many as one likes.
@@ -203,5 +243,20 @@ fn join(placement: &Placement, _: Limits) -> Result<Box<dyn Processes>> {
     bail!(
         "{launcher} started {size} processes of a longreel that was built without MPI: they would all do the same work, over each other's \
          files. Build it with `cargo build --release --features mpi`, or start one process with --ranks {size}, for threads"
+    )
+}
+
+#[cfg(feature = "nccl")]
+fn join_on_gpus(job: &Job, limits: Limits) -> Result<Box<dyn Processes>> {
+    Ok(Box::new(super::nccl::World::start(job, limits)?))
+}
+
+#[cfg(not(feature = "nccl"))]
+fn join_on_gpus(job: &Job, _: Limits) -> Result<Box<dyn Processes>> {
+    bail!(
+        "torchrun started {0} processes of a longreel that was built without NCCL: they would all do the same work, over each other's \
+         files. Build it with `cargo build --release --features nccl` (docs/launching.md), or start one process with --ranks {0}, for \
+         threads",
+        job.size
     )
 }

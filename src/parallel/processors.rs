@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::parallel::threads_per_rank;
+use super::threads_per_rank;
 
 /// Where a process runs, as it tells the others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
