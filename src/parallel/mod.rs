@@ -16,7 +16,10 @@ mod mesh;
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
+#[cfg(any(feature = "nccl", test))]
+mod ordered;
 mod party;
+mod placement;
 #[cfg(any(feature = "nccl", test))]
 mod places;
 #[cfg(any(feature = "mpi", feature = "nccl", test))]
@@ -34,9 +37,10 @@ use std::sync::Arc;
 
 use crate::{Result, bail};
 pub use job::Job;
-pub use launch::{Launch, Limits, Placement, is_first, is_to_tell, threads_per_rank};
+pub use launch::{Launch, Limits, threads_per_rank};
 pub use mesh::Mesh;
 pub use party::Party;
+pub use placement::{Placement, is_first, is_to_tell};
 pub use sequence::Sequence;
 pub use single::Single;
 pub use split::Split;

@@ -27,6 +27,7 @@ impl Processors {
     }
 
     /// The process, for people.
+    #[cfg(feature = "mpi")]
     pub fn place(&self) -> String {
         format!("process {} on {}", self.pid, self.host)
     }

@@ -25,9 +25,9 @@ use self::collectives::Group;
 use self::messages::Channel;
 
 use self::watch::Watch;
-use super::launch::{Placement, Processes};
+use super::launch::Processes;
 use super::processors::Processors;
-use super::{Communicator, Limits};
+use super::{Communicator, Limits, Placement};
 use crate::{Error, Result, bail};
 
 /// How long MPI may take to end before the process ends without it.

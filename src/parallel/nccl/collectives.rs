@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::comm::{Comm, Gpu, Message};
 use super::library::UniqueId;
 use super::memory;
-use crate::parallel::{Communicator, Reduce, Split, check};
+use crate::parallel::{Communicator, Reduce, Split, check, ordered};
 use crate::{Error, Result};
 
 /// Bytes that are received from each rank before they are reduced: large against a launch, small against a GPU's memory.
@@ -119,7 +119,7 @@ impl Group {
             let parts: Vec<Message> = (0..self.size()).map(received).collect::<Result<_>>()?;
             self.exchange(call, &sends, &parts)?;
             if count > 0 {
-                shares.push(in_order(&parts, op)?);
+                shares.push(ordered::reduce(parts.into_iter().map(|(_, part)| part), op)?);
             }
         }
         match shares.len() {
@@ -128,25 +128,6 @@ impl Group {
             _ => Ok(Tensor::cat(&shares, 0)?),
         }
     }
-}
-
-/// ((x0 op x1) op x2) op ... for every element: as `sum::reduce` has it, to the bit. Candle's maximum on a GPU would lose a NaN and may take either of
-/// two zeros, so it is by comparison.
-fn in_order(parts: &[Message], op: Reduce) -> Result<Tensor> {
-    let mut sum = parts[0].1.clone();
-    for (_, x) in &parts[1..] {
-        let better = match op {
-            Reduce::Sum => {
-                sum = (&sum + x)?;
-                continue;
-            }
-            Reduce::Max => x.gt(&sum)?,
-            Reduce::Min => x.lt(&sum)?,
-        };
-        sum = better.where_cond(x, &sum)?;
-        sum = x.ne(x)?.where_cond(x, &sum)?; // a NaN
-    }
-    Ok(sum)
 }
 
 impl Communicator for Group {
