@@ -76,7 +76,8 @@ mod tests {
     use super::*;
 
     fn place(host: &str, local: usize, count: usize, nccl: i32) -> Place {
-        let processors = Processors { host: host.into(), ..Processors::here() };
+        let mut processors = Processors::here();
+        processors.host = host.into();
         Place { processors, local, gpus: Ok(Gpus { count, nccl }) }
     }
 

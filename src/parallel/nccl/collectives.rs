@@ -1,9 +1,8 @@
 //! The collectives of a group of ranks, each with a GPU, made of NCCL's sends and receives; only a broadcast is NCCL's own.
 //!
 //! NCCL's reductions are not used: they add in an order that depends on its rings and trees, their number and the message's length,
-//! so that sums would differ from those of other backends, and from one cluster to the next. Here every rank receives all others' numbers for its
-//! part and adds them in rank order, by Candle, on the GPU. That sends as many bytes as a ring would, and takes memory for a piece
-//! of each rank's part.
+//! so that sums would differ from those of other backends, and from one cluster to the next. Here every rank receives all others'
+//! numbers for its part and adds them in rank order, by Candle, on the GPU: as many bytes as a ring sends, and memory for a piece a rank.
 //!
 //! Tensors in memory are taken too, and what is received for them is there again: for the few numbers that ranks agree on.
 
@@ -234,8 +233,7 @@ impl Communicator for Group {
             let gives = rank == 0 && ranks.len() > 1;
             let id = if gives { self.gpu.nccl.unique_id()? } else { UniqueId([0; 128]) };
             let ids = self.gathered(&call, &Tensor::new(&id.0[..], &Device::Cpu)?, &vec![vec![128]; self.size()])?;
-            let id: Vec<u8> = ids[ranks[0]].to_vec1()?;
-            let id = UniqueId(id.try_into().unwrap_or([0; 128]));
+            let id = UniqueId(ids[ranks[0]].to_vec1::<u8>()?.try_into().unwrap_or([0; 128]));
             let members = ranks.iter().map(|&r| self.members[r]).collect();
             Self::new(self.gpu.clone(), id, members, rank)
         };
