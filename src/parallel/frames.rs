@@ -1,5 +1,5 @@
-//! What processes of a [`Party`](super::Party) send each other: frames of a kind, a length and bytes. Nothing that comes is believed
-//! beyond a length that was checked, and no more memory taken than that.
+//! What processes of a [`Party`](super::Party) send each other: frames of a kind, a length and bytes. Nothing that comes is
+//! believed beyond a length that was checked, and no more memory taken than that.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;

@@ -1,5 +1,5 @@
-//! The lines of a [`Party`](super::Party): what comes by each, what became of who is at its other end, and the first failure, which ends
-//! all waiting. Of rank 0 they go to all others, of another rank to rank 0.
+//! The lines of a [`Party`](super::Party): what comes by each, what became of who is at its other end, and the first failure,
+//! which ends all waiting. Of rank 0 they go to all others, of another rank to rank 0.
 
 use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};

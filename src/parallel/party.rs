@@ -1,5 +1,5 @@
-//! Processes that have found each other by a [`rendezvous`](super::rendezvous), each with a line to rank 0: they give each other small
-//! bytes, tell each other that they live, and what became of them. So nobody waits for one that failed, ended or is lost.
+//! Processes that have found each other by a [`rendezvous`](super::rendezvous), each with a line to rank 0: they give each other
+//! small bytes, tell each other that they live, and what became of them. So nobody waits for one that failed, ended or is lost.
 //!
 //! All goes by rank 0: with as many lines as processes, and none for it to need but these. What comes is read by a thread for each
 //! line, in frames of a kind, a length that is checked first, and bytes.
@@ -130,8 +130,8 @@ impl Party {
         self.lines.take_failure(Failure { rank, message: message.to_owned(), lost: false }, None);
     }
 
-    /// Tells the others how this rank's work ended, and waits until that of all has; returns how the run ended, as this rank's work did
-    /// or as that of the rank that failed first.
+    /// Tells the others how this rank's work ended, and waits until that of all has; returns how the run ended, as this rank's
+    /// work did or as that of the rank that failed first.
     pub fn settle(&self, outcome: Result<()>) -> Result<()> {
         let lines = &*self.lines;
         match &outcome {

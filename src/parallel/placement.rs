@@ -56,8 +56,8 @@ pub fn is_first() -> bool {
     Placement::here().is_none_or(|placement| placement.rank == 0)
 }
 
-/// Whether this process is the one to tell the user of an error it met before it had joined others: one of all is told by the first, one
-/// of its own by itself.
+/// Whether this process is the one to tell the user of an error it met before it had joined others: one of all is told by the
+/// first, one of its own by itself.
 pub fn is_to_tell(error: &Error) -> bool {
     is_first() || matches!(error, Error::Rank { rank, .. } if Placement::here().is_some_and(|here| here.rank == *rank))
 }

@@ -1,9 +1,9 @@
 //! How processes that know nothing but rank 0's address find each other: rank 0 listens, the others come, and when all are there
 //! each has a line to rank 0. What they then say is of no concern here.
 //!
-//! The port is open to anybody, so who comes must greet as longreel does, within a few seconds, and is otherwise sent away; of what it
-//! sends no more is read than the greeting has bytes. Who greets in the name of a rank is believed: a network that others can reach is
-//! no place for a job, as for MPI and NCCL themselves.
+//! The port is open to anybody, so who comes must greet as longreel does, within a few seconds, and is otherwise sent away; of
+//! what it sends no more is read than the greeting has bytes. Who greets in the name of a rank is believed: a network that others
+//! can reach is no place for a job, as for MPI and NCCL themselves.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Read, Write};

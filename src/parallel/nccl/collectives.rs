@@ -1,8 +1,9 @@
 //! The collectives of a group of ranks, each with a GPU, made of NCCL's sends and receives; only a broadcast is NCCL's own.
 //!
-//! NCCL's reductions are not used: they add in an order that depends on its rings and trees, their number and the message's length,
-//! so that sums would differ from those of other backends, and from one cluster to the next. Here every rank receives all others'
-//! numbers for its part and adds them in rank order, by Candle, on the GPU: as many bytes as a ring sends, and memory for a piece a rank.
+//! NCCL's reductions are not used: they add in an order that depends on its rings and trees, their number and the message's
+//! length, so that sums would differ from those of other backends, and from one cluster to the next. Here every rank receives all
+//! others' numbers for its part and adds them in rank order, by Candle, on the GPU: as many bytes as a ring sends, and memory for
+//! a piece a rank.
 //!
 //! Tensors in memory are taken too, and what is received for them is there again: for the few numbers that ranks agree on.
 
@@ -217,8 +218,8 @@ impl Communicator for Group {
         self.told(meet())
     }
 
-    /// By a new meeting place, which the first rank of each color gives to the others. `ncclCommSplit` would say which communicator it
-    /// makes only when it is made: one that waits for a lost rank could not be aborted.
+    /// By a new meeting place, which the first rank of each color gives to the others. `ncclCommSplit` would say which
+    /// communicator it makes only when it is made: one that waits for a lost rank could not be aborted.
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
         let call = self.begin(Ok(()), "split".into())?;
         let divide = || {

@@ -1,9 +1,10 @@
 //! libnccl: found when a run starts, by the names that its packages give it, and the few of its functions that are used.
 //!
-//! Not linked: a build needs no NCCL, and one that is missing is an error with words instead of a process that does not start. cudarc would
-//! load it as well, but not beside Candle, which has cudarc link what it binds.
+//! Not linked: a build needs no NCCL, and one that is missing is an error with words instead of a process that does not start.
+//! cudarc would load it as well, but not beside Candle, which has cudarc link what it binds.
 
 use libloading::Library;
+use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use crate::{Error, Result, bail};
@@ -106,7 +107,8 @@ impl Nccl {
             // SAFETY: what a library does when it is loaded is its own; NCCL reads its environment and no more.
             match unsafe { Library::new(name) }.and_then(Self::bind) {
                 Ok(nccl) => return nccl.recent(),
-                Err(e) => why.push(e.to_string()),
+                // The loader's own words, which libloading keeps apart.
+                Err(e) => why.push(e.source().map_or_else(|| e.to_string(), ToString::to_string)),
             }
         }
         bail!(
@@ -149,9 +151,8 @@ impl Nccl {
         let [what, last] = unsafe {
             [(self.get_error_string)(code), (self.get_last_error)(std::ptr::null_mut())].map(|text| owned(text))
         };
-        Err(Error::Invalid(format!(
-            "NCCL reports: {what} ({last}); NCCL_DEBUG=WARN in the environment has it say more"
-        )))
+        let last = if last.is_empty() { last } else { format!(": {last}") };
+        Err(Error::Invalid(format!("NCCL reports {what}{last}"))) // it names NCCL_DEBUG itself
     }
 }
 
