@@ -130,14 +130,14 @@ impl Comm {
                     let send = |at, n| {
                         nccl.check((nccl.send)(at as *const _, n, BYTES, *peer as c_int, raw.0, self.raw_stream()))
                     };
-                    begun = begun.and_then(|()| place).and_then(|place| send(place.at, place.bytes));
+                    begun = begun.and(place).and_then(|place| send(place.at, place.bytes));
                 }
                 for (peer, tensor) in receives {
                     let place = memory::place(tensor, &self.gpu.compute);
                     let receive = |at, n| {
                         nccl.check((nccl.receive)(at as *mut _, n, BYTES, *peer as c_int, raw.0, self.raw_stream()))
                     };
-                    begun = begun.and_then(|()| place).and_then(|place| receive(place.at, place.bytes));
+                    begun = begun.and(place).and_then(|place| receive(place.at, place.bytes));
                 }
                 let ended = nccl.check((nccl.group_end)()); // in any case: a group left open would swallow later calls
                 begun.and(ended)
