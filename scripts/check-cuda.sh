@@ -62,7 +62,7 @@ python3 scripts/check_cuda.py "$out" "$docs" "${architectures[@]}"
 
 # ---- the Rust code that calls them ----------------------------------------------------------------------------------
 
-features=cuda
+features=nccl # and with it cuda
 command -v mpicc >/dev/null && features=$features,mpi
 export CUDA_HOME=${bin%/bin} CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 NVCC=$PWD/scripts/nvcc-for-types.sh
 RUSTFLAGS="${RUSTFLAGS:-} -D warnings" cargo check --quiet --locked --target-dir "$out/types" --features "$features"

@@ -13,7 +13,7 @@ mod sample;
 mod scan;
 mod train;
 
-use crate::parallel::{Launch, Limits, Placement, is_first, threads_per_rank};
+use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, threads_per_rank};
 use crate::train::progress::Stderr;
 use crate::{Error, Result};
 use clap::{Parser, Subcommand};
@@ -81,8 +81,19 @@ pub fn main() -> ExitCode {
 /// Runs a command whose ranks may be processes.
 fn on_ranks(command: impl FnOnce(&Launch) -> Result<()>) -> Result<()> {
     match Launch::from_environment(Limits::default()) {
-        Ok(launch) => launch.conduct(command, report),
+        Ok(launch) => launch.conduct(|launch| on_processors(launch).and_then(|()| command(launch)), report),
         Err(e) => told(Err(e)),
+    }
+}
+
+/// Refuses several ranks on GPUs, where no command works yet: this is the one place to take away when one does.
+fn on_processors(launch: &Launch) -> Result<()> {
+    match (launch.gpu(), launch.processes()) {
+        (Some(_), Some(ranks)) => Err(Error::Invalid(format!(
+            "the {ranks} ranks have met, each on a GPU of its own, but longreel does not train, sample or compute on several GPUs yet (docs/gpu.md): \
+             start it with --ranks or mpirun, for ranks on processors"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -96,9 +107,9 @@ fn alone(command: impl FnOnce() -> Result<()>) -> Result<()> {
     })
 }
 
-/// Reports an outcome that is the same in all processes.
+/// Reports an outcome of a process that has not joined others: mostly the same in all.
 fn told(outcome: Result<()>) -> Result<()> {
-    if is_first() {
+    if outcome.as_ref().map_or_else(is_to_tell, |()| is_first()) {
         report(&outcome);
     }
     outcome

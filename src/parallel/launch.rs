@@ -1,51 +1,15 @@
-//! Where ranks come from, decided in this one place: they are threads of this process, or the processes that a launcher (mpirun, srun)
-//! has started, this one among them. What a rank then does is the same.
+//! Where ranks come from, decided in this one place: they are threads of this process, or the processes that a launcher (mpirun, srun,
+//! torchrun) has started, this one among them. What a rank then does is the same.
 
+use candle_core::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::placement::TORCHRUN;
 use super::threads::{in_pool, panicked};
-use super::{Communicator, run_threads};
+use super::{Communicator, Job, Placement, run_threads};
 use crate::{Result, bail};
-
-/// This process's place among those that a launcher started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placement {
-    pub rank: usize,
-    /// Processes, at least two.
-    pub size: usize,
-    /// What started them, for people.
-    pub launcher: &'static str,
-}
-
-/// What launchers tell their processes: how many there are, and which this one is. The first that is there counts, for mpirun
-/// may itself be started by srun.
-const LAUNCHERS: [(&str, &str, &str); 3] = [
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun"), // Open MPI
-    ("PMI_SIZE", "PMI_RANK", "mpiexec"),                        // MPICH and its kin; Slurm's PMI-2
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),           // of the step: a batch script itself is no step
-];
-
-impl Placement {
-    /// What the environment says; none where this process is alone.
-    pub fn here() -> Option<Self> {
-        Self::from(|name| std::env::var(name).ok())
-    }
-
-    /// As [`here`](Self::here), of variables that `get` gives.
-    pub fn from(get: impl Fn(&str) -> Option<String>) -> Option<Self> {
-        let number = |name: &str| get(name)?.trim().parse::<usize>().ok();
-        let told = LAUNCHERS.iter().find_map(|&(size, rank, launcher)| Some((number(size)?, number(rank)?, launcher)));
-        let (size, rank, launcher) = told?;
-        (size > 1).then_some(Self { rank, size, launcher })
-    }
-}
-
-/// Whether this process is the one to tell the user what concerns all: the only one, or the first.
-pub fn is_first() -> bool {
-    Placement::here().is_none_or(|placement| placement.rank == 0)
-}
 
 /// The machine's processors (those this process is bound to, or fewer where a container's quota says so), shared out to `ranks` ranks
 /// of this process: at least one thread each.
@@ -61,11 +25,16 @@ pub struct Limits {
     pub message: usize,
     /// A process that nothing is heard from for so long is lost.
     pub silence: Duration,
+    /// How long processes that know each other only by an address may take to meet there.
+    pub joining: Duration,
+    /// How long ranks may be in one exchange of GPUs, whose disagreements nobody sees.
+    pub exchange: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { message: 1 << 30, silence: Duration::from_secs(25) }
+        let [silence, joining, exchange] = [25, 60, 1800].map(Duration::from_secs);
+        Self { message: 1 << 30, silence, joining, exchange }
     }
 }
 
@@ -83,6 +52,10 @@ pub(super) trait Processes: Sync {
     fn settle(&self, outcome: Result<()>) -> Result<()>;
     /// Whether this is the process to tell the user how the work of all ended.
     fn speaks(&self) -> bool;
+    /// Where the communicator's tensors are, if not in memory.
+    fn gpu(&self) -> Option<Device> {
+        None
+    }
 }
 
 /// How ranks are run. See [the module](self).
@@ -97,9 +70,18 @@ impl Launch {
     /// As the environment says: ranks are the processes that a launcher started, if it started several, and else threads.
     ///
     /// # Errors
-    /// There are several, but longreel was built without the feature `mpi`, or they cannot join each other.
+    /// There are several, but longreel was built without the feature `mpi` (`nccl` for torchrun), or they cannot join each other.
     pub fn from_environment(limits: Limits) -> Result<Self> {
-        Ok(Self(Placement::here().map(|placement| join(&placement, limits)).transpose()?))
+        let join = |placement: Placement| match placement.launcher {
+            TORCHRUN => join_on_gpus(&Job::from(|name| std::env::var(name).ok())?, limits),
+            _ => join(&placement, limits),
+        };
+        Ok(Self(Placement::here().map(join).transpose()?))
+    }
+
+    /// Where ranks' tensors are to be, if that is a GPU, with a communicator that moves them between GPUs.
+    pub fn gpu(&self) -> Option<Device> {
+        self.0.as_ref().and_then(|processes| processes.gpu())
     }
 
     /// How many ranks there are, if they are processes; threads there are as many as one likes.
@@ -203,5 +185,20 @@ fn join(placement: &Placement, _: Limits) -> Result<Box<dyn Processes>> {
     bail!(
         "{launcher} started {size} processes of a longreel that was built without MPI: they would all do the same work, over each other's \
          files. Build it with `cargo build --release --features mpi`, or start one process with --ranks {size}, for threads"
+    )
+}
+
+#[cfg(feature = "nccl")]
+fn join_on_gpus(job: &Job, limits: Limits) -> Result<Box<dyn Processes>> {
+    Ok(Box::new(super::nccl::World::start(job, limits)?))
+}
+
+#[cfg(not(feature = "nccl"))]
+fn join_on_gpus(job: &Job, _: Limits) -> Result<Box<dyn Processes>> {
+    bail!(
+        "torchrun started {0} processes of a longreel that was built without NCCL: they would all do the same work, over each other's \
+         files. Build it with `cargo build --release --features nccl` (docs/launching.md), or start one process with --ranks {0}, for \
+         threads",
+        job.size
     )
 }

@@ -6,11 +6,25 @@
 
 pub(crate) mod bytes;
 mod check;
+mod frames;
+mod job;
 mod launch;
+mod lines;
 mod meeting;
 mod mesh;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
+#[cfg(any(feature = "nccl", test))]
+mod ordered;
+mod party;
+mod placement;
+#[cfg(any(feature = "nccl", test))]
+mod places;
+#[cfg(any(feature = "mpi", feature = "nccl", test))]
+mod processors;
+mod rendezvous;
 mod sequence;
 mod single;
 mod split;
@@ -22,8 +36,11 @@ use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 use crate::{Result, bail};
-pub use launch::{Launch, Limits, Placement, is_first, threads_per_rank};
+pub use job::Job;
+pub use launch::{Launch, Limits, threads_per_rank};
 pub use mesh::Mesh;
+pub use party::Party;
+pub use placement::{Placement, is_first, is_to_tell};
 pub use sequence::Sequence;
 pub use single::Single;
 pub use split::Split;

@@ -184,7 +184,7 @@ impl Communicator for Threads {
     }
 
     fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        let checked = check::all_to_all(&send, shapes, self.size());
+        let checked = check::all_to_all(&send, shapes, self.size(), bytes::check);
         let dtype = send.first().map(|t| format!("{:?}", t.dtype())).unwrap_or_default();
         let own = |t: Tensor| if bytes::owns_storage(&t)? { Ok(t.detach()) } else { bytes::duplicate(&t) };
         let tensors = if checked.is_ok() { send.into_iter().map(own).collect::<Result<_>>()? } else { Vec::new() };
@@ -203,7 +203,7 @@ impl Communicator for Threads {
     }
 
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        let checked = check::all_gather(send, shapes, self.rank, self.size());
+        let checked = check::all_gather(send, shapes, self.rank, self.size(), bytes::check);
         let call_text = format!("all_gather of {:?} {shapes:?}", send.dtype());
         let tensors = vec![send.contiguous()?];
         let mut call = self.call();
@@ -214,7 +214,7 @@ impl Communicator for Threads {
     }
 
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
-        let checked = check::reduce_scatter(buffer, counts, self.size());
+        let checked = check::reduce_scatter(buffer, counts, self.size(), bytes::check);
         let call_text = format!("reduce_scatter of {:?} {counts:?}", buffer.dtype());
         let tensors = vec![buffer.contiguous()?];
         let mut call = self.call();
@@ -226,7 +226,7 @@ impl Communicator for Threads {
     }
 
     fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
-        let checked = check::all_reduce(buffer);
+        let checked = check::all_reduce(buffer, bytes::check);
         let call_text = format!("all_reduce {op:?} of {:?} {:?}", buffer.dtype(), buffer.dims());
         let mut call = self.call();
         let offers =
@@ -247,7 +247,7 @@ impl Communicator for Threads {
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
-        let checked = check::broadcast(buffer, root, self.size());
+        let checked = check::broadcast(buffer, root, self.size(), bytes::check);
         let call_text = format!("broadcast of {:?} {:?} from {root}", buffer.dtype(), buffer.dims());
         let sends = checked.is_ok() && self.rank == root;
         let tensors = if sends { vec![bytes::duplicate(buffer)?] } else { Vec::new() };

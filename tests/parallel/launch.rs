@@ -21,6 +21,22 @@ fn launchers_are_known_by_what_they_tell_their_processes() {
     assert_eq!(placed(&slurm[..3]), None);
     // mpirun within a job: Slurm started its daemons only, one a machine.
     assert_eq!(placed(&[&slurm[..], &ompi].concat()), Some((2, 4, "mpirun")));
+    let torchrun = [("RANK", "1"), ("WORLD_SIZE", "8"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "29500")];
+    assert_eq!(placed(&torchrun), Some((1, 8, "torchrun")));
+    for missing in 0..4 {
+        let others: Vec<_> = torchrun.iter().enumerate().filter(|(i, _)| *i != missing).map(|(_, v)| *v).collect();
+        assert_eq!(placed(&others), None, "one of the four alone may be anybody's");
+    }
+    // srun or mpirun has started a torchrun on each machine; or a script has handed the numbers of ranks on in other names.
+    for outer in [&slurm[..], &ompi] {
+        assert_eq!(placed(&[outer, &torchrun].concat()), Some((1, 8, "torchrun")));
+    }
+    let same = [("RANK", "5"), ("WORLD_SIZE", "8"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "29500")];
+    let told = if cfg!(feature = "nccl") { "torchrun" } else { "srun" };
+    assert_eq!(placed(&[&slurm[..], &same].concat()), Some((5, 8, told)));
+    // Of one process it is none; nonsense is none too, but to be refused, not trained N times.
+    assert_eq!(placed(&[&[("WORLD_SIZE", "1")][..], &torchrun].concat()), None);
+    assert_eq!(placed(&[&[("WORLD_SIZE", "many")][..], &torchrun].concat()), Some((1, 0, "torchrun")));
     // Alone after all, or told nonsense.
     assert_eq!(placed(&[("OMPI_COMM_WORLD_SIZE", "1"), ("OMPI_COMM_WORLD_RANK", "0")]), None);
     assert_eq!(placed(&[("PMI_SIZE", "many"), ("PMI_RANK", "0")]), None);
@@ -88,5 +104,40 @@ fn a_launcher_of_another_mpi_is_refused() {
     let error = fail(&mut as_task("0"));
     assert!(error.contains("srun started 2 processes, but MPI sees 1: use the launcher of the MPI"), "{error}");
     assert_eq!(as_task("1").output().unwrap().status.code(), Some(1));
+    assert!(!place.path("run").exists());
+}
+
+/// A process as torchrun starts it, on a port where nobody is.
+fn as_torchruns(place: &Place, rank: &str, changed: &[(&str, &str)]) -> Command {
+    let mut command = place.command("run", &[]);
+    command.env("RANK", rank).env("WORLD_SIZE", "2").env("LOCAL_RANK", rank);
+    command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", "9").envs(changed.iter().copied());
+    command
+}
+
+#[cfg(not(feature = "nccl"))]
+#[test]
+fn a_build_without_nccl_refuses_to_be_one_of_torchruns() {
+    let place = Place::pictures();
+    let error = fail(&mut as_torchruns(&place, "0", &[]));
+    assert!(error.contains("torchrun started 2 processes of a longreel that was built without NCCL"), "{error}");
+    assert!(error.contains("--features nccl") && error.contains("--ranks 2"), "{error}");
+    let other = as_torchruns(&place, "1", &[]).output().unwrap();
+    assert_eq!((other.status.code(), text(&other.stderr).as_str()), (Some(1), ""), "one rank speaks for all");
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+fn what_is_wrong_with_torchruns_variables_is_said_by_the_process_that_has_it() {
+    let place = Place::pictures();
+    for (rank, name, value, expected) in [
+        ("0", "WORLD_SIZE", "two", "WORLD_SIZE is \"two\": it must be a whole number"),
+        ("0", "MASTER_PORT", "x", "MASTER_PORT is \"x\""),
+        ("0", "RANK", "first", "RANK is \"first\""),
+        ("1", "LOCAL_RANK", "", "rank 1 failed: LOCAL_RANK is missing"),
+    ] {
+        let error = fail(&mut as_torchruns(&place, rank, &[(name, value)]));
+        assert!(error.contains(expected), "{error}");
+    }
     assert!(!place.path("run").exists());
 }

@@ -3,6 +3,7 @@
 pub mod collectives;
 pub mod failures;
 mod launch;
+mod rendezvous;
 mod runner;
 pub mod ulysses;
 

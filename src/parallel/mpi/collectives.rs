@@ -198,7 +198,7 @@ impl Communicator for Group {
     }
 
     fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        let checked = check::all_to_all(&send, shapes, self.size());
+        let checked = check::all_to_all(&send, shapes, self.size(), bytes::check);
         let dtype = send.first().map_or(DType::F32, Tensor::dtype);
         let call = if send.is_empty() { "all_to_all of ".into() } else { format!("all_to_all of {dtype:?}") };
         let met = self.meet(checked, call, |i| send.get(i).map_or(vec![], |t| wide(t.dims())))?;
@@ -228,7 +228,7 @@ impl Communicator for Group {
     }
 
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        let checked = check::all_gather(send, shapes, self.rank, self.size());
+        let checked = check::all_gather(send, shapes, self.rank, self.size(), bytes::check);
         self.meet(checked, format!("all_gather of {:?} {shapes:?}", send.dtype()), |_| vec![])?;
         let (mut flight, tag, send) = (self.flight(), self.tags()[1], send.contiguous()?);
         let mut received = Vec::with_capacity(self.size());
@@ -247,7 +247,7 @@ impl Communicator for Group {
     }
 
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
-        let checked = check::reduce_scatter(buffer, counts, self.size());
+        let checked = check::reduce_scatter(buffer, counts, self.size(), bytes::check);
         self.meet(checked, format!("reduce_scatter of {:?} {counts:?}", buffer.dtype()), |_| vec![])?;
         let part = |i: usize| {
             let start = counts[..i].iter().sum::<usize>();
@@ -257,7 +257,7 @@ impl Communicator for Group {
     }
 
     fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
-        let checked = check::all_reduce(buffer);
+        let checked = check::all_reduce(buffer, bytes::check);
         self.meet(checked, format!("all_reduce {op:?} of {:?} {:?}", buffer.dtype(), buffer.dims()), |_| vec![])?;
         let flat = buffer.flatten_all()?; // a view: the buffer is contiguous
         let split = Split::new(flat.elem_count(), self.size());
@@ -279,7 +279,7 @@ impl Communicator for Group {
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
-        let checked = check::broadcast(buffer, root, self.size());
+        let checked = check::broadcast(buffer, root, self.size(), bytes::check);
         self.meet(checked, format!("broadcast of {:?} {:?} from {root}", buffer.dtype(), buffer.dims()), |_| vec![])?;
         let (mut flight, tag) = (self.flight(), self.tags()[1]);
         if self.rank != root {

@@ -2,8 +2,7 @@
 //!
 //! - `messages`: MPI's calls;
 //! - `watch`: who failed, returned or is lost, so that nobody waits for ever;
-//! - `collectives`: the [`Communicator`];
-//! - `processors`: how many threads a rank has.
+//! - `collectives`: the [`Communicator`].
 //!
 //! MPI's own collectives are not used. They would sum in an order of their choice, wait at full load, hang where ranks disagree or one
 //! is gone, and count in C ints; its communicators are made by calls that do the same. So groups of ranks are numbers that tag their
@@ -11,7 +10,6 @@
 
 mod collectives;
 mod messages;
-mod processors;
 mod watch;
 
 use std::sync::Arc;
@@ -25,10 +23,11 @@ use mpi::traits::Communicator as _;
 
 use self::collectives::Group;
 use self::messages::Channel;
-use self::processors::Processors;
+
 use self::watch::Watch;
-use super::launch::{Placement, Processes};
-use super::{Communicator, Limits};
+use super::launch::Processes;
+use super::processors::Processors;
+use super::{Communicator, Limits, Placement};
 use crate::{Error, Result, bail};
 
 /// How long MPI may take to end before the process ends without it.

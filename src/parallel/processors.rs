@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::parallel::threads_per_rank;
+use super::threads_per_rank;
 
 /// Where a process runs, as it tells the others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,6 +27,7 @@ impl Processors {
     }
 
     /// The process, for people.
+    #[cfg(feature = "mpi")]
     pub fn place(&self) -> String {
         format!("process {} on {}", self.pid, self.host)
     }

@@ -1,0 +1,250 @@
+//! The collectives of a group of ranks, each with a GPU, made of NCCL's sends and receives; only a broadcast is NCCL's own.
+//!
+//! NCCL's reductions are not used: they add in an order that depends on its rings and trees, their number and the message's
+//! length, so that sums would differ from those of other backends, and from one cluster to the next. Here every rank receives all
+//! others' numbers for its part and adds them in rank order, by Candle, on the GPU: as many bytes as a ring sends, and memory for
+//! a piece a rank.
+//!
+//! Tensors in memory are taken too, and what is received for them is there again: for the few numbers that ranks agree on.
+
+use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::comm::{Comm, Gpu, Message};
+use super::library::UniqueId;
+use super::memory;
+use crate::parallel::{Communicator, Reduce, Split, check, ordered};
+use crate::{Error, Result};
+
+/// Bytes that are received from each rank before they are reduced: large against a launch, small against a GPU's memory.
+const PIECE: usize = 64 << 20;
+
+/// One rank's side of a group.
+pub(super) struct Group {
+    gpu: Arc<Gpu>,
+    /// None for a rank alone.
+    comm: Option<Comm>,
+    /// World ranks, in the group's order.
+    members: Arc<[usize]>,
+    rank: usize,
+    /// Calls so far, for people.
+    calls: AtomicU64,
+}
+
+impl Group {
+    /// The rank `rank` of `members`, all of whom make theirs with `id`.
+    pub fn new(gpu: Arc<Gpu>, id: UniqueId, members: Arc<[usize]>, rank: usize) -> Result<Self> {
+        let size = members.len();
+        let comm = if size > 1 { Some(Comm::new(gpu.clone(), id, rank, size)?) } else { None };
+        Ok(Self { gpu, comm, members, rank, calls: AtomicU64::new(0) })
+    }
+
+    /// Begins a call: its name for people, or this rank's refusal, which the others are told, as NCCL would have them wait.
+    fn begin(&self, checked: Result<()>, call: String) -> Result<String> {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        self.gpu.party.check()?;
+        self.told(checked)?;
+        Ok(format!("{call} (call {number} of ranks {:?})", self.members))
+    }
+
+    /// The outcome of this rank's own doing, of which the others are told if it failed.
+    fn told<T>(&self, outcome: Result<T>) -> Result<T> {
+        if let Err(e) = &outcome {
+            match e {
+                Error::Rank { rank, message } => self.gpu.party.fail(*rank, message),
+                other => self.gpu.party.fail(self.gpu.party.rank(), &other.to_string()),
+            }
+        }
+        outcome
+    }
+
+    fn movable(&self) -> impl Fn(&Tensor) -> Result<()> {
+        |t| memory::check(t, &self.gpu.device)
+    }
+
+    /// `t` as it is sent.
+    fn on_gpu(&self, t: &Tensor) -> Result<Tensor> {
+        Ok(t.detach().to_device(&self.gpu.device)?.contiguous()?)
+    }
+
+    /// Sends and receives what is not empty, and between ranks that are not the same.
+    fn exchange(&self, call: &str, sends: &[Message], receives: &[Message]) -> Result<()> {
+        let Some(comm) = &self.comm else { return Ok(()) };
+        let some = |all: &[Message]| -> Vec<Message> {
+            all.iter().filter(|(peer, tensor)| *peer != self.rank && tensor.elem_count() > 0).cloned().collect()
+        };
+        let (sends, receives) = (some(sends), some(receives));
+        if sends.is_empty() && receives.is_empty() {
+            return Ok(());
+        }
+        comm.exchange(call, &sends, &receives)
+    }
+
+    fn gathered(&self, call: &str, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+        let mine = self.on_gpu(send)?;
+        let receives: Vec<Message> = (0..self.size())
+            .map(|i| match i == self.rank {
+                true => Ok((i, memory::duplicate(&mine)?)),
+                false => Ok((i, memory::new(send.dtype(), &shapes[i], &self.gpu.device)?)),
+            })
+            .collect::<Result<_>>()?;
+        let sends: Vec<Message> = (0..self.size()).map(|i| (i, mine.clone())).collect();
+        self.exchange(call, &sends, &receives)?;
+        receives.into_iter().map(|(_, t)| Ok(t.to_device(send.device())?)).collect()
+    }
+
+    /// This rank's part of the 1-D `buffer` on the GPU, reduced over all ranks in rank order; `part(i)` is rank i's.
+    fn reduced(&self, call: &str, buffer: &Tensor, part: impl Fn(usize) -> Range<usize>, op: Reduce) -> Result<Tensor> {
+        let (dtype, mine) = (buffer.dtype(), part(self.rank));
+        let step = PIECE / dtype.size_in_bytes();
+        let rounds = (0..self.size()).map(|i| part(i).len().div_ceil(step)).max().unwrap_or(0);
+        let piece = |range: Range<usize>, round: usize| {
+            let start = (range.start + round * step).min(range.end);
+            start..(start + step).min(range.end)
+        };
+        let mut shares = vec![];
+        for round in 0..rounds {
+            let cut = |i: usize| {
+                let range = piece(part(i), round);
+                Ok((i, buffer.narrow(0, range.start, range.len())?))
+            };
+            let sends: Vec<Message> = (0..self.size()).map(cut).collect::<Result<_>>()?;
+            let count = piece(mine.clone(), round).len();
+            let received = |i: usize| match i == self.rank {
+                true => Ok(sends[i].clone()),
+                false => Ok((i, memory::new(dtype, &[count], &self.gpu.device)?)),
+            };
+            let parts: Vec<Message> = (0..self.size()).map(received).collect::<Result<_>>()?;
+            self.exchange(call, &sends, &parts)?;
+            if count > 0 {
+                shares.push(ordered::reduce(parts.into_iter().map(|(_, part)| part), op)?);
+            }
+        }
+        match shares.len() {
+            0 => memory::new(dtype, &[0], &self.gpu.device),
+            1 => memory::duplicate(&shares[0]), // of a rank alone it is the buffer itself
+            _ => Ok(Tensor::cat(&shares, 0)?),
+        }
+    }
+}
+
+impl Communicator for Group {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.members.len()
+    }
+
+    fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+        let checked = check::all_to_all(&send, shapes, self.size(), self.movable())
+            .and_then(|()| check::sent(send[self.rank].dims(), self.rank, &shapes[self.rank], self.rank));
+        let dtype = send.first().map_or(DType::F32, Tensor::dtype);
+        let call = self.begin(checked, format!("all_to_all of {dtype:?}"))?;
+        let exchanged = || {
+            let sends: Vec<Message> =
+                send.iter().enumerate().map(|(i, t)| Ok((i, self.on_gpu(t)?))).collect::<Result<_>>()?;
+            let received = |(i, shape): (usize, &Vec<usize>)| match i == self.rank {
+                true => Ok((i, memory::handed_over(&sends[i].1, &self.gpu.compute)?)),
+                false => Ok((i, memory::new(dtype, shape, &self.gpu.device)?)),
+            };
+            let receives: Vec<Message> = shapes.iter().enumerate().map(received).collect::<Result<_>>()?;
+            self.exchange(&call, &sends, &receives)?;
+            receives.into_iter().map(|(_, t)| Ok(t.to_device(send[self.rank].device())?)).collect()
+        };
+        self.told(exchanged())
+    }
+
+    fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+        let checked = check::all_gather(send, shapes, self.rank, self.size(), self.movable());
+        let call = self.begin(checked, format!("all_gather of {:?} {shapes:?}", send.dtype()))?;
+        self.told(self.gathered(&call, send, shapes))
+    }
+
+    fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
+        let checked = check::reduce_scatter(buffer, counts, self.size(), self.movable());
+        let call = self.begin(checked, format!("reduce_scatter of {:?} {counts:?}", buffer.dtype()))?;
+        let part = |i: usize| {
+            let start = counts[..i].iter().sum::<usize>();
+            start..start + counts[i]
+        };
+        let reduced =
+            || Ok(self.reduced(&call, &self.on_gpu(buffer)?, part, Reduce::Sum)?.to_device(buffer.device())?);
+        self.told(reduced())
+    }
+
+    fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
+        let checked = check::all_reduce(buffer, self.movable());
+        let call = self.begin(checked, format!("all_reduce {op:?} of {:?} {:?}", buffer.dtype(), buffer.dims()))?;
+        let reduced = || {
+            let flat = self.on_gpu(&buffer.flatten_all()?)?; // a view, if it is on the GPU: the buffer is contiguous
+            let split = Split::new(flat.elem_count(), self.size());
+            let share = self.reduced(&call, &flat, |i| split.range(i), op)?;
+            let part = |i: usize| Ok((i, flat.narrow(0, split.range(i).start, split.count(i))?));
+            let parts: Vec<Message> = (0..self.size()).map(part).collect::<Result<_>>()?;
+            let sends: Vec<Message> = (0..self.size()).map(|i| (i, share.clone())).collect();
+            self.exchange(&call, &sends, &parts)?;
+            if share.elem_count() > 0 {
+                flat.slice_set(&share, 0, split.range(self.rank).start)?;
+            }
+            self.back(buffer, &flat)
+        };
+        self.told(reduced())
+    }
+
+    fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
+        let checked = check::broadcast(buffer, root, self.size(), self.movable());
+        let call = self.begin(checked, format!("broadcast of {:?} {:?} from {root}", buffer.dtype(), buffer.dims()))?;
+        let Some(comm) = self.comm.as_ref().filter(|_| buffer.elem_count() > 0) else { return Ok(()) };
+        let broadcast = || {
+            let flat = self.on_gpu(&buffer.flatten_all()?)?;
+            comm.broadcast(&call, &flat, root)?;
+            self.back(buffer, &flat)
+        };
+        self.told(broadcast())
+    }
+
+    /// Work that was given to the GPU before is done as well when it returns.
+    fn barrier(&self) -> Result<()> {
+        let call = self.begin(Ok(()), "barrier".into())?;
+        let meet = || {
+            let note = memory::new(DType::U8, &[1], &self.gpu.device)?;
+            self.gathered(&call, &note, &vec![vec![1]; self.size()])?;
+            self.gpu.device.synchronize().map_err(Error::from)
+        };
+        self.told(meet())
+    }
+
+    /// By a new meeting place, which the first rank of each color gives to the others. `ncclCommSplit` would say which
+    /// communicator it makes only when it is made: one that waits for a lost rank could not be aborted.
+    fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
+        let call = self.begin(Ok(()), "split".into())?;
+        let divide = || {
+            let mine = Tensor::new(&[color as i64, key as i64], &Device::Cpu)?;
+            let mut sides = Vec::with_capacity(self.size());
+            for side in self.gathered(&call, &mine, &vec![vec![2]; self.size()])? {
+                sides.push(side.to_vec1::<i64>()?);
+            }
+            let mut ranks: Vec<usize> = (0..self.size()).filter(|&r| sides[r][0] == color as i64).collect();
+            ranks.sort_by_key(|&r| (sides[r][1] as u64, r));
+            let rank = ranks.iter().position(|&r| r == self.rank).unwrap_or_default();
+            let gives = rank == 0 && ranks.len() > 1;
+            let id = if gives { self.gpu.nccl.unique_id()? } else { UniqueId([0; 128]) };
+            let ids = self.gathered(&call, &Tensor::new(&id.0[..], &Device::Cpu)?, &vec![vec![128]; self.size()])?;
+            let id = UniqueId(ids[ranks[0]].to_vec1::<u8>()?.try_into().unwrap_or([0; 128]));
+            let members = ranks.iter().map(|&r| self.members[r]).collect();
+            Self::new(self.gpu.clone(), id, members, rank)
+        };
+        Ok(Arc::new(self.told(divide())?))
+    }
+}
+
+impl Group {
+    /// Writes what became of a buffer back to where it was, if that is in memory.
+    fn back(&self, buffer: &Tensor, flat: &Tensor) -> Result<()> {
+        if buffer.device().is_cpu() { memory::overwrite(buffer, flat) } else { Ok(()) }
+    }
+}

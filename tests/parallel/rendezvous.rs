@@ -1,0 +1,397 @@
+//! Processes that find each other by torchrun's variables and give each other small bytes: what can go wrong has one clear error,
+//! and nobody waits for ever. Ranks are threads here, or this test binary again ([`child`]) where a process must die; sockets are
+//! real.
+
+use super::fails;
+use crate::train::{finish, signal, text};
+use longreel::parallel::{Job, Limits, Party};
+use longreel::{Error, Result};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const JOINING: Duration = Duration::from_millis(1500);
+
+fn limits() -> Limits {
+    Limits { joining: JOINING, silence: Duration::from_secs(5), ..Limits::default() }
+}
+
+/// A port that was free a moment ago, below those that the system gives to who asks for any.
+fn free_port() -> u16 {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % 900) as u16 * 20;
+    loop {
+        let port = 12_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 18_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn job(rank: usize, size: usize, port: u16) -> Job {
+    Job { rank, size, local: rank, host: "127.0.0.1".into(), port }
+}
+
+/// Runs `work` on jobs, each a thread, under a watchdog.
+fn on_all<T, F>(jobs: Vec<Job>, limits: Limits, work: F) -> Vec<Result<T>>
+where
+    T: Send + 'static,
+    F: Fn(Party) -> Result<T> + Clone + Send + 'static,
+{
+    let start = |job: Job| {
+        let (work, (send, receive)) = (work.clone(), mpsc::channel());
+        thread::spawn(move || send.send(Party::join(&job, limits).and_then(work)));
+        receive
+    };
+    let all: Vec<_> = jobs.into_iter().map(start).collect();
+    all.into_iter().map(|one| one.recv_timeout(Duration::from_secs(30)).expect("a rank hangs")).collect()
+}
+
+fn messages<T>(outcomes: Vec<Result<T>>) -> Vec<String> {
+    outcomes.into_iter().map(|outcome| fails(outcome).to_string()).collect()
+}
+
+fn variables(changed: &[(&str, Option<&str>)]) -> Result<Job> {
+    let usual =
+        [("RANK", "2"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "b7"), ("MASTER_PORT", "29500")];
+    let get = |name: &str| match changed.iter().find(|(n, _)| *n == name) {
+        Some((_, value)) => value.map(str::to_owned),
+        None => usual.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string()),
+    };
+    Job::from(get)
+}
+
+#[test]
+fn a_job_is_what_the_environment_says() {
+    let job = variables(&[]).unwrap();
+    assert_eq!(job, Job { rank: 2, size: 4, local: 0, host: "b7".into(), port: 29500 });
+    assert_eq!(variables(&[("MASTER_ADDR", Some("[fe80::1]"))]).unwrap().host, "fe80::1");
+    assert_eq!(variables(&[("MASTER_ADDR", Some("::1"))]).unwrap().host, "::1");
+    // torchrun itself listens at the port: the next one is ours.
+    assert_eq!(variables(&[("TORCHELASTIC_USE_AGENT_STORE", Some("True"))]).unwrap().port, 29501);
+    assert_eq!(variables(&[("TORCHELASTIC_USE_AGENT_STORE", Some("False"))]).unwrap().port, 29500);
+}
+
+#[test]
+fn a_missing_or_mistyped_variable_is_named() {
+    for name in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"] {
+        for value in [None, Some(""), Some(" ")] {
+            let error = fails(variables(&[(name, value)])).to_string();
+            assert!(error.contains(&format!("{name} is missing")), "{error}");
+        }
+    }
+    for name in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"] {
+        for value in ["x", "-1", "1.5", "99999999999999999999"] {
+            let error = fails(variables(&[(name, Some(value))])).to_string();
+            assert!(error.contains(&format!("{name} is \"{value}\"")), "{error}");
+        }
+    }
+    let cases = [
+        ("RANK", "4", "RANK is 4, but WORLD_SIZE is 4: processes are numbered from 0 to 3"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE is 0"),
+        ("LOCAL_RANK", "4", "LOCAL_RANK is 4, but WORLD_SIZE is 4"),
+        ("MASTER_PORT", "0", "MASTER_PORT is 0"),
+        ("MASTER_PORT", "65536", "MASTER_PORT is \"65536\""),
+    ];
+    for (name, value, expected) in cases {
+        let error = fails(variables(&[(name, Some(value))])).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    // What one process alone can know is its own error, so that it says so itself.
+    assert!(matches!(fails(variables(&[("LOCAL_RANK", None)])), Error::Rank { rank: 2, .. }));
+    let last = [("TORCHELASTIC_USE_AGENT_STORE", Some("True")), ("MASTER_PORT", Some("65535"))];
+    assert!(fails(variables(&last)).to_string().contains("choose a lower port"));
+}
+
+#[test]
+fn all_ranks_hold_what_each_gave_however_many_they_are_and_whenever_they_come() {
+    for size in 1..=5 {
+        let port = free_port();
+        // The last one first, and rank 0 in the middle, each after the one before has at least begun.
+        let mut jobs: Vec<Job> = (0..size).rev().map(|rank| job(rank, size, port)).collect();
+        jobs.rotate_left(size / 2);
+        let ranks: Vec<usize> = jobs.iter().map(|job| job.rank).collect();
+        let outcomes = on_all(jobs, limits(), |party| {
+            assert!(party.speaks() == (party.rank() == 0));
+            let mut seen = vec![];
+            for round in 0..3 {
+                // Uneven, one of them empty, one as long as may be.
+                let length = [0, 1, 1000, 64 << 10, 3][(party.rank() + round) % 5];
+                seen.push(party.exchange(&vec![party.rank() as u8; length])?);
+            }
+            party.settle(Ok(()))?;
+            Ok((party.rank(), party.size(), seen))
+        });
+        for (rank, outcome) in ranks.into_iter().zip(outcomes) {
+            let (own, all, seen) = outcome.unwrap();
+            assert_eq!((own, all), (rank, size));
+            for (round, given) in seen.iter().enumerate() {
+                let lengths = |rank: usize| [0, 1, 1000, 64 << 10, 3][(rank + round) % 5];
+                let expected: Vec<Vec<u8>> = (0..size).map(|rank| vec![rank as u8; lengths(rank)]).collect();
+                assert_eq!(given, &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_meet_by_name_and_by_ipv6_and_when_rank_0_comes_last() {
+    for host in ["localhost", "127.0.0.1", "::1"] {
+        if host == "::1" && TcpListener::bind(("::1", 0)).is_err() {
+            println!("skipped: this machine has no IPv6");
+            continue;
+        }
+        let port = free_port();
+        let named = |rank| Job { host: host.into(), ..job(rank, 2, port) };
+        // Rank 0 starts when something has been refused at the port: the other has come too early.
+        let (send, early) = mpsc::channel();
+        let other = named(1);
+        thread::spawn(move || send.send(Party::join(&other, limits()).and_then(|party| party.exchange(b"one"))));
+        assert!(early.recv_timeout(Duration::from_millis(200)).is_err(), "it must wait for rank 0");
+        let party = Party::join(&named(0), limits()).unwrap();
+        assert_eq!(party.exchange(b"zero").unwrap(), [b"zero".to_vec(), b"one".to_vec()], "{host}");
+        assert!(early.recv_timeout(Duration::from_secs(20)).unwrap().is_ok());
+    }
+}
+
+#[test]
+fn strangers_are_sent_away_and_do_not_keep_ranks_apart() {
+    let port = free_port();
+    let (send, receive) = mpsc::channel();
+    thread::spawn(move || send.send(Party::join(&job(0, 2, port), limits()).and_then(|party| party.exchange(b"0"))));
+    let connect = || {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            match TcpStream::connect(("127.0.0.1", port)) {
+                Ok(stream) => return stream,
+                Err(e) => assert!(Instant::now() < until, "{e}"),
+            }
+        }
+    };
+    let silent = connect(); // says nothing, as long as it is there
+    let mut http = connect();
+    http.write_all(b"GET / HTTP/1.1\r\nHost: longreel\r\n\r\n").unwrap();
+    let mut answer = vec![];
+    let _ = http.read_to_end(&mut answer); // closed, with or without a reset
+    assert!(answer.is_empty(), "{answer:?}");
+    let mut older = connect(); // another version of the protocol
+    older.write_all(b"longreel\0\0\0\x09\x01\0\0\0\x02\0\0\0").unwrap();
+    let _ = older.read_to_end(&mut answer);
+    assert!(answer.is_empty(), "{answer:?}");
+    drop(connect()); // goes at once
+    let mut half = connect(); // goes in the middle
+    half.write_all(b"longr").unwrap();
+    drop(half);
+    let party = Party::join(&job(1, 2, port), limits()).unwrap();
+    assert_eq!(party.exchange(b"1").unwrap(), [b"0", b"1"]);
+    assert!(receive.recv_timeout(Duration::from_secs(20)).unwrap().is_ok());
+    drop(silent);
+}
+
+#[test]
+fn two_processes_of_one_rank_are_an_error_of_all() {
+    let port = free_port();
+    for said in messages(on_all(vec![job(0, 3, port), job(1, 3, port), job(1, 3, port)], limits(), |_| Ok(()))) {
+        assert!(said.contains("two processes have RANK=1: each needs its own"), "{said}");
+    }
+    // Two of rank 0: the second finds the port taken.
+    let port = free_port();
+    let said = messages(on_all(vec![job(0, 2, port), job(0, 2, port)], limits(), |_| Ok(())));
+    assert!(said.iter().any(|said| said.contains(&format!("cannot listen at 127.0.0.1:{port}"))), "{said:?}");
+}
+
+#[test]
+fn another_world_size_on_one_process_is_an_error_of_all() {
+    let port = free_port();
+    for said in messages(on_all(vec![job(0, 2, port), job(1, 3, port)], limits(), |_| Ok(()))) {
+        assert!(
+            said.contains("WORLD_SIZE is 3 at rank 1 and 2 at rank 0: start all processes with the same"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named_and_who_answers_there_is_not_taken_for_rank_0() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let said = fails(Party::join(&job(0, 2, port), limits())).to_string();
+    assert!(
+        said.contains(&format!("rank 0 cannot listen at 127.0.0.1:{port}"))
+            && said.contains("choose a free MASTER_PORT"),
+        "{said}"
+    );
+    thread::spawn(move || {
+        for stream in taken.incoming().flatten() {
+            let _ = (&stream).write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        }
+    });
+    let error = fails(Party::join(&job(1, 2, port), limits()));
+    assert!(matches!(error, Error::Rank { rank: 1, .. }), "its own to tell: {error}");
+    assert!(error.to_string().contains("what listens there"), "{error}");
+}
+
+#[test]
+fn a_rank_0_that_cannot_be_reached_is_given_up_in_time_by_its_address() {
+    let port = free_port();
+    let began = Instant::now();
+    let said = fails(Party::join(&job(1, 2, port), limits())).to_string();
+    let took = began.elapsed();
+    assert!(said.contains(&format!("rank 1 did not reach rank 0 at 127.0.0.1:{port} within 1.5 s")), "{said}");
+    assert!(took >= JOINING - Duration::from_millis(200) && took < JOINING + Duration::from_secs(5), "{took:?}");
+    let nowhere = Job { host: "no-such-machine.invalid".into(), ..job(1, 2, port) };
+    let said = fails(Party::join(&nowhere, limits())).to_string();
+    assert!(said.contains("MASTER_ADDR no-such-machine.invalid has no address"), "{said}");
+}
+
+#[test]
+fn ranks_that_do_not_come_are_named_to_those_who_have() {
+    let port = free_port();
+    for said in messages(on_all(vec![job(0, 4, port), job(2, 4, port)], limits(), |_| Ok(()))) {
+        assert!(said.contains("of 4 processes 2 did not come") && said.contains("within 1.5 s: rank 1, 3;"), "{said}");
+    }
+}
+
+#[test]
+fn a_failing_rank_stops_all_others_with_its_message() {
+    for failing in 0..3 {
+        let port = free_port();
+        let jobs = (0..3).map(|rank| job(rank, 3, port)).collect();
+        let outcomes = on_all(jobs, limits(), move |party| {
+            let work = match party.rank() == failing {
+                true => Err(Error::Invalid("no room on the disk".into())),
+                false => party.exchange(b"").map(|_| ()),
+            };
+            party.settle(work)
+        });
+        for (rank, said) in messages(outcomes).into_iter().enumerate() {
+            let expected = "no room on the disk";
+            let expected = if rank == failing { expected.into() } else { format!("rank {failing} failed: {expected}") };
+            assert_eq!(said, expected);
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_ends_while_others_wait_for_it_is_an_error_of_all() {
+    for ending in 0..3 {
+        let port = free_port();
+        let jobs = (0..3).map(|rank| job(rank, 3, port)).collect();
+        let outcomes = on_all(jobs, limits(), move |party| {
+            let work = if party.rank() == ending { Ok(()) } else { party.exchange(b"").map(|_| ()) };
+            party.settle(work)
+        });
+        for said in messages(outcomes) {
+            assert!(said.contains(&format!("rank {ending} failed: it ended while rank ")), "{said}");
+        }
+    }
+}
+
+#[test]
+fn what_is_too_long_is_refused_before_it_is_sent() {
+    let port = free_port();
+    let outcomes = on_all(vec![job(0, 2, port), job(1, 2, port)], limits(), |party| {
+        let said = fails(party.exchange(&vec![0; (64 << 10) + 1])).to_string();
+        assert!(said.contains("65537 bytes are too many"), "{said}");
+        party.exchange(b"short")
+    });
+    assert!(outcomes.into_iter().all(|outcome| outcome.is_ok()));
+}
+
+#[test]
+fn a_rank_that_sends_nonsense_is_given_up_and_no_memory_taken_for_it() {
+    let port = free_port();
+    let (send, receive) = mpsc::channel();
+    thread::spawn(move || send.send(Party::join(&job(0, 2, port), limits()).and_then(|party| party.exchange(b"0"))));
+    let until = Instant::now() + Duration::from_secs(10);
+    let mut rank = loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => break stream,
+            Err(e) => assert!(Instant::now() < until, "{e}"),
+        }
+    };
+    rank.write_all(b"longreel\0\0\0\x01\x01\0\0\0\x02\0\0\0\x01\xff\xff\xff\xff").unwrap();
+    let said = fails(receive.recv_timeout(Duration::from_secs(20)).unwrap()).to_string();
+    assert!(said.contains("rank 1 failed: it sends 4294967295 bytes where no more than 65536 can be meant"), "{said}");
+}
+
+/// A process of rank `rank`, which joins, exchanges once, says so, and then does `work`.
+fn process(rank: usize, size: usize, port: u16, work: &str) -> std::process::Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "parallel::rendezvous::child", "--ignored", "--nocapture"]);
+    command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string()).env("LOCAL_RANK", rank.to_string());
+    command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string()).env("LONGREEL_TEST_WORK", work);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+#[ignore = "run by process"]
+fn child() {
+    let Ok(work) = std::env::var("LONGREEL_TEST_WORK") else { return };
+    let outcome = Job::from(|name| std::env::var(name).ok()).and_then(|job| {
+        let silence = Duration::from_secs(2);
+        let party = Party::join(&job, Limits { joining: Duration::from_secs(30), silence, ..Limits::default() })?;
+        let ended = party.exchange(b"").and_then(|_| {
+            println!("met");
+            match work.as_str() {
+                "wait" => thread::sleep(Duration::from_secs(60)), // to be killed or stopped
+                "idle" => thread::sleep(Duration::from_secs(5)),  // longer than silence, but it lives
+                _ => {}
+            }
+            party.exchange(b"").map(|_| ())
+        });
+        let ended = party.settle(ended);
+        if let (Err(e), true) = (&ended, party.speaks()) {
+            eprintln!("error: {e}");
+        }
+        ended
+    });
+    std::process::exit(i32::from(outcome.is_err()));
+}
+
+/// Waits until a process has met the others.
+fn met(process: &mut std::process::Child) {
+    let mut said = String::new();
+    let out = process.stdout.as_mut().unwrap();
+    while !said.contains("met") {
+        let mut byte = [0];
+        assert_eq!(out.read(&mut byte).unwrap(), 1, "it ended: {said}");
+        said.push(byte[0] as char);
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_or_stopped_half_way_stops_the_others() {
+    for (lost, how) in [(2, "KILL"), (0, "KILL"), (1, "STOP")] {
+        let port = free_port();
+        let start = |rank| process(rank, 3, port, if rank == lost { "wait" } else { "go" });
+        let mut all: Vec<_> = (0..3).map(start).collect();
+        met(&mut all[lost]);
+        signal(all[lost].id(), how);
+        let mut victim = all.remove(lost);
+        let told: Vec<_> = all.into_iter().map(finish).collect();
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let mut errors = String::new();
+        for output in told {
+            assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+            errors += &text(&output.stderr);
+        }
+        assert_eq!(errors.matches("error: ").count(), 1, "{errors}");
+        let why = if how == "STOP" { "nothing was heard from it for 2 s" } else { "it ended or was killed" };
+        assert!(errors.contains(&format!("error: rank {lost} failed: {why}")), "{errors}");
+    }
+}
+
+#[test]
+fn a_process_that_is_long_at_work_is_waited_for() {
+    let port = free_port();
+    let all: Vec<_> = (0..2).map(|rank| process(rank, 2, port, if rank == 1 { "idle" } else { "go" })).collect();
+    for output in all.into_iter().map(finish) {
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+}
