@@ -152,9 +152,14 @@ def ladder(network, args):
     return "\n".join(lines)
 
 
+def on_gpu(found):
+    """Bytes of a rank's buffers at the most, without those of a checkpoint, which are the host's."""
+    return max(phase["bytes"] for phase in found["phases"] if not phase["name"].startswith("checkpoint"))
+
+
 def wan(args):
     """The planner's answers for Wan's networks at 720p, stash outside of the GPU."""
-    lines = ["| network | GPUs of 80 GiB | a clip of 81 frames (75,600 tokens) needs | longest sequence |", "|---|---:|---:|---:|"]
+    lines = ["| network | GPUs of 80 GiB | a clip of 84 frames (75,600 tokens) needs | longest sequence |", "|---|---:|---:|---:|"]
     for name, heads, head_dim, ffn, layers in WAN:
         for ranks in (1, 8, 32):
             sets = ["parallel.zero=3", "stash.where=disk", f"parallel.ranks={ranks}"]
@@ -162,13 +167,19 @@ def wan(args):
             with tempfile.TemporaryDirectory() as folder:
                 shape = dict(frames=84, height=720, width=1280, patch=[4, 16, 16], layers=layers, heads=heads, dtype="bf16")
                 config = write_config(folder, head_dim=head_dim, ffn=ffn, scratch=args.scratch, **shape)
-                found, error = plan(config, *sets)
-                if error:
-                    sys.exit(f"memory.py: {error}")
-                longest, _ = plan(config, *sets, "--memory", str(80 * GIB))
-            need = f"{found['per_rank'] / GIB:.1f} GiB a rank"
-            fits = f"{longest['longest_tokens']:,}" if longest else "none: its state alone is larger"
-            lines.append(f"| {name} | {ranks} | {need} | {fits} |")
+
+                def planned(patches):
+                    found, error = plan(config, *sets, "--set", f"data.frames={4 * patches}")
+                    if error:
+                        sys.exit(f"memory.py: {error}")
+                    return found
+
+                need, fits, beyond = on_gpu(planned(21)), 0, 1025  # 1024 positions along an axis are the most
+                while beyond - fits > 1:
+                    middle = (fits + beyond) // 2
+                    fits, beyond = (middle, beyond) if on_gpu(planned(middle)) <= 80 * GIB else (fits, middle)
+            longest = "none: its state alone is larger" if fits == 0 else f"{3600 * fits:,}" + (" (no more positions)" if fits == 1024 else "")
+            lines.append(f"| {name} | {ranks} | {need / GIB:.1f} GiB a rank | {longest} |")
             print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
 
