@@ -218,8 +218,7 @@ pub enum Compute {
 pub enum Hardware {
     #[default]
     Cpu,
-    /// A GPU of NVIDIA's, with the cargo feature `cuda`.
-    Cuda,
+    Cuda, // a GPU of NVIDIA's, with the cargo feature `cuda`
 }
 
 /// What follows warm-up.
@@ -244,8 +243,7 @@ pub struct Parallel {
     pub ring: usize,
     /// Groups of heads that attention takes one after another.
     pub head_groups: usize,
-    /// ZeRO's stage, what is sharded over all ranks: 0, nothing; 1, the optimizer's moments and the moving average; 2, gradients too;
-    /// 3, parameters too.
+    /// ZeRO's stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too; 0, nothing.
     pub zero: usize,
 }
 
