@@ -25,6 +25,8 @@ pub(super) struct Lines {
 #[derive(Default)]
 struct State {
     failure: Option<Failure>,
+    /// It is being passed on: until that is done the lines must not end.
+    telling: bool,
     /// What has come by each line and was not taken yet.
     inbox: Vec<VecDeque<Vec<u8>>>,
     /// Whose work has ended well, by line.
@@ -176,13 +178,15 @@ impl Lines {
             return;
         }
         state.failure = Some(failure.clone());
+        state.telling = true;
         drop(state);
-        self.news.notify_all();
         for (line, stream) in self.lines.iter().enumerate() {
             if Some(line) != from {
                 let _ = frames::write(&mut *lock(stream), &Frame::Failed(failure.clone()));
             }
         }
+        lock(&self.state).telling = false;
+        self.news.notify_all();
     }
 
     /// Says every now and then that this process lives.
@@ -195,24 +199,32 @@ impl Lines {
             }
             let until = Instant::now() + every;
             state = lock(&self.state);
-            while !state.over && Instant::now() < until {
-                let left = until.saturating_duration_since(Instant::now());
-                state = self.news.wait_timeout(state, left).map_or_else(|e| e.into_inner().0, |(state, _)| state);
-            }
+            state = self.rest(state, until, |state| state.over);
         }
+    }
+
+    /// Waits until `enough`, or no longer than `until`.
+    fn rest<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        until: Instant,
+        enough: impl Fn(&State) -> bool,
+    ) -> MutexGuard<'a, State> {
+        while !enough(&state) && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            state = self.news.wait_timeout(state, left).map_or_else(|e| e.into_inner().0, |(state, _)| state);
+        }
+        state
     }
 
     /// Ends the lines, the last words of which the others are left time to read.
     pub fn part(&self) {
+        let until = Instant::now() + PATIENCE;
+        drop(self.rest(lock(&self.state), until, |state| !state.telling));
         for line in &self.lines {
             let _ = lock(line).shutdown(Shutdown::Write);
         }
-        let until = Instant::now() + PATIENCE;
-        let mut state = lock(&self.state);
-        while !state.closed.iter().all(|closed| *closed) && Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now());
-            state = self.news.wait_timeout(state, left).map_or_else(|e| e.into_inner().0, |(state, _)| state);
-        }
+        drop(self.rest(lock(&self.state), until, |state| state.closed.iter().all(|closed| *closed)));
     }
 }
 
