@@ -90,8 +90,8 @@ fn on_ranks(command: impl FnOnce(&Launch) -> Result<()>) -> Result<()> {
 fn on_processors(launch: &Launch) -> Result<()> {
     match (launch.gpu(), launch.processes()) {
         (Some(_), Some(ranks)) => Err(Error::Invalid(format!(
-            "the {ranks} ranks have met, each on a GPU of its own, but longreel does not train, sample or compute on several GPUs yet (docs/gpu.md): \
-             start it with --ranks or mpirun, for ranks on processors"
+            "the {ranks} ranks have met, each on a GPU of its own, but longreel does not train, sample or compute on several \
+             GPUs yet (docs/gpu.md): start it with --ranks or mpirun, for ranks on processors"
         ))),
         _ => Ok(()),
     }

@@ -18,6 +18,11 @@ pub(crate) fn check(t: &Tensor) -> Result<()> {
     raw(&storage).map(|_| ())
 }
 
+/// As [`check`], for who moves nothing between ranks: what is on a GPU may be there.
+pub(crate) fn check_here(t: &Tensor) -> Result<()> {
+    if t.device().is_cpu() { check(t) } else { Ok(()) }
+}
+
 /// The whole storage of a CPU tensor; a view's layout says which part of it is meant.
 pub(crate) fn raw(storage: &Storage) -> Result<&[u8]> {
     let Storage::Cpu(storage) = storage else {
@@ -90,10 +95,11 @@ pub(crate) fn build(dtype: DType, dims: &[usize], fill: impl FnOnce(&mut [u8]) -
     })
 }
 
-/// A contiguous copy that shares nothing with `t`.
+/// A contiguous copy that shares nothing with `t`, where `t` is.
 pub(crate) fn duplicate(t: &Tensor) -> Result<Tensor> {
     if !t.device().is_cpu() {
-        return Ok(t.to_device(&Device::Cpu)?);
+        // CUDA allocates nothing of no bytes.
+        return if t.elem_count() == 0 { Ok(t.detach()) } else { Ok(t.detach().force_contiguous()?) };
     }
     if !t.is_contiguous() {
         return Ok(t.detach().contiguous()?);

@@ -7,7 +7,7 @@ use crate::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     pub rank: usize,
-    /// Processes, at least two; none if torchrun's `WORLD_SIZE` is no number, which is refused in [`Launch::from_environment`].
+    /// Processes, at least two; none if torchrun's `WORLD_SIZE` is no number, which is refused in [`Launch::from_environment`](super::Launch::from_environment).
     pub size: usize,
     /// What started them, for people.
     pub launcher: &'static str,

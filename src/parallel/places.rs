@@ -62,13 +62,18 @@ pub(super) fn judge(all: &[Place]) -> Result<()> {
             );
         }
         if gpus.nccl != theirs.nccl {
-            let [one, two] = [theirs.nccl, gpus.nccl].map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100));
+            let [one, two] = [theirs.nccl, gpus.nccl].map(version);
             bail!(
                 "rank {other} on {there} has NCCL {one}, and rank {rank} on {host} {two}: install the same on all machines"
             );
         }
     }
     Ok(())
+}
+
+/// A version of NCCL for people.
+pub(super) fn version(counted: i32) -> String {
+    format!("{}.{}.{}", counted / 10_000, counted / 100 % 100, counted % 100)
 }
 
 #[cfg(test)]

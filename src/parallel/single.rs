@@ -21,27 +21,27 @@ impl Communicator for Single {
     }
 
     fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        check::all_to_all(&send, shapes, 1, bytes::check)?;
+        check::all_to_all(&send, shapes, 1, bytes::check_here)?;
         check::sent(send[0].dims(), 0, &shapes[0], 0)?;
         Ok(send.iter().map(Tensor::detach).collect())
     }
 
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        check::all_gather(send, shapes, 0, 1, bytes::check)?;
+        check::all_gather(send, shapes, 0, 1, bytes::check_here)?;
         Ok(vec![bytes::duplicate(send)?])
     }
 
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
-        check::reduce_scatter(buffer, counts, 1, bytes::check)?;
+        check::reduce_scatter(buffer, counts, 1, bytes::check_here)?;
         bytes::duplicate(buffer)
     }
 
     fn all_reduce(&self, buffer: &Tensor, _op: Reduce) -> Result<()> {
-        check::all_reduce(buffer, bytes::check)
+        check::all_reduce(buffer, bytes::check_here)
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
-        check::broadcast(buffer, root, 1, bytes::check)
+        check::broadcast(buffer, root, 1, bytes::check_here)
     }
 
     fn barrier(&self) -> Result<()> {

@@ -1,4 +1,4 @@
-//! How a count of tokens or heads is split over ranks: contiguous, in order, as even as can be.
+//! How a count of tokens or heads is split over ranks: contiguous, in order, as even as can be; and ranks into groups.
 
 use std::ops::Range;
 
@@ -24,4 +24,19 @@ impl Split {
     pub fn count(&self, r: usize) -> usize {
         self.range(r).len()
     }
+}
+
+/// What rank `r` holds of a run of things that are shared out by `counts`, in order.
+pub(super) fn range_of(counts: &[usize], r: usize) -> Range<usize> {
+    let start = counts[..r].iter().sum();
+    start..start + counts[r]
+}
+
+/// The group of rank `own` where rank r gave the color and key `sides[r]`: the ranks of its color by key, then by rank, and its place
+/// among them.
+pub(super) fn group_of(sides: &[[u64; 2]], own: usize) -> (Vec<usize>, usize) {
+    let mut ranks: Vec<usize> = (0..sides.len()).filter(|&r| sides[r][0] == sides[own][0]).collect();
+    ranks.sort_by_key(|&r| (sides[r][1], r));
+    let place = ranks.iter().position(|&r| r == own).expect("a rank is in its own group");
+    (ranks, place)
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use super::meeting::{Group, Hub, Offer, call_number};
+use super::split::{group_of, range_of};
 use super::{Communicator, Reduce, Single, Split, bytes, check, sum};
 use crate::{Error, Result, bail};
 
@@ -219,8 +220,8 @@ impl Communicator for Threads {
         let tensors = vec![buffer.contiguous()?];
         let mut call = self.call();
         let offers = call.meet(checked, Offer { call: call_text, tensors, ..Offer::default() })?;
-        let start: usize = counts[..self.rank].iter().sum();
-        let share = reduce_share(&offers, start, counts[self.rank], Reduce::Sum);
+        let mine = range_of(counts, self.rank);
+        let share = reduce_share(&offers, mine.start, mine.len(), Reduce::Sum);
         call.part()?;
         share
     }
@@ -270,9 +271,8 @@ impl Communicator for Threads {
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
         let split = [color as u64, key as u64, self.hub.new_group_id()];
         let offers = self.call().meet(Ok(()), Offer { call: "split".into(), split, ..Offer::default() })?;
-        let mut ranks: Vec<usize> = (0..offers.len()).filter(|&r| offers[r].split[0] == color as u64).collect();
-        ranks.sort_by_key(|&r| (offers[r].split[1], r));
-        let mine = ranks.iter().position(|&r| r == self.rank).unwrap_or_default();
+        let sides: Vec<[u64; 2]> = offers.iter().map(|offer| [offer.split[0], offer.split[1]]).collect();
+        let (ranks, mine) = group_of(&sides, self.rank);
         let members = ranks.iter().map(|&r| self.group.members[r]).collect();
         let group = Group { id: offers[ranks[0]].split[2], members }; // all agree on the first member's number
         Ok(Arc::new(Self::new(self.hub.clone(), group, mine)))

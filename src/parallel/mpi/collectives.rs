@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::Link;
 use super::messages::Flight;
+use crate::parallel::split::{group_of, range_of};
 use crate::parallel::{Communicator, Reduce, Single, Split, bytes, check, sum};
 use crate::{Error, Result, bail};
 
@@ -249,11 +250,7 @@ impl Communicator for Group {
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
         let checked = check::reduce_scatter(buffer, counts, self.size(), bytes::check);
         self.meet(checked, format!("reduce_scatter of {:?} {counts:?}", buffer.dtype()), |_| vec![])?;
-        let part = |i: usize| {
-            let start = counts[..i].iter().sum::<usize>();
-            start..start + counts[i]
-        };
-        self.reduce(&buffer.contiguous()?, part, Reduce::Sum)
+        self.reduce(&buffer.contiguous()?, |i| range_of(counts, i), Reduce::Sum)
     }
 
     fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
@@ -306,9 +303,8 @@ impl Communicator for Group {
         if number >= GROUPS {
             bail!("communicators were split {GROUPS} times; keep and use them again instead");
         }
-        let mut ranks: Vec<usize> = (0..self.size()).filter(|&r| met.numbers[r][0] == color as u64).collect();
-        ranks.sort_by_key(|&r| (met.numbers[r][1], r));
-        let rank = ranks.iter().position(|&r| r == self.rank).unwrap_or_default();
+        let sides: Vec<[u64; 2]> = met.numbers.iter().map(|n| [n[0], n[1]]).collect();
+        let (ranks, rank) = group_of(&sides, self.rank);
         let members: Arc<[usize]> = ranks.iter().map(|&r| self.members[r]).collect();
         if members.len() == 1 {
             return Ok(Arc::new(Single));

@@ -23,7 +23,6 @@ use mpi::traits::Communicator as _;
 
 use self::collectives::Group;
 use self::messages::Channel;
-
 use self::watch::Watch;
 use super::launch::Processes;
 use super::processors::Processors;

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::comm::{Comm, Gpu, Message};
 use super::library::UniqueId;
 use super::memory;
-use crate::parallel::{Communicator, Reduce, Split, check, ordered};
+use crate::parallel::split::{group_of, range_of};
+use crate::parallel::{Communicator, Reduce, Split, bytes, check, ordered};
 use crate::{Error, Result};
 
 /// Bytes that are received from each rank before they are reduced: large against a launch, small against a GPU's memory.
@@ -86,7 +87,7 @@ impl Group {
         let mine = self.on_gpu(send)?;
         let receives: Vec<Message> = (0..self.size())
             .map(|i| match i == self.rank {
-                true => Ok((i, memory::duplicate(&mine)?)),
+                true => Ok((i, bytes::duplicate(&mine)?)),
                 false => Ok((i, memory::new(send.dtype(), &shapes[i], &self.gpu.device)?)),
             })
             .collect::<Result<_>>()?;
@@ -124,7 +125,7 @@ impl Group {
         }
         match shares.len() {
             0 => memory::new(dtype, &[0], &self.gpu.device),
-            1 => memory::duplicate(&shares[0]), // of a rank alone it is the buffer itself
+            1 => bytes::duplicate(&shares[0]), // of a rank alone it is the buffer itself
             _ => Ok(Tensor::cat(&shares, 0)?),
         }
     }
@@ -167,12 +168,10 @@ impl Communicator for Group {
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
         let checked = check::reduce_scatter(buffer, counts, self.size(), self.movable());
         let call = self.begin(checked, format!("reduce_scatter of {:?} {counts:?}", buffer.dtype()))?;
-        let part = |i: usize| {
-            let start = counts[..i].iter().sum::<usize>();
-            start..start + counts[i]
+        let reduced = || {
+            let share = self.reduced(&call, &self.on_gpu(buffer)?, |i| range_of(counts, i), Reduce::Sum)?;
+            Ok(share.to_device(buffer.device())?)
         };
-        let reduced =
-            || Ok(self.reduced(&call, &self.on_gpu(buffer)?, part, Reduce::Sum)?.to_device(buffer.device())?);
         self.told(reduced())
     }
 
@@ -226,11 +225,10 @@ impl Communicator for Group {
             let mine = Tensor::new(&[color as i64, key as i64], &Device::Cpu)?;
             let mut sides = Vec::with_capacity(self.size());
             for side in self.gathered(&call, &mine, &vec![vec![2]; self.size()])? {
-                sides.push(side.to_vec1::<i64>()?);
+                let side = side.to_vec1::<i64>()?; // the same 64 bits
+                sides.push([side[0] as u64, side[1] as u64]);
             }
-            let mut ranks: Vec<usize> = (0..self.size()).filter(|&r| sides[r][0] == color as i64).collect();
-            ranks.sort_by_key(|&r| (sides[r][1] as u64, r));
-            let rank = ranks.iter().position(|&r| r == self.rank).unwrap_or_default();
+            let (ranks, rank) = group_of(&sides, self.rank);
             let gives = rank == 0 && ranks.len() > 1;
             let id = if gives { self.gpu.nccl.unique_id()? } else { UniqueId([0; 128]) };
             let ids = self.gathered(&call, &Tensor::new(&id.0[..], &Device::Cpu)?, &vec![vec![128]; self.size()])?;

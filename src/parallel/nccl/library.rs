@@ -7,6 +7,7 @@ use libloading::Library;
 use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
+use crate::parallel::places;
 use crate::{Error, Result, bail};
 
 /// What it is called: with its version by the packages that run programs, without by those that build them.
@@ -120,7 +121,7 @@ impl Nccl {
     fn recent(self) -> Result<Self> {
         let version = self.version()?;
         if version < OLDEST {
-            bail!("NCCL here is {}, and longreel needs 2.18 or newer: install one", told(version));
+            bail!("NCCL here is {}, and longreel needs 2.18 or newer: install one", places::version(version));
         }
         Ok(self)
     }
@@ -164,9 +165,4 @@ unsafe fn owned(text: *const c_char) -> String {
     }
     // SAFETY: the caller's promise.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned()
-}
-
-/// A version for people.
-pub(super) fn told(version: c_int) -> String {
-    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }

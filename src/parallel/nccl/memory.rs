@@ -5,6 +5,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr};
 use candle_core::{CudaStorage, DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 
+use crate::parallel::bytes;
 use crate::{Result, bail};
 
 /// Where a contiguous tensor lies.
@@ -72,17 +73,13 @@ pub(super) fn new(dtype: DType, dims: &[usize], gpu: &Device) -> Result<Tensor> 
     Ok(Tensor::zeros(1, dtype, gpu)?.narrow(0, 0, 0)?.reshape(dims)?)
 }
 
-/// A contiguous copy that shares nothing with `t`.
-pub(super) fn duplicate(t: &Tensor) -> Result<Tensor> {
-    match t.elem_count() {
-        0 => new(t.dtype(), t.dims(), t.device()),
-        _ => Ok(t.detach().force_contiguous()?),
-    }
-}
-
 /// What a rank gives itself: `t`, if nothing else would be given away with it.
 pub(super) fn handed_over(t: &Tensor, stream: &CudaStream) -> Result<Tensor> {
-    if t.elem_count() > 0 && t.is_contiguous() && place(t, stream)?.whole { Ok(t.detach()) } else { duplicate(t) }
+    if t.elem_count() > 0 && t.is_contiguous() && place(t, stream)?.whole {
+        Ok(t.detach())
+    } else {
+        bytes::duplicate(t)
+    }
 }
 
 /// Copies `from` over the contiguous `to`, of as many elements, wherever either is.
