@@ -3,6 +3,7 @@
 //! Non-causal, no mask. All tensors are `[B, H, S, d]`; the row statistic `lse` (log of the sum of exponentials of the scaled
 //! logits, natural) is `[B, H, S]`. Nothing here sees a file or a model.
 
+mod check;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -15,6 +16,7 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::watch::Watch;
+pub use check::{BACKWARD, FORWARD};
 pub use ring::Ring;
 pub use sequence::SequenceAttention;
 pub use ulysses::Ulysses;

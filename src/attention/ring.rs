@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
-use super::{attend, cpu, differentiate};
+use super::{attend, check, differentiate};
 use crate::ops::{Real, add_assign, read, write};
 use crate::parallel::{Communicator, Split};
 use crate::watch::Watch;
@@ -80,7 +80,7 @@ impl Ring {
             let (more, more_lse) = of(&k, &v)?;
             merge_into(&o, &lse, &more, &more_lse)?;
         }
-        Ok((o.to_dtype(q.dtype())?, lse.to_dtype(cpu::statistic(q.dtype()))?))
+        Ok((o.to_dtype(q.dtype())?, lse.to_dtype(check::statistic(q.dtype()))?))
     }
 
     /// As [`flash_backward`]: the gradients of this rank's rows, the arguments being this rank's rows. Collective.

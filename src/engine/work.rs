@@ -4,7 +4,7 @@
 use std::sync::PoisonError;
 
 use super::Engine;
-use crate::attention::cpu::{BACKWARD, FORWARD};
+use crate::attention::{BACKWARD, FORWARD};
 use crate::model::ModelConfig;
 
 /// A tape's backward has two products for each of forward, which it records first.

@@ -1,4 +1,4 @@
-//! Attention on the CPU: checks, and the choice of the vector unit and its kernels.
+//! Attention on the CPU: the choice of the vector unit and its kernels.
 //!
 //! On the vector units of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the algorithms.
 //! Every unit runs the same algorithm, so tests can hold each against the reference.
@@ -12,6 +12,7 @@ pub mod rehearsal;
 use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;
 
+use super::check::{self, BACKWARD, FORWARD};
 pub use crate::ops::cpu::Path;
 use crate::ops::cpu::with_unit;
 use crate::watch::Watch;
@@ -20,13 +21,6 @@ use pack::{Element, Heads};
 
 /// Words of packed panels that a pass holds at once, unless one head needs more.
 const PACKED: usize = (256 << 20) / 4;
-
-/// Operations for each query, key and feature: two products forward, five backward.
-pub const FORWARD: u64 = 4;
-pub const BACKWARD: u64 = 10;
-
-/// Head dims above this would overflow the blocks' share of the caches.
-const MAX_DIM: usize = 256;
 
 /// Columns of f32 sums of d values: whole vectors of any unit.
 fn wide(d: usize) -> usize {
@@ -65,12 +59,7 @@ pub fn forward_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) ->
     forward_as(path, q, k, v, scale, true, &Watch::default())
 }
 
-/// The dtype of lse and delta beside tensors of `dtype`.
-pub(super) fn statistic(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
-}
-
-/// o and lse: `rounded` to q's dtype and to its [`statistic`]'s, or in f32 and in f64.
+/// o and lse: `rounded` to q's dtype and to its [`statistic`](check::statistic)'s, or in f32 and in f64.
 fn forward_as(
     path: Path,
     q: &Tensor,
@@ -80,9 +69,9 @@ fn forward_as(
     rounded: bool,
     watch: &Watch,
 ) -> Result<(Tensor, Tensor)> {
-    let [b, h, sq, d] = check(Some(path), q, k, v, scale)?;
+    let [b, h, sq, d] = check_on(path, q, k, v, scale)?;
     if q.dtype() == DType::F64 {
-        watch.add(operations(FORWARD, [b, h, sq, d], k));
+        watch.add(check::operations(FORWARD, [b, h, sq, d], k));
         return super::reference::attention(q, k, v, scale);
     }
     let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
@@ -99,7 +88,7 @@ fn forward_as(
         _ => run!(f32, f32, false),
     };
     let lse = Tensor::from_vec(lse, (b, h, sq), &Device::Cpu)?;
-    Ok((o, if rounded { lse.to_dtype(statistic(q.dtype()))? } else { lse }))
+    Ok((o, if rounded { lse.to_dtype(check::statistic(q.dtype()))? } else { lse }))
 }
 
 /// [`super::flash_backward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
@@ -130,18 +119,11 @@ fn backward_as(
     rounded: bool,
     watch: &Watch,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let [b, h, sq, d] = check(Some(path), q, k, v, scale)?;
+    let [b, h, sq, d] = check_on(path, q, k, v, scale)?;
     let sk = k.dims()[2];
-    check_operand("d_o", d_o, q.dims(), q)?;
-    let stat = statistic(q.dtype());
-    for (name, x) in [("lse", lse), ("delta", delta)] {
-        if x.dims() != [b, h, sq] || x.dtype() != stat || !x.device().is_cpu() {
-            let (shape, dtype) = (x.dims(), x.dtype());
-            bail!("attention backward: {name} is {dtype:?} {shape:?}, expected {stat:?} [{b}, {h}, {sq}] on the CPU");
-        }
-    }
+    check::saved(q, d_o, [lse, delta])?;
     if q.dtype() == DType::F64 {
-        watch.add(operations(BACKWARD, [b, h, sq, d], k));
+        watch.add(check::operations(BACKWARD, [b, h, sq, d], k));
         return super::reference::attention_backward(q, k, v, d_o, lse, delta, scale);
     }
     let (lse, delta) = (lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?);
@@ -164,51 +146,13 @@ fn backward_as(
     })
 }
 
-/// `each` operations for every query of `[B, H, Sq, d]`, every key and feature.
-pub(super) fn operations(each: u64, q: [usize; 4], k: &Tensor) -> u64 {
-    each * (q.iter().product::<usize>() * k.dims()[2]) as u64
-}
-
-/// Checks what both passes take, on a path of the CPU or on a GPU; returns `[B, H, Sq, d]`.
-pub(super) fn check(path: Option<Path>, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
-    let &[b, h, sq, d] = q.dims() else {
-        bail!("attention: q is {:?}, expected [B, H, Sq, d]", q.dims());
-    };
-    let sk = k.dims().get(2).copied().unwrap_or(0);
-    if !matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F64) {
-        bail!("attention: q is {:?}; it runs in f32, bf16 or, on the CPU, f64", q.dtype());
-    }
-    check_operand("q", q, q.dims(), q)?;
-    check_operand("k", k, &[b, h, sk, d], q)?;
-    check_operand("v", v, &[b, h, sk, d], q)?;
-    if b * h * sq * sk == 0 {
-        bail!("attention: q {:?} and k {:?} need at least one row, key, head and batch entry", q.dims(), k.dims());
-    }
-    if d % 8 != 0 || d == 0 || d > MAX_DIM {
-        bail!("attention: the head dim is {d}; it must be a multiple of 8 from 8 to {MAX_DIM}");
-    }
-    if !(scale.is_finite() && scale > 0.0) {
-        bail!("attention: the scale is {scale}; it must be positive and finite");
-    }
-    if let Some(path) = path
-        && !path.is_available()
-    {
+/// Checks what both passes take on a path; returns `[B, H, Sq, d]`.
+fn check_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
+    let shape = check::operands(q, k, v, scale)?;
+    if !path.is_available() {
         bail!("attention: this CPU lacks the features of the {path:?} path");
     }
-    Ok([b, h, sq, d])
-}
-
-/// `like`: of whose dtype and where the operand must be.
-pub(super) fn check_operand(name: &str, x: &Tensor, shape: &[usize], like: &Tensor) -> Result<()> {
-    let dtype = like.dtype();
-    if x.dims() != shape || x.dtype() != dtype || !x.device().same_device(like.device()) {
-        let (has, is, place) = (x.dims(), x.dtype(), like.device().location());
-        bail!("attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on {place:?}");
-    }
-    if x.dim(3)? > 1 && x.stride()[3] != 1 {
-        bail!("attention: {name}'s last dim is not contiguous (strides {:?}); call contiguous() on it", x.stride());
-    }
-    Ok(())
+    Ok(shape)
 }
 
 /// A checked tensor's elements and strides.

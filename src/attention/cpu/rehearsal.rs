@@ -6,8 +6,9 @@
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
-use super::{Path, backward, check, forward, statistic};
+use super::{Path, backward, forward};
 use crate::Result;
+use crate::attention::check::{operands, statistic};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::with_unit;
 
@@ -43,7 +44,7 @@ pub fn rehearse_forward(
     rounded: bool,
     meet: Meet,
 ) -> Result<(Tensor, Tensor)> {
-    let [b, h, sq, d] = check(Some(Path::best()), q, k, v, scale)?;
+    let [b, h, sq, d] = operands(q, k, v, scale)?;
     let o = filled(&[b, h, sq, d], result(q.dtype(), rounded))?;
     let lse = filled(&[b, h, sq], DType::F64)?;
     let _packed = touched(forward_words(q.dtype() == DType::BF16, b * h, k.dims()[2], d));
@@ -62,7 +63,7 @@ pub fn rehearse_backward(
     rounded: bool,
     meet: Meet,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let [b, h, sq, d] = check(Some(Path::best()), q, k, v, scale)?;
+    let [b, h, sq, d] = operands(q, k, v, scale)?;
     let _statistics = [lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?];
     let dtype = result(q.dtype(), rounded);
     let gradients = (filled(&[b, h, sq, d], dtype)?, filled(k.dims(), dtype)?, filled(v.dims(), dtype)?);

@@ -4,7 +4,7 @@ use candle_core::cuda_backend::CudaStorage;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 
-use crate::gpu::{Held, Kernel, THREADS, failed};
+use crate::gpu::{Kernel, Lent, THREADS, failed};
 
 /// Rows that a block of `ring_merge` takes, a warp each.
 const ROWS: usize = THREADS / 32;
@@ -57,7 +57,7 @@ impl InplaceOp3 for Merge<'_> {
         let mut o = o.as_cuda_slice_mut::<f32>()?.slice_mut(o_layout.start_offset()..);
         let lse = lse.as_cuda_slice::<f64>()?.slice(lse_layout.start_offset()..);
         let more = more.as_cuda_slice::<f32>()?.slice(more_layout.start_offset()..);
-        let more_lse = Held::new(self.more_lse);
+        let more_lse = Lent::new(self.more_lse);
         let more_lse = more_lse.view::<f64>()?;
         let kernel = Kernel::of(&device, "ring_merge")?;
         let (count, dim) = (rows as i64, d as i32);

@@ -10,8 +10,8 @@ use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
 use candle_core::{DType, Tensor};
 use half::bf16;
 
-use super::cpu::{BACKWARD, FORWARD, check, check_operand, operations, statistic};
-use crate::gpu::{Held, Kernel, device_of, empty, failed, tensor};
+use super::check::{self, BACKWARD, FORWARD, operations};
+use crate::gpu::{Kernel, Lent, device_of, empty, failed, tensor};
 use crate::watch::Watch;
 use crate::{Result, bail};
 pub(super) use merge::merge;
@@ -79,7 +79,7 @@ pub(super) fn attend(
     rounded: bool,
     watch: &Watch,
 ) -> Result<(Tensor, Tensor)> {
-    let shape = check(None, q, k, v, scale)?;
+    let shape = check::operands(q, k, v, scale)?;
     let kernels = Kernels::of(q.dtype(), shape[3], !rounded)?;
     let [q, k, v] = [aligned(q)?, aligned(k)?, aligned(v)?];
     let (o, lse) = match (q.dtype(), rounded) {
@@ -104,21 +104,16 @@ pub(super) fn differentiate(
     rounded: bool,
     watch: &Watch,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let [b, h, sq, d] = check(None, q, k, v, scale)?;
-    check_operand("d_o", d_o, q.dims(), q)?;
-    for (name, x) in [("lse", lse), ("delta", delta)] {
-        if x.dims() != [b, h, sq] || x.dtype() != statistic(q.dtype()) {
-            bail!("attention backward: {name} is {:?} {:?}, expected f32 [{b}, {h}, {sq}]", x.dtype(), x.dims());
-        }
-    }
-    let kernels = Kernels::of(q.dtype(), d, !rounded)?;
+    let shape = check::operands(q, k, v, scale)?;
+    check::saved(q, d_o, [lse, delta])?;
+    let kernels = Kernels::of(q.dtype(), shape[3], !rounded)?;
     let inputs = [aligned(q)?, aligned(k)?, aligned(v)?, aligned(d_o)?, lse.contiguous()?, delta.contiguous()?];
     let gradients = match (q.dtype(), rounded) {
         (DType::BF16, true) => backward::<bf16, bf16>(&kernels, &inputs, scale)?,
         (DType::BF16, false) => backward::<bf16, f32>(&kernels, &inputs, scale)?,
         _ => backward::<f32, f32>(&kernels, &inputs, scale)?,
     };
-    watch.add(operations(BACKWARD, [b, h, sq, d], k));
+    watch.add(operations(BACKWARD, shape, k));
     Ok(gradients)
 }
 
@@ -132,7 +127,7 @@ where
     let device = device_of(q)?;
     let (mut o, mut lse) = (empty::<O>(&device, b * h * sq * d)?, empty::<L>(&device, b * h * sq)?);
     let kernel = Kernel::of(&device, kernels.names[0])?;
-    let held = [q, k, v].map(Held::new);
+    let held = [q, k, v].map(Lent::new);
     let [q_view, k_view, v_view] = [held[0].view::<T>()?, held[1].view::<T>()?, held[2].view::<T>()?];
     let [q_at, k_at, v_at] = [q, k, v].map(strides);
     let (queries, keys, dim, scale) = (sq as i32, k.dims()[2] as i32, d as i32, scale as f32);
@@ -160,7 +155,7 @@ where
     let device = device_of(q)?;
     let [mut dq, mut dk, mut dv] =
         [empty::<O>(&device, b * h * sq * d)?, empty(&device, b * h * sk * d)?, empty(&device, b * h * sk * d)?];
-    let held = [q, k, v, d_o, lse, delta].map(Held::new);
+    let held = [q, k, v, d_o, lse, delta].map(Lent::new);
     let [q_view, k_view, v_view, d_o_view] =
         [held[0].view::<T>()?, held[1].view::<T>()?, held[2].view::<T>()?, held[3].view::<T>()?];
     let [lse_view, delta_view] = [held[4].view::<f32>()?, held[5].view::<f32>()?];
