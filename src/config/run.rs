@@ -191,7 +191,7 @@ pub struct Train {
     pub device: Hardware,
     /// Where AdamW's moments and the moving average are: in memory or, 12 bytes a parameter, in a scratch file for each rank.
     pub moments: Place,
-    /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: see [`default_tile`](crate::engine::default_tile).
+    /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: see [`tile_rows`](crate::engine::tile_rows).
     pub tile: usize,
     /// A checkpoint every this many steps, and at the end; 0: only at the end.
     pub checkpoint_every: u64,

@@ -33,7 +33,7 @@ pub use keeper::{Keeper, Pass};
 pub use phase::Phase;
 pub use stash::Stash;
 use stash::{Attention, Saved, Shapes};
-pub use tile::default_tile;
+pub use tile::tile_rows;
 use work::PerRow;
 
 /// Base of the rotary frequencies, Wan's.
@@ -74,7 +74,7 @@ pub struct Engine<'a> {
 
 impl<'a> Engine<'a> {
     /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `sequence`; `tile` rows at a time (0:
-    /// [`default_tile`]). Fails if there are more ranks than tokens, or the grid
+    /// [`tile_rows`]). Fails if there are more ranks than tokens, or the grid
     /// is one for more heads.
     pub fn new(model: &'a Model, sequence: &Sequence, grid: [usize; 3], batch: usize, tile: usize) -> Result<Self> {
         if batch == 0 {
@@ -90,7 +90,7 @@ impl<'a> Engine<'a> {
             rope,
             grid,
             batch,
-            tile: if tile == 0 { default_tile(config.ffn_dim) } else { tile },
+            tile: tile_rows(tile, config.ffn_dim),
             stash: Arc::default(),
             watch: Arc::default(),
             per_row: PerRow::new(config),

@@ -10,13 +10,13 @@ const MOST: usize = 512;
 /// Fewer would spend their time on packing weights, whatever the cache.
 const LEAST: usize = 128;
 
-/// Rows of a tile for a network whose widest rows have `width` numbers (`ffn_dim`): 128 to 512, and no more than let three such
-/// rows each, in f32, lie in a quarter of the last-level cache: what comes in, what goes out, a gradient. A quarter, as ranks and
+/// Rows of a tile where `asked` for so many, or for 0: then, for a network whose widest rows have `width` numbers (`ffn_dim`), 128 to
+/// 512, and no more than let three such rows each, in f32, lie in a quarter of the last-level cache: what comes in, what goes out, a gradient. A quarter, as ranks and
 /// neighbours share that cache. 512 where the system does not say how large it is.
-pub fn default_tile(width: usize) -> usize {
+pub fn tile_rows(asked: usize, width: usize) -> usize {
     static CACHE: LazyLock<Option<usize>> =
         LazyLock::new(|| last_level(Path::new("/sys/devices/system/cpu/cpu0/cache")));
-    rows(width, *CACHE)
+    if asked == 0 { rows(width, *CACHE) } else { asked }
 }
 
 fn rows(width: usize, cache: Option<usize>) -> usize {
@@ -52,7 +52,7 @@ mod tests {
     fn the_default_goes_by_this_machines_cache() {
         let cache = last_level(Path::new("/sys/devices/system/cpu/cpu0/cache"));
         for width in [64, 3072, 1 << 20] {
-            assert_eq!(default_tile(width), rows(width, cache), "width {width}, cache {cache:?}");
+            assert_eq!(tile_rows(0, width), rows(width, cache), "width {width}, cache {cache:?}");
         }
     }
 

@@ -191,7 +191,7 @@ pub fn alternatives(config: &RunConfig, model: &ModelConfig) -> Vec<(String, Pla
     add("stash.where = \"disk\" and these head groups", &|c| {
         (c.stash.place, c.parallel.head_groups) = (Place::Disk, groups)
     });
-    let tile = if config.train.tile == 0 { crate::engine::default_tile(model.ffn_dim) } else { config.train.tile };
+    let tile = crate::engine::tile_rows(config.train.tile, model.ffn_dim);
     add(&format!("train.tile = {}", tile.div_ceil(2)), &|c| c.train.tile = tile.div_ceil(2));
     if config.train.batch > 1 {
         add("train.batch = 1", &|c| c.train.batch = 1);

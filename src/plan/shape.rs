@@ -5,9 +5,9 @@ use candle_core::DType;
 use crate::Result;
 use crate::config::{Compute, RunConfig};
 use crate::data::Part;
-use crate::engine::default_tile;
 use crate::engine::heads::shares;
 use crate::engine::stash::{self, Shapes};
+use crate::engine::tile_rows;
 use crate::model::ModelConfig;
 use crate::parallel::{Sequence, Split};
 
@@ -53,7 +53,6 @@ impl Shape {
         let local = Split::new(tokens, sequence).range(within);
         let part = Part::of_tokens(local.clone(), grid, model.patch_size);
         let rows = train.batch * local.len();
-        let tile = if train.tile == 0 { default_tile(model.ffn_dim) } else { train.tile };
         Ok(Self {
             batch: train.batch,
             rows,
@@ -64,7 +63,7 @@ impl Shape {
             groups: (0..split.parts).map(mine).collect(),
             width: model.width(),
             head_dim: model.attention_head_dim,
-            tile: tile.min(rows),
+            tile: tile_rows(train.tile, model.ffn_dim).min(rows),
             half: train.dtype == Compute::Bf16,
             frames: part.bytes(config.data.width) as u64,
         })
