@@ -20,6 +20,8 @@ pub struct Job {
     /// Where initial weights come from, if not from the seed.
     from: Option<Folder>,
     pub folder: RunFolder,
+    /// What its ranks compute on.
+    device: Device,
     /// Where to go on from.
     pub resume: Option<Checkpoint>,
 }
@@ -53,7 +55,7 @@ impl Job {
             let (old, new) = (checkpoint.state().seed, config.run.seed);
             bail!("run.seed is {new}, the checkpoint's run has seed {old}: its order and noise would not go on")
         }
-        device(&config)?;
+        let device = device(&config)?;
         let from = match &config.model.from {
             Some(spec) => Some(Folder::open(&hub::resolve(spec)?)?),
             None => None,
@@ -96,7 +98,7 @@ impl Job {
                 Some(Arc::new(heldout))
             }
         };
-        Ok(Self { dataset: Arc::new(dataset), heldout, model, from, folder, resume, config })
+        Ok(Self { dataset: Arc::new(dataset), heldout, model, from, folder, device, resume, config })
     }
 
     /// Frames per second of the clips: the first video's, none for images.
@@ -128,7 +130,7 @@ impl Job {
             Some(folder) => Model::load(&self.model, DType::F32, bf16, |name| folder.read_f32(name)),
             None => Model::init(&self.model, DType::F32, bf16, self.config.run.seed),
         };
-        model?.to_device(&device(&self.config)?)
+        model?.to_device(&self.device)
     }
 }
 

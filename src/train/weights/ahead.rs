@@ -6,9 +6,11 @@
 use candle_core::Tensor;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::cell::Cell;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::shards::Shards;
+use crate::parallel::Communicator;
 use crate::{Error, Result};
 
 /// A unit's parts over the ranks, and this rank's.
@@ -21,14 +23,16 @@ type Parts = Result<Vec<Tensor>>;
 pub(super) struct Ahead {
     ask: Option<Sender<Wanted>>,
     answers: Receiver<Parts>,
+    /// The communicator that only the thread calls.
+    aside: Arc<dyn Communicator>,
     /// The unit that is under way, if any.
     unit: Cell<Option<usize>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Ahead {
-    /// A thread that has nothing to do yet.
-    pub fn new() -> Result<Self> {
+    /// A thread that has nothing to do yet, for the ranks of `world`. A collective.
+    pub fn new(world: &dyn Communicator) -> Result<Self> {
         let (ask, asked) = bounded::<Wanted>(1);
         let (answer, answers) = bounded(1);
         let work = move || {
@@ -40,14 +44,15 @@ impl Ahead {
         };
         let thread = std::thread::Builder::new().name("gather".into()).spawn(work);
         let thread = thread.map_err(|e| Error::Invalid(format!("no thread to gather parameters with: {e}")))?;
-        Ok(Self { ask: Some(ask), answers, unit: Cell::new(None), thread: Some(thread) })
+        Ok(Self { ask: Some(ask), answers, aside: world.aside()?, unit: Cell::new(None), thread: Some(thread) })
     }
 
-    /// Begins to fetch a unit; `shards` must be those of a communicator that nobody else calls.
-    pub fn start(&self, unit: usize, shards: &Shards, own: &Tensor) -> Result<()> {
+    /// Begins to fetch a unit of so many `elements`, of which this rank has `own`.
+    pub fn start(&self, unit: usize, elements: usize, own: &Tensor) -> Result<()> {
         self.forget()?;
         self.unit.set(Some(unit));
-        self.ask.as_ref().and_then(|ask| ask.send((shards.clone(), own.clone())).ok()).ok_or_else(gone)
+        let wanted = (Shards::new(elements, self.aside.clone()), own.clone());
+        self.ask.as_ref().and_then(|ask| ask.send(wanted).ok()).ok_or_else(gone)
     }
 
     /// All ranks' parts of `unit`, if it was begun with.

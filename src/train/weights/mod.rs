@@ -41,8 +41,8 @@ pub struct Weights {
     /// ZeRO's stage.
     zero: usize,
     world: Arc<dyn Communicator>,
-    /// In stage 3 with several ranks, what fetches the next unit, and the communicator that it alone calls.
-    ahead: Option<(Ahead, Arc<dyn Communicator>)>,
+    /// In stage 3 with several ranks, what fetches the next unit.
+    ahead: Option<Ahead>,
 }
 
 /// What this rank holds of a unit besides the model's own tensors.
@@ -81,8 +81,11 @@ impl Weights {
     ) -> Result<Self> {
         let shards = |unit: &Unit| Shards::new(unit.value.elem_count(), world.clone());
         let range = |unit: &Unit| if zero >= 1 { shards(unit).range() } else { 0..unit.value.elem_count() };
-        // Candle's `copy` of a view would keep all of its storage.
-        let own = |unit: &Unit| duplicate(&unit.value.narrow(0, range(unit).start, range(unit).len())?);
+        // Candle's `copy` of a view would keep all of its storage. What this rank holds of a unit is in memory, wherever that is.
+        let own = |unit: &Unit| {
+            let view = unit.value.narrow(0, range(unit).start, range(unit).len())?;
+            duplicate(&view.to_device(&Device::Cpu)?)
+        };
         let average = |i: usize| own(&model.units[i]);
         let moments = Moments::new(
             model.units.iter().map(|unit| range(unit).len()).collect(),
@@ -111,7 +114,7 @@ impl Weights {
         let units = model.units.iter().map(state).collect::<Result<_>>()?;
         let optimizer = AdamW::new(config)?;
         let ahead = match world.size() {
-            2.. if zero >= 3 => Some((Ahead::new()?, world.aside()?)),
+            2.. if zero >= 3 => Some(Ahead::new(world.as_ref())?),
             _ => None,
         };
         Ok(Self { model, units, moments, optimizer, clip: config.clip, ema: config.ema, zero, world, ahead })
@@ -214,7 +217,7 @@ impl Weights {
         let grads = read::<f32>(&grads)?;
         match &state.value {
             Some(shard) => {
-                if let Some((ahead, _)) = &self.ahead {
+                if let Some(ahead) = &self.ahead {
                     ahead.forget()?; // of an abandoned step: it is outdated from here on
                 }
                 write(shard, |params: &mut [f32]| change(state, params, &grads))?
@@ -316,11 +319,11 @@ impl Weights {
     fn gather(&self, number: usize, pass: Pass) -> Result<()> {
         let (unit, state) = (&self.model.units[number], &self.units[number]);
         let Some(shard) = &state.value else { return Ok(()) };
-        let Some((ahead, aside)) = &self.ahead else {
-            restore(&unit.value)?;
-            return state.shards.gather(shard, &unit.value);
+        let fetched = match &self.ahead {
+            Some(ahead) => ahead.take(number)?,
+            None => None,
         };
-        let parts = match ahead.take(number)? {
+        let parts = match fetched {
             Some(parts) => parts,
             None => state.shards.parts(shard)?,
         };
@@ -328,12 +331,15 @@ impl Weights {
         state.shards.fill(&unit.value, &parts)?;
         drop(parts);
         let next = match pass {
-            Pass::Forward => number + 1, // the last of them, the head, is also where the way back begins
-            Pass::Backward => number.wrapping_sub(1),
+            Pass::Forward => Some(number + 1), // the last of them, the head, is also where the way back begins
+            Pass::Backward => number.checked_sub(1),
         };
-        let Some((unit, state)) = self.model.units.get(next).zip(self.units.get(next)) else { return Ok(()) };
-        let shards = Shards::new(unit.value.elem_count(), aside.clone());
-        ahead.start(next, &shards, state.value.as_ref().unwrap_or(shard))
+        let next =
+            next.and_then(|next| Some((next, self.model.units.get(next)?, self.units.get(next)?.value.as_ref()?)));
+        if let (Some(ahead), Some((next, unit, own))) = (&self.ahead, next) {
+            ahead.start(next, unit.value.elem_count(), own)?;
+        }
+        Ok(())
     }
 }
 

@@ -9,7 +9,6 @@ use crate::ops::{read, write};
 use crate::parallel::{Communicator, Split};
 
 /// The parts of one unit.
-#[derive(Clone)]
 pub(super) struct Shards {
     split: Split,
     world: Arc<dyn Communicator>,
