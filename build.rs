@@ -22,9 +22,9 @@ fn main() {
         .collect();
     sources.sort();
     let nvcc = nvcc();
-    for source in sources {
-        compile(&nvcc, &source, &out);
-    }
+    let image = |source: &PathBuf| format!("({source:?}, include_bytes!({:?}) as &[u8])", compile(&nvcc, source, &out));
+    let images: Vec<String> = sources.iter().map(image).collect();
+    std::fs::write(out.join("images.rs"), format!("[{}]", images.join(", "))).expect("OUT_DIR can be written to");
 }
 
 /// $NVCC, $CUDA_HOME's, or the one of $PATH.
@@ -33,15 +33,16 @@ fn nvcc() -> PathBuf {
     std::env::var_os("NVCC").map(PathBuf::from).or_else(home).unwrap_or_else(|| "nvcc".into())
 }
 
-fn compile(nvcc: &Path, source: &Path, out: &Path) {
+/// The compiled file.
+fn compile(nvcc: &Path, source: &Path, out: &Path) -> PathBuf {
     let name = source.with_extension("fatbin");
     let target = out.join(name.file_name().expect("a file has a name"));
     let mut command = Command::new(nvcc);
     // The arithmetic of a kernel is that of its source: no --use_fast_math.
     command.args(["-std=c++20", "-O3", "-fatbin"]).args(TARGETS.map(|target| format!("-gencode={target}")));
-    command.arg(source).arg("-o").arg(target);
+    command.arg(source).arg("-o").arg(&target);
     match command.status() {
-        Ok(status) if status.success() => {}
+        Ok(status) if status.success() => target,
         Ok(status) => panic!("{} failed on {}: {status}", nvcc.display(), source.display()),
         Err(e) => panic!("{} cannot be run ({e}): put CUDA 13's nvcc into PATH, or name it in NVCC", nvcc.display()),
     }

@@ -185,7 +185,7 @@ def wan(args):
 
 
 def main():
-    tables = {f"ladder-{heads * dim}": lambda a, n=network: ladder(n, a) for network in NETWORKS for _, heads, dim, *_ in [network]}
+    tables = {f"ladder-{n[1] * n[2]}": lambda args, n=n: ladder(n, args) for n in NETWORKS}
     tables["wan"] = wan
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default="", metavar="REGEX", help=f"only some of {', '.join(tables)}")

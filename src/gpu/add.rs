@@ -3,7 +3,7 @@
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Result, Tensor};
 
-use super::{Held, Kernel, THREADS, change, device_of, failed};
+use super::{Kernel, Lent, THREADS, change, device_of, failed};
 
 /// to += values, both contiguous and in f32.
 pub(crate) fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
@@ -17,7 +17,7 @@ pub(crate) fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
             values.is_contiguous()
         )
     }
-    let held = Held::new(values);
+    let held = Lent::new(values);
     change(to, |mut to| {
         let (values, count) = (held.view::<f32>()?, n as i64);
         let mut call = kernel.call();

@@ -14,7 +14,7 @@ pub(crate) use add::add_assign;
 pub(crate) use gemm::{Matrix, product};
 pub(crate) use modules::Kernel;
 pub(crate) use rows::{PerSample, RUN, Sum, THREADS, TileRows, sum_runs};
-pub(crate) use tensor::{Held, change, device_of, empty, ones, tensor};
+pub(crate) use tensor::{Lent, change, device_of, empty, ones, tensor};
 
 /// A kernel could not be launched.
 pub(crate) fn failed(e: DriverError) -> candle_core::Error {

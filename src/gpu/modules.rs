@@ -8,27 +8,8 @@ use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSt
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaDevice, Error, Result, bail};
 
-macro_rules! images {
-    ($($name:literal),* $(,)?) => {
-        [$(($name, include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin")) as &[u8])),*]
-    };
-}
-
 /// What build.rs made of each file of kernels/.
-static IMAGES: [(&str, &[u8]); 12] = images!(
-    "adamw",
-    "copy_rows",
-    "flash_backward",
-    "flash_forward",
-    "flash_plain",
-    "gate",
-    "gelu",
-    "layer_norm",
-    "patches",
-    "ring",
-    "rms_rope",
-    "sum_runs",
-);
+static IMAGES: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// Threads of a block and its bytes of shared memory, by kernel: kernels/launch.h.
 static BLOCKS: LazyLock<HashMap<&str, [u32; 2]>> = LazyLock::new(|| blocks(include_str!("../../kernels/launch.h")));
@@ -67,7 +48,7 @@ impl Kernel {
             std::collections::hash_map::Entry::Vacant(entry) => {
                 let module = |(file, image): &(&str, &[u8])| {
                     let module = context.load_module(Ptx::from_binary(image.to_vec()));
-                    module.map_err(|e| Error::msg(format!("kernels/{file}.cu cannot be loaded: {e}")))
+                    module.map_err(|e| Error::msg(format!("{file} cannot be loaded: {e}")))
                 };
                 entry.insert((IMAGES.iter().map(module).collect::<Result<_>>()?, HashMap::new()))
             }

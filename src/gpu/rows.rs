@@ -3,7 +3,7 @@
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, PushKernelArg};
 use candle_core::{CudaDevice, Result, Tensor};
 
-use super::tensor::{Held, change};
+use super::tensor::{Lent, change};
 use super::{Kernel, failed};
 use crate::ops::Rows;
 
@@ -54,7 +54,7 @@ impl PerSample {
     pub const NONE: Self = Self { values: 0, stride: 0 };
 
     /// From number `offset` of what is held, which must stay so while a kernel is launched with this.
-    pub fn at(held: &Held, device: &CudaDevice, offset: usize, stride: usize) -> Result<Self> {
+    pub fn at(held: &Lent, device: &CudaDevice, offset: usize, stride: usize) -> Result<Self> {
         let view = held.view::<f32>()?;
         let stream = device.cuda_stream();
         let (start, _) = view.device_ptr(&stream);

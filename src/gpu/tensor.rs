@@ -18,12 +18,12 @@ pub(crate) fn device_of(x: &Tensor) -> Result<CudaDevice> {
 }
 
 /// A tensor's storage, held while a kernel is launched on it.
-pub(crate) struct Held<'a> {
+pub(crate) struct Lent<'a> {
     storage: StorageRef<'a>,
     layout: &'a Layout,
 }
 
-impl<'a> Held<'a> {
+impl<'a> Lent<'a> {
     pub fn new(x: &'a Tensor) -> Self {
         let (storage, layout) = x.storage_and_layout();
         Self { storage, layout }

@@ -207,7 +207,7 @@ impl<O: Op1> CustomOp1 for Custom<O> {
         let dy = dy.contiguous()?;
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let held = [x, y, &dy].map(crate::gpu::Held::new);
+            let held = [x, y, &dy].map(crate::gpu::Lent::new);
             let [x, y, dy] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
             return Ok(Some(x.tensor(self.0.gpu_backward(x, y, dy)?)));
         }
@@ -256,7 +256,7 @@ impl<O: Op2> CustomOp2 for Custom<O> {
         let dy = dy.contiguous()?;
         #[cfg(feature = "cuda")]
         if a.device().is_cuda() {
-            let held = [a, b, &dy].map(crate::gpu::Held::new);
+            let held = [a, b, &dy].map(crate::gpu::Lent::new);
             let [a, b, dy_array] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
             let [da, db] = self.0.gpu_backward(a, b, dy_array)?;
             let gradient =

@@ -18,14 +18,14 @@ use super::products::{Packed, Weights};
 use super::residual::Gate;
 use super::{Param, Real, Rows, Tape};
 #[cfg(feature = "cuda")]
-use crate::gpu::Held as OnGpu;
+use crate::gpu::Lent;
 
 /// A linear layer over weights `[out, in]` and bias `[out]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     pub weight: Param,
     pub bias: Param,
-    bf16: bool,
+    pub(super) bf16: bool,
     path: Path,
     /// The packed weights, while someone holds them.
     packed: Arc<Mutex<Weak<Packed>>>,
@@ -84,19 +84,13 @@ impl Linear {
     pub fn accumulate(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let held = [x, dy].map(crate::gpu::Held::new);
+            let held = [x, dy].map(crate::gpu::Lent::new);
             return self.accumulate_on_gpu(held[0].array("linear")?, held[1].array("linear")?);
         }
         match x.dtype() {
             DType::F64 => self.add_grads::<f64>(&read(x)?, &read(dy)?),
             _ => self.add_grads::<f32>(&read(x)?, &read(dy)?),
         }
-    }
-
-    /// Whether operands are rounded to bf16.
-    #[cfg(feature = "cuda")]
-    pub(super) fn rounds(&self) -> bool {
-        self.bf16
     }
 
     /// (out, in)
@@ -324,7 +318,7 @@ impl WithGelu {
 
     fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
         let d_sums = dy.tensor(super::gpu::gelu_backward(self.sums.get::<Numbers>()?, dy)?);
-        self.linear.back_on_gpu(x, OnGpu::new(&d_sums).array(Self::NAME)?)
+        self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)
     }
 }
 
@@ -381,7 +375,7 @@ impl Op2 for WithGate {
     #[cfg(feature = "cuda")]
     fn gpu_backward(&self, _: Array, x: Array, dy: Array) -> Result<[Option<Numbers>; 2]> {
         let d_sums = dy.tensor(self.gate.back_on_gpu(self.sums.get::<Numbers>()?, dy)?);
-        Ok([None, Some(self.linear.back_on_gpu(x, OnGpu::new(&d_sums).array(Self::NAME)?)?)])
+        Ok([None, Some(self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)?)])
     }
 }
 

@@ -17,14 +17,14 @@ pub struct Rope {
     /// For each axis, for each position.
     axes: Arc<[Vec<Angles>; 3]>,
     /// Tokens along time, height and width.
-    grid: [usize; 3],
+    pub(super) grid: [usize; 3],
     /// The clip's token that is this rank's first.
-    first: usize,
+    pub(super) first: usize,
     /// Features of a head.
-    d: usize,
+    pub(super) d: usize,
     /// [`table`](Self::table) on the GPU, once it is there.
     #[cfg(feature = "cuda")]
-    gpu: Arc<std::sync::OnceLock<Arc<candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>>>>,
+    pub(super) gpu: Arc<std::sync::OnceLock<Arc<candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>>>>,
 }
 
 impl Rope {
@@ -70,20 +70,6 @@ impl Rope {
     #[cfg(feature = "cuda")]
     pub(super) fn table(&self) -> Vec<f32> {
         self.axes.iter().flatten().flatten().flat_map(|&(cosine, sine)| [cosine as f32, sine as f32]).collect()
-    }
-
-    /// The grid, the clip's token that is this rank's first, and the features of a head.
-    #[cfg(feature = "cuda")]
-    pub(super) fn shape(&self) -> ([usize; 3], usize, usize) {
-        (self.grid, self.first, self.d)
-    }
-
-    #[cfg(feature = "cuda")]
-    #[allow(clippy::type_complexity)]
-    pub(super) fn gpu_slot(
-        &self,
-    ) -> &std::sync::OnceLock<Arc<candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>>> {
-        &self.gpu
     }
 
     /// Turns every head of a row, by the negative angles if `back`.

@@ -5,7 +5,7 @@ use candle_core::{CudaDevice, Result};
 
 use super::{Array, Numbers};
 use crate::gpu::{
-    Held, Kernel, Matrix, PerSample, Sum, THREADS, TileRows, change, empty, failed, ones, product, sum_runs,
+    Kernel, Lent, Matrix, PerSample, Sum, THREADS, TileRows, change, empty, failed, ones, product, sum_runs,
 };
 use crate::ops::linear::Linear;
 use crate::ops::residual::Gate;
@@ -39,14 +39,14 @@ impl Linear {
                 true
             }
         };
-        let (ones, bias, weight) = (ones(device, n)?, Held::new(&self.bias.value), Held::new(&self.weight.value));
-        let ones = Held::new(&ones);
+        let (ones, bias, weight) = (ones(device, n)?, Lent::new(&self.bias.value), Lent::new(&self.weight.value));
+        let ones = Lent::new(&ones);
         let column = Matrix { values: ones.view()?, rows: n, columns: 1, transposed: false };
         let bias = Matrix { values: bias.view()?, rows: 1, columns: out, transposed: false };
         product(device, &column, &bias, &mut y.as_view_mut(), add, false)?; // every row starts with the bias
         let x = Matrix { values: x.view()?, rows: n, columns: inner, transposed: false };
         let weight = Matrix { values: weight.view()?, rows: out, columns: inner, transposed: true };
-        product(device, &x, &weight, &mut y.as_view_mut(), true, self.rounds())?;
+        product(device, &x, &weight, &mut y.as_view_mut(), true, self.bf16)?;
         Ok(y)
     }
 
@@ -55,11 +55,11 @@ impl Linear {
         self.accumulate_on_gpu(x, dy)?;
         let ([n, inner], device) = (x.rows()?, x.device());
         let out = dy.rows()?[1];
-        let weight = Held::new(&self.weight.value);
+        let weight = Lent::new(&self.weight.value);
         let mut dx = empty::<f32>(device, n * inner)?;
         let dy = Matrix { values: dy.view()?, rows: n, columns: out, transposed: false };
         let weight = Matrix { values: weight.view()?, rows: out, columns: inner, transposed: false };
-        product(device, &dy, &weight, &mut dx.as_view_mut(), false, self.rounds())?;
+        product(device, &dy, &weight, &mut dx.as_view_mut(), false, self.bf16)?;
         Ok(dx)
     }
 
@@ -69,10 +69,10 @@ impl Linear {
         let matrix = |values, columns, transposed| Matrix { values, rows: n, columns, transposed };
         change(&self.weight.grad, |mut grad| {
             let (dy, x) = (matrix(dy.view()?, out, true), matrix(x.view()?, inner, false));
-            product(device, &dy, &x, &mut grad, true, self.rounds())
+            product(device, &dy, &x, &mut grad, true, self.bf16)
         })?;
         let ones = ones(device, n)?;
-        let ones = Held::new(&ones);
+        let ones = Lent::new(&ones);
         change(&self.bias.grad, |mut grad| {
             let (column, dy) = (matrix(ones.view()?, 1, true), matrix(dy.view()?, out, false));
             product(device, &column, &dy, &mut grad, true, false) // sums of columns, in f32
@@ -109,7 +109,7 @@ pub(in crate::ops) fn gelu_backward(x: &CudaSlice<f32>, dy: Array) -> Result<Num
 
 impl Gate {
     /// The gates of all samples, in the modulation that is held.
-    fn per_sample(&self, held: &Held, device: &CudaDevice) -> Result<(PerSample, usize)> {
+    fn per_sample(&self, held: &Lent, device: &CudaDevice) -> Result<(PerSample, usize)> {
         let dims = self.modulation.value.dims();
         let stride = dims[1] * dims[2];
         Ok((PerSample::at(held, device, self.index * dims[2], stride)?, stride))
@@ -118,7 +118,7 @@ impl Gate {
     /// residual + gate * y.
     pub(in crate::ops) fn on_gpu(&self, residual: Array, y: &CudaSlice<f32>) -> Result<Numbers> {
         let ([n, width], device) = (residual.rows()?, residual.device());
-        let held = Held::new(&self.modulation.value);
+        let held = Lent::new(&self.modulation.value);
         let (gate, _) = self.per_sample(&held, device)?;
         let mut out = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "gate_forward_f32")?;
@@ -139,7 +139,7 @@ impl Gate {
         let [first, samples, runs] = rows.samples(n);
         let (mut dy, mut parts) = (empty::<f32>(device, n * width)?, empty::<f32>(device, samples * runs * width)?);
         let stride = {
-            let held = Held::new(&self.modulation.value);
+            let held = Lent::new(&self.modulation.value);
             let (gate, stride) = self.per_sample(&held, device)?;
             let kernel = Kernel::of(device, "gate_backward_f32")?;
             let (d_out, count, features) = (d_out.view()?, n as i64, width as i32);

@@ -7,7 +7,7 @@ mod norm;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaDevice, CudaStorage, Layout, Result, Tensor, bail};
 
-use crate::gpu::{Held, tensor};
+use crate::gpu::{Lent, tensor};
 pub(super) use linear::{Start, gelu, gelu_backward};
 
 /// What an op on a GPU makes.
@@ -66,7 +66,7 @@ impl<'a> Array<'a> {
     }
 }
 
-impl Held<'_> {
+impl Lent<'_> {
     /// As an array for an op of this name.
     pub(super) fn array(&self, name: &str) -> Result<Array<'_>> {
         Array::new(self.storage()?, self.layout(), name)
@@ -75,7 +75,7 @@ impl Held<'_> {
 
 /// A copy of a tensor's numbers.
 pub(crate) fn numbers(x: &Tensor) -> Result<Numbers> {
-    Held::new(x).array("numbers")?.copy()
+    Lent::new(x).array("numbers")?.copy()
 }
 
 /// An op of one array on the CPU: for the few numbers of conditions.

@@ -2,9 +2,10 @@
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, PushKernelArg};
 use candle_core::{CudaDevice, Result};
+use std::sync::Arc;
 
 use super::{Array, Numbers};
-use crate::gpu::{Held, Kernel, PerSample, RUN, Sum, THREADS, TileRows, empty, failed, sum_runs};
+use crate::gpu::{Kernel, Lent, PerSample, RUN, Sum, THREADS, TileRows, empty, failed, sum_runs};
 use crate::ops::norm::{Affine, LayerNorm, RmsNorm};
 use crate::ops::rope::Rope;
 
@@ -23,7 +24,7 @@ unsafe impl DeviceRepr for Turn {}
 
 impl LayerNorm {
     /// What a row is multiplied with and shifted by, `one` of kernels/layer_norm.cu, and whose row it is.
-    fn gpu_affine(&self, held: &[Held], device: &CudaDevice, width: usize) -> Result<([PerSample; 2], f32, TileRows)> {
+    fn gpu_affine(&self, held: &[Lent], device: &CudaDevice, width: usize) -> Result<([PerSample; 2], f32, TileRows)> {
         Ok(match (&self.affine, held) {
             (Affine::Weights { .. }, [weight, bias]) => {
                 let at = |held| PerSample::at(held, device, 0, 0);
@@ -39,11 +40,11 @@ impl LayerNorm {
     }
 
     /// The affine's values, locked.
-    fn gpu_hold(&self) -> Vec<Held<'_>> {
+    fn gpu_hold(&self) -> Vec<Lent<'_>> {
         match &self.affine {
             Affine::None => vec![],
-            Affine::Weights { weight, bias } => vec![Held::new(&weight.value), Held::new(&bias.value)],
-            Affine::Modulation { modulation, .. } => vec![Held::new(&modulation.value)],
+            Affine::Weights { weight, bias } => vec![Lent::new(&weight.value), Lent::new(&bias.value)],
+            Affine::Modulation { modulation, .. } => vec![Lent::new(&modulation.value)],
         }
     }
 
@@ -112,16 +113,20 @@ impl RmsNorm {
         match (&self.turn, table) {
             (Some((rope, rows)), Some(table)) => {
                 let stream = device.cuda_stream();
-                let (grid, first, d) = rope.shape();
                 let place = table.device_ptr(&stream).0;
-                let turn = Turn { table: place, grid: grid.map(|n| n as i32), first: first as i64, d: d as i32 };
+                let turn = Turn {
+                    table: place,
+                    grid: rope.grid.map(|n| n as i32),
+                    first: rope.first as i64,
+                    d: rope.d as i32,
+                };
                 (turn, TileRows::new(Some(*rows)))
             }
             _ => (Turn { table: 0, grid: [1; 3], first: 0, d: 2 }, TileRows::new(None)),
         }
     }
 
-    fn gpu_table(&self, device: &CudaDevice) -> Result<Option<std::sync::Arc<CudaSlice<f32>>>> {
+    fn gpu_table(&self, device: &CudaDevice) -> Result<Option<Arc<CudaSlice<f32>>>> {
         self.turn.as_ref().map(|(rope, _)| rope.on_gpu(device)).transpose()
     }
 
@@ -129,7 +134,7 @@ impl RmsNorm {
         let ([n, width], device) = (x.rows()?, x.device());
         let table = self.gpu_table(device)?;
         let (turn, rows) = self.gpu_turn(table.as_deref(), device);
-        let held = Held::new(&self.weight.value);
+        let held = Lent::new(&self.weight.value);
         let mut y = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "rms_rope_forward_f32")?;
         let (x, weight, features, eps) = (x.view()?, held.view::<f32>()?, width as i32, self.eps as f32);
@@ -149,7 +154,7 @@ impl RmsNorm {
         let (mut dx, mut saved) = (empty::<f32>(device, n * width)?, empty::<f32>(device, n)?);
         let mut parts = empty::<f32>(device, runs * width)?;
         {
-            let held = Held::new(&self.weight.value);
+            let held = Lent::new(&self.weight.value);
             let (x, dy, weight) = (x.view()?, dy.view()?, held.view::<f32>()?);
             let (features, eps, count) = (width as i32, self.eps as f32, n as i64);
             let kernel = Kernel::of(device, "rms_rope_backward_f32")?;
@@ -179,11 +184,11 @@ impl RmsNorm {
 
 impl Rope {
     /// The table of (cos, sin) for all positions of each axis, on the device; made once.
-    pub(in crate::ops) fn on_gpu(&self, device: &CudaDevice) -> Result<std::sync::Arc<CudaSlice<f32>>> {
-        if let Some(table) = self.gpu_slot().get() {
+    pub(in crate::ops) fn on_gpu(&self, device: &CudaDevice) -> Result<Arc<CudaSlice<f32>>> {
+        if let Some(table) = self.gpu.get() {
             return Ok(table.clone());
         }
-        let table = std::sync::Arc::new(device.clone_htod(&self.table())?);
-        Ok(self.gpu_slot().get_or_init(|| table).clone())
+        let table = Arc::new(device.clone_htod(&self.table())?);
+        Ok(self.gpu.get_or_init(|| table).clone())
     }
 }
