@@ -1,6 +1,6 @@
 //! AVX2 with FMA: eight f32 a vector, sixteen registers.
 //!
-//! `BF16` rounds P and dS to bf16, for input that is bf16 widened to f32 words.
+//! `BF16`: matrices that are packed are rounded to bf16, which f32 words hold.
 
 use std::arch::x86_64::*;
 
@@ -61,6 +61,11 @@ impl<const BF16: bool> Simd for Avx2<BF16> {
     }
     #[inline]
     #[target_feature(enable = "avx2,fma")]
+    unsafe fn element(x: __m256) -> __m256 {
+        if BF16 { round(x) } else { x }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
     unsafe fn words(p: *const u32) -> __m256 {
         // SAFETY: the caller's pointer holds a vector.
         unsafe { _mm256_loadu_ps(p.cast()) }
@@ -85,7 +90,6 @@ impl<const BF16: bool> Simd for Avx2<BF16> {
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn put_rows(p: *mut u32, stride: usize, a: __m256, b: __m256) {
-        let (a, b) = if BF16 { (round(a), round(b)) } else { (a, b) };
         // SAFETY: the caller's pointer holds a vector at 0 and at `stride`.
         unsafe {
             _mm256_storeu_ps(p.cast(), a);

@@ -65,6 +65,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn element(x: __m512) -> __m512 {
+        if BF16 { round(x) } else { x }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn words(p: *const u32) -> __m512 {
         // SAFETY: the caller's pointer holds a vector.
         unsafe { _mm512_loadu_ps(p.cast()) }
@@ -89,7 +94,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn put_rows(p: *mut u32, stride: usize, a: __m512, b: __m512) {
-        let (a, b) = if BF16 { (round(a), round(b)) } else { (a, b) };
         // SAFETY: the caller's pointer holds a vector at 0 and at `stride`.
         unsafe {
             _mm512_storeu_ps(p.cast(), a);

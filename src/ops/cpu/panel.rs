@@ -137,7 +137,7 @@ impl Kernel for Across<'_> {
             for lane in (0..width).step_by(S::LANES) {
                 // SAFETY: both rows hold `width` values; the words have room for two rows, as pairs or one after the other.
                 unsafe {
-                    let (a, b) = (S::load(rows[0].add(lane)), S::load(rows[1].add(lane)));
+                    let (a, b) = (S::element(S::load(rows[0].add(lane))), S::element(S::load(rows[1].add(lane))));
                     S::put_rows(words.as_mut_ptr().add(lane), width, a, b);
                 }
             }
@@ -202,12 +202,13 @@ unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
     unsafe {
         for at in (0..whole).step_by(both) {
             let p = values.as_ptr().add(at);
-            S::put_row(to.add(at / S::PAIR), S::load(p), S::load(p.add(S::LANES)));
+            S::put_row(to.add(at / S::PAIR), S::element(S::load(p)), S::element(S::load(p.add(S::LANES))));
         }
         if whole < values.len() {
             let mut end = [0f32; 32];
             end[..values.len() - whole].copy_from_slice(&values[whole..]);
-            S::put_row(to.add(whole / S::PAIR), S::load(end.as_ptr()), S::load(end.as_ptr().add(S::LANES)));
+            let p = end.as_ptr();
+            S::put_row(to.add(whole / S::PAIR), S::element(S::load(p)), S::element(S::load(p.add(S::LANES))));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The unit any CPU has: arrays of four f32, which the compiler turns into whatever vectors the target offers.
 //!
-//! `BF16` rounds P and dS to bf16, for input that is bf16 widened to f32 words. Multiply-add is two roundings here, because
+//! `BF16`: matrices that are packed are rounded to bf16, which f32 words hold. Multiply-add is two roundings here, because
 //! a fused one is a function call on targets without it.
 
 use super::exp::two_to_fraction;
@@ -80,6 +80,10 @@ impl<const BF16: bool> Simd for Portable<BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn element(x: V) -> V {
+        if BF16 { map2(x, x, |x, _| super::round_to_bf16(x)) } else { x }
+    }
+    #[inline(always)]
     unsafe fn words(p: *const u32) -> V {
         // SAFETY: the caller's pointer holds a vector.
         unsafe { Self::load(p.cast()) }
@@ -101,11 +105,10 @@ impl<const BF16: bool> Simd for Portable<BF16> {
     }
     #[inline(always)]
     unsafe fn put_rows(p: *mut u32, stride: usize, a: V, b: V) {
-        let round = |x: V| if BF16 { map2(x, x, |x, _| super::round_to_bf16(x)) } else { x };
         // SAFETY: the caller's pointer holds a vector at 0 and at `stride`.
         unsafe {
-            Self::store(p.cast(), round(a));
-            Self::store(p.add(stride).cast(), round(b));
+            Self::store(p.cast(), a);
+            Self::store(p.add(stride).cast(), b);
         }
     }
     unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {

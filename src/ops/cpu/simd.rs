@@ -3,7 +3,8 @@
 //! A word is the 32-bit unit of every packed panel: one f32, or a pair of neighbouring bf16 along the dimension that a
 //! product contracts. `dot(acc, a, b)` adds the product of words lane by lane, so one set of kernels serves both kinds: the
 //! pair is what a bf16 dot-product unit multiplies and adds in one instruction. Units without one hold bf16 input as f32
-//! words whose values were rounded to bf16: same inputs, same rounding of P and dS, f32 sums.
+//! words whose values were rounded to bf16: same inputs, f32 sums. What attention makes between its products (P and dS) is
+//! rounded only where it must become half a pair.
 //!
 //! The layer knows nothing of attention: [`super::tile`] builds matrix products on it.
 
@@ -46,6 +47,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn any_above(a: Self::V, b: Self::V) -> bool;
     /// 2^x; 0 for -inf, NaN for NaN. Relative error under 1.5e-7 where words are f32, under 4e-6 where they are bf16.
     unsafe fn exp2(x: Self::V) -> Self::V;
+
+    /// What a word is to hold of a matrix's `x`: rounded to bf16 if words of bf16 are f32; pairs are rounded as they are written.
+    #[inline(always)]
+    unsafe fn element(x: Self::V) -> Self::V {
+        x
+    }
 
     unsafe fn words(p: *const u32) -> Self::W;
     /// The word at `p` in every lane.
