@@ -6,11 +6,12 @@
 // sine. A thread draws one block of 16 words, which makes 16 values of a row in channel-last order (pt, ph, pw, C).
 #include "common.cuh"
 
-/// Frames `first` on of a clip, `[n, height, width, 3]`, and the patch (frames, height, width); the grid is (any,
-/// height / ph, width / pw).
+/// Frames `first` on of a clip, of each `lines` lines of pixels from line `top` on, `[n, lines, width, 3]`, and the patch
+/// (frames, height, width); the grid is (any, height / ph, width / pw).
 struct Frames {
     const u8* pixels;
-    int first, height, width;
+    int first, top, lines;
+    int height, width;
     int pt, ph, pw;
 };
 
@@ -91,7 +92,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const int dw = offset % frames.pw, dh = offset / frames.pw % frames.ph,
                       dt = offset / (frames.pw * frames.ph);
             const i64 frame = t * frames.pt + dt - frames.first;
-            const i64 pixel = (frame * frames.height + h * frames.ph + dh) * frames.width + w * frames.pw + dw;
+            const i64 line = frame * frames.lines + h * frames.ph + dh - frames.top;
+            const i64 pixel = line * frames.width + w * frames.pw + dw;
             const float clean = frames.pixels[pixel * 3 + c] / 127.5f - 1;
             if (x0) x0[local * row + i] = clean;
             if (x) x[local * row + c * plane + offset] = keep * clean + add * eps;

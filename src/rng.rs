@@ -50,10 +50,16 @@ pub struct Key {
 }
 
 impl Key {
+    /// ChaCha's key.
+    pub fn words(&self) -> [u32; 8] {
+        let words = [self.seed, self.purpose as u64, self.step, self.sample];
+        std::array::from_fn(|i| (words[i / 2] >> (32 * (i % 2))) as u32)
+    }
+
     /// The stream of this key's `token`.
     pub fn stream(&self, token: u64) -> Stream {
         let mut seed = [0; 32];
-        for (part, word) in seed.chunks_exact_mut(8).zip([self.seed, self.purpose as u64, self.step, self.sample]) {
+        for (part, word) in seed.chunks_exact_mut(4).zip(self.words()) {
             part.copy_from_slice(&word.to_le_bytes());
         }
         let mut rng = ChaCha8Rng::from_seed(seed);

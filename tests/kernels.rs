@@ -5,12 +5,13 @@
 
 use candle_core::{Device, Tensor};
 use longreel::config::Train;
-use longreel::data::{Frames, RowOrder};
+use longreel::data::{Frames, Part, RowOrder};
 use longreel::diffusion::{channel_first, noise_rows, noisy, training_key};
 use longreel::ops::{Param, Rope, Rows, Tape, rms_rope};
 use longreel::rng::{Key, Purpose};
 use longreel::train::optimizer::{AdamW, Shard, norm_squared};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -78,7 +79,8 @@ fn what_the_crate_computes() {
     let workshop = Workshop::new();
     let file = workshop.path("crate");
     let mut arrays = Arrays(std::fs::File::create(&file).unwrap());
-    patches(&mut arrays);
+    patches(&mut arrays, "patches", 7..29);
+    patches(&mut arrays, "lines", 8..12);
     adamw(&mut arrays);
     rope(&mut arrays);
     workshop.pass("data", &[&file]);
@@ -165,12 +167,14 @@ fn normal(sample: u64, len: usize) -> Vec<f32> {
     out
 }
 
-/// A rank's rows of a clip of 6 x 12 x 10 pixels, of patches of 75 numbers, which 16 does not divide.
-fn patches(arrays: &mut Arrays) {
-    let (patch, first, height, width, tokens) = ([1, 4, 5], 1, 12, 10, 7..29);
+/// A rank's rows of a clip of 6 x 12 x 10 pixels, of patches of 60 numbers, which 16 does not divide.
+fn patches(arrays: &mut Arrays, name: &str, tokens: Range<usize>) {
+    let (patch, height, width) = ([1, 4, 5], 12, 10);
     let row = 3 * patch.iter().product::<usize>();
-    let pixels: Vec<u8> = (0..4 * height * width * 3).map(|i| (i * 37 + i / 256) as u8).collect();
-    let frames = Frames { first, lines: 0..height, height, width, data: pixels.clone() };
+    let part = Part::of_tokens(tokens.clone(), [6, 3, 2], patch);
+    let pixels: Vec<u8> = (0..part.bytes(width)).map(|i| (i * 37 + i / 256) as u8).collect();
+    let (first, lines) = (part.frames.start, part.lines);
+    let frames = Frames { first, lines: lines.clone(), height, width, data: pixels.clone() };
     let (key, sigma) = (training_key(u64::MAX - 5, 1 << 40, 3), 0.37);
     let mut rows = [(); 3].map(|()| vec![0.0; tokens.len() * row]);
     let [x0, noise, x] = &mut rows;
@@ -179,14 +183,14 @@ fn patches(arrays: &mut Arrays) {
     let mut last = x.clone();
     noisy(x0, noise, sigma, &mut last);
     channel_first(&last, row, 3, x);
-    let words = [key.seed, key.purpose as u64, key.step, key.sample].map(|word| [word as u32, (word >> 32) as u32]);
-    let shape = [first, height, width, patch[0], patch[1], patch[2], tokens.start, tokens.len()].map(|n| n as u32);
-    arrays.put("patches.shape", &shape);
-    arrays.put("patches.key", words.as_flattened());
-    arrays.put("patches.pixels", &pixels);
-    arrays.put("patches.sigma", &[sigma]);
-    for (name, values) in ["patches.x0", "patches.noise", "patches.x"].iter().zip(&rows) {
-        arrays.put(name, values);
+    let [pt, ph, pw] = patch;
+    let shape = [first, lines.start, lines.len(), height, width, pt, ph, pw, tokens.start, tokens.len()];
+    arrays.put(&format!("{name}.shape"), &shape.map(|n| n as u32));
+    arrays.put(&format!("{name}.key"), &key.words());
+    arrays.put(&format!("{name}.pixels"), &pixels);
+    arrays.put(&format!("{name}.sigma"), &[sigma]);
+    for (what, values) in ["x0", "noise", "x"].iter().zip(&rows) {
+        arrays.put(&format!("{name}.{what}"), values);
     }
 }
 

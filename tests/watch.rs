@@ -46,7 +46,7 @@ fn step(
         let (rank, watch) = (comm.rank(), Arc::new(Watch::default()));
         let mesh = Mesh::new(Arc::new(Watched::new(comm, watch.clone())), case.data, case.heads, case.ring)?;
         let (model, clips) = (model(case.dtype, case.heads, case.bf16)?, vec![0, 1]);
-        let stash = Stash::open(&Settings { keep_attention, ..Settings::default() }, rank)?;
+        let stash = Stash::open(&Settings { keep_attention, ..Settings::default() }, rank, &Device::Cpu)?;
         let engine = Engine::new(&model, &mesh.sequence, GRID, 2, case.tile)?
             .with_watch(watch.clone())
             .with_stash(Arc::new(Mutex::new(stash)))

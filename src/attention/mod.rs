@@ -7,6 +7,8 @@ mod check;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(any(feature = "cuda", test))]
+mod moves;
 pub mod reference;
 mod ring;
 mod sequence;

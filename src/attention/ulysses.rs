@@ -8,6 +8,8 @@ use candle_core::{DType, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use super::{cuda::copy_rows, moves};
 use crate::parallel::bytes::{self, Rows};
 use crate::parallel::{Communicator, Split};
 use crate::{Result, bail};
@@ -136,8 +138,9 @@ impl Ulysses {
             dims
         };
 
-        if !x0.device().is_cpu() {
-            return self.exchange_by_tensors(xs, n, m);
+        #[cfg(feature = "cuda")]
+        if x0.device().is_cuda() {
+            return self.exchange_on_gpu(xs, n, m);
         }
         if self.comm.size() == 1 {
             // One rank holds all: only the two dims change places.
@@ -187,34 +190,39 @@ impl Ulysses {
         Ok(outs)
     }
 
-    /// The same on a GPU, by Candle's copies.
-    fn exchange_by_tensors(&self, xs: &[&Tensor], n: &Shares, m: &Shares) -> Result<Vec<Tensor>> {
+    /// The same on a GPU.
+    #[cfg(feature = "cuda")]
+    fn exchange_on_gpu(&self, xs: &[&Tensor], n: &Shares, m: &Shares) -> Result<Vec<Tensor>> {
         let (rank, size) = (self.comm.rank(), self.comm.size());
-        let swapped = xs.iter().map(|x| x.transpose(1, 2)).collect::<candle_core::Result<Vec<_>>>()?; // [B, M, N_local, d]
-        if size == 1 {
-            return Ok(swapped.iter().map(Tensor::contiguous).collect::<candle_core::Result<_>>()?);
-        }
-        let mine = |x: &Tensor, j: usize| x.narrow(1, m.range(j).start, m.count(j))?.contiguous()?.flatten_all();
-        let message = |j: usize| {
-            let parts = swapped.iter().map(|x| mine(x, j)).collect::<candle_core::Result<Vec<_>>>()?;
-            Tensor::cat(&parts, 0)
+        let (batch, dtype, device) = (xs[0].dims()[0], xs[0].dtype(), xs[0].device());
+        let each = dtype.size_in_bytes();
+        let total = xs.iter().map(|x| width(x)).sum::<usize>();
+        let message = |j: usize| -> Result<Tensor> {
+            let run = batch * m.count(j) * n.count(rank);
+            let to = Tensor::zeros(run * total, dtype, device)?;
+            let mut base = 0;
+            for x in xs {
+                copy_rows(x, &to, &moves::pack(x.layout(), m.range(j), width(x), each, base))?;
+                base += run * width(x) * each;
+            }
+            Ok(to)
         };
-        let send = (0..size).map(message).collect::<candle_core::Result<Vec<_>>>()?;
-        let (batch, total) = (xs[0].dims()[0], xs.iter().map(|x| width(x)).sum::<usize>());
+        let send = (0..size).map(message).collect::<Result<Vec<_>>>()?;
         let groups = batch * m.count(rank);
         let shapes: Vec<Vec<usize>> = (0..size).map(|i| vec![groups * n.count(i) * total]).collect();
         let received = self.comm.all_to_all(send, &shapes)?;
         let mut before = 0; // the summed widths of the tensors before this one
         let mut outs = vec![];
         for x in xs {
-            let part = |(i, message): (usize, &Tensor)| {
-                let run = groups * n.count(i);
-                let part = message.narrow(0, run * before, run * width(x))?;
-                part.reshape((batch, m.count(rank), n.count(i), width(x)))
-            };
-            let parts = received.iter().enumerate().map(part).collect::<candle_core::Result<Vec<_>>>()?;
-            let out = Tensor::cat(&parts, 2)?; // [B, M_local, N, d]
-            outs.push(if x.rank() == 3 { out.squeeze(3)? } else { out });
+            let mut dims = x.dims().to_vec();
+            dims[1..3].copy_from_slice(&[m.count(rank), n.total()]);
+            let out = Tensor::zeros(dims, dtype, device)?;
+            for (i, message) in received.iter().enumerate() {
+                let base = groups * n.count(i) * before * each;
+                let plan = moves::weave(groups, n.range(i), n.total(), width(x), each, base);
+                copy_rows(message, &out, &plan)?;
+            }
+            outs.push(out);
             before += width(x);
         }
         Ok(outs)

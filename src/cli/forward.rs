@@ -6,12 +6,13 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::Compute;
+use crate::config::{Compute, Hardware};
 use crate::engine::{Engine, Objective, Source};
 use crate::files::{Tensors, write_tensors};
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig, Patches, Prompt};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
+use crate::train::device::device;
 use crate::{Result, bail, hub};
 
 /// Run a diffusers transformer folder on the inputs of a safetensors file.
@@ -39,6 +40,9 @@ pub struct ForwardArgs {
     /// Arithmetic of linear layers and attention
     #[arg(long, default_value = "f32")]
     pub dtype: Compute,
+    /// What computes; default: the CPU, or the GPU that a launcher gave this rank
+    #[arg(long)]
+    pub device: Option<Hardware>,
 }
 
 /// Named results, ready to be written.
@@ -47,13 +51,14 @@ type Named = Vec<(String, Vec<usize>, Vec<f32>)>;
 /// Runs the command.
 pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
     let ranks = launch.ranks(args.ranks, "--ranks")?;
+    let device = device(args.device, "--device", ranks, launch)?;
     let folder = Folder::open(&launch.in_turn(|| hub::resolve(&args.model))?)?;
     let config = ModelConfig::from_json(folder.config())?;
     folder.check(&Model::shapes(&config))?;
     let inputs = Inputs::read(&args.inputs, &config)?;
     let mut results = launch.run(ranks, |comm| {
         let bf16 = args.dtype == Compute::Bf16;
-        let model = Model::load(&config, DType::F32, bf16, |name| folder.read_f32(name))?;
+        let model = Model::load(&config, DType::F32, bf16, |name| folder.read_f32(name))?.to_device(&device)?;
         inputs.run(&model, comm, args.grads)
     })?;
     if !is_first() {

@@ -81,19 +81,8 @@ pub fn main() -> ExitCode {
 /// Runs a command whose ranks may be processes.
 fn on_ranks(command: impl FnOnce(&Launch) -> Result<()>) -> Result<()> {
     match Launch::from_environment(Limits::default()) {
-        Ok(launch) => launch.conduct(|launch| on_processors(launch).and_then(|()| command(launch)), report),
+        Ok(launch) => launch.conduct(command, report),
         Err(e) => told(Err(e)),
-    }
-}
-
-/// Refuses several ranks on GPUs, where no command works yet: this is the one place to take away when one does.
-fn on_processors(launch: &Launch) -> Result<()> {
-    match (launch.gpu(), launch.processes()) {
-        (Some(_), Some(ranks)) => Err(Error::Invalid(format!(
-            "the {ranks} ranks have met, each on a GPU of its own, but longreel does not train, sample or compute on several \
-             GPUs yet (docs/gpu.md): start it with --ranks or mpirun, for ranks on processors"
-        ))),
-        _ => Ok(()),
     }
 }
 

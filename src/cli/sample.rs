@@ -5,13 +5,14 @@ use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use crate::config::{Compute, RunConfig, SamplerKind};
+use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
 use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::write::{Kind, write_video};
 use crate::diffusion::Objective;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Communicator, Launch, Sequence, is_first};
 use crate::train::checkpoint::Checkpoint;
+use crate::train::device::device;
 use crate::train::sampling::{Request, Sampled, sample};
 use crate::{Error, Result, bail, hub};
 
@@ -60,12 +61,16 @@ pub struct SampleArgs {
     /// Ranks, as threads of this process; default: 1. Under mpirun or srun each process is a rank
     #[arg(long, value_name = "P", value_parser = super::at_least_1)]
     pub ranks: Option<usize>,
+    /// What computes; default: the CPU, or the GPU that a launcher gave this rank
+    #[arg(long)]
+    pub device: Option<Hardware>,
 }
 
 /// Runs the command.
 pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let kind = args.kind()?; // before hours of work
     let ranks = launch.ranks(args.ranks, "--ranks")?;
+    let device = device(args.device, "--device", ranks, launch)?;
     let checkpoint = Checkpoint::open(&launch.in_turn(|| hub::resolve(&args.from))?)?;
     let config = checkpoint.config()?;
     let folder = checkpoint.ema()?;
@@ -83,7 +88,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
 
     launch.run(ranks, |comm| {
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
-        let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?;
+        let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?.to_device(&device)?;
         for (index, &label) in labels.iter().enumerate() {
             let request = Request { label, ..request.clone() };
             let clip = sample(&model, &objective, &sequence, &request, index as u64, config.train.tile)?;

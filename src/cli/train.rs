@@ -57,11 +57,14 @@ fn rehearsed(done: &Rehearsal) -> String {
 }
 
 impl TrainArgs {
-    /// The config with all overrides, `--ranks` among them, and as many ranks as a launcher started.
+    /// The config with all overrides, `--ranks` among them, and as many ranks as a launcher started, on GPUs if it gave them any.
     pub fn config(&self, launch: &Launch) -> Result<RunConfig> {
         let mut sets = self.set.clone();
         sets.extend(self.ranks.map(|ranks| format!("parallel.ranks={ranks}")));
         let Some(started) = launch.processes() else { return RunConfig::load(&self.config, &sets) };
+        if launch.gpu().is_some() && !RunConfig::names(&self.config, &sets, "train", "device")? {
+            sets.push("train.device=cuda".to_owned());
+        }
         if !RunConfig::names(&self.config, &sets, "parallel", "ranks")? {
             sets.push(format!("parallel.ranks={started}"));
         }

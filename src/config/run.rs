@@ -213,12 +213,13 @@ pub enum Compute {
 }
 
 /// What a rank computes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Hardware {
     #[default]
     Cpu,
-    Cuda, // a GPU of NVIDIA's, with the cargo feature `cuda`
+    /// A GPU of NVIDIA's, with the cargo feature `cuda`
+    Cuda,
 }
 
 /// What follows warm-up.

@@ -7,7 +7,7 @@
 
 use crate::config::{Diffusion, Prediction};
 use crate::{Result, bail};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 /// Elements of a partial sum: fixed, so that the loss has the same bits for any number of threads.
@@ -67,6 +67,21 @@ impl Objective {
             })
             .collect();
         per_error * parts.iter().sum::<f64>()
+    }
+
+    /// [`Objective::loss`] and its gradient by Candle's operations, of `[prediction, x0, eps]` on any device.
+    ///
+    /// # Errors
+    /// If shapes or dtypes differ.
+    pub fn loss_of(&self, rows: [&Tensor; 3], sigma: f64, weight: f64) -> Result<(f64, Tensor)> {
+        let [prediction, x0, eps] = rows;
+        let error = match self.prediction {
+            Prediction::V => (prediction - (eps - x0)?)?,
+            Prediction::X => (prediction - x0)?,
+        };
+        let per_error = self.velocity_per_unit(sigma).powi(2);
+        let sum = error.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        Ok((per_error * sum, error.affine(2.0 * weight * per_error, 0.0)?))
     }
 
     /// The loss of [`Objective::loss`] alone, for held-out clips.

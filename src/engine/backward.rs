@@ -1,6 +1,6 @@
 //! Backward: head and loss in one visit, then block by block, recomputing and differentiating tile by tile.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::work::BOTH;
 use super::{Attention, Engine, Objective, Pass, Phase, Saved, Stash, side_by_side};
@@ -23,7 +23,7 @@ impl Engine<'_> {
         let (loss, dx) = self.with_unit(self.head_unit(), Pass::Backward, head)?;
         for (i, block) in self.model.blocks.iter().enumerate().rev() {
             self.watch.at(Some(i));
-            let saved = self.watch.during(Part::Stash, || stash.take(i)?.to_device(self.device()))?;
+            let saved = self.watch.during(Part::Stash, || stash.take(i))?;
             self.watch.moved(Way::StashRead, stash.copied());
             self.with_unit(i + 1, Pass::Backward, || self.block_backward(condition, block, saved, &dx))?;
         }
@@ -46,7 +46,7 @@ impl Engine<'_> {
         self.each_tile(Part::Head, BOTH * self.per_row.head, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
             let output = self.model.head.forward(&tape, &x, &head, self.at(&tile))?;
-            let (share, d_output) = objective.loss(tile.clone(), &output.to_device(&Device::Cpu)?)?;
+            let (share, d_output) = objective.loss(tile.clone(), &output)?;
             let d_output = d_output.to_device(self.device())?;
             loss += share;
             Ok(dx.slice_set(&tape.backward(&[(&output, &d_output)], &[&x])?[0], 0, tile.start)?)

@@ -1,6 +1,6 @@
 //! Forward: the residual stream through embed and blocks, remembering for backward what the stash is given.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::heads::HeadGroup;
 use super::{Attention, Engine, Pass, Phase, Saved, Source, Stash, side_by_side};
@@ -49,9 +49,8 @@ impl Engine<'_> {
             })?;
             let input = std::mem::replace(&mut x, next);
             if let Some(stash) = &mut stash {
-                self.watch.during(Part::Stash, || {
-                    stash.put(i, Saved { x: input, attention: Some(attention) }.to_device(&Device::Cpu)?)
-                })?;
+                let saved = Saved { x: input, attention: Some(attention) };
+                self.watch.during(Part::Stash, || stash.put(i, saved))?;
                 self.watch.moved(Way::StashWritten, stash.copied());
             }
         }

@@ -41,14 +41,14 @@ const THETA: f64 = 10_000.0;
 
 /// Where the network's input comes from. Rows are this rank's tokens of the flattened `[B, local tokens]`.
 pub trait Source {
-    /// Patches of `rows` in (C, pt, ph, pw) order: `[n, C pt ph pw]`, in the model's dtype, on the CPU.
+    /// Patches of `rows` in (C, pt, ph, pw) order: `[n, C pt ph pw]`, in the model's dtype, on the CPU or where the model is.
     fn input(&self, rows: Range<usize>) -> Result<Tensor>;
 }
 
 /// A source with a loss.
 pub trait Objective: Source {
-    /// For the network's output `[n, pt ph pw C]` on `rows`: this tile's share of the loss, and the gradient of the loss with
-    /// respect to the output, both on the CPU. Shares of all tiles and ranks add up to the loss.
+    /// For the network's output `[n, pt ph pw C]` on `rows`, which is where the model is: this tile's share of the loss, and the
+    /// gradient of the loss with respect to the output, there or on the CPU. Shares of all tiles and ranks add up to the loss.
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)>;
 }
 

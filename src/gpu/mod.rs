@@ -8,13 +8,20 @@ mod modules;
 mod rows;
 mod tensor;
 
+use candle_core::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::DriverError;
 
 pub(crate) use add::add_assign;
 pub(crate) use gemm::{Matrix, product};
 pub(crate) use modules::Kernel;
 pub(crate) use rows::{PerSample, RUN, Sum, THREADS, TileRows, sum_runs};
-pub(crate) use tensor::{Lent, change, device_of, empty, ones, tensor};
+pub(crate) use tensor::{Lent, change, change_as, device_of, empty, ones, tensor};
+
+/// Bytes of the device's memory that are taken.
+pub(crate) fn taken(device: &CudaDevice) -> Result<u64, DriverError> {
+    let (free, all) = device.cuda_stream().context().mem_get_info()?;
+    Ok((all - free) as u64)
+}
 
 /// A kernel could not be launched.
 pub(crate) fn failed(e: DriverError) -> candle_core::Error {

@@ -1,5 +1,6 @@
 //! From tensors to what kernels take, and back.
 
+use std::marker::PhantomData;
 use std::sync::Mutex;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DeviceRepr};
@@ -63,8 +64,16 @@ pub(crate) fn ones(device: &CudaDevice, n: usize) -> Result<Tensor> {
 
 /// Calls `f` with the numbers of the contiguous f32 tensor `t`, to be changed in place. Counterpart of [`crate::ops::write`].
 pub(crate) fn change<R>(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, f32>) -> Result<R>) -> Result<R> {
-    struct Change<F, R>(Mutex<(Option<F>, Option<R>)>);
-    impl<R, F: FnOnce(CudaViewMut<'_, f32>) -> Result<R>> InplaceOp1 for Change<F, R> {
+    change_as::<f32, R>(t, f)
+}
+
+/// The same for numbers of any type.
+pub(crate) fn change_as<T: CudaDType + DeviceRepr, R>(
+    t: &Tensor,
+    f: impl FnOnce(CudaViewMut<'_, T>) -> Result<R>,
+) -> Result<R> {
+    struct Change<F, R, T>(Mutex<(Option<F>, Option<R>)>, PhantomData<T>);
+    impl<T: CudaDType + DeviceRepr, R, F: FnOnce(CudaViewMut<'_, T>) -> Result<R>> InplaceOp1 for Change<F, R, T> {
         fn name(&self) -> &'static str {
             "change"
         }
@@ -75,7 +84,7 @@ pub(crate) fn change<R>(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, f32>) -> Resu
 
         fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
             let Some((start, end)) = layout.contiguous_offsets() else { bail!("change: the tensor is not contiguous") };
-            let values = storage.as_cuda_slice_mut::<f32>()?;
+            let values = storage.as_cuda_slice_mut::<T>()?;
             if values.len() < end {
                 bail!("change: the tensor is released; its unit must be gathered before it is used")
             }
@@ -86,7 +95,7 @@ pub(crate) fn change<R>(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, f32>) -> Resu
             Ok(())
         }
     }
-    let op = Change(Mutex::new((Some(f), None)));
+    let op = Change(Mutex::new((Some(f), None)), PhantomData::<T>);
     t.inplace_op1(&op)?;
     match op.0.into_inner() {
         Ok((_, Some(result))) => Ok(result),

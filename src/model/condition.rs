@@ -4,10 +4,10 @@
 //! through the small network once. Each rank does so with its own tokens' share: the map is linear in the gradient, so the sum
 //! of parameter gradients over ranks comes out right.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::{ModelConfig, Unit};
-use crate::ops::{Linear, Param, Tape, add, silu, write};
+use crate::ops::{Linear, Param, Tape, add, clear, silu};
 use crate::{Result, bail};
 
 /// What the conditions of B samples are made from.
@@ -124,10 +124,7 @@ impl Conditioner {
     pub fn zero_grad(condition: &Condition) -> Result<()> {
         for leaf in [Some(&condition.time), Some(&condition.modulation), condition.text.as_ref()].into_iter().flatten()
         {
-            match leaf.grad.dtype() {
-                DType::F64 => write(&leaf.grad, |g: &mut [f64]| g.fill(0.0))?,
-                _ => write(&leaf.grad, |g: &mut [f32]| g.fill(0.0))?,
-            }
+            clear(&leaf.grad)?;
         }
         Ok(())
     }

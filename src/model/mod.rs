@@ -20,6 +20,7 @@ mod unit;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::ops::clear;
 use crate::{Result, bail};
 pub use block::{Block, BlockCondition};
 pub use condition::{Condition, Conditioner, Prompt};
@@ -138,6 +139,6 @@ impl Model {
 
     /// Sets every gradient to zero.
     pub fn zero_grads(&self) -> Result<()> {
-        self.units.iter().try_for_each(Unit::zero_grad)
+        Ok(self.units.iter().try_for_each(|unit| clear(&unit.grad))?)
     }
 }

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
 use super::{Init, UnitSpec};
-use crate::ops::{Linear, Param, write};
+use crate::ops::{Linear, Param};
 use crate::rng::{Key, Purpose};
 use crate::{Error, Result};
 
@@ -82,18 +82,6 @@ impl Unit {
     pub fn linear(&self, name: &str, bf16: bool) -> Result<Linear> {
         let weight = self.param(&format!("{name}.weight"))?;
         Ok(Linear::new(weight, self.param(&format!("{name}.bias"))?, bf16))
-    }
-
-    /// Sets the gradients to zero.
-    pub fn zero_grad(&self) -> Result<()> {
-        if !self.grad.device().is_cpu() {
-            return Ok(self.grad.zero_set()?);
-        }
-        match self.grad.dtype() {
-            DType::F64 => write(&self.grad, |g: &mut [f64]| g.fill(0.0))?,
-            _ => write(&self.grad, |g: &mut [f32]| g.fill(0.0))?,
-        }
-        Ok(())
     }
 }
 

@@ -92,6 +92,16 @@ pub fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
     }
 }
 
+/// Sets the numbers of a contiguous tensor (f32 or f64) to zero.
+pub fn clear(t: &Tensor) -> Result<()> {
+    match (t.device().is_cpu(), t.dtype()) {
+        _ if t.elem_count() == 0 => Ok(()),
+        (false, _) => t.zero_set(),
+        (true, DType::F64) => write(t, |values: &mut [f64]| values.fill(0.0)),
+        (true, _) => write(t, |values: &mut [f32]| values.fill(0.0)),
+    }
+}
+
 /// a + b, differentiable; for the small condition network.
 pub fn add(tape: &Tape, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     tape.two(a, b, Custom(Add))

@@ -50,7 +50,7 @@ use on_gpu;
 pub use cast::cast;
 pub(crate) use custom::{Custom, Op1};
 pub use custom::{Stored, Values, read, write};
-pub use elementwise::{add, add_assign, row_dot, silu, sum_columns};
+pub use elementwise::{add, add_assign, clear, row_dot, silu, sum_columns};
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::{Array, Numbers, numbers};
 pub use linear::{Held, Linear};

@@ -21,10 +21,17 @@ pub fn held(t: &Tensor) -> usize {
         Storage::Cpu(CpuStorage::F32(values)) => size_of_val(values.as_slice()),
         Storage::Cpu(CpuStorage::F64(values)) => size_of_val(values.as_slice()),
         #[cfg(feature = "cuda")]
-        Storage::Cuda(storage) => storage.as_cuda_slice::<f32>().map_or(0, |values| 4 * values.len()),
+        Storage::Cuda(storage) => storage.as_cuda_slice::<f32>().map_or(0, |values| match values.len() {
+            RELEASED => 0,
+            n => 4 * n,
+        }),
         _ => 0,
     }
 }
+
+/// Numbers left of what is released on a GPU: CUDA allocates nothing of no bytes, and no unit has but one parameter.
+#[cfg(feature = "cuda")]
+const RELEASED: usize = 1;
 
 /// Makes the storage one of so many zeros.
 struct Resize(usize);
@@ -47,7 +54,7 @@ impl InplaceOp1 for Resize {
     fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, _: &Layout) -> Result<()> {
         let device = storage.device.clone();
         storage.as_cuda_slice::<f32>()?; // checks the dtype
-        *storage = candle_core::CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(self.0)?, device);
+        *storage = candle_core::CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(self.0.max(RELEASED))?, device);
         Ok(())
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! Nothing of the whole clip exists but its u8 frames: x0, noise, x_sigma, target and prediction live for one tile.
 
+#[cfg(feature = "cuda")]
+mod gpu;
+
 use candle_core::{Device, Tensor};
 use std::cell::Cell;
 use std::ops::Range;
@@ -17,9 +20,19 @@ use crate::rng::Key;
 pub struct NoisyClip {
     /// This rank's part of the clip; several noise levels may share it.
     pub frames: Arc<Frames>,
+    /// Its pixels on the GPU that the network is on, if it is on one: see [`upload`].
+    pub pixels: Option<Tensor>,
     pub sigma: f64,
     /// Where the noise comes from; the token is the clip's.
     pub noise: Key,
+}
+
+/// The pixels of `frames` on `device`, if that is a GPU.
+pub fn upload(frames: &Frames, device: &Device) -> Result<Option<Tensor>> {
+    match device {
+        Device::Cpu => Ok(None),
+        _ => Ok(Some(Tensor::from_slice(&frames.data, frames.data.len(), device)?)),
+    }
 }
 
 /// This rank's share of a batch of clips of one shape.
@@ -71,6 +84,10 @@ impl NoisyClips<'_> {
 
 impl engine::Source for NoisyClips<'_> {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(Device::Cuda(device)) = self.clips[0].pixels.as_ref().map(Tensor::device) {
+            return gpu::input(self, rows, device);
+        }
         let mut input = vec![0.0; rows.len() * self.row()];
         self.runs(rows.clone(), |clip, tokens, values| {
             let (x0, noise) = self.clean_and_noise(clip, tokens)?;
@@ -85,6 +102,10 @@ impl engine::Source for NoisyClips<'_> {
 
 impl engine::Objective for NoisyClips<'_> {
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
+        #[cfg(feature = "cuda")]
+        if output.device().is_cuda() {
+            return gpu::loss(self, rows, output);
+        }
         let output = output.flatten_all()?.to_vec1::<f32>()?;
         let mut gradient = vec![0.0; output.len()];
         let loss = Cell::new(0.0);

@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
-use super::clips::{NoisyClip, NoisyClips, squared_errors};
+use super::clips::{NoisyClip, NoisyClips, squared_errors, upload};
 use super::job::Job;
 use super::sampling::prompt;
 use crate::Result;
@@ -50,8 +50,10 @@ impl<'a> Heldout<'a> {
         for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
             let clip = dataset.clip(number);
             let frames = Arc::new(dataset.part(&clip, &dataset.plain(number).augment, &part)?);
+            let pixels = upload(&frames, self.job.device())?;
             let noisy = |(i, &sigma): (usize, &f64)| NoisyClip {
                 frames: frames.clone(),
+                pixels: pixels.clone(),
                 sigma,
                 noise: heldout_key(self.job.config.run.seed, i as u64, number as u64),
             };

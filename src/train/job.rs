@@ -4,12 +4,14 @@ use candle_core::{DType, Device};
 use std::sync::Arc;
 
 use super::checkpoint::{Checkpoint, RunFolder};
-use crate::config::{Compute, Hardware, Label, RunConfig};
+use super::device::device;
+use crate::config::{Compute, Label, RunConfig};
 use crate::data::Dataset;
 use crate::engine::stash::Shapes;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
-use crate::{Error, Result, bail, hub};
+use crate::parallel::Launch;
+use crate::{Result, bail, hub};
 
 /// A run, ready for its ranks.
 pub struct Job {
@@ -20,7 +22,6 @@ pub struct Job {
     /// Where initial weights come from, if not from the seed.
     from: Option<Folder>,
     pub folder: RunFolder,
-    /// What its ranks compute on.
     device: Device,
     /// Where to go on from.
     pub resume: Option<Checkpoint>,
@@ -37,7 +38,7 @@ impl Job {
     ///
     /// # Errors
     /// Whatever cannot be opened or does not fit together. Nothing has been written then.
-    pub fn open(config: RunConfig, resume: bool) -> Result<Self> {
+    pub fn open(config: RunConfig, resume: bool, launch: &Launch) -> Result<Self> {
         let folder = RunFolder::new(&config.run.out);
         let resume = match (resume, folder.latest()?) {
             (false, None) => None,
@@ -55,7 +56,7 @@ impl Job {
             let (old, new) = (checkpoint.state().seed, config.run.seed);
             bail!("run.seed is {new}, the checkpoint's run has seed {old}: its order and noise would not go on")
         }
-        let device = device(&config)?;
+        let device = device(Some(config.train.device), "train.device", config.parallel.ranks, launch)?;
         let from = match &config.model.from {
             Some(spec) => Some(Folder::open(&hub::resolve(spec)?)?),
             None => None,
@@ -101,6 +102,11 @@ impl Job {
         Ok(Self { dataset: Arc::new(dataset), heldout, model, from, folder, device, resume, config })
     }
 
+    /// What its ranks compute on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Frames per second of the clips: the first video's, none for images.
     pub fn fps(&self) -> Option<f64> {
         self.dataset.clip(0).rate
@@ -131,28 +137,6 @@ impl Job {
             None => Model::init(&self.model, DType::F32, bf16, self.config.run.seed),
         };
         model?.to_device(&self.device)
-    }
-}
-
-/// What a run's ranks compute on.
-///
-/// # Errors
-/// It is a GPU, and longreel was built without CUDA, there is none, or there are several ranks, which would share it.
-fn device(config: &RunConfig) -> Result<Device> {
-    match (config.train.device, config.parallel.ranks) {
-        (Hardware::Cpu, _) => Ok(Device::Cpu),
-        (Hardware::Cuda, _) if !cfg!(feature = "cuda") => bail!(
-            "train.device is \"cuda\", but this longreel was built without CUDA: build it with `cargo build --release --features \
-             cuda`, or set train.device = \"cpu\""
-        ),
-        (Hardware::Cuda, 1) => Device::new_cuda(0).map_err(|e| {
-            Error::Invalid(format!("train.device is \"cuda\", but no GPU can be used: {e}; set train.device = \"cpu\""))
-        }),
-        (Hardware::Cuda, ranks) => {
-            bail!(
-                "train.device is \"cuda\" and parallel.ranks is {ranks}: on GPUs there is one rank so far; set it to 1"
-            )
-        }
     }
 }
 

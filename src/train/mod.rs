@@ -1,6 +1,7 @@
 //! Training: the loop, optimizer, moving average, checkpoints, metrics; and sampling, which the loop and `longreel sample` share.
 
 pub mod checkpoint;
+pub mod device;
 pub mod ema;
 pub mod metrics;
 pub mod optimizer;

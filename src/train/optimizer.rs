@@ -4,6 +4,9 @@
 //! known here. Each update is one pass over memory, clipping included. Chunks are of a fixed size and sums go in a
 //! fixed order, so results have the same bits for any number of threads. AdamW: Loshchilov and Hutter 2019.
 
+#[cfg(feature = "cuda")]
+pub(super) mod gpu;
+
 use super::ema::follow;
 use crate::config::Train;
 use crate::{Result, bail};
@@ -37,13 +40,14 @@ pub struct AdamW {
 }
 
 /// What one step does to every element.
-struct Step {
+pub(super) struct Step {
     betas: [f32; 2],
     rest: [f32; 2], // 1 - betas, rounded once
     scale: f32,
     rate: f32,    // lr / (1 - beta1^step)
     inv_std: f32, // 1 / sqrt(1 - beta2^step)
     eps: f32,
+    decay: f32, // lr times the weight decay: the share of a parameter that goes
 }
 
 impl AdamW {
@@ -76,9 +80,6 @@ impl AdamW {
         if grads.len() != n || m.len() != n || v.len() != n {
             bail!("AdamW: {n} parameters, {} gradients, moments of {} and {}", grads.len(), m.len(), v.len());
         }
-        if step == 0 {
-            bail!("AdamW: steps count from 1");
-        }
         if let Some((_, average)) = &average
             && average.len() != n
         {
@@ -90,16 +91,7 @@ impl AdamW {
             Some(average) => average.chunks_mut(CHUNK).collect(),
             None => (0..n.div_ceil(CHUNK)).map(|_| &mut [][..]).collect(),
         };
-        let [bias1, bias2] = self.betas.map(|beta| 1.0 - beta.powf(step as f64));
-        let step = Step {
-            betas: self.betas.map(|beta| beta as f32),
-            rest: self.betas.map(|beta| (1.0 - beta) as f32),
-            scale: scale as f32,
-            rate: (lr / bias1) as f32,
-            inv_std: (1.0 / bias2.sqrt()) as f32,
-            eps: self.eps as f32,
-        };
-        let decay = (lr * self.weight_decay) as f32;
+        let step = self.step(step, lr, scale)?;
         let grads = grads.par_chunks(CHUNK);
         let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
         let chunks = params.par_chunks_mut(CHUNK).zip(grads).zip(moments).zip(averages);
@@ -108,15 +100,33 @@ impl AdamW {
             for (part, decays) in segments(start..start + params.len(), no_decay) {
                 let part = part.start - start..part.end - start;
                 let values = (&mut params[part.clone()], &grads[part.clone()]);
-                apply(&step, values, (&mut m[part.clone()], &mut v[part]), if decays { decay } else { 0.0 });
+                let decay = if decays { step.decay } else { 0.0 };
+                apply(&step, values, (&mut m[part.clone()], &mut v[part]), decay);
             }
             follow(rest, average, params);
         });
         Ok(())
     }
+
+    /// The constants of step number `step`, counted from 1.
+    pub(super) fn step(&self, step: u64, lr: f64, scale: f64) -> Result<Step> {
+        if step == 0 {
+            bail!("AdamW: steps count from 1");
+        }
+        let [bias1, bias2] = self.betas.map(|beta| 1.0 - beta.powf(step as f64));
+        Ok(Step {
+            betas: self.betas.map(|beta| beta as f32),
+            rest: self.betas.map(|beta| (1.0 - beta) as f32),
+            scale: scale as f32,
+            rate: (lr / bias1) as f32,
+            inv_std: (1.0 / bias2.sqrt()) as f32,
+            eps: self.eps as f32,
+            decay: (lr * self.weight_decay) as f32,
+        })
+    }
 }
 
-/// The step on some elements; `decay` is the share of a parameter that goes: 1 minus it would be rounded much more coarsely.
+/// The step on some elements; `decay` is the share of a parameter that goes, as 1 minus it would be rounded much more coarsely.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn apply(step: &Step, (params, grads): (&mut [f32], &[f32]), (m, v): (&mut [f32], &mut [f32]), decay: f32) {
     for ((param, &grad), (m, v)) in params.iter_mut().zip(grads).zip(m.iter_mut().zip(v)) {

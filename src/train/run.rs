@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::checkpoint::State;
-use super::clips::{NoisyClip, NoisyClips};
+use super::clips::{NoisyClip, NoisyClips, upload};
 use super::heldout::Heldout;
 use super::job::Job;
 use super::pace::minding;
@@ -40,7 +40,7 @@ use crate::{Error, Result};
 pub fn run(config: RunConfig, resume: bool, launch: &Launch, interrupted: &AtomicBool) -> Result<()> {
     let ranks = config.parallel.ranks;
     launch.in_turn(|| Job::fetch(&config))?;
-    let job = Job::open(config, resume)?;
+    let job = Job::open(config, resume, launch)?;
     // Each machine has its own scratch folder, for its own ranks.
     let blocks = (job.model.num_layers * launch.ranks_here(ranks)).div_ceil(ranks);
     stash::check_room(&job.config.stash, blocks, &job.stashed()?)?;
@@ -64,7 +64,7 @@ pub(crate) const REHEARSED: u64 = 2;
 /// mean nothing. Saves nothing.
 pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
-    let job = Job::open(config, false)?;
+    let job = Job::open(config, false, launch)?;
     let plan = Plan::new(&job.config, &job.model, true)?;
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
     let done = launch.run(job.config.parallel.ranks, |comm| Rank::new(&job, comm, Arc::default())?.rehearse())?;
@@ -207,7 +207,7 @@ impl<'a> Rank<'a> {
     /// The engine of the run's clips, with the run's stash.
     fn engine(&self) -> Result<Engine<'_>> {
         let config = &self.job.config;
-        let stash = Arc::new(Mutex::new(Stash::open(&config.stash, self.mesh.world.rank())?));
+        let stash = Arc::new(Mutex::new(Stash::open(&config.stash, self.mesh.world.rank(), self.job.device())?));
         let (train, sequence) = (&config.train, &self.mesh.sequence);
         let engine = Engine::new(&self.weights.model, sequence, self.grid, train.batch, train.tile)?;
         Ok(engine
@@ -270,7 +270,8 @@ impl<'a> Rank<'a> {
             let dropped = self.job.config.data.label == Label::None || self.dropout.drops(seed, step, number);
             labels.push(if dropped { None } else { clip.class });
             let sigma = self.sigmas.draw(seed, step, number);
-            clips.push(NoisyClip { frames: Arc::new(frames), sigma, noise: training_key(seed, step, number) });
+            let (pixels, noise) = (upload(&frames, self.job.device())?, training_key(seed, step, number));
+            clips.push(NoisyClip { frames: Arc::new(frames), pixels, sigma, noise });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
         let prompt = sampling::prompt(&self.weights.model, &timesteps, &labels)?;

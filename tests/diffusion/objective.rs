@@ -1,6 +1,7 @@
 //! Noise rows, noisy rows, row orders; the losses, their gradients, and what predictions stand for.
 
 use super::{message, tensor, values};
+use candle_core::{Device, Tensor};
 use longreel::config::{Diffusion, Prediction};
 use longreel::diffusion::{
     Objective, channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key, training_key,
@@ -44,6 +45,13 @@ fn losses_and_gradients_are_those_of_the_papers() {
             let want = stated(prediction, &wide, &x0, &eps, sigma);
             assert!((sum / n as f64 / want - 1.0).abs() < 1e-6, "{prediction:?} {sigma}: {sum}");
             assert_eq!(objective(prediction).loss_only(&p, &x0, &eps, sigma), sum);
+            let tensors = [&p, &x0, &eps].map(|rows| Tensor::new(rows.as_slice(), &Device::Cpu).unwrap());
+            let (same, slope) = objective(prediction).loss_of(tensors.each_ref(), sigma, 1.0 / n as f64).unwrap();
+            assert!((same / sum - 1.0).abs() < 1e-6, "{prediction:?} {sigma}: {same} for {sum}");
+            assert!(
+                values(&slope).iter().zip(&grad).all(|(a, &b)| (a - f64::from(b)).abs() <= 2e-7 * f64::from(b.abs())),
+                "{slope:?}"
+            );
             for i in 0..n {
                 // Exact for a parabola, whatever the step.
                 let [low, high] = [-1.0, 1.0].map(|step| {

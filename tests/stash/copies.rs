@@ -48,7 +48,7 @@ fn what_is_put_comes_back_however_late_copies_are() {
 fn a_block_larger_than_a_chunk_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     for settings in [bf16(ram()), disk(folder.path()), bf16(disk(folder.path()))] {
-        let mut stash = Stash::open(&settings, 0).unwrap();
+        let mut stash = Stash::open(&settings, 0, &Device::Cpu).unwrap();
         round_trip(&mut stash, 0, 3, 100_003, F32, &settings); // 2.4 million values
     }
 }
@@ -129,7 +129,7 @@ fn one_block_is_read_ahead_and_no_more() {
 fn steps_use_the_same_file_and_buffers_again() {
     let folder = tempfile::tempdir().unwrap();
     let settings = disk(folder.path());
-    let mut stash = Stash::open(&settings, 0).unwrap();
+    let mut stash = Stash::open(&settings, 0, &Device::Cpu).unwrap();
     let mut seen = vec![];
     for step in 0..4 {
         round_trip(&mut stash, step, 6, 40, F32, &settings);
@@ -142,7 +142,7 @@ fn steps_use_the_same_file_and_buffers_again() {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
     assert!(seen.iter().all(|s| *s == seen[0]), "{seen:?}");
-    let other = Stash::open(&settings, 1).unwrap();
+    let other = Stash::open(&settings, 1, &Device::Cpu).unwrap();
     assert_eq!(scratch_files(folder.path()).len(), 2, "a rank has a file of its own");
     drop((stash, other));
     assert_eq!(scratch_files(folder.path()).len(), 0, "the files are gone");
@@ -152,7 +152,7 @@ fn steps_use_the_same_file_and_buffers_again() {
 fn bf16_and_keep_attention_halve_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let length = |settings: Settings| {
-        let mut stash = Stash::open(&settings, 0).unwrap();
+        let mut stash = Stash::open(&settings, 0, &Device::Cpu).unwrap();
         stash.begin(4, &shapes(1024, 512, F32)).unwrap();
         scratch_files(folder.path())[0].metadata().unwrap().len()
     };

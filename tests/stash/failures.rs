@@ -12,7 +12,7 @@ fn a_folder_that_cannot_be_used_is_named() {
     // Nobody, not even root, can make a file in /proc.
     for folder in ["/no/such/folder", "/proc", "/dev/null"] {
         let settings = disk(Path::new(folder));
-        let all = [error(Stash::open(&settings, 0)), error(check_room(&settings, 1, &shapes(1, 1, F32)))];
+        let all = [error(Stash::open(&settings, 0, &Device::Cpu)), error(check_room(&settings, 1, &shapes(1, 1, F32)))];
         for message in all {
             let start = format!("stash.folder: no scratch file can be made in {folder}: ");
             assert!(
@@ -27,7 +27,7 @@ fn a_folder_that_cannot_be_used_is_named() {
 fn no_room_is_said_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     for (rows, width) in [(1 << 24, 1 << 20), (usize::MAX, usize::MAX)] {
-        let mut stash = Stash::open(&disk(folder.path()), 3).unwrap();
+        let mut stash = Stash::open(&disk(folder.path()), 3, &Device::Cpu).unwrap();
         let absurd = shapes(rows, width, F32);
         let message = error(stash.begin(10, &absurd));
         let place = folder.path().display().to_string();
@@ -127,7 +127,7 @@ fn a_file_cut_short_under_our_feet_is_said_by_all_ranks() {
 fn misuse_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     for settings in [ram(), disk(folder.path())] {
-        let mut stash = Stash::open(&settings, 0).unwrap();
+        let mut stash = Stash::open(&settings, 0, &Device::Cpu).unwrap();
         stash.begin(2, &shapes(4, 8, F32)).unwrap();
         assert!(error(stash.take(1)).contains("block 1 was not put, or was taken twice"));
         assert!(error(stash.take(9)).contains("block 9"));
@@ -137,7 +137,7 @@ fn misuse_is_an_error() {
         assert!(error(stash.take(0)).contains("block 0 was not put, or was taken twice"));
     }
     // A shape that was not announced would not fit its place.
-    let mut stash = Stash::open(&disk(folder.path()), 0).unwrap();
+    let mut stash = Stash::open(&disk(folder.path()), 0, &Device::Cpu).unwrap();
     stash.begin(1, &shapes(4, 8, F32)).unwrap();
     stash.put(0, saved(0, 4, 9, F32)).unwrap();
     let message = error(stash.take(0));

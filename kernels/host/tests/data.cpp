@@ -27,20 +27,20 @@ struct Crate {
         }
     }
 
-    const std::vector<double>& of(const char* name) const { return arrays.at(name); }
+    const std::vector<double>& of(const std::string& name) const { return arrays.at(name); }
 
     template <class T>
-    std::vector<T> as(const char* name) const {
+    std::vector<T> as(const std::string& name) const {
         return std::vector<T>(of(name).begin(), of(name).end());
     }
 };
 
-void check_patches(const Crate& crate) {
-    const auto shape = crate.as<int>("patches.shape"); // first, height, width, pt, ph, pw, token, count
-    const auto key = crate.as<u32>("patches.key");
-    const auto pixels = crate.as<u8>("patches.pixels");
-    const double sigma = crate.of("patches.sigma")[0];
-    const int row = 3 * shape[3] * shape[4] * shape[5], count = shape[7];
+void check_patches(const Crate& crate, const std::string& name) {
+    const auto shape = crate.as<int>(name + ".shape"); // the numbers of Frames, token, count
+    const auto key = crate.as<u32>(name + ".key");
+    const auto pixels = crate.as<u8>(name + ".pixels");
+    const double sigma = crate.of(name + ".sigma")[0];
+    const int row = 3 * shape[5] * shape[6] * shape[7], token = shape[8], count = shape[9];
     const i64 threads = i64(count) * ((row + 15) / 16);
     Key words;
     std::copy(key.begin(), key.end(), words.words);
@@ -49,19 +49,20 @@ void check_patches(const Crate& crate) {
         const bool end = order != Order::Descending;
         Buffer<u8> frames(pixels, end);
         Buffer<float> x0(count * row, end), noise(count * row, end), x(count * row, end), noise_alone(count * row, end);
-        const Frames clip = {frames.data(), shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]};
-        const Frames none = {nullptr, shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]};
+        const Frames clip = {frames.data(), shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape[7]};
+        Frames none = clip;
+        none.pixels = nullptr;
         const dim3 grid = {unsigned((threads + THREADS - 1) / THREADS)};
-        LAUNCH(noisy_patches, grid, order, clip, words, shape[6], count, float(1 - sigma), float(sigma), x0.data(),
+        LAUNCH(noisy_patches, grid, order, clip, words, token, count, float(1 - sigma), float(sigma), x0.data(),
                noise.data(), x.data());
-        LAUNCH(noisy_patches, grid, order, none, words, shape[6], count, 0.0f, 0.0f, nullptr, noise_alone.data(),
+        LAUNCH(noisy_patches, grid, order, none, words, token, count, 0.0f, 0.0f, nullptr, noise_alone.data(),
                nullptr);
         same("x0", x0.values()), same("noise", noise.values()), same("noise", noise_alone.values()),
             same("x", x.values());
         if (order != Order::Ascending) continue;
-        expect("noisy_patches x0", x0.values(), crate.of("patches.x0"), 0);
-        expect("noisy_patches noise", noise.values(), crate.of("patches.noise"), 3e-7);
-        expect("noisy_patches x", x.values(), crate.of("patches.x"), 3e-7);
+        expect("noisy_patches x0", x0.values(), crate.of(name + ".x0"), 0);
+        expect("noisy_patches noise", noise.values(), crate.of(name + ".noise"), 3e-7);
+        expect("noisy_patches x", x.values(), crate.of(name + ".x"), 3e-7);
     }
 }
 
@@ -189,7 +190,7 @@ int main(int count, char** arguments) {
     emulator::catch_faults();
     if (count != 2) return 4;
     const Crate crate(arguments[1]);
-    check_patches(crate);
+    check_patches(crate, "patches"), check_patches(crate, "lines");
     check_adamw(crate);
     check_rope(crate);
     check_copies<Sixteen>("copy_rows_16", copy_rows_16, 16);

@@ -3,6 +3,7 @@
 //! bf16 with heads of 64, 96 or 128 takes the tensor cores; f32 the plain kernels, which are for checks. **It has been compiled and
 //! type-checked, and its kernels run on an emulator; on a GPU none of it has run.**
 
+mod copy;
 mod merge;
 
 use candle_core::cuda_backend::CudaDType;
@@ -14,6 +15,7 @@ use super::check::{self, BACKWARD, FORWARD, operations};
 use crate::gpu::{Kernel, Lent, device_of, empty, failed, tensor};
 use crate::watch::Watch;
 use crate::{Result, bail};
+pub(super) use copy::copy_rows;
 pub(super) use merge::merge;
 
 /// What kernels/tile.cuh calls so: elements from one batch entry, head and row to the next.

@@ -1,14 +1,15 @@
 //! Attention of one clip, forward and forward+backward, on any of the kernels' paths. Counterpart:
 //! benches/peers/attention.py.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use serde_json::json;
 
-use super::{Report, flop, normal, on_threads, peak_of, timed};
+use super::{Report, device_of, flop, normal, on_threads, peak_on, timed};
 use crate::attention::cpu::{backward_on, forward_on};
+use crate::attention::{flash, flash_backward};
 use crate::cli::at_least_1;
-use crate::config::Compute;
+use crate::config::{Compute, Hardware};
 use crate::ops::cpu::Path;
 use crate::ops::row_dot;
 use crate::{Result, bail};
@@ -37,12 +38,19 @@ pub struct AttentionArgs {
     /// Vector unit: pairs, portable, avx2, avx512 or avx512-bf16; default: this CPU's best
     #[arg(long)]
     path: Option<String>,
+    /// What computes; default: the CPU
+    #[arg(long)]
+    device: Option<Hardware>,
 }
 
 /// Measures it.
 pub fn run(args: &AttentionArgs) -> Result<Report> {
     let path = args.path.as_deref().map_or(Ok(Path::best()), named)?;
-    on_threads(args.threads, |threads| measure(args, path, threads))
+    let device = device_of(args.device, 1)?;
+    if device.is_cuda() && args.path.is_some() {
+        bail!("--path is of CPUs: leave it out, or --device cuda")
+    }
+    on_threads(args.threads, |threads| measure(args, path, &device, threads))
 }
 
 /// The path of this name, which this CPU must have.
@@ -55,20 +63,26 @@ fn named(name: &str) -> Result<Path> {
     }
 }
 
-fn measure(args: &AttentionArgs, path: Path, threads: usize) -> Result<Report> {
+fn measure(args: &AttentionArgs, path: Path, device: &Device, threads: usize) -> Result<Report> {
     let &AttentionArgs { tokens, heads, head_dim, dtype, .. } = args;
     let shape = [1, heads, tokens, head_dim];
     let kind = if dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
-    let draw = |sample: u64| -> Result<Tensor> { Ok(normal(&shape, sample)?.to_dtype(kind)?) };
+    let draw = |sample: u64| -> Result<Tensor> { Ok(normal(&shape, sample)?.to_dtype(kind)?.to_device(device)?) };
     let (q, k, v, d_o) = (draw(0)?, draw(1)?, draw(2)?, draw(3)?);
     let scale = (head_dim as f64).powf(-0.5);
-    let peak = peak_of(path, dtype);
-    let forward = timed(args.runs, || forward_on(path, &q, &k, &v, scale).map(drop))?;
+    let peak = peak_on(device, path, dtype)?;
+    let attend = || if device.is_cpu() { forward_on(path, &q, &k, &v, scale) } else { flash(&q, &k, &v, scale) };
+    let done = || Ok(device.synchronize()?); // a GPU is only asked to work so far
+    let forward = timed(args.runs, || attend().and_then(|_| done()))?;
     let rows = |x: &Tensor| x.reshape((heads * tokens, head_dim));
     let both = timed(args.runs, || {
-        let (o, lse) = forward_on(path, &q, &k, &v, scale)?;
+        let (o, lse) = attend()?;
         let delta = row_dot(&rows(&d_o)?, &rows(&o)?, 1)?.reshape((1, heads, tokens))?;
-        backward_on(path, &q, &k, &v, &d_o, &lse, &delta, scale).map(drop)
+        match device.is_cpu() {
+            true => backward_on(path, &q, &k, &v, &d_o, &lse, &delta, scale),
+            false => flash_backward(&q, &k, &v, &d_o, &lse, &delta, scale),
+        }?;
+        done()
     })?;
     let flop = flop::attention(tokens, heads, head_dim);
     let facts = vec![
@@ -77,9 +91,9 @@ fn measure(args: &AttentionArgs, path: Path, threads: usize) -> Result<Report> {
         ("head_dim", json!(head_dim)),
         ("dtype", json!(dtype)),
         ("threads", json!(threads)),
-        ("path", json!(path.name())),
+        ("path", json!(if device.is_cpu() { path.name() } else { "cuda" })),
     ];
-    Ok(Report::new("attention", facts).against(peak, tokens).pass("forward", "fwd", forward, flop).pass(
+    Ok(Report::new("attention", facts).on(device).against(peak, tokens).pass("forward", "fwd", forward, flop).pass(
         "forward+backward",
         "fwdbwd",
         both,

@@ -109,7 +109,7 @@ impl Source for Latent {
 impl Objective for Latent {
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
         let target = &self.target[rows.start * self.row..rows.end * self.row];
-        let target = Tensor::from_slice(target, (rows.len(), self.row), &Device::Cpu)?;
+        let target = Tensor::from_slice(target, (rows.len(), self.row), output.device())?;
         let error = (output - target)?;
         let sum = f64::from(error.sqr()?.sum_all()?.to_scalar::<f32>()?);
         Ok((sum * self.weight, (error * (2.0 * self.weight))?))

@@ -12,15 +12,16 @@ mod peak;
 mod report;
 mod step;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::{Args, Subcommand};
 use std::time::{Duration, Instant};
 
-use crate::config::Compute;
+use crate::config::{Compute, Hardware};
 use crate::ops::cpu::{Path, peak as unit_peak};
-use crate::parallel::run_threads;
+use crate::parallel::{Launch, run_threads};
 use crate::plan::flop;
 use crate::rng::{Key, Purpose};
+use crate::train::device::{device, taken};
 use crate::{Result, bail};
 use report::Report;
 
@@ -58,6 +59,11 @@ pub fn run(args: BenchArgs) -> Result<()> {
 /// How long the peak that work is compared with is measured: long against the clock's grain, short against the work.
 const PEAK_TIME: Duration = Duration::from_millis(200);
 
+/// What `--device` names.
+fn device_of(wanted: Option<Hardware>, ranks: usize) -> Result<Device> {
+    device(wanted, "--device", ranks, &Launch::threads())
+}
+
 /// Runs `f` with `threads` threads (default: all), as a rank of training runs; `f` is told how many there are.
 fn on_threads<T: Send>(threads: Option<usize>, f: impl Fn(usize) -> Result<T> + Sync) -> Result<T> {
     let threads = threads.unwrap_or_else(|| super::threads_per_rank(1));
@@ -68,6 +74,25 @@ fn on_threads<T: Send>(threads: Option<usize>, f: impl Fn(usize) -> Result<T> + 
 /// FLOP/s that the current threads reach on the unit that `dtype` computes on.
 fn peak_of(path: Path, dtype: Compute) -> f64 {
     unit_peak::peak(path, dtype == Compute::Bf16, PEAK_TIME)
+}
+
+/// FLOP/s that `device` reaches in `dtype`: these threads on the vector unit of `path`, or a GPU in large products by cuBLAS.
+fn peak_on(device: &Device, path: Path, dtype: Compute) -> Result<f64> {
+    if device.is_cpu() {
+        return Ok(peak_of(path, dtype));
+    }
+    const N: usize = 8192;
+    const RUNS: usize = 8;
+    let kind = if dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
+    let x = Tensor::rand(-1f32, 1f32, (N, N), device)?.to_dtype(kind)?;
+    x.matmul(&x)?;
+    device.synchronize()?;
+    let start = Instant::now();
+    for _ in 0..RUNS {
+        x.matmul(&x)?;
+    }
+    device.synchronize()?;
+    Ok((RUNS * 2 * N.pow(3)) as f64 / start.elapsed().as_secs_f64())
 }
 
 /// FLOP/s of all processors in `dtype`, and bytes/s of copying memory.
@@ -91,6 +116,16 @@ fn timed(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
         seconds.push(start.elapsed().as_secs_f64());
     }
     Ok(median(seconds))
+}
+
+impl Report {
+    /// Says what computed, and of a GPU how much of its memory is taken.
+    fn on(self, device: &Device) -> Self {
+        match taken(device) {
+            Some(bytes) => self.with("gpu_gib", "memory of the GPU, GiB", bytes as f64 / f64::from(1 << 30)),
+            None => self,
+        }
+    }
 }
 
 /// A tensor of normal random numbers in f32, the same for the same `sample`.

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::latent::{Latent, ShapeArgs, prompt};
-use super::{Report, flop, median, peak_of};
+use super::{Report, device_of, flop, median, peak_on};
 use crate::cli::{at_least_1, threads_per_rank};
-use crate::config::{self, Compute, Place, Train};
+use crate::config::{self, Compute, Hardware, Place, Train};
 use crate::engine::{Engine, Stash};
 use crate::model::{Model, ModelConfig};
 use crate::ops::cpu::Path;
@@ -41,6 +41,9 @@ pub struct StepArgs {
     /// Where blocks keep what backward needs
     #[arg(long, default_value = "ram")]
     stash: Place,
+    /// What computes; default: the CPU
+    #[arg(long)]
+    device: Option<Hardware>,
 }
 
 /// What a rank measured.
@@ -66,13 +69,16 @@ pub fn run(args: &StepArgs) -> Result<Report> {
     let config = args.shape.config(args.layers);
     let grid = config.grid(args.shape.size())?;
     let tokens: usize = grid.iter().product();
+    let device = device_of(args.device, args.ranks)?;
     let threads = args.threads.unwrap_or_else(|| threads_per_rank(args.ranks));
-    let ranks = run_threads(args.ranks, threads, |comm| measure(args, &config, grid, comm))?;
+    let ranks = run_threads(args.ranks, threads, |comm| measure(args, &config, grid, &device, comm))?;
     let Some(first) = ranks.first() else { bail!("no rank") };
     let step = |part: fn(&Seconds) -> f64| median(first.steps.iter().map(part).collect());
     let mut facts = args.shape.facts(tokens, args.layers);
     facts.extend([("ranks", json!(args.ranks)), ("threads", json!(threads))]);
+    facts.push(("device", json!(args.device.unwrap_or_default())));
     Ok(Report::new("step", facts)
+        .on(&device)
         .against(ranks.iter().map(|rank| rank.peak).sum(), tokens)
         .pass("step", "step", step(|s| s.whole), flop::step(&config, tokens))
         .with("tokens_per_s", "", tokens as f64 / step(|s| s.whole))
@@ -82,18 +88,25 @@ pub fn run(args: &StepArgs) -> Result<Report> {
         .with("loss", "loss", first.loss))
 }
 
-fn measure(args: &StepArgs, network: &ModelConfig, grid: [usize; 3], comm: Arc<dyn Communicator>) -> Result<Measured> {
+fn measure(
+    args: &StepArgs,
+    network: &ModelConfig,
+    grid: [usize; 3],
+    device: &Device,
+    comm: Arc<dyn Communicator>,
+) -> Result<Measured> {
     let bf16 = args.shape.dtype == Compute::Bf16;
     let train = Train { ema: 0.0, ..Train::default() };
-    let weights = Weights::new(Model::init(network, DType::F32, bf16, 0)?, &train, comm.clone(), 0, None)?;
-    let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank())?;
+    let model = Model::init(network, DType::F32, bf16, 0)?.to_device(device)?;
+    let weights = Weights::new(model, &train, comm.clone(), 0, None)?;
+    let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank(), device)?;
     let stash = Arc::new(Mutex::new(stash));
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;
     let engine = Engine::new(&weights.model, &sequence, grid, 1, args.shape.tile)?.with_stash(stash);
     let latent = Latent::draw(args.shape.size(), network, engine.local_tokens());
     let prompt = prompt()?;
     comm.barrier()?;
-    let peak = peak_of(Path::best(), args.shape.dtype);
+    let peak = peak_on(device, Path::best(), args.shape.dtype)?;
     let (mut steps, mut loss) = (vec![], 0.0);
     for step in 0..(args.warmup + args.steps) as u64 {
         comm.barrier()?;
@@ -104,6 +117,7 @@ fn measure(args: &StepArgs, network: &ModelConfig, grid: [usize; 3], comm: Arc<d
         comm.all_reduce(&share, Reduce::Sum)?;
         weights.sum_gradients()?;
         weights.update(step, 1e-4, weights.gradient_norm(step)?)?;
+        device.synchronize()?; // a GPU is only asked to work so far
         steps.push(Seconds {
             whole: start.elapsed().as_secs_f64(),
             attention: (engine.attention_time() - attention).as_secs_f64(),

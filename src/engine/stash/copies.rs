@@ -5,12 +5,12 @@
 //! Whatever goes wrong on a thread, a panic among it, is kept and returned by every later call. Nothing here knows what
 //! a block looks like.
 
-use half::bf16;
+use candle_core::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::pack::{Layout, Pool};
+use super::pack::{Copier, Layout, Pool};
 use super::{Copy, Hook, Saved, Settings, Shapes, not_there};
 use crate::{Error, Result, bail};
 
@@ -25,6 +25,12 @@ pub(super) trait Store: Send + Sync {
     fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()>;
 
     fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()>;
+
+    /// Calls `f` with `length` of the block's bytes, if they are memory that a GPU copies to and from by itself; None if not.
+    #[cfg(feature = "cuda")]
+    fn pinned(&self, _: usize, _: u64, _: usize, _: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Option<Result<()>> {
+        None
+    }
 }
 
 /// The threads' owner: dropped, it waits for them to end.
@@ -66,13 +72,14 @@ enum Block {
 }
 
 impl Copies {
-    pub fn start(store: Box<dyn Store>, settings: &Settings, rank: usize, hook: Hook) -> Result<Self> {
-        let (pool, state) = (Pool::default(), Mutex::default());
+    /// For blocks of tensors on `device`.
+    pub fn start(store: Box<dyn Store>, settings: &Settings, rank: usize, device: &Device, hook: Hook) -> Result<Self> {
+        let (pool, state) = (Pool::new(device), Mutex::default());
         let shared = Arc::new(Shared { store, rank, hook, pool, state, bell: Condvar::new() });
         let mut copies = Self { shared, settings: settings.clone(), threads: vec![] };
         for _ in 0..FLYING {
-            let shared = copies.shared.clone();
-            let thread = thread::Builder::new().name(format!("stash-{rank}")).spawn(move || shared.work());
+            let (shared, mut copier) = (copies.shared.clone(), Copier::new(device)?);
+            let thread = thread::Builder::new().name(format!("stash-{rank}")).spawn(move || shared.work(&mut copier));
             let thread =
                 thread.map_err(|e| Error::Invalid(format!("rank {rank}: cannot start a thread for the stash: {e}")))?;
             copies.threads.push(thread);
@@ -103,6 +110,8 @@ impl Copies {
         let state = self.shared.lock();
         let mut state = self.shared.wait(state, |state| state.blocks.iter().filter(flying).count() < FLYING)?;
         let blocks = state.blocks.len();
+        let Some(layout) = &state.layout else { bail!("stash: no step has begun") };
+        let saved = layout.stored(saved)?;
         match state.blocks.get_mut(i) {
             Some(block @ Block::Nowhere) => *block = Block::Waits(saved),
             _ => bail!("stash: block {i} of {blocks} was put twice, or there is no such block"),
@@ -124,8 +133,8 @@ impl Copies {
         let mut state = self.shared.wait(state, |state| matches!(state.blocks[i], Block::Ready(_)))?;
         state.wanted = i.checked_sub(1);
         self.shared.bell.notify_all();
-        match std::mem::replace(&mut state.blocks[i], Block::Nowhere) {
-            Block::Ready(saved) => Ok(saved),
+        match (std::mem::replace(&mut state.blocks[i], Block::Nowhere), &state.layout) {
+            (Block::Ready(saved), Some(layout)) => layout.widened(saved),
             _ => Err(not_there(i)),
         }
     }
@@ -165,8 +174,7 @@ impl Shared {
     }
 
     /// A copy thread.
-    fn work(&self) {
-        let mut chunk = vec![];
+    fn work(&self, copier: &mut Copier) {
         let mut state = self.lock();
         while !state.ends {
             let Some((i, waiting)) = state.next() else {
@@ -175,7 +183,7 @@ impl Shared {
             };
             let layout = state.layout.clone();
             drop(state);
-            let copy = || self.copy(i, waiting, layout.as_deref(), &mut chunk);
+            let copy = || self.copy(i, waiting, layout.as_deref(), copier);
             let outcome = catch_unwind(AssertUnwindSafe(copy)).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
                 bail!("a copy panicked: {}", text.unwrap_or("(no message)"))
@@ -193,17 +201,17 @@ impl Shared {
     }
 
     /// Writes what waited, or else reads; and where the block is then.
-    fn copy(&self, i: usize, waiting: Option<Saved>, layout: Option<&Layout>, chunk: &mut Vec<bf16>) -> Result<Block> {
+    fn copy(&self, i: usize, waiting: Option<Saved>, layout: Option<&Layout>, copier: &mut Copier) -> Result<Block> {
         let Some(layout) = layout else { bail!("stash: no step has begun") };
         match waiting {
             Some(saved) => {
                 (self.hook)(Copy::Write(i))?;
-                layout.write(self.store.as_ref(), i, &saved, chunk)?;
+                layout.write(self.store.as_ref(), i, &saved, copier)?;
                 Ok(Block::Stored)
             }
             None => {
                 (self.hook)(Copy::Read(i))?;
-                Ok(Block::Ready(layout.read(self.store.as_ref(), i, &self.pool, chunk)?))
+                Ok(Block::Ready(layout.read(self.store.as_ref(), i, &self.pool, copier)?))
             }
         }
     }

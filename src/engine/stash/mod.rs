@@ -3,12 +3,15 @@
 //! - `ram`: memory, where tensors are handed over as they are, or kept as bytes if they are rounded;
 //! - `disk`: the scratch file, and whether there is room for it;
 //! - `pack`: a block as bytes, rounded to bf16 or not;
-//! - `copies`: the threads that write blocks behind forward and read them ahead of backward.
+//! - `copies`: the threads that write blocks behind forward and read them ahead of backward;
+//! - `gpu`: pinned memory for a GPU's blocks, and the streams that copy them.
 //!
 //! The engine sees `begin`, `put` and `take`, and none of this. Nothing here knows what the tensors mean.
 
 mod copies;
 mod disk;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod pack;
 mod ram;
 
@@ -17,7 +20,7 @@ use std::sync::Arc;
 
 use crate::config::{Compute, Place, Stash as Settings};
 use crate::{Error, Result};
-use copies::Copies;
+use copies::{Copies, Store};
 use pack::Layout;
 
 /// What backward needs of a block. `x` and `o` are lent until the next block is taken: their memory is then read into
@@ -27,16 +30,6 @@ pub struct Saved {
     pub x: Tensor,
     /// None: to be computed again.
     pub attention: Option<Attention>,
-}
-
-impl Saved {
-    /// The same on another device.
-    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
-        let attention = self.attention.as_ref().map(|kept| -> Result<_> {
-            Ok(Attention { o: kept.o.to_device(device)?, lse: kept.lse.to_device(device)? })
-        });
-        Ok(Self { x: self.x.to_device(device)?, attention: attention.transpose()? })
-    }
 }
 
 /// What attention gave.
@@ -99,25 +92,30 @@ impl Default for Stash {
 }
 
 impl Stash {
-    /// The stash of `rank` as the user wants it.
+    /// The stash of `rank` as the user wants it, for tensors on `device`.
     ///
     /// # Errors
     /// The scratch folder is not there or cannot be written to.
-    pub fn open(settings: &Settings, rank: usize) -> Result<Self> {
-        Self::open_with(settings, rank, Arc::new(|_| Ok(())))
+    pub fn open(settings: &Settings, rank: usize, device: &Device) -> Result<Self> {
+        Self::start(settings, rank, device, Arc::new(|_| Ok(())))
     }
 
-    /// As [`open`](Self::open), with a hook.
+    /// As [`open`](Self::open) for the CPU, with a hook.
     pub fn open_with(settings: &Settings, rank: usize, hook: Hook) -> Result<Self> {
-        let kept = match (settings.place, settings.dtype) {
-            (Place::Ram, Compute::F32) => Kept::Tensors(ram::Tensors::default()),
-            (Place::Ram, Compute::Bf16) => {
-                Kept::Copies(Copies::start(Box::new(ram::Bytes::default()), settings, rank, hook)?)
-            }
-            (Place::Disk, _) => {
-                Kept::Copies(Copies::start(Box::new(disk::Blocks::open(settings)?), settings, rank, hook)?)
-            }
+        Self::start(settings, rank, &Device::Cpu, hook)
+    }
+
+    fn start(settings: &Settings, rank: usize, device: &Device, hook: Hook) -> Result<Self> {
+        let copies = |store: Box<dyn Store>| -> Result<Kept> {
+            Ok(Kept::Copies(Copies::start(store, settings, rank, device, hook)?))
         };
+        let kept = match (settings.place, settings.dtype, device) {
+            (Place::Disk, ..) => copies(Box::new(disk::Blocks::open(settings)?)),
+            #[cfg(feature = "cuda")]
+            (Place::Ram, _, Device::Cuda(device)) => copies(Box::new(gpu::Pinned::new(device))),
+            (Place::Ram, Compute::F32, _) => Ok(Kept::Tensors(ram::Tensors::default())),
+            (Place::Ram, Compute::Bf16, _) => copies(Box::new(ram::Bytes::default())),
+        }?;
         Ok(Self { keep_attention: settings.keep_attention, kept, copied: 0 })
     }
 

@@ -6,6 +6,8 @@ use half::slice::HalfFloatSliceExt;
 use std::sync::{Mutex, PoisonError};
 
 use super::copies::Store;
+#[cfg(feature = "cuda")]
+use super::gpu::Lane;
 use super::{Attention, Saved, Shapes};
 use crate::config::{Compute, Stash as Settings};
 use crate::ops::{Stored, read, write};
@@ -37,6 +39,31 @@ pub(super) struct Layout {
     pub size: u64,
 }
 
+/// What a copy thread works with.
+pub(super) struct Copier {
+    /// Where it rounds.
+    chunk: Vec<bf16>,
+    #[cfg(feature = "cuda")]
+    lane: Option<Lane>,
+}
+
+impl Copier {
+    /// For tensors on this device.
+    pub fn new(device: &Device) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        let lane = match device {
+            Device::Cuda(device) => Some(Lane::new(device)?),
+            _ => None,
+        };
+        let _ = device; // of a build without CUDA
+        Ok(Self {
+            chunk: vec![],
+            #[cfg(feature = "cuda")]
+            lane,
+        })
+    }
+}
+
 impl Layout {
     pub fn new(shapes: &Shapes, settings: &Settings) -> Self {
         let mut size = 0u64;
@@ -59,13 +86,34 @@ impl Layout {
         self.size.saturating_mul(blocks as u64)
     }
 
+    /// A block as it is stored, where that is a matter for its GPU: rounded there, before it is copied.
+    pub fn stored(&self, saved: Saved) -> Result<Saved> {
+        self.convert(saved, |field| field.stored)
+    }
+
+    /// A block as it was put, where that is a matter for its GPU.
+    pub fn widened(&self, saved: Saved) -> Result<Saved> {
+        self.convert(saved, |field| field.dtype)
+    }
+
+    fn convert(&self, saved: Saved, dtype: impl Fn(&Field) -> DType) -> Result<Saved> {
+        let attention = match (&self.attention, saved.attention) {
+            (Some((field, _)), Some(Attention { o, lse })) if !o.device().is_cpu() => {
+                Some(Attention { o: o.to_dtype(dtype(field))?, lse })
+            }
+            (_, other) => other,
+        };
+        let x = if saved.x.device().is_cpu() { saved.x } else { saved.x.to_dtype(dtype(&self.x))? };
+        Ok(Saved { x, attention })
+    }
+
     /// Writes a block.
-    pub fn write(&self, store: &dyn Store, block: usize, saved: &Saved, chunk: &mut Vec<bf16>) -> Result<()> {
-        self.x.write(store, block, &saved.x, chunk)?;
+    pub fn write(&self, store: &dyn Store, block: usize, saved: &Saved, copier: &mut Copier) -> Result<()> {
+        self.x.write(store, block, &saved.x, copier)?;
         match (&self.attention, &saved.attention) {
             (Some((o, lse)), Some(attention)) => {
-                o.write(store, block, &attention.o, chunk)?;
-                lse.write(store, block, &attention.lse, chunk)
+                o.write(store, block, &attention.o, copier)?;
+                lse.write(store, block, &attention.lse, copier)
             }
             (None, None) => Ok(()),
             _ => bail!("stash: attention's output was put by mistake, or not put"),
@@ -73,57 +121,87 @@ impl Layout {
     }
 
     /// Reads a block into buffers of the pool.
-    pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, chunk: &mut Vec<bf16>) -> Result<Saved> {
+    pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, copier: &mut Copier) -> Result<Saved> {
         // The block above is still in use; the one above that is not, so two buffers take turns.
-        let mut buffers = pool.0[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
-        let x = self.x.buffer(&mut buffers.0)?;
-        self.x.read(store, block, &x, chunk)?;
+        let mut buffers = pool.turns[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
+        let device = &pool.device;
+        let x = self.x.buffer(&mut buffers.x, device)?;
+        self.x.read(store, block, &x, copier)?;
         let mut attention = None;
         if let Some((o, lse)) = &self.attention {
-            let to = Attention { o: o.buffer(&mut buffers.1)?, lse: lse.buffer(&mut None)? };
-            o.read(store, block, &to.o, chunk)?;
-            lse.read(store, block, &to.lse, chunk)?;
+            // Of a GPU's too, as a new one would be taken behind what is computed, and copied to after it.
+            let kept = if device.is_cpu() { &mut None } else { &mut buffers.lse };
+            let to = Attention { lse: lse.buffer(kept, device)?, o: o.buffer(&mut buffers.o, device)? };
+            o.read(store, block, &to.o, copier)?;
+            lse.read(store, block, &to.lse, copier)?;
             attention = Some(to);
         }
         Ok(Saved { x, attention })
     }
 }
 
-/// Buffers for x and o, of even and of odd blocks. The row statistic is small, and new each time.
+/// Buffers to read into, of even and of odd blocks.
+pub(super) struct Pool {
+    device: Device,
+    turns: [Mutex<Buffers>; 2],
+}
+
+/// The row statistic is small, and on the CPU new each time.
 #[derive(Default)]
-pub(super) struct Pool([Mutex<(Option<Tensor>, Option<Tensor>)>; 2]);
+struct Buffers {
+    x: Option<Tensor>,
+    o: Option<Tensor>,
+    lse: Option<Tensor>,
+}
+
+impl Pool {
+    /// On this device.
+    pub fn new(device: &Device) -> Self {
+        Self { device: device.clone(), turns: Default::default() }
+    }
+}
 
 impl Field {
     /// The buffer in `place`, or a new one there if that has another shape.
-    fn buffer(&self, place: &mut Option<Tensor>) -> Result<Tensor> {
+    fn buffer(&self, place: &mut Option<Tensor>, device: &Device) -> Result<Tensor> {
+        let dtype = if device.is_cpu() { self.dtype } else { self.stored };
         if let Some(t) = place
-            && (t.dims(), t.dtype()) == (&self.dims, self.dtype)
+            && (t.dims(), t.dtype()) == (&self.dims, dtype)
         {
             return Ok(t.clone());
         }
         *place = None; // the old one goes before the new one comes
-        Ok(place.insert(Tensor::zeros(self.dims.as_slice(), self.dtype, &Device::Cpu)?).clone())
+        Ok(place.insert(Tensor::zeros(self.dims.as_slice(), dtype, device)?).clone())
     }
 
-    fn write(&self, store: &dyn Store, block: usize, t: &Tensor, chunk: &mut Vec<bf16>) -> Result<()> {
-        if (t.dims(), t.dtype()) != (&self.dims, self.dtype) {
-            let (dims, dtype) = (&self.dims, self.dtype);
+    fn write(&self, store: &dyn Store, block: usize, t: &Tensor, copier: &mut Copier) -> Result<()> {
+        let dtype = if t.device().is_cpu() { self.dtype } else { self.stored };
+        if (t.dims(), t.dtype()) != (&self.dims, dtype) {
+            let dims = &self.dims;
             bail!("stash: a tensor of {:?} {:?} was put where {dims:?} {dtype:?} was announced", t.dims(), t.dtype())
         }
         let t = t.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if let Some(lane) = &mut copier.lane {
+            return lane.store(store, block, self.at, &t);
+        }
         if self.stored == self.dtype {
             let (storage, layout) = t.storage_and_layout();
             return store.write(block, self.at, bytes::view(bytes::raw(&storage)?, layout, self.dtype)?);
         }
         match self.dtype {
-            DType::F64 => {
-                self.round(store, block, &read::<f64>(&t)?, chunk, |to, from| to.convert_from_f64_slice(from))
-            }
-            _ => self.round(store, block, &read::<f32>(&t)?, chunk, |to, from| to.convert_from_f32_slice(from)),
+            DType::F64 => self
+                .round(store, block, &read::<f64>(&t)?, &mut copier.chunk, |to, from| to.convert_from_f64_slice(from)),
+            _ => self
+                .round(store, block, &read::<f32>(&t)?, &mut copier.chunk, |to, from| to.convert_from_f32_slice(from)),
         }
     }
 
-    fn read(&self, store: &dyn Store, block: usize, t: &Tensor, chunk: &mut Vec<bf16>) -> Result<()> {
+    fn read(&self, store: &dyn Store, block: usize, t: &Tensor, copier: &mut Copier) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(lane) = &mut copier.lane {
+            return lane.load(store, block, self.at, t);
+        }
         if self.stored == self.dtype {
             // Not by bytes::overwrite, which makes a Candle error of ours.
             return match self.dtype {
@@ -133,8 +211,10 @@ impl Field {
             };
         }
         match self.dtype {
-            DType::F64 => self.widen::<f64>(store, block, t, chunk, |from, to| from.convert_to_f64_slice(to)),
-            _ => self.widen::<f32>(store, block, t, chunk, |from, to| from.convert_to_f32_slice(to)),
+            DType::F64 => {
+                self.widen::<f64>(store, block, t, &mut copier.chunk, |from, to| from.convert_to_f64_slice(to))
+            }
+            _ => self.widen::<f32>(store, block, t, &mut copier.chunk, |from, to| from.convert_to_f32_slice(to)),
         }
     }
 

@@ -67,7 +67,22 @@ impl Group {
 
     /// `t` as it is sent.
     fn on_gpu(&self, t: &Tensor) -> Result<Tensor> {
-        Ok(t.detach().to_device(&self.gpu.device)?.contiguous()?)
+        if !t.device().is_cpu() {
+            return Ok(t.detach().contiguous()?);
+        }
+        if t.elem_count() == 0 {
+            return memory::new(t.dtype(), t.dims(), &self.gpu.device);
+        }
+        // A copy first: Candle takes all of a view's storage to another device.
+        Ok(bytes::duplicate(t)?.to_device(&self.gpu.device)?)
+    }
+
+    /// What was received, where `like` is.
+    fn beside(&self, t: &Tensor, like: &Tensor) -> Result<Tensor> {
+        match t.elem_count() {
+            0 if like.device().is_cpu() => Ok(Tensor::zeros(t.dims(), t.dtype(), like.device())?),
+            _ => Ok(t.to_device(like.device())?),
+        }
     }
 
     /// Sends and receives what is not empty, and between ranks that are not the same.
@@ -93,7 +108,7 @@ impl Group {
             .collect::<Result<_>>()?;
         let sends: Vec<Message> = (0..self.size()).map(|i| (i, mine.clone())).collect();
         self.exchange(call, &sends, &receives)?;
-        receives.into_iter().map(|(_, t)| Ok(t.to_device(send.device())?)).collect()
+        receives.iter().map(|(_, t)| self.beside(t, send)).collect()
     }
 
     /// This rank's part of the 1-D `buffer` on the GPU, reduced over all ranks in rank order; `part(i)` is rank i's.
@@ -154,7 +169,7 @@ impl Communicator for Group {
             };
             let receives: Vec<Message> = shapes.iter().enumerate().map(received).collect::<Result<_>>()?;
             self.exchange(&call, &sends, &receives)?;
-            receives.into_iter().map(|(_, t)| Ok(t.to_device(send[self.rank].device())?)).collect()
+            receives.iter().map(|(_, t)| self.beside(t, &send[self.rank])).collect()
         };
         self.told(exchanged())
     }
@@ -170,7 +185,7 @@ impl Communicator for Group {
         let call = self.begin(checked, format!("reduce_scatter of {:?} {counts:?}", buffer.dtype()))?;
         let reduced = || {
             let share = self.reduced(&call, &self.on_gpu(buffer)?, |i| range_of(counts, i), Reduce::Sum)?;
-            Ok(share.to_device(buffer.device())?)
+            self.beside(&share, buffer)
         };
         self.told(reduced())
     }

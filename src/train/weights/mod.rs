@@ -8,19 +8,19 @@ mod ahead;
 mod files;
 mod moments;
 mod shards;
+mod step;
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::ema::ema_decay;
-use super::optimizer::{AdamW, Shard, clip_coefficient, first_non_finite, norm_squared, sgd};
+use super::optimizer::{AdamW, first_non_finite};
 use crate::config::Train;
 use crate::engine::{Keeper, Pass};
 use crate::model::{Model, Unit};
-use crate::ops::{held, read, release, restore, write};
-use crate::parallel::{Communicator, Reduce, bytes::duplicate};
+use crate::ops::{add_assign, clear, held, read, release, restore, write};
+use crate::parallel::{Communicator, bytes::duplicate};
 use crate::{Error, Result};
 use ahead::Ahead;
 pub use moments::IN_FLIGHT;
@@ -81,24 +81,23 @@ impl Weights {
     ) -> Result<Self> {
         let shards = |unit: &Unit| Shards::new(unit.value.elem_count(), world.clone());
         let range = |unit: &Unit| if zero >= 1 { shards(unit).range() } else { 0..unit.value.elem_count() };
-        // Candle's `copy` of a view would keep all of its storage. What this rank holds of a unit is in memory, wherever that is.
-        let own = |unit: &Unit| {
-            let view = unit.value.narrow(0, range(unit).start, range(unit).len())?;
-            duplicate(&view.to_device(&Device::Cpu)?)
-        };
+        // Candle's `copy` of a view would keep all of its storage.
+        let own = |unit: &Unit| duplicate(&unit.value.narrow(0, range(unit).start, range(unit).len())?);
+        let device = model.units[0].value.device().clone();
         let average = |i: usize| own(&model.units[i]);
         let moments = Moments::new(
             model.units.iter().map(|unit| range(unit).len()).collect(),
             if config.ema > 0.0 { Some(&average) } else { None },
             config.moments,
             scratch,
+            &device,
         )?;
         let state = |unit: &Unit| -> Result<UnitState> {
             let (shards, range) = (shards(unit), range(unit));
             let no_decay = unit.entries.iter().filter(|e| !e.decay).filter_map(|e| within(&e.range, &range)).collect();
             let state = UnitState {
                 no_decay,
-                grad: if zero >= 2 { Some(Tensor::zeros(range.len(), DType::F32, &Device::Cpu)?) } else { None },
+                grad: if zero >= 2 { Some(zeros(range.len(), &device)?) } else { None },
                 value: if zero >= 3 { Some(own(unit)?) } else { None },
                 range,
                 shards,
@@ -138,100 +137,11 @@ impl Weights {
     pub fn zero_gradients(&self) -> Result<()> {
         for (unit, state) in self.each() {
             match &state.grad {
-                Some(shard) => write(shard, |g: &mut [f32]| g.fill(0.0))?,
-                None => unit.zero_grad()?,
+                Some(shard) => clear(shard)?,
+                None => clear(&unit.grad)?,
             }
         }
         Ok(())
-    }
-
-    /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's was ready.
-    pub fn sum_gradients(&self) -> Result<()> {
-        for (unit, state) in self.each() {
-            match self.zero {
-                0 => self.world.all_reduce(&unit.grad, Reduce::Sum)?,
-                1 => {
-                    let share = state.shards.reduce(&unit.grad)?;
-                    let share = read::<f32>(&share)?;
-                    write(&unit.grad, |g: &mut [f32]| g[state.range.clone()].copy_from_slice(&share))?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// The norm of all gradients together; they must be summed. `step` counts from 1, as in the metrics.
-    ///
-    /// # Errors
-    /// [`Error::NonFinite`] naming the first tensor whose gradient is not finite, the same on all ranks.
-    pub fn gradient_norm(&self, step: u64) -> Result<f64> {
-        let own = |unit: &Unit, state: &UnitState| match &state.grad {
-            Some(shard) => Ok(shard.clone()),
-            None => state.shards.own(&unit.grad),
-        };
-        let mut sum = 0.0;
-        for (unit, state) in self.each() {
-            sum += norm_squared(&read(&own(unit, state)?)?);
-        }
-        let sums = Tensor::new(&[sum], &Device::Cpu)?;
-        self.world.all_reduce(&sums, Reduce::Sum)?;
-        let sum = sums.to_vec1::<f64>()?[0];
-        if !sum.is_finite()
-            && let Some(error) = self.non_finite(step, "the gradient of ", own)?
-        {
-            return Err(error);
-        }
-        Ok(sum.sqrt())
-    }
-
-    /// Optimizer step number `step`, counted from 0, at learning rate `lr`, with gradients of norm `norm`.
-    pub fn update(&self, step: u64, lr: f64, norm: f64) -> Result<()> {
-        let scale = self.scale(norm);
-        let decay = ema_decay(self.ema, step);
-        self.moments.each(|i, m, v, average| {
-            self.change(i, |state, params, grads| {
-                let shard = Shard { params, grads, m, v, average: average.map(|average| (decay, average)) };
-                self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
-            })
-        })
-    }
-
-    /// A step of plain gradient descent in AdamW's place: it hides no wrong factor in a gradient.
-    pub fn descend(&self, lr: f64, norm: f64) -> Result<()> {
-        let scale = self.scale(norm);
-        (0..self.units.len()).try_for_each(|i| self.change(i, |_, params, grads| sgd(lr, scale, params, grads)))
-    }
-
-    fn scale(&self, norm: f64) -> f64 {
-        clip_coefficient(norm, if self.clip > 0.0 { self.clip } else { f64::INFINITY })
-    }
-
-    /// Changes the part of unit `i`'s parameters that this rank updates, by the gradient there; then all ranks have all of them.
-    fn change(&self, i: usize, change: impl FnOnce(&UnitState, &mut [f32], &[f32]) -> Result<()>) -> Result<()> {
-        let (unit, state) = (&self.model.units[i], &self.units[i]);
-        let grads = match &state.grad {
-            Some(shard) => shard.clone(),
-            None => unit.grad.narrow(0, state.range.start, state.range.len())?,
-        };
-        let grads = read::<f32>(&grads)?;
-        match &state.value {
-            Some(shard) => {
-                if let Some(ahead) = &self.ahead {
-                    ahead.forget()?; // of an abandoned step: it is outdated from here on
-                }
-                write(shard, |params: &mut [f32]| change(state, params, &grads))?
-            }
-            None => {
-                write(&unit.value, |all: &mut [f32]| change(state, &mut all[state.range.clone()], &grads))??;
-                self.share(unit, state)
-            }
-        }
-    }
-
-    /// Gives all ranks every rank's part of a unit's values, where each has changed its own only.
-    fn share(&self, unit: &Unit, state: &UnitState) -> Result<()> {
-        if self.zero >= 1 { state.shards.gather(&state.shards.own(&unit.value)?, &unit.value) } else { Ok(()) }
     }
 
     /// Calls `f` with the model's weights replaced by their moving average, if there is one. Meanwhile they are there as a whole,
@@ -259,9 +169,16 @@ impl Weights {
                 restore(&unit.value)?;
                 let average = self.moments.get(i, Kind::Average)?;
                 state.shards.gather(average.as_ref().unwrap_or(value), &unit.value)?;
+            } else if let Some(numbers) = self.moments.on_gpu().filter(|_| self.ema > 0.0) {
+                let average = &numbers[i][Kind::Average as usize];
+                let weights = duplicate(&unit.value.narrow(0, state.range.start, state.range.len())?)?;
+                if weights.elem_count() > 0 {
+                    unit.value.slice_set(average, 0, state.range.start)?;
+                    average.slice_set(&weights, 0, 0)?;
+                }
+                self.share(unit, state)?;
             } else if self.ema > 0.0 {
-                write(&unit.value, |value: &mut [f32]| {
-                    let own = &mut value[state.range.clone()];
+                write(&unit.value.narrow(0, state.range.start, state.range.len())?, |own: &mut [f32]| {
                     self.moments.change(i, Kind::Average, |average| own.swap_with_slice(average))
                 })??;
                 self.share(unit, state)?;
@@ -359,8 +276,9 @@ impl Keeper for Weights {
             && let Some(shard) = &state.grad
         {
             let share = state.shards.reduce(&unit.grad)?;
-            let share = read::<f32>(&share)?;
-            write(shard, |sum: &mut [f32]| sum.iter_mut().zip(&*share).for_each(|(sum, share)| *sum += share))?;
+            if share.elem_count() > 0 {
+                add_assign(shard, &share)?;
+            }
             release(&unit.grad)?;
         }
         if state.value.is_some() {
@@ -368,6 +286,11 @@ impl Keeper for Weights {
         }
         Ok(())
     }
+}
+
+/// `n` zeros. CUDA allocates nothing of no bytes.
+fn zeros(n: usize, device: &Device) -> Result<Tensor> {
+    Ok(Tensor::zeros(n.max(1), DType::F32, device)?.narrow(0, 0, n)?)
 }
 
 /// The part of `range` that lies in `part`, counted from there.

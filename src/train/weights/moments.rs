@@ -3,10 +3,11 @@
 //! In the file they take twelve bytes a parameter, and memory holds those of three units at most: one being read, one being updated,
 //! one being written, each by a thread of its own.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::path::Path;
 
+use super::zeros;
 use crate::config::Place;
 use crate::files::Scratch;
 use crate::ops::{held, read, write};
@@ -45,7 +46,7 @@ pub const IN_FLIGHT: usize = 3;
 type Numbers = Vec<f32>;
 
 impl Moments {
-    /// Of units of so many elements; moments are zero, averages are what `average` gives for each unit.
+    /// Of units of so many elements; moments are zero, averages are what `average` gives for each unit. Memory is the `device`'s.
     ///
     /// # Errors
     /// The scratch folder cannot be written to, or has no room.
@@ -54,11 +55,12 @@ impl Moments {
         average: Option<&dyn Fn(usize) -> Result<Tensor>>,
         place: Place,
         folder: Option<&Path>,
+        device: &Device,
     ) -> Result<Self> {
         let kinds = if average.is_some() { 3 } else { 2 };
         let home = match place {
             Place::Ram => {
-                let zeros = |len: &usize| Tensor::zeros(*len, DType::F32, &Device::Cpu);
+                let zeros = |len: &usize| zeros(*len, device);
                 let unit = |(unit, len)| -> Result<Vec<Tensor>> {
                     let mut all = vec![zeros(len)?, zeros(len)?];
                     if let Some(average) = average {
@@ -99,6 +101,14 @@ impl Moments {
                 Tensor::from_vec(numbers, len, &Device::Cpu)?
             }
         }))
+    }
+
+    /// By unit and kind, if they are on a GPU.
+    pub fn on_gpu(&self) -> Option<&[Vec<Tensor>]> {
+        match &self.home {
+            Home::Memory(units) if units.iter().flatten().any(|t| t.device().is_cuda()) => Some(units),
+            _ => None,
+        }
     }
 
     /// Lets `f` change one kind of a unit's numbers; nothing if there is no average.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::ops::{read, write};
+use crate::ops::read;
 use crate::parallel::{Communicator, Split};
 
 /// The parts of one unit.
@@ -42,9 +42,8 @@ impl Shards {
 
     /// Fills `whole` with all its parts.
     pub fn fill(&self, whole: &Tensor, parts: &[Tensor]) -> Result<()> {
-        for (rank, part) in parts.iter().enumerate() {
-            let part = read::<f32>(part)?;
-            write(whole, |whole: &mut [f32]| whole[self.split.range(rank)].copy_from_slice(&part))?;
+        for (rank, part) in parts.iter().enumerate().filter(|(_, part)| part.elem_count() > 0) {
+            whole.slice_set(part, 0, self.split.range(rank).start)?;
         }
         Ok(())
     }

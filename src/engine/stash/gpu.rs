@@ -1,0 +1,200 @@
+//! Blocks of a GPU: pinned memory of the host for them, and copies there and back in streams of their own, beside the computing.
+//!
+//! A copy comes after what was written to its tensor, and before what is written there next, by the events that cudarc keeps with
+//! each allocation; so nobody waits but the copy thread. Pinned memory is taken once a run, and is not write-combined, for the CPU
+//! reads it where blocks go on to a scratch file.
+
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaStream, CudaView, CudaViewMut, DriverError, PinnedHostSlice,
+};
+use candle_core::{CudaDevice, DType, Tensor};
+use half::bf16;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use super::copies::Store;
+use crate::gpu::{Lent, change_as};
+use crate::{Error, Result, bail};
+
+/// Bytes that a copy thread takes at a time to where a GPU cannot copy to.
+const STAGING: usize = 32 << 20;
+
+/// Pinned bytes.
+fn pin(context: &Arc<CudaContext>, bytes: usize) -> Result<PinnedHostSlice<u8>> {
+    // SAFETY: bytes of any value are bytes; nothing is read of them that was not written.
+    unsafe { context.alloc_pinned_with_flags(bytes, 0) }.map_err(|e| {
+        Error::Invalid(format!(
+            "stash: cannot pin {bytes} bytes of memory ({e:?}): set stash.where = \"disk\", stash.dtype = \"bf16\" or \
+             stash.keep_attention = false"
+        ))
+    })
+}
+
+fn failed(e: DriverError) -> Error {
+    Error::Invalid(format!("stash: CUDA cannot copy: {e:?}"))
+}
+
+/// The stash in pinned memory.
+pub(super) struct Pinned {
+    context: Arc<CudaContext>,
+    /// Each behind a lock of its own, as blocks are copied by several threads.
+    blocks: RwLock<Vec<Mutex<PinnedHostSlice<u8>>>>,
+}
+
+impl Pinned {
+    pub fn new(device: &CudaDevice) -> Self {
+        Self { context: device.cuda_stream().context().clone(), blocks: RwLock::default() }
+    }
+
+    /// Calls `f` with the `length` bytes of a block from `at` on.
+    fn with(&self, block: usize, at: u64, length: usize, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = blocks[block].lock().unwrap_or_else(PoisonError::into_inner);
+        let range = at as usize..at as usize + length;
+        let Some(part) = bytes.as_mut_slice().map_err(failed)?.get_mut(range.clone()) else {
+            bail!("stash: bytes {range:?} were not reserved")
+        };
+        f(part)
+    }
+}
+
+impl Store for Pinned {
+    fn reserve(&self, blocks: usize, size: u64) -> Result<()> {
+        let size = size as usize;
+        let mut all = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        let fits =
+            |block: &Mutex<PinnedHostSlice<u8>>| block.lock().unwrap_or_else(PoisonError::into_inner).len() == size;
+        if all.len() == blocks && all.iter().all(fits) {
+            return Ok(());
+        }
+        all.clear(); // the old ones go before the new ones come
+        for _ in 0..blocks {
+            all.push(Mutex::new(pin(&self.context, size)?));
+        }
+        Ok(())
+    }
+
+    fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()> {
+        self.with(block, at, from.len(), |bytes| {
+            bytes.copy_from_slice(from);
+            Ok(())
+        })
+    }
+
+    fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()> {
+        self.with(block, at, to.len(), |bytes| {
+            to.copy_from_slice(bytes);
+            Ok(())
+        })
+    }
+
+    fn pinned(
+        &self,
+        block: usize,
+        at: u64,
+        length: usize,
+        f: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Option<Result<()>> {
+        Some(self.with(block, at, length, f))
+    }
+}
+
+/// A copy thread's stream, and pinned bytes on the way to a store that has none of its own.
+pub(super) struct Lane {
+    stream: Arc<CudaStream>,
+    staging: Option<PinnedHostSlice<u8>>,
+}
+
+impl Lane {
+    /// A stream of the device's.
+    ///
+    /// # Errors
+    /// It cannot be made, or nothing would order its copies.
+    pub fn new(device: &CudaDevice) -> Result<Self> {
+        let context = device.cuda_stream().context().clone();
+        if !context.is_event_tracking() {
+            bail!("stash: the GPU's allocations keep no events, by which copies are ordered")
+        }
+        Ok(Self { stream: context.new_stream().map_err(failed)?, staging: None })
+    }
+
+    /// Copies a contiguous tensor into a block's bytes, and waits until it is there.
+    pub fn store(&mut self, store: &dyn Store, block: usize, at: u64, t: &Tensor) -> Result<()> {
+        let lent = Lent::new(t);
+        let from = bytes_of(&lent, t)?;
+        let stream = self.stream.clone();
+        let copy = |from: &CudaView<u8>, to: &mut [u8]| {
+            stream.memcpy_dtoh(from, to).and_then(|()| stream.synchronize()).map_err(failed)
+        };
+        if let Some(done) = store.pinned(block, at, from.len(), &mut |to| copy(&from, to)) {
+            return done;
+        }
+        let staging = self.staging()?;
+        for start in (0..from.len()).step_by(STAGING) {
+            let piece = from.slice(start..(start + STAGING).min(from.len()));
+            let staging = &mut staging[..piece.len()];
+            copy(&piece, staging)?;
+            store.write(block, at + start as u64, staging)?;
+        }
+        Ok(())
+    }
+
+    /// Copies a block's bytes into a contiguous tensor, and waits until they are there.
+    pub fn load(&mut self, store: &dyn Store, block: usize, at: u64, t: &Tensor) -> Result<()> {
+        let stream = self.stream.clone();
+        let copy = |from: &[u8], to: &mut CudaViewMut<u8>| {
+            stream.memcpy_htod(from, to).and_then(|()| stream.synchronize()).map_err(failed)
+        };
+        change_bytes(t, |mut to| {
+            let length = to.len();
+            if let Some(done) = store.pinned(block, at, length, &mut |from| copy(from, &mut to)) {
+                return done;
+            }
+            let staging = self.staging()?;
+            for start in (0..length).step_by(STAGING) {
+                let mut piece = to.slice_mut(start..(start + STAGING).min(length));
+                let staging = &mut staging[..piece.len()];
+                store.read(block, at + start as u64, staging)?;
+                copy(staging, &mut piece)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn staging(&mut self) -> Result<&mut [u8]> {
+        if self.staging.is_none() {
+            self.staging = Some(pin(self.stream.context(), STAGING)?);
+        }
+        match &mut self.staging {
+            Some(bytes) => bytes.as_mut_slice().map_err(failed),
+            None => bail!("stash: no staging memory"),
+        }
+    }
+}
+
+/// A contiguous tensor's bytes.
+fn bytes_of<'a>(lent: &'a Lent, t: &Tensor) -> Result<CudaView<'a, u8>> {
+    let n = t.elem_count();
+    // SAFETY: numbers are bytes of any value, as many as the view has.
+    let bytes = match t.dtype() {
+        DType::F32 => unsafe { lent.view::<f32>()?.transmute(4 * n) },
+        DType::BF16 => unsafe { lent.view::<bf16>()?.transmute(2 * n) },
+        other => bail!("stash: a GPU stashes f32 and bf16, got {other:?}"),
+    };
+    bytes.ok_or_else(|| Error::Invalid(format!("stash: {:?} is more than its storage holds", t.dims())))
+}
+
+/// Calls `f` with a contiguous tensor's bytes, to be changed in place.
+fn change_bytes(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, u8>) -> Result<()>) -> Result<()> {
+    let n = t.elem_count();
+    let short = || Error::Invalid(format!("stash: {:?} is more than its storage holds", t.dims()));
+    // SAFETY (of both): as in `bytes_of`, and any bytes are numbers.
+    match t.dtype() {
+        DType::F32 => {
+            change_as::<f32, _>(t, |mut to| Ok(unsafe { to.transmute_mut(4 * n) }.ok_or_else(short).and_then(f)))?
+        }
+        DType::BF16 => {
+            change_as::<bf16, _>(t, |mut to| Ok(unsafe { to.transmute_mut(2 * n) }.ok_or_else(short).and_then(f)))?
+        }
+        other => bail!("stash: a GPU stashes f32 and bf16, got {other:?}"),
+    }
+}
