@@ -1,0 +1,131 @@
+//! A step of the optimizer on what this rank holds: gradients summed over ranks, their norm, weights changed and shared again.
+
+use candle_core::{Device, Tensor};
+
+use super::{UnitState, Weights};
+use crate::Result;
+use crate::model::Unit;
+use crate::ops::{read, write};
+use crate::parallel::Reduce;
+use crate::train::ema::ema_decay;
+#[cfg(feature = "cuda")]
+use crate::train::optimizer::gpu;
+use crate::train::optimizer::{Shard, clip_coefficient, norm_squared, sgd};
+
+impl Weights {
+    /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's was ready.
+    pub fn sum_gradients(&self) -> Result<()> {
+        for (unit, state) in self.each() {
+            match self.zero {
+                0 => self.world.all_reduce(&unit.grad, Reduce::Sum)?,
+                1 => {
+                    let share = state.shards.reduce(&unit.grad)?;
+                    if share.elem_count() > 0 {
+                        unit.grad.slice_set(&share, 0, state.range.start)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The norm of all gradients together; they must be summed. `step` counts from 1, as in the metrics.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] naming the first tensor whose gradient is not finite, the same on all ranks.
+    pub fn gradient_norm(&self, step: u64) -> Result<f64> {
+        let own = |unit: &Unit, state: &UnitState| match &state.grad {
+            Some(shard) => Ok(shard.clone()),
+            None => state.shards.own(&unit.grad),
+        };
+        let mut sum = 0.0;
+        for (unit, state) in self.each() {
+            sum += norm_squared_of(&own(unit, state)?)?;
+        }
+        let sums = Tensor::new(&[sum], &Device::Cpu)?;
+        self.world.all_reduce(&sums, Reduce::Sum)?;
+        let sum = sums.to_vec1::<f64>()?[0];
+        if !sum.is_finite()
+            && let Some(error) = self.non_finite(step, "the gradient of ", own)?
+        {
+            return Err(error);
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// Optimizer step number `step`, counted from 0, at learning rate `lr`, with gradients of norm `norm`.
+    pub fn update(&self, step: u64, lr: f64, norm: f64) -> Result<()> {
+        let scale = self.scale(norm);
+        let decay = ema_decay(self.ema, step);
+        #[cfg(feature = "cuda")]
+        if let Some(units) = self.moments.on_gpu() {
+            return units.iter().enumerate().try_for_each(|(i, numbers)| {
+                self.change(i, |state, params, grads| {
+                    let shard = gpu::Shard { params, grads, numbers, decay };
+                    gpu::update(&self.optimizer.step(step + 1, lr, scale)?, &shard, &state.no_decay)
+                })
+            });
+        }
+        self.moments.each(|i, m, v, average| {
+            self.change(i, |state, params, grads| {
+                let grads = read::<f32>(grads)?;
+                write(params, |params: &mut [f32]| {
+                    let shard = Shard { params, grads: &grads, m, v, average: average.map(|average| (decay, average)) };
+                    self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
+                })?
+            })
+        })
+    }
+
+    /// A step of plain gradient descent in AdamW's place: it hides no wrong factor in a gradient.
+    pub fn descend(&self, lr: f64, norm: f64) -> Result<()> {
+        let scale = self.scale(norm);
+        (0..self.units.len()).try_for_each(|i| {
+            self.change(i, |_, params, grads| {
+                let grads = read::<f32>(grads)?;
+                write(params, |params: &mut [f32]| sgd(lr, scale, params, &grads))?
+            })
+        })
+    }
+
+    fn scale(&self, norm: f64) -> f64 {
+        clip_coefficient(norm, if self.clip > 0.0 { self.clip } else { f64::INFINITY })
+    }
+
+    /// Changes the part of unit `i`'s parameters that this rank updates, by the gradient there; then all ranks have all of them.
+    fn change(&self, i: usize, change: impl FnOnce(&UnitState, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
+        let (unit, state) = (&self.model.units[i], &self.units[i]);
+        let part = |whole: &Tensor| whole.narrow(0, state.range.start, state.range.len());
+        let grads = match &state.grad {
+            Some(shard) => shard.clone(),
+            None => part(&unit.grad)?,
+        };
+        match &state.value {
+            Some(shard) => {
+                if let Some(ahead) = &self.ahead {
+                    ahead.forget()?; // of an abandoned step: it is outdated from here on
+                }
+                change(state, shard, &grads)
+            }
+            None => {
+                change(state, &part(&unit.value)?, &grads)?;
+                self.share(unit, state)
+            }
+        }
+    }
+
+    /// Gives all ranks every rank's part of a unit's values, where each has changed its own only.
+    pub(super) fn share(&self, unit: &Unit, state: &UnitState) -> Result<()> {
+        if self.zero >= 1 { state.shards.gather(&state.shards.own(&unit.value)?, &unit.value) } else { Ok(()) }
+    }
+}
+
+/// The sum of squares of a tensor's numbers, where they are.
+fn norm_squared_of(values: &Tensor) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if values.device().is_cuda() {
+        return gpu::norm_squared(values);
+    }
+    Ok(norm_squared(&read(values)?))
+}
