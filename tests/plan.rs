@@ -116,6 +116,32 @@ fn ranks_of_stage_3_have_the_unit_at_work_and_the_parts_of_the_next() {
     check(&wide, what, *both);
 }
 
+/// MEDIUM's blocks stash x and o of 8192 x 128 numbers and a statistic of 4 x 8192.
+#[test]
+fn a_plan_for_a_gpu_tells_its_memory_from_its_hosts() {
+    let place = Place::videos();
+    let gpu = |more: &[&str]| planned(&place, &[MEDIUM, &["train.device=cuda"], more].concat());
+    let host = |plan: &Value, what: &str| plan["host"][what].as_u64();
+    let block = |element: u64| 8192 * 128 * 2 * element + 4 * 8192 * 4;
+    let ram = gpu(&[]);
+    assert_eq!(host(&ram, "stash, pinned"), Some(4 * block(4)));
+    assert_eq!(host(&ram, "frames and prefetch queue"), Some(2 * 4 * 256 * 128 * 3));
+    let names = |plan: &Value| -> Vec<String> {
+        let phases = plan["phases"].as_array().unwrap().iter();
+        phases.flat_map(|phase| phase["parts"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()).collect()
+    };
+    assert!(names(&ram).iter().all(|name| !name.contains("packed") && !name.contains("queue")), "{:?}", names(&ram));
+    assert!(names(&planned(&place, MEDIUM)).iter().any(|name| name.contains("packed")));
+    assert_eq!(host(&planned(&place, MEDIUM), "stash, pinned"), None);
+    assert_eq!(host(&gpu(&["stash.dtype=bf16"]), "stash, pinned"), Some(4 * block(2) + 2 * 4 * 8192 * 4));
+    let disk = gpu(&["stash.where=disk"]);
+    assert_eq!(disk["disk"][0].as_u64(), Some(4 * block(4)));
+    assert_eq!((host(&disk, "stash, pinned"), host(&disk, "stash: staging, pinned")), (None, Some(64 << 20)));
+    assert_eq!(disk["per_rank"], ram["per_rank"], "where blocks go to is no matter to the GPU");
+    let two = gpu(&["parallel.ranks=2"]);
+    assert!(two["per_rank"].as_u64() < ram["per_rank"].as_u64());
+}
+
 #[test]
 fn settings_change_the_need_as_they_should() {
     let place = Place::videos();

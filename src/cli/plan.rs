@@ -109,6 +109,12 @@ fn tables(text: &mut String, plan: &Plan, config: &RunConfig) {
     if largest.disk > 0 {
         let _ = writeln!(text, "  {:42}{:>12}", "scratch file, on disk", gib(largest.disk));
     }
+    if !largest.host.is_empty() {
+        let _ = writeln!(text, "\nof its host's memory");
+        for part in largest.host.iter().filter(|part| part.bytes > 0) {
+            let _ = writeln!(text, "  {:42}{:>12}", part.name, gib(part.bytes));
+        }
+    }
     let _ = writeln!(text, "\nphases of a step");
     for phase in &largest.phases {
         let _ = writeln!(text, "  {:42}{:>12}", phase.name, gib(phase.bytes()));
@@ -120,8 +126,12 @@ fn tables(text: &mut String, plan: &Plan, config: &RunConfig) {
     if ranks > 16 {
         let _ = writeln!(text, "  ... {} more", ranks - 16);
     }
-    let _ = writeln!(text, "  {:42}{:>12}", "code, libraries, threads, once", gib(plan.process));
-    let _ = writeln!(text, "  {:42}{:>12}", "the process, all ranks being its threads", gib(plan.total()));
+    let names = match largest.host.is_empty() {
+        true => ["code, libraries, threads, once", "the process, all ranks being its threads"],
+        false => ["CUDA and its kernels, assumed", "all GPUs"],
+    };
+    let _ = writeln!(text, "  {:42}{:>12}", names[0], gib(plan.process));
+    let _ = writeln!(text, "  {:42}{:>12}", names[1], gib(plan.total()));
 }
 
 /// Operations, messages, time.
@@ -176,6 +186,7 @@ fn as_json(args: &PlanArgs, plan: &Plan, longest: Option<&Plan>, time: &Time) ->
         "phases": phases.collect::<Vec<_>>(),
         "ranks": plan.ranks.iter().map(|rank| rank.peak().bytes()).collect::<Vec<_>>(),
         "disk": plan.ranks.iter().map(|rank| rank.disk).collect::<Vec<_>>(),
+        "host": largest.host.iter().map(|part| (part.name.to_owned(), json!(part.bytes))).collect::<serde_json::Map<_, _>>(),
         "process": plan.total(),
         "per_rank": plan.per_rank(),
         "memory": args.memory,

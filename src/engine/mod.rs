@@ -23,6 +23,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::config::Hardware;
 use crate::model::{Model, Prompt};
 use crate::ops::{Rope, Rows, Tape};
 use crate::parallel::Sequence;
@@ -90,7 +91,7 @@ impl<'a> Engine<'a> {
             rope,
             grid,
             batch,
-            tile: tile_rows(tile, config.ffn_dim),
+            tile: tile_rows(tile, config.ffn_dim, hardware(model.units[0].value.device())),
             stash: Arc::default(),
             watch: Arc::default(),
             per_row: PerRow::new(config),
@@ -280,6 +281,10 @@ impl<'a> Engine<'a> {
         let (b, tokens, heads, d) = x.dims4()?;
         Ok(x.reshape((b * tokens, heads * d))?)
     }
+}
+
+fn hardware(device: &Device) -> Hardware {
+    if device.is_cpu() { Hardware::Cpu } else { Hardware::Cuda }
 }
 
 /// The groups' tensors side by side along dim 1; the tensor itself if there is one group.

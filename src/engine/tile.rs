@@ -1,8 +1,10 @@
-//! How many rows a tile has where the user does not say: a matter of the CPU's cache and the network's widest rows.
+//! How many rows a tile has where the user does not say: a matter of the CPU's cache, or of a GPU's memory, and the network's widest rows.
 
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
+
+use crate::config::Hardware;
 
 /// Rows that pay for packing weights; more gain nothing.
 const MOST: usize = 512;
@@ -10,13 +12,22 @@ const MOST: usize = 512;
 /// Fewer would spend their time on packing weights, whatever the cache.
 const LEAST: usize = 128;
 
+/// What three of the widest rows of a GPU's tile may take together: small against its memory, and so many rows that a kernel's launch is
+/// small against its work.
+const ON_GPU: usize = 512 << 20;
+
 /// Rows of a tile where `asked` for so many, or for 0: then, for a network whose widest rows have `width` numbers (`ffn_dim`), 128 to
 /// 512, and no more than let three such rows each, in f32, lie in a quarter of the last-level cache: what comes in, what goes out, a gradient. A quarter, as ranks and
-/// neighbours share that cache. 512 where the system does not say how large it is.
-pub fn tile_rows(asked: usize, width: usize) -> usize {
+/// neighbours share that cache. 512 where the system does not say how large it is. On a GPU 1024 to 65536, no more than let these rows lie in
+/// 512 MiB.
+pub fn tile_rows(asked: usize, width: usize, on: Hardware) -> usize {
     static CACHE: LazyLock<Option<usize>> =
         LazyLock::new(|| last_level(Path::new("/sys/devices/system/cpu/cpu0/cache")));
-    if asked == 0 { rows(width, *CACHE) } else { asked }
+    match (asked, on) {
+        (0, Hardware::Cpu) => rows(width, *CACHE),
+        (0, Hardware::Cuda) => (ON_GPU / (3 * 4 * width) / 1024 * 1024).clamp(1024, 65_536),
+        _ => asked,
+    }
 }
 
 fn rows(width: usize, cache: Option<usize>) -> usize {
@@ -52,8 +63,16 @@ mod tests {
     fn the_default_goes_by_this_machines_cache() {
         let cache = last_level(Path::new("/sys/devices/system/cpu/cpu0/cache"));
         for width in [64, 3072, 1 << 20] {
-            assert_eq!(tile_rows(0, width), rows(width, cache), "width {width}, cache {cache:?}");
+            assert_eq!(tile_rows(0, width, Hardware::Cpu), rows(width, cache), "width {width}, cache {cache:?}");
         }
+    }
+
+    #[test]
+    fn tiles_of_a_gpu_are_long() {
+        for (width, rows) in [(256, 65_536), (1536, 28_672), (13_824, 3072), (1 << 20, 1024)] {
+            assert_eq!(tile_rows(0, width, Hardware::Cuda), rows, "width {width}");
+        }
+        assert_eq!(tile_rows(7, 256, Hardware::Cuda), 7);
     }
 
     #[test]

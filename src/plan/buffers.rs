@@ -8,7 +8,7 @@ use super::{Part, part};
 use crate::attention::cpu::rehearsal::{backward_words, forward_words};
 use crate::config::{Compute, Place, RunConfig};
 use crate::engine::Phase as At;
-use crate::engine::stash::CHUNKS;
+use crate::engine::stash::{CHUNKS, FLYING, STAGING};
 use crate::model::ModelConfig;
 use crate::ops::cpu::scratch::{KEPT, LARGEST, serves};
 use crate::ops::packed_words;
@@ -51,6 +51,8 @@ pub struct Stash {
     kept: bool,
     /// Bytes of a block's copy that lie in memory, and of the threads' own; none where tensors are kept as they are.
     copied: Option<[u64; 2]>,
+    /// On a GPU, whose copies are its host's: bytes of a block as it is copied, and what of it the host's memory holds.
+    gpu: Option<[u64; 2]>,
 }
 
 impl Stash {
@@ -62,7 +64,19 @@ impl Stash {
             (Place::Disk, _) => Some([0, chunks]),
         };
         let kept = config.stash.keep_attention;
-        Self { blocks, x: s.stream(), o: s.attended(), lse: s.statistic(), kept, copied }
+        let copied = if s.gpu { Some([0, 0]) } else { copied };
+        let held = if config.stash.place == Place::Ram { s.copied(config) } else { 0 };
+        let gpu = s.gpu.then(|| [s.copied(config), held]);
+        Self { blocks, x: s.stream(), o: s.attended(), lse: s.statistic(), kept, copied, gpu }
+    }
+
+    /// What a GPU's host holds of it, in pinned memory.
+    pub fn host(&self) -> Vec<Part> {
+        match self.gpu {
+            None => vec![],
+            Some([_, 0]) => vec![part("stash: staging, pinned", STAGING as u64)],
+            Some([_, held]) => vec![part("stash, pinned", self.blocks * held)],
+        }
     }
 
     /// Bytes that a block keeps as tensors.
@@ -72,6 +86,9 @@ impl Stash {
 
     /// What is there while no block is: memory for copies, and the two buffers that they are read into.
     pub fn idle(&self) -> Vec<Part> {
+        if let Some([copied, _]) = self.gpu {
+            return vec![part("stash: blocks being read", self.blocks.min(2) * copied)];
+        }
         match self.copied {
             None => vec![],
             Some([copied, chunks]) => {
@@ -86,6 +103,10 @@ impl Stash {
 
     /// While forward is at the last block, which is not put yet.
     pub fn forward(&self) -> Vec<Part> {
+        if let Some([copied, _]) = self.gpu {
+            let flying = (self.blocks - 1).min(FLYING as u64);
+            return [self.idle(), vec![part("stash: blocks being written", flying * copied)]].concat();
+        }
         match self.copied {
             None => vec![part("stash", (self.blocks - 1) * self.block())],
             Some(_) => self.idle(),
@@ -105,6 +126,7 @@ impl Stash {
     pub fn taken(&self) -> Vec<Part> {
         match self.copied {
             None => self.head(),
+            Some(_) if self.gpu.is_some() => self.idle(),
             Some(_) => [self.idle(), vec![part("row statistics", if self.kept { 2 * self.lse } else { 0 })]].concat(),
         }
     }
@@ -173,6 +195,8 @@ pub struct Panels {
     tile: u64,
     /// The rank's share of what may be kept.
     most: u64,
+    /// There are none on a GPU.
+    none: bool,
 }
 
 impl Panels {
@@ -192,11 +216,14 @@ impl Panels {
         }
         // Of the weight gradient's product: rows of the hidden numbers as left and as right operand, and of the width.
         let tile = (s.element() as usize * s.tile * 2 * (hidden + width)) as u64;
-        Self { forward, backward, weights, tile, most: (KEPT / s.ranks) as u64 }
+        Self { forward, backward, weights, tile, most: (KEPT / s.ranks) as u64, none: s.gpu }
     }
 
     /// Panels in use in one of the phases `at`, and those that are kept.
     pub fn parts(&self, at: &[At]) -> Vec<Part> {
+        if self.none {
+            return vec![];
+        }
         let (mut used, mut idle) = (0, 0);
         let [queries, mut sums] = self.backward;
         // What forward has left serves backward for its sums, if it fits.

@@ -52,6 +52,8 @@ pub struct Rank {
     pub phases: Vec<Phase>,
     /// Bytes of its scratch file; 0: none.
     pub disk: u64,
+    /// Of a rank on a GPU, what it has in its host's memory; its phases are of the GPU's.
+    pub host: Vec<Part>,
 }
 
 impl Rank {
@@ -70,7 +72,7 @@ pub struct Plan {
     pub ranks: Vec<Rank>,
     /// Ranks along each axis: data, Ulysses, ring.
     pub mesh: [usize; 3],
-    /// What the process has beside its ranks' buffers.
+    /// What the process has beside its ranks' buffers; on GPUs, what each has beside them, summed.
     pub process: u64,
     pub work: Work,
 }
@@ -82,6 +84,9 @@ const PROCESS: u64 = 72 << 20;
 
 /// Each rank's small blocks of memory and stacks.
 const SMALL: u64 = 8 << 20;
+
+/// What CUDA, the libraries' and our kernels, and cuBLAS's workspace take of a GPU: an assumption that no run has confirmed yet.
+const CONTEXT: u64 = 1 << 30;
 
 impl Plan {
     /// For a config whose network is `model`; with `rehearsal`, of what `longreel train --rehearse` runs: no checkpoint and no sample.
@@ -97,14 +102,18 @@ impl Plan {
             let shape = Shape::new(config, model, grid, rank)?;
             let phases = phases(config, model, &shape, parameters, rehearsal);
             let copied = shape.copied(config) * model.num_layers as u64;
-            Ok(Rank { phases, disk: if config.stash.place == Place::Disk { copied } else { 0 } })
+            let host = phases::host(config, model, &shape, parameters);
+            Ok(Rank { phases, disk: if config.stash.place == Place::Disk { copied } else { 0 }, host })
         };
         let ranks = (0..config.parallel.ranks).map(rank).collect::<Result<Vec<_>>>()?;
         let tokens = grid.iter().product();
         let shape = Shape::new(config, model, grid, 0)?;
         let mesh = [config.parallel.data, shape.ulysses, shape.ring];
         let work = Work::new(config, model, &shape, tokens, parameters);
-        let process = PROCESS + SMALL * config.parallel.ranks as u64;
+        let process = match shape.gpu {
+            true => CONTEXT * config.parallel.ranks as u64,
+            false => PROCESS + SMALL * config.parallel.ranks as u64,
+        };
         Ok(Self { tokens, parameters, ranks, mesh, process, work })
     }
 
@@ -191,7 +200,7 @@ pub fn alternatives(config: &RunConfig, model: &ModelConfig) -> Vec<(String, Pla
     add("stash.where = \"disk\" and these head groups", &|c| {
         (c.stash.place, c.parallel.head_groups) = (Place::Disk, groups)
     });
-    let tile = crate::engine::tile_rows(config.train.tile, model.ffn_dim);
+    let tile = crate::engine::tile_rows(config.train.tile, model.ffn_dim, config.train.device);
     add(&format!("train.tile = {}", tile.div_ceil(2)), &|c| c.train.tile = tile.div_ceil(2));
     if config.train.batch > 1 {
         add("train.batch = 1", &|c| c.train.batch = 1);

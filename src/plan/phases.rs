@@ -57,16 +57,51 @@ pub fn phases(
     let unit = if shape.ranks > 1 { 4 * Model::largest_unit(model) as u64 } else { 0 };
     let more =
         vec![part("gradient of the stream", shape.stream()), part("messages", unit), part("tile", step.tile.embed)];
-    let more = [more, moments_in_flight(config, model)].concat();
+    let in_flight = if shape.gpu { vec![] } else { moments_in_flight(config, model) };
+    let more = [more, in_flight].concat();
     all.push(step.phase(At::Update.name(), &[], [step.stash.idle(), more].concat()));
     if !rehearsal {
-        let copy = part("copy of the moments", 8 * parameters as u64);
+        let copy = match shape.gpu {
+            true => part("messages", unit), // on their way to its host
+            false => part("copy of the moments", 8 * parameters as u64),
+        };
         all.push(step.phase("checkpoint, on rank 0", &[], [step.stash.idle(), vec![copy]].concat()));
         if config.train.sample_every > 0 {
             all.push(step.phase("sampling", &[At::ForwardAttention], step.sampling(config, model)));
         }
     }
     all
+}
+
+/// What a GPU's rank has in its host's memory; nothing for a rank on a CPU, whose memory that is.
+pub fn host(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usize) -> Vec<Part> {
+    if !shape.gpu {
+        return vec![];
+    }
+    let stash = Stash::new(config, shape, model.num_layers as u64).host();
+    let frames = part("frames and prefetch queue", clips(config, false) * shape.frames);
+    let copy = part("copy of the moments, on rank 0", 8 * parameters as u64);
+    let states = match config.train.sample_every {
+        0 => 0,
+        _ => sampler_states(config, model, shape),
+    };
+    let states = part("states of the sampler", states);
+    [stash, vec![frames, copy, states], moments_in_flight(config, model)].concat()
+}
+
+/// Clips that are in use and decoded ahead, if the run has so many.
+fn clips(config: &RunConfig, rehearsal: bool) -> u64 {
+    let steps = if rehearsal { crate::train::REHEARSED.min(config.train.steps) } else { config.train.steps };
+    let clips = steps.saturating_mul((config.train.batch * config.train.accumulate) as u64);
+    let queue = (config.data.prefetch.max(config.train.batch) + config.train.batch) as u64;
+    queue.min(clips)
+}
+
+/// Bytes of what a sampler keeps.
+fn sampler_states(config: &RunConfig, model: &ModelConfig, shape: &Shape) -> u64 {
+    let guided = u64::from(config.sample.guidance != 1.0);
+    let states = config.sample.sampler.states() as u64 + guided;
+    states * 4 * (shape.rows / shape.batch * model.patch_in()) as u64
 }
 
 /// Weights, moments and frames.
@@ -79,16 +114,16 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usi
     let shard = |stage: usize, whole: u64| if zero >= stage { n.div_ceil(ranks) + whole } else { n };
     let moments = if config.train.moments == Place::Ram { 2 * shard(1, 0) } else { 0 };
     let average = if config.train.ema > 0.0 { moments / 2 } else { 0 };
-    // Clips that are in use and decoded ahead, if the run has so many.
-    let steps = if rehearsal { crate::train::REHEARSED.min(config.train.steps) } else { config.train.steps };
-    let clips = steps.saturating_mul((config.train.batch * config.train.accumulate) as u64);
-    let queue = (config.data.prefetch.max(config.train.batch) + config.train.batch) as u64;
+    let frames = match shape.gpu {
+        true => part("pixels of the micro-batch", config.train.batch as u64 * shape.frames),
+        false => part("frames and prefetch queue", clips(config, rehearsal) * shape.frames),
+    };
     vec![
         part("parameters", shard(3, if ranks > 1 { 2 * unit } else { unit })),
         part("gradients", shard(2, unit)),
         part("optimizer moments", moments),
         part("moving average", average),
-        part("frames and prefetch queue", queue.min(clips) * shape.frames),
+        frames,
     ]
 }
 
@@ -195,9 +230,7 @@ impl Step<'_> {
 
     /// A clip's sampling: a forward pass that stashes nothing, and what the sampler keeps.
     fn sampling(&self, config: &RunConfig, model: &ModelConfig) -> Moment {
-        let guided = u64::from(config.sample.guidance != 1.0);
-        let states = config.sample.sampler.states() as u64 + guided;
-        let states = states * 4 * (self.shape.rows / self.shape.batch * model.patch_in()) as u64;
+        let states = if self.shape.gpu { 0 } else { sampler_states(config, model, self.shape) };
         let held = vec![part("residual stream", self.shape.stream()), part("states of the sampler", states)];
         [self.stash.idle(), held, most([self.exchange(), self.attention()])].concat()
     }

@@ -3,7 +3,7 @@
 use candle_core::DType;
 
 use crate::Result;
-use crate::config::{Compute, RunConfig};
+use crate::config::{Compute, Hardware, RunConfig};
 use crate::data::Part;
 use crate::engine::heads::shares;
 use crate::engine::stash::{self, Shapes};
@@ -29,6 +29,8 @@ pub struct Shape {
     pub tile: usize,
     /// Whether linear layers and attention compute in bf16.
     pub half: bool,
+    /// Whether on a GPU.
+    pub gpu: bool,
     /// Bytes of this rank's part of a clip: the frames, or lines of an image, that its tokens lie in.
     pub frames: u64,
 }
@@ -63,8 +65,9 @@ impl Shape {
             groups: (0..split.parts).map(mine).collect(),
             width: model.width(),
             head_dim: model.attention_head_dim,
-            tile: tile_rows(train.tile, model.ffn_dim).min(rows),
+            tile: tile_rows(train.tile, model.ffn_dim, train.device).min(rows),
             half: train.dtype == Compute::Bf16,
+            gpu: train.device == Hardware::Cuda,
             frames: part.bytes(config.data.width) as u64,
         })
     }
@@ -103,6 +106,6 @@ impl Shape {
     pub fn copied(&self, config: &RunConfig) -> u64 {
         let compute = if self.half { DType::BF16 } else { DType::F32 };
         let lse = [self.batch, self.mine(), self.group_tokens];
-        stash::copied(&config.stash, &Shapes::new(self.rows, self.width, lse, DType::F32, compute))
+        stash::copied(&config.stash, self.gpu, &Shapes::new(self.rows, self.width, lse, DType::F32, compute))
     }
 }

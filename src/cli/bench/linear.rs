@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::{Report, flop, normal, on_threads, peak_of, timed};
 use crate::Result;
 use crate::cli::at_least_1;
-use crate::config::Compute;
+use crate::config::{Compute, Hardware};
 use crate::engine::tile_rows;
 use crate::ops::cpu::Path;
 use crate::ops::{Linear, Param, Tape};
@@ -53,7 +53,7 @@ fn layer(args: &LinearArgs) -> Result<Linear> {
 
 fn measure(args: &LinearArgs, threads: usize) -> Result<Report> {
     let &LinearArgs { tokens, inner, out, dtype, .. } = args;
-    let tile = tile_rows(args.tile, inner.max(out));
+    let tile = tile_rows(args.tile, inner.max(out), Hardware::Cpu);
     let tiles = || (0..tokens).step_by(tile).map(|start| start..(start + tile).min(tokens));
     let (layer, x, dy) = (layer(args)?, normal(&[tokens, inner], 1)?, normal(&[tokens, out], 2)?);
     let rows = |x: &Tensor, rows: &Range<usize>| x.narrow(0, rows.start, rows.len());

@@ -15,7 +15,7 @@ use super::{Copy, Hook, Saved, Settings, Shapes, not_there};
 use crate::{Error, Result, bail};
 
 /// Blocks that wait or are being written at a time, and threads.
-pub(super) const FLYING: usize = 2;
+pub const FLYING: usize = 2;
 
 /// Where bytes go. `at` counts from the block's first byte.
 pub(super) trait Store: Send + Sync {

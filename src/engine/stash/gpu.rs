@@ -11,12 +11,10 @@ use candle_core::{CudaDevice, DType, Tensor};
 use half::bf16;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use super::STAGED;
 use super::copies::Store;
 use crate::gpu::{Lent, change_as};
 use crate::{Error, Result, bail};
-
-/// Bytes that a copy thread takes at a time to where a GPU cannot copy to.
-const STAGING: usize = 32 << 20;
 
 /// Pinned bytes.
 fn pin(context: &Arc<CudaContext>, bytes: usize) -> Result<PinnedHostSlice<u8>> {
@@ -129,8 +127,8 @@ impl Lane {
             return done;
         }
         let staging = self.staging()?;
-        for start in (0..from.len()).step_by(STAGING) {
-            let piece = from.slice(start..(start + STAGING).min(from.len()));
+        for start in (0..from.len()).step_by(STAGED) {
+            let piece = from.slice(start..(start + STAGED).min(from.len()));
             let staging = &mut staging[..piece.len()];
             copy(&piece, staging)?;
             store.write(block, at + start as u64, staging)?;
@@ -150,8 +148,8 @@ impl Lane {
                 return done;
             }
             let staging = self.staging()?;
-            for start in (0..length).step_by(STAGING) {
-                let mut piece = to.slice_mut(start..(start + STAGING).min(length));
+            for start in (0..length).step_by(STAGED) {
+                let mut piece = to.slice_mut(start..(start + STAGED).min(length));
                 let staging = &mut staging[..piece.len()];
                 store.read(block, at + start as u64, staging)?;
                 copy(staging, &mut piece)?;
@@ -162,7 +160,7 @@ impl Lane {
 
     fn staging(&mut self) -> Result<&mut [u8]> {
         if self.staging.is_none() {
-            self.staging = Some(pin(self.stream.context(), STAGING)?);
+            self.staging = Some(pin(self.stream.context(), STAGED)?);
         }
         match &mut self.staging {
             Some(bytes) => bytes.as_mut_slice().map_err(failed),

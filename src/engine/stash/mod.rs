@@ -167,13 +167,22 @@ impl Stash {
     }
 }
 
+pub use copies::FLYING;
+
+/// Pinned bytes that the copy threads of a GPU's blocks take on their way to a scratch file.
+pub const STAGING: usize = FLYING * STAGED;
+
+/// Those of one of them, at a time.
+const STAGED: usize = 32 << 20;
+
 /// Bytes that the copy threads round in.
 pub const CHUNKS: usize = copies::FLYING * pack::CHUNK * size_of::<half::bf16>();
 
-/// Bytes of a block of these shapes where they are copied, to a scratch file or rounded; 0 where tensors are kept as they are.
-pub fn copied(settings: &Settings, shapes: &Shapes) -> u64 {
+/// Bytes of a block of these shapes where they are copied, to a scratch file, rounded, or from a GPU; 0 where tensors are kept as they
+/// are.
+pub fn copied(settings: &Settings, from_gpu: bool, shapes: &Shapes) -> u64 {
     match (settings.place, settings.dtype) {
-        (Place::Ram, Compute::F32) => 0,
+        (Place::Ram, Compute::F32) if !from_gpu => 0,
         _ => Layout::new(shapes, settings).size,
     }
 }
