@@ -7,7 +7,7 @@ DEMO = runs/demo# as in configs/demo.toml
 MPI = $(shell command -v mpicc >/dev/null && echo --features mpi)# where there is one, tests start ranks as processes too
 PEERS ?= $(HOME)/.cache/longreel-peers
 
-.PHONY: help demo million test lint check-cuda setup build golden bench bench-peers-setup clean
+.PHONY: help demo million test lint check-cuda gpu-bundle setup build golden bench bench-peers-setup clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -42,6 +42,9 @@ lint: setup ## formatting and clippy, warnings being errors
 
 check-cuda: setup ## compile the CUDA kernels for every GPU and judge the result, without a GPU: nvcc comes from PyPI, 300 MB
 	scripts/check-cuda.sh
+
+gpu-bundle: setup ## a folder to take to a machine with a GPU: longreel, its GPU tests and run.sh, which checks and measures all
+	scripts/gpu-bundle.sh
 
 setup: ## install what is missing (apt, on Debian), check Rust and Python; quiet when all is there
 	@scripts/setup.sh

@@ -17,26 +17,9 @@ case "${1:-}" in
     *) echo "check-cuda: unknown argument $1; there is only --docs" >&2; exit 2 ;;
 esac
 
-# ---- the compiler -------------------------------------------------------------------------------------------------
-
-# cuobjdump and nvdisasm, which only read what nvcc wrote, are on PyPI from 13.2 on.
-packages=(
-    nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
-    nvidia-cuda-cccl==13.0.85 nvidia-cuda-cuobjdump==13.2.78 nvidia-cuda-nvdisasm==13.2.78
-)
 out=target/cuda
-tools=$out/venv
-if [ "$(cat "$out/packages" 2>/dev/null)" != "${packages[*]}" ]; then
-    echo "check-cuda: fetching nvcc 13.0 into $tools" >&2
-    rm -rf "$tools" && mkdir -p "$out"
-    python3 -m venv "$tools"
-    "$tools/bin/pip" install --quiet --disable-pip-version-check --no-deps "${packages[@]}"
-    echo "${packages[*]}" >"$out/packages"
-fi
-bin=$(echo "$PWD/$tools"/lib/python3*/site-packages/nvidia/cu13/bin)
-[ -x "$bin/nvcc" ] || { echo "check-cuda: no nvcc under $tools; remove $out and try again" >&2; exit 1; }
-command -v c++ >/dev/null || { echo "check-cuda: nvcc needs a C++ compiler as c++ (Debian: g++)" >&2; exit 1; }
-export PATH=$bin:$PATH
+# shellcheck source=scripts/cuda-tools.sh
+. scripts/cuda-tools.sh
 
 # ---- compile ------------------------------------------------------------------------------------------------------
 
@@ -64,6 +47,6 @@ python3 scripts/check_cuda.py "$out" "$docs" "${architectures[@]}"
 
 features=nccl # and with it cuda
 command -v mpicc >/dev/null && features=$features,mpi
-export CUDA_HOME=${bin%/bin} CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 NVCC=$PWD/scripts/nvcc-for-types.sh
+export CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 NVCC=$PWD/scripts/nvcc-for-types.sh
 RUSTFLAGS="${RUSTFLAGS:-} -D warnings" cargo check --quiet --locked --target-dir "$out/types" --features "$features"
 echo "check-cuda: the crate with $features has the right types"

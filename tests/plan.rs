@@ -133,7 +133,7 @@ fn a_plan_for_a_gpu_tells_its_memory_from_its_hosts() {
     assert!(names(&ram).iter().all(|name| !name.contains("packed") && !name.contains("queue")), "{:?}", names(&ram));
     assert!(names(&planned(&place, MEDIUM)).iter().any(|name| name.contains("packed")));
     assert_eq!(host(&planned(&place, MEDIUM), "stash, pinned"), None);
-    assert_eq!(host(&gpu(&["stash.dtype=bf16"]), "stash, pinned"), Some(4 * block(2) + 2 * 4 * 8192 * 4));
+    assert_eq!(host(&gpu(&["stash.dtype=bf16"]), "stash, pinned"), Some(4 * block(2)));
     let disk = gpu(&["stash.where=disk"]);
     assert_eq!(disk["disk"][0].as_u64(), Some(4 * block(4)));
     assert_eq!((host(&disk, "stash, pinned"), host(&disk, "stash: staging, pinned")), (None, Some(64 << 20)));

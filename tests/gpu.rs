@@ -1,0 +1,210 @@
+//! What a GPU computes against what the CPU does: attention, the whole network and its gradients, training with every kind of stash, a
+//! checkpoint from one on the other, sampling. A target of its own, as it needs the feature `cuda` and a GPU, which most machines that
+//! test have not; `make gpu-bundle` takes it to one.
+//!
+//! There it runs outside the source tree: LONGREEL names the program, LONGREEL_ROOT the folder with configs, datasets and tests/golden.
+
+use candle_core::{D, DType, Device, Tensor};
+use longreel::attention::{flash, flash_backward, reference};
+use longreel::rng::{Key, Purpose};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+fn root() -> PathBuf {
+    std::env::var_os("LONGREEL_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// Runs longreel in the root, which must succeed; what it printed.
+fn longreel(args: &[&str]) -> String {
+    let program = std::env::var_os("LONGREEL").unwrap_or_else(|| env!("CARGO_BIN_EXE_longreel").into());
+    let output = Command::new(program).args(args).current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "longreel {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn gpu() -> Device {
+    Device::new_cuda_with_stream(0).expect("these tests need a GPU")
+}
+
+// ---- attention ----------------------------------------------------------------------------------------------------
+
+fn normal(shape: &[usize], sample: u64, dtype: DType) -> Tensor {
+    let mut x = vec![0f32; shape.iter().product()];
+    Key { seed: 7, purpose: Purpose::Test, step: 0, sample }.stream(0).fill_normal(&mut x);
+    Tensor::from_vec(x, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+fn values(x: &Tensor) -> Vec<f64> {
+    x.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The norm of the difference over the norm.
+fn off(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut got.iter().zip(want).map(|(a, b)| a - b));
+    difference / norm(&mut want.iter().copied()).max(f64::MIN_POSITIVE)
+}
+
+/// o, lse, dq, dk, dv.
+fn attention([q, k, v, d_o]: &[Tensor; 4], plain: bool) -> [Tensor; 5] {
+    let scale = 0.7 / (q.dims()[3] as f64).sqrt();
+    let (o, lse) = if plain { reference::attention(q, k, v, scale) } else { flash(q, k, v, scale) }.unwrap();
+    let wide = lse.dtype();
+    let delta = (d_o.to_dtype(wide).unwrap() * o.to_dtype(wide).unwrap()).unwrap().sum(D::Minus1).unwrap();
+    let backward = if plain { reference::attention_backward } else { flash_backward };
+    let (dq, dk, dv) = backward(q, k, v, d_o, &lse, &delta, scale).unwrap();
+    [o, lse, dq, dk, dv]
+}
+
+#[test]
+fn attention_is_the_references() {
+    let gpu = gpu();
+    let cases = [(DType::F32, &[8, 40, 64, 128, 256][..], 3e-6), (DType::BF16, &[64, 96, 128], 8e-3)];
+    for (dtype, dims, bound) in cases {
+        for &d in dims {
+            for [sq, sk] in [[1, 1], [1, 257], [257, 1], [33, 65], [130, 386], [1024, 1000]] {
+                let inputs = [(sq, 0), (sk, 1), (sk, 2), (sq, 3)].map(|(s, i)| normal(&[2, 3, s, d], i, dtype));
+                let truth = attention(&inputs.each_ref().map(|x| x.to_dtype(DType::F64).unwrap()), true);
+                let got = attention(&inputs.each_ref().map(|x| x.to_device(&gpu).unwrap()), false);
+                for ((name, got), truth) in ["o", "lse", "dq", "dk", "dv"].iter().zip(&got).zip(&truth) {
+                    let (got, truth) = (values(got), values(truth));
+                    // A row of one key has a gradient of q and k that is zero but for rounding.
+                    let small = sk == 1 && matches!(*name, "dq" | "dk");
+                    let error =
+                        if small { got.iter().fold(0.0, |m: f64, x| m.max(x.abs())) } else { off(&got, &truth) };
+                    let bound = if small { 10.0 * bound } else { bound };
+                    assert!(error <= bound, "{dtype:?} d {d}, {sq} x {sk}: {name} is off by {error:.1e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_has_the_same_bits_every_time() {
+    let gpu = gpu();
+    let inputs = [0, 1, 2, 3].map(|i| normal(&[1, 2, 777, 64], i, DType::BF16).to_device(&gpu).unwrap());
+    let first = attention(&inputs, false).map(|t| values(&t));
+    assert!((0..3).all(|_| attention(&inputs, false).map(|t| values(&t)) == first));
+}
+
+// ---- the network --------------------------------------------------------------------------------------------------
+
+fn tensors(path: &Path) -> BTreeMap<String, Vec<f64>> {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect();
+    file.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
+}
+
+/// Diffusers' sample, loss and gradients, as tests/golden.rs has them for the CPU.
+#[test]
+fn the_network_and_its_gradients_are_diffusers() {
+    for case in ["batch", "shards", "long", "bf16"] {
+        let (folder, out) = (format!("tests/golden/{case}"), TempDir::new().unwrap());
+        let (model, inputs, out) =
+            (format!("{folder}/transformer"), format!("{folder}/inputs.safetensors"), out.path().join("out"));
+        longreel(&["forward", &model, &inputs, "-o", out.to_str().unwrap(), "--grads", "--device", "cuda"]);
+        let (got, want) = (tensors(&out), tensors(&root().join(folder).join("expected.safetensors")));
+        for (name, want) in want.iter().filter(|(name, _)| !name.starts_with("bf16_error")) {
+            let error = off(&got[name], want);
+            assert!(error < 2e-5, "{case}: {name} is off by {error:.1e}");
+        }
+    }
+}
+
+/// The loss after two steps of AdamW.
+fn loss_of_steps(device: &str, dtype: &str) -> f64 {
+    let small = ["--frames", "3", "--height", "20", "--width", "18", "--layers", "2", "--heads", "2", "--steps", "3"];
+    let args = ["bench", "step", "--json", "--device", device, "--dtype", dtype];
+    let report: Value = serde_json::from_str(&longreel(&[&args[..], &small].concat())).unwrap();
+    report["loss"].as_f64().unwrap()
+}
+
+#[test]
+fn steps_lead_where_the_cpus_do() {
+    for (dtype, bound) in [("f32", 1e-5), ("bf16", 1e-2)] {
+        let [cpu, gpu] = ["cpu", "cuda"].map(|device| loss_of_steps(device, dtype));
+        assert!((gpu / cpu - 1.0).abs() < bound, "{dtype}: {gpu} for {cpu}");
+    }
+}
+
+// ---- training -----------------------------------------------------------------------------------------------------
+
+struct Run(TempDir);
+
+impl Run {
+    /// Steps of the demo on one rank; loss and gradient norm of each.
+    fn train(&self, name: &str, more: &[&str]) -> Vec<[f64; 2]> {
+        let out = format!("run.out={}", self.0.path().join(name).display());
+        let folder = format!("stash.folder={}", self.0.path().display());
+        let mut args = vec!["train", "configs/demo.toml"];
+        let sets =
+            ["parallel.ranks=1", "train.steps=4", "train.heldout_every=2", "train.sample_every=0", &out, &folder];
+        args.extend(
+            sets.iter().chain(more).flat_map(|set| if set.starts_with("--") { vec![*set] } else { vec!["--set", set] }),
+        );
+        longreel(&args);
+        let text = fs::read_to_string(self.0.path().join(name).join("metrics.jsonl")).unwrap();
+        let record = |line: &str| -> [f64; 2] {
+            let record: Value = serde_json::from_str(line).unwrap();
+            ["loss", "grad_norm"].map(|key| record[key].as_f64().unwrap())
+        };
+        text.lines().map(record).collect()
+    }
+}
+
+fn differ(a: &[[f64; 2]], b: &[[f64; 2]]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.as_flattened().iter().zip(b.as_flattened()).fold(0.0, |most: f64, (a, b)| most.max((a / b - 1.0).abs()))
+}
+
+#[test]
+fn training_goes_as_on_the_cpu_whatever_the_stash() {
+    let run = Run(TempDir::new().unwrap());
+    let cpu = run.train("cpu", &[]);
+    let cases: [(&str, &[&str], f64); 5] = [
+        ("ram", &[], 1e-4),
+        ("disk", &["stash.where=disk"], 1e-4),
+        ("rounded", &["stash.dtype=bf16"], 2e-2),
+        ("again", &["stash.keep_attention=false", "parallel.head_groups=2"], 1e-4),
+        ("moments", &["train.moments=disk", "train.tile=100"], 1e-4),
+    ];
+    for (name, more, bound) in cases {
+        let gpu = run.train(name, &[&["train.device=cuda"], more].concat());
+        let differ = differ(&gpu, &cpu);
+        assert!(differ < bound, "{name}: losses or norms differ by {differ:.1e}");
+    }
+}
+
+#[test]
+fn a_run_goes_on_where_it_did_not_start() {
+    let run = Run(TempDir::new().unwrap());
+    let whole = run.train("whole", &[]);
+    run.train("moved", &["train.device=cuda", "train.steps=2"]);
+    assert!(differ(&run.train("moved", &["--resume"]), &whole) < 1e-4, "from the GPU to the CPU");
+    run.train("back", &["train.steps=2"]);
+    assert!(differ(&run.train("back", &["--resume", "train.device=cuda"]), &whole) < 1e-4, "from the CPU to the GPU");
+}
+
+#[test]
+fn samples_are_those_of_the_cpu() {
+    let run = Run(TempDir::new().unwrap());
+    run.train("run", &["train.steps=1"]);
+    let folder = run.0.path().join("run");
+    let image = |device: &str| {
+        let out = run.0.path().join(format!("{device}.png"));
+        let args = ["sample", folder.to_str().unwrap(), "--count", "1", "--steps", "4", "-o", out.to_str().unwrap()];
+        longreel(&[&args[..], &["--device", device]].concat());
+        image::open(out).unwrap().to_rgb8().into_raw()
+    };
+    let (cpu, gpu) = (image("cpu"), image("cuda"));
+    let most = cpu.iter().zip(&gpu).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(most <= Some(2), "pixels differ by up to {most:?}");
+}
