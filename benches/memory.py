@@ -152,17 +152,15 @@ def ladder(network, args):
     return "\n".join(lines)
 
 
-def on_gpu(found):
-    """Bytes of a rank's buffers at the most, without those of a checkpoint, which are the host's."""
-    return max(phase["bytes"] for phase in found["phases"] if not phase["name"].startswith("checkpoint"))
-
-
 def wan(args):
-    """The planner's answers for Wan's networks at 720p, stash outside of the GPU."""
-    lines = ["| network | GPUs of 80 GiB | a clip of 84 frames (75,600 tokens) needs | longest sequence |", "|---|---:|---:|---:|"]
+    """The planner's answers for Wan's networks at 720p."""
+    lines = [
+        "| network | GPUs of 80 GiB | a clip of 84 frames (75,600 tokens) needs | and of its host | longest sequence |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, heads, head_dim, ffn, layers in WAN:
         for ranks in (1, 8, 32):
-            sets = ["parallel.zero=3", "stash.where=disk", f"parallel.ranks={ranks}"]
+            sets = ["train.device=cuda", "parallel.zero=3", f"parallel.ranks={ranks}"]
             sets = [word for setting in sets for word in ("--set", setting)]
             with tempfile.TemporaryDirectory() as folder:
                 shape = dict(frames=84, height=720, width=1280, patch=[4, 16, 16], layers=layers, heads=heads, dtype="bf16")
@@ -174,12 +172,13 @@ def wan(args):
                         sys.exit(f"memory.py: {error}")
                     return found
 
-                need, fits, beyond = on_gpu(planned(21)), 0, 1025  # 1024 positions along an axis are the most
+                clip, fits, beyond = planned(21), 0, 1025  # 1024 positions along an axis are the most
                 while beyond - fits > 1:
                     middle = (fits + beyond) // 2
-                    fits, beyond = (middle, beyond) if on_gpu(planned(middle)) <= 80 * GIB else (fits, middle)
+                    fits, beyond = (middle, beyond) if planned(middle)["per_rank"] <= 80 * GIB else (fits, middle)
             longest = "none: its state alone is larger" if fits == 0 else f"{3600 * fits:,}" + (" (no more positions)" if fits == 1024 else "")
-            lines.append(f"| {name} | {ranks} | {need / GIB:.1f} GiB a rank | {longest} |")
+            need, host = (f"{size / GIB:.1f} GiB a rank" for size in (clip["per_rank"], sum(clip["host"].values())))
+            lines.append(f"| {name} | {ranks} | {need} | {host} | {longest} |")
             print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
 

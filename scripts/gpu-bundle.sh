@@ -32,13 +32,13 @@ for line in sys.stdin:
 
 rm -rf $bundle && mkdir -p $bundle/{bin,lib,configs,tests,peers}
 cp $work/build/release/longreel $bundle/bin/
-cp "$tests" $bundle/bin/gpu-tests
-for library in avcodec avformat avutil swscale; do
-    cp -L $work/ffmpeg/lib/lib$library.so.[0-9][0-9] $work/ffmpeg/lib/lib$library.so.[0-9] $bundle/lib/ 2>/dev/null || true
+gzip -9 <"$tests" >$bundle/bin/gpu-tests.gz
+for library in "$work"/ffmpeg/lib/*.so.*; do # libavcodec.so.59, not libavcodec.so.59.37.100
+    case ${library##*.so.} in *.*) ;; *) cp -L "$library" $bundle/lib/ ;; esac
 done
 cp configs/demo.toml $bundle/configs/
-cp -r datasets $bundle/datasets && find $bundle/datasets -mindepth 1 -maxdepth 1 ! -name bbb -exec rm -rf {} +
-mkdir -p $bundle/tests && cp -r tests/golden $bundle/tests/golden
+cp -r tests/golden $bundle/tests/golden
+mkdir $bundle/datasets && cp -r datasets/bbb datasets/README.md $bundle/datasets/ # with the clips' attribution
 cp benches/peers/attention_gpu.py $bundle/peers/
 cp scripts/bundle/run.sh $bundle/run.sh
 git log -1 --format='%H %cd' --date=short >$bundle/VERSION
@@ -46,8 +46,6 @@ git log -1 --format='%H %cd' --date=short >$bundle/VERSION
 size=$(du -sb $bundle | cut -f1)
 echo "gpu-bundle: $bundle, $((size >> 20)) MiB"
 [ "$size" -lt $most ] || { echo "gpu-bundle: that is more than $((most >> 20)) MiB" >&2; exit 1; }
-for program in longreel gpu-tests; do
-    # All but CUDA's are here or in any Linux with glibc.
-    missing=$(ldd $bundle/bin/$program | grep 'not found' | grep -vE 'lib(cuda|cublas|cublasLt|curand|nvrtc|cudart)\.so' || true)
-    [ -z "$missing" ] || { echo "gpu-bundle: bin/$program needs$missing" >&2; exit 1; }
-done
+# All but CUDA's are here or in any Linux with glibc.
+missing=$(ldd $bundle/bin/longreel | grep 'not found' | grep -vE 'lib(cuda|cublas|cublasLt|curand|nvrtc|cudart)\.so' || true)
+[ -z "$missing" ] || { echo "gpu-bundle: bin/longreel needs$missing" >&2; exit 1; }

@@ -49,6 +49,25 @@ fn help_and_version_go_to_stdout() {
     }
 }
 
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_gpu_is_refused_by_the_commands_of_a_build_without_cuda() {
+    for args in [
+        &["forward", "model", "inputs", "-o", "out"][..],
+        &["sample", "run", "-o", "sample.png"],
+        &["bench", "attention", "--tokens", "8"],
+        &["bench", "step", "--layers", "1"],
+    ] {
+        let output = longreel(&[args, &["--device", "cuda"]].concat());
+        let wanted = "error: --device is \"cuda\", but this longreel was built without CUDA: build it with";
+        assert!(
+            output.status.code() == Some(1) && stderr(&output).starts_with(wanted),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+    }
+}
+
 #[test]
 fn errors_are_printed_once_with_code_1() {
     let output = longreel(&["train", "no/such.toml"]);

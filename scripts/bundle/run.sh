@@ -25,6 +25,7 @@ fi
 failed=0
 
 say "1. the GPU's numbers against the CPU's"
+gunzip -kf bin/gpu-tests.gz && chmod +x bin/gpu-tests
 if bin/gpu-tests --test-threads 1 >"$out/tests.txt" 2>&1; then checks=passed; else checks=FAILED failed=1; fi
 tail -n 4 "$out/tests.txt" >&2
 

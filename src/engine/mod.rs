@@ -83,6 +83,15 @@ impl<'a> Engine<'a> {
         }
         let config = &model.config;
         let groups = HeadGroup::split(sequence, grid.iter().product(), config.num_attention_heads, 1)?;
+        let on = hardware(model.units[0].value.device());
+        let numbers = batch * groups[0].attention.local_tokens().len() * config.width();
+        if on == Hardware::Cuda && numbers > u32::MAX as usize {
+            bail!(
+                "a rank's rows of {numbers} numbers are more than Candle's kernels count to on a GPU, {}: use more ranks or a \
+                 smaller train.batch",
+                u32::MAX
+            )
+        }
         let rope = Rope::new(grid, groups[0].attention.local_tokens().start, config.attention_head_dim, THETA);
         Ok(Self {
             model,
@@ -91,7 +100,7 @@ impl<'a> Engine<'a> {
             rope,
             grid,
             batch,
-            tile: tile_rows(tile, config.ffn_dim, hardware(model.units[0].value.device())),
+            tile: tile_rows(tile, config.ffn_dim, on),
             stash: Arc::default(),
             watch: Arc::default(),
             per_row: PerRow::new(config),

@@ -1,0 +1,99 @@
+// cuBLAS for the emulated driver: the few functions that longreel and Candle call, by plain loops in f32.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+
+namespace {
+
+constexpr int F32 = 0, BF16 = 14; // cudaDataType
+constexpr int FAST_16BF = 75;     // cublasComputeType_t
+
+float rounded(float value) {
+    uint32_t all;
+    memcpy(&all, &value, 4);
+    all = (all + 0x7FFF + (all >> 16 & 1)) & 0xFFFF0000;
+    memcpy(&value, &all, 4);
+    return value;
+}
+
+float get(const void* array, int type, int64_t i) {
+    if (type == F32) return static_cast<const float*>(array)[i];
+    const uint32_t all = uint32_t(static_cast<const uint16_t*>(array)[i]) << 16;
+    float value;
+    memcpy(&value, &all, 4);
+    return value;
+}
+
+void set(void* array, int type, int64_t i, float value) {
+    if (type == F32) {
+        static_cast<float*>(array)[i] = value;
+        return;
+    }
+    value = rounded(value);
+    uint32_t all;
+    memcpy(&all, &value, 4);
+    static_cast<uint16_t*>(array)[i] = uint16_t(all >> 16);
+}
+
+/// c = alpha op(a) op(b) + beta c, of m x k and k x n matrices by columns.
+int product(bool ta, bool tb, int m, int n, int k, float alpha, const void* a, int a_type, int lda, const void* b,
+            int b_type, int ldb, float beta, void* c, int c_type, int ldc, int compute) {
+    for (int type : {a_type, b_type, c_type}) {
+        if (type != F32 && type != BF16) {
+            fprintf(stderr, "emulated cuBLAS: type %d\n", type);
+            return 15; // CUBLAS_STATUS_NOT_SUPPORTED
+        }
+    }
+    const bool round = compute == FAST_16BF;
+    for (int64_t j = 0; j < n; ++j) {
+        for (int64_t i = 0; i < m; ++i) {
+            float sum = 0;
+            for (int64_t l = 0; l < k; ++l) {
+                float x = get(a, a_type, ta ? l + i * lda : i + l * lda);
+                float y = get(b, b_type, tb ? j + l * ldb : l + j * ldb);
+                if (round) x = rounded(x), y = rounded(y);
+                sum += x * y;
+            }
+            const float before = beta == 0 ? 0 : beta * get(c, c_type, i + j * ldc);
+            set(c, c_type, i + j * ldc, alpha * sum + before);
+        }
+    }
+    return 0;
+}
+
+} // namespace
+
+extern "C" {
+int cublasCreate_v2(void** handle) {
+    *handle = reinterpret_cast<void*>(1);
+    return 0;
+}
+int cublasDestroy_v2(void*) {
+    return 0;
+}
+int cublasSetStream_v2(void*, void*) {
+    return 0;
+}
+int cublasGemmEx(void*, int ta, int tb, int m, int n, int k, const void* alpha, const void* a, int a_type, int lda,
+                 const void* b, int b_type, int ldb, const void* beta, void* c, int c_type, int ldc, int compute, int) {
+    return product(ta, tb, m, n, k, *static_cast<const float*>(alpha), a, a_type, lda, b, b_type, ldb,
+                   *static_cast<const float*>(beta), c, c_type, ldc, compute);
+}
+int cublasGemmStridedBatchedEx(void*, int ta, int tb, int m, int n, int k, const void* alpha, const void* a, int a_type,
+                               int lda, long long a_step, const void* b, int b_type, int ldb, long long b_step,
+                               const void* beta, void* c, int c_type, int ldc, long long c_step, int batch, int compute,
+                               int) {
+    const auto at = [](const void* array, int type, long long i) {
+        return static_cast<const char*>(array) + i * (type == F32 ? 4 : 2);
+    };
+    for (int i = 0; i < batch; ++i) {
+        const int status = product(ta, tb, m, n, k, *static_cast<const float*>(alpha), at(a, a_type, i * a_step), a_type,
+                                   lda, at(b, b_type, i * b_step), b_type, ldb, *static_cast<const float*>(beta),
+                                   const_cast<char*>(at(c, c_type, i * c_step)), c_type, ldc, compute);
+        if (status) return status;
+    }
+    return 0;
+}
+}

@@ -1,0 +1,46 @@
+// The kernels of kernels/, for the emulated driver: run by the emulator, launched as launch.h says.
+#include "../../adamw.cu"
+#include "../../copy_rows.cu"
+#include "../../flash_backward.cu"
+#include "../../flash_forward.cu"
+#include "../../flash_plain.cu"
+#include "../../gate.cu"
+#include "../../gelu.cu"
+#include "../../layer_norm.cu"
+#include "../../patches.cu"
+#include "../../ring.cu"
+#include "../../rms_rope.cu"
+#include "../../sum_runs.cu"
+#include "launch.h"
+#include <mutex>
+#include <tuple>
+#include <utility>
+
+namespace {
+
+template <class... Parameters, size_t... I>
+void call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_cv_t<Parameters>*>(arguments[I])...);
+}
+
+template <class... Parameters>
+void add(const char* name, void (*kernel)(Parameters...), unsigned threads, unsigned shared) {
+    kernels()[name] = [=](const Grid& how, void** arguments) {
+        static std::mutex one; // the emulator has one block at a time
+        const std::lock_guard lock(one);
+        if (how.block[0] != threads || how.block[1] != 1 || how.block[2] != 1 || how.shared != shared) {
+            emulator::fail("%s: %u threads and %u bytes were asked for, launch.h says %u and %u", name, how.block[0],
+                           how.shared, threads, shared);
+        }
+        emulator::launch({how.grid[0], how.grid[1], how.grid[2]}, threads, shared, emulator::Order::Ascending,
+                         [&] { call(kernel, arguments, std::index_sequence_for<Parameters...>{}); });
+    };
+}
+
+} // namespace
+
+void add_ours() {
+#define KERNEL(NAME, THREADS_OF_A_BLOCK, SHARED_BYTES) add(#NAME, NAME, THREADS_OF_A_BLOCK, SHARED_BYTES);
+#include "../../launch.h"
+#undef KERNEL
+}
