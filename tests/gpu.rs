@@ -68,7 +68,7 @@ fn attention_is_the_references() {
     let cases = [(DType::F32, &[8, 40, 64, 128, 256][..], 3e-6), (DType::BF16, &[64, 96, 128], 8e-3)];
     for (dtype, dims, bound) in cases {
         for &d in dims {
-            for [sq, sk] in [[1, 1], [1, 257], [257, 1], [33, 65], [130, 386], [1024, 1000]] {
+            for [sq, sk] in [[1, 1], [1, 257], [257, 1], [33, 65], [130, 386], [300, 260]] {
                 let inputs = [(sq, 0), (sk, 1), (sk, 2), (sq, 3)].map(|(s, i)| normal(&[2, 3, s, d], i, dtype));
                 let truth = attention(&inputs.each_ref().map(|x| x.to_dtype(DType::F64).unwrap()), true);
                 let got = attention(&inputs.each_ref().map(|x| x.to_device(&gpu).unwrap()), false);
@@ -89,7 +89,7 @@ fn attention_is_the_references() {
 #[test]
 fn attention_has_the_same_bits_every_time() {
     let gpu = gpu();
-    let inputs = [0, 1, 2, 3].map(|i| normal(&[1, 2, 777, 64], i, DType::BF16).to_device(&gpu).unwrap());
+    let inputs = [0, 1, 2, 3].map(|i| normal(&[1, 2, 300, 64], i, DType::BF16).to_device(&gpu).unwrap());
     let first = attention(&inputs, false).map(|t| values(&t));
     assert!((0..3).all(|_| attention(&inputs, false).map(|t| values(&t)) == first));
 }
@@ -137,10 +137,23 @@ fn steps_lead_where_the_cpus_do() {
 
 // ---- training -----------------------------------------------------------------------------------------------------
 
+/// 18 tokens of 2 x 8 x 8 pixels, 2 clips a step.
+const SMALL: [&str; 9] = [
+    "data.frames=6",
+    "data.height=16",
+    "data.width=24",
+    "model.num_attention_heads=2",
+    "model.attention_head_dim=16",
+    "model.num_layers=2",
+    "model.ffn_dim=64",
+    "train.batch=2",
+    "train.tile=7",
+];
+
 struct Run(TempDir);
 
 impl Run {
-    /// Steps of the demo on one rank; loss and gradient norm of each.
+    /// Steps of a small network on the demo's clips, by one rank; loss and gradient norm of each.
     fn train(&self, name: &str, more: &[&str]) -> Vec<[f64; 2]> {
         let out = format!("run.out={}", self.0.path().join(name).display());
         let folder = format!("stash.folder={}", self.0.path().display());
@@ -148,7 +161,11 @@ impl Run {
         let sets =
             ["parallel.ranks=1", "train.steps=4", "train.heldout_every=2", "train.sample_every=0", &out, &folder];
         args.extend(
-            sets.iter().chain(more).flat_map(|set| if set.starts_with("--") { vec![*set] } else { vec!["--set", set] }),
+            SMALL
+                .iter()
+                .chain(&sets)
+                .chain(more)
+                .flat_map(|set| if set.starts_with("--") { vec![*set] } else { vec!["--set", set] }),
         );
         longreel(&args);
         let text = fs::read_to_string(self.0.path().join(name).join("metrics.jsonl")).unwrap();
@@ -174,7 +191,7 @@ fn training_goes_as_on_the_cpu_whatever_the_stash() {
         ("disk", &["stash.where=disk"], 1e-4),
         ("rounded", &["stash.dtype=bf16"], 2e-2),
         ("again", &["stash.keep_attention=false", "parallel.head_groups=2"], 1e-4),
-        ("moments", &["train.moments=disk", "train.tile=100"], 1e-4),
+        ("moments", &["train.moments=disk", "train.tile=0"], 1e-4),
     ];
     for (name, more, bound) in cases {
         let gpu = run.train(name, &[&["train.device=cuda"], more].concat());

@@ -77,7 +77,7 @@ impl Conditioner {
                 if samples != b || features != wanted || tokens == 0 {
                     bail!("text embeddings are {:?}; [{b}, tokens, {wanted}] is wanted", text.dims())
                 }
-                let rows = text.to_dtype(time.dtype())?.reshape((samples * tokens, features))?;
+                let rows = rows_of(text, &time)?;
                 let text = self.text_rows(&Tape::off(), &rows)?.reshape((samples, tokens, self.width))?;
                 Some(Param::leaf("text", text)?)
             }
@@ -112,7 +112,7 @@ impl Conditioner {
             }
         }
         if let (Some(text), Some(leaf)) = (&prompt.text, &condition.text) {
-            let rows = text.to_dtype(leaf.grad.dtype())?.flatten(0, 1)?;
+            let rows = rows_of(text, &leaf.grad)?;
             let tape = Tape::recording();
             let output = self.text_rows(&tape, &rows)?;
             tape.backward(&[(&output, &leaf.grad.flatten(0, 1)?)], &[&rows])?;
@@ -184,4 +184,9 @@ impl Conditioner {
             (None, Some(_)) => bail!("a class is given, but the model has no classes"),
         }
     }
+}
+
+/// Text tokens `[B, L, features]` as rows, in the dtype of `like` and where that is.
+fn rows_of(text: &Tensor, like: &Tensor) -> Result<Tensor> {
+    Ok(text.to_device(like.device())?.to_dtype(like.dtype())?.flatten(0, 1)?)
 }
