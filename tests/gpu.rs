@@ -10,21 +10,30 @@ use longreel::rng::{Key, Purpose};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 fn root() -> PathBuf {
     std::env::var_os("LONGREEL_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
-/// Runs longreel in the root, which must succeed; what it printed.
-fn longreel(args: &[&str]) -> String {
-    let program = std::env::var_os("LONGREEL").unwrap_or_else(|| env!("CARGO_BIN_EXE_longreel").into());
-    let output = Command::new(program).args(args).current_dir(root()).output().unwrap();
-    assert!(output.status.success(), "longreel {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+fn program() -> OsString {
+    std::env::var_os("LONGREEL").unwrap_or_else(|| env!("CARGO_BIN_EXE_longreel").into())
+}
+
+/// What a command printed that must have succeeded.
+fn succeed(output: Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs longreel in the root.
+fn longreel(args: &[&str]) -> String {
+    succeed(Command::new(program()).args(args).current_dir(root()).output().unwrap())
 }
 
 fn gpu() -> Device {
@@ -153,27 +162,51 @@ const SMALL: [&str; 9] = [
 struct Run(TempDir);
 
 impl Run {
-    /// Steps of a small network on the demo's clips, by one rank; loss and gradient norm of each.
-    fn train(&self, name: &str, more: &[&str]) -> Vec<[f64; 2]> {
+    /// To train a small network on the demo's clips, four steps; arguments are flags, or `key=value` for `--set`.
+    fn command(&self, name: &str, more: &[&str]) -> Command {
         let out = format!("run.out={}", self.0.path().join(name).display());
         let folder = format!("stash.folder={}", self.0.path().display());
-        let mut args = vec!["train", "configs/demo.toml"];
         let sets =
-            ["parallel.ranks=1", "train.steps=4", "train.heldout_every=2", "train.sample_every=0", &out, &folder];
-        args.extend(
-            SMALL
-                .iter()
-                .chain(&sets)
-                .chain(more)
-                .flat_map(|set| if set.starts_with("--") { vec![*set] } else { vec!["--set", set] }),
-        );
-        longreel(&args);
+            [&out, &folder, "parallel.ranks=1", "train.steps=4", "train.heldout_every=2", "train.sample_every=0"];
+        let mut command = Command::new(program());
+        command.args(["train", "configs/demo.toml"]).current_dir(root());
+        for arg in SMALL.iter().chain(&sets).chain(more) {
+            command.args(if arg.starts_with("--") { vec![*arg] } else { vec!["--set", arg] });
+        }
+        command
+    }
+
+    /// Loss and gradient norm of each step.
+    fn metrics(&self, name: &str) -> Vec<[f64; 2]> {
         let text = fs::read_to_string(self.0.path().join(name).join("metrics.jsonl")).unwrap();
         let record = |line: &str| -> [f64; 2] {
             let record: Value = serde_json::from_str(line).unwrap();
             ["loss", "grad_norm"].map(|key| record[key].as_f64().unwrap())
         };
         text.lines().map(record).collect()
+    }
+
+    fn train(&self, name: &str, more: &[&str]) -> Vec<[f64; 2]> {
+        succeed(self.command(name, more).output().unwrap());
+        self.metrics(name)
+    }
+
+    /// Trains on the first GPUs, a rank on each, as torchrun starts them.
+    fn train_on(&self, gpus: usize, name: &str, more: &[&str]) -> Vec<[f64; 2]> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let ranks = format!("parallel.ranks={gpus}");
+        let start = |rank: usize| {
+            let mut command = self.command(name, &[more, &[&ranks]].concat());
+            command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+            command
+                .env("RANK", rank.to_string())
+                .env("LOCAL_RANK", rank.to_string())
+                .env("WORLD_SIZE", gpus.to_string());
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let children: Vec<_> = (0..gpus).map(start).collect();
+        children.into_iter().for_each(|child| drop(succeed(child.wait_with_output().unwrap())));
+        self.metrics(name)
     }
 }
 
@@ -208,6 +241,31 @@ fn a_run_goes_on_where_it_did_not_start() {
     assert!(differ(&run.train("moved", &["--resume"]), &whole) < 1e-4, "from the GPU to the CPU");
     run.train("back", &["train.steps=2"]);
     assert!(differ(&run.train("back", &["--resume", "train.device=cuda"]), &whole) < 1e-4, "from the CPU to the GPU");
+}
+
+/// On a machine with one GPU there is nothing to be seen.
+#[test]
+fn ranks_on_gpus_of_their_own_train_as_one() {
+    let gpus = (0..3).take_while(|&i| Device::new_cuda_with_stream(i).is_ok()).count();
+    if gpus < 2 {
+        return println!("skipped: one GPU is one rank");
+    }
+    let run = Run(TempDir::new().unwrap());
+    let three_heads = ["model.num_attention_heads=3", "model.attention_head_dim=16"];
+    let one_head = ["model.num_attention_heads=1", "model.attention_head_dim=32"];
+    let cases: [(&str, &[&str], usize, &[&str]); 5] = [
+        ("sequence", &three_heads, gpus, &[]),
+        ("ring", &one_head, gpus, &["stash.where=disk"]),
+        ("data", &three_heads, 2, &["parallel.data=2", "train.batch=1"]),
+        ("zero1", &three_heads, gpus, &["parallel.zero=1"]),
+        ("zero3", &three_heads, gpus, &["parallel.zero=3", "parallel.data=1"]),
+    ];
+    for (name, network, gpus, how) in cases {
+        let one = run.train(&format!("{name}-cpu"), network);
+        let many = run.train_on(gpus, name, &[network, how].concat());
+        let differ = differ(&many, &one);
+        assert!(differ < 1e-4, "{name} on {gpus}: losses or norms differ by {differ:.1e}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
 use super::{attend, check, differentiate};
 use crate::ops::{Real, add_assign, read, write};
-use crate::parallel::{Communicator, Split};
+use crate::parallel::{Communicator, Split, bytes};
 use crate::watch::Watch;
 use crate::{Result, bail};
 
@@ -142,7 +142,7 @@ impl Ring {
         expected[2] = self.rows.count(run);
         let shapes: Vec<Vec<usize>> =
             (0..ranks).map(|from| if from == before { expected.clone() } else { vec![0] }).collect();
-        let nothing = Tensor::zeros(0, x.dtype(), x.device())?;
+        let nothing = bytes::zeros(&[0], x.dtype(), x.device())?;
         let mut send = vec![nothing; ranks];
         send[next] = x;
         Ok(self.comm.all_to_all(send, &shapes)?.swap_remove(before))

@@ -95,6 +95,15 @@ pub(crate) fn build(dtype: DType, dims: &[usize], fill: impl FnOnce(&mut [u8]) -
     })
 }
 
+/// Zeros, of which there may be none, on any device.
+pub(crate) fn zeros(dims: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    if dims.iter().product::<usize>() > 0 || device.is_cpu() {
+        return Ok(Tensor::zeros(dims, dtype, device)?);
+    }
+    // CUDA allocates nothing of no bytes.
+    Ok(Tensor::zeros(1, dtype, device)?.narrow(0, 0, 0)?.reshape(dims)?)
+}
+
 /// A contiguous copy that shares nothing with `t`, where `t` is.
 pub(crate) fn duplicate(t: &Tensor) -> Result<Tensor> {
     if !t.device().is_cpu() {

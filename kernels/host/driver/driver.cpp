@@ -102,12 +102,15 @@ int cuDriverGetVersion(int* version) {
     return 0;
 }
 int cuDeviceGetCount(int* count) {
-    *count = 1;
+    const char* wish = getenv("EMULATED_GPUS");
+    *count = wish ? atoi(wish) : 1;
     return 0;
 }
 int cuDeviceGet(int* device, int ordinal) {
-    *device = 0;
-    return ordinal ? 101 : 0;
+    int count;
+    cuDeviceGetCount(&count);
+    *device = ordinal;
+    return ordinal < 0 || ordinal >= count ? 101 : 0; // no such device
 }
 int cuDeviceGetName(char* name, int length, int) {
     snprintf(name, size_t(length), "emulated GPU");

@@ -71,7 +71,7 @@ impl Group {
             return Ok(t.detach().contiguous()?);
         }
         if t.elem_count() == 0 {
-            return memory::new(t.dtype(), t.dims(), &self.gpu.device);
+            return bytes::zeros(t.dims(), t.dtype(), &self.gpu.device);
         }
         // A copy first: Candle takes all of a view's storage to another device.
         Ok(bytes::duplicate(t)?.to_device(&self.gpu.device)?)
@@ -80,7 +80,7 @@ impl Group {
     /// What was received, where `like` is.
     fn beside(&self, t: &Tensor, like: &Tensor) -> Result<Tensor> {
         match t.elem_count() {
-            0 if like.device().is_cpu() => Ok(Tensor::zeros(t.dims(), t.dtype(), like.device())?),
+            0 => bytes::zeros(t.dims(), t.dtype(), like.device()),
             _ => Ok(t.to_device(like.device())?),
         }
     }
@@ -103,7 +103,7 @@ impl Group {
         let receives: Vec<Message> = (0..self.size())
             .map(|i| match i == self.rank {
                 true => Ok((i, bytes::duplicate(&mine)?)),
-                false => Ok((i, memory::new(send.dtype(), &shapes[i], &self.gpu.device)?)),
+                false => Ok((i, bytes::zeros(&shapes[i], send.dtype(), &self.gpu.device)?)),
             })
             .collect::<Result<_>>()?;
         let sends: Vec<Message> = (0..self.size()).map(|i| (i, mine.clone())).collect();
@@ -130,7 +130,7 @@ impl Group {
             let count = piece(mine.clone(), round).len();
             let received = |i: usize| match i == self.rank {
                 true => Ok(sends[i].clone()),
-                false => Ok((i, memory::new(dtype, &[count], &self.gpu.device)?)),
+                false => Ok((i, bytes::zeros(&[count], dtype, &self.gpu.device)?)),
             };
             let parts: Vec<Message> = (0..self.size()).map(received).collect::<Result<_>>()?;
             self.exchange(call, &sends, &parts)?;
@@ -139,7 +139,7 @@ impl Group {
             }
         }
         match shares.len() {
-            0 => memory::new(dtype, &[0], &self.gpu.device),
+            0 => bytes::zeros(&[0], dtype, &self.gpu.device),
             1 => bytes::duplicate(&shares[0]), // of a rank alone it is the buffer itself
             _ => Ok(Tensor::cat(&shares, 0)?),
         }
@@ -165,7 +165,7 @@ impl Communicator for Group {
                 send.iter().enumerate().map(|(i, t)| Ok((i, self.on_gpu(t)?))).collect::<Result<_>>()?;
             let received = |(i, shape): (usize, &Vec<usize>)| match i == self.rank {
                 true => Ok((i, memory::handed_over(&sends[i].1, &self.gpu.compute)?)),
-                false => Ok((i, memory::new(dtype, shape, &self.gpu.device)?)),
+                false => Ok((i, bytes::zeros(shape, dtype, &self.gpu.device)?)),
             };
             let receives: Vec<Message> = shapes.iter().enumerate().map(received).collect::<Result<_>>()?;
             self.exchange(&call, &sends, &receives)?;
@@ -225,7 +225,7 @@ impl Communicator for Group {
     fn barrier(&self) -> Result<()> {
         let call = self.begin(Ok(()), "barrier".into())?;
         let meet = || {
-            let note = memory::new(DType::U8, &[1], &self.gpu.device)?;
+            let note = bytes::zeros(&[1], DType::U8, &self.gpu.device)?;
             self.gathered(&call, &note, &vec![vec![1]; self.size()])?;
             self.gpu.device.synchronize().map_err(Error::from)
         };

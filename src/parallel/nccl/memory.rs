@@ -64,15 +64,6 @@ fn base<T: CudaDType>(storage: &CudaStorage, stream: &CudaStream) -> Result<(u64
     Ok((at, slice.len()))
 }
 
-/// A new tensor that is to be received.
-pub(super) fn new(dtype: DType, dims: &[usize], gpu: &Device) -> Result<Tensor> {
-    if dims.iter().product::<usize>() > 0 {
-        return Ok(Tensor::zeros(dims, dtype, gpu)?);
-    }
-    // CUDA allocates nothing of no bytes.
-    Ok(Tensor::zeros(1, dtype, gpu)?.narrow(0, 0, 0)?.reshape(dims)?)
-}
-
 /// What a rank gives itself: `t`, if nothing else would be given away with it.
 pub(super) fn handed_over(t: &Tensor, stream: &CudaStream) -> Result<Tensor> {
     if t.elem_count() > 0 && t.is_contiguous() && place(t, stream)?.whole {

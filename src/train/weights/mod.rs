@@ -20,7 +20,7 @@ use crate::config::Train;
 use crate::engine::{Keeper, Pass};
 use crate::model::{Model, Unit};
 use crate::ops::{add_assign, clear, held, read, release, restore, write};
-use crate::parallel::{Communicator, bytes::duplicate};
+use crate::parallel::{Communicator, bytes::duplicate, bytes::zeros};
 use crate::{Error, Result};
 use ahead::Ahead;
 pub use moments::IN_FLIGHT;
@@ -97,7 +97,7 @@ impl Weights {
             let no_decay = unit.entries.iter().filter(|e| !e.decay).filter_map(|e| within(&e.range, &range)).collect();
             let state = UnitState {
                 no_decay,
-                grad: if zero >= 2 { Some(zeros(range.len(), &device)?) } else { None },
+                grad: if zero >= 2 { Some(zeros(&[range.len()], DType::F32, &device)?) } else { None },
                 value: if zero >= 3 { Some(own(unit)?) } else { None },
                 range,
                 shards,
@@ -286,11 +286,6 @@ impl Keeper for Weights {
         }
         Ok(())
     }
-}
-
-/// `n` zeros. CUDA allocates nothing of no bytes.
-fn zeros(n: usize, device: &Device) -> Result<Tensor> {
-    Ok(Tensor::zeros(n.max(1), DType::F32, device)?.narrow(0, 0, n)?)
 }
 
 /// The part of `range` that lies in `part`, counted from there.

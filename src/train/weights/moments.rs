@@ -3,14 +3,14 @@
 //! In the file they take twelve bytes a parameter, and memory holds those of three units at most: one being read, one being updated,
 //! one being written, each by a thread of its own.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::path::Path;
 
-use super::zeros;
 use crate::config::Place;
 use crate::files::Scratch;
 use crate::ops::{held, read, write};
+use crate::parallel::bytes::zeros;
 use crate::{Error, Result};
 
 /// Which of a unit's numbers.
@@ -60,7 +60,7 @@ impl Moments {
         let kinds = if average.is_some() { 3 } else { 2 };
         let home = match place {
             Place::Ram => {
-                let zeros = |len: &usize| zeros(*len, device);
+                let zeros = |len: &usize| zeros(&[*len], DType::F32, device);
                 let unit = |(unit, len)| -> Result<Vec<Tensor>> {
                     let mut all = vec![zeros(len)?, zeros(len)?];
                     if let Some(average) = average {
