@@ -7,7 +7,7 @@ DEMO = runs/demo# as in configs/demo.toml
 MPI = $(shell command -v mpicc >/dev/null && echo --features mpi)# where there is one, tests start ranks as processes too
 PEERS ?= $(HOME)/.cache/longreel-peers
 
-.PHONY: help demo million test lint check-cuda gpu-bundle setup build golden bench bench-peers-setup clean
+.PHONY: help demo million test lint check-cuda gpu-bundle gpu-rehearsal setup build golden bench bench-peers-setup clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,9 @@ check-cuda: setup ## compile the CUDA kernels for every GPU and judge the result
 
 gpu-bundle: setup ## a folder to take to a machine with a GPU: longreel, its GPU tests and run.sh, which checks and measures all
 	scripts/gpu-bundle.sh
+
+gpu-rehearsal: setup ## the GPU tests without a GPU: on an emulated driver; builds the bundle first, a quarter of an hour
+	scripts/gpu-rehearsal.sh
 
 setup: ## install what is missing (apt, on Debian), check Rust and Python; quiet when all is there
 	@scripts/setup.sh

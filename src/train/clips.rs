@@ -21,6 +21,7 @@ pub struct NoisyClip {
     /// This rank's part of the clip; several noise levels may share it.
     pub frames: Arc<Frames>,
     /// Its pixels on the GPU that the network is on, if it is on one: see [`upload`].
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub pixels: Option<Tensor>,
     pub sigma: f64,
     /// Where the noise comes from; the token is the clip's.

@@ -1,7 +1,7 @@
 //! Attention on a GPU: which of the kernels of kernels/flash_*.cu, and their arguments. Counterpart of [`super::cpu`].
 //!
-//! bf16 with heads of 64, 96 or 128 takes the tensor cores; f32 the plain kernels, which are for checks. **It has been compiled and
-//! type-checked, and its kernels run on an emulator; on a GPU none of it has run.**
+//! bf16 with heads of 64, 96 or 128 takes the tensor cores; f32 the plain kernels, which are for checks. **It has run on an
+//! emulated driver (kernels/host/driver), on no GPU.**
 
 mod copy;
 mod merge;
