@@ -100,8 +100,14 @@ fn the_job_of_kubernetes_starts_as_many_ranks_as_it_has_workers() {
 fn shell_scripts_are_sound() {
     let check =
         |file: &str| Command::new("shellcheck").arg("-x").arg(repository(file)).current_dir(repository(".")).output();
-    let bundle =
-        ["scripts/gpu-bundle.sh", "scripts/bundle/ffmpeg.sh", "scripts/bundle/nvcc.sh", "scripts/bundle/run.sh", "scripts/gpu-rehearsal.sh", "kernels/host/driver/build.sh"];
+    let bundle = [
+        "scripts/gpu-bundle.sh",
+        "scripts/bundle/ffmpeg.sh",
+        "scripts/bundle/nvcc.sh",
+        "scripts/bundle/run.sh",
+        "scripts/gpu-rehearsal.sh",
+        "kernels/host/driver/build.sh",
+    ];
     for file in ["examples/launch/slurm.sbatch", "scripts/two-hosts.sh"].iter().chain(&bundle) {
         let output = check(file).expect("shellcheck, which scripts/setup.sh installs");
         assert!(output.status.success(), "{}", text(&output.stdout));
