@@ -19,7 +19,7 @@ python3 scripts/bundle/stubs.py $work/stubs
 
 # ---- build --------------------------------------------------------------------------------------------------------
 
-export CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 NVCC=$PWD/scripts/bundle/nvcc.sh FFMPEG_DIR=$PWD/$work/ffmpeg
+export CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 NVCC=$PWD/scripts/nvcc.sh NVCC_COMPILES=needed FFMPEG_DIR=$PWD/$work/ffmpeg
 export RUSTFLAGS="-L native=$PWD/$work/stubs -C link-arg=-Wl,-rpath,\$ORIGIN/../lib -C strip=symbols"
 cargo build --release --locked --features nccl --target-dir $work/build --bin longreel
 tests=$(cargo test --release --locked --features nccl --target-dir $work/build --test gpu --no-run --message-format=json |
@@ -39,7 +39,7 @@ done
 cp configs/demo.toml $bundle/configs/
 cp -r tests/golden $bundle/tests/golden
 mkdir $bundle/datasets && cp -r datasets/bbb datasets/README.md $bundle/datasets/ # with the clips' attribution
-cp benches/peers/attention_gpu.py $bundle/peers/
+cp benches/peers/attention.py $bundle/peers/
 cp scripts/bundle/run.sh $bundle/run.sh
 git log -1 --format='%H %cd' --date=short >$bundle/VERSION
 

@@ -1,4 +1,4 @@
-"""PyTorch's scaled_dot_product_attention on the CPU, forward and forward+backward.
+"""PyTorch's scaled_dot_product_attention, forward and forward+backward, on the CPU or with --device cuda on a GPU.
 
     python attention.py --tokens 8192 --heads 6 --head-dim 64
 
@@ -18,23 +18,31 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 for name, default in dict(tokens=8192, heads=6, head_dim=64, runs=5, threads=os.cpu_count()).items():
     parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
 parser.add_argument("--dtype", choices=["f32", "bf16"], help="one only (default: both)")
+parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 a = parser.parse_args()
 torch.set_num_threads(a.threads)
 
 
+def done():
+    if a.device == "cuda":
+        torch.cuda.synchronize()
+
+
 def median(f):
     f()
+    done()
     times = []
     for _ in range(a.runs):
         start = time.perf_counter()
         f()
+        done()
         times.append(time.perf_counter() - start)
     return sorted(times)[len(times) // 2]
 
 
 for dtype in ("f32", "bf16") if a.dtype is None else (a.dtype,):
     shape, kind = (1, a.heads, a.tokens, a.head_dim), dict(f32=torch.float32, bf16=torch.bfloat16)[dtype]
-    q, k, v = (torch.randn(shape, dtype=kind, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(shape, dtype=kind, device=a.device, requires_grad=True) for _ in range(3))
     g = torch.randn_like(q)
     with torch.no_grad():
         forward = median(lambda: F.scaled_dot_product_attention(q, k, v))
@@ -42,7 +50,7 @@ for dtype in ("f32", "bf16") if a.dtype is None else (a.dtype,):
     flop = 4 * a.tokens**2 * a.head_dim * a.heads
     print(json.dumps(dict(
         peer="torch sdpa", torch=torch.__version__, preload=os.environ.get("LD_PRELOAD", ""), threads=a.threads,
-        dtype=dtype, tokens=a.tokens, heads=a.heads, head_dim=a.head_dim,
+        device=a.device, dtype=dtype, tokens=a.tokens, heads=a.heads, head_dim=a.head_dim,
         fwd_s=round(forward, 6), fwd_gflops=round(flop / forward / 1e9, 1),
         fwdbwd_s=round(both, 6), fwdbwd_gflops=round(3.5 * flop / both / 1e9, 1),
         peak_rss_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3))))

@@ -43,7 +43,7 @@ for tokens in 8192 32768 131072; do
         shape=(--tokens "$tokens" --heads 12 --head-dim "$dim" --dtype bf16)
         "$LONGREEL" bench attention --device cuda --json --runs 5 "${shape[@]}" >>"$out/attention.jsonl" 2>>"$out/errors.txt" || failed=1
         if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-            python3 peers/attention_gpu.py "${shape[@]}" >>"$out/attention_torch.jsonl" 2>>"$out/errors.txt" || failed=1
+            python3 peers/attention.py --device cuda "${shape[@]}" >>"$out/attention_torch.jsonl" 2>>"$out/errors.txt" || failed=1
         fi
     done
 done

@@ -7,7 +7,6 @@ mod check;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(any(feature = "cuda", test))]
 mod moves;
 pub mod reference;
 mod ring;

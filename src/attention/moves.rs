@@ -1,48 +1,50 @@
-//! What an all-to-all of Ulysses copies on a GPU, as plans of strided rows for kernels/copy_rows.cu: packing a tensor's part of a message,
-//! and weaving it into its place. On the CPU, `parallel::bytes` does both; the tests here compare.
+//! Which rows an all-to-all of Ulysses copies: those that go into a message, for any device, and on a GPU, where kernels/copy_rows.cu does
+//! it, also where they go. On the CPU `parallel::bytes` packs and weaves; the tests here compare.
 
 use candle_core::Layout;
 use std::ops::Range;
 
-/// Where row (i, j, k) begins: `base + i strides[0] + j strides[1] + k strides[2]`, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Places {
+use crate::parallel::bytes::Rows;
+
+/// Of x `[B, N, M, width]` (or `[B, N, M]`, width 1), elements of `size` bytes, the rows of x[:, :, ms] in the order `[B, |ms|, N]`.
+pub(super) fn rows_of(x: &Layout, ms: Range<usize>, width: usize, size: usize) -> Rows {
+    let (dims, strides) = (x.dims(), x.stride());
+    Rows {
+        base: (x.start_offset() + ms.start * strides[2]) * size,
+        counts: [dims[0], ms.len(), dims[1]],
+        strides: [strides[0], strides[2], strides[1]].map(|stride| stride * size),
+        row: width * size,
+    }
+}
+
+/// Rows, and where row (i, j, k) of them goes: to byte `base + i strides[0] + j strides[1] + k strides[2]`.
+#[cfg(any(feature = "cuda", test))]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Move {
+    pub rows: Rows,
     pub base: usize,
     pub strides: [usize; 3],
 }
 
-impl Places {
-    /// Rows of `row` bytes, one after another.
-    fn contiguous(base: usize, counts: [usize; 3], row: usize) -> Self {
-        Self { base, strides: [counts[1] * counts[2] * row, counts[2] * row, row] }
-    }
-}
-
-/// A copy of `counts` rows of `row` bytes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Move {
-    pub counts: [usize; 3],
-    pub row: usize,
-    pub from: Places,
-    pub to: Places,
-}
-
-/// Of x `[B, N, M, width]` (or `[B, N, M]`, width 1), elements of `size` bytes, to `[B, |ms|, N, width]` from byte `base` of a message on.
+/// [`rows_of`] x, to one after another from byte `base` of a message on.
+#[cfg(any(feature = "cuda", test))]
 pub(super) fn pack(x: &Layout, ms: Range<usize>, width: usize, size: usize, base: usize) -> Move {
-    let (dims, strides) = (x.dims(), x.stride());
-    let (counts, row) = ([dims[0], ms.len(), dims[1]], width * size);
-    let from = Places {
-        base: (x.start_offset() + ms.start * strides[2]) * size,
-        strides: [strides[0], strides[2], strides[1]].map(|stride| stride * size),
-    };
-    Move { counts, row, from, to: Places::contiguous(base, counts, row) }
+    let rows = rows_of(x, ms, width, size);
+    Move { rows, base, strides: contiguous(rows.counts, rows.row) }
 }
 
 /// Of the `[groups, |ns|, width]` from byte `base` of a message on, to the places `ns` of an `[groups, n, width]`.
+#[cfg(any(feature = "cuda", test))]
 pub(super) fn weave(groups: usize, ns: Range<usize>, n: usize, width: usize, size: usize, base: usize) -> Move {
     let (counts, row) = ([1, groups, ns.len()], width * size);
-    let to = Places { base: ns.start * row, strides: [0, n * row, row] };
-    Move { counts, row, from: Places::contiguous(base, counts, row), to }
+    let rows = Rows { base, counts, strides: contiguous(counts, row), row };
+    Move { rows, base: ns.start * row, strides: [0, n * row, row] }
+}
+
+/// Strides of rows that follow each other.
+#[cfg(any(feature = "cuda", test))]
+fn contiguous([_, n1, n2]: [usize; 3], row: usize) -> [usize; 3] {
+    [n1 * n2 * row, n2 * row, row]
 }
 
 #[cfg(test)]
@@ -55,14 +57,15 @@ mod tests {
 
     /// The plan, carried out by the obvious loops.
     fn carry_out(plan: &Move, from: &[u8], to: &mut [u8]) {
-        let Move { counts, row, .. } = *plan;
-        let at = |places: &Places, [i, j, k]: [usize; 3]| {
-            places.base + i * places.strides[0] + j * places.strides[1] + k * places.strides[2]
+        let Move { rows, base, strides } = *plan;
+        let at = |base: usize, strides: [usize; 3], [i, j, k]: [usize; 3]| {
+            base + i * strides[0] + j * strides[1] + k * strides[2]
         };
+        let (counts, row) = (rows.counts, rows.row);
         for i in 0..counts[0] {
             for j in 0..counts[1] {
                 for k in 0..counts[2] {
-                    let (source, target) = (at(&plan.from, [i, j, k]), at(&plan.to, [i, j, k]));
+                    let (source, target) = (at(rows.base, rows.strides, [i, j, k]), at(base, strides, [i, j, k]));
                     to[target..target + row].copy_from_slice(&from[source..source + row]);
                 }
             }
@@ -104,15 +107,15 @@ mod tests {
             })
             .unwrap();
             let results = results.into_inner().unwrap();
-            for rank in 0..ranks {
+            for (rank, results) in results.iter().enumerate() {
                 let groups = batch * m.count(rank);
                 for (which, width) in [wide, flat].into_iter().enumerate() {
                     let mut out = vec![0u8; groups * all * width * SIZE];
-                    for from in 0..ranks {
+                    for (from, given) in given.iter().enumerate() {
                         let run = groups * n.count(from) * SIZE;
                         let mut message = vec![0u8; run * (wide + flat)];
                         let mut base = 0;
-                        for (x, width) in given[from].iter().zip([wide, flat]) {
+                        for (x, width) in given.iter().zip([wide, flat]) {
                             let whole = bytes(&x.transpose(1, 2).unwrap()); // its storage in order
                             carry_out(&pack(x.layout(), m.range(rank), width, SIZE, base), &whole, &mut message);
                             base += run * width;
@@ -121,8 +124,8 @@ mod tests {
                         let plan = weave(groups, n.range(from), all, width, SIZE, before);
                         carry_out(&plan, &message, &mut out);
                     }
-                    assert_eq!(results[rank][which].dtype(), DType::F32);
-                    assert_eq!(out, bytes(&results[rank][which]), "to heads: {to_heads}, rank {rank}, width {width}");
+                    assert_eq!(results[which].dtype(), DType::F32);
+                    assert_eq!(out, bytes(&results[which]), "to heads: {to_heads}, rank {rank}, width {width}");
                 }
             }
         }

@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
-use super::{cuda::copy_rows, moves};
-use crate::parallel::bytes::{self, Rows};
+use super::cuda::copy_rows;
+use super::moves;
+use crate::parallel::bytes;
 use crate::parallel::{Communicator, Split};
 use crate::{Result, bail};
 
@@ -132,11 +133,7 @@ impl Ulysses {
         }
         let widths: Vec<usize> = xs.iter().map(|x| width(x)).collect();
         let total: usize = widths.iter().sum();
-        let out_dims = |x: &Tensor| {
-            let mut dims = x.dims().to_vec();
-            dims[1..3].copy_from_slice(&[m.count(rank), n.total()]);
-            dims
-        };
+        let out_dims = |x: &Tensor| turned(x, [m.count(rank), n.total()]);
 
         #[cfg(feature = "cuda")]
         if x0.device().is_cuda() {
@@ -196,6 +193,14 @@ impl Ulysses {
         let (rank, size) = (self.comm.rank(), self.comm.size());
         let (batch, dtype, device) = (xs[0].dims()[0], xs[0].dtype(), xs[0].device());
         let each = dtype.size_in_bytes();
+        if size == 1 {
+            let swap = |x: &&Tensor| {
+                let out = Tensor::zeros(turned(x, [m.total(), n.total()]), dtype, device)?;
+                copy_rows(x, &out, &moves::pack(x.layout(), 0..m.total(), width(x), each, 0))?;
+                Ok(out)
+            };
+            return xs.iter().map(swap).collect();
+        }
         let total = xs.iter().map(|x| width(x)).sum::<usize>();
         let message = |j: usize| -> Result<Tensor> {
             let run = batch * m.count(j) * n.count(rank);
@@ -214,9 +219,7 @@ impl Ulysses {
         let mut before = 0; // the summed widths of the tensors before this one
         let mut outs = vec![];
         for x in xs {
-            let mut dims = x.dims().to_vec();
-            dims[1..3].copy_from_slice(&[m.count(rank), n.total()]);
-            let out = Tensor::zeros(dims, dtype, device)?;
+            let out = Tensor::zeros(turned(x, [m.count(rank), n.total()]), dtype, device)?;
             for (i, message) in received.iter().enumerate() {
                 let base = groups * n.count(i) * before * each;
                 let plan = moves::weave(groups, n.range(i), n.total(), width(x), each, base);
@@ -284,17 +287,17 @@ fn width(x: &Tensor) -> usize {
     x.dims().get(3).copied().unwrap_or(1)
 }
 
+/// The dims of x after the exchange, its middle ones being `middle`.
+fn turned(x: &Tensor, middle: [usize; 2]) -> Vec<usize> {
+    let mut dims = x.dims().to_vec();
+    dims[1..3].copy_from_slice(&middle);
+    dims
+}
+
 /// Writes x[:, :, ms, :] of `[B, N, M, d]` as `[B, |ms|, N, d]`.
 fn pack(out: &mut [u8], x: &Tensor, ms: Range<usize>) -> Result<()> {
     let (storage, layout) = x.storage_and_layout();
-    let size = x.dtype().size_in_bytes();
-    let (dims, stride) = (layout.dims(), layout.stride());
-    let rows = Rows {
-        base: (layout.start_offset() + ms.start * stride[2]) * size,
-        counts: [dims[0], ms.len(), dims[1]],
-        strides: [stride[0] * size, stride[2] * size, stride[1] * size],
-        row: width(x) * size,
-    };
+    let rows = moves::rows_of(layout, ms, width(x), x.dtype().size_in_bytes());
     bytes::gather(out, bytes::raw(&storage)?, rows);
     Ok(())
 }

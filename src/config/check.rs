@@ -2,7 +2,8 @@
 //!
 //! Not here: what depends on files (is the folder there, are there enough clips), on a checkpoint, or on the machine.
 
-use super::run::{Data, Diffusion, Label, Model, Parallel, RunConfig, Sample, Stash, Train};
+use super::choices::Label;
+use super::run::{Data, Diffusion, Model, Parallel, RunConfig, Sample, Stash, Train};
 use std::fmt::{self, Debug, Display};
 
 /// Sizes beyond this are taken for typing errors; products of several of them still fit a usize.

@@ -1,6 +1,7 @@
 //! What a user may write: [`RunConfig`], read from TOML with `--set key=value` on top.
 //!
 //! - `run`: the structs, one field a key, and their defaults;
+//! - `choices`: values that are one of a few words;
 //! - `fields`: the keys there are, learnt from the structs;
 //! - `read`: TOML and overrides to a config, with errors that name file, line and the nearest known key;
 //! - `check`: what values are allowed.
@@ -8,6 +9,7 @@
 //! `docs/configuration.md` is the reference for users; a test keeps it equal to the code.
 
 mod check;
+mod choices;
 mod fields;
 mod read;
 mod run;
@@ -15,6 +17,7 @@ mod run;
 use crate::{Error, Result};
 use std::path::Path;
 
+pub use choices::*;
 pub use fields::sections;
 pub use run::*;
 

@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+use super::choices::{Compute, Crop, Hardware, Label, Place, Prediction, SamplerKind, Schedule, Timesteps};
+
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,26 +73,6 @@ pub struct Data {
     pub prefetch: usize,
 }
 
-/// Where a crop lies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Crop {
-    #[default]
-    Center,
-    Random,
-}
-
-/// Where a clip's class comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Label {
-    /// Clips have no class.
-    #[default]
-    None,
-    /// The folder directly below `path` is the class; classes are numbered in the order of their names.
-    Folder,
-}
-
 /// `[model]`: the network, new or from a checkpoint.
 ///
 /// A new one has no text conditioning; one with cross-attention comes from `from`, whose config.json says the rest.
@@ -141,24 +123,6 @@ pub struct Diffusion {
     pub label_dropout: f64,
 }
 
-/// What the network predicts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Prediction {
-    #[default]
-    V,
-    X,
-}
-
-/// How training timesteps are drawn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Timesteps {
-    #[default]
-    LogitNormal,
-    Uniform,
-}
-
 /// `[train]`: the loop and the optimizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -203,35 +167,6 @@ pub struct Train {
     pub sample_every: u64,
 }
 
-/// Arithmetic of the heavy operations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Compute {
-    #[default]
-    F32,
-    Bf16,
-}
-
-/// What a rank computes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Hardware {
-    #[default]
-    Cpu,
-    /// A GPU of NVIDIA's, with the cargo feature `cuda`
-    Cuda,
-}
-
-/// What follows warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    #[default]
-    Constant,
-    /// Cosine to zero at `steps`.
-    Cosine,
-}
-
 /// `[parallel]`: the mesh of ranks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -263,15 +198,6 @@ pub struct Stash {
     pub keep_attention: bool,
 }
 
-/// Where something large is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Place {
-    #[default]
-    Ram,
-    Disk,
-}
-
 /// `[sample]`: how clips are sampled, during training and by `longreel sample` where its flags do not say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -288,19 +214,6 @@ pub struct Sample {
     pub guidance_interval: [f64; 2],
     /// Shift of sigma, as in `[diffusion]`; 1: none, 0: from the token count.
     pub shift: f64,
-}
-
-/// Which sampler.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum SamplerKind {
-    Euler,
-    #[default]
-    Heun,
-    /// DPM-Solver++(2M).
-    Dpmpp,
-    /// UniPC, order 2, B2(h).
-    Unipc,
 }
 
 fn one() -> usize {

@@ -107,8 +107,10 @@ pub(crate) fn zeros(dims: &[usize], dtype: DType, device: &Device) -> Result<Ten
 /// A contiguous copy that shares nothing with `t`, where `t` is.
 pub(crate) fn duplicate(t: &Tensor) -> Result<Tensor> {
     if !t.device().is_cpu() {
-        // CUDA allocates nothing of no bytes.
-        return if t.elem_count() == 0 { Ok(t.detach()) } else { Ok(t.detach().force_contiguous()?) };
+        return match t.elem_count() {
+            0 => zeros(t.dims(), t.dtype(), t.device()),
+            _ => Ok(t.detach().force_contiguous()?),
+        };
     }
     if !t.is_contiguous() {
         return Ok(t.detach().contiguous()?);

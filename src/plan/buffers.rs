@@ -49,33 +49,40 @@ pub struct Stash {
     lse: u64,
     /// Whether the output and the statistic are stashed.
     kept: bool,
-    /// Bytes of a block's copy that lie in memory, and of the threads' own; none where tensors are kept as they are.
-    copied: Option<[u64; 2]>,
-    /// On a GPU, whose copies are its host's: bytes of a block as it is copied, and what of it the host's memory holds.
-    gpu: Option<[u64; 2]>,
+    home: Home,
+}
+
+/// What is done with a block that is put.
+#[derive(Clone, Copy)]
+enum Home {
+    /// Its tensors are kept as they are.
+    Tensors,
+    /// It is copied: bytes of its copy that lie in memory, and of the threads' own.
+    Copies { held: u64, chunks: u64 },
+    /// It is copied from a GPU: bytes of the copy, and what of it the host's memory holds.
+    Host { copied: u64, held: u64 },
 }
 
 impl Stash {
     pub fn new(config: &RunConfig, s: &Shape, blocks: u64) -> Self {
+        let copied = s.copied(config);
+        let held = if config.stash.place == Place::Ram { copied } else { 0 };
         let chunks = if config.stash.dtype == Compute::Bf16 { CHUNKS as u64 } else { 0 };
-        let copied = match (config.stash.place, config.stash.dtype) {
-            (Place::Ram, Compute::F32) => None,
-            (Place::Ram, Compute::Bf16) => Some([s.copied(config), chunks]),
-            (Place::Disk, _) => Some([0, chunks]),
+        let home = match (config.stash.place, config.stash.dtype) {
+            _ if s.gpu => Home::Host { copied, held },
+            (Place::Ram, Compute::F32) => Home::Tensors,
+            _ => Home::Copies { held, chunks },
         };
         let kept = config.stash.keep_attention;
-        let copied = if s.gpu { Some([0, 0]) } else { copied };
-        let held = if config.stash.place == Place::Ram { s.copied(config) } else { 0 };
-        let gpu = s.gpu.then(|| [s.copied(config), held]);
-        Self { blocks, x: s.stream(), o: s.attended(), lse: s.statistic(), kept, copied, gpu }
+        Self { blocks, x: s.stream(), o: s.attended(), lse: s.statistic(), kept, home }
     }
 
     /// What a GPU's host holds of it, in pinned memory.
     pub fn host(&self) -> Vec<Part> {
-        match self.gpu {
-            None => vec![],
-            Some([_, 0]) => vec![part("stash: staging, pinned", STAGING as u64)],
-            Some([_, held]) => vec![part("stash, pinned", self.blocks * held)],
+        match self.home {
+            Home::Host { held: 0, .. } => vec![part("stash: staging, pinned", STAGING as u64)],
+            Home::Host { held, .. } => vec![part("stash, pinned", self.blocks * held)],
+            _ => vec![],
         }
     }
 
@@ -86,55 +93,53 @@ impl Stash {
 
     /// What is there while no block is: memory for copies, and the two buffers that they are read into.
     pub fn idle(&self) -> Vec<Part> {
-        if let Some([copied, _]) = self.gpu {
-            return vec![part("stash: blocks being read", self.blocks.min(2) * copied)];
-        }
-        match self.copied {
-            None => vec![],
-            Some([copied, chunks]) => {
-                let read = self.block() - if self.kept { self.lse } else { 0 };
-                vec![
-                    part("stash", self.blocks * copied + chunks),
-                    part("stash: blocks being read", self.blocks.min(2) * read),
-                ]
+        let read = |bytes: u64| part("stash: blocks being read", self.blocks.min(2) * bytes);
+        match self.home {
+            Home::Tensors => vec![],
+            Home::Copies { held, chunks } => {
+                let statistic = if self.kept { self.lse } else { 0 };
+                vec![part("stash", self.blocks * held + chunks), read(self.block() - statistic)]
             }
+            Home::Host { copied, .. } => vec![read(copied)],
         }
     }
 
     /// While forward is at the last block, which is not put yet.
     pub fn forward(&self) -> Vec<Part> {
-        if let Some([copied, _]) = self.gpu {
-            let flying = (self.blocks - 1).min(FLYING as u64);
-            return [self.idle(), vec![part("stash: blocks being written", flying * copied)]].concat();
-        }
-        match self.copied {
-            None => vec![part("stash", (self.blocks - 1) * self.block())],
-            Some(_) => self.idle(),
+        match self.home {
+            Home::Tensors => vec![part("stash", (self.blocks - 1) * self.block())],
+            Home::Copies { .. } => self.idle(),
+            Home::Host { copied, .. } => {
+                let flying = (self.blocks - 1).min(FLYING as u64);
+                [self.idle(), vec![part("stash: blocks being written", flying * copied)]].concat()
+            }
         }
     }
 
     /// While the head is visited: all blocks are put, and the last one is being copied.
     pub fn head(&self) -> Vec<Part> {
         let last = part("stash: block being written", self.block());
-        match self.copied {
-            None => vec![part("stash", self.blocks * self.block())],
-            Some(_) => [self.idle(), vec![last]].concat(),
+        match self.home {
+            Home::Tensors => vec![part("stash", self.blocks * self.block())],
+            _ => [self.idle(), vec![last]].concat(),
         }
     }
 
     /// While backward is at the last block, which is taken.
     pub fn taken(&self) -> Vec<Part> {
-        match self.copied {
-            None => self.head(),
-            Some(_) if self.gpu.is_some() => self.idle(),
-            Some(_) => [self.idle(), vec![part("row statistics", if self.kept { 2 * self.lse } else { 0 })]].concat(),
+        match self.home {
+            Home::Tensors => self.head(),
+            Home::Copies { .. } => {
+                [self.idle(), vec![part("row statistics", if self.kept { 2 * self.lse } else { 0 })]].concat()
+            }
+            Home::Host { .. } => self.idle(),
         }
     }
 
     /// The same, attention's output being there, or used and, if it is nobody else's, given back.
     pub fn backward(&self, output: bool) -> Vec<Part> {
         let mut parts = self.taken();
-        match (self.kept, self.copied.is_none(), output) {
+        match (self.kept, matches!(self.home, Home::Tensors), output) {
             (false, _, true) => parts.push(part("output of attention, again", self.o + self.lse)),
             (false, _, false) => parts.push(part("row statistic, again", self.lse)),
             (true, true, false) => parts[0].bytes -= self.o,
@@ -195,8 +200,6 @@ pub struct Panels {
     tile: u64,
     /// The rank's share of what may be kept.
     most: u64,
-    /// There are none on a GPU.
-    none: bool,
 }
 
 impl Panels {
@@ -216,14 +219,11 @@ impl Panels {
         }
         // Of the weight gradient's product: rows of the hidden numbers as left and as right operand, and of the width.
         let tile = (s.element() as usize * s.tile * 2 * (hidden + width)) as u64;
-        Self { forward, backward, weights, tile, most: (KEPT / s.ranks) as u64, none: s.gpu }
+        Self { forward, backward, weights, tile, most: (KEPT / s.ranks) as u64 }
     }
 
     /// Panels in use in one of the phases `at`, and those that are kept.
     pub fn parts(&self, at: &[At]) -> Vec<Part> {
-        if self.none {
-            return vec![];
-        }
         let (mut used, mut idle) = (0, 0);
         let [queries, mut sums] = self.backward;
         // What forward has left serves backward for its sums, if it fits.

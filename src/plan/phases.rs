@@ -20,7 +20,8 @@ struct Step<'a> {
     stash: Stash,
     tile: Tile,
     groups: Groups,
-    panels: Panels,
+    /// None on a GPU.
+    panels: Option<Panels>,
 }
 
 /// A moment's parts.
@@ -49,7 +50,7 @@ pub fn phases(
         stash: Stash::new(config, shape, model.num_layers as u64),
         tile: Tile::new(model, shape),
         groups: Groups::new(shape, &shape.groups),
-        panels: Panels::new(model, shape),
+        panels: (!shape.gpu).then(|| Panels::new(model, shape)),
     };
     let again = !config.stash.keep_attention;
     let mut all = step.forward();
@@ -141,7 +142,8 @@ fn moments_in_flight(config: &RunConfig, model: &ModelConfig) -> Vec<Part> {
 impl Step<'_> {
     /// A phase with what lives throughout; panels of the phases `at` are in use.
     fn phase(&self, name: &'static str, at: &[At], more: Moment) -> Phase {
-        Phase { name, parts: [self.state.clone(), more, self.panels.parts(at)].concat() }
+        let panels = self.panels.as_ref().map(|panels| panels.parts(at)).unwrap_or_default();
+        Phase { name, parts: [self.state.clone(), more, panels].concat() }
     }
 
     fn forward(&self) -> Vec<Phase> {

@@ -21,7 +21,6 @@ pub struct NoisyClip {
     /// This rank's part of the clip; several noise levels may share it.
     pub frames: Arc<Frames>,
     /// Its pixels on the GPU that the network is on, if it is on one: see [`upload`].
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub pixels: Option<Tensor>,
     pub sigma: f64,
     /// Where the noise comes from; the token is the clip's.
@@ -85,10 +84,16 @@ impl NoisyClips<'_> {
 
 impl engine::Source for NoisyClips<'_> {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Some(Device::Cuda(device)) = self.clips[0].pixels.as_ref().map(Tensor::device) {
-            return gpu::input(self, rows, device);
+        match self.clips[0].pixels.as_ref().map(Tensor::device) {
+            #[cfg(feature = "cuda")]
+            Some(Device::Cuda(device)) => gpu::input(self, rows, device),
+            _ => self.input_in_memory(rows),
         }
+    }
+}
+
+impl NoisyClips<'_> {
+    fn input_in_memory(&self, rows: Range<usize>) -> Result<Tensor> {
         let mut input = vec![0.0; rows.len() * self.row()];
         self.runs(rows.clone(), |clip, tokens, values| {
             let (x0, noise) = self.clean_and_noise(clip, tokens)?;

@@ -38,10 +38,9 @@ pub fn device(wanted: Option<Hardware>, name: &str, ranks: usize, launch: &Launc
 
 /// Bytes of a GPU's memory that are taken, by whomever; None for the CPU. What Candle has freed stays taken until others need it.
 pub fn taken(device: &Device) -> Option<u64> {
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(device) = device {
-        return crate::gpu::taken(device).ok();
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::gpu::taken(device).ok(),
+        _ => None,
     }
-    let _ = device; // of a build without CUDA
-    None
 }

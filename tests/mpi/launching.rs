@@ -103,7 +103,7 @@ fn shell_scripts_are_sound() {
     let bundle = [
         "scripts/gpu-bundle.sh",
         "scripts/bundle/ffmpeg.sh",
-        "scripts/bundle/nvcc.sh",
+        "scripts/nvcc.sh",
         "scripts/bundle/run.sh",
         "scripts/gpu-rehearsal.sh",
         "kernels/host/driver/build.sh",

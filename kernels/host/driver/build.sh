@@ -9,9 +9,7 @@ set -euo pipefail
 program=$(realpath "$1") here=$(dirname "$(realpath "$0")")
 mkdir -p "$2" && cd "$2"
 for source in "$here"/*.cpp; do
-    object=$(basename "$source" .cpp).o
-    [ "$object" -nt "$source" ] ||
-        c++ -std=c++20 -O2 -fPIC -Wall -Wextra -Wno-unknown-pragmas -c "$source" -o "$object"
+    c++ -std=c++20 -O2 -fPIC -Wall -Wextra -Wno-unknown-pragmas -c "$source" -o "$(basename "$source" .cpp).o"
 done
 nm --defined-only -- *.o | awk '$2 == "T" {print $3}' | sort >there
 nm -D --undefined-only "$program" | awk '{print $2}' | grep -E '^(cu|curand|cublas|cublasLt|nvrtc)[A-Z]' | sort >wanted

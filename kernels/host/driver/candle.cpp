@@ -1,4 +1,5 @@
 // The kernels of candle-kernels that longreel launches, for the emulated driver: their names, their arguments, plain loops.
+#include "bf16.h"
 #include "launch.h"
 #include <cstdint>
 #include <cstring>
@@ -6,23 +7,6 @@
 namespace {
 
 using usize = uint64_t;
-
-/// A stored bf16, with the conversions that a GPU has.
-struct bf16 {
-    uint16_t bits = 0;
-    bf16() = default;
-    explicit bf16(float value) {
-        uint32_t all;
-        memcpy(&all, &value, 4);
-        bits = (all & 0x7FFFFFFF) > 0x7F800000 ? 0x7FFF : uint16_t((all + 0x7FFF + (all >> 16 & 1)) >> 16);
-    }
-    operator float() const {
-        const uint32_t all = uint32_t(bits) << 16;
-        float value;
-        memcpy(&value, &all, 4);
-        return value;
-    }
-};
 
 template <class T>
 T argument(void** arguments, int i) {

@@ -1,8 +1,7 @@
 // cuBLAS for the emulated driver: the few functions that longreel and Candle call, by plain loops in f32.
-#include <cmath>
+#include "bf16.h"
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <initializer_list>
 
 namespace {
@@ -10,31 +9,16 @@ namespace {
 constexpr int F32 = 0, BF16 = 14; // cudaDataType
 constexpr int FAST_16BF = 75;     // cublasComputeType_t
 
-float rounded(float value) {
-    uint32_t all;
-    memcpy(&all, &value, 4);
-    all = (all + 0x7FFF + (all >> 16 & 1)) & 0xFFFF0000;
-    memcpy(&value, &all, 4);
-    return value;
-}
-
 float get(const void* array, int type, int64_t i) {
-    if (type == F32) return static_cast<const float*>(array)[i];
-    const uint32_t all = uint32_t(static_cast<const uint16_t*>(array)[i]) << 16;
-    float value;
-    memcpy(&value, &all, 4);
-    return value;
+    return type == F32 ? static_cast<const float*>(array)[i] : float(static_cast<const bf16*>(array)[i]);
 }
 
 void set(void* array, int type, int64_t i, float value) {
     if (type == F32) {
         static_cast<float*>(array)[i] = value;
-        return;
+    } else {
+        static_cast<bf16*>(array)[i] = bf16(value);
     }
-    value = rounded(value);
-    uint32_t all;
-    memcpy(&all, &value, 4);
-    static_cast<uint16_t*>(array)[i] = uint16_t(all >> 16);
 }
 
 /// c = alpha op(a) op(b) + beta c, of m x k and k x n matrices by columns.
@@ -54,7 +38,7 @@ int product(bool ta, bool tb, int m, int n, int k, float alpha, const void* a, i
             for (int64_t l = 0; l < k; ++l) {
                 float x = get(a, a_type, ta ? l + i * lda : i + l * lda);
                 float y = get(b, b_type, tb ? j + l * ldb : l + j * ldb);
-                if (round) x = rounded(x), y = rounded(y);
+                if (round) x = bf16(x), y = bf16(y);
                 sum += x * y;
             }
             const float before = beta == 0 ? 0 : beta * get(c, c_type, i + j * ldc);

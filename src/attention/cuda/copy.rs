@@ -18,7 +18,7 @@ unsafe impl DeviceRepr for Strides {}
 
 /// Carries a plan out, whose bytes count from the beginning of `from`'s storage and of the contiguous `to`.
 pub(in crate::attention) fn copy_rows(from: &Tensor, to: &Tensor, plan: &Move) -> Result<()> {
-    if plan.row == 0 || plan.counts.contains(&0) {
+    if plan.rows.row == 0 || plan.rows.counts.contains(&0) {
         return Ok(());
     }
     match from.dtype() {
@@ -33,27 +33,29 @@ fn of<T: CudaDType + DeviceRepr>(from: &Tensor, to: &Tensor, plan: &Move) -> Res
     let device = device_of(to)?;
     let stream = device.cuda_stream();
     let kernel = Kernel::of(&device, name)?;
-    let [from_at, to_at] = [plan.from, plan.to].map(|places| Strides(places.strides.map(|s| (s / unit) as i64)));
-    let [count1, count2, units] = [plan.counts[1], plan.counts[2], plan.row / unit];
+    let Move { rows, base, strides } = *plan;
+    let [from_at, to_at] = [rows.strides, strides].map(|strides| Strides(strides.map(|s| (s / unit) as i64)));
+    let [count0, count1, count2] = rows.counts;
+    let units = rows.row / unit;
     let columns = (count2 * units).div_ceil(THREADS).min(65_535); // the kernel goes on where these end
     let lent = Lent::new(from);
     change_as::<T, _>(to, |mut to| {
         let from = lent.storage()?.as_cuda_slice::<T>()?;
         let ((source, _from), (target, _to)) = (from.device_ptr(&stream), to.device_ptr_mut(&stream));
-        let (source, target) = (source + plan.from.base as u64, target + plan.to.base as u64);
-        let [count1, count2, units] = [count1, count2, units].map(|n| n as i32);
+        let (source, target) = (source + rows.base as u64, target + base as u64);
+        let [inner1, inner2, units] = [count1, count2, units].map(|n| n as i32);
         let mut call = kernel.call();
-        call.arg(&source).arg(&target).arg(&from_at).arg(&to_at).arg(&count1).arg(&count2).arg(&units);
+        call.arg(&source).arg(&target).arg(&from_at).arg(&to_at).arg(&inner1).arg(&inner2).arg(&units);
         // SAFETY: the kernel's arguments; the caller's plan stays within both tensors, which are held.
-        unsafe { call.launch(kernel.grid([plan.counts[0] * plan.counts[1], columns, 1])?) }.map_err(failed)?;
+        unsafe { call.launch(kernel.grid([count0 * count1, columns, 1])?) }.map_err(failed)?;
         Ok(())
     })
 }
 
 /// The largest piece, in bytes, that all of a plan's places and rows are multiples of, and the kernel that copies such.
 fn piece(plan: &Move) -> (usize, &'static str) {
-    let places = [plan.from, plan.to].into_iter().flat_map(|places| [places.base].into_iter().chain(places.strides));
-    let all: Vec<usize> = places.chain([plan.row]).collect();
+    let Move { rows, base, strides } = plan;
+    let all: Vec<usize> = [rows.base, rows.row, *base].into_iter().chain(rows.strides).chain(*strides).collect();
     let fits = |unit: usize| all.iter().all(|n| n.is_multiple_of(unit));
     let kinds = [(16, "copy_rows_16"), (4, "copy_rows_4"), (2, "copy_rows_2")];
     kinds.into_iter().find(|kind| fits(kind.0)).unwrap_or(kinds[2]) // numbers have two bytes or four

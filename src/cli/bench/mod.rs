@@ -21,7 +21,7 @@ use crate::ops::cpu::{Path, peak as unit_peak};
 use crate::parallel::{Launch, run_threads};
 use crate::plan::flop;
 use crate::rng::{Key, Purpose};
-use crate::train::device::{device, taken};
+use crate::train::device::device;
 use crate::{Result, bail};
 use report::Report;
 
@@ -116,16 +116,6 @@ fn timed(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
         seconds.push(start.elapsed().as_secs_f64());
     }
     Ok(median(seconds))
-}
-
-impl Report {
-    /// Says what computed, and of a GPU how much of its memory is taken.
-    fn on(self, device: &Device) -> Self {
-        match taken(device) {
-            Some(bytes) => self.with("gpu_gib", "memory of the GPU, GiB", bytes as f64 / f64::from(1 << 30)),
-            None => self,
-        }
-    }
 }
 
 /// A tensor of normal random numbers in f32, the same for the same `sample`.

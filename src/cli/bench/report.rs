@@ -1,8 +1,10 @@
 //! What a bench prints: a short table, or one line of JSON with the same numbers.
 
+use candle_core::Device;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
+use crate::train::device::taken;
 use crate::train::progress::memory;
 
 /// What was measured, and on what.
@@ -36,6 +38,14 @@ impl Report {
     /// Takes passes over `tokens` tokens on threads that reach `peak` FLOP/s.
     pub fn against(self, peak: f64, tokens: usize) -> Self {
         Self { peak: Some(peak), tokens, ..self }
+    }
+
+    /// Says how much memory of `device` is taken, if that is a GPU.
+    pub fn on(self, device: &Device) -> Self {
+        match taken(device) {
+            Some(bytes) => self.with("gpu_gib", "memory of the GPU, GiB", gib(bytes)),
+            None => self,
+        }
     }
 
     /// A pass of `flop` operations: `{key}_s`, `{key}_gflops` and `{key}_share` in JSON.
@@ -102,5 +112,9 @@ fn plain(value: &Value) -> String {
 
 /// The most memory that this process has held.
 fn peak_rss_gib() -> f64 {
-    memory().peak as f64 / (1u64 << 30) as f64
+    gib(memory().peak)
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
 }

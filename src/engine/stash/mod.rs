@@ -114,7 +114,7 @@ impl Stash {
             #[cfg(feature = "cuda")]
             (Place::Ram, _, Device::Cuda(device)) => copies(Box::new(gpu::Pinned::new(device))),
             (Place::Ram, Compute::F32, _) => Ok(Kept::Tensors(ram::Tensors::default())),
-            (Place::Ram, Compute::Bf16, _) => copies(Box::new(ram::Bytes::default())),
+            (Place::Ram, Compute::Bf16, _) => copies(Box::<ram::Bytes>::default()),
         }?;
         Ok(Self { keep_attention: settings.keep_attention, kept, copied: 0 })
     }

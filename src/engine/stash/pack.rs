@@ -40,6 +40,7 @@ pub(super) struct Layout {
 }
 
 /// What a copy thread works with.
+#[derive(Default)]
 pub(super) struct Copier {
     /// Where it rounds.
     chunk: Vec<bf16>,
@@ -50,16 +51,10 @@ pub(super) struct Copier {
 impl Copier {
     /// For tensors on this device.
     pub fn new(device: &Device) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        let lane = match device {
-            Device::Cuda(device) => Some(Lane::new(device)?),
-            _ => None,
-        };
-        let _ = device; // of a build without CUDA
-        Ok(Self {
-            chunk: vec![],
+        Ok(match device {
             #[cfg(feature = "cuda")]
-            lane,
+            Device::Cuda(device) => Self { lane: Some(Lane::new(device)?), ..Self::default() },
+            _ => Self::default(),
         })
     }
 }

@@ -57,6 +57,13 @@ struct UnitState {
     value: Option<Tensor>,
 }
 
+impl UnitState {
+    /// The part of a whole buffer of the unit that this rank updates: a view.
+    fn part(&self, whole: &Tensor) -> Result<Tensor> {
+        Ok(whole.narrow(0, self.range.start, self.range.len())?)
+    }
+}
+
 /// Bytes that a rank holds between steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -136,10 +143,7 @@ impl Weights {
     /// Sets the gradients to zero, for the first micro-batch of a step.
     pub fn zero_gradients(&self) -> Result<()> {
         for (unit, state) in self.each() {
-            match &state.grad {
-                Some(shard) => clear(shard)?,
-                None => clear(&unit.grad)?,
-            }
+            clear(state.grad.as_ref().unwrap_or(&unit.grad))?;
         }
         Ok(())
     }
@@ -171,14 +175,14 @@ impl Weights {
                 state.shards.gather(average.as_ref().unwrap_or(value), &unit.value)?;
             } else if let Some(numbers) = self.moments.on_gpu().filter(|_| self.ema > 0.0) {
                 let average = &numbers[i][Kind::Average as usize];
-                let weights = duplicate(&unit.value.narrow(0, state.range.start, state.range.len())?)?;
+                let weights = duplicate(&state.part(&unit.value)?)?;
                 if weights.elem_count() > 0 {
                     unit.value.slice_set(average, 0, state.range.start)?;
                     average.slice_set(&weights, 0, 0)?;
                 }
                 self.share(unit, state)?;
             } else if self.ema > 0.0 {
-                write(&unit.value.narrow(0, state.range.start, state.range.len())?, |own: &mut [f32]| {
+                write(&state.part(&unit.value)?, |own: &mut [f32]| {
                     self.moments.change(i, Kind::Average, |average| own.swap_with_slice(average))
                 })??;
                 self.share(unit, state)?;

@@ -96,10 +96,9 @@ impl Weights {
     /// Changes the part of unit `i`'s parameters that this rank updates, by the gradient there; then all ranks have all of them.
     fn change(&self, i: usize, change: impl FnOnce(&UnitState, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
         let (unit, state) = (&self.model.units[i], &self.units[i]);
-        let part = |whole: &Tensor| whole.narrow(0, state.range.start, state.range.len());
         let grads = match &state.grad {
             Some(shard) => shard.clone(),
-            None => part(&unit.grad)?,
+            None => state.part(&unit.grad)?,
         };
         match &state.value {
             Some(shard) => {
@@ -109,7 +108,7 @@ impl Weights {
                 change(state, shard, &grads)
             }
             None => {
-                change(state, &part(&unit.value)?, &grads)?;
+                change(state, &state.part(&unit.value)?, &grads)?;
                 self.share(unit, state)
             }
         }
