@@ -155,7 +155,7 @@ def ladder(network, args):
 def wan(args):
     """The planner's answers for Wan's networks at 720p."""
     lines = [
-        "| network | GPUs of 80 GiB | a clip of 84 frames (75,600 tokens) needs | and of its host | longest sequence |",
+        "| network | GPUs of 80 GiB | a clip of 84 frames (75,600 tokens) needs | and, on rank 0, of its host | longest sequence |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, heads, head_dim, ffn, layers in WAN:
