@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Machine code for A100 and H100 and their kin, and PTX that later GPUs compile for themselves.
-const TARGETS: [&str; 2] = ["arch=compute_80,code=sm_80", "arch=compute_90,code=[sm_90,compute_90]"];
+/// Machine code for A100 and its kin and for H100, whose own instructions no later GPU has; and PTX that later ones compile for
+/// themselves.
+const TARGETS: [&str; 3] =
+    ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

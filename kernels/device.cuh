@@ -8,7 +8,7 @@ using Shared = T*;
 /// `count` elements at a byte offset of the block's shared memory, which is all dynamic.
 template <class T>
 __device__ __forceinline__ Shared<T> shared(int offset, int) {
-    extern __shared__ __align__(128) unsigned char bytes[];
+    extern __shared__ __align__(1024) unsigned char bytes[]; // what tiles are aligned to
     return reinterpret_cast<T*>(bytes + offset);
 }
 

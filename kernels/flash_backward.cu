@@ -15,8 +15,8 @@ template <int D>
 struct BackwardKv {
     static constexpr int M = D == 64 ? 2 : 1;    // tiles of 16 keys a warp
     static constexpr int BLOCK = WARPS * M * 16; // keys of a block
-    static constexpr int N = D == 64 ? 16 : 32;  // queries of a tile: what registers allow
-    static constexpr int STAGES = D == 64 ? 3 : 2;
+    static constexpr int N = D == 64 ? LONG / 2 : 32; // queries of a tile: what registers allow
+    static constexpr int STAGES = D == 64 ? 64 / N : 2;
     static constexpr int SLOT = N * D * 4 + N * 8; // bytes: q, do, lse, delta
     static constexpr int SHARED = BLOCK * D * 4 + STAGES * SLOT;
 };
@@ -41,7 +41,7 @@ __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, 
     using B = BackwardKv<D>;
     constexpr int M = B::M, N = B::N / 8, TILE = B::N * D;
     const int lane = threadIdx.x % 32;
-    const int first = blockIdx.x * B::BLOCK, row = threadIdx.x / 32 * M * 16;
+    const int first = blockIdx.x * B::BLOCK;
     const i64 index = i64(blockIdx.z) * gridDim.y + blockIdx.y; // of the head, among all
     q = head_of(q, q_at), k = head_of(k, k_at), v = head_of(v, v_at), d_o = head_of(d_o, d_o_at);
     lse += index * queries;
@@ -49,10 +49,10 @@ __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, 
 
     const auto k_tile = shared<bf16>(0, B::BLOCK * D), v_tile = shared<bf16>(B::BLOCK * D * 2, B::BLOCK * D);
     const auto rows_of = [&](int step) {
-        return shared<bf16>(B::BLOCK * D * 4 + step % B::STAGES * B::SLOT, 2 * TILE);
+        return shared<bf16>(B::BLOCK * D * 4 + step % B::STAGES * 4 * TILE, 2 * TILE);
     };
-    const auto numbers_of = [&](int step) {
-        return shared<float>(B::BLOCK * D * 4 + step % B::STAGES * B::SLOT + 4 * TILE, 2 * B::N);
+    const auto numbers_of = [&](int step) { // after all rows: tiles begin at multiples of 1024 bytes
+        return shared<float>(B::BLOCK * D * 4 + B::STAGES * 4 * TILE + step % B::STAGES * 8 * B::N, 2 * B::N);
     };
     const int steps = (queries + B::N - 1) / B::N;
     const auto begin = [&](int step) {
@@ -75,6 +75,7 @@ __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, 
     const float scale2 = scale * LOG2_E;
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<B::STAGES - 2>();
+        publish();
         __syncthreads(); // this step's tiles are here for all, and all are done with the last step's
         begin(step + B::STAGES - 1);
         const auto q_tile = rows_of(step), d_o_tile = rows_of(step) + TILE;
@@ -82,7 +83,7 @@ __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, 
 
         float p[M][N][4], ds[M][N][4];
         u32 left[M][N / 2][4];
-        product<D>(p, k_tile, row, q_tile);
+        product<D>(p, k_tile, q_tile);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
 #pragma unroll
@@ -97,7 +98,7 @@ __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, 
         }
         round(left, p);
         add_product<D>(dv_sums, left, d_o_tile);
-        product<D>(ds, v_tile, row, d_o_tile);
+        product<D>(ds, v_tile, d_o_tile);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
 #pragma unroll
@@ -114,8 +115,8 @@ __device__ __forceinline__ void flash_backward_kv(const bf16* q, const bf16* k, 
         add_product<D>(dk_sums, left, q_tile);
     }
     cp_async_wait<0>();
-    store_rows<D>(dk + index * keys * D, dk_sums, first + row, keys, [&](int, int) { return scale; });
-    store_rows<D>(dv + index * keys * D, dv_sums, first + row, keys, [](int, int) { return 1.0f; });
+    store_rows<D>(dk + index * keys * D, dk_sums, first, keys, [&](int, int) { return scale; });
+    store_rows<D>(dv + index * keys * D, dv_sums, first, keys, [](int, int) { return 1.0f; });
 }
 
 /// `dq` `[B, H, Sq, D]` contiguous; grid: (blocks of queries, H, B).
@@ -127,7 +128,7 @@ __device__ __forceinline__ void flash_backward_q(const bf16* q, const bf16* k, c
     using B = BackwardQ<D>;
     constexpr int M = B::M, N = B::N / 8, TILE = B::N * D;
     const int lane = threadIdx.x % 32;
-    const int first = blockIdx.x * B::BLOCK, row = threadIdx.x / 32 * M * 16;
+    const int first = blockIdx.x * B::BLOCK;
     const i64 index = i64(blockIdx.z) * gridDim.y + blockIdx.y; // of the head, among all
     q = head_of(q, q_at), k = head_of(k, k_at), v = head_of(v, v_at), d_o = head_of(d_o, d_o_at);
 
@@ -154,7 +155,7 @@ __device__ __forceinline__ void flash_backward_q(const bf16* q, const bf16* k, c
     for (int m = 0; m < M; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int at = first + row + m * 16 + half * 8 + lane / 4;
+            const int at = first + row_of(m, half);
             lse2[m][half] = at < queries ? lse[index * queries + at] * LOG2_E : 0;
             deltas[m][half] = at < queries ? delta[index * queries + at] : 0;
         }
@@ -162,13 +163,14 @@ __device__ __forceinline__ void flash_backward_q(const bf16* q, const bf16* k, c
     const float scale2 = scale * LOG2_E;
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<B::STAGES - 2>();
+        publish();
         __syncthreads();
         begin(step + B::STAGES - 1);
         const auto k_tile = rows_of(step), v_tile = rows_of(step) + TILE;
 
         float p[M][N][4], ds[M][N][4];
-        product<D>(p, q_tile, row, k_tile);
-        product<D>(ds, d_o_tile, row, v_tile);
+        product<D>(p, q_tile, k_tile);
+        product<D>(ds, d_o_tile, v_tile);
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
@@ -186,7 +188,7 @@ __device__ __forceinline__ void flash_backward_q(const bf16* q, const bf16* k, c
         add_product<D>(sums, left, k_tile);
     }
     cp_async_wait<0>();
-    store_rows<D>(dq + index * queries * D, sums, first + row, queries, [&](int, int) { return scale; });
+    store_rows<D>(dq + index * queries * D, sums, first, queries, [&](int, int) { return scale; });
 }
 
 } // namespace

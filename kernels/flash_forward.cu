@@ -1,7 +1,7 @@
 // Flash attention, forward: o = softmax(scale q kᵀ) v and the row statistic lse, without a mask (FlashAttention-2,
 // arXiv 2307.08691).
 //
-// A block takes BLOCK queries of one head, a warp 16 M of them. Tiles of keys and of values pass by in turn through a
+// A block takes BLOCK queries of one head, a warp M times 16 of them. Tiles of keys and of values pass by in turn through a
 // ring of STAGES slots in shared memory, copied asynchronously: K0 V0 K1 V1 ... While one is at work the next ones are
 // on their way. Logits, their exponentials and o stay in registers. The softmax is online, in base 2, with the row's
 // maximum subtracted.
@@ -13,8 +13,8 @@ template <int D>
 struct Forward {
     static constexpr int M = 2;                  // tiles of 16 queries a warp
     static constexpr int BLOCK = WARPS * M * 16; // queries of a block
-    static constexpr int N = D == 128 ? 32 : 64; // keys of a tile: what registers allow
-    static constexpr int STAGES = 4;             // two blocks fit an SM of an A100
+    static constexpr int N = D == 128 ? LONG : 64; // keys of a tile: what registers allow
+    static constexpr int STAGES = 4 * (D == 128 ? 32 : 64) / N; // two blocks fit an SM of an A100
     static constexpr int SHARED = (BLOCK + STAGES * N) * D * 2;
 };
 
@@ -36,7 +36,7 @@ __device__ __forceinline__ void flash_forward(const bf16* q, const bf16* k, cons
     using F = Forward<D>;
     constexpr int M = F::M, N = F::N / 8;
     const int lane = threadIdx.x % 32;
-    const int first = blockIdx.x * F::BLOCK, row = threadIdx.x / 32 * M * 16; // the warp's, within the block
+    const int first = blockIdx.x * F::BLOCK;
     q = head_of(q, q_at), k = head_of(k, k_at), v = head_of(v, v_at);
     const i64 rows = (i64(blockIdx.z) * gridDim.y + blockIdx.y) * queries;
 
@@ -55,6 +55,7 @@ __device__ __forceinline__ void flash_forward(const bf16* q, const bf16* k, cons
     // Waits for a tile, and lets the one follow whose slot all warps have just left.
     const auto arrive = [&](int tile) {
         cp_async_wait<F::STAGES - 2>();
+        publish();
         __syncthreads();
         begin(tile + F::STAGES - 1);
         return slot(tile);
@@ -72,7 +73,7 @@ __device__ __forceinline__ void flash_forward(const bf16* q, const bf16* k, cons
 
     for (int step = 0; step < steps; ++step) {
         float s[M][N][4];
-        product<D>(s, q_tile, row, arrive(step * 2));
+        product<D>(s, q_tile, arrive(step * 2));
         if ((step + 1) * F::N > keys) {
 #pragma unroll
             for (int n = 0; n < N; ++n) {
@@ -122,11 +123,11 @@ __device__ __forceinline__ void flash_forward(const bf16* q, const bf16* k, cons
             float& total = sum[m][half];
             total += __shfl_xor_sync(WARP, total, 1);
             total += __shfl_xor_sync(WARP, total, 2);
-            const int at = first + row + m * 16 + half * 8 + lane / 4;
+            const int at = first + row_of(m, half);
             if (lane % 4 == 0 && at < queries) store_lse(lse + rows + at, max[m][half], total);
         }
     }
-    store_rows<D>(o + rows * D, sums, first + row, queries, [&](int m, int half) { return 1 / sum[m][half]; });
+    store_rows<D>(o + rows * D, sums, first, queries, [&](int m, int half) { return 1 / sum[m][half]; });
 }
 
 } // namespace

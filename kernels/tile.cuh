@@ -1,11 +1,16 @@
-// Tiles of bf16 rows in shared memory, and the two matrix products that attention is made of, on tensor cores.
+// Tiles of bf16 rows in shared memory, and what attention does with them but multiply: that is tile_mma.cuh's or, where
+// a warpgroup's four warps multiply together (sm_90a), tile_wgmma.cuh's.
 //
-// A tile holds rows of D numbers, in chunks of eight (16 bytes). A row's chunks are permuted by its number, so that
-// ldmatrix, which reads one chunk of eight rows at once, finds them in different banks. Accumulators and left operands
-// stay in registers: the accumulator layout of mma.m16n8k16 is that of its left operand, two neighbouring column tiles
-// making one step of k.
+// A tile holds rows of D numbers, in chunks of eight (16 bytes). It is cut into columns of 64 numbers, or of 32 where 64
+// does not divide D, which lie one after another. A row's chunks in a column are permuted by the row's number, so that
+// the same chunk of eight rows lies in different banks: the layouts that wgmma calls swizzles of 128 and of 64 bytes.
+// Tiles begin at multiples of 1024 bytes, as the permutation counts from there.
 #pragma once
 #include "common.cuh"
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL // compiled for sm_90a
+#define WGMMA
+#endif
 
 /// Where a `[B, H, S, d]` tensor's batches, heads and rows begin, in elements; features are contiguous.
 struct Strides {
@@ -22,13 +27,22 @@ __device__ __forceinline__ const T* head_of(const T* x, Strides at) {
 constexpr int TILE_THREADS = 128;
 constexpr int WARPS = TILE_THREADS / 32;
 
-/// Where a row's chunk is, in elements.
+/// Numbers of a row in a column of a tile.
 template <int D>
+constexpr int COLUMN = D % 64 == 0 ? 64 : 32;
+
+/// Where a row's chunk is in a tile of ROWS rows, in elements.
+template <int D, int ROWS>
 __device__ __forceinline__ int at(int row, int chunk) {
-    static_assert(D % 32 == 0 && D <= 128);
-    // With eight chunks a bank cycle: rows of 64 or 128 begin at the same bank, of 96 at one of two in turn.
-    const int turn = D % 64 == 0 ? row % 8 : row / 2 % 4;
-    return row * D + (chunk ^ turn) * 8;
+    static_assert(D % 32 == 0 && D <= 128 && ROWS % 8 == 0);
+    constexpr int W = COLUMN<D>, CHUNKS = W / 8;
+    const int turn = CHUNKS == 8 ? row % 8 : row / 2 % 4;
+    return (chunk / CHUNKS * ROWS + row) * W + (chunk % CHUNKS ^ turn) * 8;
+}
+
+/// Which of a block's rows a thread's accumulators [m][n][2 half] and the next are of.
+__device__ __forceinline__ int row_of(int m, int half) {
+    return (m * WARPS + threadIdx.x / 32) * 16 + half * 8 + threadIdx.x % 32 / 4;
 }
 
 /// Begins to copy rows `first` to `first + ROWS` of a matrix of `rows` rows; those beyond are zeros. All threads of the
@@ -42,7 +56,7 @@ __device__ __forceinline__ void copy_tile(Shared<bf16> tile, const bf16* matrix,
         const int n = i * TILE_THREADS + threadIdx.x, row = n / CHUNKS, chunk = n % CHUNKS;
         const bool inside = first + row < rows;
         const bf16* source = matrix + (inside ? first + row : 0) * stride + chunk * 8;
-        cp_async<16>(tile + at<D>(row, chunk), source, inside ? 16 : 0);
+        cp_async<16>(tile + at<D, ROWS>(row, chunk), source, inside ? 16 : 0);
     }
 }
 
@@ -70,51 +84,8 @@ __device__ __forceinline__ void clear(float (&sums)[M][N][4]) {
     }
 }
 
-/// sums = a bᵀ over D features, of 16 M rows of tile `a` from `row` on and the first 8 N rows of tile `b`.
-template <int D, int M, int N>
-__device__ __forceinline__ void product(float (&sums)[M][N][4], Shared<bf16> a, int row, Shared<bf16> b) {
-    const int lane = threadIdx.x % 32, one = lane / 8 % 2, two = lane / 16; // which of an ldmatrix's four, in two ways
-    clear(sums);
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k) {
-        u32 left[M][4];
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-            ldmatrix<false>(left[m], a + at<D>(row + m * 16 + one * 8 + lane % 8, k * 2 + two));
-        }
-#pragma unroll
-        for (int n = 0; n < N; n += 2) {
-            u32 right[4];
-            ldmatrix<false>(right, b + at<D>(n * 8 + two * 8 + lane % 8, k * 2 + one));
-#pragma unroll
-            for (int m = 0; m < M; ++m) {
-                mma(sums[m][n], left[m], right[0], right[1]);
-                mma(sums[m][n + 1], left[m], right[2], right[3]);
-            }
-        }
-    }
-}
-
-/// sums += p b, of 16 M rows of `p` in registers, with 16 K columns, and the first 16 K rows of tile `b`.
-template <int D, int M, int K>
-__device__ __forceinline__ void add_product(float (&sums)[M][D / 8][4], const u32 (&p)[M][K][4], Shared<bf16> b) {
-    const int lane = threadIdx.x % 32, one = lane / 8 % 2, two = lane / 16;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-#pragma unroll
-        for (int n = 0; n < D / 8; n += 2) {
-            u32 right[4];
-            ldmatrix<true>(right, b + at<D>(k * 16 + one * 8 + lane % 8, n + two));
-#pragma unroll
-            for (int m = 0; m < M; ++m) {
-                mma(sums[m][n], p[m][k], right[0], right[1]);
-                mma(sums[m][n + 1], p[m][k], right[2], right[3]);
-            }
-        }
-    }
-}
-
-/// Accumulators, rounded to bf16, as the left operand of add_product.
+/// Accumulators, rounded to bf16, as the left operand of add_product: their layout is that of a left operand, two
+/// neighbouring column tiles making one step of k.
 template <int M, int N>
 __device__ __forceinline__ void round(u32 (&p)[M][N / 2][4], const float (&sums)[M][N][4]) {
 #pragma unroll
@@ -130,7 +101,8 @@ __device__ __forceinline__ void round(u32 (&p)[M][N / 2][4], const float (&sums)
     }
 }
 
-/// Writes 16 M rows of accumulators, times a factor a row, to rows `first` on of a contiguous matrix of `rows` rows.
+/// Writes the block's rows of accumulators, times a factor a row, to rows `first` on of a contiguous matrix of `rows`
+/// rows.
 template <int D, int M, class Out, class Factor>
 __device__ __forceinline__ void store_rows(Out* matrix, const float (&sums)[M][D / 8][4], int first, int rows,
                                            Factor factor) {
@@ -139,7 +111,7 @@ __device__ __forceinline__ void store_rows(Out* matrix, const float (&sums)[M][D
     for (int m = 0; m < M; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = first + m * 16 + half * 8 + lane / 4;
+            const int row = first + row_of(m, half);
             if (row >= rows) continue;
             const float f = factor(m, half);
             Out* to = matrix + i64(row) * D + lane % 4 * 2;
@@ -150,3 +122,9 @@ __device__ __forceinline__ void store_rows(Out* matrix, const float (&sums)[M][D
         }
     }
 }
+
+#ifdef WGMMA
+#include "tile_wgmma.cuh"
+#else
+#include "tile_mma.cuh"
+#endif

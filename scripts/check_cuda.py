@@ -11,13 +11,16 @@ import sys
 SHARED = {"sm_80": (163 << 10, 164 << 10), "sm_90": (227 << 10, 228 << 10), "sm_90a": (227 << 10, 228 << 10)}
 REGISTERS, THREADS, BLOCKS = 65536, 2048, 32
 
-# What the machine code of a flash kernel in bf16 must hold: mma.sync, ldmatrix plain and transposed, cp.async.
-NEEDED = {
-    "tensor cores": r"\bHMMA\.16816\.F32\.BF16\b",
-    "ldmatrix": r"\bLDSM\.16\.M88\.4\b",
-    "ldmatrix.trans": r"\bLDSM\.16\.MT88\.4\b",
-    "cp.async": r"\bLDGSTS\b",
-}
+# Products on tensor cores: mma.sync, or wgmma where there is one.
+HMMA, HGMMA = r"\bHMMA\.16816\.F32\.BF16\b", r"\bHGMMA\.64x\d+x16\.F32\.BF16\b"
+
+
+def needed(arch):
+    """What the machine code of a flash kernel in bf16 must hold: name -> pattern."""
+    common = {"cp.async": r"\bLDGSTS\b"}
+    if arch == "sm_90a":
+        return common | {"wgmma": HGMMA, "fence between threads' and wgmma's views of memory": r"\bFENCE\.VIEW\.ASYNC\b"}
+    return common | {"mma.sync": HMMA, "ldmatrix": r"\bLDSM\.16\.M88\.4\b", "ldmatrix.trans": r"\bLDSM\.16\.MT88\.4\b"}
 
 
 def launches():
@@ -78,14 +81,14 @@ def main(folder, docs, architectures):
             if blocks == 0:
                 errors.append(f"{name} ({arch}) with {threads} threads of {registers} registers does not fit an SM")
             if name.startswith("flash_") and "bf16" in name:
-                for what, pattern in NEEDED.items():
+                for what, pattern in needed(arch).items():
                     if not re.search(pattern, code.get(name, "")):
                         errors.append(f"{name} ({arch}) has no {what} instruction")
-            mma = len(re.findall(NEEDED["tensor cores"], code.get(name, "")))
-            rows.setdefault(name, [f"`{name}`", threads, shared, mma or "-"]).extend([registers, blocks])
+            products = len(re.findall(HGMMA if arch == "sm_90a" else HMMA, code.get(name, "")))
+            rows.setdefault(name, [f"`{name}`", threads, shared]).extend([products or "-", registers, blocks])
 
-    heads = "".join(f" {arch} registers | blocks an SM |" for arch in architectures)
-    lines = [f"| kernel | threads | shared bytes | HMMA |{heads}", "|---" * (4 + 2 * len(architectures)) + "|"]
+    heads = "".join(f" {arch}: products | registers | blocks an SM |" for arch in architectures)
+    lines = [f"| kernel | threads | shared bytes |{heads}", "|---" * (3 + 3 * len(architectures)) + "|"]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows.values()]
     print("\n".join(lines))
     if errors:

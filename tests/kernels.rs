@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
+/// Attention's tiles as the compiler takes them for sm_90a.
+const WGMMA: [&str; 1] = ["-DWGMMA"];
+
 /// A copy of the kernels and their tests, which may be changed.
 struct Workshop(TempDir);
 
@@ -47,17 +50,18 @@ impl Workshop {
     }
 
     /// Compiles and runs `host/tests/<program>.cpp`.
-    fn run(&self, program: &str, level: &str, arguments: &[&Path]) -> Output {
+    fn run(&self, program: &str, flags: &[&str], arguments: &[&Path]) -> Output {
         let (source, binary) = (self.path(&format!("host/tests/{program}.cpp")), self.path(program));
-        let flags = ["-std=c++20", level, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"];
-        let compiled = Command::new("c++").args(flags).arg(&source).arg("-o").arg(&binary).output();
+        let mut compiler = Command::new("c++");
+        compiler.args(["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]).args(flags);
+        let compiled = compiler.arg(&source).arg("-o").arg(&binary).output();
         let compiled = compiled.expect("the kernels' tests need a C++20 compiler as c++ (Debian: g++)");
         assert!(compiled.status.success(), "{program}: {}", String::from_utf8_lossy(&compiled.stderr));
         Command::new(&binary).args(arguments).output().unwrap()
     }
 
-    fn pass(&self, program: &str, arguments: &[&Path]) {
-        let output = self.run(program, "-O2", arguments);
+    fn pass(&self, program: &str, flags: &[&str], arguments: &[&Path]) {
+        let output = self.run(program, &[&["-O2"], flags].concat(), arguments);
         let (report, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         println!("{report}");
         assert!(output.status.success(), "{program} failed: {error}{report}");
@@ -66,12 +70,17 @@ impl Workshop {
 
 #[test]
 fn flash_attention() {
-    Workshop::new().pass("flash", &[]);
+    Workshop::new().pass("flash", &[], &[]);
+}
+
+#[test]
+fn flash_attention_with_wgmma() {
+    Workshop::new().pass("flash", &WGMMA, &[]);
 }
 
 #[test]
 fn token_local_ops() {
-    Workshop::new().pass("ops", &[]);
+    Workshop::new().pass("ops", &[], &[]);
 }
 
 #[test]
@@ -83,11 +92,15 @@ fn what_the_crate_computes() {
     patches(&mut arrays, "lines", 8..12);
     adamw(&mut arrays);
     rope(&mut arrays);
-    workshop.pass("data", &[&file]);
+    workshop.pass("data", &[], &[&file]);
 }
 
 /// Breaks a kernel and runs `program`, which must say so in the emulator's or the check's words.
 fn caught(program: &str, file: &str, from: &str, to: &str, message: &str) {
+    caught_with(&[], program, file, from, to, message);
+}
+
+fn caught_with(flags: &[&str], program: &str, file: &str, from: &str, to: &str, message: &str) {
     let workshop = Workshop::new();
     workshop.edit(file, |text| text.replace(from, to));
     // One instance of each template is enough.
@@ -95,15 +108,15 @@ fn caught(program: &str, file: &str, from: &str, to: &str, message: &str) {
         let kept = |line: &&str| !line.starts_with("FLASH_") || line.contains(", 64, bf16");
         workshop.edit(file, |text| text.lines().filter(kept).collect::<Vec<_>>().join("\n") + "\n");
     }
-    let output = workshop.run(program, "-O1", &[]);
+    let output = workshop.run(program, &[&["-O1"], flags].concat(), &[]);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && error.contains(message), "{from} -> {to} in {file} was not caught: {error}");
 }
 
 #[test]
 fn a_removed_barrier_is_caught() {
-    let barrier = "cp_async_wait<F::STAGES - 2>();\n        __syncthreads();";
-    caught("flash_d64", "flash_forward.cu", barrier, "cp_async_wait<F::STAGES - 2>();", "before it was written");
+    let barrier = "publish();\n        __syncthreads();";
+    caught("flash_d64", "flash_forward.cu", barrier, "publish();", "before it was written");
     // There, but too late: the slot that is filled again may still be read.
     let (from, to) = (
         "__syncthreads();\n        begin(tile + F::STAGES - 1);",
@@ -127,7 +140,8 @@ fn a_copy_that_is_not_waited_for_is_caught() {
 
 #[test]
 fn a_wrong_fragment_index_is_caught() {
-    caught("flash_d64", "tile.cuh", "two * 8 + lane % 8, k * 2 + one", "one * 8 + lane % 8, k * 2 + two", "is above");
+    let (from, to) = ("two * 8 + lane % 8, k * 2 + one", "one * 8 + lane % 8, k * 2 + two");
+    caught("flash_d64", "tile_mma.cuh", from, to, "is above");
     caught(
         "flash_d64",
         "tile.cuh",
@@ -135,6 +149,24 @@ fn a_wrong_fragment_index_is_caught() {
         "&sums[m][k * 2 + i % 2][i / 2 * 2]",
         "is above",
     );
+}
+
+#[test]
+fn a_misuse_of_wgmma_is_caught() {
+    let caught = |file, from, to, message| caught_with(&WGMMA, "flash_d64", file, from, to, message);
+    caught("tile_wgmma.cuh", "    wgmma_publish();\n", "", "was not published before the last barrier");
+    caught("tile_wgmma.cuh", "    wgmma_begin();\n", "", "may not be ready");
+    caught("tile_wgmma.cuh", "DOWN = 8 * W * 2;", "DOWN = 4 * W * 2;", "is above");
+    caught("tile_wgmma.cuh", "(b, k * 16)", "(b, k * 8)", "is above");
+    caught("tile_wgmma.cuh", "k > 0)", "true)", "is above");
+    caught("tile.cuh", "int turn = CHUNKS == 8 ? row % 8", "int turn = CHUNKS == 8 ? row / 2 % 4", "is above");
+    let (from, to) = ("    wgmma_end(sums);\n}\n\n/// sums += p b", "}\n\n/// sums += p b");
+    caught("tile_wgmma.cuh", from, to, "in flight");
+    let (from, to) = (
+        "__syncthreads();\n        begin(tile + F::STAGES - 1);",
+        "begin(tile + F::STAGES - 1);\n        __syncthreads();",
+    );
+    caught("flash_forward.cu", from, to, "race");
 }
 
 #[test]

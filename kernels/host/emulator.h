@@ -39,13 +39,26 @@ struct Copy {
     unsigned group;
 };
 
+/// A thread's part of a warpgroup's product that no wait has finished yet.
+struct Multiply {
+    float* c;
+    unsigned columns;
+    bool add, from_registers;
+    unsigned a[4]; // or
+    uint64_t a_matrix;
+    uint64_t b_matrix;
+};
+
 struct Thread {
     dim3 index;
     unsigned number = 0, lane = 0, warp = 0;
     jmp_buf where;
     bool started = false, done = true;
     std::vector<Copy> copies;
-    unsigned group = 0; // of the copies to come: the number of groups committed
+    unsigned group = 0;                // of the copies to come: the number of groups committed
+    std::vector<Multiply> products;    // that no wait has finished yet
+    bool began = false;                // whether products may begin
+    std::vector<unsigned> publishings; // the epoch of each
 };
 
 /// Lanes of a warp that wait for each other, and what each brings.
@@ -55,11 +68,17 @@ struct Warp {
     void* arguments[32];
 };
 
+/// Threads of four warps that wait for each other.
+struct Warpgroup {
+    unsigned arrived = 0;
+};
+
 /// Who touched a word of shared memory last. `many` stands for several threads or warps of one epoch.
 struct Word {
     static constexpr unsigned many = 0xFFFF;
     bool written = false, pending = false;
     unsigned writer = 0, write_epoch = 0, write_warp_epoch = 0;
+    unsigned publishings = 0; // of the writer, before
     unsigned reader = 0, reader_warp = 0, read_epoch = 0, read_warp_epoch = 0;
 };
 
@@ -72,6 +91,7 @@ struct Block {
     std::vector<Word> words;
     std::vector<Thread> thread;
     std::vector<Warp> warp;
+    std::vector<Warpgroup> warpgroup;
     std::vector<char*> stacks;
     jmp_buf scheduler;
     std::function<void()> kernel;
@@ -104,6 +124,7 @@ inline void fiber() {
     for (;;) {
         block.kernel();
         if (!self->copies.empty()) fail("a thread ends with copies in flight");
+        if (!self->products.empty()) fail("a thread ends with products in flight");
         self->done = true;
         ++block.finished;
         block.warp[self->warp].ready &= ~(1u << self->lane);
@@ -163,6 +184,7 @@ inline void launch(dim3 grid, unsigned threads, unsigned shared_bytes, Order ord
     block.kernel = kernel;
     if (block.thread.size() < threads) block.thread.resize(threads); // fibers that have started stay where they are
     block.warp.assign(threads / 32, {});
+    block.warpgroup.assign((threads + 127) / 128, {});
     const unsigned blocks = grid.x * grid.y * grid.z;
     for (unsigned i = 0; i < blocks; ++i) {
         const unsigned b = order == Order::Descending ? blocks - 1 - i : i;
@@ -176,7 +198,7 @@ inline void launch(dim3 grid, unsigned threads, unsigned shared_bytes, Order ord
             thread.index = {t, 0, 0};
             thread.number = t, thread.lane = t % 32, thread.warp = t / 32;
             thread.done = false;
-            thread.group = 0;
+            thread.group = 0, thread.began = false, thread.publishings.clear();
             block.warp[t / 32].ready |= 1u << t % 32;
         }
         while (Thread* next = choose()) {
@@ -221,6 +243,19 @@ void collective(const char* what, unsigned mask, void* arguments, Work work) {
     pause();
 }
 
+/// Waits for all four warps of the warpgroup; the last thread to come runs `work`. No barrier: it orders nothing else.
+template <class Work>
+void collective_of_warpgroup(Work work) {
+    const unsigned group = self->number / 128;
+    block.warp[self->warp].ready &= ~(1u << self->lane);
+    if (++block.warpgroup[group].arrived == 128) {
+        block.warpgroup[group].arrived = 0;
+        work(&block.thread[group * 128]);
+        for (unsigned i = 0; i < 4; ++i) block.warp[group * 4 + i].ready = ~0u;
+    }
+    pause();
+}
+
 // ---- shared memory
 // ------------------------------------------------------------------------------------------------------
 
@@ -251,7 +286,7 @@ inline void check_word(unsigned at, bool writes) {
              word.reader == Word::many ? -1 : int(word.reader));
     }
     word.written = true;
-    word.writer = self->number;
+    word.writer = self->number, word.publishings = self->publishings.size();
     word.write_epoch = epoch, word.write_warp_epoch = warp_epoch;
 }
 
