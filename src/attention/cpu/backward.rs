@@ -50,7 +50,8 @@ struct Layout {
 
 impl Layout {
     fn new<S: Simd>(d: usize) -> Self {
-        let (columns, rows) = (d / S::PAIR * WIDTH, WIDTH / S::PAIR * wide(d));
+        let (columns, rows) = (d / S::PAIR, WIDTH / S::PAIR);
+        let (columns, rows) = (Right::words::<S>(columns, WIDTH), Right::words::<S>(rows, wide(d)));
         Self { columns, rows, total: 2 * (columns + rows) + 2 * WIDTH }
     }
 }
@@ -163,7 +164,7 @@ fn pack_queries<S: Simd, E: Element>(
     for (x, words) in [q, &saved.d_o].into_iter().zip(words.chunks_exact_mut(layout.columns + layout.rows)) {
         let (columns, rows) = words.split_at_mut(layout.columns);
         x.columns::<S>(head, first, count, columns);
-        x.rows::<S>(head, first, count, wide(q.dim), rows);
+        x.rows::<S>(head, first, count, WIDTH / S::PAIR, rows);
     }
     let stats: &mut [f32] = bytemuck::cast_slice_mut(&mut words[2 * (layout.columns + layout.rows)..]);
     let (lse, delta) = stats.split_at_mut(WIDTH);
@@ -216,8 +217,8 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
         let (k_left, v_left) = left.split_at_mut(padded * steps);
         self.k.tiles::<S>(self.head, self.first, keys, k_left);
         self.v.tiles::<S>(self.head, self.first, keys, v_left);
-        let mut k_right = Scratch::take(padded / S::PAIR * wide);
-        self.k.rows::<S>(self.head, self.first, keys, wide, &mut k_right);
+        let mut k_right = Scratch::take(Right::words::<S>(padded / S::PAIR, wide));
+        self.k.rows::<S>(self.head, self.first, keys, padded / S::PAIR, &mut k_right);
         let mut ds = Scratch::take(padded / S::PAIR * WIDTH); // [keys, WIDTH], paired over keys
         let mut sums = Scratch::take(2 * padded * wide);
         let (dk, dv) = sums.floats().split_at_mut(padded * wide); // [keys, wide]
@@ -229,8 +230,8 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
             let (q, rest) = block.split_at(self.layout.columns + self.layout.rows);
             let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
             let right = |words: &[u32]| {
-                let columns = Right { words: words.as_ptr(), step: WIDTH };
-                (columns, Right { words: words[self.layout.columns..].as_ptr(), step: wide })
+                let (columns, rows) = words.split_at(self.layout.columns);
+                (Right::new::<S>(columns, steps, WIDTH), Right::new::<S>(rows, WIDTH / S::PAIR, wide))
             };
             let ((q_columns, q_rows), (o_columns, o_rows)) = (right(q), right(o));
             for row in (0..padded).step_by(BAND) {
@@ -262,7 +263,7 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
                 }
             }
             let add = !self.task.is_first();
-            let k_right = Right { words: k_right.as_ptr(), step: wide };
+            let k_right = Right::new::<S>(&k_right, padded / S::PAIR, wide);
             let ds = Left { words: ds.as_ptr(), tile: ROWS, row: 1, step: WIDTH };
             let Some(mut dq) = self.task.visit(i) else { return }; // [WIDTH, wide]
             let dq = Out { values: dq.as_mut_ptr(), stride: wide, rows: WIDTH, width: wide, add };

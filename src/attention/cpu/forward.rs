@@ -61,7 +61,7 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
             let keys = WIDTH.min(sk - row);
             let (kt, vn) = words.split_at_mut(k_words::<S>(d));
             k.columns::<S>(head, row, keys, kt);
-            v.rows::<S>(head, row, keys, wide(d), vn);
+            v.rows::<S>(head, row, keys, WIDTH / S::PAIR, vn);
         });
         let packed = &packed[..];
         o.par_chunks_mut(sq * d).zip(lse.par_chunks_mut(sq)).enumerate().for_each(|(head, (o, lse))| {
@@ -86,12 +86,12 @@ pub(super) fn packed<S: Simd>(all: usize, sk: usize, d: usize) -> (usize, usize)
 
 /// Words of a panel of keys, [`Heads::columns`].
 fn k_words<S: Simd>(d: usize) -> usize {
-    d / S::PAIR * WIDTH
+    Right::words::<S>(d / S::PAIR, WIDTH)
 }
 
 /// Words of a panel of values, [`Heads::rows`].
 fn v_words<S: Simd>(d: usize) -> usize {
-    WIDTH / S::PAIR * wide(d)
+    Right::words::<S>(WIDTH / S::PAIR, wide(d))
 }
 
 /// A task: `lse.len()` rows from `first` of one head against all its keys.
@@ -139,8 +139,9 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
                 return;
             }
             let keys = WIDTH.min(self.sk - i * WIDTH);
-            let kt = Right { words: words.as_ptr(), step: WIDTH };
-            let vn = Right { words: words[k_words::<S>(d)..].as_ptr(), step: wide };
+            let (kt, vn) = words.split_at(k_words::<S>(d));
+            let kt = Right::new::<S>(kt, steps, WIDTH);
+            let vn = Right::new::<S>(vn, WIDTH / S::PAIR, wide);
             for (band, (running, sums)) in running.chunks_mut(BAND).zip(sums.chunks_mut(BAND * wide)).enumerate() {
                 let rows = running.len();
                 let q = Left { words: queries[band * BAND * steps..].as_ptr(), tile: ROWS * steps, row: 1, step: ROWS };

@@ -4,12 +4,14 @@
 //! rows x `[n, d]` the products need three layouts, all zero-padded:
 //! - [`columns`]: `[d / PAIR][WIDTH]`, contraction over d with a lane a row: the right operand of q kᵀ;
 //! - [`rows`]: `[n / PAIR][wide]`, contraction over rows with a lane a column: the right operand of p v;
+//!   right operands are cut into strips ([`Right`](crate::ops::cpu::tile::Right));
 //! - [`tiles`]: `[n / ROWS][d / PAIR][ROWS]`, contraction over d with `ROWS` words a step: the left operand of q kᵀ.
 
 use half::bf16;
 
+use super::wide;
 use crate::ops::cpu::simd::{Simd, WIDTH};
-use crate::ops::cpu::tile::ROWS;
+use crate::ops::cpu::tile::{ROWS, strip};
 
 /// A tensor's element as the kernels see it.
 pub(super) trait Element: Copy + Send + Sync + 'static {
@@ -77,25 +79,30 @@ impl<'a, E: Element> Heads<'a, E> {
 
     /// The `count` rows from `first` as [`columns`] in `panel` `[d / PAIR][WIDTH]`, `count` at most `WIDTH`.
     pub fn columns<S: Simd>(&self, head: usize, first: usize, count: usize, panel: &mut [u32]) {
-        for lane in 0..WIDTH {
-            let row = (lane < count).then(|| self.row(head, first + lane));
-            for (step, words) in panel.chunks_exact_mut(WIDTH).enumerate() {
-                words[lane] = word::<S, E>(|i| row.map(|r| r[step * S::PAIR + i]));
+        let width = strip::<S>(WIDTH);
+        for (i, panel) in panel.chunks_exact_mut(self.dim / S::PAIR * width).enumerate() {
+            for lane in 0..width {
+                let row = (i * width + lane < count).then(|| self.row(head, first + i * width + lane));
+                for (step, words) in panel.chunks_exact_mut(width).enumerate() {
+                    words[lane] = word::<S, E>(|i| row.map(|r| r[step * S::PAIR + i]));
+                }
             }
         }
     }
 
-    /// The `count` rows from `first` as [`rows`] in `panel` `[n / PAIR][wide]`, with `n` at least `count`.
-    pub fn rows<S: Simd>(&self, head: usize, first: usize, count: usize, wide: usize, panel: &mut [u32]) {
-        for (step, words) in panel.chunks_exact_mut(wide).enumerate() {
-            let pair: [Option<&[E]>; 2] = std::array::from_fn(|i| {
-                let row = step * S::PAIR + i;
-                (row < count).then(|| self.row(head, first + row))
-            });
-            for (column, out) in words[..self.dim].iter_mut().enumerate() {
-                *out = word::<S, E>(|i| pair[i].map(|r| r[column]));
+    /// The `count` rows from `first` as [`rows`] in `panel` `[steps][wide]`, with `steps` for at least `count` rows.
+    pub fn rows<S: Simd>(&self, head: usize, first: usize, count: usize, steps: usize, panel: &mut [u32]) {
+        let width = strip::<S>(wide(self.dim));
+        for (i, panel) in panel.chunks_exact_mut(steps * width).enumerate() {
+            for (step, words) in panel.chunks_exact_mut(width).enumerate() {
+                let pair: [Option<&[E]>; 2] = std::array::from_fn(|i| {
+                    let row = step * S::PAIR + i;
+                    (row < count).then(|| self.row(head, first + row))
+                });
+                for (lane, out) in words.iter_mut().enumerate() {
+                    *out = word::<S, E>(|half| pair[half].and_then(|r| r.get(i * width + lane).copied()));
+                }
             }
-            words[self.dim..].fill(0);
         }
     }
 

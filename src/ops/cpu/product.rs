@@ -112,7 +112,7 @@ impl<T: Tail<f32>> Kernel for Task<'_, T> {
             for step in (0..right.steps).step_by(most) {
                 let steps = most.min(right.steps - step);
                 let left = block.at_step(step);
-                let right = Right { words: words[step * width..].as_ptr(), step: width };
+                let right = Right { words: words[step * width..].as_ptr(), step: width, strip: 0 };
                 let add = step > 0 || (add && direct);
                 // SAFETY: the operands are as long as their steps say; out or the scratch holds `padded` rows of `vectors`.
                 unsafe { S::product(steps, left, right, Out { values, stride, rows: padded, width: vectors, add }) }

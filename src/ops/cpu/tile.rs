@@ -19,11 +19,33 @@ pub(crate) struct Left {
     pub step: usize,
 }
 
-/// The right operand: step k's words are contiguous from `words + k * step`.
+/// The right operand, in strips of [`strip`] columns: step k's words of strip s are contiguous from `words + s * strip + k * step`.
+/// What a register tile reads is then one run, which hardware prefetches; of rows of all columns it would be every fourth line.
 #[derive(Clone, Copy)]
 pub(crate) struct Right {
     pub words: *const u32,
     pub step: usize,
+    pub strip: usize,
+}
+
+impl Right {
+    /// `words` as `[strips][steps][strip]`, of `width` columns.
+    pub fn new<S: Simd>(words: &[u32], steps: usize, width: usize) -> Self {
+        debug_assert!(words.len() >= Self::words::<S>(steps, width));
+        let strip = strip::<S>(width);
+        Self { words: words.as_ptr(), step: strip, strip: steps * strip }
+    }
+
+    /// How many words that takes: the last strip may have columns of no use.
+    pub fn words<S: Simd>(steps: usize, width: usize) -> usize {
+        steps * width.next_multiple_of(strip::<S>(width))
+    }
+}
+
+/// Columns of a strip of a right operand with `width` of them: as even as register tiles allow, 5 vectors being 3 + 2, not 4 + 1.
+pub(crate) fn strip<S: Simd>(width: usize) -> usize {
+    let vectors = width / S::LANES;
+    vectors.div_ceil(vectors.div_ceil(S::COLS)) * S::LANES
 }
 
 /// The row-major f32 result: `rows` by `width`, each row `stride` from the last, added to what is there if `add`.
@@ -43,23 +65,19 @@ pub(crate) struct Out {
 /// The CPU has the unit's features; the operands hold what `out` and `steps` ask for; `out` is no one else's.
 #[inline(always)]
 pub(crate) unsafe fn product<S: Simd>(steps: usize, a: Left, b: Right, out: Out) {
-    let vectors = out.width / S::LANES;
-    let parts = vectors.div_ceil(S::COLS);
-    let mut done = 0;
-    for part in 0..parts {
-        let cols = (vectors - done).div_ceil(parts - part); // even parts: 5 vectors are 3 + 2, not 4 + 1
-        // SAFETY: columns done.. of the same operands.
+    let strip = strip::<S>(out.width);
+    for (i, column) in (0..out.width).step_by(strip).enumerate() {
+        // SAFETY: a strip and its columns of the same operands.
         unsafe {
-            let b = Right { words: b.words.add(done * S::LANES), ..b };
-            let out = Out { values: out.values.add(done * S::LANES), ..out };
-            match cols {
+            let b = Right { words: b.words.add(i * b.strip), ..b };
+            let out = Out { values: out.values.add(column), ..out };
+            match strip.min(out.width - column) / S::LANES {
                 1 => tiles::<S, 1>(steps, a, b, out),
                 2 => tiles::<S, 2>(steps, a, b, out),
                 3 => tiles::<S, 3>(steps, a, b, out),
                 _ => tiles::<S, 4>(steps, a, b, out),
             }
         }
-        done += cols;
     }
 }
 
