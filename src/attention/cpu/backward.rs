@@ -200,9 +200,9 @@ struct Band {
     /// Logits.
     s: [f32; BAND * WIDTH],
     dp: [f32; BAND * WIDTH],
-    /// Words, paired over queries.
+    /// Words, paired over queries, a row every `WIDTH`.
     p: [u32; BAND * WIDTH],
-    /// Words, paired over queries.
+    /// As `p`.
     ds: [u32; BAND * WIDTH],
 }
 
@@ -237,8 +237,7 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
             for row in (0..padded).step_by(BAND) {
                 let rows = BAND.min(padded - row);
                 let pairs = ds[row / S::PAIR * WIDTH..][..rows / S::PAIR * WIDTH].as_mut_ptr();
-                let left =
-                    |x: &[u32]| Left { words: x[row * steps..].as_ptr(), tile: ROWS * steps, row: 1, step: ROWS };
+                let left = |x: &[u32]| Left::<1>::new(x[row * steps..].as_ptr(), ROWS * steps, ROWS);
                 let square = |values| Out { values, stride: WIDTH, rows, width: WIDTH, add: false };
                 let sum = |x: &mut [f32]| Out {
                     values: x[row * wide..].as_mut_ptr(),
@@ -248,7 +247,7 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
                     add: i > 0,
                 };
                 let of_queries = WIDTH / S::PAIR;
-                let by_row = |words| Left { words, tile: ROWS * of_queries, row: of_queries, step: 1 };
+                let by_row = |words| Left::<WIDTH>::new(words, ROWS * WIDTH, 1);
                 // SAFETY: the features are there; the panels were packed with these sizes.
                 unsafe {
                     S::product(steps, left(k_left), q_columns, square(band.s.as_mut_ptr()));
@@ -264,7 +263,7 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
             }
             let add = !self.task.is_first();
             let k_right = Right::new::<S>(&k_right, padded / S::PAIR, wide);
-            let ds = Left { words: ds.as_ptr(), tile: ROWS, row: 1, step: WIDTH };
+            let ds = Left::<1>::new(ds.as_ptr(), ROWS, WIDTH);
             let Some(mut dq) = self.task.visit(i) else { return }; // [WIDTH, wide]
             let dq = Out { values: dq.as_mut_ptr(), stride: wide, rows: WIDTH, width: wide, add };
             // SAFETY: as above.
@@ -291,6 +290,7 @@ unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: 
                 let mut ds = [[c; 2]; 2]; // two rows of two vectors: what either pairing takes
                 for (r, ds) in ds.iter_mut().enumerate() {
                     let at = (row + r) * WIDTH + column;
+                    let words = (row + r) * WIDTH + column / S::PAIR;
                     let mut p = [c; 2];
                     for (v, (p, ds)) in p.iter_mut().zip(ds.iter_mut()).enumerate() {
                         let x = v * S::LANES;
@@ -299,9 +299,9 @@ unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: 
                         *p = S::exp2(S::mul_sub(s, c, S::load(lse.add(column + x))));
                         *ds = S::mul(*p, S::sub(dp, S::load(delta.add(column + x))));
                     }
-                    S::put_row(band.p.as_mut_ptr().add(at / S::PAIR), p[0], p[1]);
+                    S::put_row(band.p.as_mut_ptr().add(words), p[0], p[1]);
                     if S::PAIR > 1 {
-                        S::put_row(band.ds.as_mut_ptr().add(at / S::PAIR), ds[0], ds[1]);
+                        S::put_row(band.ds.as_mut_ptr().add(words), ds[0], ds[1]);
                     }
                 }
                 let to = pairs.add(row / S::PAIR * WIDTH + column);

@@ -116,7 +116,7 @@ struct Running {
     sum: [f32; 16],
 }
 
-/// Logits or weights of a band of rows against a panel of keys.
+/// Logits or words of weights of a band of rows against a panel of keys, a row every `WIDTH`.
 #[repr(align(64))]
 struct Square<T>([T; BAND * WIDTH]);
 
@@ -144,9 +144,8 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             let vn = Right::new::<S>(vn, WIDTH / S::PAIR, wide);
             for (band, (running, sums)) in running.chunks_mut(BAND).zip(sums.chunks_mut(BAND * wide)).enumerate() {
                 let rows = running.len();
-                let q = Left { words: queries[band * BAND * steps..].as_ptr(), tile: ROWS * steps, row: 1, step: ROWS };
-                let of_keys = WIDTH / S::PAIR;
-                let left = Left { words: p.0.as_ptr(), tile: ROWS * of_keys, row: of_keys, step: 1 };
+                let q = Left::<1>::new(queries[band * BAND * steps..].as_ptr(), ROWS * steps, ROWS);
+                let left = Left::<WIDTH>::new(p.0.as_ptr(), ROWS * WIDTH, 1);
                 // SAFETY: the features are there; the panels were packed with these sizes.
                 unsafe {
                     let out = Out { values: s.0.as_mut_ptr(), stride: WIDTH, rows, width: WIDTH, add: false };
@@ -209,7 +208,7 @@ unsafe fn softmax<S: Simd>(
             }
             let max = S::splat(row.max);
             let mut sum = S::load(row.sum.as_ptr());
-            let out = p.0[r * (WIDTH / S::PAIR)..][..WIDTH / S::PAIR].as_mut_ptr();
+            let out = p.0[r * WIDTH..][..WIDTH / S::PAIR].as_mut_ptr();
             for j in (0..WIDTH / S::LANES).step_by(2) {
                 let a = S::exp2(S::mul_sub(S::load(logits_at.add(j * S::LANES)), c, max));
                 let b = S::exp2(S::mul_sub(S::load(logits_at.add((j + 1) * S::LANES)), c, max));

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::exp::two_to_fraction;
+use super::exp::{EIGHTHS, NEAR};
 use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
 
@@ -53,11 +53,17 @@ impl<const BF16: bool> Simd for Avx2<BF16> {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn exp2(x: __m256) -> __m256 {
         let x = _mm256_max_ps(_mm256_set1_ps(-127.0), x); // 2^-127 comes out as 0 below
-        let floor = _mm256_floor_ps(x);
-        // SAFETY: same features.
-        let p = unsafe { two_to_fraction::<Self>(_mm256_sub_ps(x, floor)) };
-        let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
-        _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+        let grid = _mm256_set1_ps(1.5 * (1 << 20) as f32); // where neighbouring f32 are an eighth apart
+        let sum = _mm256_add_ps(x, grid); // its last bits count the eighths, in two's complement
+        let near = _mm256_sub_ps(x, _mm256_sub_ps(sum, grid)); // at most 1/16
+        let eighths = _mm256_castps_si256(sum);
+        // SAFETY: the array is a vector.
+        let table = unsafe { _mm256_loadu_si256(EIGHTHS.as_ptr().cast()) };
+        let bits = _mm256_add_epi32(_mm256_permutevar8x32_epi32(table, eighths), _mm256_slli_epi32::<20>(eighths));
+        let power = _mm256_castsi256_ps(bits);
+        let p = _mm256_fmadd_ps(_mm256_set1_ps(NEAR[2]), near, _mm256_set1_ps(NEAR[1]));
+        let p = _mm256_fmadd_ps(p, near, _mm256_set1_ps(NEAR[0]));
+        _mm256_fmadd_ps(_mm256_mul_ps(power, near), p, power)
     }
     #[inline]
     #[target_feature(enable = "avx2,fma")]

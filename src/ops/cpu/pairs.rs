@@ -116,9 +116,9 @@ impl Simd for Pairs {
         // SAFETY: the caller's pointer holds one vector of words.
         unsafe { p.cast::<W>().write_unaligned(std::array::from_fn(|i| pair(a[i], b[i]))) }
     }
-    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
+    unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
         // SAFETY: the caller's promise.
-        unsafe { super::tile::product::<Self>(steps, a, b, out) }
+        unsafe { super::tile::product::<Self, ROW>(steps, a, b, out) }
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {

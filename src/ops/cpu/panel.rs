@@ -264,7 +264,7 @@ impl<'a> Lines<'a> {
 /// A run of a left operand's rows, whole register tiles of them.
 pub(crate) struct Block<'a> {
     words: Cow<'a, [u32]>,
-    left: Left,
+    left: Left<0>,
 }
 
 impl<'a> Block<'a> {
@@ -275,7 +275,7 @@ impl<'a> Block<'a> {
     }
 
     /// The operand from step `step` on.
-    pub fn at_step(&self, step: usize) -> Left {
+    pub fn at_step(&self, step: usize) -> Left<0> {
         Left { words: self.words[step * self.left.step..].as_ptr(), ..self.left }
     }
 }

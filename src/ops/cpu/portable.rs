@@ -111,9 +111,9 @@ impl<const BF16: bool> Simd for Portable<BF16> {
             Self::store(p.add(stride).cast(), b);
         }
     }
-    unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
+    unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
         // SAFETY: same features.
-        unsafe { super::tile::product::<Self>(steps, a, b, out) }
+        unsafe { super::tile::product::<Self, ROW>(steps, a, b, out) }
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {

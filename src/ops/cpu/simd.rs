@@ -65,8 +65,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `PAIR` 2 gives words (a, b) at `p`.
     unsafe fn put_rows(p: *mut u32, stride: usize, a: Self::V, b: Self::V);
 
-    /// [`super::tile::product`], compiled for this unit once.
-    unsafe fn product(steps: usize, a: Left, b: Right, out: Out);
+    /// [`super::tile::product`], compiled for this unit, once for each kind of left operand.
+    unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out);
     /// Runs the kernel compiled for this unit.
     unsafe fn run(kernel: impl Kernel);
 }

@@ -11,12 +11,21 @@ use super::simd::Simd;
 pub(crate) const ROWS: usize = 6;
 
 /// The left operand: word (tile, row in it, step) lies at `words + tile * tile_stride + row * row_stride + step * step_stride`.
+///
+/// `ROW` is the stride of rows where the compiler knows it, and a tile's addresses then need no arithmetic; where it is 0, `row` is
+/// the stride.
 #[derive(Clone, Copy)]
-pub(crate) struct Left {
+pub(crate) struct Left<const ROW: usize> {
     pub words: *const u32,
     pub tile: usize,
     pub row: usize,
     pub step: usize,
+}
+
+impl<const ROW: usize> Left<ROW> {
+    pub fn new(words: *const u32, tile: usize, step: usize) -> Self {
+        Self { words, tile, row: ROW, step }
+    }
 }
 
 /// The right operand, in strips of [`strip`] columns: step k's words of strip s are contiguous from `words + s * strip + k * step`.
@@ -64,7 +73,7 @@ pub(crate) struct Out {
 /// # Safety
 /// The CPU has the unit's features; the operands hold what `out` and `steps` ask for; `out` is no one else's.
 #[inline(always)]
-pub(crate) unsafe fn product<S: Simd>(steps: usize, a: Left, b: Right, out: Out) {
+pub(crate) unsafe fn product<S: Simd, const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
     let strip = strip::<S>(out.width);
     for (i, column) in (0..out.width).step_by(strip).enumerate() {
         // SAFETY: a strip and its columns of the same operands.
@@ -72,10 +81,10 @@ pub(crate) unsafe fn product<S: Simd>(steps: usize, a: Left, b: Right, out: Out)
             let b = Right { words: b.words.add(i * b.strip), ..b };
             let out = Out { values: out.values.add(column), ..out };
             match strip.min(out.width - column) / S::LANES {
-                1 => tiles::<S, 1>(steps, a, b, out),
-                2 => tiles::<S, 2>(steps, a, b, out),
-                3 => tiles::<S, 3>(steps, a, b, out),
-                _ => tiles::<S, 4>(steps, a, b, out),
+                1 => tiles::<S, ROW, 1>(steps, a, b, out),
+                2 => tiles::<S, ROW, 2>(steps, a, b, out),
+                3 => tiles::<S, ROW, 3>(steps, a, b, out),
+                _ => tiles::<S, ROW, 4>(steps, a, b, out),
             }
         }
     }
@@ -83,7 +92,7 @@ pub(crate) unsafe fn product<S: Simd>(steps: usize, a: Left, b: Right, out: Out)
 
 /// `C` vectors of columns, tile after tile: B's part of the panel stays in L1.
 #[inline(always)]
-unsafe fn tiles<S: Simd, const C: usize>(steps: usize, a: Left, b: Right, out: Out) {
+unsafe fn tiles<S: Simd, const ROW: usize, const C: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
     if C > S::COLS {
         return; // never asked for: `product` cuts to COLS; said here so that no code is made for it
     }
@@ -94,9 +103,9 @@ unsafe fn tiles<S: Simd, const C: usize>(steps: usize, a: Left, b: Right, out: O
             let a = Left { words: a.words.add(row / ROWS * a.tile), ..a };
             let out = Out { values: out.values.add(row * out.stride), ..out };
             if out.rows - row >= ROWS {
-                tile::<S, ROWS, C>(steps, a, b, out);
+                tile::<S, ROW, ROWS, C>(steps, a, b, out);
             } else {
-                tile::<S, 4, C>(steps, a, b, out);
+                tile::<S, ROW, 4, C>(steps, a, b, out);
             }
         }
         row += ROWS;
@@ -105,7 +114,13 @@ unsafe fn tiles<S: Simd, const C: usize>(steps: usize, a: Left, b: Right, out: O
 
 /// One register tile of [`product`].
 #[inline(always)]
-unsafe fn tile<S: Simd, const R: usize, const C: usize>(steps: usize, a: Left, b: Right, out: Out) {
+unsafe fn tile<S: Simd, const ROW: usize, const R: usize, const C: usize>(
+    steps: usize,
+    a: Left<ROW>,
+    b: Right,
+    out: Out,
+) {
+    let between = if ROW > 0 { ROW } else { a.row };
     // SAFETY: the caller's promise; every access is within R rows, C vectors and `steps` steps.
     unsafe {
         let mut sums = [[S::splat(0.0); C]; R];
@@ -116,7 +131,7 @@ unsafe fn tile<S: Simd, const R: usize, const C: usize>(steps: usize, a: Left, b
                 *right = S::words(bp.add(c * S::LANES));
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let left = S::word(ap.add(r * a.row));
+                let left = S::word(ap.add(r * between));
                 for (sum, right) in sums.iter_mut().zip(right) {
                     *sum = S::dot(*sum, left, right);
                 }

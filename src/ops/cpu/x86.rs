@@ -54,9 +54,9 @@ macro_rules! float_functions {
             $max(a, b) // gives the second if either is NaN
         }
         #[target_feature(enable = $features)]
-        unsafe fn product(steps: usize, a: Left, b: Right, out: Out) {
+        unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
             // SAFETY: same features.
-            unsafe { super::tile::product::<Self>(steps, a, b, out) }
+            unsafe { super::tile::product::<Self, ROW>(steps, a, b, out) }
         }
         #[target_feature(enable = $features)]
         unsafe fn run(kernel: impl Kernel) {
