@@ -1,7 +1,9 @@
-//! Polynomials for 2^f, f in [0, 1]: the heart of every unit's `exp2`.
+//! Polynomials and a table for 2^x: the heart of every unit's `exp2`.
 //!
 //! Coefficients are minimax in the relative error with p(0) = 1 exactly (fitted by Lawson's reweighted least squares), so
-//! that a row of one key keeps its value. The caller splits x into floor(x) and f and puts floor(x) into the exponent.
+//! that a row of one key keeps its value. Either the caller splits x into floor(x) and f in [0, 1] and puts floor(x) into the
+//! exponent ([`two_to_fraction`]), or into n + j / 8 and what is near, |g| <= 1/16 ([`EIGHTHS`], [`NEAR`]): three multiply-adds
+//! less, for units that look eight numbers up at once.
 
 use super::simd::Simd;
 
