@@ -21,8 +21,9 @@ use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, ROWS, Right};
 use crate::watch::Watch;
 
-/// Keys of a group. Fixed, because the order of dq's sums follows from it.
-const GROUP: usize = 32 * ROWS;
+/// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of dq's sums follows
+/// from it.
+const GROUP: usize = 64 * ROWS;
 
 /// Keys that go through each stage together, so that a panel of queries passes through L1 once for all of them.
 const BAND: usize = 4 * ROWS;
