@@ -13,6 +13,7 @@ The plot needs matplotlib, which the Python of peers/setup.sh has.
 """
 import argparse
 import json
+import math
 import pathlib
 
 import compare
@@ -70,6 +71,9 @@ def plot(points, path):
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
+    held = [math.log2(p["peak_rss_gib"]) for p in points]
+    ticks = [2.0**k for k in range(math.floor(min(held)), math.ceil(max(held)) + 1)]
+    memory.set_yticks(ticks, [f"{t:g}" for t in ticks])
     figure.suptitle(f"A training step: {LAYERS} blocks of {HEADS * HEAD_DIM}, bf16")
     figure.savefig(path, dpi=110)
 
