@@ -148,3 +148,48 @@ unsafe fn tile<S: Simd, const ROW: usize, const R: usize, const C: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::portable::Portable;
+    use super::*;
+
+    type Unit = Portable<false>;
+
+    /// Strips of 8, 8 and 4 columns, tiles of 6 and 4 rows, with both kinds of left operand, against sums word by word.
+    #[test]
+    fn a_last_strip_that_is_not_full_is_multiplied_like_the_others() {
+        let (rows, steps, width) = (10, 7, 20);
+        let value = |i: usize, k: usize| (i * 31 + k * 17) as f32 % 11.0 - 5.0;
+        let strip = strip::<Unit>(width);
+        assert_eq!((strip, Right::words::<Unit>(steps, width)), (8, steps * 24));
+        let mut right = vec![f32::NAN.to_bits(); steps * 24]; // what no column needs is not used
+        for (k, column) in (0..steps).flat_map(|k| (0..width).map(move |column| (k, column))) {
+            right[column / strip * steps * strip + k * strip + column % strip] = value(column + 100, k).to_bits();
+        }
+        const STRIDE: usize = 16;
+        let (mut by_step, mut by_row) = (vec![0u32; 2 * ROWS * steps], vec![0u32; 2 * ROWS * STRIDE]);
+        for (i, k) in (0..rows).flat_map(|i| (0..steps).map(move |k| (i, k))) {
+            by_step[i / ROWS * ROWS * steps + k * ROWS + i % ROWS] = value(i, k).to_bits();
+            by_row[i * STRIDE + k] = value(i, k).to_bits();
+        }
+        let b = Right::new::<Unit>(&right, steps, width);
+        let mut sums = vec![0.0; rows * width];
+        for add in [false, true] {
+            let out = Out { values: sums.as_mut_ptr(), stride: width, rows, width, add };
+            // SAFETY: the portable unit needs no features; operands and result are as long as they say.
+            unsafe {
+                match add {
+                    false => product::<Unit, 1>(steps, Left::new(by_step.as_ptr(), ROWS * steps, ROWS), b, out),
+                    true => product::<Unit, STRIDE>(steps, Left::new(by_row.as_ptr(), ROWS * STRIDE, 1), b, out),
+                }
+            }
+        }
+        for (i, row) in sums.chunks_exact(width).enumerate() {
+            for (column, sum) in row.iter().enumerate() {
+                let exact: f32 = (0..steps).map(|k| value(i, k) * value(column + 100, k)).sum();
+                assert_eq!(*sum, 2.0 * exact, "row {i}, column {column}");
+            }
+        }
+    }
+}
