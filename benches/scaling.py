@@ -3,8 +3,7 @@
 
     benches/scaling.py --json scaling.json --plot scaling.png --docs      hours: the longest has 131072 tokens
     benches/scaling.py --tokens 2048 8192 --json scaling.json             some of it; what the file has already stays
-    benches/scaling.py --tokens 131072 --on '2 ranks, 1 thread each' --json scaling.json
-    benches/scaling.py --tokens --json scaling.json --docs                no measurement: the table of what the file has
+    benches/scaling.py --report --json scaling.json --docs                no measurement: the table of what the file has
     benches/scaling.py --quick                                            tiny shapes: does it run?
 
 Two blocks of 384 in bf16, each length on one rank with one thread, one rank with two threads and two ranks of one
@@ -80,27 +79,27 @@ def plot(points, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 8192, 32768, 131072], metavar="N",
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192, 32768, 131072], metavar="N",
                         help="lengths of the sequence (%(default)s)")
-    parser.add_argument("--on", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING",
-                        help="ranks and threads (%(default)s)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="keep the results here")
     parser.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help="draw them")
+    parser.add_argument("--report", action="store_true", help="measure nothing: the table of what --json has")
     parser.add_argument("--docs", action="store_true", help="rewrite the table of docs/performance.md")
     parser.add_argument("--quick", action="store_true", help="128 and 256 tokens")
     a = parser.parse_args()
     if a.quick and a.docs:
         compare.fail("--docs: what --quick measures does not go into the documentation")
+    if a.report and not (a.json and a.json.exists()):
+        compare.fail("--report: name the file of results with --json")
     if not compare.OURS.exists():
         compare.fail(f"no {compare.OURS}: make build")
     points = {}
     if a.json and a.json.exists():
         points = {(p["tokens"], p["on"]): p for p in json.loads(a.json.read_text())}
-    if a.tokens or a.quick:
+    if not a.report:
         compare.warn_if_busy()
-    for tokens in [128, 256] if a.quick else a.tokens:
-        for on in a.on:
-            ranks, threads = SETTINGS[on]
+    for tokens in [] if a.report else [128, 256] if a.quick else a.tokens:
+        for on, (ranks, threads) in SETTINGS.items():
             result = measure(tokens, ranks, threads, a.quick) | dict(on=on) | compare.origin()
             points[tokens, on] = result
             print(f"{tokens} tokens, {on}: {result['step_s']:.4g} s", file=compare.sys.stderr, flush=True)

@@ -113,15 +113,17 @@ fn caught_with(flags: &[&str], program: &str, file: &str, from: &str, to: &str, 
     assert!(!output.status.success() && error.contains(message), "{from} -> {to} in {file} was not caught: {error}");
 }
 
+/// A barrier that is there, but too late: the slot that is filled again may still be read.
+const LATE_BARRIER: [&str; 2] = [
+    "__syncthreads();\n        begin(tile + F::STAGES - 1);",
+    "begin(tile + F::STAGES - 1);\n        __syncthreads();",
+];
+
 #[test]
 fn a_removed_barrier_is_caught() {
     let barrier = "publish();\n        __syncthreads();";
     caught("flash_d64", "flash_forward.cu", barrier, "publish();", "before it was written");
-    // There, but too late: the slot that is filled again may still be read.
-    let (from, to) = (
-        "__syncthreads();\n        begin(tile + F::STAGES - 1);",
-        "begin(tile + F::STAGES - 1);\n        __syncthreads();",
-    );
+    let [from, to] = LATE_BARRIER;
     caught("flash_d64", "flash_forward.cu", from, to, "race");
     let barrier = "__syncthreads(); // those before have read the scratch";
     caught("ops", "common.cuh", barrier, "", "race");
@@ -162,10 +164,7 @@ fn a_misuse_of_wgmma_is_caught() {
     caught("tile.cuh", "int turn = CHUNKS == 8 ? row % 8", "int turn = CHUNKS == 8 ? row / 2 % 4", "is above");
     let (from, to) = ("    wgmma_end(sums);\n}\n\n/// sums += p b", "}\n\n/// sums += p b");
     caught("tile_wgmma.cuh", from, to, "in flight");
-    let (from, to) = (
-        "__syncthreads();\n        begin(tile + F::STAGES - 1);",
-        "begin(tile + F::STAGES - 1);\n        __syncthreads();",
-    );
+    let [from, to] = LATE_BARRIER;
     caught("flash_forward.cu", from, to, "race");
 }
 

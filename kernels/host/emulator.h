@@ -44,8 +44,8 @@ struct Multiply {
     float* c;
     unsigned columns;
     bool add, from_registers;
-    unsigned a[4]; // or
-    uint64_t a_matrix;
+    unsigned a[4];     // if from registers
+    uint64_t a_matrix; // if not
     uint64_t b_matrix;
 };
 

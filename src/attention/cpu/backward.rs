@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::lane::{Lanes, Task};
-use super::pack::{Element, Heads};
+use super::pack::{Element, Heads, columns_words, rows_words};
 use super::{PACKED, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
@@ -51,8 +51,7 @@ struct Layout {
 
 impl Layout {
     fn new<S: Simd>(d: usize) -> Self {
-        let (columns, rows) = (d / S::PAIR, WIDTH / S::PAIR);
-        let (columns, rows) = (Right::words::<S>(columns, WIDTH), Right::words::<S>(rows, wide(d)));
+        let (columns, rows) = (columns_words::<S>(d), rows_words::<S>(d));
         Self { columns, rows, total: 2 * (columns + rows) + 2 * WIDTH }
     }
 }

@@ -10,7 +10,7 @@
 
 use rayon::prelude::*;
 
-use super::pack::{Element, Heads};
+use super::pack::{Element, Heads, columns_words, rows_words};
 use super::{PACKED, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
@@ -41,7 +41,7 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
 ) -> (Vec<O>, Vec<f64>) {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let panels = sk.div_ceil(WIDTH);
-    let panel = k_words::<S>(d) + v_words::<S>(d);
+    let panel = columns_words::<S>(d) + rows_words::<S>(d);
     let (at_once, words) = packed::<S>(all, sk, d);
     let threads = rayon::current_num_threads();
     let block = (sq * all).div_ceil(threads * 8).clamp(1, BLOCK).next_multiple_of(ROWS);
@@ -59,7 +59,7 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
         packed[..count * panels * panel].par_chunks_exact_mut(panel).enumerate().for_each(|(i, words)| {
             let (head, row) = (first + i / panels, i % panels * WIDTH);
             let keys = WIDTH.min(sk - row);
-            let (kt, vn) = words.split_at_mut(k_words::<S>(d));
+            let (kt, vn) = words.split_at_mut(columns_words::<S>(d));
             k.columns::<S>(head, row, keys, kt);
             v.rows::<S>(head, row, keys, WIDTH / S::PAIR, vn);
         });
@@ -79,19 +79,9 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
 
 /// Heads whose keys and values are packed at once, and the words that takes.
 pub(super) fn packed<S: Simd>(all: usize, sk: usize, d: usize) -> (usize, usize) {
-    let words = sk.div_ceil(WIDTH) * (k_words::<S>(d) + v_words::<S>(d)); // of a head
+    let words = sk.div_ceil(WIDTH) * (columns_words::<S>(d) + rows_words::<S>(d)); // of a head
     let at_once = (PACKED / words).clamp(1, all);
     (at_once, at_once * words)
-}
-
-/// Words of a panel of keys, [`Heads::columns`].
-fn k_words<S: Simd>(d: usize) -> usize {
-    Right::words::<S>(d / S::PAIR, WIDTH)
-}
-
-/// Words of a panel of values, [`Heads::rows`].
-fn v_words<S: Simd>(d: usize) -> usize {
-    Right::words::<S>(WIDTH / S::PAIR, wide(d))
 }
 
 /// A task: `lse.len()` rows from `first` of one head against all its keys.
@@ -125,7 +115,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
     unsafe fn run<S: Simd>(self) {
         let (d, rows) = (self.q.dim, self.lse.len());
         let (wide, padded, steps) = (wide(d), rows.next_multiple_of(ROWS), d / S::PAIR);
-        let panel = k_words::<S>(d) + v_words::<S>(d);
+        let panel = columns_words::<S>(d) + rows_words::<S>(d);
         let mut queries = Scratch::take(padded * steps);
         self.q.tiles::<S>(self.head, self.first, rows, &mut queries);
         let mut sums = Scratch::take(padded * wide);
@@ -139,7 +129,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
                 return;
             }
             let keys = WIDTH.min(self.sk - i * WIDTH);
-            let (kt, vn) = words.split_at(k_words::<S>(d));
+            let (kt, vn) = words.split_at(columns_words::<S>(d));
             let kt = Right::new::<S>(kt, steps, WIDTH);
             let vn = Right::new::<S>(vn, WIDTH / S::PAIR, wide);
             for (band, (running, sums)) in running.chunks_mut(BAND).zip(sums.chunks_mut(BAND * wide)).enumerate() {

@@ -4,14 +4,14 @@
 //! rows x `[n, d]` the products need three layouts, all zero-padded:
 //! - [`columns`]: `[d / PAIR][WIDTH]`, contraction over d with a lane a row: the right operand of q kᵀ;
 //! - [`rows`]: `[n / PAIR][wide]`, contraction over rows with a lane a column: the right operand of p v;
-//!   right operands are cut into strips ([`Right`](crate::ops::cpu::tile::Right));
+//!   right operands are cut into strips ([`Right`]);
 //! - [`tiles`]: `[n / ROWS][d / PAIR][ROWS]`, contraction over d with `ROWS` words a step: the left operand of q kᵀ.
 
 use half::bf16;
 
 use super::wide;
 use crate::ops::cpu::simd::{Simd, WIDTH};
-use crate::ops::cpu::tile::{ROWS, strip};
+use crate::ops::cpu::tile::{ROWS, Right, strip};
 
 /// A tensor's element as the kernels see it.
 pub(super) trait Element: Copy + Send + Sync + 'static {
@@ -45,6 +45,16 @@ impl Element for bf16 {
     fn half(self) -> u16 {
         self.to_bits()
     }
+}
+
+/// Words of a panel of [`columns`], of `WIDTH` rows of `d` numbers.
+pub(super) fn columns_words<S: Simd>(d: usize) -> usize {
+    Right::words::<S>(d / S::PAIR, WIDTH)
+}
+
+/// Words of a panel of [`rows`], of `WIDTH` rows of `d` numbers.
+pub(super) fn rows_words<S: Simd>(d: usize) -> usize {
+    Right::words::<S>(WIDTH / S::PAIR, wide(d))
 }
 
 #[inline(always)]

@@ -24,6 +24,7 @@ pub(crate) struct Left<const ROW: usize> {
 
 impl<const ROW: usize> Left<ROW> {
     pub fn new(words: *const u32, tile: usize, step: usize) -> Self {
+        const { assert!(ROW > 0) };
         Self { words, tile, row: ROW, step }
     }
 }
@@ -74,13 +75,12 @@ pub(crate) struct Out {
 /// The CPU has the unit's features; the operands hold what `out` and `steps` ask for; `out` is no one else's.
 #[inline(always)]
 pub(crate) unsafe fn product<S: Simd, const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
-    let strip = strip::<S>(out.width);
-    for (i, column) in (0..out.width).step_by(strip).enumerate() {
+    for (i, column) in (0..out.width).step_by(b.step).enumerate() {
         // SAFETY: a strip and its columns of the same operands.
         unsafe {
             let b = Right { words: b.words.add(i * b.strip), ..b };
             let out = Out { values: out.values.add(column), ..out };
-            match strip.min(out.width - column) / S::LANES {
+            match b.step.min(out.width - column) / S::LANES {
                 1 => tiles::<S, ROW, 1>(steps, a, b, out),
                 2 => tiles::<S, ROW, 2>(steps, a, b, out),
                 3 => tiles::<S, ROW, 3>(steps, a, b, out),
