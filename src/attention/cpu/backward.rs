@@ -14,19 +14,16 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::lane::{Lanes, Task};
-use super::pack::{Element, Heads, columns_words, rows_words};
-use super::{PACKED, wide};
+use super::pack::{Element, Heads, columns_words, rows_words, steps};
+use super::{PACKED, WIDEST_BAND, band, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
-use crate::ops::cpu::tile::{Left, Out, ROWS, Right};
+use crate::ops::cpu::tile::{Left, Out, Right, strip};
 use crate::watch::Watch;
 
 /// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of dq's sums follows
 /// from it.
-const GROUP: usize = 64 * ROWS;
-
-/// Keys that go through each stage together, so that a panel of queries passes through L1 once for all of them.
-const BAND: usize = 4 * ROWS;
+const GROUP: usize = 384;
 
 /// What the forward pass left and the caller's cotangent.
 #[derive(Clone, Copy)]
@@ -69,7 +66,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let (blocks, groups) = (sq.div_ceil(WIDTH), sk.div_ceil(GROUP));
     let layout = Layout::new::<S>(d);
-    let sums_len = WIDTH * wide(d);
+    let sums_len = sums_words::<S>(d);
     let mut dq = vec![O::default(); all * sq * d];
     let mut dk = vec![O::default(); all * sk * d];
     let mut dv = vec![O::default(); all * sk * d];
@@ -127,7 +124,8 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
         let sums = &*sums;
         dq.par_chunks_mut(sq * d).enumerate().for_each(|(head, dq)| {
             dq.par_chunks_mut(WIDTH * d).enumerate().for_each(|(block, dq)| {
-                finish(dq, &sums[(head * blocks + block) * sums_len..], d, scale);
+                let sums = &sums[(head * blocks + block) * sums_len..];
+                if S::MATRIX { finish_turned(dq, sums, d, scale) } else { finish(dq, sums, d, scale) }
             });
         });
     }
@@ -137,15 +135,29 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
 /// Heads that are packed at once, and the words that their queries and their sums of dq take.
 pub(super) fn packed<S: Simd>(all: usize, sq: usize, d: usize) -> (usize, [usize; 2]) {
     let blocks = sq.div_ceil(WIDTH);
-    let words = [Layout::new::<S>(d).total, WIDTH * wide(d)].map(|words| blocks * words); // of a head
+    let words = [Layout::new::<S>(d).total, sums_words::<S>(d)].map(|words| blocks * words); // of a head
     let at_once = (PACKED / (words[0] + words[1])).clamp(1, all);
     (at_once, words.map(|words| at_once * words))
+}
+
+/// Sums of dq over a block of queries: `[WIDTH, wide]`, or `[wide, WIDTH]` in whole tiles on a matrix unit.
+fn sums_words<S: Simd>(d: usize) -> usize {
+    WIDTH * if S::MATRIX { wide(d).next_multiple_of(S::ROWS) } else { wide(d) }
 }
 
 /// Rounds `[rows, wide]` sums to `[rows, d]` elements, times `scale`.
 fn finish<E: Element>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
     for (out, sums) in out.chunks_exact_mut(d).zip(sums.chunks_exact(wide(d))) {
         for (out, x) in out.iter_mut().zip(sums) {
+            *out = E::from_f32(x * scale as f32);
+        }
+    }
+}
+
+/// As [`finish`], for sums `[wide, WIDTH]`.
+fn finish_turned<E: Element>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
+    for (row, out) in out.chunks_exact_mut(d).enumerate() {
+        for (out, x) in out.iter_mut().zip(sums[row..].iter().step_by(WIDTH)) {
             *out = E::from_f32(x * scale as f32);
         }
     }
@@ -198,34 +210,45 @@ struct Keys<'a, E, O> {
 #[repr(C, align(64))]
 struct Band {
     /// Logits.
-    s: [f32; BAND * WIDTH],
-    dp: [f32; BAND * WIDTH],
+    s: [f32; WIDEST_BAND * WIDTH],
+    dp: [f32; WIDEST_BAND * WIDTH],
     /// Words, paired over queries, a row every `WIDTH`.
-    p: [u32; BAND * WIDTH],
+    p: [u32; WIDEST_BAND * WIDTH],
     /// As `p`.
-    ds: [u32; BAND * WIDTH],
+    ds: [u32; WIDEST_BAND * WIDTH],
 }
 
 impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
-        let (d, steps) = (self.k.dim, self.k.dim / S::PAIR);
+        let (d, steps, band) = (self.k.dim, steps::<S>(self.k.dim), band::<S>());
         let wide = wide(d);
         let keys = self.dk.len() / d;
-        let padded = keys.next_multiple_of(ROWS);
+        let padded = keys.next_multiple_of(S::ROWS);
         let mut left = Scratch::take(2 * padded * steps); // k and v by tiles
         let (k_left, v_left) = left.split_at_mut(padded * steps);
         self.k.tiles::<S>(self.head, self.first, keys, k_left);
         self.v.tiles::<S>(self.head, self.first, keys, v_left);
-        let mut k_right = Scratch::take(Right::words::<S>(padded / S::PAIR, wide));
-        self.k.rows::<S>(self.head, self.first, keys, padded / S::PAIR, &mut k_right);
-        let mut ds = Scratch::take(padded / S::PAIR * WIDTH); // [keys, WIDTH], paired over keys
+        let of_keys = padded / S::PAIR; // steps of a contraction over the group
+        let mut k_of_dq; // k as the product that gives dq takes it, or dqᵀ on a matrix unit, which wants dS on the right
+        if S::MATRIX {
+            k_of_dq = Scratch::take(sums_words::<S>(d) / WIDTH * of_keys);
+            self.k.turned::<S>(self.head, self.first, keys, of_keys, &mut k_of_dq);
+        } else {
+            k_of_dq = Scratch::take(Right::words::<S>(of_keys, wide));
+            self.k.rows::<S>(self.head, self.first, keys, of_keys, &mut k_of_dq);
+        }
+        let mut ds = Scratch::take(of_keys * WIDTH); // [keys, WIDTH], paired over keys
+        let pairs = match S::MATRIX {
+            true => Pairs { words: ds.as_mut_ptr(), step: strip::<S>(WIDTH), strip: of_keys * strip::<S>(WIDTH) },
+            false => Pairs { words: ds.as_mut_ptr(), step: WIDTH, strip: 2 * S::LANES },
+        };
         let mut sums = Scratch::take(2 * padded * wide);
         let (dk, dv) = sums.floats().split_at_mut(padded * wide); // [keys, wide]
         let factor = (self.scale * LOG2_E) as f32;
 
-        const N: usize = BAND * WIDTH;
-        let mut band = Band { s: [0.0; N], dp: [0.0; N], p: [0; N], ds: [0; N] };
+        const N: usize = WIDEST_BAND * WIDTH;
+        let mut squares = Band { s: [0.0; N], dp: [0.0; N], p: [0; N], ds: [0; N] };
         for (i, block) in self.blocks.chunks_exact(self.layout.total).enumerate() {
             let (q, rest) = block.split_at(self.layout.columns + self.layout.rows);
             let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
@@ -234,10 +257,9 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
                 (Right::new::<S>(columns, steps, WIDTH), Right::new::<S>(rows, WIDTH / S::PAIR, wide))
             };
             let ((q_columns, q_rows), (o_columns, o_rows)) = (right(q), right(o));
-            for row in (0..padded).step_by(BAND) {
-                let rows = BAND.min(padded - row);
-                let pairs = ds[row / S::PAIR * WIDTH..][..rows / S::PAIR * WIDTH].as_mut_ptr();
-                let left = |x: &[u32]| Left::<1>::new(x[row * steps..].as_ptr(), ROWS * steps, ROWS);
+            for row in (0..padded).step_by(band) {
+                let rows = band.min(padded - row);
+                let left = |x: &[u32]| Left::tiles::<S>(x[row * steps..].as_ptr(), steps);
                 let square = |values| Out { values, stride: WIDTH, rows, width: WIDTH, add: false };
                 let sum = |x: &mut [f32]| Out {
                     values: x[row * wide..].as_mut_ptr(),
@@ -247,27 +269,37 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
                     add: i > 0,
                 };
                 let of_queries = WIDTH / S::PAIR;
-                let by_row = |words| Left::<WIDTH>::new(words, ROWS * WIDTH, 1);
-                // SAFETY: the features are there; the panels were packed with these sizes.
+                let by_row = |words| Left::<WIDTH>::rows::<S>(words);
+                // SAFETY: the features are there; the panels were packed with these sizes; the group has `row` keys before these.
                 unsafe {
-                    S::product(steps, left(k_left), q_columns, square(band.s.as_mut_ptr()));
-                    S::product(steps, left(v_left), o_columns, square(band.dp.as_mut_ptr()));
+                    S::product(steps, left(k_left), q_columns, square(squares.s.as_mut_ptr()));
+                    S::product(steps, left(v_left), o_columns, square(squares.dp.as_mut_ptr()));
                     if keys < row + rows {
-                        band.s[(keys - row) * WIDTH..].fill(f32::NEG_INFINITY);
+                        squares.s[(keys - row) * WIDTH..].fill(f32::NEG_INFINITY);
                     }
-                    weights::<S>(&mut band, rows, bytemuck::cast_slice(stats), factor, pairs);
-                    let ds_row = if S::PAIR == 1 { pairs.cast_const() } else { band.ds.as_ptr() };
-                    S::product(of_queries, by_row(band.p.as_ptr()), o_rows, sum(dv));
+                    let pairs = Pairs { words: pairs.words.add(row / S::PAIR * pairs.step), ..pairs };
+                    weights::<S>(&mut squares, rows, bytemuck::cast_slice(stats), factor, pairs);
+                    let ds_row = if S::PAIR == 1 { pairs.words.cast_const() } else { squares.ds.as_ptr() };
+                    S::product(of_queries, by_row(squares.p.as_ptr()), o_rows, sum(dv));
                     S::product(of_queries, by_row(ds_row), q_rows, sum(dk));
                 }
             }
             let add = !self.task.is_first();
-            let k_right = Right::new::<S>(&k_right, padded / S::PAIR, wide);
-            let ds = Left::<1>::new(ds.as_ptr(), ROWS, WIDTH);
-            let Some(mut dq) = self.task.visit(i) else { return }; // [WIDTH, wide]
-            let dq = Out { values: dq.as_mut_ptr(), stride: wide, rows: WIDTH, width: wide, add };
+            let Some(mut dq) = self.task.visit(i) else { return };
+            let values = dq.as_mut_ptr();
             // SAFETY: as above.
-            unsafe { S::product(padded / S::PAIR, ds, k_right, dq) }
+            unsafe {
+                if S::MATRIX {
+                    let rows = sums_words::<S>(d) / WIDTH;
+                    let out = Out { values, stride: WIDTH, rows, width: WIDTH, add }; // [wide, WIDTH]
+                    let k = Left { words: k_of_dq.as_ptr(), tile: S::ROWS * of_keys, row: of_keys, step: 1 };
+                    S::product::<0>(of_keys, k, Right::new::<S>(&ds, of_keys, WIDTH), out);
+                } else {
+                    let out = Out { values, stride: wide, rows: WIDTH, width: wide, add }; // [WIDTH, wide]
+                    let k = Right::new::<S>(&k_of_dq, of_keys, wide);
+                    S::product(of_keys, Left::steps::<S>(ds.as_ptr(), WIDTH), k, out);
+                }
+            }
         }
         finish(self.dk, dk, d, self.scale);
         finish(self.dv, dv, d, 1.0);
@@ -275,12 +307,21 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
     }
 }
 
+/// Where dS of a group goes, paired over keys: a step's words from `words + step * step` on, each two vectors of queries `strip` from
+/// those before.
+#[derive(Clone, Copy)]
+struct Pairs {
+    words: *mut u32,
+    step: usize,
+    strip: usize,
+}
+
 /// P and dS of a band of keys from logits and dP: by rows, and dS once more paired over keys.
 ///
 /// # Safety
 /// The CPU has the unit's features; `stats` holds lse in base 2 and delta, `pairs` the band.
 #[inline(always)]
-unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: f32, pairs: *mut u32) {
+unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: f32, pairs: Pairs) {
     // SAFETY: all pointers stay within `rows` of BAND rows.
     unsafe {
         let c = S::splat(factor);
@@ -304,7 +345,7 @@ unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: 
                         S::put_row(band.ds.as_mut_ptr().add(words), ds[0], ds[1]);
                     }
                 }
-                let to = pairs.add(row / S::PAIR * WIDTH + column);
+                let to = pairs.words.add(row / S::PAIR * pairs.step + column / (2 * S::LANES) * pairs.strip);
                 S::put_rows(to, WIDTH, ds[0][0], ds[1][0]);
                 S::put_rows(to.add(S::LANES), WIDTH, ds[0][1], ds[1][1]);
             }

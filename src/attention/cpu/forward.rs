@@ -10,19 +10,15 @@
 
 use rayon::prelude::*;
 
-use super::pack::{Element, Heads, columns_words, rows_words};
-use super::{PACKED, wide};
+use super::pack::{Element, Heads, columns_words, rows_words, steps};
+use super::{PACKED, WIDEST_BAND, band, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
-use crate::ops::cpu::tile::{Left, Out, ROWS, Right};
+use crate::ops::cpu::tile::{Left, Out, Right};
 use crate::watch::Watch;
 
-/// Rows of a task at most: 192 rows' sums and words stay in L2 while a key panel stays in L1.
-const BLOCK: usize = 32 * ROWS;
-
-/// Rows that go through each stage together: one stage's latency hides behind the next row's work, and the panels
-/// of a large head dim pass through L1 once for all of them.
-const BAND: usize = 4 * ROWS;
+/// Bands of a task at most: their sums and words stay in L2 while a key panel stays in L1.
+const BANDS: usize = 8;
 
 /// log2 of how far a logit may exceed the maximum that its row subtracts.
 const SLACK: f32 = 8.0;
@@ -44,7 +40,7 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
     let panel = columns_words::<S>(d) + rows_words::<S>(d);
     let (at_once, words) = packed::<S>(all, sk, d);
     let threads = rayon::current_num_threads();
-    let block = (sq * all).div_ceil(threads * 8).clamp(1, BLOCK).next_multiple_of(ROWS);
+    let block = (sq * all).div_ceil(threads * 8).clamp(1, BANDS * band::<S>()).next_multiple_of(S::ROWS);
 
     let mut o = vec![O::default(); all * sq * d];
     let mut lse = vec![0f64; all * sq];
@@ -108,13 +104,14 @@ struct Running {
 
 /// Logits or words of weights of a band of rows against a panel of keys, a row every `WIDTH`.
 #[repr(align(64))]
-struct Square<T>([T; BAND * WIDTH]);
+struct Square<T>([T; SQUARE]);
+const SQUARE: usize = WIDEST_BAND * WIDTH;
 
 impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (d, rows) = (self.q.dim, self.lse.len());
-        let (wide, padded, steps) = (wide(d), rows.next_multiple_of(ROWS), d / S::PAIR);
+        let (wide, padded, steps, band) = (wide(d), rows.next_multiple_of(S::ROWS), steps::<S>(d), band::<S>());
         let panel = columns_words::<S>(d) + rows_words::<S>(d);
         let mut queries = Scratch::take(padded * steps);
         self.q.tiles::<S>(self.head, self.first, rows, &mut queries);
@@ -123,7 +120,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
         let mut running = vec![Running { max: f32::NEG_INFINITY, sum: [0.0; 16] }; padded];
         let factor = (self.scale * std::f64::consts::LOG2_E) as f32;
 
-        let (mut s, mut p) = (Square([0f32; BAND * WIDTH]), Square([0u32; BAND * WIDTH])); // of a band, used over and over
+        let (mut s, mut p) = (Square([0f32; SQUARE]), Square([0u32; SQUARE])); // of a band, used over and over
         for (i, words) in self.panels.chunks_exact(panel).enumerate() {
             if self.watch.stops() {
                 return;
@@ -132,10 +129,10 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             let (kt, vn) = words.split_at(columns_words::<S>(d));
             let kt = Right::new::<S>(kt, steps, WIDTH);
             let vn = Right::new::<S>(vn, WIDTH / S::PAIR, wide);
-            for (band, (running, sums)) in running.chunks_mut(BAND).zip(sums.chunks_mut(BAND * wide)).enumerate() {
+            for (i_band, (running, sums)) in running.chunks_mut(band).zip(sums.chunks_mut(band * wide)).enumerate() {
                 let rows = running.len();
-                let q = Left::<1>::new(queries[band * BAND * steps..].as_ptr(), ROWS * steps, ROWS);
-                let left = Left::<WIDTH>::new(p.0.as_ptr(), ROWS * WIDTH, 1);
+                let q = Left::tiles::<S>(queries[i_band * band * steps..].as_ptr(), steps);
+                let left = Left::<WIDTH>::rows::<S>(p.0.as_ptr());
                 // SAFETY: the features are there; the panels were packed with these sizes.
                 unsafe {
                     let out = Out { values: s.0.as_mut_ptr(), stride: WIDTH, rows, width: WIDTH, add: false };
@@ -145,7 +142,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
                     }
                     softmax::<S>(&s, &mut p, running, factor, sums, wide, i == 0);
                     let out = Out { values: sums.as_mut_ptr(), stride: wide, rows, width: wide, add: i > 0 };
-                    S::product(keys.div_ceil(S::PAIR), left, vn, out);
+                    S::product(keys.div_ceil(S::PAIR).next_multiple_of(S::STEPS), left, vn, out);
                 }
             }
         }
@@ -177,7 +174,7 @@ unsafe fn softmax<S: Simd>(
     wide: usize,
     first: bool,
 ) {
-    // SAFETY: all pointers stay within a row of the arrays; a band has at most BAND rows.
+    // SAFETY: all pointers stay within a row of the arrays; a band has at most WIDEST_BAND rows.
     unsafe {
         let c = S::splat(factor);
         for (r, row) in running.iter_mut().enumerate() {

@@ -14,6 +14,7 @@ use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD};
 pub use crate::ops::cpu::Path;
+use crate::ops::cpu::simd::Simd;
 use crate::ops::cpu::with_unit;
 use crate::watch::Watch;
 use crate::{Result, bail};
@@ -21,6 +22,15 @@ use pack::{Element, Heads};
 
 /// Words of packed panels that a pass holds at once, unless one head needs more.
 const PACKED: usize = (256 << 20) / 4;
+
+/// Rows (forward) or keys (backward) that go through each stage together: one stage's latency hides behind the next row's work, and the
+/// panels of a large head dim pass through L1 once for all of them.
+fn band<S: Simd>() -> usize {
+    if S::MATRIX { 2 * S::ROWS } else { 4 * S::ROWS }
+}
+
+/// The largest [`band`].
+const WIDEST_BAND: usize = 64;
 
 /// Columns of f32 sums of d values: whole vectors of any unit.
 fn wide(d: usize) -> usize {

@@ -1,17 +1,24 @@
 //! Reading tensors into panels: the layouts that make every load of the kernels contiguous.
 //!
 //! A word holds one f32 or two bf16 that are neighbours along the contracted dimension (see [`crate::ops::cpu::simd`]). Of a block of
-//! rows x `[n, d]` the products need three layouts, all zero-padded:
-//! - [`columns`]: `[d / PAIR][WIDTH]`, contraction over d with a lane a row: the right operand of q kᵀ;
+//! rows x `[n, d]` the products need these layouts, all zero-padded:
+//! - [`columns`]: `[steps][WIDTH]`, contraction over d with a lane a row: the right operand of q kᵀ;
 //! - [`rows`]: `[n / PAIR][wide]`, contraction over rows with a lane a column: the right operand of p v;
 //!   right operands are cut into strips ([`Right`]);
-//! - [`tiles`]: `[n / ROWS][d / PAIR][ROWS]`, contraction over d with `ROWS` words a step: the left operand of q kᵀ.
+//! - [`tiles`]: contraction over d: the left operand of q kᵀ, as [`Left::tiles`] has it;
+//! - [`turned`]: `[wide][n / PAIR]`, contraction over rows: a matrix unit's left operand of kᵀ dsᵀ.
+//!
+//! [`columns`]: Heads::columns
+//! [`rows`]: Heads::rows
+//! [`tiles`]: Heads::tiles
+//! [`turned`]: Heads::turned
+//! [`Left::tiles`]: crate::ops::cpu::tile::Left::tiles
 
 use half::bf16;
 
 use super::wide;
 use crate::ops::cpu::simd::{Simd, WIDTH};
-use crate::ops::cpu::tile::{ROWS, Right, strip};
+use crate::ops::cpu::tile::{Right, strip};
 
 /// A tensor's element as the kernels see it.
 pub(super) trait Element: Copy + Send + Sync + 'static {
@@ -47,21 +54,50 @@ impl Element for bf16 {
     }
 }
 
-/// Words of a panel of [`columns`], of `WIDTH` rows of `d` numbers.
-pub(super) fn columns_words<S: Simd>(d: usize) -> usize {
-    Right::words::<S>(d / S::PAIR, WIDTH)
+/// Steps of a contraction over `d` numbers.
+pub(super) fn steps<S: Simd>(d: usize) -> usize {
+    (d / S::PAIR).next_multiple_of(S::STEPS)
 }
 
-/// Words of a panel of [`rows`], of `WIDTH` rows of `d` numbers.
+/// Words of a panel of [`Heads::columns`], of `WIDTH` rows of `d` numbers.
+pub(super) fn columns_words<S: Simd>(d: usize) -> usize {
+    Right::words::<S>(steps::<S>(d), WIDTH)
+}
+
+/// Words of a panel of [`Heads::rows`], of `WIDTH` rows of `d` numbers.
 pub(super) fn rows_words<S: Simd>(d: usize) -> usize {
     Right::words::<S>(WIDTH / S::PAIR, wide(d))
 }
 
+/// The two halves of a word.
 #[inline(always)]
-fn word<S: Simd, E: Element>(at: impl Fn(usize) -> Option<E>) -> u32 {
-    let float = |e: Option<E>| e.map_or(0, |e| e.to_f32().to_bits());
-    let half = |e: Option<E>| e.map_or(0, |e| u32::from(e.half()));
-    if S::PAIR == 1 { float(at(0)) } else { half(at(0)) | half(at(1)) << 16 }
+fn pair<E: Element>(a: E, b: E) -> u32 {
+    u32::from(a.half()) | u32::from(b.half()) << 16
+}
+
+/// A row's words from step `first` on; 0 beyond its end.
+#[inline(always)]
+fn along<S: Simd, E: Element>(row: &[E], first: usize, words: &mut [u32]) {
+    let row = &row[row.len().min(first * S::PAIR)..];
+    let (words, rest) = words.split_at_mut(words.len().min(row.len() / S::PAIR));
+    rest.fill(0);
+    match S::PAIR {
+        1 => words.iter_mut().zip(row).for_each(|(word, x)| *word = x.to_f32().to_bits()),
+        _ => words.iter_mut().zip(row.chunks_exact(2)).for_each(|(word, x)| *word = pair(x[0], x[1])),
+    }
+}
+
+/// Words over the `PAIR` neighbouring `rows`, from column `first` on; 0 beyond their ends.
+#[inline(always)]
+fn across<S: Simd, E: Element>(rows: [Option<&[E]>; 2], first: usize, words: &mut [u32]) {
+    let [a, b] = rows.map(|row| row.map_or(&[][..], |row| &row[row.len().min(first)..]));
+    let (words, rest) = words.split_at_mut(words.len().min(a.len()));
+    rest.fill(0);
+    match (S::PAIR, b) {
+        (1, _) => words.iter_mut().zip(a).for_each(|(word, x)| *word = x.to_f32().to_bits()),
+        (_, []) => words.iter_mut().zip(a).for_each(|(word, x)| *word = u32::from(x.half())),
+        (_, b) => words.iter_mut().zip(a.iter().zip(b)).for_each(|(word, (a, b))| *word = pair(*a, *b)),
+    }
 }
 
 /// A `[B, H, S, d]` tensor seen as `B * H` heads of rows; the last dim is contiguous.
@@ -87,46 +123,85 @@ impl<'a, E: Element> Heads<'a, E> {
         &self.data[at..at + self.dim]
     }
 
-    /// The `count` rows from `first` as [`columns`] in `panel` `[d / PAIR][WIDTH]`, `count` at most `WIDTH`.
+    /// Row `row` of those from `first` on, if it is one of `count`.
+    fn some_row(&self, head: usize, first: usize, count: usize, row: usize) -> Option<&'a [E]> {
+        (row < count).then(|| self.row(head, first + row))
+    }
+
+    /// The `count` rows from `first` as `[steps][WIDTH]` in strips, `count` at most `WIDTH`.
     pub fn columns<S: Simd>(&self, head: usize, first: usize, count: usize, panel: &mut [u32]) {
-        let width = strip::<S>(WIDTH);
-        for (i, panel) in panel.chunks_exact_mut(self.dim / S::PAIR * width).enumerate() {
-            for lane in 0..width {
-                let row = (i * width + lane < count).then(|| self.row(head, first + i * width + lane));
-                for (step, words) in panel.chunks_exact_mut(width).enumerate() {
-                    words[lane] = word::<S, E>(|i| row.map(|r| r[step * S::PAIR + i]));
+        let (steps, width) = (steps::<S>(self.dim), strip::<S>(WIDTH));
+        let (mut square, mut turned) = ([0; SQUARE], [0; SQUARE]);
+        for (i, panel) in panel.chunks_exact_mut(steps * width).enumerate() {
+            for (lane, step) in squares(S::LANES, width, steps) {
+                for (r, words) in square.chunks_exact_mut(S::LANES).take(S::LANES).enumerate() {
+                    match self.some_row(head, first, count, i * width + lane + r) {
+                        Some(row) => along::<S, E>(row, step, words),
+                        None => words.fill(0),
+                    }
+                }
+                // SAFETY: this unit was chosen for this CPU; both hold a square.
+                unsafe { S::transpose(square.as_ptr(), S::LANES, turned.as_mut_ptr(), S::LANES) }
+                let lines = panel[step * width..].chunks_exact_mut(width);
+                for (line, words) in lines.zip(turned.chunks_exact(S::LANES).take(S::LANES)) {
+                    line[lane..lane + S::LANES].copy_from_slice(words);
                 }
             }
         }
     }
 
-    /// The `count` rows from `first` as [`rows`] in `panel` `[steps][wide]`, with `steps` for at least `count` rows.
+    /// The `count` rows from `first` as `[steps][wide]` in strips, with `steps` for at least `count` rows.
     pub fn rows<S: Simd>(&self, head: usize, first: usize, count: usize, steps: usize, panel: &mut [u32]) {
         let width = strip::<S>(wide(self.dim));
         for (i, panel) in panel.chunks_exact_mut(steps * width).enumerate() {
             for (step, words) in panel.chunks_exact_mut(width).enumerate() {
-                let pair: [Option<&[E]>; 2] = std::array::from_fn(|i| {
-                    let row = step * S::PAIR + i;
-                    (row < count).then(|| self.row(head, first + row))
-                });
-                for (lane, out) in words.iter_mut().enumerate() {
-                    *out = word::<S, E>(|half| pair[half].and_then(|r| r.get(i * width + lane).copied()));
-                }
+                across::<S, E>(self.neighbours::<S>(head, first, count, step), i * width, words);
             }
         }
     }
 
-    /// The `count` rows from `first` as [`tiles`] in `panel` `[n / ROWS][d / PAIR][ROWS]`, with `n` at least `count`.
+    /// The rows that step `step` of a contraction over `count` rows from `first` takes.
+    fn neighbours<S: Simd>(&self, head: usize, first: usize, count: usize, step: usize) -> [Option<&'a [E]>; 2] {
+        [0, 1].map(|i| self.some_row(head, first, count, step * S::PAIR + i))
+    }
+
+    /// The `count` rows from `first` as a left operand, in `panel` of `n` times steps, with `n` at least `count` whole tiles.
     pub fn tiles<S: Simd>(&self, head: usize, first: usize, count: usize, panel: &mut [u32]) {
-        let steps = self.dim / S::PAIR;
-        for (tile, words) in panel.chunks_exact_mut(steps * ROWS).enumerate() {
-            for r in 0..ROWS {
-                let row = tile * ROWS + r;
-                let row = (row < count).then(|| self.row(head, first + row));
-                for step in 0..steps {
-                    words[step * ROWS + r] = word::<S, E>(|i| row.map(|x| x[step * S::PAIR + i]));
-                }
+        let steps = steps::<S>(self.dim);
+        if S::MATRIX {
+            for (row, words) in panel.chunks_exact_mut(steps).enumerate() {
+                along::<S, E>(self.some_row(head, first, count, row).unwrap_or(&[]), 0, words);
+            }
+            return;
+        }
+        let mut line = vec![0; steps];
+        for (tile, words) in panel.chunks_exact_mut(steps * S::ROWS).enumerate() {
+            for r in 0..S::ROWS {
+                along::<S, E>(self.some_row(head, first, count, tile * S::ROWS + r).unwrap_or(&[]), 0, &mut line);
+                words[r..].iter_mut().step_by(S::ROWS).zip(&line).for_each(|(to, word)| *to = *word);
             }
         }
     }
+
+    /// The columns of the `count` rows from `first` as rows `[n][steps]` in `panel`, with `steps` for at least `count` rows.
+    pub fn turned<S: Simd>(&self, head: usize, first: usize, count: usize, steps: usize, panel: &mut [u32]) {
+        let mut square = [0; SQUARE];
+        for (column, step) in squares(S::LANES, panel.len() / steps, steps) {
+            for (i, words) in square.chunks_exact_mut(S::LANES).take(S::LANES).enumerate() {
+                across::<S, E>(self.neighbours::<S>(head, first, count, step + i), column, words);
+            }
+            let to = &mut panel[column * steps + step..];
+            debug_assert!(to.len() >= (S::LANES - 1) * steps + S::LANES);
+            // SAFETY: this unit was chosen for this CPU; a square lies within the panel, since both its sides are whole ones.
+            unsafe { S::transpose(square.as_ptr(), S::LANES, to.as_mut_ptr(), steps) }
+        }
+    }
+}
+
+/// Words of a square of any unit's lanes.
+const SQUARE: usize = 16 * 16;
+
+/// Where squares of `side` begin that cover `width` by `height`.
+fn squares(side: usize, width: usize, height: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..width).step_by(side).flat_map(move |x| (0..height).step_by(side).map(move |y| (x, y)))
 }

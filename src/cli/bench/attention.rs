@@ -35,7 +35,7 @@ pub struct AttentionArgs {
     /// Threads; default: one for each processor
     #[arg(long, value_parser = at_least_1)]
     threads: Option<usize>,
-    /// Vector unit: pairs, portable, avx2, avx512 or avx512-bf16; default: this CPU's best
+    /// Unit: pairs, tiles, portable, avx2, avx512, avx512-bf16 or amx; default: this CPU's best
     #[arg(long)]
     path: Option<String>,
     /// What computes; default: the CPU

@@ -43,6 +43,7 @@ impl<const BF16: bool> Simd for Avx2<BF16> {
         _mm256_fmsub_ps,
         _mm256_max_ps
     );
+    super::x86::entry_points!("avx2,fma");
 
     #[inline]
     #[target_feature(enable = "avx2,fma")]

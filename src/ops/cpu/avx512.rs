@@ -30,6 +30,37 @@ fn round(x: __m512) -> __m512 {
     _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000_u32 as i32)))
 }
 
+/// [`Simd::transpose`] of 16 x 16 words: by words, by pairs of words, and twice by quarters of a vector.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn transpose(from: *const u32, from_stride: usize, to: *mut u32, to_stride: usize) {
+    // SAFETY: the caller's pointers hold 16 rows of 16 words, these strides apart.
+    unsafe {
+        let row = |i: usize| _mm512_loadu_si512(from.add(i * from_stride).cast());
+        let mut quads = [_mm512_setzero_si512(); 16]; // [4 g + j]: of rows 4 g.., column 4 q + j in quarter q
+        for g in 0..4 {
+            let (a, b, c, d) = (row(4 * g), row(4 * g + 1), row(4 * g + 2), row(4 * g + 3));
+            let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd0, cd1) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            quads[4 * g] = _mm512_unpacklo_epi64(ab0, cd0);
+            quads[4 * g + 1] = _mm512_unpackhi_epi64(ab0, cd0);
+            quads[4 * g + 2] = _mm512_unpacklo_epi64(ab1, cd1);
+            quads[4 * g + 3] = _mm512_unpackhi_epi64(ab1, cd1);
+        }
+        for j in 0..4 {
+            let (a, b, c, d) = (quads[j], quads[4 + j], quads[8 + j], quads[12 + j]);
+            // Quarters 0 and 2 of two groups of rows, then quarters 1 and 3.
+            let (ab0, cd0) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d));
+            let (ab1, cd1) = (_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d));
+            let store = |column: usize, x| _mm512_storeu_si512(to.add(column * to_stride).cast(), x);
+            store(j, _mm512_shuffle_i32x4::<0x88>(ab0, cd0));
+            store(4 + j, _mm512_shuffle_i32x4::<0x88>(ab1, cd1));
+            store(8 + j, _mm512_shuffle_i32x4::<0xdd>(ab0, cd0));
+            store(12 + j, _mm512_shuffle_i32x4::<0xdd>(ab1, cd1));
+        }
+    }
+}
+
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     type W = __m512;
@@ -51,6 +82,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_fmsub_ps,
         _mm512_max_ps
     );
+    super::x86::entry_points!("avx512f,avx512dq");
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
@@ -99,5 +131,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             _mm512_storeu_ps(p.cast(), a);
             _mm512_storeu_ps(p.add(stride).cast(), b);
         }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn transpose(from: *const u32, from_stride: usize, to: *mut u32, to_stride: usize) {
+        // SAFETY: same features; the caller's pointers.
+        unsafe { transpose(from, from_stride, to, to_stride) }
     }
 }

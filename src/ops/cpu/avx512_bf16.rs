@@ -1,20 +1,23 @@
-//! AVX-512 BF16: words are pairs of bf16, and `vdpbf16ps` multiplies and adds 32 of them at once, twice the f32 rate.
+//! AVX-512 BF16: words are pairs of bf16, and `vdpbf16ps` multiplies and adds 32 of them at once, twice the f32 rate. With `AMX`
+//! products run on the matrix unit beside it.
 
 use std::arch::x86_64::*;
 
+use super::amx;
 use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512Bf16;
+pub(crate) struct Avx512Bf16<const AMX: bool>;
 
-impl Simd for Avx512Bf16 {
+impl<const AMX: bool> Simd for Avx512Bf16<AMX> {
     type V = __m512;
     type W = __m512bh;
     const LANES: usize = 16;
     const HALF: bool = true;
     const PAIR: usize = 2;
-    const COLS: usize = 4;
+    const MATRIX: bool = AMX;
+    const COLS: usize = if AMX { 2 } else { 4 };
 
     super::x86::float_functions!(
         "avx512f,avx512bw,avx512dq,avx512bf16",
@@ -82,6 +85,27 @@ impl Simd for Avx512Bf16 {
             let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)); // a's sixteen, then b's
             let weave = _mm512_loadu_si512(WEAVE.as_ptr().cast());
             _mm512_storeu_si512(p.cast(), _mm512_permutexvar_epi16(weave, both));
+        }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn transpose(from: *const u32, from_stride: usize, to: *mut u32, to_stride: usize) {
+        // SAFETY: same features; the caller's pointers.
+        unsafe { super::avx512::transpose(from, from_stride, to, to_stride) }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
+        // SAFETY: same features; `run` has configured the tiles.
+        unsafe {
+            if AMX { amx::product(steps, a, b, out) } else { super::tile::product::<Self, ROW>(steps, a, b, out) }
+        }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn run(kernel: impl Kernel) {
+        // SAFETY: same features; tiles are used within `run` alone.
+        unsafe {
+            let _tiles = AMX.then(|| amx::Tiles::configure());
+            kernel.run::<Self>()
         }
     }
 }

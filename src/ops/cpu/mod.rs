@@ -1,10 +1,12 @@
 //! Vector units of the CPU and the matrix products on their registers, shared by attention and the linear layers.
 //!
 //! From below: [`simd`] says what a unit offers and `avx512_bf16`, `avx512`, `avx2` and `portable` offer it; [`tile`]
-//! multiplies packed panels on registers; [`scratch`] is their working memory; [`panel`] packs matrices and [`product`] multiplies
+//! multiplies packed panels on registers, `amx` on a matrix unit; [`scratch`] is their working memory; [`panel`] packs matrices and [`product`] multiplies
 //! them whole; [`mod@peak`] measures what a unit can do. Code is written once for all units and runs on the one that [`Path`]
 //! names, so tests can hold each against a plain form.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +30,8 @@ mod x86;
 pub enum Path {
     /// Plain Rust, any CPU; bf16 in pairs, as in `Avx512Bf16`, for tests of that layout.
     Pairs,
+    /// As `Pairs`, with the layouts of `Amx`.
+    Tiles,
     /// Plain Rust, any CPU.
     Portable,
     /// AVX2 and FMA.
@@ -36,20 +40,25 @@ pub enum Path {
     Avx512,
     /// AVX-512 with bf16 dot products (f32 input as in `Avx512`).
     Avx512Bf16,
+    /// AVX-512 BF16 with AMX for products of bf16.
+    Amx,
 }
 
 impl Path {
     /// All paths, from the slowest to the fastest.
-    pub const ALL: [Self; 5] = [Self::Pairs, Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 7] =
+        [Self::Pairs, Self::Tiles, Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pairs => "pairs",
+            Self::Tiles => "tiles",
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
         }
     }
 
@@ -58,20 +67,20 @@ impl Path {
     pub fn is_available(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
         let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+        let bf16 = avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
         match self {
-            Self::Pairs | Self::Portable => true,
+            Self::Pairs | Self::Tiles | Self::Portable => true,
             Self::Avx2 => avx2,
             Self::Avx512 => avx512,
-            Self::Avx512Bf16 => {
-                avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16")
-            }
+            Self::Avx512Bf16 => bf16,
+            Self::Amx => bf16 && amx::is_available(),
         }
     }
 
     /// Whether this CPU can run the path.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn is_available(self) -> bool {
-        matches!(self, Self::Pairs | Self::Portable)
+        matches!(self, Self::Pairs | Self::Tiles | Self::Portable)
     }
 
     /// The fastest path of this CPU.
@@ -85,12 +94,17 @@ macro_rules! with_unit {
     ($path:expr, $bf16:literal, $S:ident => $body:expr) => {
         match $path {
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Path::Avx512Bf16 if $bf16 => {
-                type $S = $crate::ops::cpu::avx512_bf16::Avx512Bf16;
+            $crate::ops::cpu::Path::Amx if $bf16 => {
+                type $S = $crate::ops::cpu::avx512_bf16::Avx512Bf16<true>;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Path::Avx512 | $crate::ops::cpu::Path::Avx512Bf16 => {
+            $crate::ops::cpu::Path::Avx512Bf16 if $bf16 => {
+                type $S = $crate::ops::cpu::avx512_bf16::Avx512Bf16<false>;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::ops::cpu::Path::Avx512 | $crate::ops::cpu::Path::Avx512Bf16 | $crate::ops::cpu::Path::Amx => {
                 type $S = $crate::ops::cpu::avx512::Avx512<$bf16>;
                 $body
             }
@@ -100,7 +114,11 @@ macro_rules! with_unit {
                 $body
             }
             $crate::ops::cpu::Path::Pairs if $bf16 => {
-                type $S = $crate::ops::cpu::pairs::Pairs;
+                type $S = $crate::ops::cpu::pairs::Pairs<false>;
+                $body
+            }
+            $crate::ops::cpu::Path::Tiles if $bf16 => {
+                type $S = $crate::ops::cpu::pairs::Pairs<true>;
                 $body
             }
             _ => {

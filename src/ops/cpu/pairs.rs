@@ -1,12 +1,13 @@
 //! A unit that any CPU can run and that has pairs of bf16 in a word, as AVX-512 BF16 has them: so that tests reach the code for
-//! pairs on CPUs without those instructions. Not for work: it is slower than [`super::portable`].
+//! pairs on CPUs without those instructions, and with `TILES` the code for a matrix unit. Not for work: it is slower than
+//! [`super::portable`].
 
 use super::portable::Portable;
 use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
-pub(crate) struct Pairs;
+pub(crate) struct Pairs<const TILES: bool>;
 
 /// The f32 unit it is made of.
 type Floats = Portable<false>;
@@ -25,12 +26,31 @@ fn values(word: u32) -> [f32; 2] {
     [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
 }
 
-impl Simd for Pairs {
+/// A product as a matrix unit takes it, word by word.
+unsafe fn by_rows<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
+    assert!(a.step == 1 && out.rows.is_multiple_of(32) && steps.is_multiple_of(16) && out.width.is_multiple_of(4));
+    for (row, column) in (0..out.rows).flat_map(|row| (0..out.width).map(move |column| (row, column))) {
+        // SAFETY: the caller's promise; a strip is `b.step` columns.
+        unsafe {
+            let sum = (0..steps).fold(0.0, |sum, step| {
+                let [a0, a1] = values(*a.words.add(row * a.row + step));
+                let right = column / b.step * b.strip + step * b.step + column % b.step;
+                let [b0, b1] = values(*b.words.add(right));
+                sum + a0 * b0 + a1 * b1
+            });
+            let to = out.values.add(row * out.stride + column);
+            *to = if out.add { *to + sum } else { sum };
+        }
+    }
+}
+
+impl<const TILES: bool> Simd for Pairs<TILES> {
     type V = V;
     type W = W;
     const LANES: usize = 4;
     const HALF: bool = true;
     const PAIR: usize = 2;
+    const MATRIX: bool = TILES;
     const COLS: usize = 2;
 
     #[inline(always)]
@@ -118,7 +138,7 @@ impl Simd for Pairs {
     }
     unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
         // SAFETY: the caller's promise.
-        unsafe { super::tile::product::<Self, ROW>(steps, a, b, out) }
+        unsafe { if TILES { by_rows(steps, a, b, out) } else { super::tile::product::<Self, ROW>(steps, a, b, out) } }
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {

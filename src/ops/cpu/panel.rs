@@ -7,7 +7,8 @@
 //! - [`along`]: `[rows / w][columns / PAIR][w]`, contraction over its columns, a lane a row;
 //! - [`Lines`]: `[rows][columns / PAIR]`, contraction over its columns, word after word.
 //!
-//! A right operand's panel is as wide as the unit's register tile, so that a step reads one contiguous run.
+//! A right operand's panel is as wide as the unit's register tile, so that a step reads one contiguous run. A matrix unit's left
+//! operands are all row by row, so [`across_left`] turns its panels for it: `[columns][rows / PAIR]`.
 //!
 //! Attention packs strided heads of any element by its own functions (`attention::cpu::pack`).
 
@@ -16,7 +17,7 @@ use std::borrow::Cow;
 
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
-use super::tile::{Left, ROWS};
+use super::tile::Left;
 
 /// A row-major matrix of f32.
 #[derive(Clone, Copy)]
@@ -38,8 +39,10 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Lanes of a panel that is a left operand: whole register tiles, and whole vectors of any unit.
-pub(crate) const LEFT: usize = 8 * ROWS;
+/// Lanes of a panel that is a left operand: whole register tiles, and whole vectors.
+pub(crate) const fn left<S: Simd>() -> usize {
+    if S::MATRIX { 2 * S::ROWS } else { 8 * S::ROWS }
+}
 
 /// Lanes of a panel that is a right operand.
 fn right<S: Simd>() -> usize {
@@ -64,14 +67,14 @@ pub(crate) struct Panels {
 
 impl Panels {
     fn new<S: Simd>(contraction: usize, lanes: usize, width: usize) -> Self {
-        let steps = contraction.div_ceil(S::PAIR);
+        let steps = contraction.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
         let len = Self::len::<S>(contraction, width);
         Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, width, len }
     }
 
     /// Words of a panel.
     fn len<S: Simd>(contraction: usize, width: usize) -> usize {
-        contraction.next_multiple_of(2) / S::PAIR * width // room for rows that come in twos
+        (contraction.next_multiple_of(2) / S::PAIR).next_multiple_of(S::STEPS) * width // room for rows that come in twos
     }
 
     /// The words of panel `i`.
@@ -87,21 +90,21 @@ pub(crate) fn right_words<S: Simd>(contraction: usize, lanes: usize) -> usize {
 
 /// The columns of `m` as a right operand, contraction over its rows.
 pub(crate) fn across<S: Simd>(m: Matrix) -> Panels {
-    across_by::<S>(m, right::<S>())
+    across_by::<S>(m, right::<S>(), false)
 }
 
 /// The columns of `m` as a left operand, contraction over its rows.
 pub(crate) fn across_left<S: Simd>(m: Matrix) -> Panels {
-    across_by::<S>(m, LEFT)
+    across_by::<S>(m, left::<S>(), S::MATRIX)
 }
 
-fn across_by<S: Simd>(m: Matrix, width: usize) -> Panels {
+fn across_by<S: Simd>(m: Matrix, width: usize, turned: bool) -> Panels {
     let mut panels = Panels::new::<S>(m.rows, m.columns, width);
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
             // SAFETY: this unit was chosen for this CPU.
-            unsafe { S::run(Across { m, first: i * width, width, words }) }
+            unsafe { S::run(Across { m, first: i * width, width, turned, words }) }
         });
     }
     panels
@@ -111,17 +114,21 @@ struct Across<'a> {
     m: Matrix<'a>,
     first: usize,
     width: usize,
+    /// A row a lane: for pairs, and steps that are whole squares.
+    turned: bool,
     words: &'a mut [u32],
 }
 
 impl Kernel for Across<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { m, first, width, words } = self;
+        let Self { m, first, width, turned, words } = self;
         let count = width.min(m.columns - first);
         let none = [0f32; WIDEST];
         let mut ends = [[0f32; WIDEST]; 2]; // rows of a panel that is not full
-        for (i, words) in words.chunks_exact_mut(2 * width / S::PAIR).enumerate() {
+        let mut lines = [0u32; 16 * WIDEST]; // steps that are yet to be turned
+        let (in_two, steps) = (2 * width / S::PAIR, words.len() / width);
+        for i in 0..words.len() / in_two {
             let mut rows = [none.as_ptr(); 2];
             for (r, (row, end)) in rows.iter_mut().zip(&mut ends).enumerate() {
                 if 2 * i + r < m.rows {
@@ -134,11 +141,19 @@ impl Kernel for Across<'_> {
                     };
                 }
             }
+            let to = if turned { &mut lines[i % S::LANES * width..] } else { &mut words[i * in_two..] };
             for lane in (0..width).step_by(S::LANES) {
                 // SAFETY: both rows hold `width` values; the words have room for two rows, as pairs or one after the other.
                 unsafe {
                     let (a, b) = (S::element(S::load(rows[0].add(lane))), S::element(S::load(rows[1].add(lane))));
-                    S::put_rows(words.as_mut_ptr().add(lane), width, a, b);
+                    S::put_rows(to.as_mut_ptr().add(lane), width, a, b);
+                }
+            }
+            if turned && (i + 1).is_multiple_of(S::LANES) {
+                for lane in (0..width).step_by(S::LANES) {
+                    let to = &mut words[lane * steps + i + 1 - S::LANES..];
+                    // SAFETY: a square of lines, and one of a panel of `width` rows of `steps`.
+                    unsafe { S::transpose(lines[lane..].as_ptr(), width, to.as_mut_ptr(), steps) }
                 }
             }
         }
@@ -171,20 +186,30 @@ impl Kernel for Along<'_> {
     unsafe fn run<S: Simd>(self) {
         let Self { m, first, width, words } = self;
         let count = width.min(m.rows - first);
-        for lane in count..width {
-            words.iter_mut().skip(lane).step_by(width).for_each(|word| *word = 0);
-        }
+        words[m.columns.div_ceil(S::PAIR) * width..].fill(0);
         // Runs of a few lines of the target at a time, so that a row's words meet lines that the row before has touched.
         const RUN: usize = 64;
-        let mut line = [0u32; RUN + 32];
-        for start in (0..m.columns).step_by(RUN) {
+        const LINE: usize = RUN + 32;
+        let (mut lines, mut square) = ([0u32; 16 * LINE], [0u32; 16 * 16]);
+        for (start, lane) in (0..m.columns).step_by(RUN).flat_map(|x| (0..width).step_by(S::LANES).map(move |y| (x, y)))
+        {
             let end = (start + RUN).min(m.columns);
-            for lane in 0..count {
-                let values = &m.row(first + lane)[start..end];
-                // SAFETY: a run and a vector's slack fit into the line.
-                unsafe { line_of_words::<S>(values, line.as_mut_ptr()) };
-                let words = words[start / S::PAIR * width + lane..].iter_mut().step_by(width);
-                words.zip(&line[..values.len().div_ceil(S::PAIR)]).for_each(|(word, &value)| *word = value);
+            for (r, line) in lines.chunks_exact_mut(LINE).take(S::LANES).enumerate() {
+                if lane + r < count {
+                    // SAFETY: a run and a vector's slack fit into the line.
+                    unsafe { line_of_words::<S>(&m.row(first + lane + r)[start..end], line.as_mut_ptr()) };
+                } else {
+                    line.fill(0);
+                }
+            }
+            let steps = (end - start).div_ceil(S::PAIR);
+            for step in (0..steps).step_by(S::LANES) {
+                // SAFETY: both hold squares; a line has words beyond its run.
+                unsafe { S::transpose(lines[step..].as_ptr(), LINE, square.as_mut_ptr(), S::LANES) }
+                let to = words[(start / S::PAIR + step) * width..].chunks_exact_mut(width).take(steps - step);
+                for (to, words) in to.zip(square.chunks_exact(S::LANES).take(S::LANES)) {
+                    to[lane..lane + S::LANES].copy_from_slice(words);
+                }
             }
         }
     }
@@ -231,7 +256,8 @@ impl<'a> Lines<'a> {
         if !S::HALF {
             return Self { words: Words::Own(bytemuck::cast_slice(m.values)), stride: m.columns };
         }
-        let stride = m.columns.next_multiple_of(2 * S::LANES) / S::PAIR; // whole vectors, since they are written in twos
+        let whole = m.columns.next_multiple_of(2 * S::LANES) / S::PAIR; // whole vectors, since they are written in twos
+        let stride = whole.next_multiple_of(S::STEPS);
         let mut words = Scratch::take(m.rows * stride);
         words.par_chunks_mut((stride * 16).max(1)).enumerate().for_each(|(i, words)| {
             // SAFETY: this unit was chosen for this CPU.
@@ -248,16 +274,16 @@ impl<'a> Lines<'a> {
     }
 
     /// `count` rows from `first` on, from step `step` on. Rows that fill up the last register tile are zeros.
-    pub fn block(&self, first: usize, count: usize) -> Block<'_> {
+    pub fn block<S: Simd>(&self, first: usize, count: usize) -> Block<'_> {
         let words = &self.words()[first * self.stride..(first + count) * self.stride];
-        let words = if count.is_multiple_of(ROWS) {
+        let words = if count.is_multiple_of(S::ROWS) {
             Cow::Borrowed(words)
         } else {
             let mut padded = words.to_vec();
-            padded.resize(count.next_multiple_of(ROWS) * self.stride, 0);
+            padded.resize(count.next_multiple_of(S::ROWS) * self.stride, 0);
             Cow::Owned(padded)
         };
-        Block { words, left: Left { words: std::ptr::null(), tile: ROWS * self.stride, row: self.stride, step: 1 } }
+        Block { words, left: Left { words: std::ptr::null(), tile: S::ROWS * self.stride, row: self.stride, step: 1 } }
     }
 }
 
@@ -268,10 +294,11 @@ pub(crate) struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// The lanes of one panel of [`LEFT`] as rows.
-    pub fn of_panel(words: &'a [u32]) -> Self {
-        let left = Left { words: std::ptr::null(), tile: ROWS, row: 1, step: LEFT };
-        Self { words: Cow::Borrowed(words), left }
+    /// The lanes of panel `i` of [`across_left`] as rows.
+    pub fn of_panel<S: Simd>(panels: &'a Panels, i: usize) -> Self {
+        let (row, step) = if S::MATRIX { (panels.steps, 1) } else { (1, left::<S>()) };
+        let left = Left { words: std::ptr::null(), tile: S::ROWS * row, row, step };
+        Self { words: Cow::Borrowed(panels.panel(i)), left }
     }
 
     /// The operand from step `step` on.
@@ -293,6 +320,7 @@ impl Kernel for Rows<'_> {
         for (i, words) in self.words.chunks_exact_mut(self.stride).enumerate() {
             // SAFETY: the stride is a row's words rounded up to two vectors.
             unsafe { line_of_words::<S>(self.m.row(self.first + i), words.as_mut_ptr()) }
+            words[self.m.columns.next_multiple_of(2 * S::LANES) / S::PAIR..].fill(0);
         }
     }
 }

@@ -5,21 +5,23 @@
 
 use rayon::prelude::*;
 
-use super::panel::{Block, LEFT, Lines, Panels};
+use super::panel::{Block, Lines, Panels, left as left_lanes};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
-use super::tile::{Out, ROWS, Right};
+use super::tile::{Out, Right};
 
 /// Words of the right operand taken at a time: 20 KiB, which stay in L1 beside the rows of the left one.
 const WORDS: usize = 5 << 10;
 
 /// Rows of a task: whole left panels.
-const BLOCK: usize = 2 * LEFT;
+fn block_rows<S: Simd>() -> usize {
+    2 * left_lanes::<S>()
+}
 
 /// The left operand of a product.
 pub(crate) enum Operand<'a> {
     Lines(&'a Lines<'a>),
-    /// Of [`LEFT`] lanes.
+    /// Of [`across_left`](super::panel::across_left).
     Panels(&'a Panels),
 }
 
@@ -50,7 +52,8 @@ pub(crate) fn product<S: Simd, T: Tail<f32>>(
     if columns == 0 || out.is_empty() {
         return;
     }
-    let len = BLOCK * columns;
+    let (block, lanes) = (block_rows::<S>(), left_lanes::<S>());
+    let len = block * columns;
     // An empty second result has as many empty parts as there are blocks.
     let parts: Vec<&mut [f32]> = match beside.is_empty() {
         true => (0..out.len().div_ceil(len)).map(|_| &mut [][..]).collect(),
@@ -58,19 +61,19 @@ pub(crate) fn product<S: Simd, T: Tail<f32>>(
     };
     out.par_chunks_mut(len).zip(parts).enumerate().with_max_len(1).for_each(|(i, (out, beside))| {
         let rows = out.len() / columns;
-        let first = i * BLOCK;
+        let first = i * block;
         let task = |block: &Block, out: &mut [f32], beside: &mut [f32], first: usize| {
             // SAFETY: this unit was chosen for this CPU.
             unsafe { S::run(Task { block, right, out, beside, first, add, tail }) }
         };
         match &left {
-            Operand::Lines(lines) => task(&lines.block(first, rows), out, beside, first),
+            Operand::Lines(lines) => task(&lines.block::<S>(first, rows), out, beside, first),
             Operand::Panels(panels) => {
-                for (p, out) in out.chunks_mut(LEFT * columns).enumerate() {
-                    let block = Block::of_panel(panels.panel(first / LEFT + p));
+                for (p, out) in out.chunks_mut(lanes * columns).enumerate() {
+                    let block = Block::of_panel::<S>(panels, first / lanes + p);
                     let beside =
-                        if beside.is_empty() { &mut [] } else { &mut beside[p * LEFT * columns..][..out.len()] };
-                    task(&block, out, beside, first + p * LEFT);
+                        if beside.is_empty() { &mut [] } else { &mut beside[p * lanes * columns..][..out.len()] };
+                    task(&block, out, beside, first + p * lanes);
                 }
             }
         }
@@ -95,7 +98,7 @@ impl<T: Tail<f32>> Kernel for Task<'_, T> {
         let Self { block, right, out, beside, first, add, tail } = self;
         let columns = right.lanes;
         let rows = out.len() / columns;
-        let padded = rows.next_multiple_of(ROWS);
+        let padded = rows.next_multiple_of(S::ROWS);
         let mut aside: Option<Scratch> = None; // sums of a part that is not whole tiles and vectors
         let width = right.width;
         let most = WORDS / width;
@@ -106,7 +109,7 @@ impl<T: Tail<f32>> Kernel for Task<'_, T> {
             let (values, stride, vectors) = if direct {
                 (out[column..].as_mut_ptr(), columns, count)
             } else {
-                let aside = aside.get_or_insert_with(|| Scratch::take(BLOCK * width));
+                let aside = aside.get_or_insert_with(|| Scratch::take(block_rows::<S>() * width));
                 (aside.floats().as_mut_ptr(), width, width)
             };
             for step in (0..right.steps).step_by(most) {

@@ -28,8 +28,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const HALF: bool;
     /// Elements in a word: 1 for f32, 2 for bf16 pairs.
     const PAIR: usize;
-    /// Vectors a register tile is wide, so that tile rows * `COLS` accumulators fill the register file.
+    /// Whether products run on a matrix unit. It multiplies tiles, not vectors, and takes its left operands row by row: see
+    /// [`Left`](super::tile::Left).
+    const MATRIX: bool = false;
+    /// Rows of a register tile: 6 x 4 vectors are 24 of AVX-512's 32 registers, 6 x 2 are 12 of AVX2's 16; a matrix unit's are
+    /// two tiles by two.
+    const ROWS: usize = if Self::MATRIX { 32 } else { 6 };
+    /// Vectors a register tile is wide.
     const COLS: usize;
+    /// Steps that contractions come in; operands are padded with zeros to whole ones.
+    const STEPS: usize = if Self::MATRIX { 16 } else { 1 };
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
@@ -64,6 +72,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Writes two vectors of neighbouring rows, paired lane by lane: `PAIR` 1 gives `a` at `p` and `b` at `p + stride`,
     /// `PAIR` 2 gives words (a, b) at `p`.
     unsafe fn put_rows(p: *mut u32, stride: usize, a: Self::V, b: Self::V);
+
+    /// Turns `LANES` rows of as many words, `from` apart, into columns, which are rows at `to`, `to_stride` apart.
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, from_stride: usize, to: *mut u32, to_stride: usize) {
+        for row in 0..Self::LANES {
+            for column in 0..Self::LANES {
+                // SAFETY: the caller's pointers hold `LANES` rows of `LANES` words, these strides apart.
+                unsafe { *to.add(column * to_stride + row) = *from.add(row * from_stride + column) }
+            }
+        }
+    }
 
     /// [`super::tile::product`], compiled for this unit, once for each kind of left operand.
     unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out);

@@ -7,13 +7,14 @@
 
 use super::simd::Simd;
 
-/// Rows of a register tile: 6 x 4 vectors are 24 of AVX-512's 32 registers, 6 x 2 are 12 of AVX2's 16.
-pub(crate) const ROWS: usize = 6;
+/// Rows of a vector unit's register tile, [`Simd::ROWS`].
+const ROWS: usize = 6;
 
 /// The left operand: word (tile, row in it, step) lies at `words + tile * tile_stride + row * row_stride + step * step_stride`.
+/// A matrix unit's steps are neighbours, and its tiles follow each other: all rows are `row` apart.
 ///
-/// `ROW` is the stride of rows where the compiler knows it, and a tile's addresses then need no arithmetic; where it is 0, `row` is
-/// the stride.
+/// `ROW` is the stride of a vector unit's rows where the compiler knows it, and a tile's addresses then need no arithmetic; where it
+/// is 0, `row` is the stride.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<const ROW: usize> {
     pub words: *const u32,
@@ -23,9 +24,24 @@ pub(crate) struct Left<const ROW: usize> {
 }
 
 impl<const ROW: usize> Left<ROW> {
-    pub fn new(words: *const u32, tile: usize, step: usize) -> Self {
+    /// Rows `ROW` apart whose steps are neighbours.
+    pub fn rows<S: Simd>(words: *const u32) -> Self {
         const { assert!(ROW > 0) };
-        Self { words, tile, row: ROW, step }
+        Self { words, tile: S::ROWS * ROW, row: ROW, step: 1 }
+    }
+}
+
+impl Left<1> {
+    /// Rows packed for the unit: as [`Self::steps`] for one tile after another, or row by row for a matrix unit.
+    pub fn tiles<S: Simd>(words: *const u32, steps: usize) -> Self {
+        let (row, step) = if S::MATRIX { (steps, 1) } else { (1, S::ROWS) };
+        Self { words, tile: S::ROWS * steps, row, step }
+    }
+
+    /// Steps `step` apart, whose rows are neighbours: for vector units.
+    pub fn steps<S: Simd>(words: *const u32, step: usize) -> Self {
+        debug_assert!(!S::MATRIX);
+        Self { words, tile: S::ROWS, row: 1, step }
     }
 }
 
@@ -68,8 +84,8 @@ pub(crate) struct Out {
     pub add: bool,
 }
 
-/// `out = A B` or `out += A B` over `steps` steps. `rows` is a multiple of [`ROWS`], or 4 more than one; `width` a multiple of
-/// the unit's lanes. Called through [`Simd::product`], which compiles it once for each unit.
+/// `out = A B` or `out += A B` over `steps` steps on a vector unit. `rows` is a multiple of [`ROWS`], or 4 more than one; `width` a
+/// multiple of the unit's lanes. Called through [`Simd::product`], which compiles it once for each unit; a matrix unit has its own.
 ///
 /// # Safety
 /// The CPU has the unit's features; the operands hold what `out` and `steps` ask for; `out` is no one else's.
@@ -180,8 +196,8 @@ mod tests {
             // SAFETY: the portable unit needs no features; operands and result are as long as they say.
             unsafe {
                 match add {
-                    false => product::<Unit, 1>(steps, Left::new(by_step.as_ptr(), ROWS * steps, ROWS), b, out),
-                    true => product::<Unit, STRIDE>(steps, Left::new(by_row.as_ptr(), ROWS * STRIDE, 1), b, out),
+                    false => product::<Unit, 1>(steps, Left::tiles::<Unit>(by_step.as_ptr(), steps), b, out),
+                    true => product::<Unit, STRIDE>(steps, Left::rows::<Unit>(by_row.as_ptr()), b, out),
                 }
             }
         }

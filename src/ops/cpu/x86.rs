@@ -1,6 +1,6 @@
 //! The functions that the x86 units share but for the width of their vectors, written once.
 
-/// The f32 functions of [`super::simd::Simd`] and its two entry points, for a unit with these features and intrinsics.
+/// The f32 functions of [`super::simd::Simd`], for a unit with these features and intrinsics.
 macro_rules! float_functions {
     (
         $features:literal, $V:ty, $splat:ident, $load:ident, $store:ident,
@@ -53,6 +53,12 @@ macro_rules! float_functions {
         unsafe fn max(a: $V, b: $V) -> $V {
             $max(a, b) // gives the second if either is NaN
         }
+    };
+}
+
+/// The two entry points of [`super::simd::Simd`], for a vector unit with these features.
+macro_rules! entry_points {
+    ($features:literal) => {
         #[target_feature(enable = $features)]
         unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
             // SAFETY: same features.
@@ -66,4 +72,4 @@ macro_rules! float_functions {
     };
 }
 
-pub(crate) use float_functions;
+pub(crate) use {entry_points, float_functions};
