@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::lane::{Lanes, Task};
 use super::pack::{Element, Heads, columns_words, rows_words, steps};
-use super::{PACKED, WIDEST_BAND, band, wide};
+use super::{PACKED, SQUARE, band, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right, strip};
@@ -49,7 +49,7 @@ struct Layout {
 impl Layout {
     fn new<S: Simd>(d: usize) -> Self {
         let (columns, rows) = (columns_words::<S>(d), rows_words::<S>(d));
-        Self { columns, rows, total: 2 * (columns + rows) + 2 * WIDTH }
+        Self { columns, rows, total: 2 * (columns + rows) + 2 * S::WIDTH }
     }
 }
 
@@ -64,7 +64,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     watch: &Watch,
 ) -> [Vec<O>; 3] {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
-    let (blocks, groups) = (sq.div_ceil(WIDTH), sk.div_ceil(GROUP));
+    let (blocks, groups) = (sq.div_ceil(S::WIDTH), sk.div_ceil(GROUP));
     let layout = Layout::new::<S>(d);
     let sums_len = sums_words::<S>(d);
     let mut dq = vec![O::default(); all * sq * d];
@@ -83,7 +83,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
         let count = dq.len() / (sq * d);
         let packed = &mut packed[..count * blocks * layout.total];
         packed.par_chunks_exact_mut(layout.total).enumerate().for_each(|(i, words)| {
-            pack_queries::<S, E>(&q, &saved, layout, first + i / blocks, i % blocks * WIDTH, words);
+            pack_queries::<S, E>(&q, &saved, layout, first + i / blocks, i % blocks * S::WIDTH, words);
         });
         let packed = &packed[..];
         let sums = &mut sums.floats()[..count * blocks * sums_len];
@@ -123,9 +123,9 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
         drop(lanes);
         let sums = &*sums;
         dq.par_chunks_mut(sq * d).enumerate().for_each(|(head, dq)| {
-            dq.par_chunks_mut(WIDTH * d).enumerate().for_each(|(block, dq)| {
+            dq.par_chunks_mut(S::WIDTH * d).enumerate().for_each(|(block, dq)| {
                 let sums = &sums[(head * blocks + block) * sums_len..];
-                if S::MATRIX { finish_turned(dq, sums, d, scale) } else { finish(dq, sums, d, scale) }
+                if S::MATRIX { finish_turned::<S, O>(dq, sums, d, scale) } else { finish(dq, sums, d, scale) }
             });
         });
     }
@@ -134,7 +134,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
 
 /// Heads that are packed at once, and the words that their queries and their sums of dq take.
 pub(super) fn packed<S: Simd>(all: usize, sq: usize, d: usize) -> (usize, [usize; 2]) {
-    let blocks = sq.div_ceil(WIDTH);
+    let blocks = sq.div_ceil(S::WIDTH);
     let words = [Layout::new::<S>(d).total, sums_words::<S>(d)].map(|words| blocks * words); // of a head
     let at_once = (PACKED / (words[0] + words[1])).clamp(1, all);
     (at_once, words.map(|words| at_once * words))
@@ -142,7 +142,7 @@ pub(super) fn packed<S: Simd>(all: usize, sq: usize, d: usize) -> (usize, [usize
 
 /// Sums of dq over a block of queries: `[WIDTH, wide]`, or `[wide, WIDTH]` in whole tiles on a matrix unit.
 fn sums_words<S: Simd>(d: usize) -> usize {
-    WIDTH * if S::MATRIX { wide(d).next_multiple_of(S::ROWS) } else { wide(d) }
+    S::WIDTH * if S::MATRIX { wide(d).next_multiple_of(S::ROWS) } else { wide(d) }
 }
 
 /// Rounds `[rows, wide]` sums to `[rows, d]` elements, times `scale`.
@@ -155,9 +155,9 @@ fn finish<E: Element>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
 }
 
 /// As [`finish`], for sums `[wide, WIDTH]`.
-fn finish_turned<E: Element>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
+fn finish_turned<S: Simd, E: Element>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
     for (row, out) in out.chunks_exact_mut(d).enumerate() {
-        for (out, x) in out.iter_mut().zip(sums[row..].iter().step_by(WIDTH)) {
+        for (out, x) in out.iter_mut().zip(sums[row..].iter().step_by(S::WIDTH)) {
             *out = E::from_f32(x * scale as f32);
         }
     }
@@ -172,14 +172,14 @@ fn pack_queries<S: Simd, E: Element>(
     first: usize,
     words: &mut [u32],
 ) {
-    let count = WIDTH.min(q.rows - first);
+    let count = S::WIDTH.min(q.rows - first);
     for (x, words) in [q, &saved.d_o].into_iter().zip(words.chunks_exact_mut(layout.columns + layout.rows)) {
         let (columns, rows) = words.split_at_mut(layout.columns);
         x.columns::<S>(head, first, count, columns);
-        x.rows::<S>(head, first, count, WIDTH / S::PAIR, rows);
+        x.rows::<S>(head, first, count, S::WIDTH / S::PAIR, rows);
     }
     let stats: &mut [f32] = bytemuck::cast_slice_mut(&mut words[2 * (layout.columns + layout.rows)..]);
-    let (lse, delta) = stats.split_at_mut(WIDTH);
+    let (lse, delta) = stats.split_at_mut(S::WIDTH);
     let at = head * q.rows + first;
     lse.fill(f32::INFINITY); // no weight for rows that are not there
     delta.fill(0.0);
@@ -210,12 +210,12 @@ struct Keys<'a, E, O> {
 #[repr(C, align(64))]
 struct Band {
     /// Logits.
-    s: [f32; WIDEST_BAND * WIDTH],
-    dp: [f32; WIDEST_BAND * WIDTH],
+    s: [f32; SQUARE],
+    dp: [f32; SQUARE],
     /// Words, paired over queries, a row every `WIDTH`.
-    p: [u32; WIDEST_BAND * WIDTH],
+    p: [u32; SQUARE],
     /// As `p`.
-    ds: [u32; WIDEST_BAND * WIDTH],
+    ds: [u32; SQUARE],
 }
 
 impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
@@ -232,35 +232,35 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
         let of_keys = padded / S::PAIR; // steps of a contraction over the group
         let mut k_of_dq; // k as the product that gives dq takes it, or dqᵀ on a matrix unit, which wants dS on the right
         if S::MATRIX {
-            k_of_dq = Scratch::take(sums_words::<S>(d) / WIDTH * of_keys);
+            k_of_dq = Scratch::take(sums_words::<S>(d) / S::WIDTH * of_keys);
             self.k.turned::<S>(self.head, self.first, keys, of_keys, &mut k_of_dq);
         } else {
             k_of_dq = Scratch::take(Right::words::<S>(of_keys, wide));
             self.k.rows::<S>(self.head, self.first, keys, of_keys, &mut k_of_dq);
         }
-        let mut ds = Scratch::take(of_keys * WIDTH); // [keys, WIDTH], paired over keys
+        let mut ds = Scratch::take(of_keys * S::WIDTH); // [keys, S::WIDTH], paired over keys
         let pairs = match S::MATRIX {
-            true => Pairs { words: ds.as_mut_ptr(), step: strip::<S>(WIDTH), strip: of_keys * strip::<S>(WIDTH) },
-            false => Pairs { words: ds.as_mut_ptr(), step: WIDTH, strip: 2 * S::LANES },
+            true => Pairs { words: ds.as_mut_ptr(), step: strip::<S>(S::WIDTH), strip: of_keys * strip::<S>(S::WIDTH) },
+            false => Pairs { words: ds.as_mut_ptr(), step: S::WIDTH, strip: 2 * S::LANES },
         };
         let mut sums = Scratch::take(2 * padded * wide);
         let (dk, dv) = sums.floats().split_at_mut(padded * wide); // [keys, wide]
         let factor = (self.scale * LOG2_E) as f32;
 
-        const N: usize = WIDEST_BAND * WIDTH;
-        let mut squares = Band { s: [0.0; N], dp: [0.0; N], p: [0; N], ds: [0; N] };
+        let mut squares =
+            Band { s: [0.0; SQUARE], dp: [0.0; SQUARE], p: [0; SQUARE], ds: [0; SQUARE] };
         for (i, block) in self.blocks.chunks_exact(self.layout.total).enumerate() {
             let (q, rest) = block.split_at(self.layout.columns + self.layout.rows);
             let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
             let right = |words: &[u32]| {
                 let (columns, rows) = words.split_at(self.layout.columns);
-                (Right::new::<S>(columns, steps, WIDTH), Right::new::<S>(rows, WIDTH / S::PAIR, wide))
+                (Right::new::<S>(columns, steps, S::WIDTH), Right::new::<S>(rows, S::WIDTH / S::PAIR, wide))
             };
             let ((q_columns, q_rows), (o_columns, o_rows)) = (right(q), right(o));
             for row in (0..padded).step_by(band) {
                 let rows = band.min(padded - row);
                 let left = |x: &[u32]| Left::tiles::<S>(x[row * steps..].as_ptr(), steps);
-                let square = |values| Out { values, stride: WIDTH, rows, width: WIDTH, add: false };
+                let square = |values| Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add: false };
                 let sum = |x: &mut [f32]| Out {
                     values: x[row * wide..].as_mut_ptr(),
                     stride: wide,
@@ -268,14 +268,14 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
                     width: wide,
                     add: i > 0,
                 };
-                let of_queries = WIDTH / S::PAIR;
-                let by_row = |words| Left::<WIDTH>::rows::<S>(words);
+                let of_queries = S::WIDTH / S::PAIR;
+                let by_row = |words| Left::<WIDTH>::rows::<S>(words, S::WIDTH);
                 // SAFETY: the features are there; the panels were packed with these sizes; the group has `row` keys before these.
                 unsafe {
                     S::product(steps, left(k_left), q_columns, square(squares.s.as_mut_ptr()));
                     S::product(steps, left(v_left), o_columns, square(squares.dp.as_mut_ptr()));
                     if keys < row + rows {
-                        squares.s[(keys - row) * WIDTH..].fill(f32::NEG_INFINITY);
+                        squares.s[(keys - row) * S::WIDTH..].fill(f32::NEG_INFINITY);
                     }
                     let pairs = Pairs { words: pairs.words.add(row / S::PAIR * pairs.step), ..pairs };
                     weights::<S>(&mut squares, rows, bytemuck::cast_slice(stats), factor, pairs);
@@ -290,14 +290,14 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
             // SAFETY: as above.
             unsafe {
                 if S::MATRIX {
-                    let rows = sums_words::<S>(d) / WIDTH;
-                    let out = Out { values, stride: WIDTH, rows, width: WIDTH, add }; // [wide, WIDTH]
+                    let rows = sums_words::<S>(d) / S::WIDTH;
+                    let out = Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add }; // [wide, S::WIDTH]
                     let k = Left { words: k_of_dq.as_ptr(), tile: S::ROWS * of_keys, row: of_keys, step: 1 };
-                    S::product::<0>(of_keys, k, Right::new::<S>(&ds, of_keys, WIDTH), out);
+                    S::product::<0>(of_keys, k, Right::new::<S>(&ds, of_keys, S::WIDTH), out);
                 } else {
-                    let out = Out { values, stride: wide, rows: WIDTH, width: wide, add }; // [WIDTH, wide]
+                    let out = Out { values, stride: wide, rows: S::WIDTH, width: wide, add }; // [S::WIDTH, wide]
                     let k = Right::new::<S>(&k_of_dq, of_keys, wide);
-                    S::product(of_keys, Left::steps::<S>(ds.as_ptr(), WIDTH), k, out);
+                    S::product(of_keys, Left::steps::<S>(ds.as_ptr(), S::WIDTH), k, out);
                 }
             }
         }
@@ -325,13 +325,13 @@ unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: 
     // SAFETY: all pointers stay within `rows` of BAND rows.
     unsafe {
         let c = S::splat(factor);
-        let (lse, delta) = (stats[..WIDTH].as_ptr(), stats[WIDTH..2 * WIDTH].as_ptr());
+        let (lse, delta) = (stats[..S::WIDTH].as_ptr(), stats[S::WIDTH..2 * S::WIDTH].as_ptr());
         for row in (0..rows).step_by(2) {
-            for column in (0..WIDTH).step_by(2 * S::LANES) {
+            for column in (0..S::WIDTH).step_by(2 * S::LANES) {
                 let mut ds = [[c; 2]; 2]; // two rows of two vectors: what either pairing takes
                 for (r, ds) in ds.iter_mut().enumerate() {
-                    let at = (row + r) * WIDTH + column;
-                    let words = (row + r) * WIDTH + column / S::PAIR;
+                    let at = (row + r) * S::WIDTH + column;
+                    let words = (row + r) * S::WIDTH + column / S::PAIR;
                     let mut p = [c; 2];
                     for (v, (p, ds)) in p.iter_mut().zip(ds.iter_mut()).enumerate() {
                         let x = v * S::LANES;
@@ -346,8 +346,8 @@ unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: 
                     }
                 }
                 let to = pairs.words.add(row / S::PAIR * pairs.step + column / (2 * S::LANES) * pairs.strip);
-                S::put_rows(to, WIDTH, ds[0][0], ds[1][0]);
-                S::put_rows(to.add(S::LANES), WIDTH, ds[0][1], ds[1][1]);
+                S::put_rows(to, S::WIDTH, ds[0][0], ds[1][0]);
+                S::put_rows(to.add(S::LANES), S::WIDTH, ds[0][1], ds[1][1]);
             }
         }
     }

@@ -8,12 +8,14 @@
 //!
 //! FlashAttention-2, arXiv 2307.08691; online softmax, arXiv 1805.02867.
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
 use super::pack::{Element, Heads, columns_words, rows_words, steps};
-use super::{PACKED, WIDEST_BAND, band, wide};
+use super::{PACKED, SQUARE, band, wide};
 use crate::ops::cpu::scratch::Scratch;
-use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
+use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right};
 use crate::watch::Watch;
 
@@ -36,7 +38,7 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
     watch: &Watch,
 ) -> (Vec<O>, Vec<f64>) {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
-    let panels = sk.div_ceil(WIDTH);
+    let panels = sk.div_ceil(S::WIDTH);
     let panel = columns_words::<S>(d) + rows_words::<S>(d);
     let (at_once, words) = packed::<S>(all, sk, d);
     let threads = rayon::current_num_threads();
@@ -53,11 +55,11 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
         let first = chunk * at_once;
         let count = lse.len() / sq;
         packed[..count * panels * panel].par_chunks_exact_mut(panel).enumerate().for_each(|(i, words)| {
-            let (head, row) = (first + i / panels, i % panels * WIDTH);
-            let keys = WIDTH.min(sk - row);
+            let (head, row) = (first + i / panels, i % panels * S::WIDTH);
+            let keys = S::WIDTH.min(sk - row);
             let (kt, vn) = words.split_at_mut(columns_words::<S>(d));
             k.columns::<S>(head, row, keys, kt);
-            v.rows::<S>(head, row, keys, WIDTH / S::PAIR, vn);
+            v.rows::<S>(head, row, keys, S::WIDTH / S::PAIR, vn);
         });
         let packed = &packed[..];
         o.par_chunks_mut(sq * d).zip(lse.par_chunks_mut(sq)).enumerate().for_each(|(head, (o, lse))| {
@@ -75,7 +77,7 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
 
 /// Heads whose keys and values are packed at once, and the words that takes.
 pub(super) fn packed<S: Simd>(all: usize, sk: usize, d: usize) -> (usize, usize) {
-    let words = sk.div_ceil(WIDTH) * (columns_words::<S>(d) + rows_words::<S>(d)); // of a head
+    let words = sk.div_ceil(S::WIDTH) * (columns_words::<S>(d) + rows_words::<S>(d)); // of a head
     let at_once = (PACKED / words).clamp(1, all);
     (at_once, at_once * words)
 }
@@ -102,47 +104,61 @@ struct Running {
     sum: [f32; 16],
 }
 
-/// Logits or words of weights of a band of rows against a panel of keys, a row every `WIDTH`.
+/// Logits or words of weights of a band of rows against a panel of keys, a row every `WIDTH`; two of them, used in turn.
 #[repr(align(64))]
-struct Square<T>([T; SQUARE]);
-const SQUARE: usize = WIDEST_BAND * WIDTH;
+struct Squares<T>([[T; SQUARE]; 2]);
 
 impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (d, rows) = (self.q.dim, self.lse.len());
-        let (wide, padded, steps, band) = (wide(d), rows.next_multiple_of(S::ROWS), steps::<S>(d), band::<S>());
-        let panel = columns_words::<S>(d) + rows_words::<S>(d);
+        let (wide, padded, steps) = (wide(d), rows.next_multiple_of(S::ROWS), steps::<S>(d));
         let mut queries = Scratch::take(padded * steps);
         self.q.tiles::<S>(self.head, self.first, rows, &mut queries);
-        let mut sums = Scratch::take(padded * wide);
-        let sums = sums.floats(); // [rows, wide]
+        let mut sums = Scratch::take(padded * wide); // [rows, wide]
         let mut running = vec![Running { max: f32::NEG_INFINITY, sum: [0.0; 16] }; padded];
-        let factor = (self.scale * std::f64::consts::LOG2_E) as f32;
-
-        let (mut s, mut p) = (Square([0f32; SQUARE]), Square([0u32; SQUARE])); // of a band, used over and over
-        for (i, words) in self.panels.chunks_exact(panel).enumerate() {
-            if self.watch.stops() {
-                return;
-            }
-            let keys = WIDTH.min(self.sk - i * WIDTH);
-            let (kt, vn) = words.split_at(columns_words::<S>(d));
-            let kt = Right::new::<S>(kt, steps, WIDTH);
-            let vn = Right::new::<S>(vn, WIDTH / S::PAIR, wide);
-            for (i_band, (running, sums)) in running.chunks_mut(band).zip(sums.chunks_mut(band * wide)).enumerate() {
-                let rows = running.len();
-                let q = Left::tiles::<S>(queries[i_band * band * steps..].as_ptr(), steps);
-                let left = Left::<WIDTH>::rows::<S>(p.0.as_ptr());
-                // SAFETY: the features are there; the panels were packed with these sizes.
-                unsafe {
-                    let out = Out { values: s.0.as_mut_ptr(), stride: WIDTH, rows, width: WIDTH, add: false };
-                    S::product(steps, q, kt, out);
-                    if keys < WIDTH {
-                        s.0.chunks_exact_mut(WIDTH).for_each(|row| row[keys..].fill(f32::NEG_INFINITY));
+        let (mut s, mut p) = (Squares([[0f32; SQUARE]; 2]), Squares([[0u32; SQUARE]; 2]));
+        let bands = padded.div_ceil(band::<S>());
+        let pass = Pass {
+            queries: &queries,
+            panels: self.panels,
+            sk: self.sk,
+            d,
+            wide,
+            padded,
+            bands,
+            factor: (self.scale * std::f64::consts::LOG2_E) as f32,
+            sums: sums.floats().as_mut_ptr(),
+            running: running.as_mut_ptr(),
+            s: s.0.each_mut().map(|s| s.as_mut_ptr()),
+            p: p.0.each_mut().map(|p| p.as_mut_ptr()),
+        };
+        let pieces = bands * self.sk.div_ceil(S::WIDTH);
+        // SAFETY: the features are there, and the pieces; nothing else touches what the pass points to.
+        unsafe {
+            if S::MATRIX && bands > 1 {
+                // A piece's weights are made while products of its neighbours run, which are other bands'.
+                for i in 0..pieces + 2 {
+                    if i.is_multiple_of(bands) && self.watch.stops() {
+                        return;
                     }
-                    softmax::<S>(&s, &mut p, running, factor, sums, wide, i == 0);
-                    let out = Out { values: sums.as_mut_ptr(), stride: wide, rows, width: wide, add: i > 0 };
-                    S::product(keys.div_ceil(S::PAIR).next_multiple_of(S::STEPS), left, vn, out);
+                    let mut weights = if (1..=pieces).contains(&i) { pass.weights::<S>(i - 1) } else { pass.none::<S>() };
+                    if i < pieces {
+                        pass.logits::<S>(i, &mut weights);
+                    }
+                    if i >= 2 {
+                        pass.values::<S>(i - 2, &mut weights);
+                    }
+                    weights.rest();
+                }
+            } else {
+                for i in 0..pieces {
+                    if i.is_multiple_of(bands) && self.watch.stops() {
+                        return;
+                    }
+                    pass.logits::<S>(i, &mut ());
+                    pass.weights::<S>(i).rest();
+                    pass.values::<S>(i, &mut ());
                 }
             }
         }
@@ -150,7 +166,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             let Running { max, sum } = running[row];
             let sum: f32 = sum.iter().sum();
             let inverse = 1.0 / sum;
-            for (o, x) in o.iter_mut().zip(&sums[row * wide..]) {
+            for (o, x) in o.iter_mut().zip(&sums.floats()[row * wide..]) {
                 *o = O::from_f32(x * inverse);
             }
             let log2 = f64::from(max) + f64::from(sum).log2();
@@ -160,49 +176,222 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
     }
 }
 
-/// Logits of a band to exponentials, as the left operand of the product with V.
-///
-/// # Safety
-/// The CPU has the unit's features.
-#[inline(always)]
-unsafe fn softmax<S: Simd>(
-    s: &Square<f32>,
-    p: &mut Square<u32>,
-    running: &mut [Running],
-    factor: f32,
-    sums: &mut [f32],
+/// A task at work. It is done in *pieces*, a band of rows against a panel of keys, all bands for one panel after another: a piece's
+/// logits, its weights, and its part of the sums of values.
+struct Pass<'a> {
+    queries: &'a [u32],
+    panels: &'a [u32],
+    sk: usize,
+    d: usize,
     wide: usize,
-    first: bool,
-) {
-    // SAFETY: all pointers stay within a row of the arrays; a band has at most WIDEST_BAND rows.
-    unsafe {
-        let c = S::splat(factor);
-        for (r, row) in running.iter_mut().enumerate() {
-            let logits = &s.0[r * WIDTH..][..WIDTH];
-            let logits_at = logits.as_ptr();
-            let mut top = S::load(logits_at);
-            for j in 1..WIDTH / S::LANES {
-                top = S::max(top, S::load(logits_at.add(j * S::LANES)));
+    padded: usize,
+    bands: usize,
+    factor: f32,
+    /// `[padded, wide]`
+    sums: *mut f32,
+    /// `padded` of them
+    running: *mut Running,
+    s: [*mut f32; 2],
+    p: [*mut u32; 2],
+}
+
+impl Pass<'_> {
+    /// Piece `i`: its first row, its rows, the keys of its panel, and the panel.
+    #[inline(always)]
+    fn piece<S: Simd>(&self, i: usize) -> (usize, usize, usize, &[u32]) {
+        let (panel, row) = (i / self.bands, i % self.bands * band::<S>());
+        let words = columns_words::<S>(self.d) + rows_words::<S>(self.d);
+        let keys = S::WIDTH.min(self.sk - panel * S::WIDTH);
+        (row, band::<S>().min(self.padded - row), keys, &self.panels[panel * words..][..words])
+    }
+
+    /// # Safety
+    /// The CPU has the unit's features, and there is this piece.
+    #[inline(always)]
+    unsafe fn logits<S: Simd>(&self, i: usize, beside: &mut impl Beside) {
+        let (row, rows, keys, panel) = self.piece::<S>(i);
+        let steps = steps::<S>(self.d);
+        let q = Left::tiles::<S>(self.queries[row * steps..].as_ptr(), steps);
+        let (values, stride, width) = (self.s[i % 2], S::WIDTH, S::WIDTH);
+        // SAFETY: the panels were packed with these sizes; a square holds a band by a panel.
+        unsafe {
+            let out = Out { values, stride, rows, width, add: false };
+            S::product_beside(steps, q, Right::new::<S>(panel, steps, width), out, beside);
+            for row in (0..rows).take_while(|_| keys < width) {
+                std::slice::from_raw_parts_mut(values.add(row * stride + keys), width - keys).fill(f32::NEG_INFINITY);
             }
-            if S::any_above(S::mul(top, c), S::splat(row.max + SLACK)) {
-                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) * factor;
-                let shrink = (row.max - max).exp2();
-                row.max = max;
-                if !first {
-                    row.sum.iter_mut().for_each(|x| *x *= shrink);
-                    sums[r * wide..][..wide].iter_mut().for_each(|x| *x *= shrink);
-                }
-            }
-            let max = S::splat(row.max);
-            let mut sum = S::load(row.sum.as_ptr());
-            let out = p.0[r * WIDTH..][..WIDTH / S::PAIR].as_mut_ptr();
-            for j in (0..WIDTH / S::LANES).step_by(2) {
-                let a = S::exp2(S::mul_sub(S::load(logits_at.add(j * S::LANES)), c, max));
-                let b = S::exp2(S::mul_sub(S::load(logits_at.add((j + 1) * S::LANES)), c, max));
-                sum = S::add(sum, S::add(a, b));
-                S::put_row(out.add(j * S::LANES / S::PAIR), a, b);
-            }
-            S::store(row.sum.as_mut_ptr(), sum);
         }
+    }
+
+    /// To be done when the piece has its logits.
+    ///
+    /// # Safety
+    /// As [`Self::logits`].
+    #[inline(always)]
+    unsafe fn weights<S: Simd>(&self, i: usize) -> Softmax<S> {
+        let (row, rows, ..) = self.piece::<S>(i);
+        // SAFETY: within the pass's arrays.
+        unsafe { Softmax { left: rows, ..self.softmax(i, row) } }
+    }
+
+    /// No weights.
+    ///
+    /// # Safety
+    /// The CPU has the unit's features.
+    #[inline(always)]
+    unsafe fn none<S: Simd>(&self) -> Softmax<S> {
+        // SAFETY: the first piece is there.
+        unsafe { self.softmax(0, 0) }
+    }
+
+    #[inline(always)]
+    unsafe fn softmax<S: Simd>(&self, i: usize, row: usize) -> Softmax<S> {
+        // SAFETY: within the pass's arrays.
+        unsafe {
+            Softmax {
+                left: 0,
+                pace: (self.d / 64).clamp(1, 4),
+                s: self.s[i % 2],
+                p: self.p[i % 2],
+                running: self.running.add(row),
+                sums: self.sums.add(row * self.wide),
+                wide: self.wide,
+                first: i < self.bands,
+                factor: self.factor,
+                unit: PhantomData,
+            }
+        }
+    }
+
+    /// Adds to the sums of values what the piece's weights give.
+    ///
+    /// # Safety
+    /// As [`Self::logits`].
+    #[inline(always)]
+    unsafe fn values<S: Simd>(&self, i: usize, beside: &mut impl Beside) {
+        let (row, rows, keys, panel) = self.piece::<S>(i);
+        let v = Right::new::<S>(&panel[columns_words::<S>(self.d)..], S::WIDTH / S::PAIR, self.wide);
+        let p = Left::<WIDTH>::rows::<S>(self.p[i % 2], S::WIDTH);
+        let steps = keys.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
+        // SAFETY: as above.
+        unsafe {
+            let values = self.sums.add(row * self.wide);
+            let out = Out { values, stride: self.wide, rows, width: self.wide, add: i >= self.bands };
+            S::product_beside(steps, p, v, out, beside);
+        }
+    }
+}
+
+/// Logits of a band to exponentials, as the left operand of the product with V.
+struct Softmax<S> {
+    /// Rows that are left, and how slowly to take them.
+    left: usize,
+    pace: usize,
+    // Of the next row:
+    s: *const f32,
+    p: *mut u32,
+    running: *mut Running,
+    sums: *mut f32,
+    wide: usize,
+    /// There are no sums yet.
+    first: bool,
+    factor: f32,
+    unit: PhantomData<S>,
+}
+
+/// A row at work.
+struct Row<S: Simd> {
+    s: *const f32,
+    p: *mut u32,
+    running: *mut Running,
+    factor: S::V,
+    max: S::V,
+    sum: S::V,
+}
+
+impl<S: Simd> Softmax<S> {
+    /// Does what is left.
+    ///
+    /// # Safety
+    /// The CPU has the unit's features.
+    #[inline(always)]
+    unsafe fn rest(&mut self) {
+        while self.more() {
+            // SAFETY: there is a row.
+            unsafe {
+                let mut row = self.begin();
+                for i in 0..S::WIDTH / (2 * S::LANES) {
+                    self.two(&mut row, i);
+                }
+                self.end(row);
+            }
+        }
+    }
+
+    /// Makes the row's largest logit what it subtracts.
+    ///
+    /// # Safety
+    /// There is a row.
+    #[cold]
+    #[inline(never)]
+    unsafe fn raise(&self) {
+        // SAFETY: the row's arrays are there.
+        unsafe {
+            let (row, logits) = (&mut *self.running, std::slice::from_raw_parts(self.s, S::WIDTH));
+            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) * self.factor;
+            let shrink = (row.max - max).exp2();
+            row.max = max;
+            if !self.first {
+                row.sum.iter_mut().for_each(|x| *x *= shrink);
+                std::slice::from_raw_parts_mut(self.sums, self.wide).iter_mut().for_each(|x| *x *= shrink);
+            }
+        }
+    }
+}
+
+impl<S: Simd> Beside for Softmax<S> {
+    type Row = Row<S>;
+    #[inline(always)]
+    fn more(&self) -> bool {
+        self.left > 0
+    }
+    #[inline(always)]
+    fn pace(&self) -> usize {
+        self.pace
+    }
+    #[inline(always)]
+    unsafe fn begin(&mut self) -> Row<S> {
+        // SAFETY: a row's arrays are there, here and below.
+        unsafe {
+            let (s, p, running, factor) = (self.s, self.p, self.running, S::splat(self.factor));
+            let mut top = S::load(s);
+            for j in 1..S::WIDTH / S::LANES {
+                top = S::max(top, S::load(s.add(j * S::LANES)));
+            }
+            if S::any_above(S::mul(top, factor), S::splat((*running).max + SLACK)) {
+                self.raise();
+            }
+            self.left -= 1;
+            self.s = s.add(S::WIDTH);
+            self.p = p.add(S::WIDTH);
+            self.running = running.add(1);
+            self.sums = self.sums.add(self.wide);
+            Row { s, p, running, factor, max: S::splat((*running).max), sum: S::load((*running).sum.as_ptr()) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn two(&self, row: &mut Row<S>, i: usize) {
+        // SAFETY: as above.
+        unsafe {
+            let exp2 = |j: usize| S::exp2(S::mul_sub(S::load(row.s.add(j * S::LANES)), row.factor, row.max));
+            let (a, b) = (exp2(2 * i), exp2(2 * i + 1));
+            row.sum = S::add(row.sum, S::add(a, b));
+            S::put_row(row.p.add(2 * i * S::LANES / S::PAIR), a, b);
+        }
+    }
+    #[inline(always)]
+    unsafe fn end(&self, row: Row<S>) {
+        // SAFETY: as above.
+        unsafe { S::store((*row.running).sum.as_mut_ptr(), row.sum) }
     }
 }

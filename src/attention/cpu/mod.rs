@@ -26,11 +26,11 @@ const PACKED: usize = (256 << 20) / 4;
 /// Rows (forward) or keys (backward) that go through each stage together: one stage's latency hides behind the next row's work, and the
 /// panels of a large head dim pass through L1 once for all of them.
 fn band<S: Simd>() -> usize {
-    if S::MATRIX { 2 * S::ROWS } else { 4 * S::ROWS }
+    if S::MATRIX { S::ROWS } else { 4 * S::ROWS }
 }
 
-/// The largest [`band`].
-const WIDEST_BAND: usize = 64;
+/// Numbers of the largest band by a panel's width.
+const SQUARE: usize = 32 * 256;
 
 /// Columns of f32 sums of d values: whole vectors of any unit.
 fn wide(d: usize) -> usize {

@@ -17,7 +17,7 @@
 use half::bf16;
 
 use super::wide;
-use crate::ops::cpu::simd::{Simd, WIDTH};
+use crate::ops::cpu::simd::Simd;
 use crate::ops::cpu::tile::{Right, strip};
 
 /// A tensor's element as the kernels see it.
@@ -61,12 +61,12 @@ pub(super) fn steps<S: Simd>(d: usize) -> usize {
 
 /// Words of a panel of [`Heads::columns`], of `WIDTH` rows of `d` numbers.
 pub(super) fn columns_words<S: Simd>(d: usize) -> usize {
-    Right::words::<S>(steps::<S>(d), WIDTH)
+    Right::words::<S>(steps::<S>(d), S::WIDTH)
 }
 
 /// Words of a panel of [`Heads::rows`], of `WIDTH` rows of `d` numbers.
 pub(super) fn rows_words<S: Simd>(d: usize) -> usize {
-    Right::words::<S>(WIDTH / S::PAIR, wide(d))
+    Right::words::<S>(S::WIDTH / S::PAIR, wide(d))
 }
 
 /// The two halves of a word.
@@ -130,7 +130,7 @@ impl<'a, E: Element> Heads<'a, E> {
 
     /// The `count` rows from `first` as `[steps][WIDTH]` in strips, `count` at most `WIDTH`.
     pub fn columns<S: Simd>(&self, head: usize, first: usize, count: usize, panel: &mut [u32]) {
-        let (steps, width) = (steps::<S>(self.dim), strip::<S>(WIDTH));
+        let (steps, width) = (steps::<S>(self.dim), strip::<S>(S::WIDTH));
         let (mut square, mut turned) = ([0; SQUARE], [0; SQUARE]);
         for (i, panel) in panel.chunks_exact_mut(steps * width).enumerate() {
             for (lane, step) in squares(S::LANES, width, steps) {

@@ -8,6 +8,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
+use super::simd::Beside;
 use super::tile::{Left, Out, Right};
 
 /// Rows of a tile, and words of a row.
@@ -90,144 +91,186 @@ impl Drop for Tiles {
     }
 }
 
+// Tiles are named in the assembly alone: the compiler knows of them and uses none, so they keep their values from one instruction
+// here to the next. What is written is said to be overwritten.
+
+/// `load!(tile, rows, stride in bytes)`
+macro_rules! load {
+    ($tile:tt, $rows:expr, $stride:expr) => {
+        asm!(concat!("tileloadd ", $tile, ", [{} + {}]"), in(reg) $rows, in(reg) $stride, out($tile) _,
+             options(nostack, preserves_flags))
+    };
+}
+
+/// `store!(tile, rows, stride in bytes)`
+macro_rules! store {
+    ($tile:tt, $rows:expr, $stride:expr) => {
+        asm!(concat!("tilestored [{} + {}], ", $tile), in(reg) $rows, in(reg) $stride, options(nostack, preserves_flags))
+    };
+}
+
+macro_rules! zero {
+    ($tile:tt) => {
+        asm!(concat!("tilezero ", $tile), out($tile) _, options(nostack, preserves_flags, nomem))
+    };
+}
+
+/// `multiply!(sums, left, right)`
+macro_rules! multiply {
+    ($sums:tt, $left:tt, $right:tt) => {
+        asm!(concat!("tdpbf16ps ", $sums, ", ", $left, ", ", $right), out($sums) _, options(nostack, preserves_flags))
+    };
+}
+
 /// [`super::tile::product`] on tiles: `rows` and `steps` are multiples of 32 and 16, all rows of `a` are `a.row` apart and their
-/// steps neighbours.
+/// steps neighbours. As much of `work` is done between the instructions as there are products for.
+///
+/// Products that follow each other closely are slower than others: weaving hides more than the work's own time.
 ///
 /// # Safety
 /// As there; the thread's [`Tiles`] are configured.
 #[inline(always)]
-pub(super) unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
-    debug_assert!(a.step == 1 && out.rows.is_multiple_of(2 * SIDE) && steps.is_multiple_of(SIDE) && steps > 0);
+pub(super) unsafe fn product<const ROW: usize>(
+    steps: usize,
+    a: Left<ROW>,
+    b: Right,
+    out: Out,
+    work: &mut impl Beside,
+) {
+    debug_assert!(a.step == 1 && out.rows.is_multiple_of(2 * SIDE) && steps.is_multiple_of(SIDE));
+    let stride = 4 * out.stride;
     for (i, column) in (0..out.width).step_by(b.step).enumerate() {
+        let wide = b.step.min(out.width - column) > SIDE;
         for row in (0..out.rows).step_by(2 * SIDE) {
-            // SAFETY: a strip and its columns, and two tiles of rows, of the same operands.
+            // SAFETY: a strip and its one or two tiles of columns, and two tiles of rows, of the operands. Tiles are no one else's
+            // between `Tiles::configure` and its drop.
             unsafe {
-                let block = Block {
-                    steps,
-                    left: a.words.add(row * a.row),
-                    row: a.row,
+                let to = out.values.add(row * out.stride + column);
+                let below = to.add(SIDE * out.stride);
+                if out.add {
+                    load!("tmm0", to, stride);
+                    load!("tmm2", below, stride);
+                    if wide {
+                        load!("tmm1", to.add(SIDE), stride);
+                        load!("tmm3", below.add(SIDE), stride);
+                    }
+                } else {
+                    zero!("tmm0");
+                    zero!("tmm1");
+                    zero!("tmm2");
+                    zero!("tmm3");
+                }
+                let left = a.words.add(row * a.row);
+                let mut at = At {
+                    left,
+                    below: left.add(SIDE * a.row),
+                    row: 4 * a.row,
                     right: b.words.add(i * b.strip),
-                    step: b.step,
-                    out: out.values.add(row * out.stride + column),
-                    stride: out.stride,
-                    add: out.add,
+                    step: 4 * b.step,
                 };
-                if b.step.min(out.width - column) == SIDE { block.narrow() } else { block.wide() }
+                let mut left = steps / SIDE;
+                while left > 0 {
+                    if !wide {
+                        at.narrow();
+                        left -= 1;
+                    } else if work.more() && left >= work.pace() {
+                        match work.pace() {
+                            1 => at.wide_beside::<1>(work),
+                            2 => at.wide_beside::<2>(work),
+                            _ => at.wide_beside::<4>(work),
+                        }
+                        left -= work.pace();
+                    } else {
+                        at.wide(|_| {});
+                        left -= 1;
+                    }
+                }
+                store!("tmm0", to, stride);
+                store!("tmm2", below, stride);
+                if wide {
+                    store!("tmm1", to.add(SIDE), stride);
+                    store!("tmm3", below.add(SIDE), stride);
+                }
             }
         }
     }
 }
 
-/// Sums that stay in tiles: two tiles of rows by two of columns, or by one. Strides in words.
-struct Block {
-    steps: usize,
+/// Where the next 16 steps of two tiles of rows and up to two of columns begin; strides in bytes.
+struct At {
     left: *const u32,
+    below: *const u32,
     row: usize,
     right: *const u32,
     step: usize,
-    out: *mut f32,
-    stride: usize,
-    add: bool,
 }
 
-// Two tiles of each operand feed four products, so loading takes half as long as multiplying; the four sums are independent, and
-// as many products pass before one is added to again as take to be done.
-impl Block {
-    /// Two tiles of columns.
+impl At {
     #[inline(always)]
-    unsafe fn wide(self) {
-        // SAFETY: the caller's promise to `product`; tiles belong to no one else between `Tiles::configure` and its drop.
+    unsafe fn advance(&mut self) {
+        // SAFETY: the caller has these steps.
         unsafe {
-            asm!(
-                "test {add:e}, {add:e}",
-                "jnz 2f",
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "jmp 3f",
-                "2:",
-                "tileloadd tmm0, [{out} + {stride}]",
-                "tileloadd tmm1, [{out} + {stride} + 64]",
-                "tileloadd tmm2, [{out_below} + {stride}]",
-                "tileloadd tmm3, [{out_below} + {stride} + 64]",
-                "3:",
-                "tileloadd tmm4, [{left} + {row}]",
-                "tileloadd tmm6, [{right} + {step}]",
-                "tileloadd tmm7, [{right} + {step} + 64]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{left_below} + {row}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {left}, 64",
-                "add {left_below}, 64",
-                "add {right}, {next}",
-                "dec {tiles}",
-                "jnz 3b",
-                "tilestored [{out} + {stride}], tmm0",
-                "tilestored [{out} + {stride} + 64], tmm1",
-                "tilestored [{out_below} + {stride}], tmm2",
-                "tilestored [{out_below} + {stride} + 64], tmm3",
-                left = inout(reg) self.left => _,
-                left_below = inout(reg) self.left.add(SIDE * self.row) => _,
-                row = in(reg) 4 * self.row,
-                right = inout(reg) self.right => _,
-                step = in(reg) 4 * self.step,
-                next = in(reg) 4 * SIDE * self.step,
-                tiles = inout(reg) self.steps / SIDE => _,
-                out = in(reg) self.out,
-                out_below = in(reg) self.out.add(SIDE * self.stride),
-                stride = in(reg) 4 * self.stride,
-                add = in(reg) u32::from(self.add),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
+            self.left = self.left.add(SIDE);
+            self.below = self.below.add(SIDE);
+            self.right = self.right.byte_add(SIDE * self.step);
+        }
+    }
+
+    /// Two tiles of each operand feed four products, so loading takes half as long as multiplying. `between` is called after each of
+    /// the eight instructions with its number.
+    #[inline(always)]
+    unsafe fn wide(&mut self, mut between: impl FnMut(usize)) {
+        // SAFETY: the caller's promise to `product`.
+        unsafe {
+            load!("tmm4", self.left, self.row);
+            between(0);
+            load!("tmm6", self.right, self.step);
+            between(1);
+            multiply!("tmm0", "tmm4", "tmm6");
+            between(2);
+            load!("tmm7", self.right.add(SIDE), self.step);
+            between(3);
+            multiply!("tmm1", "tmm4", "tmm7");
+            between(4);
+            load!("tmm5", self.below, self.row);
+            between(5);
+            multiply!("tmm2", "tmm5", "tmm6");
+            between(6);
+            multiply!("tmm3", "tmm5", "tmm7");
+            between(7);
+            self.advance();
+        }
+    }
+
+    /// `PACE` times [`Self::wide`], with a row of work.
+    #[inline(always)]
+    unsafe fn wide_beside<const PACE: usize>(&mut self, work: &mut impl Beside) {
+        // SAFETY: the caller's promise to `product`; there is a row.
+        unsafe {
+            let mut row = work.begin();
+            for time in 0..PACE {
+                self.wide(|i| {
+                    let done = 8 * time + i + 1; // of 8 PACE instructions
+                    if done.is_multiple_of(PACE) {
+                        work.two(&mut row, done / PACE - 1);
+                    }
+                });
+            }
+            work.end(row);
         }
     }
 
     /// One tile of columns.
     #[inline(always)]
-    unsafe fn narrow(self) {
-        // SAFETY: as above.
+    unsafe fn narrow(&mut self) {
+        // SAFETY: the caller's promise to `product`.
         unsafe {
-            asm!(
-                "test {add:e}, {add:e}",
-                "jnz 2f",
-                "tilezero tmm0",
-                "tilezero tmm2",
-                "jmp 3f",
-                "2:",
-                "tileloadd tmm0, [{out} + {stride}]",
-                "tileloadd tmm2, [{out_below} + {stride}]",
-                "3:",
-                "tileloadd tmm4, [{left} + {row}]",
-                "tileloadd tmm6, [{right} + {step}]",
-                "tileloadd tmm5, [{left_below} + {row}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "add {left}, 64",
-                "add {left_below}, 64",
-                "add {right}, {next}",
-                "dec {tiles}",
-                "jnz 3b",
-                "tilestored [{out} + {stride}], tmm0",
-                "tilestored [{out_below} + {stride}], tmm2",
-                left = inout(reg) self.left => _,
-                left_below = inout(reg) self.left.add(SIDE * self.row) => _,
-                row = in(reg) 4 * self.row,
-                right = inout(reg) self.right => _,
-                step = in(reg) 4 * self.step,
-                next = in(reg) 4 * SIDE * self.step,
-                tiles = inout(reg) self.steps / SIDE => _,
-                out = in(reg) self.out,
-                out_below = in(reg) self.out.add(SIDE * self.stride),
-                stride = in(reg) 4 * self.stride,
-                add = in(reg) u32::from(self.add),
-                out("tmm0") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
-                options(nostack),
-            );
+            load!("tmm4", self.left, self.row);
+            load!("tmm6", self.right, self.step);
+            multiply!("tmm0", "tmm4", "tmm6");
+            load!("tmm5", self.below, self.row);
+            multiply!("tmm2", "tmm5", "tmm6");
+            self.advance();
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::amx;
-use super::simd::{Kernel, Simd};
+use super::simd::{Beside, Kernel, Simd};
 use super::tile::{Left, Out, Right};
 
 #[derive(Clone, Copy)]
@@ -97,8 +97,17 @@ impl<const AMX: bool> Simd for Avx512Bf16<AMX> {
     unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
         // SAFETY: same features; `run` has configured the tiles.
         unsafe {
-            if AMX { amx::product(steps, a, b, out) } else { super::tile::product::<Self, ROW>(steps, a, b, out) }
+            match AMX {
+                true => amx::product(steps, a, b, out, &mut ()),
+                false => super::tile::product::<Self, ROW>(steps, a, b, out),
+            }
         }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn product_beside<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out, work: &mut impl Beside) {
+        // SAFETY: as above.
+        unsafe { if AMX { amx::product(steps, a, b, out, work) } else { Self::product(steps, a, b, out) } }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
     unsafe fn run(kernel: impl Kernel) {

@@ -36,6 +36,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const ROWS: usize = if Self::MATRIX { 32 } else { 6 };
     /// Vectors a register tile is wide.
     const COLS: usize;
+    /// Rows of a panel by columns: keys or queries that are lanes together.
+    const WIDTH: usize = if Self::MATRIX { 256 } else { WIDTH };
     /// Steps that contractions come in; operands are padded with zeros to whole ones.
     const STEPS: usize = if Self::MATRIX { 16 } else { 1 };
 
@@ -86,8 +88,46 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// [`super::tile::product`], compiled for this unit, once for each kind of left operand.
     unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out);
+    /// [`Self::product`] with as much of `work` woven into it as there is room for: none on vector units.
+    #[inline(always)]
+    unsafe fn product_beside<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out, work: &mut impl Beside) {
+        let _ = work;
+        // SAFETY: the caller's promise.
+        unsafe { Self::product(steps, a, b, out) }
+    }
     /// Runs the kernel compiled for this unit.
     unsafe fn run(kernel: impl Kernel);
+}
+
+/// Work of the vector unit, row by row, that goes on while a matrix unit multiplies.
+pub(crate) trait Beside {
+    /// A row at work.
+    type Row;
+    /// Whether a row is left.
+    fn more(&self) -> bool;
+    /// How many times 16 steps of two by two tiles a row is to take: 1, 2 or 4.
+    fn pace(&self) -> usize;
+    /// Starts the next row, which must be there.
+    unsafe fn begin(&mut self) -> Self::Row;
+    /// Does a row's `i`th two vectors, of eight times two.
+    unsafe fn two(&self, row: &mut Self::Row, i: usize);
+    /// Ends the row.
+    unsafe fn end(&self, row: Self::Row);
+}
+
+/// No work.
+impl Beside for () {
+    type Row = ();
+    #[inline(always)]
+    fn more(&self) -> bool {
+        false
+    }
+    fn pace(&self) -> usize {
+        1
+    }
+    unsafe fn begin(&mut self) {}
+    unsafe fn two(&self, _: &mut (), _: usize) {}
+    unsafe fn end(&self, _: ()) {}
 }
 
 /// Work to be compiled for a unit: `run` must be `#[inline(always)]`, as must be everything hot that it calls.

@@ -24,10 +24,10 @@ pub(crate) struct Left<const ROW: usize> {
 }
 
 impl<const ROW: usize> Left<ROW> {
-    /// Rows `ROW` apart whose steps are neighbours.
-    pub fn rows<S: Simd>(words: *const u32) -> Self {
-        const { assert!(ROW > 0) };
-        Self { words, tile: S::ROWS * ROW, row: ROW, step: 1 }
+    /// Rows `row` apart whose steps are neighbours; `row` is `ROW` on vector units.
+    pub fn rows<S: Simd>(words: *const u32, row: usize) -> Self {
+        debug_assert!(S::MATRIX || row == ROW);
+        Self { words, tile: S::ROWS * row, row, step: 1 }
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
             unsafe {
                 match add {
                     false => product::<Unit, 1>(steps, Left::tiles::<Unit>(by_step.as_ptr(), steps), b, out),
-                    true => product::<Unit, STRIDE>(steps, Left::rows::<Unit>(by_row.as_ptr()), b, out),
+                    true => product::<Unit, STRIDE>(steps, Left::rows::<Unit>(by_row.as_ptr(), STRIDE), b, out),
                 }
             }
         }
