@@ -26,7 +26,7 @@ use std::time::Duration;
 use crate::config::Hardware;
 use crate::model::{Model, Prompt};
 use crate::ops::{Rope, Rows, Tape};
-use crate::parallel::Sequence;
+use crate::parallel::{Sequence, bytes};
 use crate::watch::{Part, Watch};
 use crate::{Result, bail};
 use heads::HeadGroup;
@@ -246,7 +246,7 @@ impl<'a> Engine<'a> {
 
     /// A buffer `[rows, width]`.
     fn buffer(&self, width: usize, dtype: DType) -> Result<Tensor> {
-        Ok(Tensor::zeros((self.rows(), width), dtype, self.device())?)
+        bytes::zeros(&[self.rows(), width], dtype, self.device())
     }
 
     /// Where the model is, and the tensors of a step.

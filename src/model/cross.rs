@@ -38,7 +38,7 @@ impl Cross {
     /// `[1, H, rows, d]` as `[rows, H d]`, in `dtype`.
     fn rows_first(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
         let (_, heads, n, d) = x.dims4()?;
-        x.transpose(1, 2)?.contiguous()?.reshape((n, heads * d))?.to_dtype(dtype)
+        cast(&Tape::off(), &x.transpose(1, 2)?.contiguous()?.reshape((n, heads * d))?, dtype)
     }
 
     fn scale(&self, width: usize) -> f64 {

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::lane::{Lanes, Task};
 use super::pack::{Element, Heads, columns_words, rows_words, steps};
-use super::{PACKED, SQUARE, band, wide};
+use super::{PACKED, SQUARE, band, by_row, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right, strip};
@@ -212,7 +212,7 @@ struct Band {
     /// Logits.
     s: [f32; SQUARE],
     dp: [f32; SQUARE],
-    /// Words, paired over queries, a row every `WIDTH`.
+    /// Words, paired over queries, a row every [`by_row`].
     p: [u32; SQUARE],
     /// As `p`.
     ds: [u32; SQUARE],
@@ -269,7 +269,7 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
                     add: i > 0,
                 };
                 let of_queries = S::WIDTH / S::PAIR;
-                let by_row = |words| Left::<WIDTH>::rows::<S>(words, S::WIDTH);
+                let by_row = |words| Left::<WIDTH>::rows::<S>(words, by_row::<S>());
                 // SAFETY: the features are there; the panels were packed with these sizes; the group has `row` keys before these.
                 unsafe {
                     S::product(steps, left(k_left), q_columns, square(squares.s.as_mut_ptr()));
@@ -331,7 +331,7 @@ unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: 
                 let mut ds = [[c; 2]; 2]; // two rows of two vectors: what either pairing takes
                 for (r, ds) in ds.iter_mut().enumerate() {
                     let at = (row + r) * S::WIDTH + column;
-                    let words = (row + r) * S::WIDTH + column / S::PAIR;
+                    let words = (row + r) * by_row::<S>() + column / S::PAIR;
                     let mut p = [c; 2];
                     for (v, (p, ds)) in p.iter_mut().zip(ds.iter_mut()).enumerate() {
                         let x = v * S::LANES;

@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use super::pack::{Element, Heads, columns_words, rows_words, steps};
-use super::{PACKED, SQUARE, band, wide};
+use super::{PACKED, SQUARE, band, by_row, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right};
@@ -271,7 +271,7 @@ impl Pass<'_> {
     unsafe fn values<S: Simd>(&self, i: usize, beside: &mut impl Beside) {
         let (row, rows, keys, panel) = self.piece::<S>(i);
         let v = Right::new::<S>(&panel[columns_words::<S>(self.d)..], S::WIDTH / S::PAIR, self.wide);
-        let p = Left::<WIDTH>::rows::<S>(self.p[i % 2], S::WIDTH);
+        let p = Left::<WIDTH>::rows::<S>(self.p[i % 2], by_row::<S>());
         let steps = keys.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
         // SAFETY: as above.
         unsafe {
@@ -373,7 +373,7 @@ impl<S: Simd> Beside for Softmax<S> {
             }
             self.left -= 1;
             self.s = s.add(S::WIDTH);
-            self.p = p.add(S::WIDTH);
+            self.p = p.add(by_row::<S>());
             self.running = running.add(1);
             self.sums = self.sums.add(self.wide);
             Row { s, p, running, factor, max: S::splat((*running).max), sum: S::load((*running).sum.as_ptr()) }

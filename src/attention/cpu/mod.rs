@@ -14,7 +14,7 @@ use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD};
 pub use crate::ops::cpu::Path;
-use crate::ops::cpu::simd::Simd;
+use crate::ops::cpu::simd::{Simd, WIDTH};
 use crate::ops::cpu::with_unit;
 use crate::watch::Watch;
 use crate::{Result, bail};
@@ -27,6 +27,12 @@ const PACKED: usize = (256 << 20) / 4;
 /// panels of a large head dim pass through L1 once for all of them.
 fn band<S: Simd>() -> usize {
     if S::MATRIX { S::ROWS } else { 4 * S::ROWS }
+}
+
+/// Words from one row of P or dS to the next: on vector units a number that the compiler knows, on a matrix unit no more than there
+/// are, since L1 is small for its squares.
+fn by_row<S: Simd>() -> usize {
+    if S::MATRIX { S::WIDTH / S::PAIR } else { WIDTH }
 }
 
 /// Numbers of the largest band by a panel's width.

@@ -66,9 +66,9 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    fn new<S: Simd>(contraction: usize, lanes: usize, width: usize) -> Self {
+    fn new<S: Simd>(contraction: usize, lanes: usize, width: usize, turned: bool) -> Self {
         let steps = contraction.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
-        let len = Self::len::<S>(contraction, width);
+        let len = if turned { width * apart::<S>(steps) } else { Self::len::<S>(contraction, width) };
         Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, width, len }
     }
 
@@ -99,7 +99,7 @@ pub(crate) fn across_left<S: Simd>(m: Matrix) -> Panels {
 }
 
 fn across_by<S: Simd>(m: Matrix, width: usize, turned: bool) -> Panels {
-    let mut panels = Panels::new::<S>(m.rows, m.columns, width);
+    let mut panels = Panels::new::<S>(m.rows, m.columns, width, turned);
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
@@ -163,7 +163,7 @@ impl Kernel for Across<'_> {
 /// The rows of `m` as a right operand, contraction over its columns.
 pub(crate) fn along<S: Simd>(m: Matrix) -> Panels {
     let width = right::<S>();
-    let mut panels = Panels::new::<S>(m.columns, m.rows, width);
+    let mut panels = Panels::new::<S>(m.columns, m.rows, width, false);
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
@@ -245,6 +245,13 @@ pub(crate) struct Lines<'a> {
     stride: usize,
 }
 
+/// From one row to the next where rows of `words` are read by tiles: an odd number of cache lines, so that a tile's sixteen are not all
+/// in a few sets of L1.
+fn apart<S: Simd>(words: usize) -> usize {
+    let words = words.next_multiple_of(S::STEPS);
+    if S::MATRIX { words | S::STEPS } else { words }
+}
+
 enum Words<'a> {
     Packed(Scratch),
     /// f32 units read the matrix itself.
@@ -257,7 +264,7 @@ impl<'a> Lines<'a> {
             return Self { words: Words::Own(bytemuck::cast_slice(m.values)), stride: m.columns };
         }
         let whole = m.columns.next_multiple_of(2 * S::LANES) / S::PAIR; // whole vectors, since they are written in twos
-        let stride = whole.next_multiple_of(S::STEPS);
+        let stride = apart::<S>(whole);
         let mut words = Scratch::take(m.rows * stride);
         words.par_chunks_mut((stride * 16).max(1)).enumerate().for_each(|(i, words)| {
             // SAFETY: this unit was chosen for this CPU.
@@ -296,7 +303,7 @@ pub(crate) struct Block<'a> {
 impl<'a> Block<'a> {
     /// The lanes of panel `i` of [`across_left`] as rows.
     pub fn of_panel<S: Simd>(panels: &'a Panels, i: usize) -> Self {
-        let (row, step) = if S::MATRIX { (panels.steps, 1) } else { (1, left::<S>()) };
+        let (row, step) = if S::MATRIX { (panels.len / panels.width, 1) } else { (1, left::<S>()) };
         let left = Left { words: std::ptr::null(), tile: S::ROWS * row, row, step };
         Self { words: Cow::Borrowed(panels.panel(i)), left }
     }
