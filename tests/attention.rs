@@ -190,22 +190,39 @@ fn logits_of_ten_thousand_neither_overflow_nor_lose_the_largest() {
     }
 }
 
+/// q, k, v and do whose logits rise (or fall) from key to key.
+fn ramp(direction: f64, [sq, sk]: [usize; 2], d: usize, dtype: DType) -> Inputs {
+    let mut x = inputs(1, 1, [sq, sk], d, DType::F32);
+    let ramp = Tensor::arange(0f32, sk as f32, &Device::Cpu).unwrap().reshape((1, 1, sk, 1)).unwrap();
+    let ramp = (ramp * (direction * 3.2 / d as f64)).unwrap().broadcast_as((1, 1, sk, d)).unwrap();
+    x[1] = (&x[1] + ramp).unwrap();
+    x[0] = x[0].abs().unwrap();
+    x.map(|x| x.to_dtype(dtype).unwrap())
+}
+
 /// Logits that rise panel after panel move the running maximum every time; those that fall never do.
 #[test]
 fn rising_and_falling_logits_match_the_reference() {
-    let [sq, sk, d] = [9, 520, 16];
     for direction in [1.0, -1.0] {
-        let mut x = inputs(1, 1, [sq, sk], d, DType::F32);
-        let ramp = Tensor::arange(0f32, sk as f32, &Device::Cpu).unwrap().reshape((1, 1, sk, 1)).unwrap();
-        let ramp = (ramp * (direction * 0.2)).unwrap().broadcast_as((1, 1, sk, d)).unwrap();
-        x[1] = (&x[1] + ramp).unwrap();
-        x[0] = x[0].abs().unwrap();
+        let x = ramp(direction, [9, 520], 16, DType::F32);
         let truth = exact(&x, 0.25);
         for path in available() {
             for (name, (x, truth)) in NAMES.iter().zip(run(path, &x, 0.25).iter().zip(&truth)) {
                 let (max, _) = errors(x, truth);
                 assert!(max < 1e-4, "{path:?} {direction}: {name} is off by {max:.1e}");
             }
+        }
+    }
+}
+
+/// Several bands of rows by several panels, where a matrix unit's products and exponentials are woven, at each of their paces.
+#[test]
+fn rising_and_falling_logits_err_at_most_twice_as_much_as_plain_bf16() {
+    for (direction, d) in [(1.0, 64), (-1.0, 64), (1.0, 128), (1.0, 256)] {
+        let x = ramp(direction, [530, 700], d, DType::BF16);
+        let (truth, plain) = (exact(&x, 0.25), run_reference(&x, 0.25));
+        for path in available() {
+            check_bf16(&run(path, &x, 0.25), &plain, &truth, &format!("{path:?} {direction} {d}"));
         }
     }
 }

@@ -134,7 +134,7 @@ fn tables_for_people() {
 #[test]
 fn what_cannot_be_measured_is_refused() {
     for (args, expected) in [
-        (&["attention", "--path", "mmx"][..], "--path mmx: no such path; this CPU can run pairs, portable"),
+        (&["attention", "--path", "mmx"][..], "--path mmx: no such path; this CPU can run pairs, tiles, portable"),
         (&["attention", "--tokens", "8", "--head-dim", "12"], "the head dim is 12; it must be a multiple of 8"),
         (&["step", "--height", "9"], "height 9 is not a multiple of the patch's 2"),
         (&["block", "--head-dim", "4"], "attention_head_dim is 4"),

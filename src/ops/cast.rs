@@ -7,7 +7,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Tape;
-use super::cpu::round_to_bf16;
+use super::cpu::{narrowed, widened};
 use super::custom::contiguous;
 
 const CHUNK: usize = 1 << 14;
@@ -59,16 +59,10 @@ impl CustomOp1 for Cast {
 
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
 fn narrow(y: &mut [bf16], x: &[f32]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        // A NaN keeps its upper bits, and one of them set, since rounding could carry it away.
-        let bits = if x.is_nan() { x.to_bits() >> 16 | 0x40 } else { round_to_bf16(x).to_bits() >> 16 };
-        *y = bf16::from_bits(bits as u16);
-    }
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = narrowed(x));
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
 fn widen(y: &mut [f32], x: &[bf16]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = f32::from_bits(u32::from(x.to_bits()) << 16);
-    }
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = widened(x));
 }

@@ -50,7 +50,7 @@ pub fn row_dot(a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
     }
     match a.dtype() {
         DType::F64 => Tensor::from_vec(go::<f64, f64>(a, b, d, |x| x)?, (n, heads), a.device()),
-        DType::BF16 => Tensor::from_vec(go::<bf16, f32>(a, b, d, bf16::to_f32)?, (n, heads), a.device()),
+        DType::BF16 => Tensor::from_vec(go::<bf16, f32>(a, b, d, super::cpu::widened)?, (n, heads), a.device()),
         _ => Tensor::from_vec(go::<f32, f32>(a, b, d, |x| x)?, (n, heads), a.device()),
     }
 }

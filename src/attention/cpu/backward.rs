@@ -14,44 +14,18 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::lane::{Lanes, Task};
-use super::pack::{Element, Heads, columns_words, rows_words, steps};
-use super::{PACKED, SQUARE, band, by_row, wide};
+use super::pack::{Element, Heads, steps};
+use super::queries::{Layout, Saved, pack_queries};
+use super::weights::{Band, Pairs, Weights};
+use super::{PACKED, band, by_row, wide};
 use crate::ops::cpu::scratch::Scratch;
-use crate::ops::cpu::simd::{Kernel, Simd, WIDTH};
+use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right, strip};
 use crate::watch::Watch;
 
 /// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of dq's sums follows
 /// from it.
 const GROUP: usize = 384;
-
-/// What the forward pass left and the caller's cotangent.
-#[derive(Clone, Copy)]
-pub(super) struct Saved<'a, E> {
-    pub d_o: Heads<'a, E>,
-    /// `[B, H, Sq]`
-    pub lse: &'a [f32],
-    /// rowsum(d_o * o) `[B, H, Sq]`
-    pub delta: &'a [f32],
-}
-
-/// Word counts of one block of queries in packed form, in order.
-#[derive(Clone, Copy)]
-struct Layout {
-    /// q or dO by columns.
-    columns: usize,
-    /// q or dO by rows.
-    rows: usize,
-    /// All four and lse and delta.
-    total: usize,
-}
-
-impl Layout {
-    fn new<S: Simd>(d: usize) -> Self {
-        let (columns, rows) = (columns_words::<S>(d), rows_words::<S>(d));
-        Self { columns, rows, total: 2 * (columns + rows) + 2 * S::WIDTH }
-    }
-}
 
 /// dq, dk and dv, each like q, k and v, rounded to `O`. Once `watch` says stop, what is left of them is garbage.
 pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
@@ -163,32 +137,6 @@ fn finish_turned<S: Simd, E: Element>(out: &mut [E], sums: &[f32], d: usize, sca
     }
 }
 
-/// One block of queries in the layouts that every group of keys needs.
-fn pack_queries<S: Simd, E: Element>(
-    q: &Heads<E>,
-    saved: &Saved<E>,
-    layout: Layout,
-    head: usize,
-    first: usize,
-    words: &mut [u32],
-) {
-    let count = S::WIDTH.min(q.rows - first);
-    for (x, words) in [q, &saved.d_o].into_iter().zip(words.chunks_exact_mut(layout.columns + layout.rows)) {
-        let (columns, rows) = words.split_at_mut(layout.columns);
-        x.columns::<S>(head, first, count, columns);
-        x.rows::<S>(head, first, count, S::WIDTH / S::PAIR, rows);
-    }
-    let stats: &mut [f32] = bytemuck::cast_slice_mut(&mut words[2 * (layout.columns + layout.rows)..]);
-    let (lse, delta) = stats.split_at_mut(S::WIDTH);
-    let at = head * q.rows + first;
-    lse.fill(f32::INFINITY); // no weight for rows that are not there
-    delta.fill(0.0);
-    for (to, x) in lse.iter_mut().zip(&saved.lse[at..at + count]) {
-        *to = (f64::from(*x) * LOG2_E) as f32;
-    }
-    delta[..count].copy_from_slice(&saved.delta[at..at + count]);
-}
-
 /// A task: a group of keys of one head against all its queries.
 struct Keys<'a, E, O> {
     k: &'a Heads<'a, E>,
@@ -206,22 +154,10 @@ struct Keys<'a, E, O> {
     watch: &'a Watch,
 }
 
-/// What a band of keys by a block of queries passes through, each row a key; used over and over.
-#[repr(C, align(64))]
-struct Band {
-    /// Logits.
-    s: [f32; SQUARE],
-    dp: [f32; SQUARE],
-    /// Words, paired over queries, a row every [`by_row`].
-    p: [u32; SQUARE],
-    /// As `p`.
-    ds: [u32; SQUARE],
-}
-
 impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
-        let (d, steps, band) = (self.k.dim, steps::<S>(self.k.dim), band::<S>());
+        let (d, steps) = (self.k.dim, steps::<S>(self.k.dim));
         let wide = wide(d);
         let keys = self.dk.len() / d;
         let padded = keys.next_multiple_of(S::ROWS);
@@ -238,66 +174,80 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
             k_of_dq = Scratch::take(Right::words::<S>(of_keys, wide));
             self.k.rows::<S>(self.head, self.first, keys, of_keys, &mut k_of_dq);
         }
-        let mut ds = Scratch::take(of_keys * S::WIDTH); // [keys, S::WIDTH], paired over keys
-        let pairs = match S::MATRIX {
-            true => Pairs { words: ds.as_mut_ptr(), step: strip::<S>(S::WIDTH), strip: of_keys * strip::<S>(S::WIDTH) },
-            false => Pairs { words: ds.as_mut_ptr(), step: S::WIDTH, strip: 2 * S::LANES },
-        };
+        let mut ds = Scratch::take(of_keys * S::WIDTH); // [keys, WIDTH], paired over keys
         let mut sums = Scratch::take(2 * padded * wide);
         let (dk, dv) = sums.floats().split_at_mut(padded * wide); // [keys, wide]
-        let factor = (self.scale * LOG2_E) as f32;
-
-        let mut squares =
-            Band { s: [0.0; SQUARE], dp: [0.0; SQUARE], p: [0; SQUARE], ds: [0; SQUARE] };
-        for (i, block) in self.blocks.chunks_exact(self.layout.total).enumerate() {
-            let (q, rest) = block.split_at(self.layout.columns + self.layout.rows);
-            let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
-            let right = |words: &[u32]| {
-                let (columns, rows) = words.split_at(self.layout.columns);
-                (Right::new::<S>(columns, steps, S::WIDTH), Right::new::<S>(rows, S::WIDTH / S::PAIR, wide))
-            };
-            let ((q_columns, q_rows), (o_columns, o_rows)) = (right(q), right(o));
-            for row in (0..padded).step_by(band) {
-                let rows = band.min(padded - row);
-                let left = |x: &[u32]| Left::tiles::<S>(x[row * steps..].as_ptr(), steps);
-                let square = |values| Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add: false };
-                let sum = |x: &mut [f32]| Out {
-                    values: x[row * wide..].as_mut_ptr(),
-                    stride: wide,
-                    rows,
-                    width: wide,
-                    add: i > 0,
-                };
-                let of_queries = S::WIDTH / S::PAIR;
-                let by_row = |words| Left::<WIDTH>::rows::<S>(words, by_row::<S>());
-                // SAFETY: the features are there; the panels were packed with these sizes; the group has `row` keys before these.
-                unsafe {
-                    S::product(steps, left(k_left), q_columns, square(squares.s.as_mut_ptr()));
-                    S::product(steps, left(v_left), o_columns, square(squares.dp.as_mut_ptr()));
-                    if keys < row + rows {
-                        squares.s[(keys - row) * S::WIDTH..].fill(f32::NEG_INFINITY);
-                    }
-                    let pairs = Pairs { words: pairs.words.add(row / S::PAIR * pairs.step), ..pairs };
-                    weights::<S>(&mut squares, rows, bytemuck::cast_slice(stats), factor, pairs);
-                    let ds_row = if S::PAIR == 1 { pairs.words.cast_const() } else { squares.ds.as_ptr() };
-                    S::product(of_queries, by_row(squares.p.as_ptr()), o_rows, sum(dv));
-                    S::product(of_queries, by_row(ds_row), q_rows, sum(dk));
+        let mut squares = [Band::NEW; 2];
+        let bands = padded.div_ceil(band::<S>());
+        let pass = Pass {
+            k_left,
+            v_left,
+            blocks: self.blocks,
+            layout: self.layout,
+            d,
+            wide,
+            keys,
+            padded,
+            bands,
+            factor: (self.scale * LOG2_E) as f32,
+            dk: dk.as_mut_ptr(),
+            dv: dv.as_mut_ptr(),
+            pairs: match S::MATRIX {
+                true => {
+                    Pairs { words: ds.as_mut_ptr(), step: strip::<S>(S::WIDTH), strip: of_keys * strip::<S>(S::WIDTH) }
                 }
-            }
-            let add = !self.task.is_first();
-            let Some(mut dq) = self.task.visit(i) else { return };
+                false => Pairs { words: ds.as_mut_ptr(), step: S::WIDTH, strip: 2 * S::LANES },
+            },
+            squares: squares.each_mut().map(|square| &raw mut *square),
+        };
+        let pieces = bands * self.blocks.len() / self.layout.total;
+        let add = !self.task.is_first();
+        let mut turn = |block: usize| {
+            let Some(mut dq) = self.task.visit(block) else { return false };
             let values = dq.as_mut_ptr();
-            // SAFETY: as above.
+            // SAFETY: the features are there; the panels were packed with these sizes.
             unsafe {
+                let ds = pass.pairs.words.cast_const();
                 if S::MATRIX {
                     let rows = sums_words::<S>(d) / S::WIDTH;
-                    let out = Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add }; // [wide, S::WIDTH]
+                    let out = Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add }; // [wide, WIDTH]
                     let k = Left { words: k_of_dq.as_ptr(), tile: S::ROWS * of_keys, row: of_keys, step: 1 };
-                    S::product::<0>(of_keys, k, Right::new::<S>(&ds, of_keys, S::WIDTH), out);
+                    let ds = std::slice::from_raw_parts(ds, of_keys * S::WIDTH);
+                    S::product::<0>(of_keys, k, Right::new::<S>(ds, of_keys, S::WIDTH), out);
                 } else {
-                    let out = Out { values, stride: wide, rows: S::WIDTH, width: wide, add }; // [S::WIDTH, wide]
+                    let out = Out { values, stride: wide, rows: S::WIDTH, width: wide, add }; // [WIDTH, wide]
                     let k = Right::new::<S>(&k_of_dq, of_keys, wide);
-                    S::product(of_keys, Left::steps::<S>(ds.as_ptr(), S::WIDTH), k, out);
+                    S::product(of_keys, Left::steps::<S>(ds, S::WIDTH), k, out);
+                }
+            }
+            true
+        };
+        // SAFETY: the features are there, and the pieces; nothing else touches what the pass points to.
+        unsafe {
+            if S::MATRIX {
+                // As in the forward pass: a piece's weights are made while products of its neighbours run.
+                for i in 0..pieces + 2 {
+                    let mut weights =
+                        if (1..=pieces).contains(&i) { pass.weights::<S>(i - 1) } else { pass.none::<S>() };
+                    if i < pieces {
+                        pass.logits::<S>(i, &mut weights);
+                    }
+                    if i >= 2 {
+                        pass.gradients::<S>(i - 2, &mut weights);
+                    }
+                    weights.rest();
+                    if i > 0 && i <= pieces && i.is_multiple_of(bands) && !turn(i / bands - 1) {
+                        return;
+                    }
+                }
+            } else {
+                for i in 0..pieces {
+                    pass.logits::<S>(i, &mut ());
+                    pass.weights::<S>(i).rest();
+                    pass.gradients::<S>(i, &mut ());
+                    if (i + 1).is_multiple_of(bands) && !turn(i / bands) {
+                        return;
+                    }
                 }
             }
         }
@@ -307,48 +257,117 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
     }
 }
 
-/// Where dS of a group goes, paired over keys: a step's words from `words + step * step` on, each two vectors of queries `strip` from
-/// those before.
-#[derive(Clone, Copy)]
-struct Pairs {
-    words: *mut u32,
-    step: usize,
-    strip: usize,
+/// A task at work, in *pieces*: a band of keys against a block of queries, all bands for one block after another.
+struct Pass<'a> {
+    k_left: &'a [u32],
+    v_left: &'a [u32],
+    blocks: &'a [u32],
+    layout: Layout,
+    d: usize,
+    wide: usize,
+    keys: usize,
+    padded: usize,
+    bands: usize,
+    factor: f32,
+    /// `[padded, wide]`
+    dk: *mut f32,
+    dv: *mut f32,
+    pairs: Pairs,
+    squares: [*mut Band; 2],
 }
 
-/// P and dS of a band of keys from logits and dP: by rows, and dS once more paired over keys.
-///
-/// # Safety
-/// The CPU has the unit's features; `stats` holds lse in base 2 and delta, `pairs` the band.
-#[inline(always)]
-unsafe fn weights<S: Simd>(band: &mut Band, rows: usize, stats: &[f32], factor: f32, pairs: Pairs) {
-    // SAFETY: all pointers stay within `rows` of BAND rows.
-    unsafe {
-        let c = S::splat(factor);
-        let (lse, delta) = (stats[..S::WIDTH].as_ptr(), stats[S::WIDTH..2 * S::WIDTH].as_ptr());
-        for row in (0..rows).step_by(2) {
-            for column in (0..S::WIDTH).step_by(2 * S::LANES) {
-                let mut ds = [[c; 2]; 2]; // two rows of two vectors: what either pairing takes
-                for (r, ds) in ds.iter_mut().enumerate() {
-                    let at = (row + r) * S::WIDTH + column;
-                    let words = (row + r) * by_row::<S>() + column / S::PAIR;
-                    let mut p = [c; 2];
-                    for (v, (p, ds)) in p.iter_mut().zip(ds.iter_mut()).enumerate() {
-                        let x = v * S::LANES;
-                        let s = S::load(band.s.as_ptr().add(at + x));
-                        let dp = S::load(band.dp.as_ptr().add(at + x));
-                        *p = S::exp2(S::mul_sub(s, c, S::load(lse.add(column + x))));
-                        *ds = S::mul(*p, S::sub(dp, S::load(delta.add(column + x))));
-                    }
-                    S::put_row(band.p.as_mut_ptr().add(words), p[0], p[1]);
-                    if S::PAIR > 1 {
-                        S::put_row(band.ds.as_mut_ptr().add(words), ds[0], ds[1]);
-                    }
-                }
-                let to = pairs.words.add(row / S::PAIR * pairs.step + column / (2 * S::LANES) * pairs.strip);
-                S::put_rows(to, S::WIDTH, ds[0][0], ds[1][0]);
-                S::put_rows(to.add(S::LANES), S::WIDTH, ds[0][1], ds[1][1]);
+impl Pass<'_> {
+    /// Piece `i`: its first key and its keys (`rows`), and the packed queries and output gradients of its block, and their statistics.
+    #[inline(always)]
+    fn piece<S: Simd>(&self, i: usize) -> (usize, usize, [&[u32]; 3]) {
+        let row = i % self.bands * band::<S>();
+        let block = &self.blocks[i / self.bands * self.layout.total..][..self.layout.total];
+        let (q, rest) = block.split_at(self.layout.columns + self.layout.rows);
+        let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
+        (row, band::<S>().min(self.padded - row), [q, o, stats])
+    }
+
+    /// Logits and dP.
+    ///
+    /// # Safety
+    /// The CPU has the unit's features, and there is this piece.
+    #[inline(always)]
+    unsafe fn logits<S: Simd>(&self, i: usize, beside: &mut impl Beside) {
+        let (row, rows, [q, o, _]) = self.piece::<S>(i);
+        let steps = steps::<S>(self.d);
+        let left = |x: &[u32]| Left::tiles::<S>(x[row * steps..].as_ptr(), steps);
+        let columns = |x| Right::new::<S>(x, steps, S::WIDTH);
+        let square = |values| Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add: false };
+        // SAFETY: the panels were packed with these sizes; a square holds a band by a block.
+        unsafe {
+            let Band { s, dp, .. } = &mut *self.squares[i % 2];
+            S::product_beside(steps, left(self.k_left), columns(q), square(s.as_mut_ptr()), beside);
+            S::product_beside(steps, left(self.v_left), columns(o), square(dp.as_mut_ptr()), beside);
+            if self.keys < row + rows {
+                s[(self.keys - row) * S::WIDTH..rows * S::WIDTH].fill(f32::NEG_INFINITY);
             }
+        }
+    }
+
+    /// To be done when the piece has its logits.
+    ///
+    /// # Safety
+    /// As [`Self::logits`].
+    #[inline(always)]
+    unsafe fn weights<S: Simd>(&self, i: usize) -> Weights<S> {
+        let (row, rows, [.., stats]) = self.piece::<S>(i);
+        let stats: &[f32] = bytemuck::cast_slice(stats);
+        // SAFETY: the group has `row` keys before these; statistics are two blocks long.
+        unsafe {
+            let Band { s, dp, p, ds } = &mut *self.squares[i % 2];
+            Weights {
+                left: rows / 2,
+                pace: (self.d / 16).clamp(1, 4),
+                s: s.as_ptr(),
+                dp: dp.as_ptr(),
+                p: p.as_mut_ptr(),
+                ds: ds.as_mut_ptr(),
+                pairs: Pairs { words: self.pairs.words.add(row / S::PAIR * self.pairs.step), ..self.pairs },
+                lse: stats.as_ptr(),
+                delta: stats[S::WIDTH..].as_ptr(),
+                factor: self.factor,
+                unit: std::marker::PhantomData,
+            }
+        }
+    }
+
+    /// No weights.
+    ///
+    /// # Safety
+    /// The CPU has the unit's features.
+    #[inline(always)]
+    unsafe fn none<S: Simd>(&self) -> Weights<S> {
+        // SAFETY: the first piece is there.
+        unsafe { Weights { left: 0, ..self.weights(0) } }
+    }
+
+    /// Adds to dv and dk what the piece's weights give.
+    ///
+    /// # Safety
+    /// As [`Self::logits`].
+    #[inline(always)]
+    unsafe fn gradients<S: Simd>(&self, i: usize, beside: &mut impl Beside) {
+        let (row, rows, [q, o, _]) = self.piece::<S>(i);
+        let of_queries = S::WIDTH / S::PAIR;
+        let by_rows = |x: &[u32]| Right::new::<S>(&x[self.layout.columns..], of_queries, self.wide);
+        let left = |words| Left::<WIDTH>::rows::<S>(words, by_row::<S>());
+        // SAFETY: as above.
+        unsafe {
+            let Band { p, ds, .. } = &*self.squares[i % 2];
+            let ds = match S::PAIR {
+                1 => self.pairs.words.add(row * self.pairs.step).cast_const(),
+                _ => ds.as_ptr(),
+            };
+            let add = i >= self.bands;
+            let sum =
+                |x: *mut f32| Out { values: x.add(row * self.wide), stride: self.wide, rows, width: self.wide, add };
+            S::product_beside(of_queries, left(p.as_ptr()), by_rows(o), sum(self.dv), beside);
+            S::product_beside(of_queries, left(ds), by_rows(q), sum(self.dk), beside);
         }
     }
 }

@@ -2,17 +2,15 @@
 //!
 //! K and V are packed once a head. A task owns some rows of one head and walks over all key panels: a tile of `ROWS` rows
 //! takes its logits against `WIDTH` keys, turns them into exponentials in base 2 and adds their product with V to its
-//! f32 sums. The running maximum moves only when a logit exceeds it by more than 2^8 (as FlashAttention-4 does): values up to
-//! 256 lose nothing in floating point, and rescaling nearly vanishes. A row's result does not depend on how rows are
+//! f32 sums. A row's result does not depend on how rows are
 //! split into tasks, hence not on the number of threads.
 //!
 //! FlashAttention-2, arXiv 2307.08691; online softmax, arXiv 1805.02867.
 
-use std::marker::PhantomData;
-
 use rayon::prelude::*;
 
 use super::pack::{Element, Heads, columns_words, rows_words, steps};
+use super::softmax::{Running, Softmax};
 use super::{PACKED, SQUARE, band, by_row, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
@@ -21,9 +19,6 @@ use crate::watch::Watch;
 
 /// Bands of a task at most: their sums and words stay in L2 while a key panel stays in L1.
 const BANDS: usize = 8;
-
-/// log2 of how far a logit may exceed the maximum that its row subtracts.
-const SLACK: f32 = 8.0;
 
 /// o `[B, H, Sq, d]`, rounded to `O`, and lse `[B, H, Sq]`.
 ///
@@ -95,15 +90,6 @@ struct Rows<'a, E, O> {
     watch: &'a Watch,
 }
 
-/// What a row carries from panel to panel, beside its sums of values.
-#[derive(Clone, Copy)]
-struct Running {
-    /// The maximum that it subtracts, in base 2.
-    max: f32,
-    /// Its sum of exponentials, lane by lane.
-    sum: [f32; 16],
-}
-
 /// Logits or words of weights of a band of rows against a panel of keys, a row every `WIDTH`; two of them, used in turn.
 #[repr(align(64))]
 struct Squares<T>([[T; SQUARE]; 2]);
@@ -142,7 +128,8 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
                     if i.is_multiple_of(bands) && self.watch.stops() {
                         return;
                     }
-                    let mut weights = if (1..=pieces).contains(&i) { pass.weights::<S>(i - 1) } else { pass.none::<S>() };
+                    let mut weights =
+                        if (1..=pieces).contains(&i) { pass.weights::<S>(i - 1) } else { pass.none::<S>() };
                     if i < pieces {
                         pass.logits::<S>(i, &mut weights);
                     }
@@ -258,7 +245,7 @@ impl Pass<'_> {
                 wide: self.wide,
                 first: i < self.bands,
                 factor: self.factor,
-                unit: PhantomData,
+                unit: std::marker::PhantomData,
             }
         }
     }
@@ -279,119 +266,5 @@ impl Pass<'_> {
             let out = Out { values, stride: self.wide, rows, width: self.wide, add: i >= self.bands };
             S::product_beside(steps, p, v, out, beside);
         }
-    }
-}
-
-/// Logits of a band to exponentials, as the left operand of the product with V.
-struct Softmax<S> {
-    /// Rows that are left, and how slowly to take them.
-    left: usize,
-    pace: usize,
-    // Of the next row:
-    s: *const f32,
-    p: *mut u32,
-    running: *mut Running,
-    sums: *mut f32,
-    wide: usize,
-    /// There are no sums yet.
-    first: bool,
-    factor: f32,
-    unit: PhantomData<S>,
-}
-
-/// A row at work.
-struct Row<S: Simd> {
-    s: *const f32,
-    p: *mut u32,
-    running: *mut Running,
-    factor: S::V,
-    max: S::V,
-    sum: S::V,
-}
-
-impl<S: Simd> Softmax<S> {
-    /// Does what is left.
-    ///
-    /// # Safety
-    /// The CPU has the unit's features.
-    #[inline(always)]
-    unsafe fn rest(&mut self) {
-        while self.more() {
-            // SAFETY: there is a row.
-            unsafe {
-                let mut row = self.begin();
-                for i in 0..S::WIDTH / (2 * S::LANES) {
-                    self.two(&mut row, i);
-                }
-                self.end(row);
-            }
-        }
-    }
-
-    /// Makes the row's largest logit what it subtracts.
-    ///
-    /// # Safety
-    /// There is a row.
-    #[cold]
-    #[inline(never)]
-    unsafe fn raise(&self) {
-        // SAFETY: the row's arrays are there.
-        unsafe {
-            let (row, logits) = (&mut *self.running, std::slice::from_raw_parts(self.s, S::WIDTH));
-            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) * self.factor;
-            let shrink = (row.max - max).exp2();
-            row.max = max;
-            if !self.first {
-                row.sum.iter_mut().for_each(|x| *x *= shrink);
-                std::slice::from_raw_parts_mut(self.sums, self.wide).iter_mut().for_each(|x| *x *= shrink);
-            }
-        }
-    }
-}
-
-impl<S: Simd> Beside for Softmax<S> {
-    type Row = Row<S>;
-    #[inline(always)]
-    fn more(&self) -> bool {
-        self.left > 0
-    }
-    #[inline(always)]
-    fn pace(&self) -> usize {
-        self.pace
-    }
-    #[inline(always)]
-    unsafe fn begin(&mut self) -> Row<S> {
-        // SAFETY: a row's arrays are there, here and below.
-        unsafe {
-            let (s, p, running, factor) = (self.s, self.p, self.running, S::splat(self.factor));
-            let mut top = S::load(s);
-            for j in 1..S::WIDTH / S::LANES {
-                top = S::max(top, S::load(s.add(j * S::LANES)));
-            }
-            if S::any_above(S::mul(top, factor), S::splat((*running).max + SLACK)) {
-                self.raise();
-            }
-            self.left -= 1;
-            self.s = s.add(S::WIDTH);
-            self.p = p.add(by_row::<S>());
-            self.running = running.add(1);
-            self.sums = self.sums.add(self.wide);
-            Row { s, p, running, factor, max: S::splat((*running).max), sum: S::load((*running).sum.as_ptr()) }
-        }
-    }
-    #[inline(always)]
-    unsafe fn two(&self, row: &mut Row<S>, i: usize) {
-        // SAFETY: as above.
-        unsafe {
-            let exp2 = |j: usize| S::exp2(S::mul_sub(S::load(row.s.add(j * S::LANES)), row.factor, row.max));
-            let (a, b) = (exp2(2 * i), exp2(2 * i + 1));
-            row.sum = S::add(row.sum, S::add(a, b));
-            S::put_row(row.p.add(2 * i * S::LANES / S::PAIR), a, b);
-        }
-    }
-    #[inline(always)]
-    unsafe fn end(&self, row: Row<S>) {
-        // SAFETY: as above.
-        unsafe { S::store((*row.running).sum.as_mut_ptr(), row.sum) }
     }
 }

@@ -1,13 +1,17 @@
 //! Attention on the CPU: the choice of the vector unit and its kernels.
 //!
-//! On the vector units of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the algorithms.
+//! On the units of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the algorithms, [`softmax`] and
+//! [`weights`] what they do between products.
 //! Every unit runs the same algorithm, so tests can hold each against the reference.
 
 mod backward;
 mod forward;
 mod lane;
 mod pack;
+mod queries;
 pub mod rehearsal;
+mod softmax;
+mod weights;
 
 use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;
@@ -148,7 +152,7 @@ fn backward_as(
     macro_rules! run {
         ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
-            let saved = backward::Saved { d_o: heads(&os)?, lse: &lse, delta: &delta };
+            let saved = queries::Saved { d_o: heads(&os)?, lse: &lse, delta: &delta };
             let [dq, dk, dv] =
                 with_unit!(path, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale, watch));
             let tensor = |x, rows| Tensor::from_vec(x, (b, h, rows, d), &Device::Cpu);

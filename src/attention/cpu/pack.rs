@@ -19,6 +19,7 @@ use half::bf16;
 use super::wide;
 use crate::ops::cpu::simd::Simd;
 use crate::ops::cpu::tile::{Right, strip};
+use crate::ops::cpu::{narrowed, widened};
 
 /// A tensor's element as the kernels see it.
 pub(super) trait Element: Copy + Send + Sync + 'static {
@@ -42,12 +43,15 @@ impl Element for f32 {
     }
 }
 
+// By bits: half's own functions are calls.
 impl Element for bf16 {
+    #[inline(always)]
     fn to_f32(self) -> f32 {
-        bf16::to_f32(self)
+        widened(self)
     }
+    #[inline(always)]
     fn from_f32(x: f32) -> Self {
-        bf16::from_f32(x)
+        narrowed(x)
     }
     fn half(self) -> u16 {
         self.to_bits()

@@ -122,6 +122,27 @@ macro_rules! multiply {
     };
 }
 
+/// `wide!(at, i => between)`: 16 steps of two by two tiles. Two tiles of each operand feed four products, so loading takes half as long
+/// as multiplying. `between` comes after each of the eight instructions, whose number is `i`. (A closure might not be inlined, and would
+/// then lack the unit's features.)
+macro_rules! wide {
+    ($at:ident, $i:ident => $between:expr) => {{
+        wide!($at, $i => $between,
+            0 load!("tmm4", $at.left, $at.row),
+            1 load!("tmm6", $at.right, $at.step),
+            2 multiply!("tmm0", "tmm4", "tmm6"),
+            3 load!("tmm7", $at.right.add(SIDE), $at.step),
+            4 multiply!("tmm1", "tmm4", "tmm7"),
+            5 load!("tmm5", $at.below, $at.row),
+            6 multiply!("tmm2", "tmm5", "tmm6"),
+            7 multiply!("tmm3", "tmm5", "tmm7"));
+        $at.advance();
+    }};
+    ($at:ident, $i:ident => $between:expr, $($number:literal $instruction:expr),*) => {
+        { $($instruction; { let $i: usize = $number; $between })* }
+    };
+}
+
 /// [`super::tile::product`] on tiles: `rows` and `steps` are multiples of 32 and 16, all rows of `a` are `a.row` apart and their
 /// steps neighbours. As much of `work` is done between the instructions as there are products for.
 ///
@@ -130,13 +151,7 @@ macro_rules! multiply {
 /// # Safety
 /// As there; the thread's [`Tiles`] are configured.
 #[inline(always)]
-pub(super) unsafe fn product<const ROW: usize>(
-    steps: usize,
-    a: Left<ROW>,
-    b: Right,
-    out: Out,
-    work: &mut impl Beside,
-) {
+pub(super) unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out, work: &mut impl Beside) {
     debug_assert!(a.step == 1 && out.rows.is_multiple_of(2 * SIDE) && steps.is_multiple_of(SIDE));
     let stride = 4 * out.stride;
     for (i, column) in (0..out.width).step_by(b.step).enumerate() {
@@ -181,7 +196,7 @@ pub(super) unsafe fn product<const ROW: usize>(
                         }
                         left -= work.pace();
                     } else {
-                        at.wide(|_| {});
+                        at.wide();
                         left -= 1;
                     }
                 }
@@ -216,30 +231,10 @@ impl At {
         }
     }
 
-    /// Two tiles of each operand feed four products, so loading takes half as long as multiplying. `between` is called after each of
-    /// the eight instructions with its number.
     #[inline(always)]
-    unsafe fn wide(&mut self, mut between: impl FnMut(usize)) {
+    unsafe fn wide(&mut self) {
         // SAFETY: the caller's promise to `product`.
-        unsafe {
-            load!("tmm4", self.left, self.row);
-            between(0);
-            load!("tmm6", self.right, self.step);
-            between(1);
-            multiply!("tmm0", "tmm4", "tmm6");
-            between(2);
-            load!("tmm7", self.right.add(SIDE), self.step);
-            between(3);
-            multiply!("tmm1", "tmm4", "tmm7");
-            between(4);
-            load!("tmm5", self.below, self.row);
-            between(5);
-            multiply!("tmm2", "tmm5", "tmm6");
-            between(6);
-            multiply!("tmm3", "tmm5", "tmm7");
-            between(7);
-            self.advance();
-        }
+        unsafe { wide!(self, _i => ()) }
     }
 
     /// `PACE` times [`Self::wide`], with a row of work.
@@ -249,7 +244,7 @@ impl At {
         unsafe {
             let mut row = work.begin();
             for time in 0..PACE {
-                self.wide(|i| {
+                wide!(self, i => {
                     let done = 8 * time + i + 1; // of 8 PACE instructions
                     if done.is_multiple_of(PACE) {
                         work.two(&mut row, done / PACE - 1);

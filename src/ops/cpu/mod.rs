@@ -137,3 +137,16 @@ pub(crate) fn round_to_bf16(x: f32) -> f32 {
     let bits = x.to_bits();
     f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
 }
+
+/// The value of a bf16.
+#[inline(always)]
+pub(crate) fn widened(x: half::bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+/// The bf16 nearest to x. A NaN keeps its upper bits, and one of them set, since rounding could carry it away.
+#[inline(always)]
+pub(crate) fn narrowed(x: f32) -> half::bf16 {
+    let bits = if x.is_nan() { x.to_bits() >> 16 | 0x40 } else { round_to_bf16(x).to_bits() >> 16 };
+    half::bf16::from_bits(bits as u16)
+}

@@ -1,0 +1,125 @@
+//! The backward pass's weights: P and dS of a band of keys, two keys at a time, so that a matrix unit can multiply meanwhile.
+
+use std::marker::PhantomData;
+
+use super::{SQUARE, by_row};
+use crate::ops::cpu::simd::{Beside, Simd};
+
+/// What a band of keys by a block of queries passes through, each row a key; used over and over.
+#[repr(C, align(64))]
+pub(super) struct Band {
+    /// Logits.
+    pub s: [f32; SQUARE],
+    pub dp: [f32; SQUARE],
+    /// Words, paired over queries, a row every [`by_row`].
+    pub p: [u32; SQUARE],
+    /// As `p`.
+    pub ds: [u32; SQUARE],
+}
+
+impl Band {
+    pub const NEW: Self = Self { s: [0.0; SQUARE], dp: [0.0; SQUARE], p: [0; SQUARE], ds: [0; SQUARE] };
+}
+
+/// Where dS of a group goes, paired over keys: a step's words from `words + step * step` on, each two vectors of queries `strip` from
+/// those before.
+#[derive(Clone, Copy)]
+pub(super) struct Pairs {
+    pub words: *mut u32,
+    pub step: usize,
+    pub strip: usize,
+}
+
+/// P and dS of a band of keys from logits and dP, two keys at a time: by rows, and dS once more paired over keys.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<S> {
+    /// Twos of keys that are left, and how slowly to take them.
+    pub left: usize,
+    pub pace: usize,
+    // Of the next two:
+    pub s: *const f32,
+    pub dp: *const f32,
+    pub p: *mut u32,
+    pub ds: *mut u32,
+    pub pairs: Pairs,
+    /// In base 2.
+    pub lse: *const f32,
+    pub delta: *const f32,
+    pub factor: f32,
+    pub unit: PhantomData<S>,
+}
+
+impl<S: Simd> Weights<S> {
+    /// Does what is left.
+    ///
+    /// # Safety
+    /// The CPU has the unit's features.
+    #[inline(always)]
+    pub unsafe fn rest(&mut self) {
+        while self.more() {
+            // SAFETY: there are two keys.
+            unsafe {
+                let mut row = self.begin();
+                for i in 0..S::WIDTH / (2 * S::LANES) {
+                    self.two(&mut row, i);
+                }
+                self.end(row);
+            }
+        }
+    }
+}
+
+impl<S: Simd> Beside for Weights<S> {
+    type Row = Self;
+    #[inline(always)]
+    fn more(&self) -> bool {
+        self.left > 0
+    }
+    #[inline(always)]
+    fn pace(&self) -> usize {
+        self.pace
+    }
+    #[inline(always)]
+    unsafe fn begin(&mut self) -> Self {
+        let now = *self;
+        self.left -= 1;
+        // SAFETY: within the squares, or just past them.
+        unsafe {
+            self.s = self.s.add(2 * S::WIDTH);
+            self.dp = self.dp.add(2 * S::WIDTH);
+            self.p = self.p.add(2 * by_row::<S>());
+            self.ds = self.ds.add(2 * by_row::<S>());
+            self.pairs.words = self.pairs.words.add(2 / S::PAIR * self.pairs.step);
+        }
+        now
+    }
+    #[inline(always)]
+    unsafe fn two(&self, row: &mut Self, i: usize) {
+        let column = i * 2 * S::LANES;
+        // SAFETY: all pointers stay within two rows of the squares.
+        unsafe {
+            let c = S::splat(row.factor);
+            let mut ds = [[c; 2]; 2]; // two rows of two vectors: what either pairing takes
+            for (r, ds) in ds.iter_mut().enumerate() {
+                let (at, words) = (r * S::WIDTH + column, r * by_row::<S>() + column / S::PAIR);
+                let mut p = [c; 2];
+                for (v, (p, ds)) in p.iter_mut().zip(ds.iter_mut()).enumerate() {
+                    let x = v * S::LANES;
+                    let s = S::load(row.s.add(at + x));
+                    let dp = S::load(row.dp.add(at + x));
+                    *p = S::exp2(S::mul_sub(s, c, S::load(row.lse.add(column + x))));
+                    *ds = S::mul(*p, S::sub(dp, S::load(row.delta.add(column + x))));
+                }
+                S::put_row(row.p.add(words), p[0], p[1]);
+                if S::PAIR > 1 {
+                    S::put_row(row.ds.add(words), ds[0], ds[1]);
+                }
+            }
+            let to = row.pairs.words.add(i * row.pairs.strip);
+            S::put_rows(to, S::WIDTH, ds[0][0], ds[1][0]);
+            S::put_rows(to.add(S::LANES), S::WIDTH, ds[0][1], ds[1][1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn end(&self, _: Self) {}
+}
