@@ -61,11 +61,14 @@ fn large_clips() -> Place {
 
 /// Predicted and measured, of buffers and of the process.
 fn check(case: &[&str], what: &str, [predicted, measured]: [f64; 2]) {
-    // Kept panels and tiles are not followed one by one: some MiB. The process has freed memory too, up to 32 MiB of it.
+    // Kept panels and tiles are not followed one by one: some MiB; a plan counts each rank's, though one may serve another use. The
+    // process has freed memory too, up to 32 MiB of it.
+    let ranks: f64 =
+        case.iter().find_map(|key| key.strip_prefix("--ranks=")).map_or(1.0, |ranks| ranks.parse().unwrap());
     let margin = if what.contains("peak") { (0.05 * measured).max(32.0) } else { (0.03 * measured).max(4.0) };
     // A plan counts the last block as still being copied while the head is at work; a fast disk may be done with it.
     let copied = case.iter().any(|key| key.starts_with("stash.where=disk") || key.starts_with("stash.dtype=bf16"));
-    let less = if copied && what.contains("head and loss") { 0.15 * predicted } else { margin };
+    let less = if copied && what.contains("head and loss") { 0.15 * predicted } else { 2.0 * ranks };
     let fits = predicted - measured <= less.max(margin) && measured - predicted <= margin;
     assert!(fits, "{case:?}: {what} predicted {predicted}, measured {measured} MiB");
 }

@@ -16,6 +16,9 @@ fn words<S: Simd>() -> usize {
     if S::MATRIX { 16 << 10 } else { 5 << 10 }
 }
 
+/// Panels of the right operand whose sums become results together.
+const TOGETHER: usize = 8;
+
 /// Rows of a task: whole left panels.
 fn block_rows<S: Simd>() -> usize {
     2 * left_lanes::<S>()
@@ -133,11 +136,13 @@ impl<T: Tail<f32>> Kernel for Task<'_, T> {
                     }
                 }
             }
-            if !add {
+            // A tail takes as long a run of a row as stays in L2: narrow panels are taken together.
+            let (from, to) = (panel / TOGETHER * TOGETHER * width, column + count);
+            if !add && ((panel + 1).is_multiple_of(TOGETHER) || to == columns) {
                 for i in 0..rows {
-                    let part = i * columns + column..i * columns + column + count;
+                    let part = i * columns + from..i * columns + to;
                     let beside = if beside.is_empty() { &mut [][..] } else { &mut beside[part.clone()] };
-                    tail.apply(&mut out[part], beside, first + i, column);
+                    tail.apply(&mut out[part], beside, first + i, from);
                 }
             }
         }
