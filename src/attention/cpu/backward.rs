@@ -9,12 +9,14 @@
 //! FlashAttention-2, arXiv 2307.08691.
 
 use std::f64::consts::LOG2_E;
+use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::lane::{Lanes, Task};
 use super::pack::{Element, Heads, steps};
+use super::pieces::{self, Pieces};
 use super::queries::{Layout, Saved, pack_queries};
 use super::weights::{Band, Pairs, Weights};
 use super::{PACKED, band, by_row, wide};
@@ -177,7 +179,8 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
         let mut ds = Scratch::take(of_keys * S::WIDTH); // [keys, WIDTH], paired over keys
         let mut sums = Scratch::take(2 * padded * wide);
         let (dk, dv) = sums.floats().split_at_mut(padded * wide); // [keys, wide]
-        let mut squares = [Band::NEW; 2];
+        let mut squares = Scratch::take(2 * Band::words::<S>()); // of two bands, in turn
+        let (first, second) = squares.split_at_mut(Band::words::<S>());
         let bands = padded.div_ceil(band::<S>());
         let pass = Pass {
             k_left,
@@ -198,9 +201,9 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
                 }
                 false => Pairs { words: ds.as_mut_ptr(), step: S::WIDTH, strip: 2 * S::LANES },
             },
-            squares: squares.each_mut().map(|square| &raw mut *square),
+            squares: [first, second].map(Band::new::<S>),
         };
-        let pieces = bands * self.blocks.len() / self.layout.total;
+        let pieces = bands * (self.blocks.len() / self.layout.total);
         let add = !self.task.is_first();
         let mut turn = |block: usize| {
             let Some(mut dq) = self.task.visit(block) else { return false };
@@ -222,34 +225,16 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
             }
             true
         };
+        let mut stopped = false;
         // SAFETY: the features are there, and the pieces; nothing else touches what the pass points to.
         unsafe {
-            if S::MATRIX {
-                // As in the forward pass: a piece's weights are made while products of its neighbours run.
-                for i in 0..pieces + 2 {
-                    let mut weights =
-                        if (1..=pieces).contains(&i) { pass.weights::<S>(i - 1) } else { pass.none::<S>() };
-                    if i < pieces {
-                        pass.logits::<S>(i, &mut weights);
-                    }
-                    if i >= 2 {
-                        pass.gradients::<S>(i - 2, &mut weights);
-                    }
-                    weights.rest();
-                    if i > 0 && i <= pieces && i.is_multiple_of(bands) && !turn(i / bands - 1) {
-                        return;
-                    }
-                }
-            } else {
-                for i in 0..pieces {
-                    pass.logits::<S>(i, &mut ());
-                    pass.weights::<S>(i).rest();
-                    pass.gradients::<S>(i, &mut ());
-                    if (i + 1).is_multiple_of(bands) && !turn(i / bands) {
-                        return;
-                    }
-                }
-            }
+            pieces::take::<S, _>(&pass, pieces, S::MATRIX, |i| {
+                stopped = (i + 1).is_multiple_of(bands) && !turn(i / bands);
+                !stopped
+            });
+        }
+        if stopped {
+            return;
         }
         finish(self.dk, dk, d, self.scale);
         finish(self.dv, dv, d, 1.0);
@@ -257,7 +242,7 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
     }
 }
 
-/// A task at work, in *pieces*: a band of keys against a block of queries, all bands for one block after another.
+/// A task at work, in pieces of keys by queries.
 struct Pass<'a> {
     k_left: &'a [u32],
     v_left: &'a [u32],
@@ -273,7 +258,7 @@ struct Pass<'a> {
     dk: *mut f32,
     dv: *mut f32,
     pairs: Pairs,
-    squares: [*mut Band; 2],
+    squares: [Band; 2],
 }
 
 impl Pass<'_> {
@@ -286,87 +271,65 @@ impl Pass<'_> {
         let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
         (row, band::<S>().min(self.padded - row), [q, o, stats])
     }
+}
+
+impl<S: Simd> Pieces<S> for Pass<'_> {
+    type Work = Weights<S>;
 
     /// Logits and dP.
-    ///
-    /// # Safety
-    /// The CPU has the unit's features, and there is this piece.
     #[inline(always)]
-    unsafe fn logits<S: Simd>(&self, i: usize, beside: &mut impl Beside) {
+    unsafe fn logits(&self, i: usize, beside: &mut impl Beside) {
         let (row, rows, [q, o, _]) = self.piece::<S>(i);
         let steps = steps::<S>(self.d);
         let left = |x: &[u32]| Left::tiles::<S>(x[row * steps..].as_ptr(), steps);
         let columns = |x| Right::new::<S>(x, steps, S::WIDTH);
         let square = |values| Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add: false };
+        let Band { s, dp, .. } = self.squares[i % 2];
         // SAFETY: the panels were packed with these sizes; a square holds a band by a block.
         unsafe {
-            let Band { s, dp, .. } = &mut *self.squares[i % 2];
-            S::product_beside(steps, left(self.k_left), columns(q), square(s.as_mut_ptr()), beside);
-            S::product_beside(steps, left(self.v_left), columns(o), square(dp.as_mut_ptr()), beside);
+            S::product_beside(steps, left(self.k_left), columns(q), square(s), beside);
+            S::product_beside(steps, left(self.v_left), columns(o), square(dp), beside);
             if self.keys < row + rows {
-                s[(self.keys - row) * S::WIDTH..rows * S::WIDTH].fill(f32::NEG_INFINITY);
+                std::slice::from_raw_parts_mut(s, rows * S::WIDTH)[(self.keys - row) * S::WIDTH..]
+                    .fill(f32::NEG_INFINITY);
             }
         }
     }
 
-    /// To be done when the piece has its logits.
-    ///
-    /// # Safety
-    /// As [`Self::logits`].
     #[inline(always)]
-    unsafe fn weights<S: Simd>(&self, i: usize) -> Weights<S> {
+    unsafe fn weights(&self, i: usize) -> Weights<S> {
         let (row, rows, [.., stats]) = self.piece::<S>(i);
         let stats: &[f32] = bytemuck::cast_slice(stats);
-        // SAFETY: the group has `row` keys before these; statistics are two blocks long.
-        unsafe {
-            let Band { s, dp, p, ds } = &mut *self.squares[i % 2];
-            Weights {
-                left: rows / 2,
-                pace: (self.d / 16).clamp(1, 4),
-                s: s.as_ptr(),
-                dp: dp.as_ptr(),
-                p: p.as_mut_ptr(),
-                ds: ds.as_mut_ptr(),
-                pairs: Pairs { words: self.pairs.words.add(row / S::PAIR * self.pairs.step), ..self.pairs },
-                lse: stats.as_ptr(),
-                delta: stats[S::WIDTH..].as_ptr(),
-                factor: self.factor,
-                unit: std::marker::PhantomData,
-            }
+        let Band { s, dp, p, ds } = self.squares[i % 2];
+        Weights {
+            left: rows / 2,
+            pace: (self.d / 16).clamp(1, 4),
+            s,
+            dp,
+            p,
+            ds,
+            pairs: Pairs { words: self.pairs.words.wrapping_add(row / S::PAIR * self.pairs.step), ..self.pairs },
+            lse: stats.as_ptr(),
+            delta: stats[S::WIDTH..].as_ptr(),
+            factor: self.factor,
+            unit: PhantomData,
         }
     }
 
-    /// No weights.
-    ///
-    /// # Safety
-    /// The CPU has the unit's features.
+    /// Adds to dv and dk.
     #[inline(always)]
-    unsafe fn none<S: Simd>(&self) -> Weights<S> {
-        // SAFETY: the first piece is there.
-        unsafe { Weights { left: 0, ..self.weights(0) } }
-    }
-
-    /// Adds to dv and dk what the piece's weights give.
-    ///
-    /// # Safety
-    /// As [`Self::logits`].
-    #[inline(always)]
-    unsafe fn gradients<S: Simd>(&self, i: usize, beside: &mut impl Beside) {
+    unsafe fn sums(&self, i: usize, beside: &mut impl Beside) {
         let (row, rows, [q, o, _]) = self.piece::<S>(i);
         let of_queries = S::WIDTH / S::PAIR;
         let by_rows = |x: &[u32]| Right::new::<S>(&x[self.layout.columns..], of_queries, self.wide);
         let left = |words| Left::<WIDTH>::rows::<S>(words, by_row::<S>());
+        let Band { p, ds, .. } = self.squares[i % 2];
+        let ds = if S::PAIR == 1 { self.pairs.words.wrapping_add(row * self.pairs.step) } else { ds };
+        let (stride, add) = (self.wide, i >= self.bands);
+        let sum = |x: *mut f32| Out { values: x.wrapping_add(row * stride), stride, rows, width: stride, add };
         // SAFETY: as above.
         unsafe {
-            let Band { p, ds, .. } = &*self.squares[i % 2];
-            let ds = match S::PAIR {
-                1 => self.pairs.words.add(row * self.pairs.step).cast_const(),
-                _ => ds.as_ptr(),
-            };
-            let add = i >= self.bands;
-            let sum =
-                |x: *mut f32| Out { values: x.add(row * self.wide), stride: self.wide, rows, width: self.wide, add };
-            S::product_beside(of_queries, left(p.as_ptr()), by_rows(o), sum(self.dv), beside);
+            S::product_beside(of_queries, left(p), by_rows(o), sum(self.dv), beside);
             S::product_beside(of_queries, left(ds), by_rows(q), sum(self.dk), beside);
         }
     }

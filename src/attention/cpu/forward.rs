@@ -2,16 +2,18 @@
 //!
 //! K and V are packed once a head. A task owns some rows of one head and walks over all key panels: a tile of `ROWS` rows
 //! takes its logits against `WIDTH` keys, turns them into exponentials in base 2 and adds their product with V to its
-//! f32 sums. A row's result does not depend on how rows are
-//! split into tasks, hence not on the number of threads.
+//! f32 sums. A row's result does not depend on how rows are split into tasks, hence not on the number of threads.
 //!
 //! FlashAttention-2, arXiv 2307.08691; online softmax, arXiv 1805.02867.
+
+use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
 use super::pack::{Element, Heads, columns_words, rows_words, steps};
+use super::pieces::{self, Pieces};
 use super::softmax::{Running, Softmax};
-use super::{PACKED, SQUARE, band, by_row, wide};
+use super::{PACKED, band, by_row, wide};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right};
@@ -90,10 +92,6 @@ struct Rows<'a, E, O> {
     watch: &'a Watch,
 }
 
-/// Logits or words of weights of a band of rows against a panel of keys, a row every `WIDTH`; two of them, used in turn.
-#[repr(align(64))]
-struct Squares<T>([[T; SQUARE]; 2]);
-
 impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -103,7 +101,9 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
         self.q.tiles::<S>(self.head, self.first, rows, &mut queries);
         let mut sums = Scratch::take(padded * wide); // [rows, wide]
         let mut running = vec![Running { max: f32::NEG_INFINITY, sum: [0.0; 16] }; padded];
-        let (mut s, mut p) = (Squares([[0f32; SQUARE]; 2]), Squares([[0u32; SQUARE]; 2]));
+        // Logits and words of weights of a band by a panel, a row every `WIDTH` and `by_row`: two of each, used in turn.
+        let mut s = Scratch::take(2 * band::<S>() * S::WIDTH);
+        let mut p = Scratch::take(2 * band::<S>() * by_row::<S>());
         let bands = padded.div_ceil(band::<S>());
         let pass = Pass {
             queries: &queries,
@@ -116,38 +116,23 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             factor: (self.scale * std::f64::consts::LOG2_E) as f32,
             sums: sums.floats().as_mut_ptr(),
             running: running.as_mut_ptr(),
-            s: s.0.each_mut().map(|s| s.as_mut_ptr()),
-            p: p.0.each_mut().map(|p| p.as_mut_ptr()),
+            s: s.floats().as_mut_ptr(),
+            p: p.as_mut_ptr(),
         };
         let pieces = bands * self.sk.div_ceil(S::WIDTH);
-        // SAFETY: the features are there, and the pieces; nothing else touches what the pass points to.
-        unsafe {
-            if S::MATRIX && bands > 1 {
-                // A piece's weights are made while products of its neighbours run, which are other bands'.
-                for i in 0..pieces + 2 {
-                    if i.is_multiple_of(bands) && self.watch.stops() {
-                        return;
-                    }
-                    let mut weights =
-                        if (1..=pieces).contains(&i) { pass.weights::<S>(i - 1) } else { pass.none::<S>() };
-                    if i < pieces {
-                        pass.logits::<S>(i, &mut weights);
-                    }
-                    if i >= 2 {
-                        pass.values::<S>(i - 2, &mut weights);
-                    }
-                    weights.rest();
-                }
-            } else {
-                for i in 0..pieces {
-                    if i.is_multiple_of(bands) && self.watch.stops() {
-                        return;
-                    }
-                    pass.logits::<S>(i, &mut ());
-                    pass.weights::<S>(i).rest();
-                    pass.values::<S>(i, &mut ());
-                }
+        let mut stopped = self.watch.stops();
+        if !stopped {
+            // Woven only over several bands, since weights rescale the sums of their rows.
+            // SAFETY: the features are there, and the pieces; nothing else touches what the pass points to.
+            unsafe {
+                pieces::take::<S, _>(&pass, pieces, S::MATRIX && bands > 1, |i| {
+                    stopped = (i + 1).is_multiple_of(bands) && i + 1 < pieces && self.watch.stops();
+                    !stopped
+                });
             }
+        }
+        if stopped {
+            return;
         }
         for (row, (o, lse)) in self.o.chunks_exact_mut(d).zip(self.lse).enumerate() {
             let Running { max, sum } = running[row];
@@ -163,8 +148,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
     }
 }
 
-/// A task at work. It is done in *pieces*, a band of rows against a panel of keys, all bands for one panel after another: a piece's
-/// logits, its weights, and its part of the sums of values.
+/// A task at work, in pieces of rows by keys.
 struct Pass<'a> {
     queries: &'a [u32],
     panels: &'a [u32],
@@ -178,8 +162,8 @@ struct Pass<'a> {
     sums: *mut f32,
     /// `padded` of them
     running: *mut Running,
-    s: [*mut f32; 2],
-    p: [*mut u32; 2],
+    s: *mut f32,
+    p: *mut u32,
 }
 
 impl Pass<'_> {
@@ -192,79 +176,61 @@ impl Pass<'_> {
         (row, band::<S>().min(self.padded - row), keys, &self.panels[panel * words..][..words])
     }
 
-    /// # Safety
-    /// The CPU has the unit's features, and there is this piece.
+    /// Where piece `i` has its logits and its weights.
     #[inline(always)]
-    unsafe fn logits<S: Simd>(&self, i: usize, beside: &mut impl Beside) {
+    fn squares<S: Simd>(&self, i: usize) -> (*mut f32, *mut u32) {
+        let row = i % 2 * band::<S>();
+        (self.s.wrapping_add(row * S::WIDTH), self.p.wrapping_add(row * by_row::<S>()))
+    }
+}
+
+impl<S: Simd> Pieces<S> for Pass<'_> {
+    type Work = Softmax<S>;
+
+    #[inline(always)]
+    unsafe fn logits(&self, i: usize, beside: &mut impl Beside) {
         let (row, rows, keys, panel) = self.piece::<S>(i);
         let steps = steps::<S>(self.d);
         let q = Left::tiles::<S>(self.queries[row * steps..].as_ptr(), steps);
-        let (values, stride, width) = (self.s[i % 2], S::WIDTH, S::WIDTH);
+        let (values, _) = self.squares::<S>(i);
         // SAFETY: the panels were packed with these sizes; a square holds a band by a panel.
         unsafe {
-            let out = Out { values, stride, rows, width, add: false };
-            S::product_beside(steps, q, Right::new::<S>(panel, steps, width), out, beside);
-            for row in (0..rows).take_while(|_| keys < width) {
-                std::slice::from_raw_parts_mut(values.add(row * stride + keys), width - keys).fill(f32::NEG_INFINITY);
+            let out = Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add: false };
+            S::product_beside(steps, q, Right::new::<S>(panel, steps, S::WIDTH), out, beside);
+            if keys < S::WIDTH {
+                let logits = std::slice::from_raw_parts_mut(values, rows * S::WIDTH);
+                logits.chunks_exact_mut(S::WIDTH).for_each(|row| row[keys..].fill(f32::NEG_INFINITY));
             }
         }
     }
 
-    /// To be done when the piece has its logits.
-    ///
-    /// # Safety
-    /// As [`Self::logits`].
     #[inline(always)]
-    unsafe fn weights<S: Simd>(&self, i: usize) -> Softmax<S> {
+    unsafe fn weights(&self, i: usize) -> Softmax<S> {
         let (row, rows, ..) = self.piece::<S>(i);
-        // SAFETY: within the pass's arrays.
-        unsafe { Softmax { left: rows, ..self.softmax(i, row) } }
-    }
-
-    /// No weights.
-    ///
-    /// # Safety
-    /// The CPU has the unit's features.
-    #[inline(always)]
-    unsafe fn none<S: Simd>(&self) -> Softmax<S> {
-        // SAFETY: the first piece is there.
-        unsafe { self.softmax(0, 0) }
-    }
-
-    #[inline(always)]
-    unsafe fn softmax<S: Simd>(&self, i: usize, row: usize) -> Softmax<S> {
-        // SAFETY: within the pass's arrays.
-        unsafe {
-            Softmax {
-                left: 0,
-                pace: (self.d / 64).clamp(1, 4),
-                s: self.s[i % 2],
-                p: self.p[i % 2],
-                running: self.running.add(row),
-                sums: self.sums.add(row * self.wide),
-                wide: self.wide,
-                first: i < self.bands,
-                factor: self.factor,
-                unit: std::marker::PhantomData,
-            }
+        let (s, p) = self.squares::<S>(i);
+        Softmax {
+            left: rows,
+            pace: (self.d / 64).clamp(1, 4),
+            s,
+            p,
+            running: self.running.wrapping_add(row),
+            sums: self.sums.wrapping_add(row * self.wide),
+            wide: self.wide,
+            first: i < self.bands,
+            factor: self.factor,
+            unit: PhantomData,
         }
     }
 
-    /// Adds to the sums of values what the piece's weights give.
-    ///
-    /// # Safety
-    /// As [`Self::logits`].
     #[inline(always)]
-    unsafe fn values<S: Simd>(&self, i: usize, beside: &mut impl Beside) {
+    unsafe fn sums(&self, i: usize, beside: &mut impl Beside) {
         let (row, rows, keys, panel) = self.piece::<S>(i);
         let v = Right::new::<S>(&panel[columns_words::<S>(self.d)..], S::WIDTH / S::PAIR, self.wide);
-        let p = Left::<WIDTH>::rows::<S>(self.p[i % 2], by_row::<S>());
+        let p = Left::<WIDTH>::rows::<S>(self.squares::<S>(i).1, by_row::<S>());
         let steps = keys.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
+        let values = self.sums.wrapping_add(row * self.wide);
+        let out = Out { values, stride: self.wide, rows, width: self.wide, add: i >= self.bands };
         // SAFETY: as above.
-        unsafe {
-            let values = self.sums.add(row * self.wide);
-            let out = Out { values, stride: self.wide, rows, width: self.wide, add: i >= self.bands };
-            S::product_beside(steps, p, v, out, beside);
-        }
+        unsafe { S::product_beside(steps, p, v, out, beside) }
     }
 }

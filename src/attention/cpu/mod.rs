@@ -1,13 +1,14 @@
 //! Attention on the CPU: the choice of the vector unit and its kernels.
 //!
 //! On the units of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the algorithms, [`softmax`] and
-//! [`weights`] what they do between products.
+//! [`weights`] what they do between products, [`pieces`] the order of both.
 //! Every unit runs the same algorithm, so tests can hold each against the reference.
 
 mod backward;
 mod forward;
 mod lane;
 mod pack;
+mod pieces;
 mod queries;
 pub mod rehearsal;
 mod softmax;
@@ -38,9 +39,6 @@ fn band<S: Simd>() -> usize {
 fn by_row<S: Simd>() -> usize {
     if S::MATRIX { S::WIDTH / S::PAIR } else { WIDTH }
 }
-
-/// Numbers of the largest band by a panel's width.
-const SQUARE: usize = 32 * 256;
 
 /// Columns of f32 sums of d values: whole vectors of any unit.
 fn wide(d: usize) -> usize {

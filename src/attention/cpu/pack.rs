@@ -17,6 +17,7 @@
 use half::bf16;
 
 use super::wide;
+use crate::ops::cpu::panel::turn;
 use crate::ops::cpu::simd::Simd;
 use crate::ops::cpu::tile::{Right, strip};
 use crate::ops::cpu::{narrowed, widened};
@@ -79,9 +80,10 @@ fn pair<E: Element>(a: E, b: E) -> u32 {
     u32::from(a.half()) | u32::from(b.half()) << 16
 }
 
-/// A row's words from step `first` on; 0 beyond its end.
+/// A row's words from step `first` on; 0 beyond its end, or where there is none.
 #[inline(always)]
-fn along<S: Simd, E: Element>(row: &[E], first: usize, words: &mut [u32]) {
+fn along<S: Simd, E: Element>(row: Option<&[E]>, first: usize, words: &mut [u32]) {
+    let row = row.unwrap_or(&[]);
     let row = &row[row.len().min(first * S::PAIR)..];
     let (words, rest) = words.split_at_mut(words.len().min(row.len() / S::PAIR));
     rest.fill(0);
@@ -135,21 +137,14 @@ impl<'a, E: Element> Heads<'a, E> {
     /// The `count` rows from `first` as `[steps][WIDTH]` in strips, `count` at most `WIDTH`.
     pub fn columns<S: Simd>(&self, head: usize, first: usize, count: usize, panel: &mut [u32]) {
         let (steps, width) = (steps::<S>(self.dim), strip::<S>(S::WIDTH));
-        let (mut square, mut turned) = ([0; SQUARE], [0; SQUARE]);
+        let mut square = [0; SQUARE];
         for (i, panel) in panel.chunks_exact_mut(steps * width).enumerate() {
             for (lane, step) in squares(S::LANES, width, steps) {
                 for (r, words) in square.chunks_exact_mut(S::LANES).take(S::LANES).enumerate() {
-                    match self.some_row(head, first, count, i * width + lane + r) {
-                        Some(row) => along::<S, E>(row, step, words),
-                        None => words.fill(0),
-                    }
+                    along::<S, E>(self.some_row(head, first, count, i * width + lane + r), step, words);
                 }
-                // SAFETY: this unit was chosen for this CPU; both hold a square.
-                unsafe { S::transpose(square.as_ptr(), S::LANES, turned.as_mut_ptr(), S::LANES) }
-                let lines = panel[step * width..].chunks_exact_mut(width);
-                for (line, words) in lines.zip(turned.chunks_exact(S::LANES).take(S::LANES)) {
-                    line[lane..lane + S::LANES].copy_from_slice(words);
-                }
+                // SAFETY: this unit was chosen for this CPU.
+                unsafe { turn::<S>(square.as_ptr(), S::LANES, &mut panel[step * width..], width, lane) }
             }
         }
     }
@@ -174,14 +169,14 @@ impl<'a, E: Element> Heads<'a, E> {
         let steps = steps::<S>(self.dim);
         if S::MATRIX {
             for (row, words) in panel.chunks_exact_mut(steps).enumerate() {
-                along::<S, E>(self.some_row(head, first, count, row).unwrap_or(&[]), 0, words);
+                along::<S, E>(self.some_row(head, first, count, row), 0, words);
             }
             return;
         }
         let mut line = vec![0; steps];
         for (tile, words) in panel.chunks_exact_mut(steps * S::ROWS).enumerate() {
             for r in 0..S::ROWS {
-                along::<S, E>(self.some_row(head, first, count, tile * S::ROWS + r).unwrap_or(&[]), 0, &mut line);
+                along::<S, E>(self.some_row(head, first, count, tile * S::ROWS + r), 0, &mut line);
                 words[r..].iter_mut().step_by(S::ROWS).zip(&line).for_each(|(to, word)| *to = *word);
             }
         }

@@ -48,24 +48,6 @@ pub(super) struct Row<S: Simd> {
 }
 
 impl<S: Simd> Softmax<S> {
-    /// Does what is left.
-    ///
-    /// # Safety
-    /// The CPU has the unit's features.
-    #[inline(always)]
-    pub unsafe fn rest(&mut self) {
-        while self.more() {
-            // SAFETY: there is a row.
-            unsafe {
-                let mut row = self.begin();
-                for i in 0..S::WIDTH / (2 * S::LANES) {
-                    self.two(&mut row, i);
-                }
-                self.end(row);
-            }
-        }
-    }
-
     /// Makes the row's largest logit what it subtracts.
     ///
     /// # Safety
@@ -89,6 +71,7 @@ impl<S: Simd> Softmax<S> {
 
 impl<S: Simd> Beside for Softmax<S> {
     type Row = Row<S>;
+    const TWOS: usize = S::WIDTH / (2 * S::LANES);
     #[inline(always)]
     fn more(&self) -> bool {
         self.left > 0

@@ -2,23 +2,34 @@
 
 use std::marker::PhantomData;
 
-use super::{SQUARE, by_row};
+use super::{band, by_row};
 use crate::ops::cpu::simd::{Beside, Simd};
 
 /// What a band of keys by a block of queries passes through, each row a key; used over and over.
-#[repr(C, align(64))]
+#[derive(Clone, Copy)]
 pub(super) struct Band {
     /// Logits.
-    pub s: [f32; SQUARE],
-    pub dp: [f32; SQUARE],
+    pub s: *mut f32,
+    pub dp: *mut f32,
     /// Words, paired over queries, a row every [`by_row`].
-    pub p: [u32; SQUARE],
+    pub p: *mut u32,
     /// As `p`.
-    pub ds: [u32; SQUARE],
+    pub ds: *mut u32,
 }
 
 impl Band {
-    pub const NEW: Self = Self { s: [0.0; SQUARE], dp: [0.0; SQUARE], p: [0; SQUARE], ds: [0; SQUARE] };
+    /// Words of one.
+    pub fn words<S: Simd>() -> usize {
+        2 * band::<S>() * (S::WIDTH + by_row::<S>())
+    }
+
+    /// Over `words`, as many as it has.
+    pub fn new<S: Simd>(words: &mut [u32]) -> Self {
+        let (s, rest) = words.split_at_mut(band::<S>() * S::WIDTH);
+        let (dp, rest) = rest.split_at_mut(s.len());
+        let (p, ds) = rest.split_at_mut(band::<S>() * by_row::<S>());
+        Self { s: s.as_mut_ptr().cast(), dp: dp.as_mut_ptr().cast(), p: p.as_mut_ptr(), ds: ds.as_mut_ptr() }
+    }
 }
 
 /// Where dS of a group goes, paired over keys: a step's words from `words + step * step` on, each two vectors of queries `strip` from
@@ -49,28 +60,9 @@ pub(super) struct Weights<S> {
     pub unit: PhantomData<S>,
 }
 
-impl<S: Simd> Weights<S> {
-    /// Does what is left.
-    ///
-    /// # Safety
-    /// The CPU has the unit's features.
-    #[inline(always)]
-    pub unsafe fn rest(&mut self) {
-        while self.more() {
-            // SAFETY: there are two keys.
-            unsafe {
-                let mut row = self.begin();
-                for i in 0..S::WIDTH / (2 * S::LANES) {
-                    self.two(&mut row, i);
-                }
-                self.end(row);
-            }
-        }
-    }
-}
-
 impl<S: Simd> Beside for Weights<S> {
     type Row = Self;
+    const TWOS: usize = S::WIDTH / (2 * S::LANES);
     #[inline(always)]
     fn more(&self) -> bool {
         self.left > 0

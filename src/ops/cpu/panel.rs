@@ -190,7 +190,7 @@ impl Kernel for Along<'_> {
         // Runs of a few lines of the target at a time, so that a row's words meet lines that the row before has touched.
         const RUN: usize = 64;
         const LINE: usize = RUN + 32;
-        let (mut lines, mut square) = ([0u32; 16 * LINE], [0u32; 16 * 16]);
+        let mut lines = [0u32; 16 * LINE];
         for (start, lane) in (0..m.columns).step_by(RUN).flat_map(|x| (0..width).step_by(S::LANES).map(move |y| (x, y)))
         {
             let end = (start + RUN).min(m.columns);
@@ -204,14 +204,26 @@ impl Kernel for Along<'_> {
             }
             let steps = (end - start).div_ceil(S::PAIR);
             for step in (0..steps).step_by(S::LANES) {
-                // SAFETY: both hold squares; a line has words beyond its run.
-                unsafe { S::transpose(lines[step..].as_ptr(), LINE, square.as_mut_ptr(), S::LANES) }
-                let to = words[(start / S::PAIR + step) * width..].chunks_exact_mut(width).take(steps - step);
-                for (to, words) in to.zip(square.chunks_exact(S::LANES).take(S::LANES)) {
-                    to[lane..lane + S::LANES].copy_from_slice(words);
-                }
+                let to = &mut words[(start / S::PAIR + step) * width..][..(steps - step) * width];
+                // SAFETY: a line has words beyond its run.
+                unsafe { turn::<S>(lines[step..].as_ptr(), LINE, to, width, lane) }
             }
         }
+    }
+}
+
+/// Writes a square of words, whose rows are `stride` apart, as `LANES` columns from `lane` on of `to`, rows of `width`: as many of its
+/// columns as `to` has rows.
+///
+/// # Safety
+/// The CPU has the unit's features; `from` holds a square of `LANES`.
+#[inline(always)]
+pub(crate) unsafe fn turn<S: Simd>(from: *const u32, stride: usize, to: &mut [u32], width: usize, lane: usize) {
+    let mut square = [0u32; 16 * 16];
+    // SAFETY: the caller's promise; no unit has more lanes.
+    unsafe { S::transpose(from, stride, square.as_mut_ptr(), S::LANES) }
+    for (to, words) in to.chunks_exact_mut(width).zip(square.chunks_exact(S::LANES).take(S::LANES)) {
+        to[lane..lane + S::LANES].copy_from_slice(words);
     }
 }
 

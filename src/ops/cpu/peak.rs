@@ -125,7 +125,8 @@ mod tests {
         for path in Path::ALL.into_iter().filter(|path| path.is_available()) {
             for bf16 in [false, true] {
                 let rate = peak(path, bf16, Duration::from_millis(16));
-                assert!(rate > 1e8 && rate < threads * 1e13, "{path:?}, bf16 {bf16}: {rate}");
+                let most = if path == Path::Amx && bf16 { 1e13 } else { 2e12 }; // a matrix unit's, or a vector unit's
+                assert!(rate > 1e8 && rate < threads * most, "{path:?}, bf16 {bf16}: {rate}");
             }
         }
     }

@@ -75,7 +75,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `PAIR` 2 gives words (a, b) at `p`.
     unsafe fn put_rows(p: *mut u32, stride: usize, a: Self::V, b: Self::V);
 
-    /// Turns `LANES` rows of as many words, `from` apart, into columns, which are rows at `to`, `to_stride` apart.
+    /// Turns `LANES` rows of as many words, `from_stride` apart, into columns, which are rows at `to`, `to_stride` apart.
     #[inline(always)]
     unsafe fn transpose(from: *const u32, from_stride: usize, to: *mut u32, to_stride: usize) {
         for row in 0..Self::LANES {
@@ -103,21 +103,39 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 pub(crate) trait Beside {
     /// A row at work.
     type Row;
+    /// How many times two vectors a row has: eight with a matrix unit.
+    const TWOS: usize;
     /// Whether a row is left.
     fn more(&self) -> bool;
     /// How many times 16 steps of two by two tiles a row is to take: 1, 2 or 4.
     fn pace(&self) -> usize;
     /// Starts the next row, which must be there.
     unsafe fn begin(&mut self) -> Self::Row;
-    /// Does a row's `i`th two vectors, of eight times two.
+    /// Does a row's `i`th two vectors.
     unsafe fn two(&self, row: &mut Self::Row, i: usize);
     /// Ends the row.
     unsafe fn end(&self, row: Self::Row);
+
+    /// Does what is left.
+    #[inline(always)]
+    unsafe fn rest(&mut self) {
+        while self.more() {
+            // SAFETY: there is a row.
+            unsafe {
+                let mut row = self.begin();
+                for i in 0..Self::TWOS {
+                    self.two(&mut row, i);
+                }
+                self.end(row);
+            }
+        }
+    }
 }
 
 /// No work.
 impl Beside for () {
     type Row = ();
+    const TWOS: usize = 0;
     #[inline(always)]
     fn more(&self) -> bool {
         false
