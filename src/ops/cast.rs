@@ -7,6 +7,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Tape;
+use super::cpu::fresh::Fresh;
 use super::cpu::{narrowed, widened};
 use super::custom::contiguous;
 
@@ -28,15 +29,15 @@ impl CustomOp1 for Cast {
         let storage = match (storage, self.0) {
             (CpuStorage::F32(x), DType::BF16) => {
                 let x = contiguous(x, layout, "cast")?;
-                let mut y = vec![bf16::ZERO; x.len()];
-                y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| narrow(y, x));
-                CpuStorage::BF16(y)
+                let mut y = Fresh::new(x.len());
+                y.runs(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| narrow(y.filled(bf16::ZERO), x));
+                CpuStorage::BF16(y.made())
             }
             (CpuStorage::BF16(x), DType::F32) => {
                 let x = contiguous(x, layout, "cast")?;
-                let mut y = vec![0f32; x.len()];
-                y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| widen(y, x));
-                CpuStorage::F32(y)
+                let mut y = Fresh::new(x.len());
+                y.runs(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| widen(y.filled(0.0), x));
+                CpuStorage::F32(y.made())
             }
             (x, to) => bail!("cast: between f32 and bf16 only, not from {:?} to {to:?}", x.dtype()),
         };

@@ -7,6 +7,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Real;
+use super::cpu::fresh::Fresh;
 
 const CHUNK: usize = 1 << 13;
 
@@ -17,9 +18,12 @@ pub(super) fn gelu<T: Real>(x: T) -> T {
     x / (T::one() + (-x * (a + b * x * x)).fast_exp())
 }
 
-/// Turns `dy` into the gradient of x.
-pub(super) fn gelu_backward<T: Real>(dy: &mut [T], x: &[T]) {
-    dy.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| slopes(dy, x));
+/// The gradient of x, given that of gelu(x).
+pub(super) fn gelu_backward<T: Real>(dy: &[T], x: &[T]) -> Vec<T> {
+    let mut dx = Fresh::new(dy.len());
+    let runs = dx.runs(CHUNK).zip(dy.par_chunks(CHUNK)).zip(x.par_chunks(CHUNK));
+    runs.for_each(|((dx, dy), x)| slopes(dx.copy_of(dy), x));
+    dx.made()
 }
 
 /// (2 sqrt(2 / pi), the same times 0.044715)

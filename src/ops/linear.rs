@@ -114,15 +114,18 @@ impl Linear {
         f(&Weights { values: &values, out, inner, path: self.path, bf16: self.bf16, packed: &packed })
     }
 
-    /// tail(x Wᵀ) for `x` of shape `dims`; `beside` is the tail's second result, or empty.
-    fn product<T: Real>(&self, x: &[T], dims: &[usize], beside: &mut [T], tail: &impl Tail<T>) -> Result<Vec<T>> {
-        let (out, inner) = self.dims()?;
+    /// tail(x Wᵀ) for `x` of shape `dims`; its second result is kept where something is to be.
+    fn product<T: Real>(&self, x: &[T], dims: &[usize], kept: Option<&Kept>, tail: &impl Tail<T>) -> Result<Vec<T>> {
+        let (_, inner) = self.dims()?;
         if dims != [dims[0], inner] {
             candle_core::bail!("{}: input [n, {inner}] wanted, got {dims:?}", self.weight.name)
         }
         self.with_weights(|w| {
-            let mut y = vec![T::zero(); dims[0] * out];
-            T::forward(w, x, &mut y, beside, tail);
+            let kept = kept.filter(|kept| kept.wants());
+            let [y, sums] = T::forward(w, x, dims[0], kept.is_some(), tail);
+            if let Some(kept) = kept {
+                kept.keep(sums);
+            }
             Ok(y)
         })
     }
@@ -130,11 +133,7 @@ impl Linear {
     /// Adds the gradients of weight and bias; returns that of `x`.
     fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
         self.add_grads(x, dy)?;
-        self.with_weights(|w| {
-            let mut dx = vec![T::zero(); x.len()];
-            T::input_gradient(w, dy, &mut dx);
-            Ok(dx)
-        })
+        self.with_weights(|w| Ok(T::input_gradient(w, dy, x.len() / w.inner)))
     }
 
     fn add_grads<T: Real>(&self, x: &[T], dy: &[T]) -> Result<()> {
@@ -157,9 +156,8 @@ impl Kept {
         Self(tape.records().then(OnceLock::new))
     }
 
-    /// Where forward writes them: `n` numbers, or nothing.
-    fn room<T: Real>(&self, n: usize) -> Vec<T> {
-        vec![T::zero(); if self.0.is_some() { n } else { 0 }]
+    fn wants(&self) -> bool {
+        self.0.is_some()
     }
 
     fn keep(&self, sums: impl std::any::Any + Send + Sync) {
@@ -262,7 +260,7 @@ impl Op1 for Plain {
     }
 
     fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Result<Vec<T>> {
-        self.0.product(x, dims, &mut [], &Bias(&self.0.bias::<T>()?))
+        self.0.product(x, dims, None, &Bias(&self.0.bias::<T>()?))
     }
 
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], _: &[usize]) -> Result<Vec<T>> {
@@ -291,17 +289,11 @@ impl Op1 for WithGelu {
     }
 
     fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Result<Vec<T>> {
-        let bias = self.linear.bias::<T>()?;
-        let mut sums = self.sums.room::<T>(dims[0] * bias.len());
-        let y = self.linear.product(x, dims, &mut sums, &BiasGelu(&bias))?;
-        self.sums.keep(sums);
-        Ok(y)
+        self.linear.product(x, dims, Some(&self.sums), &BiasGelu(&self.linear.bias::<T>()?))
     }
 
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], _: &[usize]) -> Result<Vec<T>> {
-        let mut d_sums = dy.to_vec();
-        gelu_backward(&mut d_sums, self.sums.get::<Vec<T>>()?);
-        self.linear.backward(x, &d_sums)
+        self.linear.backward(x, &gelu_backward(dy, self.sums.get::<Vec<T>>()?))
     }
 
     super::on_gpu!();
@@ -328,7 +320,7 @@ impl Op2 for WithResidual {
     fn forward<T: Real>(&self, residual: &[T], x: &[T], dims: [&[usize]; 2]) -> Result<Vec<T>> {
         let bias = self.0.bias::<T>()?;
         check_residual(&self.0, dims)?;
-        self.0.product(x, dims[1], &mut [], &BiasResidual { bias: &bias, residual })
+        self.0.product(x, dims[1], None, &BiasResidual { bias: &bias, residual })
     }
 
     fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
@@ -352,11 +344,8 @@ impl Op2 for WithGate {
     fn forward<T: Real>(&self, residual: &[T], x: &[T], dims: [&[usize]; 2]) -> Result<Vec<T>> {
         let (bias, modulation) = (self.linear.bias::<T>()?, read::<T>(&self.gate.modulation.value)?);
         check_residual(&self.linear, dims)?;
-        let mut sums = self.sums.room::<T>(residual.len());
         let tail = BiasGate { bias: &bias, residual, gate: &self.gate, modulation: &modulation };
-        let y = self.linear.product(x, dims[1], &mut sums, &tail)?;
-        self.sums.keep(sums);
-        Ok(y)
+        self.linear.product(x, dims[1], Some(&self.sums), &tail)
     }
 
     fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {

@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::cpu::fresh::Fresh;
 use super::custom::{Custom, Op1, Values, read};
 use super::elementwise::CHUNK;
 use super::{Param, Real, Rope, Rows, Tape};
@@ -35,6 +36,9 @@ pub fn rms_norm(tape: &Tape, x: &Tensor, weight: &Param, eps: f64) -> Result<Ten
 pub fn rms_rope(tape: &Tape, x: &Tensor, weight: &Param, eps: f64, rope: &Rope, rows: Rows) -> Result<Tensor> {
     tape.one(x, Custom(RmsNorm { weight: weight.clone(), eps, turn: Some((rope.clone(), rows)) }))
 }
+
+/// Rows of a forward pass that a thread takes at a time.
+const FEW: usize = 8;
 
 pub(super) struct LayerNorm {
     pub(super) affine: Affine,
@@ -110,30 +114,29 @@ impl Op1 for LayerNorm {
     fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Result<Vec<T>> {
         let width = dims[1];
         let (locked, rows, eps) = (self.lock::<T>()?, self.rows(), T::of(self.eps));
-        let mut y = x.to_vec();
-        y.par_chunks_mut(width).with_min_len(8).enumerate().for_each(|(i, row)| {
-            forward_row(row, locked.row((rows.start + i) / rows.tokens, width), eps);
+        let mut y = Fresh::new(x.len());
+        y.runs(FEW * width).zip(x.par_chunks(FEW * width)).enumerate().for_each(|(run, (y, x))| {
+            for (i, row) in y.copy_of(x).chunks_exact_mut(width).enumerate() {
+                forward_row(row, locked.row((rows.start + run * FEW + i) / rows.tokens, width), eps);
+            }
         });
-        Ok(y)
+        Ok(y.made())
     }
 
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], dims: &[usize]) -> Result<Vec<T>> {
         let (n, width) = (dims[0], dims[1]);
         let (locked, eps) = (self.lock::<T>()?, T::of(self.eps));
-        let mut dx = dy.to_vec();
-        let mut left = &mut dx[..];
-        let mut runs = vec![];
-        for (sample, first, count) in self.rows().runs(n, CHUNK) {
-            let (run, rest) = left.split_at_mut(count * width);
-            runs.push((sample, first, run));
-            left = rest;
-        }
-        let parts: Vec<(usize, Vec<T>, Vec<T>)> = runs
+        let mut dx = Fresh::new(dy.len());
+        let runs = self.rows().runs(n, CHUNK);
+        let parts: Vec<(usize, Vec<T>, Vec<T>)> = dx
+            .parts(runs.iter().map(|(_, _, count)| count * width))
             .into_par_iter()
-            .map(|(sample, first, dx)| {
+            .zip(runs)
+            .map(|(dx, (sample, first, count))| {
                 let (mut da, mut db) = (vec![T::zero(); width], vec![T::zero(); width]);
-                let x = x[first * width..].chunks_exact(width);
-                for (dx, x) in dx.chunks_exact_mut(width).zip(x) {
+                let run = first * width..(first + count) * width;
+                let dx = dx.copy_of(&dy[run.clone()]);
+                for (dx, x) in dx.chunks_exact_mut(width).zip(x[run].chunks_exact(width)) {
                     backward_row(dx, x, locked.row(sample, width), eps, &mut da, &mut db);
                 }
                 (sample, da, db)
@@ -143,7 +146,7 @@ impl Op1 for LayerNorm {
         for (sample, da, db) in parts {
             self.add(sample, width, &da, &db)?;
         }
-        Ok(dx)
+        Ok(dx.made())
     }
 
     super::on_gpu!();
@@ -235,27 +238,32 @@ impl Op1 for RmsNorm {
         let weight = read::<T>(&self.weight.value)?;
         let weight: &[T] = &weight;
         let eps = T::of(self.eps);
-        let mut y = x.to_vec();
-        y.par_chunks_mut(dims[1]).with_min_len(8).enumerate().for_each_init(Default::default, |angles, (i, row)| {
-            rms_forward_row(row, weight, eps);
-            self.turn(row, i, angles, false);
+        let (width, mut y) = (dims[1], Fresh::new(x.len()));
+        let runs = y.runs(FEW * width).zip(x.par_chunks(FEW * width)).enumerate();
+        runs.for_each_init(Default::default, |angles, (run, (y, x))| {
+            for (i, row) in y.copy_of(x).chunks_exact_mut(width).enumerate() {
+                rms_forward_row(row, weight, eps);
+                self.turn(row, run * FEW + i, angles, false);
+            }
         });
-        Ok(y)
+        Ok(y.made())
     }
 
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], dims: &[usize]) -> Result<Vec<T>> {
         let width = dims[1];
-        let mut dx = dy.to_vec();
+        let mut dx = Fresh::new(dy.len());
         let parts: Vec<Vec<T>> = {
             let weight = read::<T>(&self.weight.value)?;
             let weight: &[T] = &weight;
             let eps = T::of(self.eps);
-            dx.par_chunks_mut(CHUNK * width)
+            dx.runs(CHUNK * width)
+                .zip(dy.par_chunks(CHUNK * width))
                 .zip(x.par_chunks(CHUNK * width))
                 .enumerate()
-                .map(|(chunk, (dx, x))| {
+                .map(|(chunk, ((dx, dy), x))| {
                     let (mut dw, mut angles) = (vec![T::zero(); width], Default::default());
-                    for (i, (dx, x)) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
+                    let rows = dx.copy_of(dy).chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    for (i, (dx, x)) in rows.enumerate() {
                         self.turn(dx, chunk * CHUNK + i, &mut angles, true);
                         rms_backward_row(dx, x, weight, eps, &mut dw);
                     }
@@ -266,7 +274,7 @@ impl Op1 for RmsNorm {
         for part in parts {
             self.weight.add_grad(0, &part)?;
         }
-        Ok(dx)
+        Ok(dx.made())
     }
 
     super::on_gpu!();

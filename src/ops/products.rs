@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use super::cpu::panel::{Lines, Matrix, Panels, across, across_left, along, right_words};
-use super::cpu::product::{Operand, Tail, product};
+use super::cpu::product::{Tail, add_product, product};
 use super::cpu::{Path, with_unit};
 use super::gemm;
 
@@ -43,11 +43,11 @@ pub(crate) fn packed_words(out: usize, inner: usize, bf16: bool) -> [usize; 2] {
 
 /// A number that linear layers compute in.
 pub trait Products: Sized {
-    /// `y = tail(x Wᵀ)` for `x` `[n, inner]`; `beside` is the tail's second result, as large as `y` or empty.
-    fn forward(w: &Weights<Self>, x: &[Self], y: &mut [Self], beside: &mut [Self], tail: &impl Tail<Self>);
+    /// `tail(x Wᵀ)` for `x` `[n, inner]`, and the tail's second result, which is as large, or empty if it is not wanted.
+    fn forward(w: &Weights<Self>, x: &[Self], n: usize, second: bool, tail: &impl Tail<Self>) -> [Vec<Self>; 2];
 
-    /// `dx = dy W` for `dy` `[n, out]`.
-    fn input_gradient(w: &Weights<Self>, dy: &[Self], dx: &mut [Self]);
+    /// `dy W` for `dy` `[n, out]`.
+    fn input_gradient(w: &Weights<Self>, dy: &[Self], n: usize) -> Vec<Self>;
 
     /// `dw += dyᵀ x`.
     fn weight_gradient(w: &Weights<Self>, dy: &[Self], x: &[Self], dw: &mut [Self]);
@@ -61,20 +61,19 @@ macro_rules! on_unit {
 }
 
 impl Products for f32 {
-    fn forward(w: &Weights<f32>, x: &[f32], y: &mut [f32], beside: &mut [f32], tail: &impl Tail<f32>) {
+    fn forward(w: &Weights<f32>, x: &[f32], n: usize, second: bool, tail: &impl Tail<f32>) -> [Vec<f32>; 2] {
         on_unit!(w, S => {
             let right = w.packed.forward.get_or_init(|| along::<S>(Matrix::new(w.values, w.out, w.inner)));
-            let lines = Lines::new::<S>(Matrix::new(x, y.len() / w.out, w.inner));
-            product::<S, _>(Operand::Lines(&lines), right, y, beside, false, tail);
-        });
+            product::<S, _>(&Lines::new::<S>(Matrix::new(x, n, w.inner)), right, n, second, tail)
+        })
     }
 
-    fn input_gradient(w: &Weights<f32>, dy: &[f32], dx: &mut [f32]) {
+    fn input_gradient(w: &Weights<f32>, dy: &[f32], n: usize) -> Vec<f32> {
         on_unit!(w, S => {
             let right = w.packed.backward.get_or_init(|| across::<S>(Matrix::new(w.values, w.out, w.inner)));
-            let lines = Lines::new::<S>(Matrix::new(dy, dx.len() / w.inner, w.out));
-            product::<S, _>(Operand::Lines(&lines), right, dx, &mut [], false, &());
-        });
+            let [dx, _] = product::<S, _>(&Lines::new::<S>(Matrix::new(dy, n, w.out)), right, n, false, &());
+            dx
+        })
     }
 
     fn weight_gradient(w: &Weights<f32>, dy: &[f32], x: &[f32], dw: &mut [f32]) {
@@ -82,25 +81,27 @@ impl Products for f32 {
         on_unit!(w, S => {
             let left = across_left::<S>(Matrix::new(dy, n, w.out));
             let right = across::<S>(Matrix::new(x, n, w.inner));
-            product::<S, _>(Operand::Panels(&left), &right, dw, &mut [], true, &());
+            add_product::<S>(&left, &right, dw);
         });
     }
 }
 
 impl Products for f64 {
-    fn forward(w: &Weights<f64>, x: &[f64], y: &mut [f64], beside: &mut [f64], tail: &impl Tail<f64>) {
-        let (x, w_t) =
-            (gemm::Matrix::new(x, y.len() / w.out, w.inner), gemm::Matrix::new(w.values, w.out, w.inner).t());
-        gemm::gemm(y, x, w_t, false);
+    fn forward(w: &Weights<f64>, x: &[f64], n: usize, second: bool, tail: &impl Tail<f64>) -> [Vec<f64>; 2] {
+        let (x, w_t) = (gemm::Matrix::new(x, n, w.inner), gemm::Matrix::new(w.values, w.out, w.inner).t());
+        let (mut y, mut beside) = (vec![0.0; n * w.out], vec![0.0; if second { n * w.out } else { 0 }]);
+        gemm::gemm(&mut y, x, w_t, false);
         for (i, y) in y.chunks_exact_mut(w.out).enumerate() {
-            let beside = if beside.is_empty() { &mut [][..] } else { &mut beside[i * w.out..][..w.out] };
+            let beside = if second { &mut beside[i * w.out..][..w.out] } else { &mut [][..] };
             tail.apply(y, beside, i, 0);
         }
+        [y, beside]
     }
 
-    fn input_gradient(w: &Weights<f64>, dy: &[f64], dx: &mut [f64]) {
-        let n = dx.len() / w.inner;
-        gemm::gemm(dx, gemm::Matrix::new(dy, n, w.out), gemm::Matrix::new(w.values, w.out, w.inner), false);
+    fn input_gradient(w: &Weights<f64>, dy: &[f64], n: usize) -> Vec<f64> {
+        let mut dx = vec![0.0; n * w.inner];
+        gemm::gemm(&mut dx, gemm::Matrix::new(dy, n, w.out), gemm::Matrix::new(w.values, w.out, w.inner), false);
+        dx
     }
 
     fn weight_gradient(w: &Weights<f64>, dy: &[f64], x: &[f64], dw: &mut [f64]) {

@@ -3,6 +3,7 @@
 use candle_core::Result;
 use rayon::prelude::*;
 
+use super::cpu::fresh::Fresh;
 use super::custom::read;
 use super::elementwise::CHUNK;
 use super::{Param, Real, Rows};
@@ -31,28 +32,24 @@ impl Gate {
     pub fn backward<T: Real>(&self, y: &[T], dout: &[T]) -> Result<Vec<T>> {
         let width = self.modulation.value.dims()[2];
         let parts: Vec<(usize, Vec<T>)>;
-        let mut dy = vec![T::zero(); y.len()];
+        let mut dy = Fresh::new(y.len());
         {
             let m = read::<T>(&self.modulation.value)?;
             let m: &[T] = &m;
-            let mut left = &mut dy[..];
-            let mut runs = vec![];
-            for (sample, first, count) in self.rows.runs(y.len() / width, CHUNK) {
-                let (run, rest) = left.split_at_mut(count * width);
-                runs.push((sample, first, run));
-                left = rest;
-            }
-            parts = runs
+            let runs = self.rows.runs(y.len() / width, CHUNK);
+            parts = dy
+                .parts(runs.iter().map(|(_, _, count)| count * width))
                 .into_par_iter()
-                .map(|(sample, first, dy)| {
+                .zip(runs)
+                .map(|(dy, (sample, first, count))| {
                     let gate = &m[self.offset(sample, width)..][..width];
-                    let run = first * width..first * width + dy.len();
+                    let run = first * width..(first + count) * width;
                     let mut sum = vec![T::zero(); width];
-                    let rows = y[run.clone()].chunks_exact(width).zip(dout[run].chunks_exact(width));
-                    for (dy, (y, dout)) in dy.chunks_exact_mut(width).zip(rows) {
-                        for ((((dy, s), &y), &d), &g) in dy.iter_mut().zip(&mut sum).zip(y).zip(dout).zip(gate) {
-                            *dy = d * g;
-                            *s += y * d;
+                    let dy = dy.copy_of(&dout[run.clone()]);
+                    for (dy, y) in dy.chunks_exact_mut(width).zip(y[run].chunks_exact(width)) {
+                        for (((dy, s), &y), &g) in dy.iter_mut().zip(&mut sum).zip(y).zip(gate) {
+                            *s += y * *dy;
+                            *dy *= g;
                         }
                     }
                     (sample, sum)
@@ -62,6 +59,6 @@ impl Gate {
         for (sample, sum) in parts {
             self.modulation.add_grad(self.offset(sample, width), &sum)?;
         }
-        Ok(dy)
+        Ok(dy.made())
     }
 }

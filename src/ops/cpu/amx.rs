@@ -122,6 +122,14 @@ macro_rules! multiply {
     };
 }
 
+/// Room between two instructions for tiles. The unit has times, seconds to minutes long, in which instructions close to each other take
+/// twice as long as with others between them, be they without effect; at other times these cost nothing.
+macro_rules! apart {
+    () => {
+        asm!(".rept 8", "nop", ".endr", options(nostack, preserves_flags, nomem))
+    };
+}
+
 /// `wide!(at, i => between)`: 16 steps of two by two tiles. Two tiles of each operand feed four products, so loading takes half as long
 /// as multiplying. `between` comes after each of the eight instructions, whose number is `i`. (A closure might not be inlined, and would
 /// then lack the unit's features.)
@@ -234,7 +242,7 @@ impl At {
     #[inline(always)]
     unsafe fn wide(&mut self) {
         // SAFETY: the caller's promise to `product`.
-        unsafe { wide!(self, _i => ()) }
+        unsafe { wide!(self, _i => apart!()) }
     }
 
     /// `PACE` times [`Self::wide`], with a row of work.
@@ -248,6 +256,8 @@ impl At {
                     let done = 8 * time + i + 1; // of 8 PACE instructions
                     if done.is_multiple_of(PACE) {
                         work.two(&mut row, done / PACE - 1);
+                    } else {
+                        apart!();
                     }
                 });
             }
@@ -261,10 +271,15 @@ impl At {
         // SAFETY: the caller's promise to `product`.
         unsafe {
             load!("tmm4", self.left, self.row);
+            apart!();
             load!("tmm6", self.right, self.step);
+            apart!();
             multiply!("tmm0", "tmm4", "tmm6");
+            apart!();
             load!("tmm5", self.below, self.row);
+            apart!();
             multiply!("tmm2", "tmm5", "tmm6");
+            apart!();
             self.advance();
         }
     }

@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use super::fresh::Fresh;
 use super::panel::{Block, Lines, Panels, left as left_lanes};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
@@ -24,13 +25,6 @@ fn block_rows<S: Simd>() -> usize {
     2 * left_lanes::<S>()
 }
 
-/// The left operand of a product.
-pub(crate) enum Operand<'a> {
-    Lines(&'a Lines<'a>),
-    /// Of [`across_left`](super::panel::across_left).
-    Panels(&'a Panels),
-}
-
 /// What becomes of the sums.
 pub trait Tail<T>: Sync {
     /// Turns the sums `out` of row `row` from column `column` on into results; `beside` is the same part of a second result, or
@@ -44,45 +38,39 @@ impl<T> Tail<T> for () {
     fn apply(&self, _: &mut [T], _: &mut [T], _: usize, _: usize) {}
 }
 
-/// `out = tail(left right)`, or `out += left right` if `add` (then without a tail). `out` is row-major, as is `beside`, which
-/// is as large or empty.
+/// `tail(left right)`, row-major `[rows, lanes of right]`, and the tail's second result, as large, or empty if it is not wanted.
 pub(crate) fn product<S: Simd, T: Tail<f32>>(
-    left: Operand,
+    left: &Lines,
     right: &Panels,
-    out: &mut [f32],
-    beside: &mut [f32],
-    add: bool,
+    rows: usize,
+    second: bool,
     tail: &T,
-) {
-    let columns = right.lanes;
-    if columns == 0 || out.is_empty() {
-        return;
-    }
-    let (block, lanes) = (block_rows::<S>(), left_lanes::<S>());
-    let len = block * columns;
-    // An empty second result has as many empty parts as there are blocks.
-    let parts: Vec<&mut [f32]> = match beside.is_empty() {
-        true => (0..out.len().div_ceil(len)).map(|_| &mut [][..]).collect(),
-        false => beside.chunks_mut(len).collect(),
-    };
-    out.par_chunks_mut(len).zip(parts).enumerate().with_max_len(1).for_each(|(i, (out, beside))| {
-        let rows = out.len() / columns;
-        let first = i * block;
-        let task = |block: &Block, out: &mut [f32], beside: &mut [f32], first: usize| {
+) -> [Vec<f32>; 2] {
+    let (columns, block) = (right.lanes, block_rows::<S>());
+    let (n, len) = (rows * columns, block * columns);
+    let (mut out, mut beside) = (Fresh::new(n), Fresh::new(if second { n } else { 0 }));
+    if n > 0 {
+        // An empty second result has as many empty parts as there are blocks.
+        let parts = beside.parts((0..n).step_by(len).map(|at| if second { len.min(n - at) } else { 0 }));
+        out.runs(len).zip(parts).enumerate().with_max_len(1).for_each(|(i, (out, beside))| {
+            // Zeros bring the block into the cache in one sweep, where the sums find it.
+            let (out, beside) = (out.filled(0.0), beside.filled(0.0));
+            let (first, rows) = (i * block, out.len() / columns);
+            let task = Task { block: &left.block::<S>(first, rows), right, out, beside, first, add: false, tail };
             // SAFETY: this unit was chosen for this CPU.
-            unsafe { S::run(Task { block, right, out, beside, first, add, tail }) }
-        };
-        match &left {
-            Operand::Lines(lines) => task(&lines.block::<S>(first, rows), out, beside, first),
-            Operand::Panels(panels) => {
-                for (p, out) in out.chunks_mut(lanes * columns).enumerate() {
-                    let block = Block::of_panel::<S>(panels, first / lanes + p);
-                    let beside =
-                        if beside.is_empty() { &mut [] } else { &mut beside[p * lanes * columns..][..out.len()] };
-                    task(&block, out, beside, first + p * lanes);
-                }
-            }
-        }
+            unsafe { S::run(task) }
+        });
+    }
+    [out.made(), beside.made()]
+}
+
+/// `out += left right`, row-major; `left` is of [`across_left`](super::panel::across_left).
+pub(crate) fn add_product<S: Simd>(left: &Panels, right: &Panels, out: &mut [f32]) {
+    let lanes = left_lanes::<S>();
+    out.par_chunks_mut((lanes * right.lanes).max(1)).enumerate().with_max_len(1).for_each(|(i, out)| {
+        let block = &Block::of_panel::<S>(left, i);
+        // SAFETY: this unit was chosen for this CPU.
+        unsafe { S::run(Task { block, right, out, beside: &mut [], first: i * lanes, add: true, tail: &() }) }
     });
 }
 
