@@ -283,14 +283,14 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
         let steps = steps::<S>(self.d);
         let left = |x: &[u32]| Left::tiles::<S>(x[row * steps..].as_ptr(), steps);
         let columns = |x| Right::new::<S>(x, steps, S::WIDTH);
-        let square = |values| Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add: false };
-        let Band { s, dp, .. } = self.squares[i % 2];
+        let square = |values| Out { values, stride: by_row::<S>(), rows, width: S::WIDTH, add: false };
+        let Band { s, dp } = self.squares[i % 2];
         // SAFETY: the panels were packed with these sizes; a square holds a band by a block.
         unsafe {
             S::product_beside(steps, left(self.k_left), columns(q), square(s), beside);
             S::product_beside(steps, left(self.v_left), columns(o), square(dp), beside);
             if self.keys < row + rows {
-                std::slice::from_raw_parts_mut(s, rows * S::WIDTH)[(self.keys - row) * S::WIDTH..]
+                std::slice::from_raw_parts_mut(s, rows * by_row::<S>())[(self.keys - row) * by_row::<S>()..]
                     .fill(f32::NEG_INFINITY);
             }
         }
@@ -300,14 +300,12 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
     unsafe fn weights(&self, i: usize) -> Weights<S> {
         let (row, rows, [.., stats]) = self.piece::<S>(i);
         let stats: &[f32] = bytemuck::cast_slice(stats);
-        let Band { s, dp, p, ds } = self.squares[i % 2];
+        let Band { s, dp } = self.squares[i % 2];
         Weights {
             left: rows / 2,
             pace: (self.d / 16).clamp(1, 4),
             s,
             dp,
-            p,
-            ds,
             pairs: Pairs { words: self.pairs.words.wrapping_add(row / S::PAIR * self.pairs.step), ..self.pairs },
             lse: stats.as_ptr(),
             delta: stats[S::WIDTH..].as_ptr(),
@@ -323,13 +321,13 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
         let of_queries = S::WIDTH / S::PAIR;
         let by_rows = |x: &[u32]| Right::new::<S>(&x[self.layout.columns..], of_queries, self.wide);
         let left = |words| Left::<WIDTH>::rows::<S>(words, by_row::<S>());
-        let Band { p, ds, .. } = self.squares[i % 2];
-        let ds = if S::PAIR == 1 { self.pairs.words.wrapping_add(row * self.pairs.step) } else { ds };
+        let Band { s, dp } = self.squares[i % 2];
+        let ds = if S::PAIR == 1 { self.pairs.words.wrapping_add(row * self.pairs.step) } else { dp.cast() };
         let (stride, add) = (self.wide, i >= self.bands);
         let sum = |x: *mut f32| Out { values: x.wrapping_add(row * stride), stride, rows, width: stride, add };
         // SAFETY: as above.
         unsafe {
-            S::product_beside(of_queries, left(p), by_rows(o), sum(self.dv), beside);
+            S::product_beside(of_queries, left(s.cast()), by_rows(o), sum(self.dv), beside);
             S::product_beside(of_queries, left(ds), by_rows(q), sum(self.dk), beside);
         }
     }

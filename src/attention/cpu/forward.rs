@@ -101,9 +101,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
         self.q.tiles::<S>(self.head, self.first, rows, &mut queries);
         let mut sums = Scratch::take(padded * wide); // [rows, wide]
         let mut running = vec![Running { max: f32::NEG_INFINITY, sum: [0.0; 16] }; padded];
-        // Logits and words of weights of a band by a panel, a row every `WIDTH` and `by_row`: two of each, used in turn.
-        let mut s = Scratch::take(2 * band::<S>() * S::WIDTH);
-        let mut p = Scratch::take(2 * band::<S>() * by_row::<S>());
+        let mut squares = Scratch::take(2 * band::<S>() * by_row::<S>());
         let bands = padded.div_ceil(band::<S>());
         let pass = Pass {
             queries: &queries,
@@ -116,8 +114,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             factor: (self.scale * std::f64::consts::LOG2_E) as f32,
             sums: sums.floats().as_mut_ptr(),
             running: running.as_mut_ptr(),
-            s: s.floats().as_mut_ptr(),
-            p: p.as_mut_ptr(),
+            squares: squares.floats().as_mut_ptr(),
         };
         let pieces = bands * self.sk.div_ceil(S::WIDTH);
         let mut stopped = self.watch.stops();
@@ -162,8 +159,8 @@ struct Pass<'a> {
     sums: *mut f32,
     /// `padded` of them
     running: *mut Running,
-    s: *mut f32,
-    p: *mut u32,
+    /// Logits of a band by a panel, then words of weights: two squares, used in turn.
+    squares: *mut f32,
 }
 
 impl Pass<'_> {
@@ -176,11 +173,10 @@ impl Pass<'_> {
         (row, band::<S>().min(self.padded - row), keys, &self.panels[panel * words..][..words])
     }
 
-    /// Where piece `i` has its logits and its weights.
+    /// Where piece `i` has its logits, then its weights.
     #[inline(always)]
-    fn squares<S: Simd>(&self, i: usize) -> (*mut f32, *mut u32) {
-        let row = i % 2 * band::<S>();
-        (self.s.wrapping_add(row * S::WIDTH), self.p.wrapping_add(row * by_row::<S>()))
+    fn square<S: Simd>(&self, i: usize) -> *mut f32 {
+        self.squares.wrapping_add(i % 2 * band::<S>() * by_row::<S>())
     }
 }
 
@@ -192,14 +188,14 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
         let (row, rows, keys, panel) = self.piece::<S>(i);
         let steps = steps::<S>(self.d);
         let q = Left::tiles::<S>(self.queries[row * steps..].as_ptr(), steps);
-        let (values, _) = self.squares::<S>(i);
+        let values = self.square::<S>(i);
         // SAFETY: the panels were packed with these sizes; a square holds a band by a panel.
         unsafe {
-            let out = Out { values, stride: S::WIDTH, rows, width: S::WIDTH, add: false };
+            let out = Out { values, stride: by_row::<S>(), rows, width: S::WIDTH, add: false };
             S::product_beside(steps, q, Right::new::<S>(panel, steps, S::WIDTH), out, beside);
             if keys < S::WIDTH {
-                let logits = std::slice::from_raw_parts_mut(values, rows * S::WIDTH);
-                logits.chunks_exact_mut(S::WIDTH).for_each(|row| row[keys..].fill(f32::NEG_INFINITY));
+                let logits = std::slice::from_raw_parts_mut(values, rows * by_row::<S>());
+                logits.chunks_exact_mut(by_row::<S>()).for_each(|row| row[keys..].fill(f32::NEG_INFINITY));
             }
         }
     }
@@ -207,12 +203,10 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
     #[inline(always)]
     unsafe fn weights(&self, i: usize) -> Softmax<S> {
         let (row, rows, ..) = self.piece::<S>(i);
-        let (s, p) = self.squares::<S>(i);
         Softmax {
             left: rows,
             pace: (self.d / 64).clamp(1, 4),
-            s,
-            p,
+            s: self.square::<S>(i),
             running: self.running.wrapping_add(row),
             sums: self.sums.wrapping_add(row * self.wide),
             wide: self.wide,
@@ -226,7 +220,7 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
     unsafe fn sums(&self, i: usize, beside: &mut impl Beside) {
         let (row, rows, keys, panel) = self.piece::<S>(i);
         let v = Right::new::<S>(&panel[columns_words::<S>(self.d)..], S::WIDTH / S::PAIR, self.wide);
-        let p = Left::<WIDTH>::rows::<S>(self.squares::<S>(i).1, by_row::<S>());
+        let p = Left::<WIDTH>::rows::<S>(self.square::<S>(i).cast(), by_row::<S>());
         let steps = keys.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
         let values = self.sums.wrapping_add(row * self.wide);
         let out = Out { values, stride: self.wide, rows, width: self.wide, add: i >= self.bands };

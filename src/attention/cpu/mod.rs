@@ -34,10 +34,10 @@ fn band<S: Simd>() -> usize {
     if S::MATRIX { S::ROWS } else { 4 * S::ROWS }
 }
 
-/// Words from one row of P or dS to the next: on vector units a number that the compiler knows, on a matrix unit no more than there
-/// are, since L1 is small for its squares.
+/// Words from one row of a square to the next: of logits, which become weights where they are, as L1 is small for both. On vector units
+/// a number that the compiler knows, on a matrix unit an odd number of cache lines, as rows of sixteen would share a few sets of L1.
 fn by_row<S: Simd>() -> usize {
-    if S::MATRIX { S::WIDTH / S::PAIR } else { WIDTH }
+    if S::MATRIX { S::WIDTH + S::LANES } else { WIDTH }
 }
 
 /// Columns of f32 sums of d values: whole vectors of any unit.

@@ -46,11 +46,11 @@ pub(super) unsafe fn take<S: Simd, P: Pieces<S>>(
         task.logits(0, &mut ());
         for i in 0..count {
             let mut weights = task.weights(i);
+            if i > 0 {
+                task.sums(i - 1, &mut weights); // then its square is free
+            }
             if i + 1 < count {
                 task.logits(i + 1, &mut weights);
-            }
-            if i > 0 {
-                task.sums(i - 1, &mut weights);
             }
             weights.rest();
             if !weighed(i) {

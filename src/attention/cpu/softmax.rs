@@ -20,14 +20,13 @@ pub(super) struct Running {
     pub sum: [f32; 16],
 }
 
-/// Logits of a band to exponentials, as the left operand of the product with V.
+/// Logits of a band to exponentials in their place, as the left operand of the product with V.
 pub(super) struct Softmax<S> {
     /// Rows that are left, and how slowly to take them.
     pub left: usize,
     pub pace: usize,
     // Of the next row:
-    pub s: *const f32,
-    pub p: *mut u32,
+    pub s: *mut f32,
     pub running: *mut Running,
     pub sums: *mut f32,
     pub wide: usize,
@@ -39,8 +38,7 @@ pub(super) struct Softmax<S> {
 
 /// A row at work.
 pub(super) struct Row<S: Simd> {
-    s: *const f32,
-    p: *mut u32,
+    s: *mut f32,
     running: *mut Running,
     factor: S::V,
     max: S::V,
@@ -84,7 +82,7 @@ impl<S: Simd> Beside for Softmax<S> {
     unsafe fn begin(&mut self) -> Row<S> {
         // SAFETY: a row's arrays are there, here and below.
         unsafe {
-            let (s, p, running, factor) = (self.s, self.p, self.running, S::splat(self.factor));
+            let (s, running, factor) = (self.s, self.running, S::splat(self.factor));
             let mut top = S::load(s);
             for j in 1..S::WIDTH / S::LANES {
                 top = S::max(top, S::load(s.add(j * S::LANES)));
@@ -93,11 +91,10 @@ impl<S: Simd> Beside for Softmax<S> {
                 self.raise();
             }
             self.left -= 1;
-            self.s = s.add(S::WIDTH);
-            self.p = p.add(by_row::<S>());
+            self.s = s.add(by_row::<S>());
             self.running = running.add(1);
             self.sums = self.sums.add(self.wide);
-            Row { s, p, running, factor, max: S::splat((*running).max), sum: S::load((*running).sum.as_ptr()) }
+            Row { s, running, factor, max: S::splat((*running).max), sum: S::load((*running).sum.as_ptr()) }
         }
     }
     #[inline(always)]
@@ -107,7 +104,8 @@ impl<S: Simd> Beside for Softmax<S> {
             let exp2 = |j: usize| S::exp2(S::mul_sub(S::load(row.s.add(j * S::LANES)), row.factor, row.max));
             let (a, b) = (exp2(2 * i), exp2(2 * i + 1));
             row.sum = S::add(row.sum, S::add(a, b));
-            S::put_row(row.p.add(2 * i * S::LANES / S::PAIR), a, b);
+            let p = row.s.cast::<u32>(); // what is written has been read
+            S::put_row(p.add(2 * i * S::LANES / S::PAIR), a, b);
         }
     }
     #[inline(always)]

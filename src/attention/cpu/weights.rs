@@ -8,27 +8,22 @@ use crate::ops::cpu::simd::{Beside, Simd};
 /// What a band of keys by a block of queries passes through, each row a key; used over and over.
 #[derive(Clone, Copy)]
 pub(super) struct Band {
-    /// Logits.
+    /// Logits, then P as words paired over queries, a row every [`by_row`].
     pub s: *mut f32,
+    /// dP, then dS likewise.
     pub dp: *mut f32,
-    /// Words, paired over queries, a row every [`by_row`].
-    pub p: *mut u32,
-    /// As `p`.
-    pub ds: *mut u32,
 }
 
 impl Band {
     /// Words of one.
     pub fn words<S: Simd>() -> usize {
-        2 * band::<S>() * (S::WIDTH + by_row::<S>())
+        2 * band::<S>() * by_row::<S>()
     }
 
     /// Over `words`, as many as it has.
     pub fn new<S: Simd>(words: &mut [u32]) -> Self {
-        let (s, rest) = words.split_at_mut(band::<S>() * S::WIDTH);
-        let (dp, rest) = rest.split_at_mut(s.len());
-        let (p, ds) = rest.split_at_mut(band::<S>() * by_row::<S>());
-        Self { s: s.as_mut_ptr().cast(), dp: dp.as_mut_ptr().cast(), p: p.as_mut_ptr(), ds: ds.as_mut_ptr() }
+        let (s, dp) = words.split_at_mut(band::<S>() * by_row::<S>());
+        Self { s: s.as_mut_ptr().cast(), dp: dp.as_mut_ptr().cast() }
     }
 }
 
@@ -41,17 +36,15 @@ pub(super) struct Pairs {
     pub strip: usize,
 }
 
-/// P and dS of a band of keys from logits and dP, two keys at a time: by rows, and dS once more paired over keys.
+/// P and dS of a band of keys from logits and dP, two keys at a time: by rows in their place, and dS once more paired over keys.
 #[derive(Clone, Copy)]
 pub(super) struct Weights<S> {
     /// Twos of keys that are left, and how slowly to take them.
     pub left: usize,
     pub pace: usize,
     // Of the next two:
-    pub s: *const f32,
-    pub dp: *const f32,
-    pub p: *mut u32,
-    pub ds: *mut u32,
+    pub s: *mut f32,
+    pub dp: *mut f32,
     pub pairs: Pairs,
     /// In base 2.
     pub lse: *const f32,
@@ -77,10 +70,8 @@ impl<S: Simd> Beside for Weights<S> {
         self.left -= 1;
         // SAFETY: within the squares, or just past them.
         unsafe {
-            self.s = self.s.add(2 * S::WIDTH);
-            self.dp = self.dp.add(2 * S::WIDTH);
-            self.p = self.p.add(2 * by_row::<S>());
-            self.ds = self.ds.add(2 * by_row::<S>());
+            self.s = self.s.add(2 * by_row::<S>());
+            self.dp = self.dp.add(2 * by_row::<S>());
             self.pairs.words = self.pairs.words.add(2 / S::PAIR * self.pairs.step);
         }
         now
@@ -93,7 +84,7 @@ impl<S: Simd> Beside for Weights<S> {
             let c = S::splat(row.factor);
             let mut ds = [[c; 2]; 2]; // two rows of two vectors: what either pairing takes
             for (r, ds) in ds.iter_mut().enumerate() {
-                let (at, words) = (r * S::WIDTH + column, r * by_row::<S>() + column / S::PAIR);
+                let (at, words) = (r * by_row::<S>() + column, r * by_row::<S>() + column / S::PAIR);
                 let mut p = [c; 2];
                 for (v, (p, ds)) in p.iter_mut().zip(ds.iter_mut()).enumerate() {
                     let x = v * S::LANES;
@@ -102,9 +93,10 @@ impl<S: Simd> Beside for Weights<S> {
                     *p = S::exp2(S::mul_sub(s, c, S::load(row.lse.add(column + x))));
                     *ds = S::mul(*p, S::sub(dp, S::load(row.delta.add(column + x))));
                 }
-                S::put_row(row.p.add(words), p[0], p[1]);
+                // What is written has been read.
+                S::put_row(row.s.cast::<u32>().add(words), p[0], p[1]);
                 if S::PAIR > 1 {
-                    S::put_row(row.ds.add(words), ds[0], ds[1]);
+                    S::put_row(row.dp.cast::<u32>().add(words), ds[0], ds[1]);
                 }
             }
             let to = row.pairs.words.add(i * row.pairs.strip);
