@@ -59,16 +59,13 @@ fn large_clips() -> Place {
     place
 }
 
-/// Predicted and measured, of buffers and of the process.
-fn check(case: &[&str], what: &str, [predicted, measured]: [f64; 2]) {
-    // Kept panels and tiles are not followed one by one: some MiB; a plan counts each rank's, though one may serve another use. The
-    // process has freed memory too, up to 32 MiB of it.
-    let ranks: f64 =
-        case.iter().find_map(|key| key.strip_prefix("--ranks=")).map_or(1.0, |ranks| ranks.parse().unwrap());
+/// Predicted and measured, of buffers and of the process; `shared` MiB are counted for each rank, though ranks may share them.
+fn check(case: &[&str], what: &str, [predicted, measured]: [f64; 2], shared: f64) {
+    // Kept panels and tiles are not followed one by one: some MiB. The process has freed memory too, up to 32 MiB of it.
     let margin = if what.contains("peak") { (0.05 * measured).max(32.0) } else { (0.03 * measured).max(4.0) };
     // A plan counts the last block as still being copied while the head is at work; a fast disk may be done with it.
     let copied = case.iter().any(|key| key.starts_with("stash.where=disk") || key.starts_with("stash.dtype=bf16"));
-    let less = if copied && what.contains("head and loss") { 0.15 * predicted } else { 2.0 * ranks };
+    let less = if copied && what.contains("head and loss") { 0.15 * predicted } else { shared };
     let fits = predicted - measured <= less.max(margin) && measured - predicted <= margin;
     assert!(fits, "{case:?}: {what} predicted {predicted}, measured {measured} MiB");
 }
@@ -87,7 +84,7 @@ fn each_phase_of_a_rehearsal_has_the_buffers_that_the_plan_says() {
         let rows = rehearsed(&place, &[MEDIUM, case].concat());
         let again = if case.contains(&"stash.keep_attention=false") { 2 } else { 0 };
         assert_eq!(rows.len(), 13 + again, "{rows:?}");
-        rows.into_iter().for_each(|(what, both)| check(case, &what, both));
+        rows.into_iter().for_each(|(what, both)| check(case, &what, both, 0.0));
     }
 }
 
@@ -102,9 +99,16 @@ fn ranks_together_have_what_the_plan_says() {
         &["--ranks=2", "model.patch_size=[1,2,2]", "model.num_layers=1", "train.steps=1"],
     ];
     for case in cases {
-        let rows = rehearsed(&place, &[MEDIUM, case].concat());
+        let case = [MEDIUM, case].concat();
+        let rows = rehearsed(&place, &case);
         assert_eq!(rows.len(), 2, "{rows:?}");
-        rows.into_iter().for_each(|(what, both)| check(case, &what, both));
+        // Ranks that take turns at a small run's work use the same kept panels, so all may have what the plan counts for one.
+        let plan = planned(&place, &case);
+        let others = plan["ranks"].as_array().unwrap().len() as u64 - 1;
+        let kept = |phase: &Value| phase["parts"]["packed panels and weights, kept"].as_u64().unwrap();
+        let kept = plan["phases"].as_array().unwrap().iter().map(kept).max().unwrap();
+        let shared = (others * kept) as f64 / f64::from(1 << 20);
+        rows.into_iter().for_each(|(what, both)| check(&case, &what, both, shared));
     }
 }
 
@@ -116,7 +120,7 @@ fn ranks_of_stage_3_have_the_unit_at_work_and_the_parts_of_the_next() {
     let rows = rehearsed(&place, &[MEDIUM, &["--ranks=2"], &wide].concat());
     let (what, both) = &rows[0];
     assert_eq!(what, "in use at most:");
-    check(&wide, what, *both);
+    check(&wide, what, *both, 0.0);
 }
 
 /// MEDIUM's blocks stash x and o of 8192 x 128 numbers and a statistic of 4 x 8192.
