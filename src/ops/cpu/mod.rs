@@ -1,9 +1,9 @@
 //! Vector units of the CPU and the matrix products on their registers, shared by attention and the linear layers.
 //!
 //! From below: [`simd`] says what a unit offers and `avx512_bf16`, `avx512`, `avx2` and `portable` offer it; [`tile`]
-//! multiplies packed panels on registers, `amx` on a matrix unit; [`scratch`] is their working memory and [`fresh`] new results; [`panel`] packs matrices and
-//! [`product`] multiplies them whole; [`mod@peak`] measures what a unit can do. Code is written once for all units and runs on the one
-//! that [`Path`] names, so tests can hold each against a plain form.
+//! multiplies packed panels on registers, `amx` on a matrix unit; [`scratch`] is their working memory and [`fresh`] new results;
+//! [`panel`] packs matrices and [`product`] multiplies them whole; [`mod@peak`] measures what a unit can do. Code is written once for
+//! all units and runs on the one that [`Path`] names, so tests can hold each against a plain form.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

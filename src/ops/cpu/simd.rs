@@ -55,7 +55,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// Whether any lane of `a` exceeds that of `b`.
     unsafe fn any_above(a: Self::V, b: Self::V) -> bool;
-    /// 2^x for x < 128; 0 for -inf, NaN for NaN, 0 or not normal below 2^-126. Relative error under 1.5e-7 where words are f32, under 4e-6 where they are bf16.
+    /// 2^x for x < 128; 0 for -inf, NaN for NaN, 0 or not normal below 2^-126. Relative error under 1.5e-7 where words are f32, under
+    /// 4e-6 where they are bf16.
     unsafe fn exp2(x: Self::V) -> Self::V;
 
     /// What a word is to hold of a matrix's `x`: rounded to bf16 if words of bf16 are f32; pairs are rounded as they are written.
