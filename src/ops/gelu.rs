@@ -21,8 +21,7 @@ pub(super) fn gelu<T: Real>(x: T) -> T {
 /// The gradient of x, given that of gelu(x).
 pub(super) fn gelu_backward<T: Real>(dy: &[T], x: &[T]) -> Vec<T> {
     let mut dx = Fresh::new(dy.len());
-    let runs = dx.runs(CHUNK).zip(dy.par_chunks(CHUNK)).zip(x.par_chunks(CHUNK));
-    runs.for_each(|((dx, dy), x)| slopes(dx.copy_of(dy), x));
+    dx.copies(dy, CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dx, x)| slopes(dx, x));
     dx.made()
 }
 

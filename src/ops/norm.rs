@@ -115,8 +115,8 @@ impl Op1 for LayerNorm {
         let width = dims[1];
         let (locked, rows, eps) = (self.lock::<T>()?, self.rows(), T::of(self.eps));
         let mut y = Fresh::new(x.len());
-        y.runs(FEW * width).zip(x.par_chunks(FEW * width)).enumerate().for_each(|(run, (y, x))| {
-            for (i, row) in y.copy_of(x).chunks_exact_mut(width).enumerate() {
+        y.copies(x, FEW * width).enumerate().for_each(|(run, y)| {
+            for (i, row) in y.chunks_exact_mut(width).enumerate() {
                 forward_row(row, locked.row((rows.start + run * FEW + i) / rows.tokens, width), eps);
             }
         });
@@ -239,9 +239,8 @@ impl Op1 for RmsNorm {
         let weight: &[T] = &weight;
         let eps = T::of(self.eps);
         let (width, mut y) = (dims[1], Fresh::new(x.len()));
-        let runs = y.runs(FEW * width).zip(x.par_chunks(FEW * width)).enumerate();
-        runs.for_each_init(Default::default, |angles, (run, (y, x))| {
-            for (i, row) in y.copy_of(x).chunks_exact_mut(width).enumerate() {
+        y.copies(x, FEW * width).enumerate().for_each_init(Default::default, |angles, (run, y)| {
+            for (i, row) in y.chunks_exact_mut(width).enumerate() {
                 rms_forward_row(row, weight, eps);
                 self.turn(row, run * FEW + i, angles, false);
             }
@@ -256,14 +255,12 @@ impl Op1 for RmsNorm {
             let weight = read::<T>(&self.weight.value)?;
             let weight: &[T] = &weight;
             let eps = T::of(self.eps);
-            dx.runs(CHUNK * width)
-                .zip(dy.par_chunks(CHUNK * width))
+            dx.copies(dy, CHUNK * width)
                 .zip(x.par_chunks(CHUNK * width))
                 .enumerate()
-                .map(|(chunk, ((dx, dy), x))| {
+                .map(|(chunk, (dx, x))| {
                     let (mut dw, mut angles) = (vec![T::zero(); width], Default::default());
-                    let rows = dx.copy_of(dy).chunks_exact_mut(width).zip(x.chunks_exact(width));
-                    for (i, (dx, x)) in rows.enumerate() {
+                    for (i, (dx, x)) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
                         self.turn(dx, chunk * CHUNK + i, &mut angles, true);
                         rms_backward_row(dx, x, weight, eps, &mut dw);
                     }

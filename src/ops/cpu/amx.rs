@@ -130,12 +130,19 @@ macro_rules! apart {
     };
 }
 
+/// `each!(i => between, number instruction, ...)`: `between` comes after each of the instructions, whose number is `i`. (A closure might
+/// not be inlined, and would then lack the unit's features.)
+macro_rules! each {
+    ($i:ident => $between:expr, $($number:literal $instruction:expr),*) => {
+        { $($instruction; { let $i: usize = $number; $between })* }
+    };
+}
+
 /// `wide!(at, i => between)`: 16 steps of two by two tiles. Two tiles of each operand feed four products, so loading takes half as long
-/// as multiplying. `between` comes after each of the eight instructions, whose number is `i`. (A closure might not be inlined, and would
-/// then lack the unit's features.)
+/// as multiplying. `between` comes after each of the eight instructions.
 macro_rules! wide {
     ($at:ident, $i:ident => $between:expr) => {{
-        wide!($at, $i => $between,
+        each!($i => $between,
             0 load!("tmm4", $at.left, $at.row),
             1 load!("tmm6", $at.right, $at.step),
             2 multiply!("tmm0", "tmm4", "tmm6"),
@@ -146,9 +153,6 @@ macro_rules! wide {
             7 multiply!("tmm3", "tmm5", "tmm7"));
         $at.advance();
     }};
-    ($at:ident, $i:ident => $between:expr, $($number:literal $instruction:expr),*) => {
-        { $($instruction; { let $i: usize = $number; $between })* }
-    };
 }
 
 /// [`super::tile::product`] on tiles: `rows` and `steps` are multiples of 32 and 16, all rows of `a` are `a.row` apart and their
@@ -270,16 +274,12 @@ impl At {
     unsafe fn narrow(&mut self) {
         // SAFETY: the caller's promise to `product`.
         unsafe {
-            load!("tmm4", self.left, self.row);
-            apart!();
-            load!("tmm6", self.right, self.step);
-            apart!();
-            multiply!("tmm0", "tmm4", "tmm6");
-            apart!();
-            load!("tmm5", self.below, self.row);
-            apart!();
-            multiply!("tmm2", "tmm5", "tmm6");
-            apart!();
+            each!(_i => apart!(),
+                0 load!("tmm4", self.left, self.row),
+                1 load!("tmm6", self.right, self.step),
+                2 multiply!("tmm0", "tmm4", "tmm6"),
+                3 load!("tmm5", self.below, self.row),
+                4 multiply!("tmm2", "tmm5", "tmm6"));
             self.advance();
         }
     }

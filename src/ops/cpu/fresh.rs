@@ -29,6 +29,14 @@ impl<T: Copy + Send> Fresh<T> {
         slots.par_chunks_mut(len.max(1)).map(|slots| Run { slots, begun })
     }
 
+    /// A copy of `values`, which are `n`, in runs of `len`.
+    pub fn copies(&mut self, values: &[T], len: usize) -> impl IndexedParallelIterator<Item = &mut [T]>
+    where
+        T: Sync,
+    {
+        self.runs(len).zip(values.par_chunks(len.max(1))).map(|(run, values)| run.copy_of(values))
+    }
+
     /// The first runs of these lengths.
     ///
     /// # Panics
@@ -98,6 +106,10 @@ mod tests {
         parts.pop().unwrap().copy_of(&[3, 4, 5]);
         parts.pop().unwrap().copy_of(&[1, 2]);
         assert_eq!(fresh.made(), [1, 2, 3, 4, 5]);
+
+        let mut fresh = Fresh::new(3);
+        fresh.copies(&[1, 2, 3], 2).for_each(|run| run[0] += 5);
+        assert_eq!(fresh.made(), [6, 2, 8]);
 
         let half = std::panic::catch_unwind(|| {
             let mut fresh = Fresh::new(4);
