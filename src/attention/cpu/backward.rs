@@ -10,6 +10,7 @@
 
 use std::f64::consts::LOG2_E;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -64,32 +65,36 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
         let packed = &packed[..];
         let sums = &mut sums.floats()[..count * blocks * sums_len];
 
-        // Groups are taken in order, each by a thread that finishes it: `Lanes` asks for that.
-        let lanes = Lanes::new(sums, sums_len, blocks, groups, watch);
-        let rows = dk.chunks_mut(sk * d).zip(dv.chunks_mut(sk * d)).enumerate();
-        let tasks = Mutex::new(rows.flat_map(|(head, (dk, dv))| {
-            let grads = dk.chunks_mut(GROUP * d).zip(dv.chunks_mut(GROUP * d)).enumerate();
-            grads.map(move |(group, (dk, dv))| (head, group, dk, dv))
-        }));
-        let threads = rayon::current_num_threads().min(count * groups);
+        let halves = count == 1 && blocks > 1;
+        let along = if halves { blocks.div_ceil(2) } else { blocks }; // blocks of a lane
+        let lanes = Lanes::new(sums, sums_len, along, groups, watch);
+        let rows = dk.chunks_mut(sk * d).zip(dv.chunks_mut(sk * d));
+        let grads = rows.flat_map(|(dk, dv)| dk.chunks_mut(GROUP * d).zip(dv.chunks_mut(GROUP * d)));
+        let grads: Vec<_> = grads.map(|(dk, dv)| Mutex::new(Grads { dk, dv, half: None })).collect();
+        // Tasks are taken in order, each by a thread that finishes it: `Lanes` asks for that.
+        let next = AtomicUsize::new(0);
+        let threads = rayon::current_num_threads().min(lanes.count() * groups);
         (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
             loop {
-                let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((head, group, dk, dv)) = task else { break };
-                let blocks = &packed[head * blocks * layout.total..][..blocks * layout.total];
-                let task = lanes.task(head, group);
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                let (group, lane) = (task / lanes.count(), task % lanes.count());
+                if group >= groups {
+                    break;
+                }
+                let (head, row) = if halves { (0, lane * along * S::WIDTH) } else { (lane, 0) };
+                let blocks = packed.chunks(along * layout.total).nth(lane).expect("a lane has blocks");
                 let keys = Keys {
                     k: &k,
                     v: &v,
                     head: first + head,
                     first: group * GROUP,
                     blocks,
-                    queries: sq,
+                    queries: (sq - row).min(along * S::WIDTH),
                     layout,
-                    task,
+                    task: lanes.task(lane, group),
                     scale,
-                    dk,
-                    dv,
+                    grads: &grads[head * groups + group],
+                    halves,
                     watch,
                 };
                 // SAFETY: this unit was chosen for this CPU.
@@ -139,20 +144,29 @@ fn finish_turned<S: Simd, E: Element>(out: &mut [E], sums: &[f32], d: usize, sca
     }
 }
 
-/// A task: a group of keys of one head against all its queries.
+/// What the tasks of a group add up to.
+struct Grads<'a, O> {
+    dk: &'a mut [O],
+    dv: &'a mut [O],
+    /// The sums of the half that was done first. There are only two, so that it does not matter which.
+    half: Option<Scratch>,
+}
+
+/// A task: a group of keys of one head against the queries of a lane.
 struct Keys<'a, E, O> {
     k: &'a Heads<'a, E>,
     v: &'a Heads<'a, E>,
     head: usize,
     first: usize,
-    /// The head's packed queries, and how many there are.
+    /// The lane's packed queries, and how many there are.
     blocks: &'a [u32],
     queries: usize,
     layout: Layout,
     task: Task<'a>,
     scale: f64,
-    dk: &'a mut [O],
-    dv: &'a mut [O],
+    grads: &'a Mutex<Grads<'a, O>>,
+    /// Whether another task does the same keys with the head's other queries.
+    halves: bool,
     watch: &'a Watch,
 }
 
@@ -161,7 +175,7 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
     unsafe fn run<S: Simd>(mut self) {
         let (d, steps) = (self.k.dim, steps::<S>(self.k.dim));
         let wide = wide(d);
-        let keys = self.dk.len() / d;
+        let keys = GROUP.min(self.k.rows - self.first);
         let padded = keys.next_multiple_of(S::ROWS);
         let mut left = Scratch::take(2 * padded * steps); // k and v by tiles
         let (k_left, v_left) = left.split_at_mut(padded * steps);
@@ -236,9 +250,19 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
         if stopped {
             return;
         }
-        finish(self.dk, dk, d, self.scale);
-        finish(self.dv, dv, d, 1.0);
         self.watch.add(super::BACKWARD * (keys * self.queries * d) as u64);
+        let mut grads = self.grads.lock().unwrap_or_else(PoisonError::into_inner);
+        match grads.half.take() {
+            Some(mut half) => sums.floats().iter_mut().zip(half.floats()).for_each(|(x, half)| *x += *half),
+            None if self.halves => {
+                grads.half = Some(sums);
+                return;
+            }
+            None => {}
+        }
+        let (dk, dv) = sums.floats().split_at(padded * wide);
+        finish(grads.dk, dk, d, self.scale);
+        finish(grads.dv, dv, d, 1.0);
     }
 }
 

@@ -30,12 +30,17 @@ pub(super) struct Lanes<'a> {
 unsafe impl Sync for Lanes<'_> {}
 
 impl<'a> Lanes<'a> {
-    /// Lanes of `blocks` blocks of `len` values over all of `sums`, each visited by `groups` tasks.
+    /// Lanes of `blocks` blocks of `len` values over all of `sums`, each visited by `groups` tasks; the last may have fewer blocks.
     pub fn new(sums: &'a mut [f32], len: usize, blocks: usize, groups: usize, watch: &'a Watch) -> Self {
-        let lanes = sums.len() / (len * blocks);
+        let lanes = sums.len().div_ceil(len * blocks);
         let left = (0..lanes * groups).map(|_| AtomicUsize::new(0)).collect();
         let failed = AtomicBool::new(false);
         Self { sums: sums.as_mut_ptr(), len, blocks, groups, left, failed, watch, borrow: PhantomData }
+    }
+
+    /// The number of lanes.
+    pub fn count(&self) -> usize {
+        self.left.len() / self.groups
     }
 
     /// Task number `group` of `lane`, to be asked for once.
