@@ -7,6 +7,7 @@ use super::{Attention, Engine, Objective, Pass, Phase, Saved, Stash, side_by_sid
 use crate::Result;
 use crate::model::{Block, Condition};
 use crate::ops::{Tape, add_assign, row_dot};
+use crate::parallel::bytes::set_rows;
 use crate::watch::{Part, Way};
 
 impl Engine<'_> {
@@ -49,7 +50,7 @@ impl Engine<'_> {
             let (share, d_output) = objective.loss(tile.clone(), &output)?;
             let d_output = d_output.to_device(self.device())?;
             loss += share;
-            Ok(dx.slice_set(&tape.backward(&[(&output, &d_output)], &[&x])?[0], 0, tile.start)?)
+            set_rows(&dx, &tape.backward(&[(&output, &d_output)], &[&x])?[0], tile.start)
         })?;
         self.model.head.end(condition, &head)?;
         Ok((loss, dx))
@@ -70,9 +71,9 @@ impl Engine<'_> {
             let (tape, x, o) = (Tape::recording(), self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
             let y = block.after(&tape, &x, &o, &mine, self.at(&tile))?;
             let gradients = tape.backward(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
-            dx.slice_set(&gradients[0], 0, tile.start)?;
-            d_o.slice_set(&gradients[1], 0, tile.start)?;
-            Ok(delta.slice_set(&row_dot(&gradients[1], &o, self.heads())?, 0, tile.start)?)
+            set_rows(dx, &gradients[0], tile.start)?;
+            set_rows(&d_o, &gradients[1], tile.start)?;
+            set_rows(&delta, &row_dot(&gradients[1], &o, self.heads())?, tile.start)
         })?;
         drop(o);
 

@@ -7,6 +7,7 @@ use super::{Attention, Engine, Pass, Phase, Saved, Source, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, BlockCondition, Condition, Prompt};
 use crate::ops::Tape;
+use crate::parallel::bytes::set_rows;
 use crate::watch::{Part, Way};
 
 impl Engine<'_> {
@@ -19,7 +20,7 @@ impl Engine<'_> {
             self.each_tile(Part::Embed, self.per_row.embed, |tile| {
                 let input = self.input(source, &tile)?;
                 let embedded = self.model.embed.forward(&input, self.grid, &self.tokens_of(&tile))?;
-                Ok(x.slice_set(&embedded, 0, tile.start)?)
+                set_rows(&x, &embedded, tile.start)
             })?;
             Ok((condition, x))
         })
@@ -43,7 +44,7 @@ impl Engine<'_> {
                 let next = self.buffer(self.model.config.width(), self.dtype())?;
                 self.each_tile(Part::After, self.per_row.after, |tile| {
                     let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&attention.o, &tile)?);
-                    Ok(next.slice_set(&block.after(&Tape::off(), &x, &o, &mine, self.at(&tile))?, 0, tile.start)?)
+                    set_rows(&next, &block.after(&Tape::off(), &x, &o, &mine, self.at(&tile))?, tile.start)
                 })?;
                 Ok((next, attention))
             })?;
@@ -95,7 +96,7 @@ impl Engine<'_> {
         self.each_tile(Part::Before, self.per_row.before, |tile| {
             let parts = block.before(&Tape::off(), &self.rows_of(x, &tile)?, mine, &self.rope, self.at(&tile))?;
             for (whole, part) in [&q, &k, &v].into_iter().zip(parts) {
-                whole.slice_set(&group.columns(&part, d)?, 0, tile.start)?;
+                set_rows(whole, &group.columns(&part, d)?, tile.start)?;
             }
             Ok(())
         })?;

@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use std::ops::Range;
 
 use crate::attention::SequenceAttention;
+use crate::parallel::bytes::in_order;
 use crate::parallel::{Sequence, Split};
 use crate::{Result, bail};
 
@@ -45,6 +46,6 @@ impl HeadGroup {
 
     /// The group's columns of `x` `[rows, H d]`, contiguous.
     pub fn columns(&self, x: &Tensor, d: usize) -> Result<Tensor> {
-        Ok(x.narrow(1, self.heads.start * d, self.heads.len() * d)?.contiguous()?)
+        in_order(&x.narrow(1, self.heads.start * d, self.heads.len() * d)?)
     }
 }

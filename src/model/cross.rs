@@ -5,6 +5,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::attention::{flash, flash_backward};
 use crate::ops::{Custom, Op1, Param, Real, Rows, Tape, cast};
+use crate::parallel::bytes::in_order;
 
 /// softmax(q kᵀ / sqrt(d)) v for queries `[n, H d]` against keys and values `[B, L, H d]` of their own sample. Differentiable in q.
 pub fn cross_attention(
@@ -38,7 +39,8 @@ impl Cross {
     /// `[1, H, rows, d]` as `[rows, H d]`, in `dtype`.
     fn rows_first(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
         let (_, heads, n, d) = x.dims4()?;
-        cast(&Tape::off(), &x.transpose(1, 2)?.contiguous()?.reshape((n, heads * d))?, dtype)
+        let x = in_order(&x.transpose(1, 2)?).map_err(crate::Error::into_candle)?;
+        cast(&Tape::off(), &x.reshape((n, heads * d))?, dtype)
     }
 
     fn scale(&self, width: usize) -> f64 {
@@ -76,7 +78,7 @@ impl Cross {
             let q_run = self.heads_first(&run(q)?)?;
             let (_, lse) = flash(&q_run, &k, &v, scale).map_err(crate::Error::into_candle)?;
             let delta = crate::ops::row_dot(&run(d_o)?, &run(o)?, self.heads)?; // [count, H]
-            let delta = delta.t()?.contiguous()?.unsqueeze(0)?; // [1, H, count]
+            let delta = in_order(&delta.t()?).map_err(crate::Error::into_candle)?.unsqueeze(0)?; // [1, H, count]
             let d_o = self.heads_first(&run(d_o)?)?;
             let (dq_run, dk, dv) =
                 flash_backward(&q_run, &k, &v, &d_o, &lse, &delta, scale).map_err(crate::Error::into_candle)?;

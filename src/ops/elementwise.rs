@@ -5,11 +5,15 @@ use half::bf16;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::cpu::fresh::Fresh;
 use super::custom::{Custom, Op1, Op2, Stored, read, write};
 use super::{Real, Tape};
 
 /// Rows summed by one thread at a time: fixed, so that sums have the same bits for any number of threads.
 pub(crate) const CHUNK: usize = 64;
+
+/// Numbers that one thread takes at a time, of what goes one by one.
+const RUN: usize = 1 << 14;
 
 /// The sums over rows of `values` `[n, width]`.
 pub fn sum_columns<T: Real>(values: &[T], width: usize) -> Vec<T> {
@@ -60,13 +64,17 @@ pub fn row_dot(a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
 /// Candle's `copy` would copy all of the storage that `a` is a view of: for a tile, those of the whole sequence.
 pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     fn go<T: Real>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let values = read::<T>(&a.contiguous()?)?.to_vec();
-        let out = Tensor::from_vec(values, a.shape(), a.device())?;
-        add_assign(&out, &b.contiguous()?)?;
-        Ok(out)
+        let [a, b] = [a.contiguous()?, b.contiguous()?];
+        let (x, y) = (read::<T>(&a)?, read::<T>(&b)?);
+        let mut out = Fresh::new(x.len());
+        out.copies(&x, RUN).zip(y.par_chunks(RUN)).for_each(|(out, y)| add_to(out, y));
+        Tensor::from_vec(out.made(), a.shape(), a.device())
     }
     if !a.device().is_cpu() {
         return a + b;
+    }
+    if a.dims() != b.dims() {
+        candle_core::bail!("sum: shapes {:?} and {:?} differ", a.dims(), b.dims())
     }
     if a.dtype() == DType::F64 { go::<f64>(a, b) } else { go::<f32>(a, b) }
 }
@@ -75,7 +83,7 @@ pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
     fn go<T: Real>(to: &Tensor, values: &[T]) -> Result<()> {
         write(to, |to: &mut [T]| {
-            let chunks = to.par_chunks_mut(1 << 14).zip(values.par_chunks(1 << 14));
+            let chunks = to.par_chunks_mut(RUN).zip(values.par_chunks(RUN));
             chunks.for_each(|(to, values)| add_to(to, values));
         })
     }

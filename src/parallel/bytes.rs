@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use crate::ops::cpu::fresh::Fresh;
 use crate::{Result, bail};
 
 /// Bytes that one task copies: large enough to amortise a task, small enough to share a head over threads.
@@ -76,7 +77,9 @@ pub(crate) fn view<'a>(bytes: &'a [u8], layout: &Layout, dtype: DType) -> Result
 pub(crate) fn build(dtype: DType, dims: &[usize], fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Tensor> {
     macro_rules! of {
         ($t:ty) => {{
-            let mut data: Vec<$t> = bytemuck::zeroed_vec(dims.iter().product());
+            let mut data = Fresh::<$t>::new(dims.iter().product());
+            data.runs(PIECE / size_of::<$t>()).for_each(|run| _ = run.filled(bytemuck::Zeroable::zeroed()));
+            let mut data = data.made();
             fill(bytemuck::cast_slice_mut(&mut data))?;
             Tensor::from_vec(data, dims, &Device::Cpu)?
         }};
@@ -115,12 +118,45 @@ pub(crate) fn duplicate(t: &Tensor) -> Result<Tensor> {
             _ => Ok(t.detach().force_contiguous()?),
         };
     }
-    if !t.is_contiguous() {
-        return Ok(t.detach().contiguous()?);
-    }
     let (storage, layout) = t.storage_and_layout();
-    let bytes = view(raw(&storage)?, layout, t.dtype())?;
+    let Some(rows) = Rows::of(layout, t.dtype().size_in_bytes()) else { return Ok(t.detach().force_contiguous()?) };
+    let bytes = raw(&storage)?;
     build(t.dtype(), t.dims(), |out| {
+        match layout.is_contiguous() {
+            true => copy(out, view(bytes, layout, t.dtype())?),
+            false => gather(out, bytes, rows),
+        }
+        Ok(())
+    })
+}
+
+/// `t` with its elements in order: itself where they are, else a copy.
+pub(crate) fn in_order(t: &Tensor) -> Result<Tensor> {
+    if t.is_contiguous() { Ok(t.clone()) } else { duplicate(t) }
+}
+
+/// Writes `part` over rows of the contiguous `whole`, from row `start` on.
+///
+/// # Errors
+/// If they do not fit, or share their storage.
+pub(crate) fn set_rows(whole: &Tensor, part: &Tensor, start: usize) -> Result<()> {
+    if !whole.device().is_cpu() {
+        return Ok(whole.slice_set(part, 0, start)?);
+    }
+    let to = whole.narrow(0, start, part.dims().first().copied().unwrap_or(0))?;
+    if (to.dims(), to.dtype()) != (part.dims(), part.dtype()) {
+        bail!("rows {:?} of {:?} do not go into {:?} of {:?}", part.dims(), part.dtype(), whole.dims(), whole.dtype())
+    }
+    let part = in_order(part)?;
+    let (storage, layout) = part.storage_and_layout();
+    if layout.shape().elem_count() == 0 {
+        return Ok(());
+    }
+    if std::ptr::eq(raw(&storage)?, raw(&whole.storage_and_layout().0)?) {
+        bail!("rows cannot be written over with rows of the same storage"); // which would be locked twice
+    }
+    let bytes = view(raw(&storage)?, layout, part.dtype())?;
+    overwrite(&to, |out| {
         copy(out, bytes);
         Ok(())
     })
@@ -170,6 +206,24 @@ pub(crate) struct Rows {
     pub strides: [usize; 3],
     /// Bytes in a row.
     pub row: usize,
+}
+
+impl Rows {
+    /// A view's rows, or its elements where those of the last dim are apart; None: along more than three dims.
+    fn of(layout: &Layout, size: usize) -> Option<Self> {
+        let mut dims: Vec<_> = layout.dims().iter().copied().zip(layout.stride().iter().copied()).collect();
+        let row = if let Some((n, 1)) = dims.last().copied() {
+            dims.pop();
+            n * size
+        } else {
+            size
+        };
+        dims.retain(|&(n, _)| n != 1);
+        let padding = vec![(1, 0); 3usize.checked_sub(dims.len())?];
+        let [a, b, c] = [padding, dims].concat()[..] else { return None };
+        let strides = [a.1, b.1, c.1].map(|stride| stride * size);
+        Some(Self { base: layout.start_offset() * size, counts: [a.0, b.0, c.0], strides, row })
+    }
 }
 
 /// Copies `rows` of `src` one after another, in the order of their dims, into `dst`.
