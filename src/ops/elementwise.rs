@@ -105,8 +105,8 @@ pub fn clear(t: &Tensor) -> Result<()> {
     match (t.device().is_cpu(), t.dtype()) {
         _ if t.elem_count() == 0 => Ok(()),
         (false, _) => t.zero_set(),
-        (true, DType::F64) => write(t, |values: &mut [f64]| values.fill(0.0)),
-        (true, _) => write(t, |values: &mut [f32]| values.fill(0.0)),
+        (true, DType::F64) => write(t, |values: &mut [f64]| values.par_chunks_mut(RUN).for_each(|run| run.fill(0.0))),
+        (true, _) => write(t, |values: &mut [f32]| values.par_chunks_mut(RUN).for_each(|run| run.fill(0.0))),
     }
 }
 

@@ -132,15 +132,19 @@ impl Linear {
 
     /// Adds the gradients of weight and bias; returns that of `x`.
     fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
-        self.add_grads(x, dy)?;
-        self.with_weights(|w| Ok(T::input_gradient(w, dy, x.len() / w.inner)))
+        // At once, so that no thread waits for another between them.
+        let gradient = || self.with_weights(|w| Ok(T::input_gradient(w, dy, x.len() / w.inner)));
+        let (dx, added) = rayon::join(gradient, || self.add_grads(x, dy));
+        added.and(dx)
     }
 
     fn add_grads<T: Real>(&self, x: &[T], dy: &[T]) -> Result<()> {
-        self.with_weights(|w| {
-            write(&self.weight.grad, |dw: &mut [T]| T::weight_gradient(w, dy, x, dw))?;
-            self.bias.add_grad(0, &sum_columns(dy, w.out))
-        })
+        let (out, _) = self.dims()?;
+        let weight =
+            || self.with_weights(|w| write(&self.weight.grad, |dw: &mut [T]| T::weight_gradient(w, dy, x, dw)));
+        let (sums, added) = rayon::join(|| sum_columns(dy, out), weight);
+        added?;
+        self.bias.add_grad(0, &sums) // when no thread holds the weight's gradient, which may be of the same storage
     }
 
     fn bias<T: Real>(&self) -> Result<Values<'_, T>> {

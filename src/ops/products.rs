@@ -79,8 +79,9 @@ impl Products for f32 {
     fn weight_gradient(w: &Weights<f32>, dy: &[f32], x: &[f32], dw: &mut [f32]) {
         let n = dy.len() / w.out;
         on_unit!(w, S => {
-            let left = across_left::<S>(Matrix::new(dy, n, w.out));
-            let right = across::<S>(Matrix::new(x, n, w.inner));
+            let left = || across_left::<S>(Matrix::new(dy, n, w.out));
+            let right = || across::<S>(Matrix::new(x, n, w.inner));
+            let (left, right) = rayon::join(left, right);
             add_product::<S>(&left, &right, dw);
         });
     }

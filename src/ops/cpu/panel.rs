@@ -13,7 +13,6 @@
 //! Attention packs strided heads of any element by its own functions (`attention::cpu::pack`).
 
 use rayon::prelude::*;
-use std::borrow::Cow;
 
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
@@ -250,9 +249,10 @@ unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
     }
 }
 
-/// A matrix word after word: the left operand of a contraction over its columns.
+/// A matrix word after word: the left operand of a contraction over its columns. A block of it is packed when it is wanted, by who wants
+/// it; f32 units read the matrix itself.
 pub(crate) struct Lines<'a> {
-    words: Words<'a>,
+    m: Matrix<'a>,
     /// Words from one row to the next.
     stride: usize,
 }
@@ -264,52 +264,42 @@ fn apart<S: Simd>(words: usize) -> usize {
     if S::MATRIX { words | S::STEPS } else { words }
 }
 
-enum Words<'a> {
-    Packed(Scratch),
-    /// f32 units read the matrix itself.
-    Own(&'a [u32]),
-}
-
 impl<'a> Lines<'a> {
     pub fn new<S: Simd>(m: Matrix<'a>) -> Self {
-        if !S::HALF {
-            return Self { words: Words::Own(bytemuck::cast_slice(m.values)), stride: m.columns };
-        }
         let whole = m.columns.next_multiple_of(2 * S::LANES) / S::PAIR; // whole vectors, since they are written in twos
-        let stride = apart::<S>(whole);
-        let mut words = Scratch::take(m.rows * stride);
-        words.par_chunks_mut((stride * 16).max(1)).enumerate().for_each(|(i, words)| {
-            // SAFETY: this unit was chosen for this CPU.
-            unsafe { S::run(Rows { m, first: i * 16, stride, words }) }
-        });
-        Self { words: Words::Packed(words), stride }
+        Self { m, stride: if S::HALF { apart::<S>(whole) } else { m.columns } }
     }
 
-    fn words(&self) -> &[u32] {
-        match &self.words {
-            Words::Packed(words) => words,
-            Words::Own(words) => words,
+    /// `count` rows from `first` on. Rows that fill up the last register tile are zeros.
+    pub fn block<S: Simd>(&self, first: usize, count: usize) -> Block<'a> {
+        let Self { m, stride } = *self;
+        let left = Left { words: std::ptr::null(), tile: S::ROWS * stride, row: stride, step: 1 };
+        let values = &m.values[first * m.columns..(first + count) * m.columns];
+        if !S::HALF && count.is_multiple_of(S::ROWS) {
+            return Block { words: Words::Own(bytemuck::cast_slice(values)), left };
         }
-    }
-
-    /// `count` rows from `first` on, from step `step` on. Rows that fill up the last register tile are zeros.
-    pub fn block<S: Simd>(&self, first: usize, count: usize) -> Block<'_> {
-        let words = &self.words()[first * self.stride..(first + count) * self.stride];
-        let words = if count.is_multiple_of(S::ROWS) {
-            Cow::Borrowed(words)
+        let mut words = Scratch::take(count.next_multiple_of(S::ROWS) * stride);
+        let (rows, none) = words.split_at_mut(count * stride);
+        if S::HALF {
+            // SAFETY: this unit was chosen for this CPU.
+            unsafe { S::run(Rows { m, first, stride, words: rows }) }
         } else {
-            let mut padded = words.to_vec();
-            padded.resize(count.next_multiple_of(S::ROWS) * self.stride, 0);
-            Cow::Owned(padded)
-        };
-        Block { words, left: Left { words: std::ptr::null(), tile: S::ROWS * self.stride, row: self.stride, step: 1 } }
+            rows.copy_from_slice(bytemuck::cast_slice(values));
+        }
+        none.fill(0);
+        Block { words: Words::Packed(words), left }
     }
 }
 
 /// A run of a left operand's rows, whole register tiles of them.
 pub(crate) struct Block<'a> {
-    words: Cow<'a, [u32]>,
+    words: Words<'a>,
     left: Left<0>,
+}
+
+enum Words<'a> {
+    Packed(Scratch),
+    Own(&'a [u32]),
 }
 
 impl<'a> Block<'a> {
@@ -317,12 +307,16 @@ impl<'a> Block<'a> {
     pub fn of_panel<S: Simd>(panels: &'a Panels, i: usize) -> Self {
         let (row, step) = if S::MATRIX { (panels.len / panels.width, 1) } else { (1, left::<S>()) };
         let left = Left { words: std::ptr::null(), tile: S::ROWS * row, row, step };
-        Self { words: Cow::Borrowed(panels.panel(i)), left }
+        Self { words: Words::Own(panels.panel(i)), left }
     }
 
     /// The operand from step `step` on.
     pub fn at_step(&self, step: usize) -> Left<0> {
-        Left { words: self.words[step * self.left.step..].as_ptr(), ..self.left }
+        let words = match &self.words {
+            Words::Packed(words) => words,
+            Words::Own(words) => *words,
+        };
+        Left { words: words[step * self.left.step..].as_ptr(), ..self.left }
     }
 }
 
