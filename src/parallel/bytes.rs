@@ -281,3 +281,55 @@ pub(crate) fn weave(dst: &mut [u8], parts: &[(&[u8], usize)]) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn numbers(dims: &[usize]) -> Tensor {
+        let n: usize = dims.iter().product();
+        Tensor::arange(0f32, n as f32, &Device::Cpu).unwrap().reshape(dims).unwrap()
+    }
+
+    #[test]
+    fn views_are_put_in_order() {
+        let x = numbers(&[3, 5, 7, 4]);
+        let views = [
+            x.transpose(1, 2).unwrap(),
+            x.transpose(0, 3).unwrap(),              // single elements, along four dims
+            x.narrow(2, 1, 5).unwrap().t().unwrap(), // the same, from an offset
+            x.narrow(1, 2, 2).unwrap(),
+            x.get(1).unwrap().t().unwrap(), // single elements, along three dims
+            numbers(&[6, 9]).t().unwrap(),
+            numbers(&[6, 1]).broadcast_as((6, 9)).unwrap(),
+            x.narrow(1, 0, 0).unwrap().transpose(1, 2).unwrap(), // none
+        ];
+        for view in views {
+            let got = in_order(&view).unwrap();
+            assert!(got.is_contiguous() && got.dims() == view.dims());
+            assert_eq!(values(&got), values(&view.contiguous().unwrap()), "{:?}", view.layout());
+        }
+    }
+
+    #[test]
+    fn rows_are_set_and_no_others() {
+        let whole = numbers(&[7, 3, 2]);
+        let expected = whole.copy().unwrap();
+        let part = numbers(&[3, 4, 2]).affine(-1.0, -1.0).unwrap().transpose(0, 1).unwrap(); // [4, 3, 2], not in order
+        expected.slice_set(&part.contiguous().unwrap(), 0, 2).unwrap();
+        set_rows(&whole, &part, 2).unwrap();
+        assert_eq!(values(&whole), values(&expected));
+
+        set_rows(&whole, &part.narrow(0, 0, 0).unwrap(), 7).unwrap();
+        let wide = numbers(&[1, 3, 3]);
+        let (late, double) = (part.clone(), part.to_dtype(DType::F64).unwrap());
+        for (wrong, start) in [(wide, 0), (late, 4), (double, 0), (whole.narrow(0, 0, 2).unwrap(), 3)] {
+            assert!(set_rows(&whole, &wrong, start).is_err());
+        }
+        assert_eq!(values(&whole), values(&expected));
+    }
+}
