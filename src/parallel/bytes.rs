@@ -1,7 +1,8 @@
 //! Tensors as plain bytes, and the block copies that messages are made of, parallel over the current rayon pool.
 //!
 //! Moving data does not depend on what it means, so all of it is done on bytes: one kernel serves f32, bf16 and f64. Candle's
-//! own strided copy is single-threaded and goes element by element; these go by whole rows. CPU tensors only.
+//! own copies are single-threaded, the strided ones element by element; these go by whole rows, so the engine's tiles and
+//! cross-attention use them as well. CPU tensors, unless a function says more.
 
 use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor};
 use half::{bf16, f16};

@@ -2,9 +2,10 @@
 //!
 //! With P = exp(scale q kᵀ - lse) and dS = P * (dO vᵀ - delta): dv = Pᵀ dO, dk = scale dSᵀ q, dq = scale dS k. A task owns a
 //! *group* of keys and walks over all blocks of queries; the group's dk and dv stay in L2. Every group adds to dq as well:
-//! group g adds to a block only after group g - 1 has, so sums are always taken in the order of groups, and threads follow
-//! each other over the blocks like cars in a lane, each one block behind the last. Logits are computed transposed (a row a
-//! key, a lane a query), so that lse and delta are vectors and two of the three products take P and dS as they come.
+//! group g adds to a block only after group g - 1 has, so sums are always taken in the order of groups, and threads of one lane
+//! follow each other over its blocks like cars. A slow one holds up all behind it, so there are many lanes: each head is one, a
+//! head alone is two halves, and a group is done in all lanes before the next one begins. Logits are computed transposed (a row
+//! a key, a lane a query), so that lse and delta are vectors and two of the three products take P and dS as they come.
 //!
 //! FlashAttention-2, arXiv 2307.08691.
 
