@@ -108,7 +108,8 @@ def run(command, env, strict=True):
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode and len(lines) == 1 and not strict:
         warn(f"{shlex.join(command)}: exit code {done.returncode} after its result")
-    elif done.returncode or len(lines) != 1:
+        return json.loads(lines[0]) | dict(exit=done.returncode)
+    if done.returncode or len(lines) != 1:
         fail(f"{shlex.join(command)}: exit code {done.returncode}, {len(lines)} lines of JSON; one was wanted")
     return json.loads(lines[0])
 
@@ -127,8 +128,8 @@ def measure(work, pairs, peers):
     for i in range(pairs):
         pair = dict(load=os.getloadavg()[0])
         for side in ("ours", "theirs") if i % 2 == 0 else ("theirs", "ours"):
-            # torchrun's processes abort now and then when they end, long after what was measured.
-            pair[side] = run(*commands[side], strict=side == "ours")
+            # torchrun's processes abort now and then when they end, after all that was measured.
+            pair[side] = run(*commands[side], strict=side == "ours" or work.ranks == 1)
         check_same(work.name, pair)
         rounds.append(pair)
         for row in work.rows:

@@ -8,8 +8,8 @@
     benches/scaling.py --quick                                            tiny shapes: does it run?
 
 Two blocks of 384 in bf16, each length on one rank with one thread, one rank with two threads and two ranks of one
-thread. The settings take turns, and each length's quickest run of a setting is kept: other work on the machine, of
-which a virtual one sees nothing, only adds time.
+thread. With --rounds the settings take turns, and the quickest run of each is kept: other guests of a host, which a
+virtual machine cannot see, only add time.
 The plot needs matplotlib, which the Python of peers/setup.sh has.
 """
 import argparse
@@ -106,10 +106,11 @@ def main():
     for tokens in [] if a.report else [128, 256] if a.quick else a.tokens:
         turns = [(turn, on) for turn in range(a.rounds) for on in SETTINGS]
         for turn, on in turns:
-            result = measure(tokens, *SETTINGS[on], a.quick) | dict(on=on, rounds=a.rounds) | compare.origin()
+            result = measure(tokens, *SETTINGS[on], a.quick) | dict(on=on) | compare.origin()
             print(f"{tokens} tokens, {on}: {result['step_s']:.4g} s", file=compare.sys.stderr, flush=True)
-            if turn == 0 or result["step_s"] < points[tokens, on]["step_s"]:
-                points[tokens, on] = result
+            if turn > 0:
+                result = min(points[tokens, on], result, key=lambda p: p["step_s"])
+            points[tokens, on] = result | dict(rounds=turn + 1)
             if a.json:
                 a.json.write_text(json.dumps(list(points.values()), indent=1) + "\n")
     ordered = sorted(points.values(), key=lambda p: (p["tokens"], list(SETTINGS).index(p["on"])))

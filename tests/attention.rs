@@ -263,6 +263,41 @@ fn bits_do_not_depend_on_the_run_or_on_threads() {
     }
 }
 
+/// Heads so long that backward takes them in halves, on any number of threads and in any company: groups of heads change no bit.
+#[test]
+fn long_heads_are_exact_and_their_bits_their_own() {
+    let scale = 0.25;
+    for dtype in [DType::F32, DType::BF16] {
+        let x = inputs(1, 2, [8230, 390], 16, dtype);
+        let (truth, plain) = (exact(&x, scale), run_reference(&x, scale));
+        for path in available() {
+            let what = format!("{path:?} {dtype:?}");
+            let with = |threads, x: &Inputs| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| run(path, x, scale))
+            };
+            let both = with(1, &x);
+            if dtype == DType::BF16 {
+                check_bf16(&both, &plain, &truth, &what);
+            } else {
+                for (name, (x, truth)) in NAMES.iter().zip(both.iter().zip(&truth)) {
+                    let (max, _) = errors(x, truth);
+                    assert!(max < 1e-5, "{what}: {name} is off by {max:.1e}");
+                }
+            }
+            assert_same_bits(&both, &with(3, &x), &format!("{what}, 3 threads"));
+            for head in 0..2 {
+                let of = |x: &Tensor| x.narrow(1, head, 1).unwrap();
+                assert_same_bits(
+                    &both.each_ref().map(of),
+                    &with(2, &x.each_ref().map(of)),
+                    &format!("{what}, head {head}"),
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn public_entry_points_take_the_best_path_and_f64_the_reference() {
     let x @ [q, k, v, d_o] = &inputs(1, 2, [20, 70], 32, DType::BF16);

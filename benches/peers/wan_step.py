@@ -102,3 +102,6 @@ if rank == 0:
         dtype=a.dtype, checkpointing=not a.no_checkpointing, tokens=tokens, layers=a.layers, dim=dim, heads=a.heads,
         head_dim=a.head_dim, step_s=round(step, 4), tokens_per_s=round(tokens / step, 1),
         peak_rss_gib=round(memory.item(), 3), loss=round(loss.item(), 5))))
+if world > 1:
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,10 +1,10 @@
 //! Which rows an all-to-all of Ulysses copies: those that go into a message, for any device, and on a GPU, where kernels/copy_rows.cu does
-//! it, also where they go. On the CPU `parallel::bytes` packs and weaves; the tests here compare.
+//! it, also where they go. On the CPU `ops::bytes` packs and weaves; the tests here compare.
 
 use candle_core::Layout;
 use std::ops::Range;
 
-use crate::parallel::bytes::Rows;
+use crate::ops::bytes::Rows;
 
 /// Of x `[B, N, M, width]` (or `[B, N, M]`, width 1), elements of `size` bytes, the rows of x[:, :, ms] in the order `[B, |ms|, N]`.
 pub(super) fn rows_of(x: &Layout, ms: Range<usize>, width: usize, size: usize) -> Rows {

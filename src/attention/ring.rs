@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
 use super::{attend, check, differentiate};
+use crate::ops::bytes;
 use crate::ops::{Real, add_assign, read, write};
-use crate::parallel::{Communicator, Split, bytes};
+use crate::parallel::{Communicator, Split};
 use crate::watch::Watch;
 use crate::{Result, bail};
 

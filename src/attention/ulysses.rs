@@ -11,7 +11,7 @@ use std::sync::Arc;
 #[cfg(feature = "cuda")]
 use super::cuda::copy_rows;
 use super::moves;
-use crate::parallel::bytes;
+use crate::ops::bytes;
 use crate::parallel::{Communicator, Split};
 use crate::{Result, bail};
 

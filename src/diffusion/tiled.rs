@@ -9,6 +9,7 @@
 use super::Sampler;
 use super::sampler::{Prediction, combine, correct, predict};
 use crate::config::SamplerKind;
+use crate::ops::bytes::set_rows;
 use crate::{Result, bail};
 use candle_core::Tensor;
 use std::ops::Range;
@@ -52,7 +53,7 @@ impl State {
     }
 
     pub(crate) fn set(&self, rows: &Range<usize>, values: &Tensor) -> Result<()> {
-        Ok(self.0.slice_set(&values.contiguous()?, 0, rows.start)?)
+        set_rows(&self.0, values, rows.start)
     }
 }
 

@@ -6,8 +6,8 @@ use super::work::BOTH;
 use super::{Attention, Engine, Objective, Pass, Phase, Saved, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, Condition};
+use crate::ops::bytes::set_rows;
 use crate::ops::{Tape, add_assign, row_dot};
-use crate::parallel::bytes::set_rows;
 use crate::watch::{Part, Way};
 
 impl Engine<'_> {

@@ -7,7 +7,7 @@ use super::{Attention, Engine, Pass, Phase, Saved, Source, Stash, side_by_side};
 use crate::Result;
 use crate::model::{Block, BlockCondition, Condition, Prompt};
 use crate::ops::Tape;
-use crate::parallel::bytes::set_rows;
+use crate::ops::bytes::set_rows;
 use crate::watch::{Part, Way};
 
 impl Engine<'_> {

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use std::ops::Range;
 
 use crate::attention::SequenceAttention;
-use crate::parallel::bytes::in_order;
+use crate::ops::bytes::in_order;
 use crate::parallel::{Sequence, Split};
 use crate::{Result, bail};
 

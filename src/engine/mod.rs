@@ -25,8 +25,9 @@ use std::time::Duration;
 
 use crate::config::Hardware;
 use crate::model::{Model, Prompt};
+use crate::ops::bytes;
 use crate::ops::{Rope, Rows, Tape};
-use crate::parallel::{Sequence, bytes};
+use crate::parallel::Sequence;
 use crate::watch::{Part, Watch};
 use crate::{Result, bail};
 use heads::HeadGroup;

@@ -4,8 +4,8 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::attention::{flash, flash_backward};
+use crate::ops::bytes::in_order;
 use crate::ops::{Custom, Op1, Param, Real, Rows, Tape, cast};
-use crate::parallel::bytes::in_order;
 
 /// softmax(q kᵀ / sqrt(d)) v for queries `[n, H d]` against keys and values `[B, L, H d]` of their own sample. Differentiable in q.
 pub fn cross_attention(

@@ -80,7 +80,8 @@ stored!(f32: F32, f64: F64, half::bf16: BF16, u8: U8);
 /// Calls `f` with the values of the contiguous tensor `t`, to be changed in place. Those on a GPU are copied from it and back, with
 /// all of their storage: for what is small or seldom.
 ///
-/// `f` must not touch another tensor of the same storage: the storage is locked meanwhile.
+/// `f` must not touch another tensor of the same storage: the storage is locked meanwhile. Nor may any job that the pool has to give
+/// away then: a thread that waits in `f` for others takes up what there is.
 pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<R> {
     struct Write<F, R, T>(Mutex<(Option<F>, Option<R>)>, PhantomData<T>);
     impl<T: Stored, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Write<F, R, T> {

@@ -60,8 +60,6 @@ pub fn row_dot(a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
 }
 
 /// `a + b` of one shape and dtype (f32 or f64), threaded.
-///
-/// Candle's `copy` would copy all of the storage that `a` is a view of: for a tile, those of the whole sequence.
 pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     fn go<T: Real>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let [a, b] = [a.contiguous()?, b.contiguous()?];

@@ -132,7 +132,8 @@ impl Linear {
 
     /// Adds the gradients of weight and bias; returns that of `x`.
     fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
-        // At once, so that no thread waits for another between them.
+        // At once, so that no thread waits for another between them. Neither locks what the other changes: one reads the weights, and may
+        // pack them, the other reads them and adds to the storage of gradients.
         let gradient = || self.with_weights(|w| Ok(T::input_gradient(w, dy, x.len() / w.inner)));
         let (dx, added) = rayon::join(gradient, || self.add_grads(x, dy));
         added.and(dx)

@@ -7,6 +7,7 @@
 //!
 //! Nothing here knows of ranks, models or files.
 
+pub(crate) mod bytes;
 mod cast;
 pub mod cpu;
 mod custom;

@@ -4,7 +4,6 @@
 //! as bytes (MPI) or from device to device (NCCL). Every collective is called by all ranks of a communicator in the same
 //! order; a backend that can see a disagreement fails loudly on all ranks rather than hang.
 
-pub(crate) mod bytes;
 mod check;
 mod frames;
 mod job;

@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 use std::sync::Arc;
 
-use super::{Communicator, Reduce, bytes, check};
+use super::{Communicator, Reduce, check};
 use crate::Result;
+use crate::ops::bytes;
 
 /// A group of one rank. Its collectives return what the rank gave: [`all_to_all`](Communicator::all_to_all) hands the tensor
 /// back, [`all_gather`](Communicator::all_gather) and [`reduce_scatter`](Communicator::reduce_scatter) copy it.

@@ -15,7 +15,8 @@ use std::thread;
 
 use super::meeting::{Group, Hub, Offer, call_number};
 use super::split::{group_of, range_of};
-use super::{Communicator, Reduce, Single, Split, bytes, check, sum};
+use super::{Communicator, Reduce, Single, Split, check, sum};
+use crate::ops::bytes;
 use crate::{Error, Result, bail};
 
 /// Candle walks graphs by recursion, deeper than a thread's usual 2 MiB; only what is touched becomes memory.

@@ -1,10 +1,10 @@
-//! The backward pass in five products, without locks and with the same bits for any number of threads.
+//! The backward pass in five products, with the same bits for any number of threads, and no locks but one at the end of a group.
 //!
 //! With P = exp(scale q kᵀ - lse) and dS = P * (dO vᵀ - delta): dv = Pᵀ dO, dk = scale dSᵀ q, dq = scale dS k. A task owns a
 //! *group* of keys and walks over all blocks of queries; the group's dk and dv stay in L2. Every group adds to dq as well:
 //! group g adds to a block only after group g - 1 has, so sums are always taken in the order of groups, and threads of one lane
-//! follow each other over its blocks like cars. A slow one holds up all behind it, so there are many lanes: each head is one, a
-//! head alone is two halves, and a group is done in all lanes before the next one begins. Logits are computed transposed (a row
+//! follow each other over its blocks like cars. A slow one holds up all behind it, so each head is a lane, a long one is two, and
+//! a group is begun in all lanes before the next one is in any. Logits are computed transposed (a row
 //! a key, a lane a query), so that lse and delta are vectors and two of the three products take P and dS as they come.
 //!
 //! FlashAttention-2, arXiv 2307.08691.
@@ -30,6 +30,10 @@ use crate::watch::Watch;
 /// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of dq's sums follows
 /// from it.
 const GROUP: usize = 384;
+
+/// Queries from which a head is two lanes, each with half of them: what the keys' panels cost a second time is then a percent. No other
+/// heads matter for it, since the order of the sums of dk and dv follows from it.
+const HALVED: usize = 8192;
 
 /// dq, dk and dv, each like q, k and v, rounded to `O`. Once `watch` says stop, what is left of them is garbage.
 pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
@@ -66,9 +70,12 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
         let packed = &packed[..];
         let sums = &mut sums.floats()[..count * blocks * sums_len];
 
-        let halves = count == 1 && blocks > 1;
-        let along = if halves { blocks.div_ceil(2) } else { blocks }; // blocks of a lane
-        let lanes = Lanes::new(sums, sums_len, along, groups, watch);
+        let halves = sq >= HALVED;
+        let middle = if halves { blocks.div_ceil(2) } else { blocks };
+        let of_head =
+            |head: usize| [head * blocks..head * blocks + middle, head * blocks + middle..(head + 1) * blocks];
+        let of_all = (0..count).flat_map(of_head).filter(|blocks| !blocks.is_empty()).collect();
+        let lanes = Lanes::new(sums, sums_len, of_all, groups, watch);
         let rows = dk.chunks_mut(sk * d).zip(dv.chunks_mut(sk * d));
         let grads = rows.flat_map(|(dk, dv)| dk.chunks_mut(GROUP * d).zip(dv.chunks_mut(GROUP * d)));
         let grads: Vec<_> = grads.map(|(dk, dv)| Mutex::new(Grads { dk, dv, half: None })).collect();
@@ -82,17 +89,19 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
                 if group >= groups {
                     break;
                 }
-                let (head, row) = if halves { (0, lane * along * S::WIDTH) } else { (lane, 0) };
-                let blocks = packed.chunks(along * layout.total).nth(lane).expect("a lane has blocks");
+                let task = lanes.task(lane, group);
+                let along = lanes.blocks(lane);
+                let head = along.start / blocks;
+                let row = along.start % blocks * S::WIDTH;
                 let keys = Keys {
                     k: &k,
                     v: &v,
                     head: first + head,
                     first: group * GROUP,
-                    blocks,
-                    queries: (sq - row).min(along * S::WIDTH),
+                    blocks: &packed[along.start * layout.total..along.end * layout.total],
+                    queries: (sq - row).min(along.len() * S::WIDTH),
                     layout,
-                    task: lanes.task(lane, group),
+                    task,
                     scale,
                     grads: &grads[head * groups + group],
                     halves,

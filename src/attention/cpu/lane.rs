@@ -1,13 +1,13 @@
 //! Sums that tasks add to one after another, block by block, in a fixed order and without locks.
 //!
-//! Each *lane* (a head) has `blocks` blocks, which `groups` tasks visit from first to last; a task may touch a block once
+//! Each *lane* (a head, or a half of one) has blocks of its own, which `groups` tasks visit from first to last; a task may touch a block once
 //! the task before it has left that block. Tasks follow each other a block apart and the sums' order does not depend on
 //! who runs them. Tasks must be started in order, each by a thread that runs it to the end: then the oldest unfinished one
 //! never waits, and no wait is forever. A panic of one is passed on to those that wait for it; where a [`Watch`] says stop, nobody
 //! waits any more and sums stay as they are.
 
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::watch::Watch;
@@ -17,7 +17,8 @@ pub(super) struct Lanes<'a> {
     sums: *mut f32,
     /// Values in a block.
     len: usize,
-    blocks: usize,
+    /// Each lane's blocks.
+    lanes: Vec<Range<usize>>,
     groups: usize,
     /// Blocks that each (lane, group) has left.
     left: Vec<AtomicUsize>,
@@ -30,17 +31,26 @@ pub(super) struct Lanes<'a> {
 unsafe impl Sync for Lanes<'_> {}
 
 impl<'a> Lanes<'a> {
-    /// Lanes of `blocks` blocks of `len` values over all of `sums`, each visited by `groups` tasks; the last may have fewer blocks.
-    pub fn new(sums: &'a mut [f32], len: usize, blocks: usize, groups: usize, watch: &'a Watch) -> Self {
-        let lanes = sums.len().div_ceil(len * blocks);
-        let left = (0..lanes * groups).map(|_| AtomicUsize::new(0)).collect();
+    /// Lanes over runs of blocks of `len` values of `sums`, in order, each visited by `groups` tasks.
+    ///
+    /// # Panics
+    /// If lanes share a block, or have one that is not there.
+    pub fn new(sums: &'a mut [f32], len: usize, lanes: Vec<Range<usize>>, groups: usize, watch: &'a Watch) -> Self {
+        let left = (0..lanes.len() * groups).map(|_| AtomicUsize::new(0)).collect();
         let failed = AtomicBool::new(false);
-        Self { sums: sums.as_mut_ptr(), len, blocks, groups, left, failed, watch, borrow: PhantomData }
+        assert!(lanes.windows(2).all(|two| two[0].end <= two[1].start), "lanes apart");
+        assert!(lanes.iter().all(|lane| lane.end * len <= sums.len()), "blocks of lanes are there");
+        Self { sums: sums.as_mut_ptr(), len, lanes, groups, left, failed, watch, borrow: PhantomData }
     }
 
     /// The number of lanes.
     pub fn count(&self) -> usize {
-        self.left.len() / self.groups
+        self.lanes.len()
+    }
+
+    /// The blocks of `lane`.
+    pub fn blocks(&self, lane: usize) -> Range<usize> {
+        self.lanes[lane].clone()
     }
 
     /// Task number `group` of `lane`, to be asked for once.
@@ -62,7 +72,7 @@ impl Task<'_> {
         self.group == 0
     }
 
-    /// Waits for the task before to leave `block`, then holds the block until the guard is dropped. Blocks are visited in
+    /// Waits for the task before to leave block `block` of the lane, then holds the block until the guard is dropped. Blocks are visited in
     /// order, from 0. None: the pass is to stop, and so must the task.
     pub fn visit(&mut self, block: usize) -> Option<Visit<'_>> {
         if self.lanes.watch.stops() {
@@ -70,7 +80,8 @@ impl Task<'_> {
         }
         let at = self.lane * self.lanes.groups + self.group;
         let left = &self.lanes.left[at];
-        assert!(block < self.lanes.blocks && left.load(Ordering::Relaxed) == block, "visits go in order");
+        let lane = self.lanes.blocks(self.lane);
+        assert!(block < lane.len() && left.load(Ordering::Relaxed) == block, "visits go in order");
         if self.group > 0 {
             let before = &self.lanes.left[at - 1];
             let mut spins = 0u32;
@@ -83,8 +94,8 @@ impl Task<'_> {
                 if spins.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
             }
         }
-        let start = (self.lane * self.lanes.blocks + block) * self.lanes.len;
-        // SAFETY: within `sums`; the task before has left the block, the one after waits until the guard's drop.
+        let start = (lane.start + block) * self.lanes.len;
+        // SAFETY: a block of this lane, which `new` saw to be within `sums` and in no other; the task before has left the block, the one after waits until the guard's drop.
         let sums = unsafe { std::slice::from_raw_parts_mut(self.lanes.sums.add(start), self.lanes.len) };
         Some(Visit { sums, left })
     }
@@ -132,19 +143,18 @@ mod tests {
     #[test]
     fn order_of_sums_does_not_depend_on_threads() {
         let run = |threads: usize| {
-            let (len, blocks, groups, lanes) = (3, 5, 7, 2);
-            let mut sums = vec![f32::NAN; (lanes * blocks - 2) * len]; // the last lane is shorter
+            let (len, groups, lanes) = (3, 7, vec![0..5, 5..8]);
+            let mut sums = vec![f32::NAN; 8 * len];
             let watch = Watch::default();
-            let shared = Lanes::new(&mut sums, len, blocks, groups, &watch);
-            assert_eq!(shared.count(), lanes);
-            let tasks = Mutex::new((0..lanes).flat_map(|l| (0..groups).map(move |g| (l, g))));
+            let shared = Lanes::new(&mut sums, len, lanes, groups, &watch);
+            let tasks = Mutex::new((0..groups).flat_map(|g| (0..shared.count()).map(move |l| (l, g))));
             std::thread::scope(|scope| {
                 for _ in 0..threads {
                     scope.spawn(|| {
                         loop {
                             let Some((lane, group)) = tasks.lock().unwrap().next() else { break };
                             let mut task = shared.task(lane, group);
-                            for block in 0..if lane + 1 < lanes { blocks } else { blocks - 2 } {
+                            for block in 0..shared.blocks(lane).len() {
                                 let first = task.is_first();
                                 for x in task.visit(block).unwrap().iter_mut() {
                                     *x = if first { 0.1 } else { *x * 1.7 + group as f32 };

@@ -10,8 +10,8 @@ use super::copies::Store;
 use super::gpu::Lane;
 use super::{Attention, Saved, Shapes};
 use crate::config::{Compute, Stash as Settings};
+use crate::ops::bytes;
 use crate::ops::{Stored, read, write};
-use crate::parallel::bytes;
 use crate::{Result, bail};
 
 /// Tensors start at multiples of this, as pages do.

@@ -276,7 +276,7 @@ impl<'a> Lines<'a> {
         let left = Left { words: std::ptr::null(), tile: S::ROWS * stride, row: stride, step: 1 };
         let values = &m.values[first * m.columns..(first + count) * m.columns];
         if !S::HALF && count.is_multiple_of(S::ROWS) {
-            return Block { words: Words::Own(bytemuck::cast_slice(values)), left };
+            return Block { words: Words::Lent(bytemuck::cast_slice(values)), left };
         }
         let mut words = Scratch::take(count.next_multiple_of(S::ROWS) * stride);
         let (rows, none) = words.split_at_mut(count * stride);
@@ -299,7 +299,8 @@ pub(crate) struct Block<'a> {
 
 enum Words<'a> {
     Packed(Scratch),
-    Own(&'a [u32]),
+    /// Of a panel, or of the matrix itself.
+    Lent(&'a [u32]),
 }
 
 impl<'a> Block<'a> {
@@ -307,14 +308,14 @@ impl<'a> Block<'a> {
     pub fn of_panel<S: Simd>(panels: &'a Panels, i: usize) -> Self {
         let (row, step) = if S::MATRIX { (panels.len / panels.width, 1) } else { (1, left::<S>()) };
         let left = Left { words: std::ptr::null(), tile: S::ROWS * row, row, step };
-        Self { words: Words::Own(panels.panel(i)), left }
+        Self { words: Words::Lent(panels.panel(i)), left }
     }
 
     /// The operand from step `step` on.
     pub fn at_step(&self, step: usize) -> Left<0> {
         let words = match &self.words {
             Words::Packed(words) => words,
-            Words::Own(words) => *words,
+            Words::Lent(words) => *words,
         };
         Left { words: words[step * self.left.step..].as_ptr(), ..self.left }
     }
@@ -330,7 +331,7 @@ struct Rows<'a> {
 impl Kernel for Rows<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for (i, words) in self.words.chunks_exact_mut(self.stride).enumerate() {
+        for (i, words) in self.words.chunks_exact_mut(self.stride.max(1)).enumerate() {
             // SAFETY: the stride is a row's words rounded up to two vectors.
             unsafe { line_of_words::<S>(self.m.row(self.first + i), words.as_mut_ptr()) }
             words[self.m.columns.next_multiple_of(2 * S::LANES) / S::PAIR..].fill(0);

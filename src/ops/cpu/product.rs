@@ -1,4 +1,4 @@
-//! Whole matrix products from packed operands: rows over threads, panels of columns, runs of the contraction that stay in
+//! Whole matrix products from a packed right operand: rows over threads, which pack those of the left one, panels of columns, runs of the contraction that stay in
 //! cache, and a *tail* that turns sums into results while they are still there.
 //!
 //! Each element's sum is taken in one order whatever the threads, so results have the same bits for any number of them.

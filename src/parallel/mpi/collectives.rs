@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use super::Link;
 use super::messages::Flight;
+use crate::ops::bytes;
 use crate::parallel::split::{group_of, range_of};
-use crate::parallel::{Communicator, Reduce, Single, Split, bytes, check, sum};
+use crate::parallel::{Communicator, Reduce, Single, Split, check, sum};
 use crate::{Error, Result, bail};
 
 /// Bytes that are received from each rank before they are reduced: large against the cost of a message, small against memory.

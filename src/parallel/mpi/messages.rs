@@ -10,7 +10,7 @@ use std::ffi::c_int;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr;
 
-use crate::parallel::bytes;
+use crate::ops::bytes;
 use crate::{Error, Result, bail};
 
 /// A communicator of all processes, whose messages never meet another channel's.

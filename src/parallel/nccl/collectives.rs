@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::comm::{Comm, Gpu, Message};
 use super::library::UniqueId;
 use super::memory;
+use crate::ops::bytes;
 use crate::parallel::split::{group_of, range_of};
-use crate::parallel::{Communicator, Reduce, Split, bytes, check, ordered};
+use crate::parallel::{Communicator, Reduce, Split, check, ordered};
 use crate::{Error, Result};
 
 /// Bytes that are received from each rank before they are reduced: large against a launch, small against a GPU's memory.

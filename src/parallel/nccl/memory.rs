@@ -5,7 +5,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr};
 use candle_core::{CudaStorage, DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 
-use crate::parallel::bytes;
+use crate::ops::bytes;
 use crate::{Result, bail};
 
 /// Where a contiguous tensor lies.

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use crate::config::Place;
 use crate::files::Scratch;
+use crate::ops::bytes::zeros;
 use crate::ops::{held, read, write};
-use crate::parallel::bytes::zeros;
 use crate::{Error, Result};
 
 /// Which of a unit's numbers.

@@ -1,14 +1,14 @@
-//! Tensors as plain bytes, and the block copies that messages are made of, parallel over the current rayon pool.
+//! Tensors as plain bytes, and their copies by rows and blocks, parallel over the current rayon pool: what messages, tiles and heads are
+//! moved with.
 //!
-//! Moving data does not depend on what it means, so all of it is done on bytes: one kernel serves f32, bf16 and f64. Candle's
-//! own copies are single-threaded, the strided ones element by element; these go by whole rows, so the engine's tiles and
-//! cross-attention use them as well. CPU tensors, unless a function says more.
+//! Moving data does not depend on what it means, so all of it is done on bytes: one kernel serves f32, bf16 and f64. Candle's own copies
+//! are single-threaded, and the strided ones go element by element. CPU tensors, unless a function says more.
 
 use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::ops::cpu::fresh::Fresh;
+use super::cpu::fresh::Fresh;
 use crate::{Result, bail};
 
 /// Bytes that one task copies: large enough to amortise a task, small enough to share a head over threads.
@@ -28,7 +28,7 @@ pub(crate) fn check_here(t: &Tensor) -> Result<()> {
 /// The whole storage of a CPU tensor; a view's layout says which part of it is meant.
 pub(crate) fn raw(storage: &Storage) -> Result<&[u8]> {
     let Storage::Cpu(storage) = storage else {
-        bail!("this communicator moves CPU tensors only; copy the tensor to the CPU first")
+        bail!("the tensor is on a GPU, where its bytes are not at hand; copy it to the CPU first")
     };
     Ok(match storage {
         CpuStorage::U8(v) => v,
@@ -40,7 +40,7 @@ pub(crate) fn raw(storage: &Storage) -> Result<&[u8]> {
         CpuStorage::F16(v) => bytemuck::cast_slice(v),
         CpuStorage::F32(v) => bytemuck::cast_slice(v),
         CpuStorage::F64(v) => bytemuck::cast_slice(v),
-        other => bail!("cannot send a tensor of dtype {:?} between ranks", storage_dtype(other)),
+        other => bail!("cannot move a tensor of dtype {:?}", storage_dtype(other)),
     })
 }
 
@@ -61,7 +61,7 @@ fn raw_mut(storage: &mut CpuStorage) -> Result<&mut [u8]> {
         CpuStorage::F16(v) => bytemuck::cast_slice_mut(v),
         CpuStorage::F32(v) => bytemuck::cast_slice_mut(v),
         CpuStorage::F64(v) => bytemuck::cast_slice_mut(v),
-        other => bail!("cannot receive a tensor of dtype {:?} from a rank", storage_dtype(other)),
+        other => bail!("cannot fill a tensor of dtype {:?}", storage_dtype(other)),
     })
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn build(dtype: DType, dims: &[usize], fill: impl FnOnce(&mut [u8]) -
         DType::F16 => of!(f16),
         DType::F32 => of!(f32),
         DType::F64 => of!(f64),
-        other => bail!("cannot receive a tensor of dtype {other:?} from a rank"),
+        other => bail!("cannot make a tensor of dtype {other:?}"),
     })
 }
 
@@ -120,18 +120,21 @@ pub(crate) fn duplicate(t: &Tensor) -> Result<Tensor> {
         };
     }
     let (storage, layout) = t.storage_and_layout();
-    let Some(rows) = Rows::of(layout, t.dtype().size_in_bytes()) else { return Ok(t.detach().force_contiguous()?) };
     let bytes = raw(&storage)?;
+    if layout.is_contiguous() {
+        return build(t.dtype(), t.dims(), |out| {
+            copy(out, view(bytes, layout, t.dtype())?);
+            Ok(())
+        });
+    }
+    let Some(rows) = Rows::of(layout, t.dtype().size_in_bytes()) else { return Ok(t.detach().contiguous()?) };
     build(t.dtype(), t.dims(), |out| {
-        match layout.is_contiguous() {
-            true => copy(out, view(bytes, layout, t.dtype())?),
-            false => gather(out, bytes, rows),
-        }
+        gather(out, bytes, rows);
         Ok(())
     })
 }
 
-/// `t` with its elements in order: itself where they are, else a copy.
+/// `t` with its elements in order: itself where they are, else a copy, which Candle's autograd does not follow.
 pub(crate) fn in_order(t: &Tensor) -> Result<Tensor> {
     if t.is_contiguous() { Ok(t.clone()) } else { duplicate(t) }
 }
@@ -141,14 +144,14 @@ pub(crate) fn in_order(t: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If they do not fit, or share their storage.
 pub(crate) fn set_rows(whole: &Tensor, part: &Tensor, start: usize) -> Result<()> {
+    let part = in_order(part)?;
     if !whole.device().is_cpu() {
-        return Ok(whole.slice_set(part, 0, start)?);
+        return Ok(whole.slice_set(&part, 0, start)?);
     }
     let to = whole.narrow(0, start, part.dims().first().copied().unwrap_or(0))?;
     if (to.dims(), to.dtype()) != (part.dims(), part.dtype()) {
         bail!("rows {:?} of {:?} do not go into {:?} of {:?}", part.dims(), part.dtype(), whole.dims(), whole.dtype())
     }
-    let part = in_order(part)?;
     let (storage, layout) = part.storage_and_layout();
     if layout.shape().elem_count() == 0 {
         return Ok(());
@@ -175,13 +178,13 @@ pub(crate) fn overwrite(t: &Tensor, fill: impl Fn(&mut [u8]) -> Result<()>) -> R
     struct Overwrite<F>(F);
     impl<F: Fn(&mut [u8]) -> Result<()>> candle_core::InplaceOp1 for Overwrite<F> {
         fn name(&self) -> &'static str {
-            "receive"
+            "overwrite"
         }
 
         fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
             let size = storage_dtype(storage).size_in_bytes();
             let Some((start, end)) = layout.contiguous_offsets() else {
-                candle_core::bail!("can only receive into a contiguous tensor, got strides {:?}", layout.stride())
+                candle_core::bail!("overwrite: the tensor is not contiguous, its strides are {:?}", layout.stride())
             };
             raw_mut(storage)
                 .and_then(|bytes| (self.0)(&mut bytes[start * size..end * size]))
