@@ -13,6 +13,7 @@ virtual machine cannot see, only add time.
 The plot needs matplotlib, which the Python of peers/setup.sh has.
 """
 import argparse
+import itertools
 import json
 import math
 import pathlib
@@ -104,8 +105,7 @@ def main():
     if not a.report:
         compare.warn_if_busy()
     for tokens in [] if a.report else [128, 256] if a.quick else a.tokens:
-        turns = [(turn, on) for turn in range(a.rounds) for on in SETTINGS]
-        for turn, on in turns:
+        for turn, on in itertools.product(range(a.rounds), SETTINGS):
             result = measure(tokens, *SETTINGS[on], a.quick) | dict(on=on) | compare.origin()
             print(f"{tokens} tokens, {on}: {result['step_s']:.4g} s", file=compare.sys.stderr, flush=True)
             if turn > 0:

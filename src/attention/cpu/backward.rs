@@ -4,8 +4,8 @@
 //! *group* of keys and walks over all blocks of queries; the group's dk and dv stay in L2. Every group adds to dq as well:
 //! group g adds to a block only after group g - 1 has, so sums are always taken in the order of groups, and threads of one lane
 //! follow each other over its blocks like cars. A slow one holds up all behind it, so each head is a lane, a long one is two, and
-//! a group is begun in all lanes before the next one is in any. Logits are computed transposed (a row
-//! a key, a lane a query), so that lse and delta are vectors and two of the three products take P and dS as they come.
+//! a group is begun in all lanes before the next one is in any. Logits are computed transposed (a row a key, a lane a query), so
+//! that lse and delta are vectors and two of the three products take P and dS as they come.
 //!
 //! FlashAttention-2, arXiv 2307.08691.
 

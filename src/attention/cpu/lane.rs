@@ -1,8 +1,8 @@
 //! Sums that tasks add to one after another, block by block, in a fixed order and without locks.
 //!
-//! Each *lane* (a head, or a half of one) has blocks of its own, which `groups` tasks visit from first to last; a task may touch a block once
-//! the task before it has left that block. Tasks follow each other a block apart and the sums' order does not depend on
-//! who runs them. Tasks must be started in order, each by a thread that runs it to the end: then the oldest unfinished one
+//! Each *lane* (a head, or a half of one) has blocks of its own, which `groups` tasks visit from first to last; a task may touch
+//! a block once the task before it has left that block. Tasks follow each other a block apart and the sums' order does not depend
+//! on who runs them. Tasks must be started in order, each by a thread that runs it to the end: then the oldest unfinished one
 //! never waits, and no wait is forever. A panic of one is passed on to those that wait for it; where a [`Watch`] says stop, nobody
 //! waits any more and sums stay as they are.
 
