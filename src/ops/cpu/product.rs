@@ -1,5 +1,5 @@
-//! Whole matrix products from a packed right operand: rows over threads, which pack those of the left one, panels of columns, runs of the contraction that stay in
-//! cache, and a *tail* that turns sums into results while they are still there.
+//! Whole matrix products from a packed right operand: rows over threads, which pack those of the left one, panels of columns,
+//! runs of the contraction that stay in cache, and a *tail* that turns sums into results while they are still there.
 //!
 //! Each element's sum is taken in one order whatever the threads, so results have the same bits for any number of them.
 
