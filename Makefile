@@ -34,6 +34,7 @@ datasets/film/bbb.mp4: | setup
 
 test: setup ## all tests: unit, integration, documentation, and that the examples build; ranks as threads and under mpirun
 	$(CARGO) test --release --locked $(MPI)
+	CARGO="$(CARGO)" scripts/test-older-cpus.sh $(MPI)
 
 lint: setup ## formatting and clippy, warnings being errors
 	$(CARGO) fmt --check

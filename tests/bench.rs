@@ -2,7 +2,7 @@
 //! of benches/ that put it beside PyTorch, without PyTorch.
 
 use crate::train::{fail, longreel, succeed, text};
-use longreel::ops::cpu::Path as Unit;
+use longreel::ops::cpu::{self, Path as Unit};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -131,10 +131,42 @@ fn tables_for_people() {
     }
 }
 
+/// A CPU of any age, as far as this one (or a mask on the whole test run) goes.
+#[test]
+fn masked_features_are_not_used() {
+    assert!(Unit::allowed().is_ok(), "{} of the tests themselves", cpu::CPU_VARIABLE);
+    for newest in Unit::ALL.into_iter().filter(|&path| path >= Unit::Portable && path.is_available()) {
+        let masked = |args: &[&str]| {
+            let mut command = bench(args);
+            command.env(cpu::CPU_VARIABLE, newest.name());
+            command
+        };
+        let best = succeed(&mut masked(&[ATTENTION, &["--json"]].concat()));
+        assert_eq!(serde_json::from_slice::<Value>(&best.stdout).unwrap()["path"], newest.name());
+        let here: Vec<_> = Unit::ALL.into_iter().filter(|&path| path <= newest).map(Unit::name).collect();
+        let error = fail(&mut masked(&["attention", "--path", "mmx"]));
+        assert!(error.ends_with(&format!("this CPU can run {}", here.join(", "))), "{error}");
+        for newer in Unit::ALL.into_iter().filter(|&path| path > newest) {
+            let error = fail(&mut masked(&["attention", "--path", newer.name()]));
+            assert!(error.contains("this CPU lacks its features"), "{error}");
+        }
+    }
+    for wrong in ["mmx", "tiles", "AVX2"] {
+        let output = bench(ATTENTION).env(cpu::CPU_VARIABLE, wrong).output().unwrap();
+        let expected = format!(
+            "error: LONGREEL_CPU=\"{wrong}\": must be one of portable, avx2, avx512, avx512-bf16, amx, or unset\n"
+        );
+        assert_eq!((text(&output.stderr), output.status.code()), (expected, Some(2)));
+    }
+}
+
 #[test]
 fn what_cannot_be_measured_is_refused() {
+    let available: Vec<_> = Unit::ALL.into_iter().filter(|path| path.is_available()).map(Unit::name).collect();
+    let available = available.join(", ");
+    let no_path = format!("--path mmx: no such path; this CPU can run {available}");
     for (args, expected) in [
-        (&["attention", "--path", "mmx"][..], "--path mmx: no such path; this CPU can run pairs, tiles, portable"),
+        (&["attention", "--path", "mmx"][..], no_path.as_str()),
         (&["attention", "--tokens", "8", "--head-dim", "12"], "the head dim is 12; it must be a multiple of 8"),
         (&["step", "--height", "9"], "height 9 is not a multiple of the patch's 2"),
         (&["block", "--head-dim", "4"], "attention_head_dim is 4"),
@@ -148,7 +180,8 @@ fn what_cannot_be_measured_is_refused() {
     }
     for path in Unit::ALL.into_iter().filter(|path| !path.is_available()) {
         let error = fail(&mut bench(&["attention", "--path", path.name()]));
-        assert!(error.contains("this CPU lacks its features; it can run pairs, portable"), "{error}");
+        let expected = format!("--path {}: this CPU lacks its features; it can run {available}", path.name());
+        assert!(error.ends_with(&expected), "{error}");
     }
     for args in
         [&["attention", "--tokens", "0"][..], &["linear", "--dtype", "f64"], &["attention", "--threads", "none"]]

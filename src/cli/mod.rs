@@ -13,6 +13,7 @@ mod sample;
 mod scan;
 mod train;
 
+use crate::ops::cpu;
 use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, threads_per_rank};
 use crate::train::progress::Stderr;
 use crate::{Error, Result};
@@ -56,7 +57,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(e.exit_code() as u8);
         }
     };
-    if let Err(message) = start_logging() {
+    let ready = start_logging().and_then(|()| cpu::Path::allowed().map_err(|e| e.to_string()));
+    if let Err(message) = ready {
         if is_first() {
             let _ = writeln!(io::stderr(), "error: {message}");
         }

@@ -26,8 +26,15 @@ pub(crate) mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::{Error, Result};
+use std::sync::LazyLock;
+
+/// The environment variable that masks CPU features, for tests and benchmarks: kernels use what the path of this name needs,
+/// and nothing newer, so that one machine runs what an older one would.
+pub const CPU_VARIABLE: &str = "LONGREEL_CPU";
+
 /// The vector unit that the kernels run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Path {
     /// Plain Rust, any CPU; bf16 in pairs, as in `Avx512Bf16`, for tests of that layout.
     Pairs,
@@ -63,9 +70,31 @@ impl Path {
         }
     }
 
-    /// Whether this CPU can run the path.
-    #[cfg(target_arch = "x86_64")]
+    /// The newest path that [`CPU_VARIABLE`] allows; none: all that the CPU has.
+    ///
+    /// # Errors
+    /// The variable names no path, or one in plain Rust that only tests use.
+    pub fn allowed() -> Result<Option<Self>> {
+        static ALLOWED: LazyLock<std::result::Result<Option<Path>, String>> = LazyLock::new(|| {
+            let Some(name) = std::env::var_os(CPU_VARIABLE).filter(|name| !name.is_empty()) else { return Ok(None) };
+            let paths = Path::ALL.into_iter().filter(|&path| path >= Path::Portable);
+            let names: Vec<&str> = paths.clone().map(Path::name).collect();
+            match paths.into_iter().find(|path| path.name() == name) {
+                Some(path) => Ok(Some(path)),
+                None => Err(format!("{CPU_VARIABLE}={name:?}: must be one of {}, or unset", names.join(", "))),
+            }
+        });
+        ALLOWED.clone().map_err(Error::Invalid)
+    }
+
+    /// Whether this CPU can run the path, and [`CPU_VARIABLE`] allows it.
     pub fn is_available(self) -> bool {
+        let allowed = Self::allowed().ok().flatten();
+        (self <= Self::Portable || allowed.is_none_or(|newest| self <= newest)) && self.is_supported()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_supported(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
         let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
         let bf16 = avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
@@ -78,13 +107,12 @@ impl Path {
         }
     }
 
-    /// Whether this CPU can run the path.
     #[cfg(not(target_arch = "x86_64"))]
-    pub fn is_available(self) -> bool {
+    fn is_supported(self) -> bool {
         matches!(self, Self::Pairs | Self::Tiles | Self::Portable)
     }
 
-    /// The fastest path of this CPU.
+    /// The fastest available path.
     pub fn best() -> Self {
         Self::ALL.into_iter().rev().find(|path| path.is_available()).unwrap_or(Self::Portable)
     }
