@@ -12,7 +12,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// The operating system refused a file operation.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", crate::terminal::name(path))]
     Io { path: PathBuf, source: std::io::Error },
     /// A loss or gradient was NaN or infinite.
     #[error("step {step}: {tensor} is {value}; the run stops here, the last good checkpoint is untouched")]

@@ -11,6 +11,7 @@
 //! - [`model`]: the network's token-local pieces; [`diffusion`]: noise, targets, samplers.
 //! - [`attention`]: the global operation; [`parallel`]: communicators and sharding; [`ops`]: differentiable fused ops.
 //! - [`files`]: atomic writes and safetensors; [`hub`]: `hf://` names; [`rng`]: counter-based random numbers.
+//! - [`terminal`]: what may be shown there of text from outside.
 //! - [`watch`]: how far a rank is, where its time goes, and whether it is to stop.
 
 pub mod allocator;
@@ -30,6 +31,7 @@ pub mod ops;
 pub mod parallel;
 pub mod plan;
 pub mod rng;
+pub mod terminal;
 pub mod train;
 pub mod watch;
 

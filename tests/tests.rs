@@ -25,6 +25,7 @@ mod parallel;
 mod plan;
 mod ring;
 mod stash;
+mod terminal;
 mod train;
 mod usage;
 mod watch;

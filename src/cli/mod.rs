@@ -16,12 +16,14 @@ mod train;
 use crate::ops::cpu;
 use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, threads_per_rank};
 use crate::train::progress::Stderr;
-use crate::{Error, Result};
+use crate::{Error, Result, terminal};
 use clap::{Parser, Subcommand};
 use std::error::Error as _;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format;
 
 pub use interrupt::{catch_interrupts, interrupted};
 
@@ -52,7 +54,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             if is_first() {
-                let _ = e.print(); // --help and --version come here too
+                refuse(&e);
             }
             return ExitCode::from(e.exit_code() as u8);
         }
@@ -60,7 +62,7 @@ pub fn main() -> ExitCode {
     let ready = start_logging().and_then(|()| cpu::Path::allowed().map_err(|e| e.to_string()));
     if let Err(message) = ready {
         if is_first() {
-            let _ = writeln!(io::stderr(), "error: {message}");
+            let _ = writeln!(io::stderr(), "error: {}", terminal::message(&message));
         }
         return ExitCode::from(2);
     }
@@ -111,18 +113,31 @@ fn report(outcome: &Result<()>) {
     match outcome {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => {}
         Err(e) => {
-            let _ = writeln!(io::stderr(), "error: {}", with_causes(e));
+            let _ = writeln!(io::stderr(), "error: {}", terminal::message(&with_causes(e)));
         }
         Ok(()) => {}
     }
 }
 
-/// Writes `text` and a newline to stdout; `println!` would panic where the reader is gone.
+/// Says what is wrong with the command line; `--help` and `--version` come here too. The terminal's colours go where an argument holds
+/// control characters, since escaping takes all of them.
+fn refuse(error: &clap::Error) {
+    let plain = error.to_string();
+    let shown = terminal::lines(&plain);
+    let _ = if shown == plain { error.print() } else { write!(io::stderr(), "{shown}") };
+}
+
+/// Writes `text` and a newline to stdout, control characters escaped; `println!` would panic where the reader is gone.
 ///
 /// # Errors
 /// stdout cannot be written; of kind `BrokenPipe`, [`main`] ends quietly.
 pub fn print(text: impl std::fmt::Display) -> Result<()> {
-    writeln!(io::stdout(), "{text}").map_err(|e| Error::io("stdout", e))
+    writeln!(io::stdout(), "{}", terminal::lines(&text.to_string())).map_err(|e| Error::io("stdout", e))
+}
+
+/// As [`print`], of JSON, whose values stay as they are.
+pub fn print_json(text: impl std::fmt::Display) -> Result<()> {
+    writeln!(io::stdout(), "{}", terminal::json(&text.to_string())).map_err(|e| Error::io("stdout", e))
 }
 
 /// The error and what caused it, once each: some messages hold their cause's already.
@@ -145,10 +160,19 @@ fn start_logging() -> std::result::Result<(), String> {
         _ if is_first() => EnvFilter::new("info,hf_hub=warn,ureq=warn,ureq_proto=warn"),
         _ => EnvFilter::new("off"), // the first speaks for all
     };
+    // Control characters are escaped here, as tracing lets newlines and others through.
+    let fields = format::debug_fn(|out, field, value| {
+        let value = terminal::message(&format!("{value:?}"));
+        match field.name() {
+            "message" => write!(out, "{value}"),
+            name => write!(out, "{name}={value}"),
+        }
+    });
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(fields.delimited(" "))
         .with_writer(|| Stderr) // above the progress line, not through it
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(terminal::has_colours())
         .with_target(false)
         .without_time()
         .log_internal_errors(false) // it would panic where stderr is closed

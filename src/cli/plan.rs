@@ -57,7 +57,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let fitting = args.memory.map(|memory| longest(&config, &model, memory)).transpose()?;
     let time = time(&args, &config, &plan)?;
     if args.json {
-        return super::print(as_json(&args, &plan, fitting.as_ref(), &time));
+        return super::print_json(as_json(&args, &plan, fitting.as_ref(), &time));
     }
     let mut text = String::new();
     tables(&mut text, &plan, &config);

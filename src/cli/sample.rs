@@ -14,7 +14,7 @@ use crate::parallel::{Communicator, Launch, Sequence, is_first};
 use crate::train::checkpoint::Checkpoint;
 use crate::train::device::device;
 use crate::train::sampling::{Request, Sampled, sample};
-use crate::{Error, Result, bail, hub};
+use crate::{Error, Result, bail, hub, terminal};
 
 /// The rate of clips whose data had none.
 const FPS_OF_IMAGES: f64 = 24.0;
@@ -110,9 +110,9 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         return Ok(()); // the first has written all
     }
     if writer.numbered.is_empty() {
-        return super::print(args.output.display());
+        return super::print(terminal::name(&args.output));
     }
-    writer.numbered.iter().try_for_each(|path| super::print(path.display()))
+    writer.numbered.iter().try_for_each(|path| super::print(terminal::name(path)))
 }
 
 impl SampleArgs {

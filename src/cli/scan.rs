@@ -3,11 +3,11 @@
 //! It cuts clips exactly as training does; what it says is what `longreel train` will see. Nothing in the folder is
 //! changed.
 
-use super::{at_least_1, print};
+use super::{at_least_1, print, print_json};
 use crate::config::{Crop, Data, Label, RunConfig};
 use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::{Augment, Clip, Dataset, token_grid};
-use crate::{Error, Result, bail, hub};
+use crate::{Error, Result, bail, hub, terminal};
 use clap::Args;
 use image::RgbImage;
 use serde_json::json;
@@ -93,7 +93,7 @@ pub fn run(args: ScanArgs) -> Result<()> {
         None => None,
     };
     let report = Report { dataset: &dataset, root: &root, tokens };
-    print(if args.json { report.json() } else { report.text() })?;
+    if args.json { print_json(report.json()) } else { print(report.text()) }?;
     if dataset.is_empty() {
         bail!("{}: no usable clips", root.display());
     }
@@ -170,7 +170,7 @@ impl Report<'_> {
             "clips of {} frames, {}x{} (height x width), {which} of the source{rate}\n",
             config.frames, config.height, config.width
         );
-        let names: Vec<String> = dataset.files().iter().map(|f| self.name(&f.path)).collect();
+        let names: Vec<String> = dataset.files().iter().map(|f| terminal::name(self.name(&f.path))).collect();
         let wide = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max(4);
         if !names.is_empty() {
             let _ = writeln!(
@@ -182,7 +182,7 @@ impl Report<'_> {
         for (name, file) in names.iter().zip(dataset.files()) {
             let size = format!("{}x{}", file.height, file.width);
             let rate = file.rate.map_or("-".to_owned(), |rate| format!("{:.2}", rate));
-            let class = file.class.map_or("-", |class| &dataset.classes()[class]);
+            let class = file.class.map_or("-".to_owned(), |class| terminal::name(&dataset.classes()[class]));
             let _ =
                 writeln!(out, "{name:wide$}  {:>7}  {size:>11}  {rate:>7}  {:>7}  {class}", file.frames, file.clips);
         }
@@ -190,7 +190,7 @@ impl Report<'_> {
             let _ = writeln!(out, "\nnot used");
         }
         for skip in dataset.skipped() {
-            let _ = writeln!(out, "{}: {}", self.name(&skip.path), skip.reason);
+            let _ = writeln!(out, "{}: {}", terminal::name(self.name(&skip.path)), terminal::name(&skip.reason));
         }
         let captions = dataset.files().iter().filter(|f| f.caption.is_some()).count();
         let _ = write!(

@@ -4,7 +4,7 @@
 //! cache is made of them). Contents are not looked at here, except for captions.
 
 use super::captions::{self, Captions};
-use crate::{Error, Result, bail};
+use crate::{Error, Result, bail, terminal};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
@@ -29,7 +29,7 @@ impl Skipped {
 
     /// The line in the log, without which nothing is skipped.
     pub(super) fn log(&self) {
-        tracing::warn!("{} is not used: {}", self.path.display(), self.reason);
+        tracing::warn!("{} is not used: {}", terminal::name(&self.path), self.reason);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a run shows while it goes: one line that renews itself on a terminal, a log line now and then elsewhere.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,7 @@ const PARTS: u64 = 1000;
 impl Progress {
     /// For a run of `total` steps of which `done` lie behind (0, or where it resumes).
     pub fn new(total: u64, done: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = crate::terminal::renews_lines().then(|| {
             let length = total.saturating_mul(PARTS);
             let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
             // The template is a constant, so the fallback is never seen.

@@ -165,7 +165,7 @@ fn abort(link: &Link, several_hosts: bool) {
 fn give_up(link: &Link, e: &Error) {
     if link.watch.speaks() {
         use std::io::Write;
-        let _ = writeln!(crate::train::progress::Stderr, "error: {e}");
+        let _ = writeln!(crate::train::progress::Stderr, "error: {}", crate::terminal::message(&e.to_string()));
     } else {
         thread::sleep(FAREWELL); // for the one that speaks
     }
