@@ -12,7 +12,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// The operating system refused a file operation.
-    #[error("{}: {source}", crate::terminal::name(path))]
+    #[error("{}: {source}{}", crate::terminal::name(path), whole(path, source))]
     Io { path: PathBuf, source: std::io::Error },
     /// A loss or gradient was NaN or infinite.
     #[error("step {step}: {tensor} is {value}; the run stops here, the last good checkpoint is untouched")]
@@ -26,6 +26,13 @@ pub enum Error {
     /// Candle reported an error.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+/// Of a relative path that leads nowhere, where it was looked for.
+fn whole(path: &Path, source: &std::io::Error) -> String {
+    let missing = source.kind() == std::io::ErrorKind::NotFound && path.is_relative();
+    let absolute = std::path::absolute(path).ok().filter(|_| missing);
+    absolute.map_or(String::new(), |path| format!("; that is {}", crate::terminal::name(path)))
 }
 
 /// `std::result::Result` with longreel's [`Error`].

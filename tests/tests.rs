@@ -11,6 +11,7 @@ mod diffusion;
 mod documentation;
 mod engine;
 mod files;
+mod first_use;
 mod golden;
 mod hub;
 mod kernels;

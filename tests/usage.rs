@@ -72,7 +72,10 @@ fn a_gpu_is_refused_by_the_commands_of_a_build_without_cuda() {
 fn errors_are_printed_once_with_code_1() {
     let output = longreel(&["train", "no/such.toml"]);
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(stderr(&output), "error: no/such.toml: No such file or directory (os error 2)\n");
+    let whole = std::env::current_dir().unwrap().join("no/such.toml");
+    let expected =
+        format!("error: no/such.toml: No such file or directory (os error 2); that is {}\n", whole.display());
+    assert_eq!(stderr(&output), expected);
     assert!(output.stdout.is_empty());
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("run.toml");

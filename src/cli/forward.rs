@@ -23,13 +23,13 @@ use crate::{Result, bail, hub};
 #[derive(Debug, Args)]
 pub struct ForwardArgs {
     /// A folder with config.json and diffusion_pytorch_model*.safetensors, or `hf://owner/name[@revision][/path]`
-    #[arg(value_name = "MODEL_DIR")]
+    #[arg(value_name = "MODEL_DIR", value_parser = super::place())]
     pub model: String,
     /// The inputs
-    #[arg(value_name = "INPUTS.safetensors")]
+    #[arg(value_name = "INPUTS.safetensors", value_parser = super::path())]
     pub inputs: PathBuf,
     /// The outputs
-    #[arg(short, long, value_name = "OUT.safetensors")]
+    #[arg(short, long, value_name = "OUT.safetensors", value_parser = super::path())]
     pub output: PathBuf,
     /// Also the loss and every parameter's gradient
     #[arg(long)]

@@ -13,13 +13,16 @@ mod sample;
 mod scan;
 mod train;
 
+use crate::files::expand_home;
 use crate::ops::cpu;
 use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, threads_per_rank};
 use crate::train::progress::Stderr;
 use crate::{Error, Result, terminal};
+use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use std::error::Error as _;
 use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
@@ -178,6 +181,20 @@ fn start_logging() -> std::result::Result<(), String> {
         .log_internal_errors(false) // it would panic where stderr is closed
         .init();
     Ok(())
+}
+
+/// For clap: a path, in which a leading `~` is the home folder, since a shell leaves `--sheet=~/x` as it is.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(expand_home)
+}
+
+/// For clap: a path as [`path()`], or `hf://...`.
+fn place() -> impl TypedValueParser<Value = String> {
+    let utf8 = |path: PathBuf| path.into_os_string().into_string();
+    StringValueParser::new().try_map(move |text| match text.starts_with('~') {
+        true => utf8(expand_home(&text).map_err(|e| e.to_string())?).map_err(|_| "is not UTF-8".to_owned()),
+        false => Ok(text),
+    })
 }
 
 /// For clap: a whole number of at least 1.

@@ -26,10 +26,10 @@ const STRIP: usize = 8;
 #[derive(Debug, Args)]
 pub struct SampleArgs {
     /// A run's folder (its last checkpoint is taken), a checkpoint's, or `hf://owner/name[@revision][/path]`
-    #[arg(value_name = "RUN_OR_CHECKPOINT")]
+    #[arg(value_name = "RUN_OR_CHECKPOINT", value_parser = super::place())]
     pub from: String,
     /// Where to write: video (.mp4) or animation (.gif), numbered if several; a sheet of all (.png); or a folder
-    #[arg(short, long, value_name = "FILE.mp4|.gif|.png|DIR")]
+    #[arg(short, long, value_name = "FILE.mp4|.gif|.png|DIR", value_parser = super::path())]
     pub output: PathBuf,
     /// Clips; default: the config's `sample.count`
     #[arg(long, value_name = "N", value_parser = super::at_least_1)]

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Args)]
 pub struct ScanArgs {
     /// The dataset's folder, or `hf://owner/name[@revision][/path]`; with --config, its data.path if left out
-    #[arg(value_name = "DIR", required_unless_present = "config")]
+    #[arg(value_name = "DIR", required_unless_present = "config", value_parser = super::place())]
     pub path: Option<String>,
     /// A run's config to take [data] and the patch size from; the flags below go over it
     #[arg(long, value_name = "CONFIG.toml")]
@@ -51,7 +51,7 @@ pub struct ScanArgs {
     #[arg(long)]
     pub json: bool,
     /// Where the contact sheet goes
-    #[arg(long, value_name = "FILE.png", default_value = "scan.png")]
+    #[arg(long, value_name = "FILE.png", default_value = "scan.png", value_parser = super::path())]
     pub sheet: PathBuf,
     /// Write no contact sheet
     #[arg(long, conflicts_with = "sheet")]

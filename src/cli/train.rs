@@ -1,6 +1,6 @@
 //! `longreel train`: a config to a run.
 
-use crate::config::RunConfig;
+use crate::config::{RunConfig, read_config};
 use crate::parallel::Launch;
 use crate::train::rehearsal::Rehearsal;
 use crate::{Result, bail};
@@ -61,14 +61,15 @@ impl TrainArgs {
     pub fn config(&self, launch: &Launch) -> Result<RunConfig> {
         let mut sets = self.set.clone();
         sets.extend(self.ranks.map(|ranks| format!("parallel.ranks={ranks}")));
-        let Some(started) = launch.processes() else { return RunConfig::load(&self.config, &sets) };
-        if launch.gpu().is_some() && !RunConfig::names(&self.config, &sets, "train", "device")? {
+        let text = read_config(&self.config)?; // once: a pipe is empty then
+        let Some(started) = launch.processes() else { return RunConfig::parse(&text, &self.config, &sets) };
+        if launch.gpu().is_some() && !RunConfig::names(&text, &sets, "train", "device") {
             sets.push("train.device=cuda".to_owned());
         }
-        if !RunConfig::names(&self.config, &sets, "parallel", "ranks")? {
+        if !RunConfig::names(&text, &sets, "parallel", "ranks") {
             sets.push(format!("parallel.ranks={started}"));
         }
-        let config = RunConfig::load(&self.config, &sets)?;
+        let config = RunConfig::parse(&text, &self.config, &sets)?;
         launch.ranks(Some(config.parallel.ranks), "parallel.ranks")?;
         Ok(config)
     }

@@ -23,6 +23,11 @@ impl Display for Problem {
     }
 }
 
+/// What is wrong with the value of `key`.
+pub(super) fn problem(key: &'static str, value: impl Debug, allowed: &str) -> Problem {
+    Problem { key, value: format!("{value:?}"), allowed: allowed.to_owned() }
+}
+
 type Checked = Result<(), Problem>;
 
 /// Checks all sections.
@@ -169,5 +174,5 @@ fn at_least_0(key: &'static str, value: f64) -> Checked {
 }
 
 fn ensure(ok: bool, key: &'static str, value: impl Debug, allowed: &str) -> Checked {
-    if ok { Ok(()) } else { Err(Problem { key, value: format!("{value:?}"), allowed: allowed.to_owned() }) }
+    if ok { Ok(()) } else { Err(problem(key, value, allowed)) }
 }

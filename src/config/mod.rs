@@ -4,21 +4,29 @@
 //! - `choices`: values that are one of a few words;
 //! - `fields`: the keys there are, learnt from the structs;
 //! - `read`: TOML and overrides to a config, with errors that name file, line and the nearest known key;
-//! - `check`: what values are allowed.
+//! - `unknown`, `words`: what was meant by a key that nobody knows, in other trainers' words too;
+//! - `paths`: `~` in paths; `check`: what values are allowed;
+//! - `file`: where the text comes from; `example`: the smallest config, for errors.
 //!
 //! `docs/configuration.md` is the reference for users; a test keeps it equal to the code.
 
 mod check;
 mod choices;
+mod example;
 mod fields;
+mod file;
+mod paths;
 mod read;
 mod run;
+mod unknown;
+mod words;
 
 use crate::{Error, Result};
 use std::path::Path;
 
 pub use choices::*;
 pub use fields::sections;
+pub use file::read_config;
 pub use run::*;
 
 impl RunConfig {
@@ -27,8 +35,7 @@ impl RunConfig {
     /// # Errors
     /// The file cannot be read, or is not TOML; a key is unknown or missing, or its value not allowed.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        Self::parse(&text, path, sets)
+        Self::parse(&read_config(path)?, path, sets)
     }
 
     /// As [`load`](Self::load), of a `text` that errors call `origin`.
@@ -36,19 +43,15 @@ impl RunConfig {
         read::parse(text, origin, sets)
     }
 
-    /// Whether the file `path` or an override gives `section.key` a value, rather than leave it at its default. Of a file that is
-    /// no TOML, [`load`](Self::load) has more to say.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn names(path: &Path, sets: &[String], section: &str, key: &str) -> Result<bool> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    /// Whether a config's `text` or an override gives `section.key` a value, rather than leave it at its default. Of a text that is no
+    /// TOML, [`parse`](Self::parse) has more to say.
+    pub fn names(text: &str, sets: &[String], section: &str, key: &str) -> bool {
         let file = text.parse::<toml::Table>().unwrap_or_default();
         let set = sets
             .iter()
             .filter_map(|set| set.split_once('='))
             .any(|(name, _)| name.trim() == format!("{section}.{key}"));
-        Ok(set || file.get(section).and_then(|section| section.get(key)).is_some())
+        set || file.get(section).and_then(|section| section.get(key)).is_some()
     }
 
     /// Checks every value, for a config made or changed by code; the readers have done so already.

@@ -4,8 +4,8 @@
 //! one number tells both whether an error is in the file or in a `--set`, and where.
 
 use super::run::RunConfig;
-use super::{check, sections};
-use crate::{Error, Result};
+use super::{check, example, paths, sections, unknown};
+use crate::{Error, Result, terminal};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -13,6 +13,9 @@ use std::ops::Range;
 use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+/// So many bytes of a line are shown.
+const LINE: usize = 200;
 
 /// See [`RunConfig::parse`].
 pub(super) fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<RunConfig> {
@@ -25,11 +28,12 @@ pub(super) fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<RunCon
     refuse_unknown(root.get_ref(), &source)?;
     let places = places(root.get_ref());
     let arrays = arrays(root.get_ref());
-    let config = RunConfig::deserialize(toml::Deserializer::from(root)).map_err(|e| {
+    let mut config = RunConfig::deserialize(toml::Deserializer::from(root)).map_err(|e| {
         let key = e.span().and_then(|span| key_at(&places, &span));
-        source.error(e.span(), explain(e.message(), key))
+        // A section that is missing stands nowhere.
+        source.error(e.span().filter(|_| key.is_some()), explain(e.message(), key))
     })?;
-    check::check(&config).map_err(|problem| {
+    paths::expand(&mut config).and_then(|()| check::check(&config)).map_err(|problem| {
         let place = places.iter().find(|(key, _)| key == problem.key).map(|(_, span)| span.clone());
         source.error(place, problem)
     })?;
@@ -84,7 +88,7 @@ impl<'a> Source<'a> {
         }
         let before = &self.text.as_bytes()[..start.min(self.text.len())];
         let number = before.iter().filter(|&&b| b == b'\n').count();
-        let line = self.text.lines().nth(number).unwrap_or("").trim();
+        let line = terminal::shorten(self.text.lines().nth(number).unwrap_or("").trim(), LINE);
         let number = number + 1;
         Error::Invalid(format!("{origin}:{number}: {message}\n  {number} | {line}"))
     }
@@ -129,49 +133,22 @@ fn override_with<'d>(root: &mut DeTable<'d>, source: &Source, i: usize, document
     Ok(())
 }
 
-/// Refuses sections and keys that are not known, naming the nearest.
+/// Refuses sections and keys that are not known, with what was probably meant.
 fn refuse_unknown(root: &DeTable, source: &Source) -> Result<()> {
     let known = sections();
     for (section, value) in root.iter() {
         let name: &str = section.get_ref();
         let Some((_, keys)) = known.iter().find(|(s, _)| *s == name) else {
-            let what = if value.get_ref().is_table() { "section" } else { "key outside any section" };
-            let message = format!("unknown {what} `{name}`; the nearest known is {}", nearest(name, None));
-            return Err(source.error(Some(section.span()), message));
+            let is_table = value.get_ref().is_table() || value.get_ref().is_array();
+            return Err(source.error(Some(section.span()), unknown::section(name, is_table)));
         };
         for (key, _) in value.get_ref().as_table().into_iter().flat_map(|table| table.iter()) {
-            let key_name: &str = key.get_ref();
-            if !keys.contains(&key_name) {
-                let near = nearest(key_name, Some(name));
-                let message = format!("unknown key `{key_name}` in [{name}]; the nearest known is {near}");
-                return Err(source.error(Some(key.span()), message));
+            if !keys.contains(&&**key.get_ref()) {
+                return Err(source.error(Some(key.span()), unknown::key(key.get_ref(), name)));
             }
         }
     }
     Ok(())
-}
-
-/// The known key most like `name`, preferably in `section`; for a name outside any section, that or a section.
-fn nearest(name: &str, section: Option<&str>) -> String {
-    let mut best = (-1.0, String::new());
-    let mut offer = |candidate: &str, bonus: f64, shown: String| {
-        let score = strsim::normalized_damerau_levenshtein(&name.to_lowercase(), candidate) + bonus;
-        if score > best.0 {
-            best = (score, shown);
-        }
-    };
-    for (s, keys) in sections() {
-        if section.is_none() {
-            offer(s, 0.1, format!("[{s}]"));
-        }
-        for key in keys {
-            let here = section == Some(s);
-            // Only a key that is much more alike is worth sending the reader to another section.
-            let shown = if here { format!("`{key}`") } else { format!("`{key}` in [{s}]") };
-            offer(key, if here { 0.25 } else { 0.0 }, shown);
-        }
-    }
-    best.1
 }
 
 /// Where the value of every section and `section.key` stands.
@@ -205,12 +182,22 @@ fn key_at<'a>(places: &'a [(String, Range<usize>)], span: &Range<usize>) -> Opti
     holding.min_by_key(|(_, place)| place.len()).map(|(key, _)| key.as_str())
 }
 
+/// The message about a section that must be there and is not.
+fn missing_section(name: &str) -> String {
+    let (says, example) = match name {
+        "data" => ("which clips to train on", example::data(Path::new("clips"))),
+        _ => ("which network to train, a new one or one to start from", example::MODEL.to_owned()),
+    };
+    let example = example::indented(&example);
+    format!("has no section [{name}], which is needed: it says {says}, for example{example}")
+}
+
 /// serde's message about `key`, in words that do not need Rust.
 fn explain(message: &str, key: Option<&str>) -> String {
     if let Some(missing) = message.strip_prefix("missing field `").and_then(|m| m.strip_suffix('`')) {
         return match key {
             Some(section) => format!("[{section}] has no `{missing}`, which has no default"),
-            None => format!("has no section [{missing}], which is needed"),
+            None => missing_section(missing),
         };
     }
     let Some((what, expected)) = message.rsplit_once(", expected ") else {

@@ -7,6 +7,7 @@
 //!
 //! Nothing here knows what the files mean.
 
+mod home;
 mod scratch;
 mod tensors;
 
@@ -18,6 +19,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempDir};
 
+pub use home::expand_home;
 pub(crate) use scratch::Scratch;
 pub use tensors::{Tensors, write_pieces, write_tensors};
 
