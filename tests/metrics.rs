@@ -85,8 +85,33 @@ fn bad_records_and_files_are_refused() {
     }
     assert!(matches!(MetricsLog::create(&folder.path().join("no/metrics.jsonl")), Err(Error::Io { .. })));
     assert!(matches!(metrics::read(&folder.path().join("none")), Err(Error::Io { .. })));
-    let full = MetricsLog::create(std::path::Path::new("/dev/full")).unwrap().write(&record(1)).unwrap_err();
-    assert!(full.to_string().contains("No space left"), "{full}");
+    let device = MetricsLog::create(std::path::Path::new("/dev/full")).unwrap_err().to_string();
+    assert!(device.contains("/dev/full: is a device, not a regular file"), "{device}");
+}
+
+/// A file-size limit in a child process stands in for a full disk.
+#[test]
+fn a_full_disk_is_an_error_of_the_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = std::process::Command::new("sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 1; exec \"$0\" --exact metrics::child_fills_the_disk --ignored --nocapture",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .env("LONGREEL_TEST_METRICS", folder.path().join("metrics.jsonl"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && text.contains("metrics.jsonl: File too large"), "{text}");
+}
+
+#[test]
+#[ignore = "run by a_full_disk_is_an_error_of_the_step"]
+fn child_fills_the_disk() {
+    let Ok(path) = std::env::var("LONGREEL_TEST_METRICS") else { return };
+    let mut log = MetricsLog::create(path.as_ref()).unwrap();
+    println!("{}", (1..99).find_map(|step| log.write(&record(step)).err()).unwrap());
 }
 
 /// One field of a protocol-buffer message: its number and what it holds.

@@ -26,6 +26,7 @@ mod parallel;
 mod plan;
 mod ring;
 mod stash;
+mod targets;
 mod terminal;
 mod train;
 mod usage;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::config::{Compute, Hardware};
 use crate::engine::{Engine, Objective, Source};
-use crate::files::{Tensors, write_tensors};
+use crate::files::{Tensors, check_target, write_tensors};
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig, Patches, Prompt};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
@@ -50,6 +50,7 @@ type Named = Vec<(String, Vec<usize>, Vec<f32>)>;
 
 /// Runs the command.
 pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
+    check_target(&args.output)?; // before the work
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
     let folder = Folder::open(&launch.in_turn(|| hub::resolve(&args.model))?)?;

@@ -7,6 +7,7 @@ use super::{at_least_1, print, print_json};
 use crate::config::{Crop, Data, Label, RunConfig};
 use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::{Augment, Clip, Dataset, token_grid};
+use crate::files::check_target;
 use crate::{Error, Result, bail, hub, terminal};
 use clap::Args;
 use image::RgbImage;
@@ -82,6 +83,9 @@ const SHOWN_FRAMES: usize = 4;
 /// A setting or the patch does not fit, the folder cannot be read, nothing in it is usable, or the sheet cannot be
 /// written.
 pub fn run(args: ScanArgs) -> Result<()> {
+    if !args.no_sheet {
+        check_target(&args.sheet)?; // before every file is looked at
+    }
     let (data, patch) = settings(&args)?;
     let root = hub::resolve(&data.path)?;
     let mut dataset = Dataset::survey(&data, &root)?;

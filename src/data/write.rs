@@ -10,10 +10,10 @@ use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, ImageFormat, RgbImage};
 use std::fs::{self, File};
 use std::io::BufWriter;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use crate::files::{NewFile, failed, parent, sync_folder};
+use crate::files::{NewFile, NewFolder, check_target, failed};
 use crate::{Error, Result, bail};
 pub use mp4::VideoWriter;
 pub use png::PngWriter;
@@ -36,11 +36,13 @@ pub enum Kind {
 
 impl Kind {
     /// The kind `path` names: `.mp4`, `.gif`, `.png`, or, for a path without extension or an existing folder, a folder.
-    /// Any other extension is an error. Lets a command refuse a path before it works for hours.
+    /// Any other extension is an error, and so is what is there but neither a regular file nor a folder. Lets a command refuse a
+    /// path before it works for hours.
     pub fn of(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return Ok(Self::Folder);
         }
+        check_target(path)?;
         match path.extension().map(|e| e.to_string_lossy().to_lowercase()).as_deref() {
             Some("mp4") => Ok(Self::Mp4),
             Some("gif") => Ok(Self::Gif),
@@ -162,22 +164,11 @@ fn write_folder(path: &Path, frames: &[u8], height: usize, width: usize, n: usiz
     if occupied {
         bail!("{}: the folder is not empty; name a new one for the frames", path.display());
     }
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let making = tempfile::Builder::new()
-        .prefix(&format!(".{name}."))
-        .tempdir_in(parent(path))
-        .map_err(|e| Error::io(path, e))?;
-    #[cfg(unix)]
-    {
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(making.path(), mode).map_err(|e| Error::io(path, e))?;
-    }
+    let making = NewFolder::begin(path)?;
     for i in 0..n {
         write_image(&making.path().join(format!("{i:05}.png")), &frame_image(frames, height, width, i)?)?;
     }
-    fs::rename(making.path(), path).map_err(|e| Error::io(path, e))?; // an empty folder there gives way
-    let _: PathBuf = making.keep(); // the name it had is gone
-    sync_folder(parent(path))
+    making.publish(false) // an empty folder there gives way
 }
 
 fn check_fps(fps: f64) -> Result<()> {

@@ -5,23 +5,37 @@
 //! the second the name may be lost.) [`Tensors`] and [`write_tensors`] read and write safetensors.
 //! `scratch` is for the opposite, a file that nobody shall find.
 //!
+//! What is written over is a regular file, or nothing: a device, a pipe or a symbolic link under the name of a result is a mistake,
+//! and a rename would destroy it. Folders on the way may be symbolic links.
+//!
 //! Nothing here knows what the files mean.
 
+mod folder;
 mod home;
 mod scratch;
+mod sum;
 mod tensors;
+mod write_tensors;
 
 use crate::{Error, Result, bail};
+use rustix::fs::OFlags;
 use std::ffi::OsString;
-use std::fs::{File, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
 
+use folder::sync_folder;
+pub use folder::{NewFolder, remove_leftovers};
+pub(crate) use folder::{create_folders, remove_folder};
 pub use home::expand_home;
 pub(crate) use scratch::Scratch;
-pub use tensors::{Tensors, write_pieces, write_tensors};
+pub use sum::FileSum;
+pub(crate) use sum::Summed;
+use sum::Summing;
+pub use tensors::Tensors;
+pub use write_tensors::{write_pieces, write_tensors};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.
 const TEMPORARY: &str = ".longreel-tmp";
@@ -29,9 +43,59 @@ const TEMPORARY: &str = ".longreel-tmp";
 /// Creates or replaces the file `path` with what `write` writes; on an error the old file, if any, is as it was.
 ///
 /// # Errors
-/// What `write` returned, or the system: no such folder, no permission, a full disk.
+/// What `write` returned, or the system: no such folder, no permission, a full disk; `path` is there and no regular file.
 pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    NewFile::begin(path)?.write(|out| write(out).map_err(|e| failed(path, e)))
+    write_summed(path, write).map(drop)
+}
+
+/// As [`atomic_write`]; returns the checksum of what was written.
+pub fn write_summed(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<FileSum> {
+    let new = NewFile::begin(path)?;
+    let mut out = BufWriter::with_capacity(1 << 20, Summing::new(new.file()));
+    write(&mut out).and_then(|()| out.flush()).map_err(|e| failed(path, e))?;
+    let sum = out.get_ref().summed.sum();
+    drop(out);
+    new.publish()?;
+    Ok(sum)
+}
+
+/// Refuses to write over what is no regular file.
+///
+/// # Errors
+/// `path` is a folder, a symbolic link, a device, a pipe or a socket. Whether it can be written to is not asked.
+pub fn check_target(path: &Path) -> Result<()> {
+    let Ok(there) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    let kind = there.file_type();
+    let what = if kind.is_file() {
+        return Ok(());
+    } else if kind.is_symlink() {
+        let to = std::fs::read_link(path).map_or_else(|_| String::new(), |to| format!(" to {}", to.display()));
+        format!("a symbolic link{to}")
+    } else if kind.is_dir() {
+        "a folder".to_owned()
+    } else if kind.is_fifo() {
+        "a pipe".to_owned()
+    } else if kind.is_socket() {
+        "a socket".to_owned()
+    } else {
+        "a device".to_owned()
+    };
+    bail!("{}: is {what}, not a regular file, and is not written over: name another file", path.display())
+}
+
+/// Opens a file to write to, which `options` may create; what is no regular file is refused, and never waited for.
+///
+/// # Errors
+/// Those of [`check_target`], and of the system.
+pub(crate) fn open_target(path: &Path, options: &OpenOptions) -> Result<File> {
+    check_target(path)?;
+    // For what takes the name between the check and this call.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = options.clone().custom_flags(flags).open(path).map_err(|e| failed(path, e))?;
+    if !file.metadata().map_err(|e| Error::io(path, e))?.is_file() {
+        bail!("{}: is not a regular file, and is not written to", path.display())
+    }
+    Ok(file)
 }
 
 /// A file in the making: it has a temporary name beside its target until [`publish`](Self::publish) renames it. Dropped before that,
@@ -45,10 +109,11 @@ pub(crate) struct NewFile {
 impl NewFile {
     /// Starts a file that shall be called `target`.
     pub fn begin(target: &Path) -> Result<Self> {
-        let (prefix, suffix) = temporary_name(target)?;
+        let prefix = temporary_prefix(target)?;
+        check_target(target)?;
         let staged = tempfile::Builder::new()
             .prefix(&prefix)
-            .suffix(&suffix)
+            .suffix(TEMPORARY)
             .permissions(Permissions::from_mode(0o666)) // less the umask, like any other file
             .tempfile_in(parent(target))
             .map_err(|e| failed(target, e))?;
@@ -83,84 +148,10 @@ impl NewFile {
     pub fn publish(self) -> Result<()> {
         let Self { staged, target } = self;
         staged.as_file().sync_all().map_err(|e| failed(&target, e))?;
+        check_target(&target)?;
         staged.persist(&target).map_err(|e| failed(&target, e.error))?;
         sync_folder(parent(&target))
     }
-}
-
-/// A folder in the making: it has a temporary name beside its target until [`publish`](Self::publish) renames it.
-/// Dropped before that, it is removed.
-#[derive(Debug)]
-pub struct NewFolder {
-    staged: TempDir,
-    target: PathBuf,
-}
-
-impl NewFolder {
-    /// Starts a folder that shall be called `target`; missing parents are created.
-    pub fn begin(target: &Path) -> Result<Self> {
-        let parent = parent(target);
-        std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
-        let (prefix, suffix) = temporary_name(target)?;
-        let staged = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(&suffix)
-            .permissions(Permissions::from_mode(0o777))
-            .tempdir_in(parent)
-            .map_err(|e| failed(target, e))?;
-        Ok(Self { staged, target: target.to_owned() })
-    }
-
-    /// Where to put the folder's files for now; each must be on disk already (as after [`atomic_write`]).
-    pub fn path(&self) -> &Path {
-        self.staged.path()
-    }
-
-    /// Gives the folder its name. An older folder of that name is an error, or with `replace` is removed, once the new
-    /// one has taken its place; an empty one gives way in any case.
-    pub fn publish(self, replace: bool) -> Result<()> {
-        let Self { staged, target } = self;
-        for entry in walkdir::WalkDir::new(staged.path()).contents_first(true) {
-            let entry = entry.map_err(|e| failed(&target, e.into()))?;
-            if entry.file_type().is_dir() {
-                sync_folder(entry.path())?;
-            }
-        }
-        let occupied = std::fs::read_dir(&target).is_ok_and(|mut entries| entries.next().is_some());
-        let mut old = None;
-        if occupied {
-            if !replace {
-                bail!("{}: exists already; remove it or choose another name", target.display());
-            }
-            // Two renames: for an instant neither folder has the name, but both are whole.
-            let aside = NewFolder::begin(&target)?;
-            std::fs::rename(&target, aside.path().join("old")).map_err(|e| failed(&target, e))?;
-            old = Some(aside);
-        }
-        if let Err(e) = std::fs::rename(staged.path(), &target) {
-            if let Some(aside) = &old {
-                std::fs::rename(aside.path().join("old"), &target).map_err(|e| failed(&target, e))?;
-            }
-            return Err(failed(&target, e));
-        }
-        let _ = staged.keep(); // renamed: there is nothing left to remove
-        sync_folder(parent(&target))
-    }
-}
-
-/// Removes temporary files and folders that a crash left directly in `folder`. Nobody else may be writing there.
-pub fn remove_leftovers(folder: &Path) -> Result<()> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
-    for entry in entries {
-        let path = entry.map_err(|e| Error::io(folder, e))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') && name.ends_with(TEMPORARY) {
-            tracing::warn!("{}: left by a run that was killed while saving; removed", path.display());
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            removed.map_err(|e| Error::io(&path, e))?;
-        }
-    }
-    Ok(())
 }
 
 /// An I/O error about writing `path`, with what to do where the disk is full.
@@ -172,11 +163,6 @@ pub(crate) fn failed(path: &Path, error: io::Error) -> Error {
         return Error::io(path, io::Error::new(kind, message));
     }
     Error::io(path, error)
-}
-
-/// Makes a rename within `folder` survive a power cut.
-pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| failed(folder, e))
 }
 
 /// The folder of `path`; of a bare name, the current one.
@@ -195,12 +181,13 @@ pub fn gib(bytes: u64) -> String {
     }
 }
 
-fn temporary_name(path: &Path) -> Result<(OsString, String)> {
+/// How the temporary name of `path` begins; it ends with [`TEMPORARY`].
+fn temporary_prefix(path: &Path) -> Result<OsString> {
     let Some(name) = path.file_name() else {
         bail!("{}: not a name that can be written to", path.display());
     };
     let mut prefix = OsString::from(".");
     prefix.push(name);
     prefix.push("-");
-    Ok((prefix, TEMPORARY.to_owned()))
+    Ok(prefix)
 }

@@ -7,15 +7,16 @@
 //! Format: 8 bytes of header length (little endian), a JSON header, the tensors' bytes.
 //! <https://github.com/huggingface/safetensors#format>
 
-use super::{atomic_write, failed};
+use super::{FileSum, Summed};
 use crate::{Error, Result, bail};
 use safetensors::tensor::{Dtype, Metadata};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A header longer than this is refused before it is read; the format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
@@ -28,8 +29,18 @@ const LISTED: usize = 4;
 pub struct Tensors {
     /// What errors call the whole: the file, or the index.
     path: PathBuf,
-    files: Vec<(PathBuf, File)>,
+    files: Vec<Shard>,
     entries: BTreeMap<String, Entry>,
+    /// The checksum of the one file, where it is known.
+    expected: Option<FileSum>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: File,
+    /// Of the header, with the bytes that tell its length.
+    header: Summed,
 }
 
 #[derive(Debug)]
@@ -39,7 +50,13 @@ struct Entry {
     shape: Vec<usize>,
     /// In bytes from the start of the file.
     start: u64,
+    bytes: u64,
+    /// CRC-32C of the tensor's bytes, with [`READ`] set once they have been read.
+    sum: AtomicU64,
 }
+
+/// Marks a checksum that is there.
+const READ: u64 = 1 << 32;
 
 impl Tensors {
     /// Opens one safetensors file.
@@ -47,9 +64,8 @@ impl Tensors {
     /// # Errors
     /// The file is missing, truncated, or not safetensors.
     pub fn open(path: &Path) -> Result<Self> {
-        let (file, header) = open_file(path)?;
-        let entries = header.into_iter().collect();
-        Ok(Self { path: path.to_owned(), files: vec![(path.to_owned(), file)], entries })
+        let (shard, entries) = open_file(path)?;
+        Ok(Self { path: path.to_owned(), files: vec![shard], entries, expected: None })
     }
 
     /// Opens the shards named by a `*.safetensors.index.json`, which lie beside it.
@@ -64,7 +80,7 @@ impl Tensors {
         let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
             bail!("{shown}: has no `weight_map` from tensors to files; it is not a safetensors index");
         };
-        let mut all = Self { path: index.to_owned(), files: Vec::new(), entries: BTreeMap::new() };
+        let mut all = Self { path: index.to_owned(), files: Vec::new(), entries: BTreeMap::new(), expected: None };
         let mut shards: BTreeMap<&str, (usize, BTreeMap<String, Entry>)> = BTreeMap::new();
         for (tensor, shard) in map {
             let Some(shard) = shard.as_str().filter(|s| is_plain_name(s)) else {
@@ -79,7 +95,7 @@ impl Tensors {
                 }
                 let (file, entries) = open_file(&path)?;
                 shards.insert(shard, (all.files.len(), entries));
-                all.files.push((path, file));
+                all.files.push(file);
             }
             let (number, entries) = shards.get_mut(shard).expect("inserted above");
             let Some(mut entry) = entries.remove(tensor) else {
@@ -137,14 +153,12 @@ impl Tensors {
 
     fn read(&self, name: &str, integers: bool) -> Result<Vec<f32>> {
         let entry = self.entry(name)?;
-        let (path, file) = &self.files[entry.file];
-        let read = |bytes: &mut [u8], at: u64| {
-            file.read_exact_at(bytes, entry.start + at).map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    Error::Invalid(format!("{}: cut short while it was read (tensor `{name}`)", path.display()))
-                }
-                _ => Error::io(path, e),
-            })
+        let path = &self.files[entry.file].path;
+        let mut sum = Summed::default();
+        let mut read = |bytes: &mut [u8], at: u64| {
+            self.read_bytes(name, entry, bytes, at)?;
+            sum.add(bytes);
+            Ok(())
         };
         let mut out = vec![0f32; entry.shape.iter().product()];
         match entry.dtype {
@@ -154,14 +168,87 @@ impl Tensors {
                     out.iter_mut().for_each(|x| *x = f32::from_bits(x.to_bits().swap_bytes()));
                 }
             }
-            Dtype::BF16 => widen::<2>(&mut out, read, |b| half::bf16::from_le_bytes(b).to_f32())?,
-            Dtype::F16 => widen::<2>(&mut out, read, |b| half::f16::from_le_bytes(b).to_f32())?,
-            Dtype::F64 => widen::<8>(&mut out, read, |b| f64::from_le_bytes(b) as f32)?,
-            Dtype::I64 if integers => widen::<8>(&mut out, read, |b| i64::from_le_bytes(b) as f32)?,
-            Dtype::I32 if integers => widen::<4>(&mut out, read, |b| i32::from_le_bytes(b) as f32)?,
+            Dtype::BF16 => widen::<2>(&mut out, &mut read, |b| half::bf16::from_le_bytes(b).to_f32())?,
+            Dtype::F16 => widen::<2>(&mut out, &mut read, |b| half::f16::from_le_bytes(b).to_f32())?,
+            Dtype::F64 => widen::<8>(&mut out, &mut read, |b| f64::from_le_bytes(b) as f32)?,
+            Dtype::I64 if integers => widen::<8>(&mut out, &mut read, |b| i64::from_le_bytes(b) as f32)?,
+            Dtype::I32 if integers => widen::<4>(&mut out, &mut read, |b| i32::from_le_bytes(b) as f32)?,
             other => bail!("{}: tensor `{name}` is {other}; f32, bf16, f16 or f64 is needed", path.display()),
         }
+        entry.sum.store(READ | u64::from(sum.crc32c()), Ordering::Relaxed);
         Ok(out)
+    }
+
+    /// Fills `bytes` from byte `at` of a tensor on.
+    fn read_bytes(&self, name: &str, entry: &Entry, bytes: &mut [u8], at: u64) -> Result<()> {
+        let Shard { path, file, .. } = &self.files[entry.file];
+        file.read_exact_at(bytes, entry.start + at).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                Error::Invalid(format!("{}: cut short while it was read (tensor `{name}`)", path.display()))
+            }
+            _ => Error::io(path, e),
+        })
+    }
+
+    /// The same tensors of one file whose checksum is known: [`check_sums`](Self::check_sums) compares with it.
+    pub fn expecting(self, expected: Option<FileSum>) -> Self {
+        Self { expected, ..self }
+    }
+
+    /// The tensors in the order of their bytes.
+    fn in_order(&self) -> Vec<(&str, &Entry)> {
+        let mut entries: Vec<_> = self.entries.iter().map(|(name, entry)| (name.as_str(), entry)).collect();
+        entries.sort_by_key(|(_, entry)| (entry.file, entry.start, entry.bytes));
+        entries
+    }
+
+    /// What was read so far: the CRC-32C of each file's header, then of each tensor in the order of their bytes; none where a tensor
+    /// was not read.
+    pub fn sums(&self) -> Vec<Option<u32>> {
+        let headers = self.files.iter().map(|shard| Some(shard.header.crc32c()));
+        let read = |entry: &Entry| {
+            let sum = entry.sum.load(Ordering::Relaxed);
+            (sum & READ != 0).then_some(sum as u32)
+        };
+        headers.chain(self.in_order().into_iter().map(|(_, entry)| read(entry))).collect()
+    }
+
+    /// What [`sums`](Self::sums) number `i` is of, for an error: a file's header, or a tensor.
+    pub fn summed(&self, i: usize) -> String {
+        match i.checked_sub(self.files.len()) {
+            None => format!("the header of {}", self.files[i].path.display()),
+            Some(i) => format!("tensor `{}` of {}", self.in_order()[i].0, self.path.display()),
+        }
+    }
+
+    /// Checks that what was read is what was saved: `sums`, of this process or of several together, make the file's checksum. Tensors
+    /// that nobody has read are read now. Nothing is checked where no checksum is known.
+    ///
+    /// # Errors
+    /// The file is another, or damaged; or it cannot be read.
+    pub fn check_sums(&self, sums: &[Option<u32>]) -> Result<()> {
+        let (Some(expected), [shard]) = (self.expected, self.files.as_slice()) else { return Ok(()) };
+        let mut sum = shard.header.clone();
+        for ((name, entry), part) in self.in_order().into_iter().zip(&sums[1..]) {
+            match part {
+                Some(part) => sum.append(*part, entry.bytes),
+                None => self.sum_tensor(name, entry, &mut sum)?,
+            }
+        }
+        expected.check(sum.sum(), &shard.path)
+    }
+
+    /// Adds a tensor's bytes to `sum`.
+    fn sum_tensor(&self, name: &str, entry: &Entry, sum: &mut Summed) -> Result<()> {
+        let mut bytes = vec![0; (1 << 20).min(entry.bytes as usize)];
+        let mut at = 0;
+        while at < entry.bytes {
+            let piece = bytes.len().min((entry.bytes - at) as usize);
+            self.read_bytes(name, entry, &mut bytes[..piece], at)?;
+            sum.add(&bytes[..piece]);
+            at += piece as u64;
+        }
+        Ok(())
     }
 
     /// Checks that the tensors are exactly `expected`: names with shapes.
@@ -204,88 +291,8 @@ impl Tensors {
     }
 }
 
-/// Writes f32 tensors as one safetensors file, atomically; the values may be borrowed or owned (`&[f32]`, `Vec<f32>`).
-///
-/// # Errors
-/// A name twice, values that do not fill their shape, or those of [`atomic_write`].
-pub fn write_tensors<N, D>(path: &Path, tensors: impl IntoIterator<Item = (N, Vec<usize>, D)>) -> Result<()>
-where
-    N: AsRef<str>,
-    D: AsRef<[f32]>,
-{
-    let (mut shapes, mut values) = (vec![], vec![]);
-    for (name, shape, data) in tensors {
-        let (name, length) = (name.as_ref(), data.as_ref().len());
-        if shape.iter().product::<usize>() != length {
-            bail!("{}: tensor `{name}` of shape {shape:?} was given {length} values", path.display());
-        }
-        shapes.push((name.to_owned(), shape));
-        values.push(data);
-    }
-    write_pieces(path, &shapes, values.into_iter().map(Ok))
-}
-
-/// As [`write_tensors`], with values that need not all be there at once: `pieces`, asked for one after another, are the elements of
-/// all tensors in order, cut anywhere.
-///
-/// Metadata is `{"format": "pt"}`, as diffusers and transformers ask for.
-///
-/// # Errors
-/// A name twice, a piece that is an error, pieces of another length than the tensors, or those of [`atomic_write`].
-pub fn write_pieces<D: AsRef<[f32]>>(
-    path: &Path,
-    tensors: &[(String, Vec<usize>)],
-    pieces: impl IntoIterator<Item = Result<D>>,
-) -> Result<()> {
-    let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
-    let mut end = 0;
-    for (name, shape) in tensors {
-        let start = end;
-        end += 4 * shape.iter().product::<usize>();
-        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
-        if header.insert(name.clone(), entry).is_some() {
-            bail!("{}: tensor `{name}` was given twice", path.display());
-        }
-    }
-    let mut header = serde_json::to_vec(&header).map_err(|e| failed(path, e.into()))?;
-    header.resize(header.len().next_multiple_of(8), b' '); // the tensors begin aligned
-    let mut refusal = None;
-    let written = atomic_write(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        let mut refuse = |e: Error| {
-            let stop = io::Error::other(e.to_string());
-            refusal = Some(e); // told as it is, not as the file's
-            stop
-        };
-        let mut length = 0;
-        for piece in pieces {
-            let piece = piece.map_err(&mut refuse)?;
-            length += 4 * piece.as_ref().len();
-            write_f32(out, piece.as_ref())?;
-        }
-        if length != end {
-            let message = format!("{}: tensors of {end} bytes were given {length}", path.display());
-            return Err(refuse(Error::Invalid(message)));
-        }
-        Ok(())
-    });
-    match refusal {
-        Some(e) => Err(e),
-        None => written,
-    }
-}
-
-fn write_f32(out: &mut dyn Write, data: &[f32]) -> io::Result<()> {
-    if cfg!(target_endian = "little") {
-        return out.write_all(bytemuck::cast_slice(data));
-    }
-    data.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
-}
-
 /// Opens a safetensors file and reads its header; entries are of file 0.
-fn open_file(path: &Path) -> Result<(File, BTreeMap<String, Entry>)> {
+fn open_file(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
     let shown = path.display();
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let meta = file.metadata().map_err(|e| Error::io(path, e))?;
@@ -305,9 +312,9 @@ fn open_file(path: &Path) -> Result<(File, BTreeMap<String, Entry>)> {
     if size > length - 8 {
         bail!("{shown}: was cut short: its header has {size} bytes, the whole file {length}");
     }
-    let mut header = vec![0; size as usize];
-    file.read_exact(&mut header).map_err(|e| Error::io(path, e))?;
-    let header: Metadata = serde_json::from_slice(&header)
+    let mut text = vec![0; size as usize];
+    file.read_exact(&mut text).map_err(|e| Error::io(path, e))?;
+    let header: Metadata = serde_json::from_slice(&text)
         .map_err(|e| Error::Invalid(format!("{shown}: is not a safetensors file, or damaged: {e}")))?;
     let expected = 8 + size + header.data_len() as u64;
     if length != expected {
@@ -315,17 +322,22 @@ fn open_file(path: &Path) -> Result<(File, BTreeMap<String, Entry>)> {
         bail!("{shown}: {what}: {length} bytes, where its header says {expected}");
     }
     let entry = |name: String, info: &safetensors::tensor::TensorInfo| {
-        let start = 8 + size + info.data_offsets.0 as u64;
-        (name, Entry { file: 0, dtype: info.dtype, shape: info.shape.clone(), start })
+        let (start, end) = info.data_offsets;
+        let (start, bytes) = (8 + size + start as u64, (end - start) as u64);
+        let (dtype, shape) = (info.dtype, info.shape.clone());
+        (name, Entry { file: 0, dtype, shape, start, bytes, sum: AtomicU64::new(0) })
     };
     let entries = header.tensors().into_iter().map(|(name, info)| entry(name, info)).collect();
-    Ok((file, entries))
+    let mut sum = Summed::default();
+    sum.add(&word);
+    sum.add(&text);
+    Ok((Shard { path: path.to_owned(), file, header: sum }, entries))
 }
 
 /// Fills `out` from elements of N bytes, a piece at a time.
 fn widen<const N: usize>(
     out: &mut [f32],
-    read: impl Fn(&mut [u8], u64) -> Result<()>,
+    mut read: impl FnMut(&mut [u8], u64) -> Result<()>,
     convert: impl Fn([u8; N]) -> f32,
 ) -> Result<()> {
     const PIECE: usize = 1 << 16; // elements

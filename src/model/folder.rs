@@ -112,7 +112,7 @@ pub fn write_folder_pieces<D: AsRef<[f32]>>(
     tensors: &[(String, Vec<usize>)],
     pieces: impl IntoIterator<Item = Result<D>>,
 ) -> Result<()> {
-    write(dir, config, |file| write_pieces(file, tensors, pieces))
+    write(dir, config, |file| write_pieces(file, tensors, pieces).map(drop))
 }
 
 fn write(dir: &Path, config: &Value, weights: impl FnOnce(&Path) -> Result<()>) -> Result<()> {

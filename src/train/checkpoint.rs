@@ -105,7 +105,7 @@ impl RunFolder {
                 file.display()
             );
         }
-        std::fs::create_dir_all(&self.0).map_err(|e| Error::io(&self.0, e))?;
+        files::create_folders(&self.0)?;
         let text = config.to_toml()?;
         atomic_write(&self.config(), |out| out.write_all(text.as_bytes()))
     }
@@ -165,7 +165,7 @@ impl Saving {
         parameters: &[(String, Vec<usize>)],
         pieces: impl IntoIterator<Item = Result<D>>,
     ) -> Result<()> {
-        write_pieces(&self.folder.path().join(OPTIMIZER), &moments(parameters), pieces)
+        write_pieces(&self.folder.path().join(OPTIMIZER), &moments(parameters), pieces).map(drop)
     }
 
     /// Writes the state, gives the checkpoint its name, then removes all but the last `keep` (at least 1) checkpoints.
@@ -190,7 +190,10 @@ impl Saving {
         // A restart from an older checkpoint may have left newer steps behind: they are another history's.
         let older: Vec<_> = found.into_iter().filter(|&(s, _)| s < step).collect();
         for (_, path) in older.iter().rev().skip(keep.max(1) - 1) {
-            std::fs::remove_dir_all(path).map_err(|e| Error::io(path, e))?;
+            // The run goes on: what is left has no name of a checkpoint, and the next start removes it.
+            if let Err(e) = files::remove_folder(path) {
+                tracing::warn!("an older checkpoint could not be removed: {e}");
+            }
         }
         Ok(all.join(name(step)))
     }

@@ -10,6 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use crate::files::{check_target, open_target};
 use crate::{Error, Result, bail};
 
 /// What one optimizer step measured.
@@ -62,6 +63,7 @@ pub struct MetricsLog {
 impl MetricsLog {
     /// Starts a new file. One that holds records already is an error: it belongs to another run.
     pub fn create(path: &Path) -> Result<Self> {
+        check_target(path)?;
         match std::fs::metadata(path) {
             Ok(there) if there.len() > 0 => {
                 bail!(
@@ -79,6 +81,7 @@ impl MetricsLog {
     /// Continues the file of a run that resumes after `step`: the lines of later steps, which will come again, are cut
     /// off, as is a line that was torn when the run ended. A file that is not there is started.
     pub fn resume(path: &Path, step: u64) -> Result<Self> {
+        check_target(path)?; // a pipe would be waited for
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => return Self::open(path, 0),
@@ -102,7 +105,7 @@ impl MetricsLog {
 
     fn open(path: &Path, last: u64) -> Result<Self> {
         // Appending mode: each line goes to the end, wherever a cut has put it.
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io(path, e))?;
+        let file = open_target(path, OpenOptions::new().create(true).append(true))?;
         Ok(Self { file, path: path.to_owned(), last })
     }
 

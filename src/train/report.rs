@@ -14,7 +14,7 @@ use super::tensorboard::EventWriter;
 use super::weights::Weights;
 use crate::Result;
 use crate::data::write::write_video;
-use crate::files::gib;
+use crate::files::{create_folders, gib};
 use crate::parallel::{Communicator, Mesh};
 use crate::plan::Plan;
 use crate::watch::Spent;
@@ -139,7 +139,7 @@ impl<'a> Report<'a> {
         let Some(voice) = &mut self.0 else { return clip.bands(comm, |_| Ok(())) };
         let kind = if clip.size[0] == 1 { "png" } else { "mp4" };
         let folder = voice.job.folder.root().join("samples");
-        std::fs::create_dir_all(&folder).map_err(|e| crate::Error::io(&folder, e))?;
+        create_folders(&folder)?;
         let path = folder.join(format!("step-{step:08}-{index}.{kind}"));
         if kind == "png" {
             return clip.write_png(comm, &path);

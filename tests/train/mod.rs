@@ -182,7 +182,7 @@ impl Place {
     }
 
     /// The steps of a run's checkpoints; nothing else may lie among them.
-    fn checkpoints(&self, out: &str) -> Vec<u64> {
+    pub fn checkpoints(&self, out: &str) -> Vec<u64> {
         let entries = fs::read_dir(self.path(out).join("checkpoints")).unwrap();
         let step = |name: String| name.strip_prefix("step-").and_then(|step| step.parse().ok()).expect(&name);
         let mut steps: Vec<u64> = entries.map(|e| step(e.unwrap().file_name().into_string().unwrap())).collect();
