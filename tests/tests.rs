@@ -15,11 +15,13 @@ mod first_use;
 mod golden;
 mod hub;
 mod kernels;
+mod limits;
 mod media;
 mod metrics;
 mod model;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod mutated;
 mod ops;
 mod optimizer;
 mod parallel;

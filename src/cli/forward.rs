@@ -54,7 +54,7 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
     let folder = Folder::open(&launch.in_turn(|| hub::resolve(&args.model))?)?;
-    let config = ModelConfig::from_json(folder.config())?;
+    let config = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&config))?;
     let inputs = Inputs::read(&args.inputs, &config)?;
     let mut results = launch.run(ranks, |comm| {

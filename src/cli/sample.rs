@@ -74,7 +74,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let checkpoint = Checkpoint::open(&launch.in_turn(|| hub::resolve(&args.from))?)?;
     let config = checkpoint.config()?;
     let folder = checkpoint.ema()?;
-    let network = ModelConfig::from_json(folder.config())?;
+    let network = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&network))?;
     let request = args.request(&config)?;
     network.grid(request.size)?;

@@ -2,7 +2,8 @@
 //!
 //! [`atomic_write`] does it for a file, [`NewFolder`] for a folder: write beside the target under a temporary name, fsync,
 //! rename, fsync the parent. (Rename is atomic; without the first fsync a crash may leave a name without contents, without
-//! the second the name may be lost.) [`Tensors`] and [`write_tensors`] read and write safetensors.
+//! the second the name may be lost.) [`Tensors`] and [`write_tensors`] read and write safetensors,
+//! [`read_text`] reads text.
 //! `scratch` is for the opposite, a file that nobody shall find.
 //!
 //! What is written over is a regular file, or nothing: a device, a pipe or a symbolic link under the name of a result is a mistake,
@@ -11,10 +12,12 @@
 //! Nothing here knows what the files mean.
 
 mod folder;
+mod header;
 mod home;
 mod scratch;
 mod sum;
 mod tensors;
+mod text;
 mod write_tensors;
 
 use crate::{Error, Result, bail};
@@ -29,12 +32,14 @@ use tempfile::NamedTempFile;
 use folder::sync_folder;
 pub use folder::{NewFolder, remove_leftovers};
 pub(crate) use folder::{create_folders, remove_folder};
+pub use header::{Header, TensorPlace};
 pub use home::expand_home;
 pub(crate) use scratch::Scratch;
 pub use sum::FileSum;
 pub(crate) use sum::Summed;
 use sum::Summing;
 pub use tensors::Tensors;
+pub use text::{decode_text, read_text};
 pub use write_tensors::{write_pieces, write_tensors};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.

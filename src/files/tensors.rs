@@ -7,19 +7,20 @@
 //! Format: 8 bytes of header length (little endian), a JSON header, the tensors' bytes.
 //! <https://github.com/huggingface/safetensors#format>
 
-use super::{FileSum, Summed};
+use super::header::{Header, TensorPlace};
+use super::{FileSum, Summed, read_text};
 use crate::{Error, Result, bail};
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::Dtype;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A header longer than this is refused before it is read; the format's own limit.
-const MAX_HEADER: u64 = 100_000_000;
+/// Bytes that an index of shards may have: a line for each of some hundred thousand tensors.
+const MAX_INDEX: u64 = 64 << 20;
 
 /// How many names of each kind an error lists.
 const LISTED: usize = 4;
@@ -75,7 +76,7 @@ impl Tensors {
     /// there, or a tensor that is not in its shard.
     pub fn open_sharded(index: &Path) -> Result<Self> {
         let shown = index.display();
-        let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
+        let text = read_text(index, MAX_INDEX).map_err(|e| Error::io(index, e))?;
         let json: Value = serde_json::from_str(&text).map_err(|e| Error::Invalid(format!("{shown}: not JSON: {e}")))?;
         let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
             bail!("{shown}: has no `weight_map` from tensors to files; it is not a safetensors index");
@@ -294,43 +295,17 @@ impl Tensors {
 /// Opens a safetensors file and reads its header; entries are of file 0.
 fn open_file(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
     let shown = path.display();
-    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let meta = file.metadata().map_err(|e| Error::io(path, e))?;
-    if !meta.is_file() {
-        bail!("{shown}: is not a file");
+    if !std::fs::metadata(path).map_err(|e| Error::io(path, e))?.is_file() {
+        bail!("{shown}: is not a file"); // a FIFO would wait for ever
     }
-    let length = meta.len();
-    let mut word = [0; 8];
-    if length < 8 {
-        bail!("{shown}: {length} bytes are too few for a safetensors file; it was cut short");
-    }
-    file.read_exact(&mut word).map_err(|e| Error::io(path, e))?;
-    let size = u64::from_le_bytes(word);
-    if size > MAX_HEADER {
-        bail!("{shown}: is not a safetensors file (its header would have {size} bytes)");
-    }
-    if size > length - 8 {
-        bail!("{shown}: was cut short: its header has {size} bytes, the whole file {length}");
-    }
-    let mut text = vec![0; size as usize];
-    file.read_exact(&mut text).map_err(|e| Error::io(path, e))?;
-    let header: Metadata = serde_json::from_slice(&text)
-        .map_err(|e| Error::Invalid(format!("{shown}: is not a safetensors file, or damaged: {e}")))?;
-    let expected = 8 + size + header.data_len() as u64;
-    if length != expected {
-        let what = if length < expected { "was cut short" } else { "is damaged" };
-        bail!("{shown}: {what}: {length} bytes, where its header says {expected}");
-    }
-    let entry = |name: String, info: &safetensors::tensor::TensorInfo| {
-        let (start, end) = info.data_offsets;
-        let (start, bytes) = (8 + size + start as u64, (end - start) as u64);
-        let (dtype, shape) = (info.dtype, info.shape.clone());
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let Header { tensors, sum } =
+        Header::read(&file, length).map_err(|why| Error::Invalid(format!("{shown}: {why}")))?;
+    let entry = |TensorPlace { name, dtype, shape, start, bytes }| {
         (name, Entry { file: 0, dtype, shape, start, bytes, sum: AtomicU64::new(0) })
     };
-    let entries = header.tensors().into_iter().map(|(name, info)| entry(name, info)).collect();
-    let mut sum = Summed::default();
-    sum.add(&word);
-    sum.add(&text);
+    let entries = tensors.into_iter().map(entry).collect();
     Ok((Shard { path: path.to_owned(), file, header: sum }, entries))
 }
 

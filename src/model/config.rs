@@ -3,7 +3,12 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::folder::Folder;
+use super::spec;
 use crate::{Error, Result, bail};
+
+/// A larger model is a mistake: 2^40 parameters are 4 TiB.
+const MOST_PARAMETERS: u128 = 1 << 40;
 
 /// What a model is. Fields keep diffusers' names; `text_dim = 0`, `num_classes` and `pos_embed` are longreel's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,6 +137,11 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// The config of a model folder, as [`from_json`](Self::from_json) reads it; errors name the folder.
+    pub fn of(folder: &Folder) -> Result<Self> {
+        Self::from_json(folder.config()).map_err(|e| e.at(folder.dir().display()))
+    }
+
     /// The config.json diffusers would write, with longreel's own keys only where they are used.
     pub fn to_json(&self) -> Value {
         let mut map = Map::new();
@@ -151,20 +161,29 @@ impl ModelConfig {
         Value::Object(map)
     }
 
-    /// Refuses sizes that cannot be run, naming the field.
+    /// Refuses sizes that cannot be run, naming the field. Whoever multiplies sizes afterwards cannot overflow, and the list of
+    /// parameters is short enough to be made and compared with what a weights file holds before anything is allocated.
     pub fn check(&self) -> Result<()> {
-        let positive = [
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-            ("ffn_dim", self.ffn_dim),
-            ("num_layers", self.num_layers),
-            ("patch_size", self.patch_size.iter().product()),
+        let [t, h, w] = self.patch_size;
+        let bounds = [
+            ("num_attention_heads", self.num_attention_heads, 1, 1 << 12),
+            ("attention_head_dim", self.attention_head_dim, 1, usize::MAX),
+            ("in_channels", self.in_channels, 1, 1 << 16),
+            ("out_channels", self.out_channels, 1, 1 << 16),
+            ("ffn_dim", self.ffn_dim, 1, 1 << 24),
+            ("num_layers", self.num_layers, 1, 1 << 12),
+            ("patch_size", t.saturating_mul(h).saturating_mul(w), 1, 1 << 24),
+            ("text_dim", self.text_dim, 0, 1 << 20),
+            ("freq_dim", self.freq_dim, 0, 1 << 20),
+            ("num_classes", self.num_classes, 0, 1 << 24),
+            ("rope_max_seq_len", self.rope_max_seq_len, 0, 1 << 24),
         ];
-        for (name, value) in positive {
-            if value == 0 {
+        for (name, value, least, most) in bounds {
+            if value < least {
                 bail!("model: {name} is 0; it must be at least 1")
+            }
+            if value > most {
+                bail!("model: {name} is {value}; it must be at most {most}")
             }
         }
         if !self.attention_head_dim.is_multiple_of(8) || self.attention_head_dim > 256 {
@@ -176,10 +195,14 @@ impl ModelConfig {
         if !(self.eps > 0.0 && self.eps.is_finite()) {
             bail!("model: eps is {}; a number above 0 is wanted", self.eps)
         }
-        match self.qk_norm.as_deref() {
-            None | Some("rms_norm_across_heads") => Ok(()),
-            Some(other) => bail!("model: qk_norm is {other}; only rms_norm_across_heads is known"),
+        if let Some(other) = self.qk_norm.as_deref().filter(|norm| *norm != "rms_norm_across_heads") {
+            bail!("model: qk_norm is {other}; only rms_norm_across_heads is known")
         }
+        let count = spec::count(self);
+        if count > MOST_PARAMETERS {
+            bail!("model: its sizes make {count} parameters; it must be at most {MOST_PARAMETERS}")
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 //! Reading: `diffusion_pytorch_model.safetensors`, or the shards that `diffusion_pytorch_model*.safetensors.index.json`
 //! names; where both are there the index counts, as in diffusers. Writing: one f32 file, the folder appearing as a whole.
 
-use crate::files::{NewFolder, Tensors, atomic_write, write_pieces, write_tensors};
+use crate::files::{NewFolder, Tensors, atomic_write, read_text, write_pieces, write_tensors};
 use crate::{Error, Result, bail};
 use safetensors::Dtype;
 use serde_json::Value;
@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
 const STEM: &str = "diffusion_pytorch_model";
+
+/// Bytes that a config.json may have; one is of a kilobyte.
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// An opened model folder.
 #[derive(Debug)]
@@ -36,12 +39,7 @@ impl Folder {
             let hint = if inner { "; it is a pipeline: name the folder `transformer` in it" } else { "" };
             bail!("{}: has no {CONFIG}, so it is not a model folder{hint}", dir.display());
         }
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        let config: Value =
-            serde_json::from_str(&text).map_err(|e| Error::Invalid(format!("{}: not JSON: {e}", path.display())))?;
-        if !config.is_object() {
-            bail!("{}: must be a JSON object of the model's settings", path.display());
-        }
+        let config = read_config(&path)?;
         let weights = find_weights(dir)?;
         let sharded = weights.extension().is_some_and(|e| e == "json");
         let tensors = if sharded { Tensors::open_sharded(&weights)? } else { Tensors::open(&weights)? };
@@ -87,6 +85,20 @@ impl Folder {
     pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
         self.tensors.check(expected)
     }
+}
+
+/// Reads a model's `config.json`, a JSON object.
+///
+/// # Errors
+/// It cannot be read, is longer than a config can be, or no JSON object; names the file.
+pub fn read_config(path: &Path) -> Result<Value> {
+    let text = read_text(path, MAX_CONFIG).map_err(|e| Error::io(path, e))?;
+    let config: Value =
+        serde_json::from_str(&text).map_err(|e| Error::Invalid(format!("{}: not JSON: {e}", path.display())))?;
+    if !config.is_object() {
+        bail!("{}: must be a JSON object of the model's settings", path.display());
+    }
+    Ok(config)
 }
 
 /// Writes a new model folder: config.json and one safetensors file in f32. It appears as a whole or not at all.

@@ -129,7 +129,7 @@ impl Model {
 
     /// How many parameters a model of `config` has.
     pub fn count_of(config: &ModelConfig) -> usize {
-        Self::shapes(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+        spec::count(config) as usize
     }
 
     /// How many parameters there are.

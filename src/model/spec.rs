@@ -39,6 +39,14 @@ pub fn units(config: &ModelConfig) -> Vec<UnitSpec> {
     units
 }
 
+/// How many parameters a model has, whatever its sizes.
+pub fn count(config: &ModelConfig) -> u128 {
+    let count = |unit: UnitSpec| -> u128 {
+        unit.params.iter().map(|p| p.shape.iter().map(|&n| n as u128).product::<u128>()).sum()
+    };
+    count(embed(config)) + config.num_layers as u128 * count(block(config, 0)) + count(head(config))
+}
+
 fn embed(c: &ModelConfig) -> UnitSpec {
     let (d, [t, h, w]) = (c.width(), c.patch_size);
     let mut unit = Builder::new("embed", "");

@@ -17,6 +17,7 @@ mod work;
 use crate::config::{Compute, Place, RunConfig};
 use crate::files::gib;
 use crate::model::ModelConfig;
+use crate::model::folder::read_config;
 use crate::{Result, bail};
 use phases::phases;
 use shape::Shape;
@@ -142,10 +143,8 @@ impl Plan {
 pub fn network(config: &RunConfig) -> Result<ModelConfig> {
     let Some(from) = &config.model.from else { return Ok(crate::train::job::network(config)) };
     let path = crate::hub::resolve(from)?.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|e| crate::Error::io(&path, e))?;
-    let json = serde_json::from_str(&text)
-        .map_err(|e| crate::Error::Invalid(format!("model.from: {}: not JSON: {e}", path.display())))?;
-    ModelConfig::from_json(&json)
+    let json = read_config(&path).map_err(|e| e.at("model.from"))?;
+    ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))
 }
 
 /// The most frames of the config's clip for which a rank needs at most `memory` bytes.

@@ -62,7 +62,7 @@ impl Job {
             None => None,
         };
         let model = match &from {
-            Some(folder) => ModelConfig::from_json(folder.config())?,
+            Some(folder) => ModelConfig::of(folder)?,
             None => network(&config),
         };
         model.check()?;
