@@ -3,8 +3,10 @@
 //! Media are made at test time by the ffmpeg command line, with frames that carry their number in black and white bars.
 
 mod bad;
+mod claims;
 mod decode;
 mod files;
+mod kinds;
 mod large;
 mod loader;
 mod media;

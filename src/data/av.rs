@@ -302,34 +302,3 @@ pub fn set_colors(context: &mut ff::software::scaling::Context, matrix: c_int, f
         ffi::sws_setColorspaceDetails(c, table, full, table, 1, 0, 1 << 16, 1 << 16);
     }
 }
-
-/// Puts lines `lines` of a picture, the first of `band`, through `context`, which has had all lines above them; returns how many
-/// lines of `target` are ready now that were not. `target` has the size that the context resizes to.
-pub fn scale_band(
-    context: &mut ff::software::scaling::Context,
-    band: &frame::Video,
-    lines: std::ops::Range<usize>,
-    target: &mut frame::Video,
-) -> Reason<usize> {
-    let (from, to) = (*context.input(), *context.output());
-    let is = |frame: &frame::Video, format, width| (frame.format(), frame.width()) == (format, width);
-    let fits = is(band, from.format, from.width) && is(target, to.format, to.width) && target.height() == to.height;
-    if !fits || lines.len() > band.height() as usize || lines.end > from.height as usize {
-        return Err("it cannot be resized (a band of another picture)".to_owned());
-    }
-    // SAFETY: context and frames are alive; the frames have the context's formats and widths, `band` holds as many lines as are
-    // read, and `target` as many as can be written.
-    let ready = unsafe {
-        let (source, out) = (&*band.as_ptr(), &*target.as_mut_ptr());
-        ffi::sws_scale(
-            context.as_mut_ptr(),
-            source.data.as_ptr().cast(),
-            source.linesize.as_ptr(),
-            lines.start as c_int,
-            lines.len() as c_int,
-            out.data.as_ptr(),
-            out.linesize.as_ptr(),
-        )
-    };
-    usize::try_from(ready).map_err(|_| format!("it cannot be resized ({})", ff::Error::from(ready)))
-}

@@ -4,11 +4,18 @@
 //! folder that metadata.jsonl lies in; other keys are passed over. Where both name a file, the text file wins.
 
 use super::walk::Skipped;
+use crate::files::{decode_text, read_text};
 use crate::{Error, Result, bail};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 pub(super) const METADATA: &str = "metadata.jsonl";
+
+/// Bytes that a caption's text file may have: a book of 200,000 words.
+const CAPTION: u64 = 1 << 20;
+
+/// The same of a metadata.jsonl: a line for each of some million clips.
+const LINES: u64 = 1 << 30;
 
 /// Captions by file.
 #[derive(Debug, Default)]
@@ -25,42 +32,40 @@ struct Place {
     line: usize,
 }
 
+/// A line of a metadata.jsonl.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaptionLine {
+    /// Its number, from 1.
+    pub number: usize,
+    /// The file that it is about, below the folder of metadata.jsonl.
+    pub file: PathBuf,
+    /// The caption, without blanks around it.
+    pub text: String,
+}
+
 impl Captions {
     /// Reads a `NAME.txt`. One that cannot be read spoils only its own clip.
     pub fn read_text(&mut self, path: &Path) {
-        let text = std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+        let text = read_text(path, CAPTION).map(|text| text.trim().to_owned());
         self.texts.insert(path.with_extension(""), text.map_err(|e| e.to_string()));
     }
 
     /// Reads a `metadata.jsonl`.
     ///
     /// # Errors
-    /// A line is no JSON object with the strings file_name and text, leaves the folder, or names a file again.
+    /// Those of [`caption_lines`]; or a line names a file again.
     pub fn read_metadata(&mut self, path: &Path) -> Result<()> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = read_text(path, LINES).map_err(|e| Error::io(path, e))?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let at = format!("{}:{}", path.display(), i + 1);
-            let value: serde_json::Value = match serde_json::from_str(line) {
-                Ok(value) => value,
-                Err(e) => bail!("{at}: not JSON, column {}: {e}", e.column()),
-            };
-            let field = |name: &str| match value.get(name).and_then(|v| v.as_str()) {
-                Some(text) => Ok(text.to_owned()),
-                None => Err(Error::Invalid(format!(
-                    "{at}: no text under \"{name}\"; a line is {{\"file_name\": \"clip.mp4\", \"text\": \"a caption\"}}"
-                ))),
-            };
-            let name = field("file_name")?;
-            if !Path::new(&name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-                bail!("{at}: file_name {name:?} must lie in the folder of {METADATA}");
-            }
-            // Collecting components drops the `./` that would make the same file another key.
-            let file =
-                folder.join(Path::new(&name).components().filter(|c| *c != Component::CurDir).collect::<PathBuf>());
-            let place = Place { path: path.to_owned(), line: i + 1 };
-            if let Some((_, before)) = self.lines.insert(file, (field("text")?.trim().to_owned(), place)) {
-                bail!("{at}: {name:?} has a caption already, in {}:{}", before.path.display(), before.line);
+        for CaptionLine { number, file, text } in parse(&text, path)? {
+            let place = Place { path: path.to_owned(), line: number };
+            if let Some((_, before)) = self.lines.insert(folder.join(&file), (text, place)) {
+                bail!(
+                    "{}:{number}: {file:?} has a caption already, in {}:{}",
+                    path.display(),
+                    before.path.display(),
+                    before.line
+                );
             }
         }
         Ok(())
@@ -90,4 +95,38 @@ impl Captions {
             skipped.push(Skipped::new(file, reason));
         }
     }
+}
+
+/// The lines of a `metadata.jsonl` whose bytes are `bytes` and whose name is `path`; blank ones are passed over.
+///
+/// # Errors
+/// They are no text, or a line is no JSON object with the strings file_name and text, or leaves the folder; names the line.
+pub fn caption_lines(bytes: Vec<u8>, path: &Path) -> Result<Vec<CaptionLine>> {
+    let text = decode_text(bytes).map_err(|why| Error::Invalid(format!("{}: {why}", path.display())))?;
+    parse(&text, path)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Vec<CaptionLine>> {
+    let mut lines = Vec::new();
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let at = format!("{}:{}", path.display(), i + 1);
+        let value: serde_json::Value = match serde_json::from_str(line) {
+            Ok(value) => value,
+            Err(e) => bail!("{at}: not JSON, column {}: {e}", e.column()),
+        };
+        let field = |name: &str| match value.get(name).and_then(|v| v.as_str()) {
+            Some(text) => Ok(text.to_owned()),
+            None => Err(Error::Invalid(format!(
+                "{at}: no text under \"{name}\"; a line is {{\"file_name\": \"clip.mp4\", \"text\": \"a caption\"}}"
+            ))),
+        };
+        let name = field("file_name")?;
+        if !Path::new(&name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+            bail!("{at}: file_name {name:?} must lie in the folder of {METADATA}");
+        }
+        // Collecting components drops the `./` that would make the same file another key.
+        let file = Path::new(&name).components().filter(|c| *c != Component::CurDir).collect();
+        lines.push(CaptionLine { number: i + 1, file, text: field("text")?.trim().to_owned() });
+    }
+    Ok(lines)
 }

@@ -4,6 +4,7 @@
 //! folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
 
 use super::av::Reason;
+use super::caught::caught;
 use super::cut::Cut;
 use super::decode;
 use super::frames::{Frames, Part};
@@ -101,7 +102,7 @@ impl Dataset {
                     return Err("it lies in no class folder (label = \"folder\")".to_owned());
                 }
                 let caption = captions.of(file)?.map(Arc::from);
-                Ok(SourceFile { caption, class, ..probe(config, file)? })
+                Ok(SourceFile { caption, class, ..caught(|| probe(config, file))? })
             })
             .collect();
         let (mut files, mut starts, mut count) = (Vec::new(), Vec::new(), 0);
@@ -231,7 +232,7 @@ impl Dataset {
             bail!("frames {frames:?}, lines {lines:?}, of a clip of {count} frames of {height} lines");
         }
         let mut out = Frames::black(part, height, self.config.width);
-        if let Err(reason) = self.fill(clip, augment, part, stop, &mut out) {
+        if let Err(reason) = caught(|| self.fill(clip, augment, part, stop, &mut out)) {
             bail!(
                 "{}, clip {} from frame {}: {reason}; it was fine when the dataset was opened, \
                  `longreel scan --decode` finds every damaged file",
@@ -258,8 +259,8 @@ impl Dataset {
         let bytes = part.lines.len() * size[1] * 3;
         let (index, picks) = match &self.files[clip.file].media {
             Media::Image => {
-                let picture = Picture::open(&clip.path)?;
-                return still::fit(picture, size, augment, part.lines.clone(), &mut out.data);
+                let mut picture = Picture::open(&clip.path)?;
+                return still::fit(&mut picture, size, augment, part.lines.clone(), &mut out.data);
             }
             Media::Video { index, picks } => (index, picks),
         };
@@ -290,9 +291,11 @@ impl Dataset {
         let checks: Vec<Reason<()>> = self
             .files
             .par_iter()
-            .map(|file| match &file.media {
-                Media::Image => Picture::open(&file.path)?.read_all(),
-                Media::Video { index, .. } => index.verify(&file.path),
+            .map(|file| {
+                caught(|| match &file.media {
+                    Media::Image => self.verify_image(&file.path),
+                    Media::Video { index, .. } => index.verify(&file.path),
+                })
             })
             .collect();
         let (mut files, mut starts, mut count) = (Vec::new(), Vec::new(), 0);
@@ -312,6 +315,14 @@ impl Dataset {
         }
         starts.push(count);
         Self { files, starts, ..self }
+    }
+
+    /// Makes the clip that an image gives, as training does, and decodes the rest of it.
+    fn verify_image(&self, path: &Path) -> Reason<()> {
+        let [height, width] = [self.config.height, self.config.width];
+        let mut picture = Picture::open(path)?;
+        still::fit(&mut picture, [height, width], &Augment::PLAIN, 0..height, &mut vec![0; height * width * 3])?;
+        picture.finish()
     }
 
     fn cut(&self) -> Cut {

@@ -8,26 +8,31 @@
 
 mod av;
 mod captions;
+mod caught;
 mod cut;
 mod dataset;
 mod decode;
 mod frames;
+mod header;
 mod loader;
 mod order;
 mod picture;
 mod probe;
 mod scale;
 pub mod sheet;
+mod shrink;
 mod source;
 mod still;
 mod walk;
 mod whole;
 pub mod write;
 
+pub use captions::{CaptionLine, caption_lines};
 pub use cut::{Cut, resample};
 pub use dataset::{Clip, Dataset};
 pub use frames::{Frames, Part, RowOrder, level, token_grid};
 pub use loader::{Loader, Sample};
 pub use order::{Augment, Request};
+pub use picture::check_image;
 pub use source::SourceFile;
 pub use walk::Skipped;

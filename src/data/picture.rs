@@ -1,77 +1,101 @@
-//! Still images: PNG, JPEG and WebP, upright and opaque, line by line.
+//! Still images, upright and opaque, line by line.
 //!
-//! A PNG is decoded as its lines are asked for; of JPEG and WebP, interlaced PNGs, and what must be turned, the decoded u8 image
-//! is held whole. At indexing only headers and the file's structure are read: an image that was cut short is found without
-//! decoding it.
+//! A PNG is decoded as its lines are asked for; of other formats, interlaced PNGs, and what must be turned, the decoded u8 image
+//! is held whole. At indexing only headers and the file's structure are read. Every decoder stands behind the limits of
+//! [`header`].
 
 use super::av::Reason;
+use super::header::{self, Header, MOST_MEMORY};
 use super::scale::blend;
-use super::whole;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Bytes that decoding an image may take: a picture of 16K x 16K fits, a file that lies about its size does not.
-const MEMORY: u64 = 4 << 30;
-
-/// The same of one line of a PNG.
+/// Bytes of a line of a PNG.
 const LINE: usize = 64 << 20;
 
-/// The kind of still image that the file's first bytes announce, whatever its name; none for anything else.
-pub fn sniff(path: &Path) -> std::io::Result<Option<ImageFormat>> {
+/// What a file is, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A still image that the image crate reads.
+    Image(ImageFormat),
+    /// A still image that FFmpeg reads.
+    Avif,
+    /// Anything else: a video, if FFmpeg reads it.
+    Other,
+}
+
+/// What the file's first bytes say that it is.
+///
+/// # Errors
+/// The reason why it cannot be read, or, where FFmpeg would decode it, that it claims too much.
+pub fn sniff(path: &Path) -> Reason<Kind> {
+    let (file, length) = opened(path)?;
     let mut head = Vec::new();
-    File::open(path)?.take(64).read_to_end(&mut head)?;
-    let known = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
-    Ok(image::guess_format(&head).ok().filter(|format| known.contains(format)))
+    file.take(header::HEAD).read_to_end(&mut head).map_err(|e| format!("it cannot be read ({e})"))?;
+    match header::sniff(&head) {
+        Some(format) => Ok(Kind::Image(format)),
+        None if header::check_other(&head, length)? => Ok(Kind::Avif),
+        None => Ok(Kind::Other),
+    }
+}
+
+/// Decodes an image file of which `bytes` are all; returns width and height of the upright image.
+///
+/// # Errors
+/// The reason why it cannot be used.
+pub fn check_image(bytes: &[u8]) -> Reason<(usize, usize)> {
+    let picture = Picture::read_from(Cursor::new(bytes), bytes.len() as u64)?;
+    let size = (picture.width, picture.height);
+    picture.finish().map(|()| size)
 }
 
 /// Width and height of the upright image.
 pub fn probe(path: &Path, format: ImageFormat) -> Reason<(usize, usize)> {
-    let file = || File::open(path).map_err(|e| format!("it cannot be read ({e})"));
-    let length = file()?.metadata().map_err(|e| format!("it cannot be read ({e})"))?.len();
-    let complete = match format {
-        ImageFormat::Png => whole::png(file()?, length),
-        ImageFormat::Jpeg => whole::jpeg(BufReader::new(file()?)),
-        _ => whole::webp(file()?, length),
-    };
-    if complete.is_none() {
-        return Err("it is cut short or damaged".to_owned());
+    let (mut file, length) = opened(path)?;
+    let header = header::read(&mut file, length, format)?;
+    rewind(&mut file)?;
+    if format == ImageFormat::Png {
+        PngLines::open(file)?; // its palette and the like
+    } else {
+        decoder(file, format).map_err(|e| format!("it cannot be read as an image ({e})"))?;
     }
-    if is_animated(BufReader::new(file()?), format) {
-        return Err("it is an animated image: convert it to a video".to_owned());
-    }
-    let broken = |e: image::ImageError| format!("it cannot be read as an image ({e})");
-    let mut decoder = ImageReader::with_format(BufReader::new(file()?), format).into_decoder().map_err(broken)?;
-    let turned = decoder.orientation().map_err(broken)?.to_exif() >= 5;
-    let (width, height) = decoder.dimensions();
-    let (width, height) = if turned { (height, width) } else { (width, height) };
-    Ok((width as usize, height as usize))
+    Ok((header.width, header.height))
 }
 
-fn is_animated(file: BufReader<File>, format: ImageFormat) -> bool {
-    match format {
-        ImageFormat::Png => {
-            image::codecs::png::PngDecoder::new(file).and_then(|decoder| decoder.is_apng()).unwrap_or(false)
-        } // the decoder's own error comes up again, with its text
-        ImageFormat::WebP => image::codecs::webp::WebPDecoder::new(file).is_ok_and(|decoder| decoder.has_animation()),
-        _ => false,
-    }
+fn opened(path: &Path) -> Reason<(BufReader<File>, u64)> {
+    let unreadable = |e: std::io::Error| format!("it cannot be read ({e})");
+    let file = File::open(path).map_err(unreadable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    Ok((BufReader::new(file), length))
+}
+
+fn rewind(file: &mut impl Seek) -> Reason<()> {
+    file.seek(SeekFrom::Start(0)).map(|_| ()).map_err(|e| format!("it cannot be read ({e})"))
+}
+
+fn decoder<'a>(file: impl BufRead + Seek + 'a, format: ImageFormat) -> image::ImageResult<impl ImageDecoder + 'a> {
+    let mut reader = ImageReader::with_format(file, format);
+    let mut limits = image::Limits::default();
+    limits.max_alloc = Some(MOST_MEMORY);
+    reader.limits(limits);
+    reader.into_decoder()
 }
 
 /// An image being read from top to bottom: its upright lines over white, as RGB.
-pub struct Picture {
+pub struct Picture<R: BufRead + Seek = BufReader<File>> {
     pub width: usize,
     pub height: usize,
     /// Lines that have been read.
     done: usize,
-    source: Source,
+    source: Source<R>,
 }
 
-enum Source {
-    File(Box<PngLines>),
-    /// Decoded, with 3 or 4 channels.
+enum Source<R: BufRead + Seek> {
+    File(Box<PngLines<R>>),
+    /// Decoded, with 1 to 4 channels.
     Memory {
         pixels: Vec<u8>,
         channels: usize,
@@ -81,39 +105,30 @@ enum Source {
 impl Picture {
     /// Opens the image; unless it is a PNG that can be read line by line, decodes it.
     pub fn open(path: &Path) -> Reason<Self> {
-        let unreadable = |e: std::io::Error| format!("it cannot be read ({e})");
-        let file = || File::open(path).map(BufReader::new).map_err(unreadable);
-        let reader = ImageReader::new(file()?).with_guessed_format().map_err(unreadable)?;
-        if reader.format() == Some(ImageFormat::Png)
-            && let Some(lines) = PngLines::open(file()?)?
-        {
-            let (width, height) = lines.reader.info().size();
-            return Ok(Self {
-                width: width as usize,
-                height: height as usize,
-                done: 0,
-                source: Source::File(Box::new(lines)),
-            });
-        }
-        Self::decoded(reader)
+        let (file, length) = opened(path)?;
+        Self::read_from(file, length)
     }
+}
 
-    /// The whole image, decoded.
-    fn decoded(mut reader: ImageReader<BufReader<File>>) -> Reason<Self> {
-        let broken = |e: image::ImageError| format!("it cannot be decoded ({e})");
-        let mut limits = image::Limits::default();
-        limits.max_alloc = Some(MEMORY);
-        reader.limits(limits);
-        let mut decoder = reader.into_decoder().map_err(broken)?;
-        let orientation = decoder.orientation().map_err(broken)?;
-        let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
-        image.apply_orientation(orientation);
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        let (pixels, channels) = match image.color().has_alpha() {
-            true => (image.into_rgba8().into_raw(), 4),
-            false => (image.into_rgb8().into_raw(), 3),
+impl<R: BufRead + Seek> Picture<R> {
+    /// As [`open`](Picture::open), of a file of `length` bytes that is at its first one.
+    pub fn read_from(mut file: R, length: u64) -> Reason<Self> {
+        let head = file.fill_buf().map_err(|e| format!("it cannot be read ({e})"))?;
+        let format = header::sniff(&head[..head.len().min(64)]).ok_or("it is not an image any more")?;
+        let found = header::read(&mut file, length, format)?;
+        rewind(&mut file)?;
+        let Header { width, height, .. } = found;
+        let source = if found.by_lines {
+            Source::File(Box::new(PngLines::open(file)?))
+        } else {
+            let image = if format == ImageFormat::Png { PngLines::open(file)?.whole()? } else { whole(file, format)? };
+            let (pixels, channels) = upright(image, found.orientation);
+            if pixels.len() != width * height * channels {
+                return Err(format!("it cannot be decoded (its pixels are not {width}x{height})"));
+            }
+            Source::Memory { pixels, channels }
         };
-        Ok(Self { width, height, done: 0, source: Source::Memory { pixels, channels } })
+        Ok(Self { width, height, done: 0, source })
     }
 
     /// Reads the next line, [width, 3], to `out`, whose length is that.
@@ -133,7 +148,7 @@ impl Picture {
     }
 
     /// Reads what is left, to see whether it can be.
-    pub fn read_all(mut self) -> Reason<()> {
+    pub fn finish(mut self) -> Reason<()> {
         let mut line = vec![0; self.width * 3];
         while self.done < self.height {
             self.read(&mut line)?;
@@ -145,9 +160,25 @@ impl Picture {
     }
 }
 
+/// The whole image that is not a PNG.
+fn whole(file: impl BufRead + Seek, format: ImageFormat) -> Reason<DynamicImage> {
+    decoder(file, format).and_then(DynamicImage::from_decoder).map_err(|e| format!("it cannot be decoded ({e})"))
+}
+
+/// The pixels of the image turned upright, in u8, and their channels.
+fn upright(mut image: DynamicImage, orientation: Orientation) -> (Vec<u8>, usize) {
+    image.apply_orientation(orientation);
+    match image {
+        DynamicImage::ImageLuma8(image) => (image.into_raw(), 1),
+        DynamicImage::ImageLumaA8(image) => (image.into_raw(), 2),
+        image if image.color().has_alpha() => (image.into_rgba8().into_raw(), 4),
+        image => (image.into_rgb8().into_raw(), 3),
+    }
+}
+
 /// A PNG's lines, each decoded when it is asked for.
-struct PngLines {
-    reader: png::Reader<BufReader<File>>,
+struct PngLines<R: BufRead + Seek> {
+    reader: png::Reader<R>,
     channels: usize,
     /// Bytes of a sample, 1 or 2.
     depth: usize,
@@ -156,25 +187,21 @@ struct PngLines {
     samples: Vec<u8>,
 }
 
-impl PngLines {
-    /// None for a PNG whose lines do not come in order, or must be turned.
-    fn open(file: BufReader<File>) -> Reason<Option<Self>> {
+impl<R: BufRead + Seek> PngLines<R> {
+    fn open(file: R) -> Reason<Self> {
         let mut decoder = png::Decoder::new(file);
         decoder.set_transformations(png::Transformations::EXPAND); // palettes, and less than 8 bits
         decoder.set_ignore_text_chunk(true);
+        decoder.set_ignore_iccp_chunk(true); // a profile is not applied, and may unpack to a thousand times its bytes
         let reader = decoder.read_info().map_err(undecodable)?;
-        let info = reader.info();
-        let turn = info.exif_metadata.as_ref().and_then(|chunk| Orientation::from_exif_chunk(chunk));
-        if info.interlaced || turn.is_some_and(|turn| turn != Orientation::NoTransforms) {
-            return Ok(None);
-        }
+        let width = reader.info().width;
         let (color, depth) = reader.output_color_type();
         let depth = if depth == png::BitDepth::Sixteen { 2 } else { 1 };
-        let Some(bytes) = reader.output_line_size(info.width).filter(|&bytes| bytes <= LINE) else {
-            return Err(format!("it cannot be decoded (lines of {} pixels are too long)", info.width));
+        let Some(bytes) = reader.output_line_size(width).filter(|&bytes| bytes <= LINE) else {
+            return Err(format!("it cannot be decoded (lines of {width} pixels are too long)"));
         };
         let (line, samples) = (vec![0; bytes], vec![0; bytes / depth]);
-        Ok(Some(Self { reader, channels: color.samples(), depth, line, samples }))
+        Ok(Self { reader, channels: color.samples(), depth, line, samples })
     }
 
     fn read(&mut self, out: &mut [u8]) -> Reason<()> {
@@ -185,9 +212,8 @@ impl PngLines {
             flatten(&self.line, self.channels, out);
             return Ok(());
         }
-        for (sample, wide) in self.samples.iter_mut().zip(self.line.chunks_exact(2)) {
-            let wide = u32::from(u16::from_be_bytes([wide[0], wide[1]]));
-            *sample = ((wide + 128) / 257) as u8; // rounded, as the image crate does
+        for (sample, wide) in self.samples.iter_mut().zip(self.line.as_chunks::<2>().0) {
+            *sample = narrow(*wide);
         }
         flatten(&self.samples, self.channels, out);
         Ok(())
@@ -197,6 +223,32 @@ impl PngLines {
     fn end(&mut self) -> Reason<()> {
         self.reader.next_row().map_err(undecodable).map(|_| ())
     }
+
+    /// All lines at once, whatever order they are in.
+    fn whole(mut self) -> Reason<DynamicImage> {
+        let (width, height) = self.reader.info().size();
+        let size = self.reader.output_buffer_size().ok_or("it cannot be decoded (it is too large)")?;
+        let mut pixels = vec![0; size];
+        self.reader.next_frame(&mut pixels).map_err(undecodable)?;
+        if self.depth == 2 {
+            for i in 0..size / 2 {
+                pixels[i] = narrow([pixels[2 * i], pixels[2 * i + 1]]);
+            }
+            pixels.truncate(size / 2);
+        }
+        let image = match self.channels {
+            1 => ImageBuffer::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
+            2 => ImageBuffer::from_raw(width, height, pixels).map(DynamicImage::ImageLumaA8),
+            3 => ImageBuffer::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
+            _ => ImageBuffer::from_raw(width, height, pixels).map(DynamicImage::ImageRgba8),
+        };
+        image.ok_or_else(|| "it cannot be decoded (pixels are missing)".to_owned())
+    }
+}
+
+/// A sample of 16 bits in 8, rounded, as the image crate does.
+fn narrow(wide: [u8; 2]) -> u8 {
+    ((u32::from(u16::from_be_bytes(wide)) + 128) / 257) as u8
 }
 
 fn undecodable(error: png::DecodingError) -> String {
@@ -205,8 +257,10 @@ fn undecodable(error: png::DecodingError) -> String {
 
 /// Pixels of 1 to 4 `channels` (grey, grey and alpha, RGB, RGBA) over white, as RGB.
 fn flatten(pixels: &[u8], channels: usize, out: &mut [u8]) {
-    if channels == 3 {
-        return out.copy_from_slice(pixels);
+    match channels {
+        1 => return out.as_chunks_mut::<3>().0.iter_mut().zip(pixels).for_each(|(rgb, &value)| *rgb = [value; 3]),
+        3 => return out.copy_from_slice(pixels),
+        _ => {}
     }
     for (pixel, rgb) in pixels.chunks_exact(channels).zip(out.chunks_exact_mut(3)) {
         let color = if channels > 2 { [pixel[0], pixel[1], pixel[2]] } else { [pixel[0]; 3] };

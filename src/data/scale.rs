@@ -56,13 +56,6 @@ fn context(source: (Pixel, u32, u32), format: Pixel, size: (u32, u32)) -> Reason
         .map_err(|_| format!("its {width}x{height} frames of {kind:?} cannot be resized to {w}x{h}"))
 }
 
-/// swscale, from RGB pictures of `source` (format, width, height) to RGB at `size` (width, height).
-pub fn resizing(source: (Pixel, u32, u32), size: (usize, usize)) -> Reason<Context> {
-    let mut context = context(source, Pixel::RGB24, (size.0 as u32, size.1 as u32))?;
-    av::set_colors(&mut context, matrix(Space::Unspecified, source.1, source.2), None);
-    Ok(context)
-}
-
 /// A conversion set up for frames of one kind, and the frame it writes to.
 struct Conversion {
     kind: (Pixel, u32, u32, c_int, Option<bool>),

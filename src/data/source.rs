@@ -2,7 +2,7 @@
 
 use super::av::Reason;
 use super::cut::{Cut, resample};
-use super::picture;
+use super::picture::{self, Kind};
 use super::probe::VideoIndex;
 use crate::config;
 use crate::{Result, bail};
@@ -61,15 +61,21 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
         return Err("it is empty (0 bytes)".to_owned());
     }
     let cut = Cut { frames: config.frames, stride: config.stride };
-    let (width, height, frames, rate, clips, media) = match picture::sniff(path).map_err(unreadable)? {
-        Some(format) => {
+    let kind = picture::sniff(path)?;
+    let an_image = || match config.frames {
+        0 | 1 => Ok(()),
+        frames => Err(format!("it is an image, which is one frame; the config asks {frames}")),
+    };
+    let (width, height, frames, rate, clips, media) = match kind {
+        Kind::Image(format) => {
             let (width, height) = picture::probe(path, format)?;
-            if config.frames > 1 {
-                return Err(format!("it is an image, which is one frame; the config asks {}", config.frames));
-            }
+            an_image()?;
             (width, height, 1, None, 1, Media::Image)
         }
-        None => {
+        Kind::Avif | Kind::Other => {
+            if kind == Kind::Avif {
+                an_image()?;
+            }
             let index = VideoIndex::probe(path)?;
             let (times, count) = (index.times(), index.pts.len());
             let picks = match config.fps {
@@ -94,7 +100,7 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
                 ));
             }
             let (width, height) = index.shown;
-            let rate = index.rate;
+            let rate = index.rate.filter(|_| kind == Kind::Other);
             (width, height, count, rate, cut.count(usable), Media::Video { index: Box::new(index), picks })
         }
     };

@@ -10,7 +10,20 @@ use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
 const VIDEOS: [&str; 6] = ["mp4", "mkv", "webm", "mov", "avi", "gif"];
-const IMAGES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+const IMAGES: [&str; 14] =
+    ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "avif", "bmp", "tif", "tiff", "pbm", "pgm", "ppm", "pnm"];
+
+/// Kinds of media that cannot be read, by extension, and why.
+const UNREADABLE: [(&[&str], &str); 5] = [
+    (&["heic", "heif", "hif"], "HEIF images are not read: convert it to PNG or JPEG"),
+    (&["jxl"], "JPEG XL images are not read: convert it to PNG or JPEG"),
+    (&["jp2", "j2k"], "JPEG 2000 images are not read: convert it to PNG or JPEG"),
+    (&["exr", "hdr"], "images of high dynamic range are not read: convert it to PNG or JPEG"),
+    (
+        &["dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "psd", "svg", "tga", "ico", "qoi", "pam"],
+        "images of this kind are not read: convert it to PNG or JPEG",
+    ),
+];
 
 /// Names, without extension, of texts that say where a dataset comes from; they are no clips and need no mention.
 const ABOUT: [&str; 7] = ["readme", "license", "licence", "attribution", "notice", "credits", "copying"];
@@ -99,6 +112,8 @@ impl Folder {
                 self.captions.read_metadata(&path)?;
             } else if has_extension(&path, &["txt"]) && stems.contains(&path.with_extension("")) {
                 self.captions.read_text(&path);
+            } else if let Some((_, why)) = UNREADABLE.iter().find(|(kinds, _)| has_extension(&path, kinds)) {
+                self.skipped.push(Skipped::new(path, *why));
             } else if !is_about(&path) {
                 self.skipped.push(Skipped::new(path, "it is not a video or image"));
             }

@@ -1,54 +1,9 @@
-//! Whether a file's own structure says that its end is missing, found without decoding anything.
+//! Whether a video file's own structure says that its end is missing, found without decoding anything.
 //!
-//! Each format announces lengths: of chunks, segments, or the whole. None means that they reach past the end of the
-//! file, or make no sense. FFmpeg and image decoders let some of these pass: a cut Matroska file just ends, a cut JPEG
-//! is grey.
+//! A format announces lengths: of chunks, segments, or the whole. None means that they reach past the end of the
+//! file, or make no sense. FFmpeg lets some of these pass: a cut Matroska file just ends.
 
-use std::io::{BufRead, Read, Seek, SeekFrom};
-
-/// The chunks of a PNG of `length` bytes reach its IEND.
-pub fn png(mut file: impl Read + Seek, length: u64) -> Option<()> {
-    let mut at = 8;
-    loop {
-        let mut head = [0; 8];
-        file.seek(SeekFrom::Start(at)).ok()?;
-        file.read_exact(&mut head).ok()?;
-        let [a, b, c, d, kind @ ..] = head;
-        at += u64::from(u32::from_be_bytes([a, b, c, d])) + 12;
-        if kind == *b"IEND" {
-            return (at <= length).then_some(());
-        }
-    }
-}
-
-/// The segments of a JPEG reach its end-of-image marker; entropy-coded bytes hold no marker but RST0 to RST7.
-pub fn jpeg(file: impl BufRead) -> Option<()> {
-    let mut bytes = file.bytes().map_while(|byte| byte.ok()).skip(2);
-    let mut before = 0;
-    loop {
-        let byte = bytes.next()?;
-        if before != 0xff || matches!(byte, 0 | 0xff | 0xd0..=0xd7) {
-            before = byte;
-            continue;
-        }
-        if byte == 0xd9 {
-            return Some(());
-        }
-        let length = u16::from_be_bytes([bytes.next()?, bytes.next()?]);
-        for _ in 2..length {
-            bytes.next()?;
-        }
-        before = 0;
-    }
-}
-
-/// All of the bytes that a WebP's RIFF header announces are among its `length`.
-pub fn webp(mut file: impl Read, length: u64) -> Option<()> {
-    let mut head = [0; 8];
-    file.read_exact(&mut head).ok()?;
-    let [.., a, b, c, d] = head;
-    (u64::from(u32::from_le_bytes([a, b, c, d])) + 8 <= length).then_some(())
-}
+use std::io::Read;
 
 /// A Matroska or WebM file of `length` bytes holds all of its segment; any other file passes, as does a segment that
 /// was written as a stream, without a length.

@@ -77,10 +77,57 @@ fn captions_come_from_text_files_and_metadata() {
     let skips = skipped(&dataset);
     assert!(skips.len() == 1 && skips[0].0 == "gone.png" && skips[0].1.contains("line 5"), "{skips:?}");
 
-    fs::write(at("a.txt"), b"\xff\xfe").unwrap();
+    for (text, why) in [
+        (&b"a\xffb"[..], "not UTF-8 from byte 1 on"),
+        (b"\xff\xfea", "not UTF-16"),
+        (&[b'a'; (1 << 20) + 1], "at most 1048576"),
+    ] {
+        fs::write(at("a.txt"), text).unwrap();
+        let dataset = open(&config(1, 16, 16), folder.path());
+        let reason = &skipped(&dataset)[0].1;
+        assert!(reason.contains("its caption") && reason.contains(why), "{reason}");
+        assert_eq!(dataset.len(), 4);
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_text() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let utf16 = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+    for name in ["a.png", "b.png", "c.png", "sub/d.png"] {
+        image(at(name), 10);
+    }
+    fs::write(at("a.txt"), "\u{feff}a red cat").unwrap();
+    fs::write(at("b.txt"), utf16("\u{feff}a blue cät\r\n")).unwrap();
+    fs::write(at("metadata.jsonl"), "\u{feff}{\"file_name\":\"c.png\",\"text\":\"first\"}\r\n").unwrap();
+    fs::write(at("sub/metadata.jsonl"), utf16("\u{feff}{\"file_name\":\"d.png\",\"text\":\"deep\"}\n")).unwrap();
     let dataset = open(&config(1, 16, 16), folder.path());
-    assert!(skipped(&dataset)[0].1.contains("its caption"), "{:?}", skipped(&dataset));
-    assert_eq!(dataset.len(), 4);
+    let captions: Vec<_> = (0..4).map(|i| dataset.clip(i).caption.unwrap()).collect();
+    assert_eq!(captions.iter().map(|c| &**c).collect::<Vec<_>>(), ["a red cat", "a blue cät", "first", "deep"]);
+    assert_eq!(skipped(&dataset), []);
+}
+
+#[test]
+fn no_change_of_metadata_makes_its_reader_panic() {
+    let good =
+        "{\"file_name\": \"a/b.png\", \"text\": \"a \\u00fc cat\"}\n\n{\"file_name\": \"c.png\", \"text\": \"\"}\n";
+    let read = |bytes: &[u8]| longreel::data::caption_lines(bytes.to_vec(), std::path::Path::new("metadata.jsonl"));
+    assert_eq!(read(good.as_bytes()).unwrap()[1].number, 3);
+    let (mut read_well, mut refused) = (0, 0);
+    for mark in ["", "\u{feff}"] {
+        crate::mutated::mutated(format!("{mark}{good}").as_bytes(), 10_000, |bytes| match read(bytes) {
+            Ok(lines) => {
+                read_well += 1;
+                assert!(lines.iter().all(|line| line.file.is_relative() && line.text == line.text.trim()));
+            }
+            Err(e) => {
+                refused += 1;
+                assert!(e.to_string().starts_with("metadata.jsonl:"), "{e}");
+            }
+        });
+    }
+    assert!(read_well > 500 && refused > 500, "{read_well}, {refused}");
 }
 
 #[test]

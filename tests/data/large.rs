@@ -120,15 +120,15 @@ fn damage_in_a_png_is_an_error_that_names_it() {
     let whole = std::fs::read(&path).unwrap();
     assert!(whole.len() > 500_000, "{} bytes", whole.len());
     let dataset = open(&config(1, 600, 800), folder.path());
-    let named = |what: &str, bytes: &[u8]| {
+    let named = |what: &str, reason: &str, bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         let error = message(dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..1));
-        assert!(error.contains("a.png, clip 0") && error.contains("it cannot be decoded"), "{what}: {error}");
+        assert!(error.contains("a.png, clip 0") && error.contains(reason), "{what}: {error}");
     };
-    named("cut", &whole[..whole.len() * 2 / 3]);
+    named("cut", "it is cut short or damaged", &whole[..whole.len() * 2 / 3]);
     let mut flipped = whole.clone();
     flipped[whole.len() / 2] ^= 0x20;
-    named("a bit flipped", &flipped);
+    named("a bit flipped", "it cannot be decoded", &flipped);
     // Its structure is right, so that only decoding finds it.
     let scanned = open(&config(1, 600, 800), folder.path()).decode_all();
     assert!(scanned.is_empty() && skipped(&scanned)[0].1.contains("cannot be decoded"), "{:?}", skipped(&scanned));
