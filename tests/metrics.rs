@@ -7,8 +7,9 @@ use longreel::train::tensorboard::EventWriter;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::time::{Duration, UNIX_EPOCH};
 
-fn record(step: u64) -> Record {
+pub fn record(step: u64) -> Record {
     Record {
         step,
         loss: 1.0 / step as f64,
@@ -80,9 +81,8 @@ fn bad_records_and_files_are_refused() {
     assert!(MetricsLog::create(&path).unwrap_err().to_string().contains("earlier run"));
 
     fs::write(&path, [&before[..], b"oops\n", &before[..]].concat()).unwrap();
-    for error in [metrics::read(&path).unwrap_err(), MetricsLog::resume(&path, 9).unwrap_err()] {
-        assert!(error.to_string().contains("line 2"), "{error}");
-    }
+    let error = metrics::read(&path).unwrap_err().to_string();
+    assert!(error.contains("line 2: not a record of metrics"), "{error}");
     assert!(matches!(MetricsLog::create(&folder.path().join("no/metrics.jsonl")), Err(Error::Io { .. })));
     assert!(matches!(metrics::read(&folder.path().join("none")), Err(Error::Io { .. })));
     let device = MetricsLog::create(std::path::Path::new("/dev/full")).unwrap_err().to_string();
@@ -112,6 +112,8 @@ fn child_fills_the_disk() {
     let Ok(path) = std::env::var("LONGREEL_TEST_METRICS") else { return };
     let mut log = MetricsLog::create(path.as_ref()).unwrap();
     println!("{}", (1..99).find_map(|step| log.write(&record(step)).err()).unwrap());
+    // The line is kept, as are those that come.
+    assert!(log.waits() && log.write(&record(99)).is_err() && log.sync().is_err());
 }
 
 /// One field of a protocol-buffer message: its number and what it holds.
@@ -237,6 +239,27 @@ fn tensorboard_files_hold_the_scalars() {
     let events: Vec<_> = tfrecords(&bytes).into_iter().map(fields).collect();
     assert_eq!(events[1][1..], [(2, Field::Varint(8)), (7, Field::Bytes(&[8, 1]))]);
 
+    // A clock that went back: the files before are from the future, by name or by when they were written.
+    for (name, written, least) in [
+        ("events.out.tfevents.4000000000.007.longreel", None, 4_000_000_000_u32),
+        ("events.out.tfevents.4000000001.000.longreel", Some(4_000_000_100), 4_000_000_100),
+        ("events.out.tfevents.0123456789.host", Some(4_000_000_200), 4_000_000_200),
+    ] {
+        let old = fs::File::create(logs.join(name)).unwrap();
+        if let Some(seconds) = written {
+            old.set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+        }
+        let before: Vec<_> = fs::read_dir(&logs).unwrap().map(|e| e.unwrap().path()).collect();
+        EventWriter::create(&logs, Some(7)).unwrap().scalars(8, &[("loss", 0.5)]).unwrap();
+        let new = path(before.len());
+        assert!(!before.contains(&new), "{new:?} does not sort last");
+        let bytes = fs::read(new).unwrap();
+        for event in tfrecords(&bytes).into_iter().map(fields) {
+            let (1, Field::Fixed64(wall_time)) = event[0] else { panic!("{event:?}") };
+            assert!(f64::from_bits(wall_time) >= f64::from(least), "time goes back to {}", f64::from_bits(wall_time));
+        }
+    }
+
     let blocked = folder.path().join("file");
     fs::write(&blocked, "").unwrap();
     assert!(matches!(EventWriter::create(&blocked, None), Err(Error::Io { .. })));
@@ -286,4 +309,23 @@ fn the_loss_curve_shows_both_losses() {
     assert!(loss_curve(&empty, &out).unwrap_err().to_string().contains("no step"));
     assert!(matches!(loss_curve(&folder.path().join("none"), &out), Err(Error::Io { .. })));
     assert_eq!(fs::read(&out).unwrap(), b"precious");
+}
+
+#[test]
+fn the_curve_of_a_long_run_is_thinned_and_huge_losses_are_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (folder.path().join("metrics.jsonl"), folder.path().join("loss.png"));
+    let line = |step: u64, loss: f64| {
+        format!(
+            "{{\"step\":{step},\"loss\":{loss:e},\"grad_norm\":1,\"lr\":1,\"tokens_per_s\":1,\"seconds\":1,\"waited\":0,\"peak_rss\":1}}\n"
+        )
+    };
+    let text: String = (1..=100_000).map(|step| line(step, 1.0 / step as f64)).collect();
+    fs::write(&path, text).unwrap();
+    loss_curve(&path, &out).unwrap();
+    assert_eq!(image::open(&out).unwrap().into_rgb8().dimensions(), (1200, 720));
+    for losses in [[f64::MAX, 0.0, f64::MAX], [1e300; 3], [0.0; 3], [5e-324, 0.0, 5e-324]] {
+        fs::write(&path, (1..).zip(losses).map(|(step, loss)| line(step, loss)).collect::<String>()).unwrap();
+        loss_curve(&path, &out).unwrap();
+    }
 }

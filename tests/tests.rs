@@ -13,6 +13,7 @@ mod engine;
 mod files;
 mod first_use;
 mod golden;
+mod history;
 mod hub;
 mod kernels;
 mod limits;

@@ -2,9 +2,10 @@
 //!
 //! Only a command with something to save calls [`catch_interrupts`]; all others end at the first signal, as usual.
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::parallel::is_first;
@@ -45,6 +46,17 @@ fn interrupt() {
     }
     let text = "stopping after this step, or at once if that would take more than ten seconds; once more to stop without saving";
     let _ = writeln!(Stderr, "{text}");
+}
+
+/// From now on a file that grows beyond the process's limit (`ulimit -f`) is an error of that write, which names the file, and no more
+/// the end of the process.
+///
+/// # Errors
+/// The system refuses the handler.
+pub(super) fn outlive_file_limit() -> Result<()> {
+    // A handler that does nothing: unlike an ignored signal, programs that are started from here do not inherit it.
+    let refused = |e: std::io::Error| Error::Invalid(format!("SIGXFSZ cannot be caught: {e}"));
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop).map_err(refused)
 }
 
 /// Whether the process ignores a signal, from `/proc/self/status`; false where the system does not tell.

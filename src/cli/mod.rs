@@ -62,7 +62,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(e.exit_code() as u8);
         }
     };
-    let ready = start_logging().and_then(|()| cpu::Path::allowed().map_err(|e| e.to_string()));
+    let ready = start_logging()
+        .and_then(|()| interrupt::outlive_file_limit().and_then(|()| cpu::Path::allowed()).map_err(|e| e.to_string()));
     if let Err(message) = ready {
         if is_first() {
             let _ = writeln!(io::stderr(), "error: {}", terminal::message(&message));

@@ -177,8 +177,8 @@ impl Writer<'_> {
             std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
         }
         match self.kind {
-            Kind::Png if self.count == 1 && picture => return clip.write_png(comm, output),
-            Kind::Folder if picture => return clip.write_png(comm, &output.join(format!("{index:05}.png"))),
+            Kind::Png if self.count == 1 && picture => return clip.write_png(comm, output)?,
+            Kind::Folder if picture => return clip.write_png(comm, &output.join(format!("{index:05}.png")))?,
             _ => {}
         }
         let Some(clip) = clip.collect(comm)? else { return Ok(()) };

@@ -22,6 +22,7 @@ mod write_tensors;
 
 use crate::{Error, Result, bail};
 use rustix::fs::OFlags;
+use rustix::process::{Resource, getrlimit};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -29,9 +30,8 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-use folder::sync_folder;
 pub use folder::{NewFolder, remove_leftovers};
-pub(crate) use folder::{create_folders, remove_folder};
+pub(crate) use folder::{create_folders, remove_folder, sync_folder};
 pub use header::{Header, TensorPlace};
 pub use home::expand_home;
 pub(crate) use scratch::Scratch;
@@ -159,15 +159,30 @@ impl NewFile {
     }
 }
 
-/// An I/O error about writing `path`, with what to do where the disk is full.
+/// An I/O error about writing `path`, with what to do where there is no room.
 pub(crate) fn failed(path: &Path, error: io::Error) -> Error {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    let kind = error.kind();
-    if matches!(kind, StorageFull | QuotaExceeded | FileTooLarge) {
-        let message = format!("{error}; nothing was overwritten: make room and try again");
-        return Error::io(path, io::Error::new(kind, message));
+    match advice(error.kind()) {
+        Some(advice) => {
+            let message = format!("{error}; nothing was overwritten: {advice} and try again");
+            Error::io(path, io::Error::new(error.kind(), message))
+        }
+        None => Error::io(path, error),
     }
-    Error::io(path, error)
+}
+
+/// What to do about a write that found no room; none for other errors.
+pub(crate) fn advice(kind: io::ErrorKind) -> Option<String> {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match kind {
+        StorageFull | QuotaExceeded => Some("make room".to_owned()),
+        FileTooLarge => Some(match getrlimit(Resource::Fsize).current {
+            Some(limit) => {
+                format!("this process may write files of {limit} bytes at most: raise the limit (`ulimit -f`)")
+            }
+            None => "choose a folder whose file system takes larger files".to_owned(),
+        }),
+        _ => None,
+    }
 }
 
 /// The folder of `path`; of a bare name, the current one.

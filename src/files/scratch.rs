@@ -94,10 +94,11 @@ impl Scratch {
     }
 
     fn error(&self, what: &str, e: io::Error) -> Error {
-        let hint = match e.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => format!("; {}", self.advice),
-            ErrorKind::UnexpectedEof => "; something else has cut it short".to_owned(),
-            _ => String::new(),
+        let hint = match (super::advice(e.kind()), e.kind()) {
+            (Some(limit), ErrorKind::FileTooLarge) => format!("; {limit}, or {}", self.advice),
+            (Some(_), _) => format!("; {}", self.advice),
+            (None, ErrorKind::UnexpectedEof) => "; something else has cut it short".to_owned(),
+            (None, _) => String::new(),
         };
         Error::Invalid(format!("{what} the scratch file in {}: {e}{hint}", self.folder.display()))
     }

@@ -1,16 +1,18 @@
 //! A run's measurements as JSON lines: one object a step, appended as the run goes.
 //!
 //! The file is the run's record: the loss curve and every table are made from it. Each line is written at once, so
-//! the file is good up to the last step whatever ends the run. TensorBoard's files, for those who watch with it, are
-//! a copy.
+//! the file is good up to the last step whatever ends the process; with each checkpoint it is synced, so that a crash of
+//! the machine cannot take steps that a checkpoint counts. TensorBoard's files, for those who watch with it, are a copy.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::files::{check_target, open_target};
+use super::history;
+use crate::files::{check_target, failed, open_target, parent, sync_folder};
 use crate::{Error, Result, bail};
 
 /// What one optimizer step measured.
@@ -52,12 +54,20 @@ impl Record {
     }
 }
 
+/// Bytes of lines that wait for room on the disk at most; at 600 bytes a line some 30,000 steps.
+const WAITING: usize = 16 << 20;
+
+/// A longer line, in bytes, is no record: a damaged file may be one line of gigabytes.
+const LONGEST: u64 = 1 << 20;
+
 /// Appends records to a file of JSON lines.
 #[derive(Debug)]
 pub struct MetricsLog {
     file: File,
     path: PathBuf,
     last: u64,
+    /// Lines that could not be written yet.
+    unwritten: Vec<u8>,
 }
 
 impl MetricsLog {
@@ -78,38 +88,29 @@ impl MetricsLog {
         Self::open(path, 0)
     }
 
-    /// Continues the file of a run that resumes after `step`: the lines of later steps, which will come again, are cut
-    /// off, as is a line that was torn when the run ended. A file that is not there is started.
+    /// Continues the file of a run that resumes after `step`, once it agrees with that: lines of later steps, which will come again, go
+    /// to `metrics-cut.jsonl`, as do lines that are no records; repeated steps are there once, and in order. Each fault is logged with
+    /// the numbers of its lines. A file that is not there is started.
+    ///
+    /// # Errors
+    /// Those of reading and writing; the file is as it was then.
     pub fn resume(path: &Path, step: u64) -> Result<Self> {
-        check_target(path)?; // a pipe would be waited for
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Self::open(path, 0),
-            Err(e) => return Err(Error::io(path, e)),
-        };
-        let mut log = Self { last: 0, ..Self::open(path, 0)? };
-        let mut keep = 0;
-        for line in whole_lines(&text) {
-            let record = parse(line, path, keep, &text)?;
-            if record.step > step {
-                break;
-            }
-            keep += line.len() + 1;
-            log.last = record.step;
-        }
-        if keep < text.len() {
-            log.file.set_len(keep as u64).and_then(|()| log.file.sync_all()).map_err(|e| Error::io(path, e))?;
-        }
-        Ok(log)
+        let last = history::mend(path, step)?;
+        Self::open(path, last)
     }
 
     fn open(path: &Path, last: u64) -> Result<Self> {
         // Appending mode: each line goes to the end, wherever a cut has put it.
         let file = open_target(path, OpenOptions::new().create(true).append(true))?;
-        Ok(Self { file, path: path.to_owned(), last })
+        sync_folder(parent(path))?;
+        Ok(Self { file, path: path.to_owned(), last, unwritten: vec![] })
     }
 
     /// Appends one line. Steps must rise and all numbers be finite: JSON has no other.
+    ///
+    /// # Errors
+    /// Those, or the file cannot be written. A line that found no room is kept, and goes out before the next one: see
+    /// [`waits`](Self::waits).
     pub fn write(&mut self, record: &Record) -> Result<()> {
         if record.step <= self.last {
             bail!("{}: step {} comes after step {}", self.path.display(), record.step, self.last);
@@ -117,36 +118,98 @@ impl MetricsLog {
         if let Some((name, value)) = record.values().into_iter().find(|(_, v)| !v.is_finite()) {
             return Err(Error::NonFinite { step: record.step, tensor: name.to_owned(), value });
         }
-        let mut line = serde_json::to_string(record).map_err(|e| Error::Invalid(format!("metrics: {e}")))?;
-        line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(|e| Error::io(&self.path, e))?; // one system call: no torn lines
+        serde_json::to_writer(&mut self.unwritten, record).map_err(|e| Error::Invalid(format!("metrics: {e}")))?;
+        self.unwritten.push(b'\n');
         self.last = record.step;
+        self.flush()
+    }
+
+    /// Whether lines wait for room on the disk, and there is memory for more of them.
+    pub fn waits(&self) -> bool {
+        (1..WAITING).contains(&self.unwritten.len())
+    }
+
+    /// Makes all lines durable.
+    ///
+    /// # Errors
+    /// There is still no room for those that wait, or the disk fails.
+    pub fn sync(&mut self) -> Result<()> {
+        self.flush()?;
+        self.file.sync_data().map_err(|e| failed(&self.path, e))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        while !self.unwritten.is_empty() {
+            match self.file.write(&self.unwritten) {
+                Ok(0) => return Err(failed(&self.path, ErrorKind::WriteZero.into())),
+                Ok(written) => drop(self.unwritten.drain(..written)), // a line is one system call, so none is torn by a kill
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(failed(&self.path, e)),
+            }
+        }
         Ok(())
     }
 }
 
 /// The records of a file in order; a last line that was torn when a run ended is left out.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let mut at = 0;
-    whole_lines(&text)
-        .map(|line| {
-            let record = parse(line, path, at, &text);
-            at += line.len() + 1;
-            record
-        })
-        .collect()
+    let mut records = vec![];
+    each(path, |record| records.push(record))?;
+    Ok(records)
 }
 
-/// The lines that end in a newline, without it.
-fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split_inclusive(|&b| b == b'\n').filter_map(|line| line.strip_suffix(b"\n"))
-}
-
-/// The record on `line`, which starts at byte `at` of `text`.
-fn parse(line: &[u8], path: &Path, at: usize, text: &[u8]) -> Result<Record> {
-    serde_json::from_slice(line).map_err(|e| {
-        let number = 1 + text[..at].iter().filter(|&&b| b == b'\n').count();
-        Error::Invalid(format!("{}, line {number}: not a record of metrics: {e}", path.display()))
+/// Reads a file's records one after another, as whatever part of a [`Record`] is wanted. A torn last line is left out.
+///
+/// # Errors
+/// The file cannot be read, or a line is no record; names the line.
+pub(super) fn each<R: DeserializeOwned>(path: &Path, mut take: impl FnMut(R)) -> Result<()> {
+    lines(path, |line, text| {
+        if line.ended {
+            let record = serde_json::from_slice(text).map_err(|e| {
+                Error::Invalid(format!("{}, line {}: not a record of metrics: {e}", path.display(), line.number))
+            })?;
+            take(record);
+        }
+        Ok(())
     })
+}
+
+/// Where a line of a file is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    /// From 1.
+    pub number: u64,
+    /// Its first byte in the file.
+    pub start: u64,
+    /// Its bytes, with the newline if there is one.
+    pub bytes: u64,
+    /// Whether there is one.
+    pub ended: bool,
+}
+
+/// Calls `take` with each line of a file and its text without the newline; of a line of more than a mebibyte, with its start.
+pub(super) fn lines(path: &Path, mut take: impl FnMut(Line, &[u8]) -> Result<()>) -> Result<()> {
+    let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(|e| Error::io(path, e))?);
+    let (mut text, mut start) = (vec![], 0);
+    for number in 1.. {
+        text.clear();
+        let mut read = |text: &mut Vec<u8>| {
+            let count = file.by_ref().take(LONGEST).read_until(b'\n', text).map_err(|e| Error::io(path, e))?;
+            Ok::<_, Error>((count as u64, text.last() == Some(&b'\n')))
+        };
+        let (mut bytes, mut ended) = read(&mut text)?;
+        if bytes == 0 {
+            break;
+        }
+        let mut rest = vec![];
+        let mut count = bytes;
+        while !ended && count == LONGEST {
+            rest.clear();
+            (count, ended) = read(&mut rest)?;
+            bytes += count;
+        }
+        take(Line { number, start, bytes, ended }, text.strip_suffix(b"\n").unwrap_or(&text))?;
+        start += bytes;
+    }
+    Ok(())
 }

@@ -14,6 +14,7 @@ pub mod tensorboard;
 
 mod clips;
 mod heldout;
+mod history;
 pub(crate) mod job;
 mod pace;
 mod report;

@@ -4,11 +4,13 @@ use image::RgbImage;
 use image::imageops::{self, FilterType};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use serde::Deserialize;
 use std::path::Path;
 
-use super::metrics::{self, Record};
+use super::metrics;
 use crate::data::sheet::{FONT, register_font};
 use crate::data::write::write_image;
+use crate::files::gib;
 use crate::{Error, Result, bail};
 
 const SIZE: (u32, u32) = (1200, 720);
@@ -23,19 +25,38 @@ const HELDOUT: RGBColor = RGBColor(214, 96, 20);
 const WINDOW: f64 = 0.03;
 /// The smoothed curve has no more points than this.
 const POINTS: usize = 400;
+/// Losses that are drawn at most. Of a longer run every second, fourth, ... is drawn, so that memory does not grow with the run.
+const DRAWN: usize = 20_000;
+/// Losses above this are drawn as this: the search for round numbers beside the axis does not end for much larger ones.
+const HIGHEST: f64 = 1e30;
+/// Memory that drawing takes at most: the large picture, what shrinks it, the points.
+const ROOM: usize = 64 << 20;
 
 /// Draws training loss, raw and smoothed, and held-out loss over steps: `metrics` (JSON lines) to the PNG `out`.
-/// Fails if there is no record yet.
+///
+/// # Errors
+/// There is no record yet, or a damaged one; there is no memory for the picture; it cannot be written.
 pub fn loss_curve(metrics: &Path, out: &Path) -> Result<()> {
-    let records = metrics::read(metrics)?;
-    if records.is_empty() {
+    // Later, within the libraries that draw, a lack of memory would end the process.
+    if Vec::<u8>::new().try_reserve_exact(ROOM).is_err() {
+        bail!("{}: there is no memory left to draw it, which takes up to {}", out.display(), gib(ROOM as u64));
+    }
+    let (mut raw, mut heldout) = (Thinned::default(), Thinned::default());
+    metrics::each(metrics, |Losses { step, loss, heldout: held }| {
+        raw.push((step as f64, loss.min(HIGHEST)));
+        if let Some(loss) = held {
+            heldout.push((step as f64, loss.min(HIGHEST)));
+        }
+    })?;
+    let (raw, heldout) = (raw.finish(), heldout.finish());
+    if raw.is_empty() {
         bail!("{}: no step to draw yet", metrics.display());
     }
     let size = (SIZE.0 * FINE, SIZE.1 * FINE);
     let mut picture = RgbImage::from_pixel(size.0, size.1, image::Rgb([255, 255, 255]));
     {
         let area = BitMapBackend::with_buffer(&mut picture, size).into_drawing_area();
-        draw(&area, &records)
+        draw(&area, &raw, &heldout)
             .map_err(|e| Error::Invalid(format!("{}: drawing the curve failed: {e}", out.display())))?;
         area.present().map_err(|e| Error::Invalid(format!("{}: {e}", out.display())))?;
     }
@@ -44,13 +65,51 @@ pub fn loss_curve(metrics: &Path, out: &Path) -> Result<()> {
 
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-fn draw(area: &DrawingArea<BitMapBackend<'_>, Shift>, records: &[Record]) -> Drawn {
+/// What is drawn of a record.
+#[derive(Deserialize)]
+struct Losses {
+    step: u64,
+    loss: f64,
+    heldout: Option<f64>,
+}
+
+/// Some of a long row of points: each `1 << halved`-th, as few as it takes to have no more than [`DRAWN`].
+#[derive(Default)]
+struct Thinned {
+    points: Vec<(f64, f64)>,
+    seen: u64,
+    halved: u32,
+    last: Option<(f64, f64)>,
+}
+
+impl Thinned {
+    fn push(&mut self, point: (f64, f64)) {
+        if self.seen.is_multiple_of(1 << self.halved) {
+            self.points.push(point);
+        }
+        (self.seen, self.last) = (self.seen + 1, Some(point));
+        if self.points.len() > DRAWN {
+            let mut number = 0;
+            self.points.retain(|_| {
+                number += 1;
+                number % 2 == 1
+            });
+            self.halved += 1;
+        }
+    }
+
+    /// The points, the last one among them.
+    fn finish(mut self) -> Vec<(f64, f64)> {
+        self.points.extend(self.last.filter(|last| self.points.last() != Some(last)));
+        self.points
+    }
+}
+
+fn draw(area: &DrawingArea<BitMapBackend<'_>, Shift>, raw: &[(f64, f64)], heldout: &[(f64, f64)]) -> Drawn {
     register_font();
     let text = |size: f64| TextStyle::from((FONT, size * FINE as f64).into_font()).color(&INK);
-    let raw: Vec<(f64, f64)> = records.iter().map(|r| (r.step as f64, r.loss)).collect();
-    let smooth = smoothed(&raw);
-    let heldout: Vec<(f64, f64)> = records.iter().filter_map(|r| Some((r.step as f64, r.heldout?))).collect();
-    let (low, high) = range(&raw, &heldout);
+    let smooth = smoothed(raw);
+    let (low, high) = range(raw, heldout);
     let (first, last) = (raw[0].0 - 1.0, raw[raw.len() - 1].0);
 
     let mut chart = ChartBuilder::on(area)
@@ -92,7 +151,7 @@ fn draw(area: &DrawingArea<BitMapBackend<'_>, Shift>, records: &[Record]) -> Dra
     if !heldout.is_empty() {
         chart
             .draw_series(LineSeries::new(heldout.iter().copied(), HELDOUT.stroke_width(2 * FINE)))?
-            .label(named("held out", &heldout))
+            .label(named("held out", heldout))
             .legend(line(HELDOUT));
         if heldout.len() <= 60 {
             chart.draw_series(heldout.iter().map(|&p| Circle::new(p, 4 * FINE, HELDOUT.filled())))?;

@@ -1,5 +1,5 @@
 //! What a run says while it trains: metrics, TensorBoard events, the progress line, samples. Only world rank 0 says anything; on
-//! other ranks every call does nothing.
+//! other ranks every call does nothing. What only shows how the run goes never ends it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,13 +36,22 @@ pub struct Step {
     pub heldout: Vec<f64>,
 }
 
+/// What could not be written, and has been said to be so.
+#[derive(Default)]
+struct Warned {
+    metrics: bool,
+    samples: bool,
+}
+
 /// The run's voice.
 pub struct Report<'a>(Option<Voice<'a>>);
 
 struct Voice<'a> {
     job: &'a Job,
     metrics: MetricsLog,
-    events: EventWriter,
+    /// None once they could not be written: they are a copy of the metrics, for which no run ends.
+    events: Option<EventWriter>,
+    warned: Warned,
     progress: &'a Progress,
     /// Tokens of a step.
     tokens: u64,
@@ -73,7 +82,7 @@ impl<'a> Report<'a> {
         }
         let path = job.folder.metrics();
         let metrics = if resumed { MetricsLog::resume(&path, done)? } else { MetricsLog::create(&path)? };
-        let events = EventWriter::create(&job.folder.root().join("tensorboard"), resumed.then_some(done))?;
+        let events = EventWriter::create(&job.folder.root().join("tensorboard"), resumed.then_some(done));
         let (ranks, sequence, data) = (mesh.world.size(), mesh.sequence.all.size(), mesh.data.size());
         let ring = match mesh.sequence.ring.size() {
             1 => String::new(),
@@ -91,7 +100,8 @@ impl<'a> Report<'a> {
         Ok(Self(Some(Voice {
             job,
             metrics,
-            events,
+            events: events.map_err(no_events).ok(),
+            warned: Warned::default(),
             progress,
             tokens,
             steps: 0,
@@ -128,24 +138,42 @@ impl<'a> Report<'a> {
             record.more.extend(step.heldout.iter().enumerate().map(named));
             tracing::info!("step {}: held-out loss {mean:.5}", step.step);
         }
-        voice.metrics.write(&record)?;
-        voice.events.scalars(step.step, &record.values())?;
+        voice.record(&record)?;
+        if let Some(events) = &mut voice.events
+            && let Err(e) = events.scalars(step.step, &record.values())
+        {
+            no_events(e);
+            voice.events = None;
+        }
         voice.progress.update(step.step, step.loss, record.tokens_per_s);
         Ok(())
     }
 
-    /// Writes sample number `index` of a step, which `comm`'s ranks hold: each of them calls this.
+    /// Makes the metrics durable that a checkpoint is about to count; it may be saved in any case, and the run shall end if this fails.
+    pub fn sync(&mut self) -> Result<()> {
+        self.0.as_mut().map_or(Ok(()), |voice| voice.metrics.sync())
+    }
+
+    /// Writes sample number `index` of a step, which `comm`'s ranks hold: each of them calls this. A sample that cannot be written is
+    /// a warning: the run does without.
     pub fn sample(&mut self, step: u64, index: usize, clip: &Sampled, comm: &dyn Communicator) -> Result<()> {
         let Some(voice) = &mut self.0 else { return clip.bands(comm, |_| Ok(())) };
         let kind = if clip.size[0] == 1 { "png" } else { "mp4" };
         let folder = voice.job.folder.root().join("samples");
-        create_folders(&folder)?;
         let path = folder.join(format!("step-{step:08}-{index}.{kind}"));
+        let mut written = create_folders(&folder);
         if kind == "png" {
-            return clip.write_png(comm, &path);
+            written = clip.write_png(comm, &path)?;
+        } else if let Some(clip) = clip.collect(comm)? {
+            let fps = voice.job.fps().unwrap_or(24.0);
+            written = written.and_then(|()| write_video(&path, &clip.data, clip.height, clip.width, fps));
         }
-        let Some(clip) = clip.collect(comm)? else { return Ok(()) };
-        write_video(&path, &clip.data, clip.height, clip.width, voice.job.fps().unwrap_or(24.0))
+        if let Err(e) = written
+            && !std::mem::replace(&mut voice.warned.samples, true)
+        {
+            tracing::warn!("a sample is not written, and others may not be: {e}");
+        }
+        Ok(())
     }
 
     /// Draws the loss curve, says what the steps were made of and how the run ended.
@@ -154,9 +182,15 @@ impl<'a> Report<'a> {
         let peak = memory().peak; // without the curve's pixels
         let root = voice.job.folder.root();
         let curve: PathBuf = root.join("loss.png");
-        if step > 0 {
-            loss_curve(&voice.job.folder.metrics(), &curve)?;
-        }
+        let drawn = match loss_curve(&voice.job.folder.metrics(), &curve) {
+            Ok(()) => format!("; loss curve {}", curve.display()),
+            Err(e) => {
+                if step > 0 {
+                    tracing::warn!("the loss curve is not drawn: {e}");
+                }
+                String::new()
+            }
+        };
         voice.progress.finish();
         if voice.steps > 0 {
             tracing::info!("{}", summary::table(&voice.spent, voice.steps, voice.tokens));
@@ -164,10 +198,37 @@ impl<'a> Report<'a> {
             tracing::info!("memory: {} at the peak, planned {}", gib(peak), gib(plan.total()));
         }
         let share = 100.0 * voice.waited.as_secs_f64() / voice.seconds.as_secs_f64().max(1e-9);
-        tracing::info!("waited for data {share:.2} % of the time; loss curve {}", curve.display());
+        tracing::info!("waited for data {share:.2} % of the time{drawn}");
         if stopped {
             tracing::info!("stopped after step {step} as asked; go on with --resume");
         }
         Ok(())
     }
+}
+
+impl Voice<'_> {
+    /// Adds a line to the metrics. One that finds no room waits for some, at most until the next checkpoint.
+    fn record(&mut self, record: &Record) -> Result<()> {
+        match self.metrics.write(record) {
+            Ok(()) => {
+                if std::mem::take(&mut self.warned.metrics) {
+                    tracing::info!("{}: has all lines again", self.job.folder.metrics().display());
+                }
+            }
+            Err(e) if !self.metrics.waits() => return Err(e),
+            Err(e) => {
+                if !std::mem::replace(&mut self.warned.metrics, true) {
+                    tracing::warn!(
+                        "{e}; the lines are kept in memory until there is room, and must be written by the next checkpoint"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Says that there will be no more events.
+fn no_events(error: crate::Error) {
+    tracing::warn!("TensorBoard's events end here, metrics.jsonl goes on: {error}");
 }

@@ -164,13 +164,13 @@ impl<'a> Rank<'a> {
                 self.sample(step, &mut report)?;
             }
             if due(step, train.checkpoint_every) {
-                self.save(step, position + (step - first) * batch)?;
+                self.save(step, position + (step - first) * batch, &mut report)?;
                 saved = Some(step);
             }
         }
         self.watch.end();
         if saved != Some(step) {
-            self.save(step, position + (step - first) * batch)?; // after no steps at all, the initial weights
+            self.save(step, position + (step - first) * batch, &mut report)?; // after no steps at all, the initial weights
         }
         report.finish(step, abandoned.is_none() && step < train.steps)?;
         Ok(abandoned)
@@ -312,8 +312,9 @@ impl<'a> Rank<'a> {
     }
 
     /// Rank 0 writes a checkpoint, of what all hand to it; all wait for it.
-    fn save(&self, step: u64, position: u64) -> Result<()> {
+    fn save(&self, step: u64, position: u64, report: &mut Report) -> Result<()> {
         self.weights.check_finite(step)?;
+        let recorded = report.sync(); // first, so that no checkpoint counts steps that a crash takes from the metrics
         let writes = self.mesh.world.rank() == 0;
         let saving = if writes { Some(self.job.folder.begin(step)?) } else { None };
         self.weights.save(saving.as_ref())?;
@@ -324,6 +325,7 @@ impl<'a> Rank<'a> {
             let path = saving.finish(&state, self.job.config.train.keep)?;
             tracing::info!("saved {}", path.display());
         }
+        recorded?; // weights are worth more than their record: they are saved all the same
         self.mesh.world.barrier()
     }
 }

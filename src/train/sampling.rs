@@ -204,18 +204,27 @@ impl Sampled {
         Ok(())
     }
 
-    /// Writes the clip, of one frame, to the PNG `path`, by rank 0 as its lines arrive. A collective.
+    /// Writes the clip, of one frame, to the PNG `path`, by rank 0 as its lines arrive. A collective. The inner result is that of
+    /// writing: the ranks' exchange is complete then, so that a run can go on without its picture.
     ///
     /// # Errors
-    /// The clip has more frames, or the file cannot be written; nothing is left behind or overwritten then.
-    pub fn write_png(&self, comm: &dyn Communicator, path: &Path) -> Result<()> {
+    /// The clip has more frames; those of the ranks' exchange. Within: the file cannot be written; nothing is left behind or
+    /// overwritten then.
+    pub fn write_png(&self, comm: &dyn Communicator, path: &Path) -> Result<Result<()>> {
         let [frames, height, width] = self.size;
         if frames != 1 {
             bail!("{}: a clip of {frames} frames is not one picture", path.display())
         }
-        let mut writer = if comm.rank() == 0 { Some(PngWriter::create(path, height, width)?) } else { None };
-        self.bands(comm, |band| writer.as_mut().map_or(Ok(()), |writer| writer.push(&band.data)))?;
-        writer.map_or(Ok(()), PngWriter::finish)
+        let mut writer = (comm.rank() == 0).then(|| PngWriter::create(path, height, width)).transpose();
+        self.bands(comm, |band| {
+            if let Ok(Some(png)) = &mut writer
+                && let Err(e) = png.push(&band.data)
+            {
+                writer = Err(e);
+            }
+            Ok(())
+        })?;
+        Ok(writer.and_then(|writer| writer.map_or(Ok(()), PngWriter::finish)))
     }
 
     /// The clip's pixels, whole, on rank 0; none on others. A collective.

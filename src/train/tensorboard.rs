@@ -5,26 +5,37 @@
 //! `Event` in protocol buffers (tensorflow/core/util/event.proto), few enough fields to write by hand.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::{Error, Result, bail};
+use crate::files::failed;
+use crate::{Error, Result};
+
+/// What a file's name begins with; TensorBoard looks for it.
+const PREFIX: &str = "events.out.tfevents.";
+/// The last second, since 1970, whose name still sorts as its number does.
+const LATEST: f64 = 9_999_999_999.0;
 
 /// Appends events to a new file of a TensorBoard log folder.
 #[derive(Debug)]
 pub struct EventWriter {
     file: File,
     path: PathBuf,
+    /// Time of the last event in seconds since 1970; the clock may go back, events do not.
+    time: f64,
 }
 
 impl EventWriter {
     /// Starts a file in `folder`, which is made if need be. TensorBoard reads all files of a folder as one run, so a
-    /// run that resumes after `resumed` steps says so, and TensorBoard forgets the later steps of the files before.
+    /// run that resumes after `resumed` steps says so, and TensorBoard forgets the later steps of the files before. The file sorts
+    /// after all that are there, whatever the clock says, for TensorBoard takes them in the order of their names.
     pub fn create(folder: &Path, resumed: Option<u64>) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let (file, path) = new_file(folder)?;
-        let mut writer = Self { file, path };
+        let time = now().max(newest(folder)?).min(LATEST);
+        let path = folder.join(format!("{PREFIX}{:010}.longreel", time as u64));
+        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(|e| failed(&path, e))?;
+        let mut writer = Self { file, path, time };
         writer.event(0, &field_bytes(3, b"brain.Event:2"))?; // Event.file_version
         if let Some(step) = resumed {
             let start = field_varint(1, 1); // SessionLog.status = START
@@ -47,9 +58,9 @@ impl EventWriter {
 
     /// Writes one event at once: a reader sees it, and a crash cannot lose it.
     fn event(&mut self, step: u64, what: &[u8]) -> Result<()> {
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        self.time = self.time.max(now());
         let mut event = vec![1 << 3 | 1]; // Event.wall_time, 64 bits
-        event.extend(seconds.to_le_bytes());
+        event.extend(self.time.to_le_bytes());
         event.extend(field_varint(2, step)); // Event.step
         event.extend(what);
         let length = (event.len() as u64).to_le_bytes();
@@ -57,22 +68,34 @@ impl EventWriter {
         record.extend(masked_crc(&length).to_le_bytes());
         record.extend(&event);
         record.extend(masked_crc(&event).to_le_bytes());
-        self.file.write_all(&record).map_err(|e| Error::io(&self.path, e))
+        self.file.write_all(&record).map_err(|e| failed(&self.path, e))
     }
 }
 
-/// A file that did not exist, named so that TensorBoard reads files in the order they were made.
-fn new_file(folder: &Path) -> Result<(File, PathBuf)> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    for attempt in 0..1000 {
-        let path = folder.join(format!("events.out.tfevents.{seconds:010}.{attempt:03}.longreel"));
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
-            Ok(file) => return Ok((file, path)),
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(Error::io(&path, e)),
-        }
+/// Seconds since 1970, by the clock.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// The earliest time, in seconds since 1970, of a file that comes after the event files in `folder`: a later second than their names
+/// have, and no earlier than when they were last written.
+fn newest(folder: &Path) -> Result<f64> {
+    let mut newest = 0.0;
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let entry = entry.map_err(|e| Error::io(folder, e))?;
+        let name = entry.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        let named = rest
+            .split('.')
+            .next()
+            .and_then(|seconds| seconds.parse::<u64>().ok())
+            .map_or(0.0, |seconds| seconds as f64 + 1.0);
+        let written = entry.metadata().and_then(|about| about.modified()).ok();
+        let written =
+            written.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0.0, |time| time.as_secs_f64());
+        newest = f64::max(newest, named.max(written));
     }
-    bail!("{}: a thousand event files within a second", folder.display())
+    Ok(newest)
 }
 
 /// A field of protocol buffers with a number.

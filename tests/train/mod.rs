@@ -5,6 +5,7 @@
 //! optimizer, checkpoints, metrics files) is tested with those parts.
 
 mod failures;
+mod limits;
 mod long;
 mod mesh;
 mod records;

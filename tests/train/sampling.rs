@@ -163,7 +163,7 @@ fn bands_of_any_ranks_make_the_file_that_the_whole_makes() {
             let mine = Split::new(4096, ranks).range(comm.rank());
             let local = Tensor::from_slice(&rows[mine.start * 768..mine.end * 768], (mine.len(), 768), &Device::Cpu)?;
             let clip = Sampled::new(local, [1, 64, 16384], [1, 16, 16])?;
-            clip.write_png(comm.as_ref(), &path)?;
+            clip.write_png(comm.as_ref(), &path)??;
             let mut bands = vec![];
             clip.bands(comm.as_ref(), |band| {
                 bands.push(band.lines.clone());
