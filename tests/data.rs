@@ -10,5 +10,7 @@ mod kinds;
 mod large;
 mod loader;
 mod media;
+mod odd;
 mod rows;
 mod scan;
+mod timing;

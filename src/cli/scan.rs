@@ -196,6 +196,14 @@ impl Report<'_> {
         for skip in dataset.skipped() {
             let _ = writeln!(out, "{}: {}", terminal::name(self.name(&skip.path)), terminal::name(&skip.reason));
         }
+        let noted =
+            || names.iter().zip(dataset.files()).flat_map(|(name, file)| file.notes.iter().map(move |n| (name, n)));
+        if noted().next().is_some() {
+            let _ = writeln!(out, "\nof the files used");
+        }
+        for (name, note) in noted() {
+            let _ = writeln!(out, "{name}: {note}");
+        }
         let captions = dataset.files().iter().filter(|f| f.caption.is_some()).count();
         let _ = write!(
             out,
@@ -218,7 +226,7 @@ impl Report<'_> {
             json!({
                 "path": self.name(&file.path), "frames": file.frames, "height": file.height, "width": file.width,
                 "fps": file.rate, "clips": file.clips, "caption": file.caption.as_deref(),
-                "class": file.class.map(|class| &dataset.classes()[class]),
+                "class": file.class.map(|class| &dataset.classes()[class]), "notes": file.notes,
             })
         });
         let skipped = dataset.skipped().iter().map(|s| json!({"path": self.name(&s.path), "reason": s.reason}));

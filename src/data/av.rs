@@ -1,12 +1,21 @@
 //! FFmpeg behind a safe face: opening a file, one video stream's packets and frames in order, seeking, and what the
 //! stream says of orientation and pixel shape.
 //!
-//! All `unsafe` of the room is here and in nobody else's way; which frames are wanted, and why, is `decode`'s business.
+//! All `unsafe` of reading videos is here and in the modules below; which frames are wanted, and why, is `decode`'s business.
 //! FFmpeg prints nothing: its log is off and its errors come back as text for a message that names the file.
+//!
+//! Packets are numbered in the order of the file, and a frame carries the number of its packet instead of a timestamp:
+//! timestamps repeat, fall or are missing in files that play well, and numbers do not. After a seek, the number of the packet
+//! that reading lands on comes from the list of the file's packets ([`Reader::follow`]).
+
+mod open;
+mod picture;
+
+pub use picture::{has_alpha, is_damaged, set_colors};
 
 use ff::ffi;
 use ff::format::context::Input;
-use ff::{codec, frame, media, packet};
+use ff::{codec, frame, packet};
 use ffmpeg_next as ff;
 use std::os::raw::c_int;
 use std::path::Path;
@@ -19,10 +28,13 @@ pub type Reason<T> = std::result::Result<T, String>;
 /// Containers that are opened, whatever the file is called. Playlists, scripts and text renderers are not among them: a
 /// file of a dataset must not make FFmpeg open another one.
 const FORMATS: &str =
-    "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,ogg,asf,m4v,h264,hevc,ivf,yuv4mpegpipe,nut";
+    "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,ogg,asf,mxf,m4v,h264,hevc,ivf,yuv4mpegpipe,nut";
 
 /// How often in a row a damaged packet is passed over before the file counts as over.
 const PATIENCE: usize = 64;
+
+/// So many packets in front of a key packet reading starts in a container without packets of its own.
+const PARSED: usize = 3;
 
 /// Sets FFmpeg up and silences it; any number of times, from any thread.
 fn init() {
@@ -55,11 +67,32 @@ impl Orientation {
 }
 
 /// A packet as the index of a file sees it.
+#[derive(Clone, Copy, Debug)]
 pub struct PacketInfo {
     pub pts: Option<i64>,
+    pub dts: Option<i64>,
+    pub id: PacketId,
     pub key: bool,
     /// Decoded but not shown (an edit list cuts it off).
     pub hidden: bool,
+    /// The stream's parameters, such as the size of its pictures, change here.
+    pub changes: bool,
+}
+
+/// What a packet is recognised by.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketId {
+    /// Where it lies in the file, in bytes; negative where the container does not say. Several may begin in one place.
+    position: i64,
+    /// CRC-32C of its bytes.
+    content: u32,
+}
+
+impl PacketId {
+    fn is(&self, other: &Self) -> bool {
+        let same_place = self.position == other.position || self.position < 0 || other.position < 0;
+        same_place && self.content == other.content
+    }
 }
 
 /// One video stream of a file, open for reading.
@@ -67,58 +100,70 @@ pub struct Reader<'a> {
     input: Input,
     decoder: codec::decoder::Video,
     stream: usize,
+    /// How many video streams there are to choose from.
+    pub streams: usize,
     packet: packet::Packet,
+    /// `packet` was read but not decoded yet.
+    pending: bool,
     draining: bool,
+    /// The file's packets, once they are known; empty before.
+    known: &'a [PacketId],
+    /// Number of the last packet read; none where that is not known.
+    number: Option<usize>,
+    /// Number of the packet expected next.
+    next: usize,
     stop: Option<&'a AtomicBool>,
     /// The first thing that went wrong since the last [`seek`](Self::seek), though reading went on.
     pub trouble: Option<String>,
-    /// Timestamps of the packets that could not be decoded since then; none where that is not known. A decoder goes on
-    /// after such a packet and may hand out grey frames without a word: what leans on it is not to be trusted.
-    pub lost: Vec<Option<i64>>,
+    /// Numbers of the packets that could not be decoded since then; none where that is not known. A decoder goes on after such
+    /// a packet and may hand out grey frames without a word: what leans on it is not to be trusted.
+    pub lost: Vec<Option<usize>>,
 }
 
 impl<'a> Reader<'a> {
-    /// Opens the first video stream that is not a cover picture. Once `stop` is set, reading ends with an error.
+    /// Opens the best video stream. Once `stop` is set, reading ends with an error.
     pub fn open(path: &Path, stop: Option<&'a AtomicBool>) -> Reason<Self> {
         init();
-        let name = path.to_str().ok_or("its name is not UTF-8: rename it")?;
-        let mut options = ff::Dictionary::new();
-        options.set("protocol_whitelist", "file");
-        options.set("format_whitelist", FORMATS);
-        let mut input = ff::format::input_with_dictionary(&format!("file:{name}"), options)
-            .map_err(|e| format!("it cannot be read as a video ({e})"))?;
-        let cover = ff::format::stream::Disposition::ATTACHED_PIC;
-        let is_video =
-            |s: &ff::Stream| s.parameters().medium() == media::Type::Video && !s.disposition().contains(cover);
-        let Some(stream) = input.streams().find(is_video).map(|s| s.index()) else {
-            let audio = input.streams().any(|s| s.parameters().medium() == media::Type::Audio);
-            return Err(if audio { "it has sound only, no video stream" } else { "it has no video stream" }.to_owned());
-        };
+        let pixels = open::pixel_limit(path);
+        let mut input = open::input(path, pixels)?;
+        let (stream, streams) = open::best_stream(&input)?;
         for other in 0..input.nb_streams() as usize {
             if other != stream {
                 // SAFETY: `other` is below nb_streams, so the pointer is that of a live stream of this context.
                 unsafe { (**(*input.as_mut_ptr()).streams.add(other)).discard = ffi::AVDiscard::AVDISCARD_ALL };
             }
         }
-        let parameters = input.stream(stream).ok_or("its video stream is gone")?.parameters();
-        let id = parameters.id();
-        let decoder = codec::Context::from_parameters(parameters)
-            .and_then(|context| context.decoder().video())
-            .map_err(|e| format!("its video codec {} cannot be opened ({e})", id.name()))?;
+        let decoder = open::decoder(&input, stream, pixels)?;
         Ok(Self {
             input,
             decoder,
             stream,
+            streams,
             packet: packet::Packet::empty(),
+            pending: false,
             draining: false,
+            known: &[],
+            number: None,
+            next: 0,
             stop,
             trouble: None,
             lost: Vec::new(),
         })
     }
 
+    /// Numbers packets by `known`, the list of the file's packets, from here on: [`seek`](Self::seek) needs it.
+    pub fn follow(mut self, known: &'a [PacketId]) -> Self {
+        self.known = known;
+        self
+    }
+
     fn stream(&self) -> Option<ff::Stream<'_>> {
         self.input.stream(self.stream)
+    }
+
+    /// Which of the file's streams this is, counted from 0.
+    pub fn stream_number(&self) -> usize {
+        self.stream
     }
 
     /// The video codec.
@@ -129,6 +174,16 @@ impl<'a> Reader<'a> {
     /// Whether the container is GIF, whose frames build upon one another without key frames that seeking could use.
     pub fn is_gif(&self) -> bool {
         self.decoder.id() == codec::Id::GIF
+    }
+
+    /// Whether the container is AVI.
+    pub fn is_avi(&self) -> bool {
+        self.input.format().name() == "avi"
+    }
+
+    /// Whether the fourth component of pixels is padding, though the pixel format calls it opacity.
+    pub fn is_padded(&self) -> bool {
+        open::is_padded(&self.input, self.stream)
     }
 
     /// Seconds a unit of the timestamps.
@@ -166,37 +221,86 @@ impl<'a> Reader<'a> {
         if ratio.num > 0 && ratio.den > 0 && (0.01..100.0).contains(&aspect) { aspect } else { 1.0 }
     }
 
-    /// Goes to the last key frame whose timestamp is not above `pts`.
-    pub fn seek(&mut self, pts: i64) -> Reason<()> {
-        // SAFETY: the context is alive and the stream's index was checked in `open`.
-        let status = unsafe {
-            let backward = ffi::AVSEEK_FLAG_BACKWARD as c_int;
-            ffi::av_seek_frame(self.input.as_mut_ptr(), self.stream as c_int, pts, backward)
+    /// Goes to the key packet `number` of the list that is followed, whose timestamp is `stamp`, or to one before it.
+    ///
+    /// # Errors
+    /// The container cannot be searched, or reading landed behind that packet.
+    pub fn seek(&mut self, number: usize, stamp: Option<i64>) -> Reason<()> {
+        // These containers have no index, but places in them are exact. A parser splits them into frames: it gets a few to
+        // find its feet.
+        let (to, flag) = if matches!(self.input.format().name(), "mpegts" | "mpeg") {
+            let earlier = self.known.get(..=number.saturating_sub(PARSED)).unwrap_or(&[]);
+            let place = earlier.iter().rev().find(|known| known.position >= 0).map_or(0, |known| known.position);
+            (place, ffi::AVSEEK_FLAG_BYTE)
+        } else {
+            (stamp.ok_or("it cannot be searched (a key frame without a timestamp)")?, ffi::AVSEEK_FLAG_BACKWARD)
         };
+        // SAFETY: the context is alive and the stream's index was checked in `open`.
+        let status = unsafe { ffi::av_seek_frame(self.input.as_mut_ptr(), self.stream as c_int, to, flag as c_int) };
         if status < 0 {
             return Err(format!("it cannot be searched ({})", ff::Error::from(status)));
         }
         self.decoder.flush();
-        self.draining = false;
+        (self.draining, self.pending) = (false, false);
+        self.land(number)?;
         self.trouble = None;
         self.lost.clear();
         Ok(())
     }
 
-    /// Remembers that something is missing: the packet at `pts`, or nobody knows what.
-    fn note(&mut self, what: impl Into<String>, pts: Option<i64>) {
+    /// Reads on to a key packet of the list, at `number` or before; nothing in front of it is decoded.
+    fn land(&mut self, number: usize) -> Reason<()> {
+        while self.read_packet()? {
+            let id = self.packet_id();
+            let found = self.known.get(..=number).and_then(|known| known.iter().rposition(|known| known.is(&id)));
+            let Some(found) = found else {
+                if self.known.iter().skip(number).any(|known| known.is(&id)) {
+                    break;
+                }
+                continue;
+            };
+            if self.packet.is_key() {
+                (self.number, self.next, self.pending) = (Some(found), found + 1, true);
+                return Ok(());
+            }
+        }
+        Err("it cannot be searched (a key frame is missed)".to_owned())
+    }
+
+    /// Remembers that something is missing: packet `number`, or nobody knows what.
+    fn note(&mut self, what: impl Into<String>, number: Option<usize>) {
         self.trouble.get_or_insert_with(|| what.into());
-        if self.lost.last() != Some(&pts) {
-            self.lost.push(pts);
+        if self.lost.last() != Some(&number) {
+            self.lost.push(number);
         }
     }
 
     fn note_undecodable(&mut self, error: ff::Error) {
-        self.note(format!("it cannot be decoded ({error})"), self.packet.pts());
+        self.note(format!("it cannot be decoded ({error})"), self.number);
     }
 
-    /// Reads the stream's next packet into `self.packet`; false at the end. Damage is noted and passed over.
+    /// Reads the stream's next packet into `self.packet` and numbers it; false at the end. Damage is noted and passed over.
     fn read(&mut self) -> Reason<bool> {
+        if !self.read_packet()? {
+            return Ok(false);
+        }
+        self.number = match self.known {
+            [] => Some(self.next),
+            known => {
+                let id = self.packet_id();
+                let ahead = known.get(self.next..).unwrap_or(&[]);
+                ahead.iter().position(|known| known.is(&id)).map(|skipped| self.next + skipped)
+            }
+        };
+        self.next = self.number.map_or(self.next, |number| number + 1);
+        if self.packet.is_corrupt() {
+            self.note("it is cut short or damaged", self.number);
+        }
+        Ok(true)
+    }
+
+    /// Reads the stream's next packet into `self.packet`; false at the end.
+    fn read_packet(&mut self) -> Reason<bool> {
         for _ in 0..PATIENCE {
             loop {
                 if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
@@ -206,12 +310,7 @@ impl<'a> Reader<'a> {
                 self.packet = packet::Packet::empty();
                 match self.packet.read(&mut self.input) {
                     Ok(()) if self.packet.stream() != self.stream => {}
-                    Ok(()) => {
-                        if self.packet.is_corrupt() {
-                            self.note("it is cut short or damaged", self.packet.pts());
-                        }
-                        return Ok(true);
-                    }
+                    Ok(()) => return Ok(true),
                     Err(ff::Error::Eof) => return Ok(false),
                     Err(ff::Error::InvalidData) => break self.note("it is cut short or damaged", None),
                     Err(e) => {
@@ -224,21 +323,31 @@ impl<'a> Reader<'a> {
         Ok(false)
     }
 
-    /// The next packet, undecoded; none at the end.
-    pub fn next_packet(&mut self) -> Reason<Option<PacketInfo>> {
-        Ok(self.read()?.then(|| {
-            // SAFETY: the packet is alive; `flags` is a plain integer, whose bit for hidden packets ffmpeg-next does
-            // not name.
-            let flags = unsafe { (*packet::Ref::as_ptr(&self.packet)).flags };
-            PacketInfo {
-                pts: self.packet.pts(),
-                key: self.packet.is_key(),
-                hidden: flags & ffi::AV_PKT_FLAG_DISCARD != 0,
-            }
-        }))
+    fn packet_id(&self) -> PacketId {
+        let content = crc32c::crc32c(self.packet.data().unwrap_or(&[]));
+        PacketId { position: self.packet.position() as i64, content }
     }
 
-    /// Decodes the next frame, in the order of display, into `frame`; false at the end.
+    fn packet_info(&self) -> PacketInfo {
+        // SAFETY: the packet is alive; `flags` is a plain integer, whose bit for hidden packets ffmpeg-next does not name.
+        let flags = unsafe { (*packet::Ref::as_ptr(&self.packet)).flags };
+        let changed = [packet::side_data::Type::NewExtraData, packet::side_data::Type::ParamChange];
+        PacketInfo {
+            pts: self.packet.pts(),
+            dts: self.packet.dts(),
+            id: self.packet_id(),
+            key: self.packet.is_key(),
+            hidden: flags & ffi::AV_PKT_FLAG_DISCARD != 0,
+            changes: self.packet.side_data().any(|side| changed.contains(&side.kind())),
+        }
+    }
+
+    /// The next packet, undecoded; none at the end.
+    pub fn next_packet(&mut self) -> Reason<Option<PacketInfo>> {
+        Ok(self.read()?.then(|| self.packet_info()))
+    }
+
+    /// Decodes the next frame, in the order of display, into `frame`; false at the end. Its pts is its packet's number.
     pub fn next_frame(&mut self, frame: &mut frame::Video) -> Reason<bool> {
         loop {
             match self.decoder.receive_frame(frame) {
@@ -251,7 +360,9 @@ impl<'a> Reader<'a> {
                 }
                 Err(e) => self.note_undecodable(e),
             }
-            let sent = if self.read()? {
+            let read = std::mem::take(&mut self.pending) || self.read()?;
+            let sent = if read {
+                self.packet.set_pts(self.number.map(|number| number as i64));
                 self.decoder.send_packet(&self.packet)
             } else {
                 self.draining = true;
@@ -261,44 +372,5 @@ impl<'a> Reader<'a> {
                 self.note_undecodable(e);
             }
         }
-    }
-}
-
-/// Whether the decoder had to make parts of `frame` up.
-pub fn is_damaged(frame: &frame::Video) -> bool {
-    frame.is_corrupt() || frame.has_decode_errors()
-}
-
-/// Whether the frame's pixels can be transparent.
-pub fn has_alpha(format: ff::format::Pixel) -> bool {
-    // SAFETY: FFmpeg returns null or a descriptor that lives as long as the library.
-    unsafe {
-        let descriptor = ffi::av_pix_fmt_desc_get(format.into());
-        !descriptor.is_null() && (*descriptor).flags & ffi::AV_PIX_FMT_FLAG_ALPHA as u64 != 0
-    }
-}
-
-/// Tells `context` which matrix made the source's YUV, and which range it has; `full` none: as the pixel format
-/// implies.
-pub fn set_colors(context: &mut ff::software::scaling::Context, matrix: c_int, full: Option<bool>) {
-    let (mut source, mut target) = (std::ptr::null_mut(), std::ptr::null_mut());
-    let (mut source_full, mut target_full, mut brightness, mut contrast, mut saturation) = (0, 0, 0, 0, 0);
-    // SAFETY: the context is alive, all pointers are to live integers, the tables FFmpeg's own constants. The return
-    // value says only that colours do not apply (RGB to RGB).
-    unsafe {
-        let c = context.as_mut_ptr();
-        ffi::sws_getColorspaceDetails(
-            c,
-            &mut source,
-            &mut source_full,
-            &mut target,
-            &mut target_full,
-            &mut brightness,
-            &mut contrast,
-            &mut saturation,
-        );
-        let table = ffi::sws_getCoefficients(matrix);
-        let full = full.map_or(source_full, c_int::from);
-        ffi::sws_setColorspaceDetails(c, table, full, table, 1, 0, 1 << 16, 1 << 16);
     }
 }

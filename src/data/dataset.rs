@@ -180,8 +180,9 @@ impl Dataset {
     pub fn clip(&self, id: usize) -> Clip {
         assert!(id < self.len(), "clip {id} of {}", self.len());
         let file = self.starts.partition_point(|&start| start <= id) - 1;
-        let window = id - self.starts[file];
         let source = &self.files[file];
+        let window = id - self.starts[file];
+        let window = source.windows.as_ref().map_or(window, |windows| windows[window] as usize);
         let (first_frame, rate) = match &source.media {
             Media::Image => (0, None),
             Media::Video { picks, .. } => {
@@ -279,7 +280,13 @@ impl Dataset {
             let from = taken.partition_point(|&n| n < wanted[i]);
             let count = taken[from..].partition_point(|&n| n == wanted[i]);
             let (first, copies) = out.data[from * bytes..(from + count) * bytes].split_at_mut(bytes);
-            scaler.fit(frame, index.shape, size, augment, part.lines.clone(), first)?;
+            let shape = index.sizes.of(wanted[i]).shape;
+            let (width, height) = shape.shown(frame.width() as usize, frame.height() as usize);
+            if height < size[0] || width < size[1] {
+                let (n, [h, w]) = (wanted[i], size);
+                return Err(format!("frame {n} is {width}x{height} (width x height), smaller than a clip, {w}x{h}"));
+            }
+            scaler.fit(frame, shape, size, augment, part.lines.clone(), first)?;
             copies.chunks_exact_mut(bytes).for_each(|copy| copy.copy_from_slice(first));
             Ok(())
         })
@@ -288,13 +295,17 @@ impl Dataset {
     /// Decodes every used file from start to end, in parallel, and moves the damaged ones to
     /// [`skipped`](Self::skipped).
     pub fn decode_all(mut self) -> Self {
+        let config = &self.config;
         let checks: Vec<Reason<()>> = self
             .files
-            .par_iter()
+            .par_iter_mut()
             .map(|file| {
-                caught(|| match &file.media {
-                    Media::Image => self.verify_image(&file.path),
-                    Media::Video { index, .. } => index.verify(&file.path),
+                caught(|| {
+                    match &mut file.media {
+                        Media::Image => verify_image(config, &file.path)?,
+                        Media::Video { index, .. } => index.verify(&file.path)?,
+                    }
+                    if file.windows.is_none() { file.heed_sizes(config) } else { Ok(()) }
                 })
             })
             .collect();
@@ -317,15 +328,15 @@ impl Dataset {
         Self { files, starts, ..self }
     }
 
-    /// Makes the clip that an image gives, as training does, and decodes the rest of it.
-    fn verify_image(&self, path: &Path) -> Reason<()> {
-        let [height, width] = [self.config.height, self.config.width];
-        let mut picture = Picture::open(path)?;
-        still::fit(&mut picture, [height, width], &Augment::PLAIN, 0..height, &mut vec![0; height * width * 3])?;
-        picture.finish()
-    }
-
     fn cut(&self) -> Cut {
         Cut { frames: self.config.frames, stride: self.config.stride }
     }
+}
+
+/// Makes the clip that an image gives, as training does, and decodes the rest of it.
+fn verify_image(config: &config::Data, path: &Path) -> Reason<()> {
+    let [height, width] = [config.height, config.width];
+    let mut picture = Picture::open(path)?;
+    still::fit(&mut picture, [height, width], &Augment::PLAIN, 0..height, &mut vec![0; height * width * 3])?;
+    picture.finish()
 }

@@ -1,11 +1,10 @@
 //! The asked frames of a video, exactly those: from the key frame before them, forward, all others dropped unconverted.
 //!
-//! A frame is known by its timestamp. If one does not come (a group of pictures that leans on the one before it, a
-//! demuxer that misses its mark), decoding starts again one key frame earlier, then at the file's start; then it is an
-//! error.
+//! A frame is known by its packet. If one does not come (a group of pictures that leans on the one before it, a demuxer
+//! that misses its mark), decoding starts again one key frame earlier, then at the file's start; then it is an error.
 
 use super::av::{self, Reader, Reason};
-use super::probe::VideoIndex;
+use super::probe::{NONE, VideoIndex};
 use ffmpeg_next::frame;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -22,7 +21,8 @@ pub fn frames(
     mut take: impl FnMut(usize, &frame::Video) -> Reason<()>,
 ) -> Reason<()> {
     let mut frame = frame::Video::empty();
-    let mut walk = Walk { path, index, stop, reader: Reader::open(path, stop)?, next: 0, fresh: true };
+    let reader = Reader::open(path, stop)?.follow(&index.packets);
+    let mut walk = Walk { path, index, stop, reader, next: 0, fresh: true };
     let (mut done, mut attempt, mut placed) = (0, 0, false);
     let mut trouble = None;
     while let Some(&want) = wanted.get(done) {
@@ -40,7 +40,7 @@ pub fn frames(
             take(done, &frame)?;
             (done, attempt) = (done + 1, 0);
             // Where the next frame has a key frame of its own, going there is cheaper than decoding what lies between.
-            placed = wanted.get(done).is_none_or(|&next| index.key_before(next) <= want);
+            placed = wanted.get(done).is_none_or(|&next| index.key_before(next).is_none_or(|key| key.frame <= want));
             continue;
         }
         trouble = trouble.or_else(|| walk.reader.trouble.clone());
@@ -59,7 +59,7 @@ struct Walk<'a> {
     index: &'a VideoIndex,
     stop: Option<&'a AtomicBool>,
     reader: Reader<'a>,
-    /// Without key frames: which frame comes next, counted from the start.
+    /// Where frames do not tell their packets: which frame comes next, counted from the start.
     next: u32,
     /// Nothing has been read yet.
     fresh: bool,
@@ -68,17 +68,18 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Goes to where decoding for frame `want` starts, the further back the more attempts were in vain.
     fn place(&mut self, want: u32, attempt: usize) -> Reason<()> {
+        let key = self.index.key_before(want);
         let key = match attempt {
-            0 => self.index.key_before(want),
-            1 => self.index.key_before(self.index.key_before(want).saturating_sub(1)),
-            _ => 0,
+            0 => key,
+            1 => key.and_then(|key| self.index.key_before(key.frame.checked_sub(1)?)),
+            _ => None,
         };
-        if key > 0 {
+        if let Some(key) = key.filter(|key| key.packet > 0) {
             self.fresh = false;
-            return self.reader.seek(self.index.pts[key as usize]);
+            return self.reader.seek(key.packet as usize, key.stamp);
         }
         if !self.fresh {
-            self.reader = Reader::open(self.path, self.stop)?;
+            self.reader = Reader::open(self.path, self.stop)?.follow(&self.index.packets);
             self.next = 0;
         }
         Ok(())
@@ -87,8 +88,8 @@ impl Walk<'_> {
     /// Whether a packet of frame `n`'s group of pictures is lost.
     fn leans_on_lost(&self, n: u32) -> bool {
         let Self { index, reader, .. } = self;
-        let group = |pts: i64| index.key_before((index.pts.partition_point(|&p| p <= pts) as u32).saturating_sub(1));
-        reader.lost.iter().any(|lost| index.keys.is_empty() || lost.is_none_or(|pts| group(pts) == index.key_before(n)))
+        let leans = |lost: usize| index.keys.is_empty() || index.group_of(lost) == index.key_before(n);
+        reader.lost.iter().any(|lost| lost.is_none_or(leans))
     }
 
     /// Decodes a frame: its number, or none at the end.
@@ -98,13 +99,14 @@ impl Walk<'_> {
             if !self.reader.next_frame(frame)? {
                 return Ok(None);
             }
-            if self.index.keys.is_empty() {
+            if self.index.frames.is_empty() {
                 self.next += 1;
                 return Ok(Some(self.next - 1));
             }
             // A frame that the index does not know (before the start that an edit list sets) is passed over.
-            if let Some(Ok(n)) = frame.pts().map(|pts| self.index.pts.binary_search(&pts)) {
-                return Ok(Some(n as u32));
+            let number = frame.pts().and_then(|number| self.index.frames.get(number as usize).copied());
+            if let Some(n) = number.filter(|&n| n != NONE) {
+                return Ok(Some(n));
             }
         }
     }

@@ -23,6 +23,7 @@ pub mod sheet;
 mod shrink;
 mod source;
 mod still;
+mod timing;
 mod walk;
 mod whole;
 pub mod write;

@@ -4,10 +4,13 @@
 //! timestamps are the index, checked by decoding the first frame and the last group of pictures; where that does not
 //! come out even, and for all other codecs, the whole file is decoded. A file that shows damage on the way is refused:
 //! what lies behind it would be missing without anybody knowing.
+//!
+//! The index names frames by their packets, not by their timestamps, which need not be different or in order.
 
-use super::av::{self, Reader, Reason};
-use super::scale::Shape;
-use super::whole;
+use super::av::{self, PacketId, PacketInfo, Reader, Reason};
+use super::decode;
+use super::scale::{self, Shape};
+use super::{timing, whole};
 use ffmpeg_next::codec::Id;
 use ffmpeg_next::frame;
 use std::fs::File;
@@ -18,15 +21,75 @@ use std::path::Path;
 pub struct VideoIndex {
     /// When each frame is shown, in units of `tick`; strictly increasing.
     pub pts: Vec<i64>,
-    /// Which frames decoding can start at, increasing. Empty: only the file's start.
-    pub keys: Vec<u32>,
+    /// Where decoding can start, increasing. Empty: only at the file's start.
+    pub keys: Vec<Key>,
     /// Seconds a unit of `pts`.
     pub tick: f64,
-    pub shape: Shape,
-    /// Width and height of the first frame as shown.
-    pub shown: (usize, usize),
+    /// The file's packets, in its order.
+    pub packets: Vec<PacketId>,
+    /// Which frame each packet becomes, [`NONE`] for none; empty where decoding does not tell.
+    pub frames: Vec<u32>,
+    /// The sizes of the frames.
+    pub sizes: Sizes,
     /// Frames per second, from first to last frame; none for a single frame.
     pub rate: Option<f64>,
+    /// What whoever looks at the file would want to know.
+    pub notes: Vec<String>,
+}
+
+/// No frame.
+pub const NONE: u32 = u32::MAX;
+
+/// A frame that decoding can start at, and its packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    pub frame: u32,
+    pub packet: u32,
+    /// The packet's timestamp, for the container's index.
+    pub stamp: Option<i64>,
+}
+
+/// From which frame on pictures have which size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sizes(Vec<(u32, Size)>);
+
+/// Size of decoded pictures, and how they are shown.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Size {
+    width: usize,
+    height: usize,
+    pub shape: Shape,
+}
+
+impl Size {
+    fn of(frame: &mut frame::Video, reader: &mut Reader) -> Self {
+        let opaque = reader.is_padded();
+        let shape = Shape { orientation: reader.orientation(), aspect: reader.pixel_aspect(frame), opaque };
+        Self { width: frame.width() as usize, height: frame.height() as usize, shape }
+    }
+
+    /// Width and height as shown.
+    pub fn shown(&self) -> (usize, usize) {
+        self.shape.shown(self.width, self.height)
+    }
+}
+
+impl Sizes {
+    fn note(&mut self, n: usize, size: Size) {
+        if self.0.last().is_none_or(|last| last.1 != size) {
+            self.0.push((n as u32, size));
+        }
+    }
+
+    /// The size of frame `n`.
+    pub fn of(&self, n: u32) -> Size {
+        self.0[self.0.partition_point(|run| run.0 <= n) - 1].1
+    }
+
+    /// Runs of frames of one size, as the frame each begins with and its size.
+    pub fn runs(&self) -> &[(u32, Size)] {
+        &self.0
+    }
 }
 
 /// Codecs of which every packet is one frame that is shown.
@@ -56,28 +119,55 @@ impl VideoIndex {
         if whole::matroska(file, length).is_none() {
             return Err("it is cut short".to_owned());
         }
-        let frames = if FRAME_A_PACKET.contains(&reader.codec()) { from_packets(path, &mut reader)? } else { None };
-        let frames = match frames {
-            Some(frames) => frames,
-            None => from_decoding(path)?,
+        let mut packets = Vec::new();
+        while let Some(packet) = reader.next_packet()? {
+            packets.push(packet);
+        }
+        if let Some(trouble) = &reader.trouble {
+            return Err(format!("{trouble}: {} frames can be read", packets.len()));
+        }
+        let by_packets = FRAME_A_PACKET.contains(&reader.codec());
+        let found = if by_packets { from_packets(path, &packets)? } else { None };
+        let found = match found {
+            Some(found) => found,
+            None => from_decoding(path, &packets.iter().map(|packet| packet.id).collect::<Vec<_>>())?,
         };
-        frames.finish(&reader)
+        let mut index = found.index(&packets, &reader);
+        if reader.streams > 1 {
+            let (width, height) = index.sizes.of(0).shown();
+            let (count, number, codec) = (reader.streams, reader.stream_number(), reader.codec().name());
+            index.notes.push(format!("of {count} video streams, number {number} is used ({codec}, {width}x{height})"));
+        }
+        if reader.is_avi() && is_invisible(path, &index)? {
+            // Old codecs of AVI call 32-bit pixels transparent, of which Windows leaves the last byte unused.
+            index.sizes.0.iter_mut().for_each(|run| run.1.shape.opaque = true);
+        }
+        Ok(index)
     }
 
-    /// The last key frame at or before frame `n`; 0, the file's start, where there is none.
-    pub fn key_before(&self, n: u32) -> u32 {
-        match self.keys.partition_point(|&key| key <= n) {
-            0 => 0,
-            i => self.keys[i - 1],
-        }
+    /// The last key frame at or before frame `n`; none: the file's start.
+    pub fn key_before(&self, n: u32) -> Option<Key> {
+        Some(self.keys[self.keys.partition_point(|key| key.frame <= n).checked_sub(1)?])
     }
 
-    /// Decodes the whole file and compares: an error says where it is damaged.
-    pub fn verify(&self, path: &Path) -> Reason<()> {
-        let found = from_decoding(path)?.pts.len();
-        if found != self.pts.len() {
-            return Err(format!("{found} frames can be decoded of {}", self.pts.len()));
+    /// The frame that decoding for packet `number` starts at; none: the file's start.
+    pub fn group_of(&self, number: usize) -> Option<Key> {
+        Some(self.keys[self.keys.partition_point(|key| key.packet as usize <= number).checked_sub(1)?])
+    }
+
+    /// Decodes the whole file and compares; notes sizes that change on the way. An error says where it is damaged.
+    pub fn verify(&mut self, path: &Path) -> Reason<()> {
+        let found = from_decoding(path, &self.packets)?;
+        if found.order.len() != self.pts.len() {
+            return Err(format!("{} frames can be decoded of {}", found.order.len(), self.pts.len()));
         }
+        let expected = |(n, number): (usize, &Option<usize>)| number.is_some_and(|i| self.frames[i] == n as u32);
+        if !self.frames.is_empty() && !found.order.iter().enumerate().all(expected) {
+            return Err("its timestamps contradict the order of its frames".to_owned());
+        }
+        let opaque = self.sizes.of(0).shape.opaque;
+        self.sizes = found.sizes;
+        self.sizes.0.iter_mut().for_each(|run| run.1.shape.opaque = opaque);
         Ok(())
     }
 
@@ -89,128 +179,201 @@ impl VideoIndex {
 
 /// What both ways of indexing find.
 struct Found {
-    pts: Vec<i64>,
-    keys: Vec<u32>,
-    /// Overrides the stream's time base, where timestamps had to be made up.
-    tick: Option<f64>,
-    size: (usize, usize),
-    aspect: f64,
+    /// The packets of the frames, in the order of display; none where decoding does not tell.
+    order: Vec<Option<usize>>,
+    sizes: Sizes,
 }
 
 impl Found {
-    fn finish(self, reader: &Reader) -> Reason<VideoIndex> {
-        let tick = self.tick.unwrap_or_else(|| reader.time_base());
-        let shape = Shape { orientation: reader.orientation(), aspect: self.aspect };
-        let intervals = self.pts.len() - 1;
-        let span = (self.pts[intervals] as f64 - self.pts[0] as f64) * tick;
+    fn index(self, packets: &[PacketInfo], reader: &Reader) -> VideoIndex {
+        let Self { order, sizes } = self;
+        let mut frames = vec![NONE; packets.len()];
+        let mut numbered = true;
+        for (n, number) in order.iter().enumerate() {
+            match number.and_then(|number| frames.get_mut(number)) {
+                Some(frame) if *frame == NONE => *frame = n as u32,
+                _ => numbered = false, // no number, or the same twice
+            }
+        }
+        let keys = (0..).zip(&order).filter_map(|(frame, number)| {
+            let packet = (*number)?;
+            let info = &packets[packet];
+            info.key.then_some(Key { frame, packet: packet as u32, stamp: info.pts.or(info.dts) })
+        });
+        // Of key frames that are out of order, those count that come after all others so far, in the file and on the screen.
+        let mut last = None;
+        let keys = keys.filter(|key| last.replace(key.packet).is_none_or(|before| before < key.packet)).collect();
+        if !numbered {
+            frames.clear();
+        }
+        let (pts, tick) = times(&order, packets, reader);
+        let intervals = pts.len() - 1;
+        let span = (pts[intervals] as f64 - pts[0] as f64) * tick;
         let rate = (intervals > 0 && span > 0.0).then(|| intervals as f64 / span).or(reader.claimed_rate());
         // Timestamps are rounded to ticks. The header's rate is taken where it is the same up to that rounding.
         let rate = match (rate, reader.claimed_rate()) {
             (Some(counted), Some(claimed)) if (claimed / counted - 1.0).abs() * span <= 2.0 * tick => Some(claimed),
             (counted, _) => counted,
         };
-        Ok(VideoIndex {
-            pts: self.pts,
-            keys: self.keys,
+        VideoIndex {
+            pts,
+            keys: if numbered && !reader.is_gif() { keys } else { Vec::new() },
             tick,
-            shape,
-            shown: shape.shown(self.size.0, self.size.1),
+            packets: packets.iter().map(|packet| packet.id).collect(),
+            frames,
+            sizes,
             rate,
-        })
+            notes: Vec::new(),
+        }
+    }
+}
+
+/// When each frame is shown, and the unit of that: by presentation times, else by decoding times (AVI has no others), else at
+/// the rate that the header claims.
+fn times(order: &[Option<usize>], packets: &[PacketInfo], reader: &Reader) -> (Vec<i64>, f64) {
+    let tick = reader.time_base();
+    let stamps: Vec<Option<i64>> = order.iter().map(|number| packets[(*number)?].pts).collect();
+    let mut decoded: Vec<Option<i64>> = order.iter().map(|number| packets[(*number)?].dts).collect();
+    decoded.sort();
+    let times = timing::increasing(&stamps, 1.0 / tick).or_else(|| timing::increasing(&decoded, 1.0 / tick));
+    match times.filter(|_| tick > 0.0) {
+        Some(times) => (times, tick),
+        None => ((0..order.len() as i64).collect(), 1.0 / reader.claimed_rate().unwrap_or(25.0)),
     }
 }
 
 /// The index by packets, or none where they do not tell or decoding contradicts them.
-fn from_packets(path: &Path, reader: &mut Reader) -> Reason<Option<Found>> {
-    let mut packets = Vec::new();
-    while let Some(packet) = reader.next_packet()? {
-        match packet.pts {
-            Some(_) if packet.hidden => {}
-            Some(pts) => packets.push((pts, packet.key)),
-            None => return Ok(None),
-        }
-    }
-    if let Some(trouble) = &reader.trouble {
-        return Err(format!("{trouble}: {} frames can be read", packets.len()));
-    }
-    packets.sort_by_key(|p| p.0);
-    if packets.is_empty() || packets.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+fn from_packets(path: &Path, packets: &[PacketInfo]) -> Reason<Option<Found>> {
+    let mut order: Vec<usize> = (0..packets.len()).filter(|&number| !packets[number].hidden).collect();
+    order.sort_by_key(|&number| packets[number].pts);
+    let repeated = |pair: &[usize]| packets[pair[0]].pts == packets[pair[1]].pts;
+    if order.is_empty() || packets[order[0]].pts.is_none() || order.windows(2).any(repeated) {
         return Ok(None);
     }
-    let pts: Vec<i64> = packets.iter().map(|p| p.0).collect();
-    let keys: Vec<u32> = (0..).zip(&packets).filter(|(_, p)| p.1).map(|(i, _)| i).collect();
-
-    let mut reader = Reader::open(path, None)?;
+    // Decoding times out of order, or after the presentation, are made from presentation times that are not right.
+    let late = |packet: &PacketInfo| packet.dts.zip(packet.pts).is_some_and(|(dts, pts)| dts > pts);
+    let falls = |pair: &[PacketInfo]| pair[0].dts.zip(pair[1].dts).is_some_and(|(a, b)| a > b);
+    if packets.iter().any(|packet| late(packet) || packet.changes) || packets.windows(2).any(falls) {
+        return Ok(None);
+    }
+    let ids: Vec<PacketId> = packets.iter().map(|packet| packet.id).collect();
+    let mut reader = Reader::open(path, None)?.follow(&ids);
     let mut frame = frame::Video::empty();
-    if !reader.next_frame(&mut frame)? || frame.pts() != pts.first().copied() {
+    let number = |frame: &frame::Video| frame.pts().map(|number| number as usize);
+    if !reader.next_frame(&mut frame)? || number(&frame) != Some(order[0]) {
         return Ok(None);
     }
-    let (size, aspect) = ((frame.width() as usize, frame.height() as usize), reader.pixel_aspect(&mut frame));
+    let mut sizes = Sizes(vec![(0, Size::of(&mut frame, &mut reader))]);
     let mut next = 1;
-    if let Some(&last_key) = keys.last().filter(|&&key| key > 0) {
-        if reader.seek(pts[last_key as usize]).is_err() {
+    let last_key = (1..order.len()).rev().find(|&n| packets[order[n]].key);
+    if let Some(key) = last_key {
+        if reader.seek(order[key], packets[order[key]].pts).is_err() {
             return Ok(None);
         }
-        next = last_key as usize;
+        next = key;
     }
-    let from = pts[next.min(pts.len() - 1)];
     while reader.next_frame(&mut frame)? {
-        if frame.pts().is_some_and(|pts| pts < from) {
+        let place = number(&frame).and_then(|number| order.iter().rposition(|&known| known == number));
+        if place.is_some_and(|place| place < next) {
             continue; // the seek went further back than asked
         }
-        if frame.pts() != pts.get(next).copied() || av::is_damaged(&frame) {
+        if place != Some(next) || next >= order.len() || av::is_damaged(&frame) {
             return Ok(None);
         }
+        sizes.note(next, Size::of(&mut frame, &mut reader));
         next += 1;
     }
-    let whole = next == pts.len() && reader.trouble.is_none();
-    Ok(whole.then_some(Found { pts, keys, tick: None, size, aspect }))
+    let order: Vec<Option<usize>> = order.into_iter().map(Some).collect();
+    let whole = next == order.len() && reader.trouble.is_none() && sizes.0.len() == 1;
+    Ok(whole.then_some(Found { order, sizes }))
 }
 
 /// The index by decoding everything.
-fn from_decoding(path: &Path) -> Reason<Found> {
-    let mut reader = Reader::open(path, None)?;
+fn from_decoding(path: &Path, packets: &[PacketId]) -> Reason<Found> {
+    let mut reader = Reader::open(path, None)?.follow(packets);
     let mut frame = frame::Video::empty();
-    let (mut shown, mut guessed, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut size, mut aspect) = ((0, 0), 1.0);
+    let (mut order, mut sizes) = (Vec::new(), Sizes(Vec::new()));
     while reader.next_frame(&mut frame)? {
-        if shown.is_empty() {
-            size = (frame.width() as usize, frame.height() as usize);
-            aspect = reader.pixel_aspect(&mut frame);
-        }
         if av::is_damaged(&frame) {
             reader.trouble.get_or_insert_with(|| "it is damaged".to_owned());
         }
         if let Some(trouble) = &reader.trouble {
-            return Err(format!("{trouble}: {} frames can be decoded", shown.len()));
+            return Err(format!("{trouble}: {} frames can be decoded", order.len()));
         }
-        if frame.is_key() {
-            keys.push(shown.len() as u32);
-        }
-        shown.push(frame.pts());
-        guessed.push(frame.timestamp());
+        sizes.note(order.len(), Size::of(&mut frame, &mut reader));
+        order.push(frame.pts().map(|number| number as usize));
     }
     if let Some(trouble) = &reader.trouble {
-        return Err(format!("{trouble}: {} frames can be decoded", shown.len()));
+        return Err(format!("{trouble}: {} frames can be decoded", order.len()));
     }
-    if shown.is_empty() {
+    if order.is_empty() {
         return Err("it holds no frames".to_owned());
     }
-    // Seeking needs timestamps that the file itself gives to each frame.
-    if let Some(pts) = increasing(shown) {
-        let keys = if reader.is_gif() { Vec::new() } else { keys };
-        return Ok(Found { pts, keys, tick: None, size, aspect });
-    }
-    let count = guessed.len() as i64;
-    let (pts, tick) = match increasing(guessed) {
-        Some(pts) => (pts, None),
-        None => ((0..count).collect(), Some(1.0 / reader.claimed_rate().unwrap_or(25.0))),
-    };
-    Ok(Found { pts, keys: Vec::new(), tick, size, aspect })
+    Ok(Found { order, sizes })
 }
 
-/// The timestamps, if all are there and each is above the one before.
-fn increasing(pts: Vec<Option<i64>>) -> Option<Vec<i64>> {
-    let pts: Vec<i64> = pts.into_iter().collect::<Option<_>>()?;
-    pts.windows(2).all(|pair| pair[0] < pair[1]).then_some(pts)
+/// Frames looked at to find out whether a file has opacity at all.
+const SAMPLES: usize = 5;
+
+/// Whether pixels could be transparent, and each of some frames is so altogether.
+fn is_invisible(path: &Path, index: &VideoIndex) -> Reason<bool> {
+    let last = index.pts.len() - 1;
+    let mut samples: Vec<u32> = (0..SAMPLES).map(|i| (last * i / (SAMPLES - 1)) as u32).collect();
+    samples.dedup();
+    let mut invisible = true;
+    let looked = decode::frames(path, index, &samples, None, |_, frame| {
+        invisible &= av::has_alpha(frame.format()) && scale::is_invisible(frame)?;
+        if invisible { Ok(()) } else { Err(String::new()) }
+    });
+    match looked {
+        Err(reason) if invisible => Err(reason),
+        _ => Ok(invisible),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Where decoding can start in a file of 96 frames with a key frame every 12.
+    fn keys(name: &str, args: &[&str]) -> Vec<u32> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        let input = ["-v", "error", "-nostdin", "-f", "lavfi", "-i", "testsrc=d=4:r=24:s=64x48", "-g", "12"];
+        assert!(Command::new("ffmpeg").args(input).args(args).arg(&path).status().unwrap().success());
+        let index = VideoIndex::probe(&path).unwrap();
+        assert_eq!(index.pts.len(), 96, "{name}");
+        // Seeking reaches them, rather than decoding from the start.
+        for key in &index.keys {
+            let mut reader = Reader::open(&path, None).unwrap().follow(&index.packets);
+            assert_eq!(reader.seek(key.packet as usize, key.stamp), Ok(()), "{name}: {key:?}");
+            let mut frame = frame::Video::empty();
+            assert!(reader.next_frame(&mut frame).unwrap());
+            let first = index.frames[frame.pts().unwrap() as usize];
+            assert!(first <= key.frame && first + 12 > key.frame, "{name}: {first} for {key:?}");
+        }
+        index.keys.iter().map(|key| key.frame).collect()
+    }
+
+    #[test]
+    fn files_of_every_kind_can_be_searched() {
+        let every_12: Vec<u32> = (0..96).step_by(12).collect();
+        let h264 = ["-c:v", "libx264", "-bf", "2", "-sc_threshold", "0"];
+        let mpeg2 = ["-c:v", "mpeg2video", "-bf", "2", "-sc_threshold", "1000000000"];
+        let repeated = ["-c:v", "libx264", "-bf", "0", "-sc_threshold", "0", "-vsync", "passthrough"];
+        let repeat = ["-vf", "settb=1/24,setpts=N-eq(N\\,30)"];
+        for (name, args) in [
+            ("a.mp4", &h264[..]),
+            ("a.avi", &h264),
+            ("a.ts", &h264),
+            ("a.flv", &h264),
+            ("b.ts", &mpeg2),
+            ("b.mpg", &mpeg2),
+            ("b.mxf", &mpeg2),
+            ("repeated.mkv", &[&repeat[..], &repeated].concat()),
+        ] {
+            assert_eq!(keys(name, args)[..8], every_12, "{name}"); // some encoders end on one more
+        }
+    }
 }

@@ -20,6 +20,8 @@ pub struct Shape {
     pub orientation: Orientation,
     /// Width of a pixel divided by its height.
     pub aspect: f64,
+    /// What the pixel format calls opacity is padding.
+    pub opaque: bool,
 }
 
 impl Shape {
@@ -128,7 +130,7 @@ impl Scaler {
         lines: Lines<usize>,
         out: &mut [u8],
     ) -> Reason<()> {
-        if av::has_alpha(source.format()) {
+        if !shape.opaque && av::has_alpha(source.format()) {
             let size = (source.width(), source.height());
             Conversion::run(&mut self.opaque, source, Pixel::RGBA, size)?;
             if let Some(conversion) = &self.opaque {
@@ -178,6 +180,17 @@ impl Scaler {
         }
         Ok(())
     }
+}
+
+/// Whether all of a frame is transparent.
+pub fn is_invisible(source: &frame::Video) -> Reason<bool> {
+    let mut conversion = None;
+    Conversion::run(&mut conversion, source, Pixel::RGBA, (source.width(), source.height()))?;
+    let width = source.width() as usize;
+    Ok(conversion.is_none_or(|Conversion { target, .. }| {
+        let lines = target.data(0).chunks_exact(target.stride(0));
+        lines.flat_map(|line| line[..width * 4].chunks_exact(4)).all(|pixel| pixel[3] == 0)
+    }))
 }
 
 /// An RGBA frame over white, as RGB.

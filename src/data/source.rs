@@ -26,6 +26,10 @@ pub struct SourceFile {
     pub caption: Option<Arc<str>>,
     /// Index in [`Dataset::classes`].
     pub class: Option<usize>,
+    /// What whoever looks at the file would want to know, each a clause without a subject's name.
+    pub notes: Vec<String>,
+    /// The windows that are clips; none: all from the first on.
+    pub(super) windows: Option<Vec<u32>>,
     pub(super) media: Media,
 }
 
@@ -60,55 +64,119 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
     if std::fs::metadata(path).map_err(unreadable)?.len() == 0 {
         return Err("it is empty (0 bytes)".to_owned());
     }
-    let cut = Cut { frames: config.frames, stride: config.stride };
+    let too_small = |width, height| {
+        let (w, h) = (config.width, config.height);
+        format!("it is too small: {width}x{height} (width x height), a clip is {w}x{h}")
+    };
     let kind = picture::sniff(path)?;
     let an_image = || match config.frames {
         0 | 1 => Ok(()),
         frames => Err(format!("it is an image, which is one frame; the config asks {frames}")),
     };
-    let (width, height, frames, rate, clips, media) = match kind {
-        Kind::Image(format) => {
-            let (width, height) = picture::probe(path, format)?;
-            an_image()?;
-            (width, height, 1, None, 1, Media::Image)
+    if let Kind::Image(format) = kind {
+        let (width, height) = picture::probe(path, format)?;
+        an_image()?;
+        if width < config.width || height < config.height {
+            return Err(too_small(width, height));
         }
-        Kind::Avif | Kind::Other => {
-            if kind == Kind::Avif {
-                an_image()?;
+        return Ok(SourceFile {
+            path: path.to_owned(),
+            frames: 1,
+            height,
+            width,
+            rate: None,
+            clips: 1,
+            caption: None,
+            class: None,
+            notes: Vec::new(),
+            windows: None,
+            media: Media::Image,
+        });
+    }
+    if kind == Kind::Avif {
+        an_image()?;
+    }
+    let index = VideoIndex::probe(path)?;
+    let (times, count) = (index.times(), index.pts.len());
+    let picks = match config.fps {
+        None => None,
+        Some(fps) => {
+            let span = times[count - 1] - times[0];
+            if span * fps > 1000.0 * (count + 10) as f64 {
+                return Err(format!("its {count} frames claim to last {span:.0} seconds: its timestamps are broken"));
             }
-            let index = VideoIndex::probe(path)?;
-            let (times, count) = (index.times(), index.pts.len());
-            let picks = match config.fps {
-                None => None,
-                Some(fps) => {
-                    let span = times[count - 1] - times[0];
-                    if span * fps > 1000.0 * (count + 10) as f64 {
-                        return Err(format!(
-                            "its {count} frames claim to last {span:.0} seconds: its timestamps are broken"
-                        ));
-                    }
-                    Some(resample(&times, index.tick, fps))
-                }
-            };
-            let usable = picks.as_ref().map_or(count, Vec::len);
-            let missing = cut.missing(usable);
-            if missing > 0 {
-                let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
-                return Err(format!(
-                    "it is {missing} frames too short: {usable} frames{rate}, a clip spans {}",
-                    cut.span()
-                ));
-            }
-            let (width, height) = index.shown;
-            let rate = index.rate.filter(|_| kind == Kind::Other);
-            (width, height, count, rate, cut.count(usable), Media::Video { index: Box::new(index), picks })
+            Some(resample(&times, index.tick, fps))
         }
     };
-    if width < config.width || height < config.height {
-        return Err(format!(
-            "it is too small: {width}x{height} (width x height), a clip is {}x{}",
-            config.width, config.height
-        ));
+    let cut = Cut { frames: config.frames, stride: config.stride };
+    let usable = picks.as_ref().map_or(count, Vec::len);
+    let missing = cut.missing(usable);
+    if missing > 0 {
+        let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
+        return Err(format!("it is {missing} frames too short: {usable} frames{rate}, a clip spans {}", cut.span()));
     }
-    Ok(SourceFile { path: path.to_owned(), frames, height, width, rate, clips, caption: None, class: None, media })
+    let (width, height) = index.sizes.of(0).shown();
+    let one_size = index.sizes.runs().len() == 1;
+    if one_size && (width < config.width || height < config.height) {
+        return Err(too_small(width, height));
+    }
+    let mut file = SourceFile {
+        path: path.to_owned(),
+        frames: count,
+        height,
+        width,
+        rate: index.rate.filter(|_| kind == Kind::Other),
+        clips: cut.count(usable),
+        caption: None,
+        class: None,
+        notes: index.notes.clone(),
+        windows: None,
+        media: Media::Video { index: Box::new(index), picks },
+    };
+    file.heed_sizes(config)?;
+    Ok(file)
+}
+
+impl SourceFile {
+    /// Leaves out the clips that reach into frames smaller than a clip, where the size changes on the way, and notes that.
+    ///
+    /// # Errors
+    /// No clip is left.
+    pub(super) fn heed_sizes(&mut self, config: &config::Data) -> Reason<()> {
+        let Media::Video { index, picks } = &self.media else { return Ok(()) };
+        let runs = index.sizes.runs();
+        if runs.len() < 2 {
+            return Ok(());
+        }
+        let small = |n: u32| {
+            let (width, height) = index.sizes.of(n).shown();
+            width < config.width || height < config.height
+        };
+        let cut = Cut { frames: config.frames, stride: config.stride };
+        let count = cut.count(picks.as_ref().map_or(index.pts.len(), Vec::len));
+        let number = |place: usize| picks.as_ref().map_or(place as u32, |picks| picks[place]);
+        let fits = |w: &u32| !(0..cut.frames).any(|i| small(number(cut.frame(*w as usize, i))));
+        let windows: Vec<u32> = (0..count as u32).filter(fits).collect();
+        let listed = runs.iter().take(4).map(|(from, size)| {
+            let (width, height) = size.shown();
+            format!("{width}x{height} from frame {from}")
+        });
+        let more = if runs.len() > 4 { ", and so on" } else { "" };
+        let sizes =
+            format!("its frames change their size (width x height): {}{more}", listed.collect::<Vec<_>>().join(", "));
+        let left_out = count - windows.len();
+        let (w, h) = (config.width, config.height);
+        let reason = format!("{sizes}; {left_out} of its {count} clips reach into frames smaller than {w}x{h}");
+        if windows.is_empty() {
+            return Err(reason);
+        }
+        if left_out > 0 {
+            tracing::warn!("{}: {reason}, and are not used", self.path.display());
+            self.notes.push(format!("{reason}, and are not used"));
+        } else if !self.notes.contains(&sizes) {
+            self.notes.push(sizes);
+        }
+        (self.clips, self.windows) = (windows.len(), (left_out > 0).then_some(windows));
+        Ok(())
+    }
 }

@@ -9,7 +9,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
-const VIDEOS: [&str; 6] = ["mp4", "mkv", "webm", "mov", "avi", "gif"];
+const VIDEOS: [&str; 18] = [
+    "mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "gif", "mpg", "mpeg", "vob", "ts", "mts", "m2ts", "wmv", "flv",
+    "ogv", "mxf",
+];
 const IMAGES: [&str; 14] =
     ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "avif", "bmp", "tif", "tiff", "pbm", "pgm", "ppm", "pnm"];
 

@@ -6,6 +6,7 @@ use longreel::data::{Augment, Dataset};
 use std::path::{Path, PathBuf};
 
 const SIZE: (usize, usize) = (64, 48); // width, height
+const MPEG2: [&str; 8] = ["-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-q:v", "2"];
 
 /// One file each of the kinds that a user may bring, 50 coded frames.
 fn kinds(folder: &Path) -> Vec<PathBuf> {
@@ -23,7 +24,20 @@ fn kinds(folder: &Path) -> Vec<PathBuf> {
         make("live.mkv", &[&H264[..], &["-live", "1"]].concat()),
         make("rgb.mkv", &["-c:v", "ffv1", "-pix_fmt", "bgr0"]),
         make("pal.gif", &[]),
-        make("mpeg2.mkv", &["-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-q:v", "2"]),
+        make("mpeg2.mkv", &MPEG2),
+        // Without an index, and frames that do not begin where packets do.
+        make("h264.ts", &H264),
+        make("open.m2ts", &[&H264[..], &["-x264-params", "open-gop=1"]].concat()),
+        make("mpeg2.ts", &MPEG2),
+        make("mpeg2.mpg", &MPEG2),
+        make("mpeg2.vob", &MPEG2),
+        make("mpeg1.mpeg", &["-c:v", "mpeg1video", "-g", "12", "-bf", "2", "-q:v", "2"]),
+        make("mpeg2.mxf", &MPEG2),
+        make("h264.flv", &H264),
+        make("h264.3gp", &H264),
+        make("h264.m4v", &[&H264[..], &["-f", "mp4"]].concat()),
+        make("wmv2.wmv", &["-c:v", "wmv2", "-g", "12", "-b:v", "2M"]),
+        make("theora.ogv", &["-c:v", "libtheora", "-g", "12", "-q:v", "8"]),
     ]
 }
 
