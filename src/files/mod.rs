@@ -26,6 +26,7 @@ use rustix::process::{Resource, getrlimit};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -183,6 +184,12 @@ pub(crate) fn advice(kind: io::ErrorKind) -> Option<String> {
         }),
         _ => None,
     }
+}
+
+/// Bytes that the user may still write to the file system of an open file or folder.
+pub(crate) fn free_space(on: impl AsFd) -> io::Result<u64> {
+    let space = rustix::fs::fstatvfs(on)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 /// The folder of `path`; of a bare name, the current one.

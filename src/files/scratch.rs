@@ -5,7 +5,7 @@
 //! look for at the next start, and no start can remove a file that a live run uses. The price is that `ls` and `du` do not show
 //! it, only `df` does. It is never synced, for nobody reads it after a crash.
 
-use rustix::fs::{FallocateFlags, fallocate, fstatfs, fstatvfs};
+use rustix::fs::{FallocateFlags, fallocate, fstatfs};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::gib;
+use super::{free_space, gib};
 use crate::{Error, Result, bail};
 
 /// `f_type` of a file system that lies in memory.
@@ -45,8 +45,7 @@ impl Scratch {
 
     /// Fails if the folder has no room for `bytes` more.
     pub fn check(&self, bytes: u64) -> Result<()> {
-        let space = fstatvfs(&self.file).map_err(|e| self.error("asking for the space of", e.into()))?;
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let free = free_space(&self.file).map_err(|e| self.error("asking for the space of", e))?;
         if bytes > free {
             let (needed, free, folder) = (gib(bytes), gib(free), self.folder.display());
             bail!("stash.folder: {needed} are needed in {folder}, where {free} are free; {}", self.advice)
