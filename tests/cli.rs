@@ -14,7 +14,7 @@ use std::process::Command;
 
 fn command(from: &Path, output: &Path, args: &[&str]) -> Command {
     let mut command = longreel();
-    command.arg("sample").arg(from).arg("-o").arg(output).args(args);
+    command.arg("sample").arg(from).arg("--force").arg("-o").arg(output).args(args);
     command
 }
 
@@ -53,6 +53,14 @@ fn video(path: &Path, [frames, height, width]: [usize; 3]) -> (Frames, f64) {
 
 fn pixels(path: &Path) -> image::RgbImage {
     image::open(path).unwrap().into_rgb8()
+}
+
+/// Inputs of `longreel forward` for one clip of this size, of class 1 where the network has classes.
+pub fn inputs_of([frames, height, width]: [usize; 3]) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let shape = vec![1, 3, frames, height, width];
+    let values = (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.37).sin()).collect();
+    let [time, label] = [("timestep", 500.0), ("class_labels", 1.0)].map(|(n, x)| (n.to_owned(), vec![1], vec![x]));
+    vec![("hidden_states".to_owned(), shape, values), time, label]
 }
 
 /// The largest difference of two pictures' pixels.
@@ -207,6 +215,7 @@ fn what_cannot_be_sampled_is_refused() {
         (&["--ranks", "3", "--frames", "2", "--height", "8", "--width", "16"], "cannot share a clip of 2 tokens"),
         (&["--label", "cat"], "--label cat: the model has no classes"),
         (&["--guidance", "nan"], "guidance"),
+        (&["--guidance", "2"], "--guidance is 2, but the model has no classes: there is nothing to guide by"),
     ] {
         refused(&run, "mine.mp4", args, expected);
     }
@@ -267,4 +276,69 @@ fn damaged_checkpoints_are_refused() {
     fs::write(&state, &fs::read(&state).unwrap()[..50]).unwrap();
     let error = fail(&mut command(&place.path("run"), &place.path("mine.png"), &[]));
     assert!(error.contains("state.json: is not the state of a checkpoint, or damaged"), "{error}");
+}
+
+#[test]
+fn what_exists_is_written_over_by_force_alone() {
+    let place = Place::pictures();
+    place.train("run", &["train.steps=1"]);
+    let mine = ["mine.png", "mine-1.gif", "mine.gif", "folder/00001.png", "out.safetensors", "scan.png"];
+    fs::create_dir(place.path("folder")).unwrap();
+    for name in mine {
+        fs::write(place.path(name), "mine").unwrap();
+    }
+    let run = place.path("run");
+    let inputs = place.path("inputs.safetensors");
+    write_tensors(&inputs, inputs_of([1, 16, 24])).unwrap();
+    let sample = |output: &str, count: &str| {
+        let mut command = longreel();
+        command.arg("sample").arg(&run).arg("-o").arg(place.path(output)).args(["--count", count]);
+        command
+    };
+    let mut forward = longreel();
+    forward.arg("forward").arg(&run).arg(&inputs).arg("-o").arg(place.path("out.safetensors"));
+    let mut scan = longreel();
+    scan.arg("scan").arg(place.path("clips")).args(["--frames=1", "--height=16", "--width=24"]);
+    scan.arg("--sheet").arg(place.path("scan.png"));
+    let commands = [
+        (sample("mine.png", "2"), "mine.png"),
+        (sample("mine.gif", "1"), "mine.gif"),
+        (sample("mine.gif", "2"), "mine-1.gif"),
+        (sample("folder", "2"), "folder/00001.png"),
+        (forward, "out.safetensors"),
+        (scan, "scan.png"),
+    ];
+    for (mut command, name) in commands {
+        let before = snapshot(&place.path(""));
+        let error = fail(&mut command);
+        let expected = "exists already: choose another name, or --force to replace it";
+        assert_eq!(error, format!("{}: {expected}", place.path(name).display()));
+        assert!(snapshot(&place.path("")) == before, "{name}: a refused command has written something");
+        succeed(command.arg("--force"));
+        assert_ne!(fs::read(place.path(name)).unwrap(), b"mine", "{name}");
+    }
+    // What is in the way is not even there: another number of clips.
+    succeed(&mut sample("folder/other.gif", "2"));
+    // Nobody named the contact sheet: the report comes, and what is there stays.
+    fs::write(place.path("scan.png"), "mine").unwrap();
+    let mut scan = longreel();
+    scan.current_dir(place.path("")).args(["scan", "clips", "--frames=1", "--height=16", "--width=24"]);
+    let output = succeed(&mut scan);
+    assert!(
+        text(&output.stdout).contains("6 clips") && text(&output.stderr).contains("scan.png exists already and stays")
+    );
+    assert_eq!(fs::read(place.path("scan.png")).unwrap(), b"mine");
+    succeed(scan.arg("--force"));
+    assert!(image::open(place.path("scan.png")).is_ok());
+}
+
+#[test]
+fn guidance_without_classes_is_refused_before_training() {
+    let place = Place::videos();
+    let error = place.error("run", &["sample.guidance=3"]);
+    assert_eq!(
+        error,
+        "sample.guidance is 3, but the model has no classes: there is nothing to guide by; leave it at 1"
+    );
+    assert!(!place.path("run").exists());
 }

@@ -3,6 +3,7 @@
 use crate::train::{Place, fail, longreel, succeed, text};
 use image::RgbImage;
 use std::fs;
+use std::process::Command;
 
 /// Names that clear the screen, forge a line, turn the direction of writing, and use an 8-bit control; and how they are shown.
 const NAMES: [(&str, &str); 4] = [
@@ -83,4 +84,63 @@ fn sample_and_the_command_line_show_no_control_characters() {
         let wrong = |c: &char| c.is_control() && *c != '\n';
         assert_eq!(text(&output.stderr).chars().find(wrong), None, "{}", text(&output.stderr));
     }
+}
+
+/// What a command writes to a terminal.
+fn on_terminal(command: &str, variables: &[(&str, &str)]) -> String {
+    let mut script = Command::new("script");
+    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "RUST_LOG"] {
+        script.env_remove(name);
+    }
+    script.args(["-qec", command, "/dev/null"]).env("TERM", "xterm").envs(variables.iter().copied());
+    text(&succeed(&mut script).stdout)
+}
+
+#[test]
+fn colours_are_left_out_where_they_are_not_wanted() {
+    let place = Place::videos();
+    fs::write(place.path("clips/notes.doc"), "not used").unwrap();
+    let binary = env!("CARGO_BIN_EXE_longreel");
+    let train =
+        format!("{binary} train {} --set run.out={}", place.path("config.toml").display(), place.path("run").display());
+    let commands = [
+        format!("{binary} scan {} --no-sheet --frames=2 --height=16 --width=16", place.path("clips").display()),
+        train.clone(),
+        format!("{binary} --help; {binary} trian || true"),
+    ];
+    let colours = |text: &str| {
+        text.match_indices("\x1b[").any(|(at, _)| {
+            let end = text[at + 2..].find(|c: char| c.is_ascii_alphabetic());
+            end.is_some_and(|end| text[at + 2 + end..].starts_with('m'))
+        })
+    };
+    for command in commands {
+        for (variables, wanted) in [
+            (&[][..], true),
+            (&[("NO_COLOR", "1")][..], false),
+            (&[("NO_COLOR", "")], true),
+            (&[("CLICOLOR", "0")], false),
+            (&[("TERM", "dumb")], false),
+        ] {
+            let _ = fs::remove_dir_all(place.path("run"));
+            let shown = on_terminal(&command, variables);
+            assert_eq!(colours(&shown), wanted, "{command} with {variables:?}: {shown:?}");
+        }
+    }
+}
+
+#[test]
+fn sampling_shows_its_progress_on_a_terminal() {
+    let place = Place::videos();
+    place.train("run", &["train.steps=1"]);
+    let binary = env!("CARGO_BIN_EXE_longreel");
+    let (run, output) = (place.path("run"), place.path("x.mp4"));
+    let command = format!("{binary} sample {} --count 3 --steps 9 -o {}", run.display(), output.display());
+    let shown = on_terminal(&command, &[]);
+    assert!(shown.contains("clip 1/3  step 1/9  ETA ") && shown.contains("clip 2/3  step "), "{shown:?}");
+    assert!(shown.ends_with(&format!("{}\r\n", place.path("x-2.mp4").display())), "{shown:?}");
+    // No line that cannot be renewed, and none in a file.
+    let forced = format!("{command} --force");
+    assert!(!on_terminal(&forced, &[("TERM", "dumb")]).contains("step "));
+    assert!(!text(&succeed(Command::new("sh").args(["-c", &forced])).stderr).contains("step "));
 }

@@ -23,6 +23,7 @@ mod model;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod mutated;
+mod named;
 mod ops;
 mod optimizer;
 mod parallel;

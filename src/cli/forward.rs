@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use crate::config::{Compute, Hardware};
 use crate::engine::{Engine, Objective, Source};
-use crate::files::{Tensors, check_target, write_tensors};
-use crate::model::folder::Folder;
+use crate::files::{Tensors, write_tensors};
 use crate::model::{Model, ModelConfig, Patches, Prompt};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
 use crate::train::device::device;
+use crate::train::named::NamedModel;
 use crate::{Result, bail, hub};
 
 /// Run a diffusers transformer folder on the inputs of a safetensors file.
@@ -22,7 +22,7 @@ use crate::{Result, bail, hub};
 /// mean(sample^2) and `grad.NAME` for every parameter.
 #[derive(Debug, Args)]
 pub struct ForwardArgs {
-    /// A folder with config.json and diffusion_pytorch_model*.safetensors, or `hf://owner/name[@revision][/path]`
+    /// A transformer or pipeline folder in diffusers' layout, a run, a checkpoint or a part of it, or `hf://owner/name[@revision][/path]`
     #[arg(value_name = "MODEL_DIR", value_parser = super::place())]
     pub model: String,
     /// The inputs
@@ -31,6 +31,9 @@ pub struct ForwardArgs {
     /// The outputs
     #[arg(short, long, value_name = "OUT.safetensors", value_parser = super::path())]
     pub output: PathBuf,
+    /// Replace the outputs' file if it exists
+    #[arg(long)]
+    pub force: bool,
     /// Also the loss and every parameter's gradient
     #[arg(long)]
     pub grads: bool,
@@ -50,10 +53,10 @@ type Named = Vec<(String, Vec<usize>, Vec<f32>)>;
 
 /// Runs the command.
 pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
-    check_target(&args.output)?; // before the work
+    super::may_write(&args.output, args.force)?;
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
-    let folder = Folder::open(&launch.in_turn(|| hub::resolve(&args.model))?)?;
+    let folder = NamedModel::find(&launch.in_turn(|| hub::resolve(&args.model))?)?.open()?;
     let config = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&config))?;
     let inputs = Inputs::read(&args.inputs, &config)?;

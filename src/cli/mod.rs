@@ -10,19 +10,20 @@ mod forward;
 mod interrupt;
 mod plan;
 mod sample;
+mod sampling;
 mod scan;
 mod train;
 
-use crate::files::expand_home;
+use crate::files::{check_target, expand_home};
 use crate::ops::cpu;
 use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, threads_per_rank};
 use crate::train::progress::Stderr;
-use crate::{Error, Result, terminal};
+use crate::{Error, Result, bail, terminal};
 use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use std::error::Error as _;
 use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
@@ -156,6 +157,15 @@ fn with_causes(error: &Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// Refuses to write over what is there, before the work: no regular file ever, a file only if the user said `--force`.
+fn may_write(path: &Path, force: bool) -> Result<()> {
+    check_target(path)?;
+    if is_first() && !force && path.symlink_metadata().is_ok() {
+        bail!("{}: exists already: choose another name, or --force to replace it", path.display())
+    }
+    Ok(())
 }
 
 fn start_logging() -> std::result::Result<(), String> {

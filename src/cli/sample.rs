@@ -2,18 +2,19 @@
 
 use candle_core::DType;
 use clap::Args;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
+use super::sampling::SamplingProgress;
 use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
 use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::write::{Kind, write_video};
 use crate::diffusion::Objective;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Communicator, Launch, Sequence, is_first};
-use crate::train::checkpoint::Checkpoint;
 use crate::train::device::device;
-use crate::train::sampling::{Request, Sampled, sample};
+use crate::train::named::NamedModel;
+use crate::train::sampling::{Request, Sampled, check_guidance, sample_reporting};
 use crate::{Error, Result, bail, hub, terminal};
 
 /// The rate of clips whose data had none.
@@ -25,12 +26,15 @@ const STRIP: usize = 8;
 /// Sample clips from a run's EMA weights.
 #[derive(Debug, Args)]
 pub struct SampleArgs {
-    /// A run's folder (its last checkpoint is taken), a checkpoint's, or `hf://owner/name[@revision][/path]`
+    /// A run's folder (its last checkpoint is taken), a checkpoint's or a part of it, or `hf://owner/name[@revision][/path]`
     #[arg(value_name = "RUN_OR_CHECKPOINT", value_parser = super::place())]
     pub from: String,
     /// Where to write: video (.mp4) or animation (.gif), numbered if several; a sheet of all (.png); or a folder
     #[arg(short, long, value_name = "FILE.mp4|.gif|.png|DIR", value_parser = super::path())]
     pub output: PathBuf,
+    /// Replace files that exist
+    #[arg(long)]
+    pub force: bool,
     /// Clips; default: the config's `sample.count`
     #[arg(long, value_name = "N", value_parser = super::at_least_1)]
     pub count: Option<usize>,
@@ -71,28 +75,44 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let kind = args.kind()?; // before hours of work
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
-    let checkpoint = Checkpoint::open(&launch.in_turn(|| hub::resolve(&args.from))?)?;
+    let named = NamedModel::find(&launch.in_turn(|| hub::resolve(&args.from))?)?;
+    let Some(checkpoint) = &named.checkpoint else {
+        bail!(
+            "{}: is a model without state.json, so its clips' size and its prediction are not known; sampling needs a run or a \
+             checkpoint of longreel",
+            named.dir.display()
+        )
+    };
     let config = checkpoint.config()?;
-    let folder = checkpoint.ema()?;
+    let folder = named.open()?;
     let network = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&network))?;
     let request = args.request(&config)?;
     network.grid(request.size)?;
+    let name = if args.guidance.is_some() { "--guidance" } else { "sample.guidance" };
+    check_guidance(name, args.guidance.unwrap_or(config.sample.guidance), &network)?;
     let count = args.count.unwrap_or(config.sample.count);
+    args.may_write(kind, count, request.size[0])?;
     let labels = args.labels(&checkpoint.state().classes, network.num_classes, count)?;
     let objective = Objective::new(&config.diffusion)?;
     let bf16 = config.train.dtype == Compute::Bf16;
     let fps = checkpoint.state().fps.unwrap_or(FPS_OF_IMAGES);
     let (write, sheet) =
         (Mutex::new(Writer { args, kind, count, fps, strips: vec![], numbered: vec![] }), kind == Kind::Png);
+    let progress = is_first().then(|| SamplingProgress::new(count, request.steps));
 
     launch.run(ranks, |comm| {
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?.to_device(&device)?;
         for (index, &label) in labels.iter().enumerate() {
             let request = Request { label, ..request.clone() };
-            let clip = sample(&model, &objective, &sequence, &request, index as u64, config.train.tile)?;
             let comm = sequence.all.as_ref();
+            let report = |done, all| match &progress {
+                Some(progress) if comm.rank() == 0 => progress.update(index, done, all),
+                _ => {}
+            };
+            let tile = config.train.tile;
+            let clip = sample_reporting(&model, &objective, &sequence, &request, index as u64, tile, &report)?;
             if comm.rank() > 0 {
                 clip.bands(comm, |_| Ok(()))?; // to rank 0, which writes them
                 continue;
@@ -102,6 +122,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         }
         Ok(())
     })?;
+    drop(progress);
     let writer = write.into_inner().unwrap_or_else(|e| e.into_inner());
     if sheet && !writer.strips.is_empty() {
         contact_sheet(&writer.strips, &args.output)?;
@@ -124,6 +145,29 @@ impl SampleArgs {
             bail!("{}: the folder {} is not there", self.output.display(), folder.display())
         }
         Ok(kind)
+    }
+
+    /// The file of clip number `index` of `count`, of `frames` frames; none where clips share a sheet.
+    fn file(&self, kind: Kind, index: usize, count: usize, frames: usize) -> Option<PathBuf> {
+        let output = &self.output;
+        match kind {
+            Kind::Png => None,
+            Kind::Folder => Some(output.join(format!("{index:05}.{}", if frames == 1 { "png" } else { "mp4" }))),
+            Kind::Mp4 | Kind::Gif if count == 1 => Some(output.clone()),
+            Kind::Mp4 | Kind::Gif => {
+                let stem = output.file_stem().unwrap_or_default().to_string_lossy();
+                let extension = output.extension().unwrap_or_default().to_string_lossy();
+                Some(output.with_file_name(format!("{stem}-{index}.{extension}")))
+            }
+        }
+    }
+
+    /// Refuses to write over what is there, before hours of work.
+    fn may_write(&self, kind: Kind, count: usize, frames: usize) -> Result<()> {
+        (0..count).try_for_each(|index| {
+            let file = self.file(kind, index, count, frames);
+            super::may_write(file.as_ref().unwrap_or(&self.output), self.force)
+        })
     }
 
     /// What to sample: the run's config, with what the command line says instead.
@@ -173,31 +217,26 @@ impl Writer<'_> {
     fn take(&mut self, index: usize, class: Option<&str>, clip: &Sampled, comm: &dyn Communicator) -> Result<()> {
         let output = &self.args.output;
         let picture = clip.size[0] == 1;
+        let file = self.args.file(self.kind, index, self.count, clip.size[0]);
         if self.kind == Kind::Folder {
             std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
         }
         match self.kind {
             Kind::Png if self.count == 1 && picture => return clip.write_png(comm, output)?,
-            Kind::Folder if picture => return clip.write_png(comm, &output.join(format!("{index:05}.png")))?,
+            Kind::Folder if picture => return clip.write_png(comm, file.as_ref().unwrap_or(output))?,
             _ => {}
         }
         let Some(clip) = clip.collect(comm)? else { return Ok(()) };
-        let write = |path: &Path| write_video(path, &clip.data, clip.height, clip.width, self.fps);
-        match self.kind {
-            Kind::Png => {
-                let caption = class.map_or(format!("sample {index}"), |class| format!("sample {index}: {class}"));
-                let shown = clip.count().min(STRIP);
-                self.strips.push(Strip::from_clip(&caption, &clip.data, clip.height, clip.width, shown)?);
-                Ok(())
-            }
-            Kind::Folder => write(&output.join(format!("{index:05}.mp4"))),
-            Kind::Mp4 | Kind::Gif if self.count == 1 => write(output),
-            Kind::Mp4 | Kind::Gif => {
-                let stem = output.file_stem().unwrap_or_default().to_string_lossy();
-                let extension = output.extension().unwrap_or_default().to_string_lossy();
-                self.numbered.push(output.with_file_name(format!("{stem}-{index}.{extension}")));
-                write(&self.numbered[index])
-            }
+        let Some(file) = file else {
+            let caption = class.map_or(format!("sample {index}"), |class| format!("sample {index}: {class}"));
+            let shown = clip.count().min(STRIP);
+            self.strips.push(Strip::from_clip(&caption, &clip.data, clip.height, clip.width, shown)?);
+            return Ok(());
+        };
+        write_video(&file, &clip.data, clip.height, clip.width, self.fps)?;
+        if self.kind != Kind::Folder && self.count > 1 {
+            self.numbered.push(file);
         }
+        Ok(())
     }
 }

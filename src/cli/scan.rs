@@ -7,7 +7,6 @@ use super::{at_least_1, print, print_json};
 use crate::config::{Crop, Data, Label, RunConfig};
 use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::{Augment, Clip, Dataset, token_grid};
-use crate::files::check_target;
 use crate::{Error, Result, bail, hub, terminal};
 use clap::Args;
 use image::RgbImage;
@@ -51,9 +50,12 @@ pub struct ScanArgs {
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
-    /// Where the contact sheet goes
-    #[arg(long, value_name = "FILE.png", default_value = "scan.png", value_parser = super::path())]
-    pub sheet: PathBuf,
+    /// Where the contact sheet goes [default: scan.png]
+    #[arg(long, value_name = "FILE.png", value_parser = super::path())]
+    pub sheet: Option<PathBuf>,
+    /// Replace the contact sheet if it exists
+    #[arg(long)]
+    pub force: bool,
     /// Write no contact sheet
     #[arg(long, conflicts_with = "sheet")]
     pub no_sheet: bool,
@@ -73,6 +75,9 @@ fn three(text: &str) -> std::result::Result<[usize; 3], String> {
     numbers.try_into().map_err(|_| "must be three numbers: frames,height,width".to_owned())
 }
 
+/// Where the contact sheet goes by default.
+const SHEET: &str = "scan.png";
+
 /// So many clips are shown on a contact sheet, one a file, and so many frames of each.
 const SHOWN: usize = 48;
 const SHOWN_FRAMES: usize = 4;
@@ -83,8 +88,10 @@ const SHOWN_FRAMES: usize = 4;
 /// A setting or the patch does not fit, the folder cannot be read, nothing in it is usable, or the sheet cannot be
 /// written.
 pub fn run(args: ScanArgs) -> Result<()> {
+    let sheet = args.sheet.clone().unwrap_or_else(|| SHEET.into());
     if !args.no_sheet {
-        check_target(&args.sheet)?; // before every file is looked at
+        // Before every file is looked at. Whoever scans again and again, and names no sheet, is not stopped by the last one.
+        super::may_write(&sheet, args.force || args.sheet.is_none())?;
     }
     let (data, patch) = settings(&args)?;
     let root = hub::resolve(&data.path)?;
@@ -101,10 +108,17 @@ pub fn run(args: ScanArgs) -> Result<()> {
     if dataset.is_empty() {
         bail!("{}: no usable clips", root.display());
     }
-    if !args.no_sheet {
-        let shown = write_sheet(&dataset, &root, &args.sheet)?;
-        tracing::info!("{}: {shown} of {} files", args.sheet.display(), dataset.files().len());
+    if args.no_sheet {
+        return Ok(());
     }
+    if args.sheet.is_none() && super::may_write(&sheet, args.force).is_err() {
+        tracing::warn!(
+            "{SHEET} exists already and stays as it is: draw it anew with --force, or name one with --sheet"
+        );
+        return Ok(());
+    }
+    let shown = write_sheet(&dataset, &root, &sheet)?;
+    tracing::info!("{}: {shown} of {} files", sheet.display(), dataset.files().len());
     Ok(())
 }
 

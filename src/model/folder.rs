@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 const STEM: &str = "diffusion_pytorch_model";
 
 /// Bytes that a config.json may have; one is of a kilobyte.

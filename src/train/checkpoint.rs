@@ -23,9 +23,9 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 const CHECKPOINTS: &str = "checkpoints";
-const STATE: &str = "state.json";
-const TRANSFORMER: &str = "transformer";
-const EMA: &str = "ema";
+pub(super) const STATE: &str = "state.json";
+pub(super) const TRANSFORMER: &str = "transformer";
+pub(super) const EMA: &str = "ema";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
 /// What a checkpoint says besides its tensors.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::checkpoint::{Checkpoint, RunFolder};
 use super::device::device;
+use super::named::NamedModel;
+use super::sampling::check_guidance;
 use crate::config::{Compute, Label, RunConfig};
 use crate::data::Dataset;
 use crate::engine::stash::Shapes;
@@ -58,7 +60,7 @@ impl Job {
         }
         let device = device(Some(config.train.device), "train.device", config.parallel.ranks, launch)?;
         let from = match &config.model.from {
-            Some(spec) => Some(Folder::open(&hub::resolve(spec)?)?),
+            Some(spec) => Some(NamedModel::find(&hub::resolve(spec)?)?.open()?),
             None => None,
         };
         let model = match &from {
@@ -66,6 +68,7 @@ impl Job {
             None => network(&config),
         };
         model.check()?;
+        check_guidance("sample.guidance", config.sample.guidance, &model)?;
         if model.in_channels != 3 || model.out_channels != 3 {
             let (i, o) = (model.in_channels, model.out_channels);
             bail!("model.from: the network takes {i} and gives {o} channels; training is on pixels, which have 3")

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod device;
 pub mod ema;
 pub mod metrics;
+pub mod named;
 pub mod optimizer;
 pub mod plot;
 pub mod progress;

@@ -1,12 +1,13 @@
 //! What a run shows while it goes: one line that renews itself on a terminal, a log line now and then elsewhere.
 
+use crate::terminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Without a terminal a log line comes this often.
-const LOG_EVERY: Duration = Duration::from_secs(60);
+pub(crate) const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// Resident memory of this process in bytes; 0 where the system does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +61,25 @@ impl Write for Stderr {
     }
 }
 
+/// A line that renews itself, of which `done` parts of `length` are done, if stderr is a terminal that can do so. Log lines step aside
+/// for it until [`leave`].
+pub(crate) fn bar(length: u64, done: u64) -> Option<ProgressBar> {
+    terminal::renews_lines().then(|| {
+        let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
+        // The template is a constant, so the fallback is never seen.
+        let style = ProgressStyle::with_template("{bar:24.cyan/blue} {msg}").unwrap_or(ProgressStyle::default_bar());
+        bar.set_style(style.progress_chars("━╸─"));
+        bar.set_position(done);
+        *BAR.lock().unwrap_or_else(|e| e.into_inner()) = Some(bar.clone());
+        bar
+    })
+}
+
+/// Lets log lines come as they would without this line.
+pub(crate) fn leave() {
+    *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
+}
+
 /// Progress of a run: step, loss, tokens per second, memory and the time left; within a long step, how far that is. Ranks and whoever
 /// watches them share it.
 #[derive(Debug)]
@@ -87,18 +107,7 @@ const PARTS: u64 = 1000;
 impl Progress {
     /// For a run of `total` steps of which `done` lie behind (0, or where it resumes).
     pub fn new(total: u64, done: u64) -> Self {
-        let bar = crate::terminal::renews_lines().then(|| {
-            let length = total.saturating_mul(PARTS);
-            let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
-            // The template is a constant, so the fallback is never seen.
-            let style =
-                ProgressStyle::with_template("{bar:24.cyan/blue} {msg}").unwrap_or(ProgressStyle::default_bar());
-            bar.set_style(style.progress_chars("━╸─"));
-            bar.set_position(done.saturating_mul(PARTS));
-            *BAR.lock().unwrap_or_else(|e| e.into_inner()) = Some(bar.clone());
-            bar
-        });
-        Self::with(bar, total, done, LOG_EVERY)
+        Self::with(bar(total.saturating_mul(PARTS), done.saturating_mul(PARTS)), total, done, LOG_EVERY)
     }
 
     fn with(bar: Option<ProgressBar>, total: u64, done: u64, log_every: Duration) -> Self {
@@ -150,7 +159,7 @@ impl Progress {
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.abandon();
-            *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
+            leave();
         }
     }
 
@@ -249,7 +258,7 @@ fn short(rate: f64) -> String {
 }
 
 /// A duration in its two largest units.
-fn clock(time: Duration) -> String {
+pub(crate) fn clock(time: Duration) -> String {
     let s = time.as_secs();
     match (s / 86400, s / 3600 % 24, s / 60 % 60, s % 60) {
         (0, 0, 0, s) => format!("{s}s"),

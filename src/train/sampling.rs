@@ -13,7 +13,7 @@ use crate::diffusion::{
     resolve_shift, sample_key, timestep,
 };
 use crate::engine::{Engine, Source};
-use crate::model::{Model, Prompt};
+use crate::model::{Model, ModelConfig, Prompt};
 use crate::ops::read;
 use crate::parallel::{Communicator, Sequence, Split};
 use crate::{Result, bail};
@@ -67,6 +67,19 @@ pub fn sample(
     index: u64,
     tile: usize,
 ) -> Result<Sampled> {
+    sample_reporting(model, objective, sequence, request, index, tile, &|_, _| {})
+}
+
+/// As [`sample`]; `report(done, all)` is called after each of the `all` times that the sampler asks the network.
+pub fn sample_reporting(
+    model: &Model,
+    objective: &Objective,
+    sequence: &Sequence,
+    request: &Request,
+    index: u64,
+    tile: usize,
+    report: &dyn Fn(usize, usize),
+) -> Result<Sampled> {
     let config = &model.config;
     if config.in_channels != 3 || config.out_channels != 3 {
         bail!("the model's clips have {} channels; sampling makes pixels, which have 3", config.in_channels)
@@ -82,8 +95,40 @@ pub fn sample(
 
     let shift = resolve_shift(request.shift, request.shift_base_tokens, grid.iter().product())?;
     let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, shift)?)?;
-    let rows = sampler.run_in_tiles(x, &mut Network { engine: &engine, model, objective, request, given: None })?;
+    let (all, mut done) = (sampler.calls(), 0);
+    let mut network = Network { engine: &engine, model, objective, request, given: None };
+    let mut velocity = Reporting {
+        network: &mut network,
+        report: &mut || {
+            done += 1;
+            report(done, all)
+        },
+    };
+    let rows = sampler.run_in_tiles(x, &mut velocity)?;
     Sampled::new(rows, request.size, config.patch_size)
+}
+
+/// A network that says when it has been asked.
+struct Reporting<'a, 'n> {
+    network: &'a mut Network<'n>,
+    report: &'a mut dyn FnMut(),
+}
+
+impl Velocity for Reporting<'_, '_> {
+    fn tiles(&mut self, state: Make, sigma: f64, take: Take) -> Result<()> {
+        self.network.tiles(state, sigma, take)?;
+        (self.report)();
+        Ok(())
+    }
+}
+
+/// Refuses guidance, by the scale that the user calls `name`, for a network that has nothing to be guided by.
+pub fn check_guidance(name: &str, scale: f64, model: &ModelConfig) -> Result<()> {
+    if scale == 1.0 || model.num_classes > 0 {
+        return Ok(());
+    }
+    let text = if model.text_dim > 0 { ", and its text is one empty token, as prompts are not encoded" } else { "" };
+    bail!("{name} is {scale}, but the model has no classes{text}: there is nothing to guide by; leave it at 1")
 }
 
 /// The guided velocity of a network, as a sampler asks for it.

@@ -81,7 +81,7 @@ impl Spoilt {
         let out = self.path("out.safetensors");
         fs::write(&out, "older").unwrap();
         let (model, inputs) = (self.path("transformer"), self.path("inputs.safetensors"));
-        let mut args = vec![model.to_str().unwrap(), inputs.to_str().unwrap(), "-o", out.to_str().unwrap()];
+        let mut args = vec![model.to_str().unwrap(), inputs.to_str().unwrap(), "--force", "-o", out.to_str().unwrap()];
         args.extend(flags);
         let (ok, said) = forward(&args);
         assert!(!ok, "{words:?}: accepted, and said {said:?}");

@@ -1,0 +1,61 @@
+//! What the name of a model leads to, wherever one is named: `longreel sample`, `longreel forward`, `model.from`.
+//!
+//! - a run's folder, or its `checkpoints`: the last checkpoint;
+//! - a checkpoint: its averaged weights, or the weights where the run kept no average;
+//! - a checkpoint's `transformer` or `ema`: exactly these;
+//! - a diffusers transformer folder, or a pipeline with one in it.
+//!
+//! `hf://` names of any of them are local folders by now ([`crate::hub`]).
+
+use super::checkpoint::{Checkpoint, EMA, STATE, TRANSFORMER};
+use crate::model::folder::{CONFIG, Folder};
+use crate::{Error, Result, bail};
+use std::path::{Path, PathBuf};
+
+/// A named model.
+#[derive(Debug)]
+pub struct NamedModel {
+    /// Its weights' folder, with a config.json.
+    pub dir: PathBuf,
+    /// The checkpoint that it is part of; none of a model that longreel did not train.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+impl NamedModel {
+    /// Finds the model that `path` names. No weights are read.
+    ///
+    /// # Errors
+    /// Nothing is there, or no model; a checkpoint's state is damaged.
+    pub fn find(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !path.is_dir() {
+            bail!("{shown}: is not a folder; a run's, a checkpoint's or a model's is needed");
+        }
+        let is_part = [TRANSFORMER, EMA].iter().any(|part| path.file_name().is_some_and(|name| name == *part));
+        if path.join(CONFIG).is_file() {
+            let parent = path.parent().filter(|parent| is_part && parent.join(STATE).is_file());
+            let checkpoint = parent.map(Checkpoint::open).transpose()?;
+            return Ok(Self { dir: path.to_owned(), checkpoint });
+        }
+        let inner = path.join(TRANSFORMER);
+        if !path.join(STATE).is_file() && inner.join(CONFIG).is_file() {
+            return Ok(Self { dir: inner, checkpoint: None });
+        }
+        if is_part || path.join("model_index.json").is_file() {
+            bail!("{shown}: has no {CONFIG}, so it is not a model folder");
+        }
+        let checkpoint = Checkpoint::open(path)?;
+        let ema = checkpoint.dir().join(EMA);
+        let dir = if ema.exists() { ema } else { checkpoint.dir().join(TRANSFORMER) };
+        Ok(Self { dir, checkpoint: Some(checkpoint) })
+    }
+
+    /// Opens its weights.
+    ///
+    /// # Errors
+    /// As of [`Folder::open`].
+    pub fn open(&self) -> Result<Folder> {
+        Folder::open(&self.dir)
+    }
+}
