@@ -61,16 +61,22 @@ fn a_config_with_two_billion_layers_is_one_line_at_once() {
         [("proj_out.bias", vec![1], [0f32])],
     )
     .unwrap();
-    let begun = Instant::now();
-    let output = Command::new(env!("CARGO_BIN_EXE_longreel"))
-        .args(["forward", "model", "inputs.safetensors", "-o", "out.safetensors"])
-        .current_dir(folder.path())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
-    assert!(said.contains("model: model: num_layers is 2147483647; it must be at most 4096"), "{said}");
+    let toml = "[data]\npath = \"clips\"\nframes = 1\nheight = 16\nwidth = 16\n[model]\nfrom = \"model\"\n[run]\nout = \"run\"\n";
+    std::fs::write(at("run.toml"), toml).unwrap();
+    for args in [
+        &["forward", "model", "inputs.safetensors", "-o", "out.safetensors"][..],
+        &["train", "run.toml"],
+        &["plan", "run.toml"],
+    ] {
+        let begun = Instant::now();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_longreel")).args(args).current_dir(folder.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{args:?}: {:?}", begun.elapsed());
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{args:?}: {said}");
+        assert!(said.contains("model: num_layers is 2147483647; it must be at most 4096"), "{args:?}: {said}");
+        assert!(said.contains("model: model: ") || said.contains("model/config.json: "), "{args:?}: {said}");
+    }
     // As many layers as a model may have, where the weights hold none of them: found by names, before any is allocated.
     std::fs::write(at("model/config.json"), config("num_layers", 4096.into()).to_string()).unwrap();
     let folder = longreel::model::folder::Folder::open(&at("model")).unwrap();

@@ -45,8 +45,9 @@ pub fn sniff(path: &Path) -> Reason<Kind> {
 /// Decodes an image file of which `bytes` are all; returns width and height of the upright image.
 ///
 /// # Errors
-/// The reason why it cannot be used.
+/// The reason why it cannot be used: also where FFmpeg would decode it, which this does not.
 pub fn check_image(bytes: &[u8]) -> Reason<(usize, usize)> {
+    header::check_other(bytes, bytes.len() as u64)?;
     let picture = Picture::read_from(Cursor::new(bytes), bytes.len() as u64)?;
     let size = (picture.width, picture.height);
     picture.finish().map(|()| size)
@@ -114,7 +115,7 @@ impl<R: BufRead + Seek> Picture<R> {
     /// As [`open`](Picture::open), of a file of `length` bytes that is at its first one.
     pub fn read_from(mut file: R, length: u64) -> Reason<Self> {
         let head = file.fill_buf().map_err(|e| format!("it cannot be read ({e})"))?;
-        let format = header::sniff(&head[..head.len().min(64)]).ok_or("it is not an image any more")?;
+        let format = header::sniff(&head[..head.len().min(64)]).ok_or("it is not an image that is read by itself")?;
         let found = header::read(&mut file, length, format)?;
         rewind(&mut file)?;
         let Header { width, height, .. } = found;

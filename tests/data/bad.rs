@@ -113,6 +113,24 @@ fn unusable_images_are_skipped_with_their_reason() {
 }
 
 #[test]
+fn pipes_and_devices_are_skipped_unread() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    image::RgbImage::new(8, 8).save(at("a.png")).unwrap();
+    for name in ["b.png", "b.mp4", "b.gif", "a.txt"] {
+        assert!(std::process::Command::new("mkfifo").arg(at(name)).status().unwrap().success()); // reading would wait for ever
+    }
+    for name in ["c.png", "c.mkv", "metadata.jsonl", "d.jpg"] {
+        std::os::unix::fs::symlink("/dev/zero", at(name)).unwrap(); // reading would never end
+    }
+    let dataset = open(&config(1, 8, 8), folder.path());
+    assert_eq!((dataset.len(), dataset.clip(0).caption), (1, None));
+    let skips = skipped(&dataset);
+    assert_eq!(skips.len(), 8, "{skips:?}");
+    assert!(skips.iter().all(|skip| skip.1 == "it is not a regular file"), "{skips:?}");
+}
+
+#[test]
 fn a_folder_with_nothing_usable_is_one_error() {
     let folder = folder();
     let error = message(Dataset::open(&config(1, 8, 8), folder.path()));

@@ -65,6 +65,11 @@ fn images_of_every_extension_give_their_pixels() {
     let text: String = grey.iter().map(|value| format!("{value}\n")).collect();
     fs::write(at("grey/s.pgm"), format!("P2\n# by hand\n40 24\n255\n{text}")).unwrap();
     let bits: Vec<u8> = (0..24).flat_map(|y| if y < 12 { [0xff, 0xff, 0xf0, 0, 0] } else { [0; 5] }).collect();
+    fs::write(at("four.ppm"), b"P6 2 2 255\n0123456789ab").unwrap();
+    assert_eq!(
+        whole(&open(&config(1, 2, 2), &at("four.ppm")), &open(&config(1, 2, 2), &at("four.ppm")).clip(0)).data,
+        b"0123456789ab"
+    );
     fs::write(at("bits.pbm"), [&b"P4\n40 24\n"[..], &bits].concat()).unwrap();
     let dataset = open(&config(1, 24, 40), &at("grey"));
     assert_eq!(dataset.len(), 4);
@@ -215,4 +220,6 @@ fn an_avif_is_an_image_and_what_would_be_left_out_of_it_is_refused() {
     let claim = huge.windows(4).position(|bytes| bytes == [0, 0, 0, 40]).unwrap();
     huge[claim..claim + 8].copy_from_slice(&[0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff]);
     assert!(reason(&huge, 1).contains("claims 65535x65535 pixels"));
+    let good = avif(b"av01", &[b"irot\0".to_vec()]);
+    crate::mutated::mutated(&good, 20_000, |bytes| assert!(longreel::data::check_image(bytes).is_err()));
 }

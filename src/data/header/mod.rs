@@ -23,7 +23,7 @@ use std::io::{BufRead, Seek, SeekFrom};
 pub const MOST_MEMORY: u64 = 4 << 30;
 
 /// Bytes that decoding a whole image may take, however small its file ...
-const FREE_MEMORY: u64 = 128 << 20;
+const FREE_MEMORY: u64 = 256 << 20;
 
 /// ... and for each byte of its file beside. An image of one colour is the extreme: JPEG makes 2048 bytes of one at most.
 const MEMORY_PER_BYTE: u64 = 4096;

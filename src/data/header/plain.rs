@@ -1,17 +1,19 @@
 //! BMP, TIFF and the portable maps (PBM, PGM, PPM, PAM), whose decoders read a header alone.
 
-use super::{Found, MOST_MEMORY, take};
+use super::{Found, MOST_MEMORY};
 use crate::data::av::Reason;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat, ImageReader};
-use std::io::{BufRead, Seek, SeekFrom};
+use std::io::{BufRead, Read, Seek, SeekFrom};
 use tiff::tags::Tag;
 
 const CUT: &str = "it is cut short or damaged";
 
 /// The header of a BMP or a portable map.
 pub fn map(file: &mut (impl BufRead + Seek), length: u64, format: ImageFormat) -> Reason<Found> {
-    let head: [u8; 34] = take(file).ok_or(CUT)?;
+    let mut head = Vec::new();
+    file.by_ref().take(34).read_to_end(&mut head).map_err(|_| CUT)?;
+    let head: [u8; 34] = std::array::from_fn(|i| head.get(i).copied().unwrap_or(0)); // a map of four pixels is shorter
     let (size, orientation, bytes) = decoded(file, format)?;
     let least = match (format, head) {
         (ImageFormat::Bmp, _) => bmp_bytes(&head, size),
