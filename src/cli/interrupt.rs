@@ -8,7 +8,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::parallel::is_first;
+use crate::parallel::{is_first, thread_refused};
 use crate::train::progress::Stderr;
 use crate::{Error, Result};
 
@@ -28,7 +28,8 @@ pub fn catch_interrupts() -> Result<&'static AtomicBool> {
     let refused = |e: std::io::Error| Error::Invalid(format!("Ctrl-C cannot be caught: {e}"));
     let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)).map_err(refused)?;
     let wait = move || signals.forever().for_each(|_| interrupt());
-    std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(refused)?;
+    let thread = std::thread::Builder::new().name("signals".into()).spawn(wait);
+    thread.map_err(|e| thread_refused("a thread to wait for Ctrl-C", &e))?;
     Ok(&INTERRUPTED)
 }
 

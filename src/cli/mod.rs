@@ -16,7 +16,7 @@ mod train;
 
 use crate::files::{check_target, expand_home};
 use crate::ops::cpu;
-use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, threads_per_rank};
+use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, start_pool, threads_per_rank};
 use crate::train::progress::Stderr;
 use crate::{Error, Result, bail, terminal};
 use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
@@ -89,8 +89,8 @@ pub fn main() -> ExitCode {
 
 /// Runs a command whose ranks may be processes.
 fn on_ranks(command: impl FnOnce(&Launch) -> Result<()>) -> Result<()> {
-    match Launch::from_environment(Limits::default()) {
-        Ok(launch) => launch.conduct(command, report),
+    match Limits::from_environment().and_then(Launch::from_environment) {
+        Ok(launch) => launch.conduct(|launch| start_pool().and_then(|()| command(launch)), report),
         Err(e) => told(Err(e)),
     }
 }
@@ -101,7 +101,7 @@ fn alone(command: impl FnOnce() -> Result<()>) -> Result<()> {
         Some(Placement { size, launcher, .. }) => Err(Error::Invalid(format!(
             "{launcher} started {size} processes of a command that is the work of one: start it without {launcher}"
         ))),
-        None => command(),
+        None => start_pool().and_then(|()| command()),
     })
 }
 

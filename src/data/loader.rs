@@ -6,6 +6,7 @@
 use super::dataset::{Clip, Dataset};
 use super::frames::{Frames, Part};
 use super::order::Request;
+use crate::parallel::thread_refused;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -78,7 +79,7 @@ impl Loader {
             let thread = std::thread::Builder::new()
                 .name(format!("decode-{i}"))
                 .spawn(move || shared.work())
-                .map_err(|e| Error::Invalid(format!("no thread for decoding clips: {e}")))?;
+                .map_err(|e| thread_refused("a thread to decode clips", &e))?;
             loader.threads.push(thread);
         }
         Ok(loader)

@@ -1,17 +1,21 @@
-//! What processes of a [`Party`](super::Party) send each other: frames of a kind, a length and bytes. Nothing that comes is
-//! believed beyond a length that was checked, and no more memory taken than that.
+//! What processes of a [`Party`](super::Party) send each other: frames of a kind, a length and bytes, and a tag that authenticates
+//! them. Nothing that comes is believed beyond a length that was checked, and no more memory taken than that.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
+
+use crate::terminal;
 
 /// The most bytes of one frame.
 pub(super) const LONGEST: usize = 64 << 10;
 /// The most of a message that is passed on.
 const MESSAGE: usize = 16 << 10;
+/// Bytes before a frame's own: its kind, and their number.
+pub(super) const HEAD: usize = 5;
 
+/// A message between two processes of a job.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Frame {
+pub enum Frame {
     /// The sender lives.
     Beat,
     Data(Vec<u8>),
@@ -22,37 +26,72 @@ pub(super) enum Frame {
     Ready,
 }
 
+/// What ended a run.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Failure {
+pub struct Failure {
     pub rank: usize,
     pub message: String,
     /// It is not there any more.
     pub lost: bool,
 }
 
-pub(super) fn write(to: &mut impl Write, frame: &Frame) -> io::Result<()> {
-    let (kind, bytes) = match frame {
-        Frame::Beat => (0, vec![]),
-        Frame::Data(bytes) => (1, bytes.clone()),
-        Frame::Failed(Failure { rank, message, lost }) => {
-            let mut bytes = (*rank as u32).to_le_bytes().to_vec();
-            bytes.push(u8::from(*lost));
-            bytes.extend(message.bytes().take(MESSAGE));
-            (2, bytes)
+impl Frame {
+    /// The frame as it is sent, without its tag.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (kind, bytes) = match self {
+            Self::Beat => (0, vec![]),
+            Self::Data(bytes) => (1, bytes.clone()),
+            Self::Failed(Failure { rank, message, lost }) => {
+                let mut bytes = (*rank as u32).to_le_bytes().to_vec();
+                bytes.push(u8::from(*lost));
+                bytes.extend(terminal::shorten(message, MESSAGE).bytes());
+                (2, bytes)
+            }
+            Self::Left => (3, vec![]),
+            Self::Ready => (4, vec![]),
+        };
+        let mut whole = vec![kind];
+        whole.extend((bytes.len() as u32).to_le_bytes());
+        whole.extend(bytes);
+        whole
+    }
+
+    /// A whole frame, without its tag, of bytes that anybody may have sent.
+    ///
+    /// # Errors
+    /// They are no frame, or more than one.
+    pub fn parse(bytes: &[u8]) -> io::Result<Self> {
+        let Some((head, body)) = bytes.split_first_chunk() else {
+            return Err(nonsense(format!("it sends {} bytes, fewer than a frame has", bytes.len())));
+        };
+        match body_length(head)? {
+            length if length == body.len() => Self::of(head, body),
+            length => Err(nonsense(format!("it sends {} bytes in a frame of {length}", body.len()))),
         }
-        Frame::Left => (3, vec![]),
-        Frame::Ready => (4, vec![]),
-    };
-    let mut whole = vec![kind];
-    whole.extend((bytes.len() as u32).to_le_bytes());
-    whole.extend(bytes);
-    to.write_all(&whole)
+    }
+
+    /// With its head and as many bytes as the head says.
+    pub(super) fn of(head: &[u8; HEAD], body: &[u8]) -> io::Result<Self> {
+        Ok(match (head[0], body) {
+            (0, []) => Self::Beat,
+            (1, _) => Self::Data(body.to_vec()),
+            (2, [a, b, c, d, lost, message @ ..]) => Self::Failed(Failure {
+                rank: u32::from_le_bytes([*a, *b, *c, *d]) as usize,
+                message: String::from_utf8_lossy(message).into_owned(),
+                lost: *lost != 0,
+            }),
+            (3, []) => Self::Left,
+            (4, []) => Self::Ready,
+            (kind, _) => return Err(nonsense(format!("it sends what no longreel sends (a frame of kind {kind})"))),
+        })
+    }
 }
 
-pub(super) fn read(from: &mut impl Read) -> io::Result<Frame> {
-    let nonsense = |what: String| io::Error::new(ErrorKind::InvalidData, what);
-    let mut head = [0; 5];
-    from.read_exact(&mut head)?;
+/// How many bytes follow a head.
+///
+/// # Errors
+/// More than a frame of its kind may have.
+pub(super) fn body_length(head: &[u8; HEAD]) -> io::Result<usize> {
     let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
     let most = match head[0] {
         1 => LONGEST,
@@ -62,31 +101,11 @@ pub(super) fn read(from: &mut impl Read) -> io::Result<Frame> {
     if length > most {
         return Err(nonsense(format!("it sends {length} bytes where no more than {most} can be meant")));
     }
-    let mut bytes = vec![0; length];
-    from.read_exact(&mut bytes)?;
-    Ok(match (head[0], &bytes[..]) {
-        (0, _) => Frame::Beat,
-        (1, _) => Frame::Data(bytes),
-        (2, [a, b, c, d, lost, message @ ..]) => Frame::Failed(Failure {
-            rank: u32::from_le_bytes([*a, *b, *c, *d]) as usize,
-            message: String::from_utf8_lossy(message).into_owned(),
-            lost: *lost != 0,
-        }),
-        (3, _) => Frame::Left,
-        (4, _) => Frame::Ready,
-        (kind, _) => return Err(nonsense(format!("it sends what no longreel sends (a frame of kind {kind})"))),
-    })
+    Ok(length)
 }
 
-/// The next frame but beats, which is to come within `limit`.
-pub(super) fn expect(from: &mut TcpStream, limit: Duration) -> io::Result<Frame> {
-    from.set_read_timeout(Some(limit))?;
-    loop {
-        match read(from)? {
-            Frame::Beat => {}
-            frame => return Ok(frame),
-        }
-    }
+pub(super) fn nonsense(what: String) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, what)
 }
 
 /// Why nothing more comes by a line, for people, where `silence` is how long was waited.
@@ -108,9 +127,7 @@ mod tests {
     use super::*;
 
     fn through(frame: &Frame) -> Frame {
-        let mut bytes = vec![];
-        write(&mut bytes, frame).unwrap();
-        read(&mut &bytes[..]).unwrap()
+        Frame::parse(&frame.to_bytes()).unwrap()
     }
 
     #[test]
@@ -121,18 +138,28 @@ mod tests {
         {
             assert_eq!(through(&frame), frame);
         }
-        let Frame::Failed(cut) = through(&Frame::Failed(Failure { message: "x".repeat(LONGEST), ..failure })) else {
+        let Frame::Failed(cut) = through(&Frame::Failed(Failure { message: "x".repeat(LONGEST), ..failure.clone() }))
+        else {
             panic!()
         };
         assert_eq!(cut.message.len(), MESSAGE, "a long message is cut");
+        let Frame::Failed(cut) =
+            through(&Frame::Failed(Failure { message: "x".to_owned() + &"ä".repeat(LONGEST), ..failure }))
+        else {
+            panic!()
+        };
+        assert!(cut.message.len() == MESSAGE - 1 && cut.message.ends_with('ä'), "between characters");
         for bad in [
-            &[9, 0, 0, 0, 0][..],
+            &[][..],
+            &[0, 0, 0, 0],
+            &[9, 0, 0, 0, 0],
             &[1, 255, 255, 255, 255],
             &[0, 1, 0, 0, 0, 7],
             &[2, 2, 0, 0, 0, 7, 7],
             &[1, 9, 0, 0, 0, 1],
+            &[1, 1, 0, 0, 0, 1, 1],
         ] {
-            assert!(read(&mut &bad[..]).is_err(), "{bad:?}");
+            assert!(Frame::parse(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What torchrun and its like tell the processes that they start: a number, how many there are, and an address to meet at.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 
+use super::Secret;
 use crate::{Error, Result, bail};
 
 /// One process of a job, as its environment has it.
@@ -17,6 +19,8 @@ pub struct Job {
     pub host: String,
     /// Where rank 0 listens there.
     pub port: u16,
+    /// `LONGREEL_JOB_SECRET` or `LONGREEL_JOB_SECRET_FILE`.
+    pub secret: Secret,
 }
 
 impl Job {
@@ -66,7 +70,11 @@ impl Job {
                 ),
             };
         }
-        Ok(Self { rank, size, local, host, port })
+        // torchrun says how many there are on a machine, whatever it calls the machine.
+        let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let together = get("LOCAL_WORLD_SIZE").is_some_and(|here| here.trim() == size.to_string());
+        let secret = Secret::from(&get, loopback || together).map_err(own)?;
+        Ok(Self { rank, size, local, host, port, secret })
     }
 }
 

@@ -2,12 +2,13 @@
 //! which ends all waiting. Of rank 0 they go to all others, of another rank to rank 0.
 
 use std::collections::VecDeque;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Job;
 use super::frames::{self, Failure, Frame};
+use super::wire::{Incoming, Outgoing};
 use crate::{Error, Result};
 
 /// How long a process that has failed leaves the others to hear of it before it ends.
@@ -17,7 +18,7 @@ pub(super) struct Lines {
     pub rank: usize,
     pub size: usize,
     /// From rank 1 on, or to rank 0 alone. Locked to send; a thread of each reads.
-    lines: Vec<Mutex<TcpStream>>,
+    lines: Vec<Mutex<Outgoing>>,
     state: Mutex<State>,
     news: Condvar,
 }
@@ -46,7 +47,7 @@ impl State {
 
 impl Lines {
     /// Of a process of `job` that has met the others.
-    pub fn new(job: &Job, lines: Vec<TcpStream>) -> Self {
+    pub fn new(job: &Job, lines: Vec<Outgoing>) -> Self {
         let n = lines.len();
         let state =
             State { inbox: vec![VecDeque::new(); n], left: vec![false; n], closed: vec![false; n], ..State::default() };
@@ -88,7 +89,7 @@ impl Lines {
         lock(&self.state).over = true;
         self.news.notify_all();
         for line in &self.lines {
-            let _ = lock(line).shutdown(Shutdown::Both);
+            lock(line).shutdown(Shutdown::Both);
         }
     }
 
@@ -99,7 +100,7 @@ impl Lines {
 
     pub fn send(&self, line: usize, frame: &Frame) -> Result<()> {
         lock(&self.state).check()?;
-        let sent = frames::write(&mut *lock(&self.lines[line]), frame);
+        let sent = lock(&self.lines[line]).send(frame);
         sent.or_else(|e| {
             self.lose(line, format!("nothing can be sent to it: {e}"));
             lock(&self.state).check()
@@ -134,9 +135,9 @@ impl Lines {
     }
 
     /// Reads what comes by a line, to its end.
-    pub fn listen(&self, line: usize, mut stream: TcpStream, silence: Duration) {
+    pub fn listen(&self, line: usize, mut input: Incoming, silence: Duration) {
         loop {
-            let frame = frames::read(&mut stream);
+            let frame = input.next(silence);
             let mut state = lock(&self.state);
             match frame {
                 Ok(Frame::Beat | Frame::Ready) => {}
@@ -182,7 +183,7 @@ impl Lines {
         drop(state);
         for (line, stream) in self.lines.iter().enumerate() {
             if Some(line) != from {
-                let _ = frames::write(&mut *lock(stream), &Frame::Failed(failure.clone()));
+                let _ = lock(stream).send(&Frame::Failed(failure.clone()));
             }
         }
         lock(&self.state).telling = false;
@@ -195,7 +196,7 @@ impl Lines {
         while !state.over {
             drop(state);
             for line in &self.lines {
-                let _ = frames::write(&mut *lock(line), &Frame::Beat); // its reader sees what became of it
+                let _ = lock(line).send(&Frame::Beat); // its reader sees what became of it
             }
             let until = Instant::now() + every;
             state = lock(&self.state);
@@ -222,7 +223,7 @@ impl Lines {
         let until = Instant::now() + PATIENCE;
         drop(self.rest(lock(&self.state), until, |state| !state.telling));
         for line in &self.lines {
-            let _ = lock(line).shutdown(Shutdown::Write);
+            lock(line).shutdown(Shutdown::Write);
         }
         drop(self.rest(lock(&self.state), until, |state| state.closed.iter().all(|closed| *closed)));
     }

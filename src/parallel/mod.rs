@@ -5,7 +5,9 @@
 //! order; a backend that can see a disagreement fails loudly on all ranks rather than hang.
 
 mod check;
-mod frames;
+pub mod frames;
+mod guests;
+pub mod handshake;
 mod job;
 mod launch;
 mod lines;
@@ -24,12 +26,15 @@ mod places;
 #[cfg(any(feature = "mpi", feature = "nccl", test))]
 mod processors;
 mod rendezvous;
+mod secret;
 mod sequence;
 mod single;
+mod spawn;
 mod split;
 mod sum;
 mod threads;
 mod watched;
+mod wire;
 
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
@@ -40,8 +45,10 @@ pub use launch::{Launch, Limits, threads_per_rank};
 pub use mesh::Mesh;
 pub use party::Party;
 pub use placement::{Placement, is_first, is_to_tell};
+pub use secret::{Key, Secret};
 pub use sequence::Sequence;
 pub use single::Single;
+pub use spawn::{start_pool, thread_refused};
 pub use split::Split;
 pub use threads::run as run_threads;
 pub use watched::Watched;

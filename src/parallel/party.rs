@@ -4,14 +4,14 @@
 //! All goes by rank 0: with as many lines as processes, and none for it to need but these. What comes is read by a thread for each
 //! line, in frames of a kind, a length that is checked first, and bytes.
 
-use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::frames::{self, Failure, Frame, LONGEST};
+use super::frames::{Failure, Frame, LONGEST};
 use super::lines::{Lines, lock};
-use super::{Job, Limits, rendezvous};
+use super::wire::Wire;
+use super::{Job, Limits, rendezvous, thread_refused};
 use crate::{Error, Result, bail};
 
 /// How often a process says that it lives.
@@ -33,49 +33,37 @@ impl Party {
     /// # Errors
     /// They do not come, cannot be reached, or do not fit together: within `limits.joining`, and a little, on all that have come.
     pub fn join(job: &Job, limits: Limits) -> Result<Self> {
+        let until = Instant::now() + limits.joining;
+        let own = |e: Error| if job.rank == 0 { e } else { Error::Rank { rank: job.rank, message: e.to_string() } };
+        let key = job.secret.key(job.rank, until).map_err(own)?;
         if job.rank != 0 {
-            let own = |e: Error| Error::Rank { rank: job.rank, message: e.to_string() };
-            let mut line = rendezvous::come(job, limits.joining).map_err(own)?;
+            let mut line = rendezvous::come(job, &key, &limits, until).map_err(own)?;
             // Rank 0 may have started only now, to wait for others.
-            let ready = frames::expect(&mut line, limits.joining + GRACE);
+            let ready = line.input.expect(limits.joining + GRACE);
             match ready.map_err(|e| Error::Rank { rank: 0, message: format!("it left before all had come: {e}") })? {
                 Frame::Ready => return Self::start(job, vec![line], limits),
                 Frame::Failed(Failure { rank, message, .. }) => return Err(Error::Rank { rank, message }),
                 _ => bail!("rank 0 at {} speaks out of turn: is it the same longreel?", rendezvous::place(job)),
             }
         }
-        match rendezvous::gather(job, limits.joining) {
+        match rendezvous::gather(job, key, &limits, until) {
             Ok(mut lines) => {
                 for line in &mut lines {
-                    let _ = frames::write(line, &Frame::Ready); // one that is gone will be missed soon
+                    let _ = line.out.send(&Frame::Ready); // one that is gone will be missed soon
                 }
                 Self::start(job, lines, limits)
             }
-            Err(rendezvous::Refusal { why, mut come }) => {
-                for line in &mut come {
-                    let failure = Failure { rank: 0, message: why.clone(), lost: false };
-                    let _ = frames::write(line, &Frame::Failed(failure));
-                    let _ = line.shutdown(Shutdown::Write);
-                }
-                bail!("{why}")
-            }
+            Err(refusal) => bail!("{}", refusal.tell()),
         }
     }
 
-    fn start(job: &Job, lines: Vec<TcpStream>, limits: Limits) -> Result<Self> {
-        let broken = |e: std::io::Error| Error::Invalid(format!("the lines between ranks cannot be set up: {e}"));
-        let mut readers = vec![];
-        for line in &lines {
-            line.set_nodelay(true).map_err(broken)?;
-            line.set_read_timeout(Some(limits.silence)).map_err(broken)?;
-            line.set_write_timeout(Some(limits.silence)).map_err(broken)?;
-            readers.push(line.try_clone().map_err(broken)?);
-        }
-        let lines = Arc::new(Lines::new(job, lines));
+    fn start(job: &Job, lines: Vec<Wire>, limits: Limits) -> Result<Self> {
+        let (outs, inputs): (Vec<_>, Vec<_>) = lines.into_iter().map(|line| (line.out, line.input)).unzip();
+        let lines = Arc::new(Lines::new(job, outs));
         let mut party = Self { lines: lines.clone(), turn: Mutex::new(()), threads: vec![] };
-        for (i, line) in readers.into_iter().enumerate() {
+        for (i, input) in inputs.into_iter().enumerate() {
             let lines = lines.clone();
-            party.spawn(move || lines.listen(i, line, limits.silence))?;
+            party.spawn(move || lines.listen(i, input, limits.silence))?;
         }
         party.spawn(move || lines.beat(BEAT.min(limits.silence / 4)))?;
         Ok(party)
@@ -83,7 +71,7 @@ impl Party {
 
     fn spawn(&mut self, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let thread = thread::Builder::new().name("party".into()).spawn(work);
-        self.threads.push(thread.map_err(|e| Error::Invalid(format!("no thread to hear the other ranks: {e}")))?);
+        self.threads.push(thread.map_err(|e| thread_refused("a thread to hear the other ranks", &e))?);
         Ok(())
     }
 

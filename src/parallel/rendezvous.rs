@@ -1,91 +1,77 @@
 //! How processes that know nothing but rank 0's address find each other: rank 0 listens, the others come, and when all are there
 //! each has a line to rank 0. What they then say is of no concern here.
 //!
-//! The port is open to anybody, so who comes must greet as longreel does, within a few seconds, and is otherwise sent away; of
-//! what it sends no more is read than the greeting has bytes. Who greets in the name of a rank is believed: a network that others
-//! can reach is no place for a job, as for MPI and NCCL themselves.
+//! The port is open to anybody. Who comes must prove within a few seconds that it knows the job's secret
+//! ([`handshake`](super::handshake)), and is otherwise sent away; of what it sends no more is read than a handshake has bytes. So
+//! a stranger is no rank, ends nothing, and keeps nobody waiting.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Job;
+use super::frames::{Failure, Frame};
+use super::guests::{Arrival, Guests, PATIENCE};
+use super::handshake::{HELLO, Hello, PROOF, REFUSED, Side, Transcript};
+use super::secret::{self, Key};
+use super::wire::{Until, Wire, late};
+use super::{Job, Limits};
 use crate::{Result, bail};
 
-/// What each side says first: this, then its rank and how many ranks it knows of. The last byte is the protocol's version.
-const MAGIC: [u8; 12] = *b"longreel\0\0\0\x01";
-const GREETING: usize = MAGIC.len() + 8;
-/// How long somebody who has come may take to greet.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How often rank 0 looks who has come, and the others whether it is there.
+/// How often rank 0 looks who has come.
 const LOOK: Duration = Duration::from_millis(5);
+/// How often the others look whether it is there.
 const RETRY: Duration = Duration::from_millis(100);
-/// Who has come and not greeted yet: more are not kept, the oldest goes.
-const GUESTS: usize = 256;
-
-type Greeting = [u8; GREETING];
-
-fn greeting(rank: usize, size: usize) -> Greeting {
-    let mut text = [0; GREETING];
-    text[..MAGIC.len()].copy_from_slice(&MAGIC);
-    text[MAGIC.len()..][..4].copy_from_slice(&(rank as u32).to_le_bytes());
-    text[MAGIC.len() + 4..].copy_from_slice(&(size as u32).to_le_bytes());
-    text
-}
-
-/// The rank and size of who greets so, if it is one of us.
-fn understand(text: &Greeting) -> Option<(usize, usize)> {
-    let word = |at: usize| text[at..at + 4].try_into().map(u32::from_le_bytes).unwrap_or_default() as usize;
-    (text[..MAGIC.len()] == MAGIC).then(|| (word(MAGIC.len()), word(MAGIC.len() + 4)))
-}
+/// Of who was sent away, as many are told of.
+const ODD: usize = 8;
 
 /// Why ranks did not come together, and those who are to be told, as they have come.
 pub(super) struct Refusal {
-    pub why: String,
-    pub come: Vec<TcpStream>,
+    why: String,
+    come: Vec<Wire>,
 }
 
-/// Rank 0: waits for all others; their lines, from rank 1 on.
-pub(super) fn gather(job: &Job, limit: Duration) -> std::result::Result<Vec<TcpStream>, Refusal> {
-    let alone = |why: String| Refusal { why, come: vec![] };
-    let listener = listen(job).map_err(|e| alone(e.to_string()))?;
-    let until = Instant::now() + limit;
-    let mut guests: Vec<Guest> = vec![];
-    let mut come: Vec<Option<TcpStream>> = (1..job.size).map(|_| None).collect();
+impl Refusal {
+    /// Tells them; why.
+    pub fn tell(self) -> String {
+        self.come.into_iter().for_each(|wire| dismiss(wire, &self.why));
+        self.why
+    }
+}
+
+/// The last that a process hears.
+fn dismiss(mut wire: Wire, why: &str) {
+    let _ = wire.out.send(&Frame::Failed(Failure { rank: 0, message: why.to_owned(), lost: false }));
+    wire.out.shutdown(Shutdown::Write);
+}
+
+/// Rank 0: waits `until` then for all others; their lines, from rank 1 on.
+pub(super) fn gather(job: &Job, key: Key, limits: &Limits, until: Instant) -> std::result::Result<Vec<Wire>, Refusal> {
+    let listener = listen(job).map_err(|e| Refusal { why: e.to_string(), come: vec![] })?;
+    let mut guests = Guests::new(key, job.size, limits.silence);
+    let mut come: Vec<Option<Wire>> = (1..job.size).map(|_| None).collect();
+    let mut odd = BTreeSet::new();
     while come.iter().any(Option::is_none) {
         if Instant::now() > until {
-            let missing: Vec<String> =
-                (1..job.size).filter(|&rank| come[rank - 1].is_none()).map(|rank| rank.to_string()).collect();
-            let why = format!(
-                "of {} processes {} did not come to {} within {} s: rank {}; see what they say, and that all have this MASTER_ADDR and \
-                 MASTER_PORT and can reach it",
-                job.size,
-                missing.len(),
-                place(job),
-                limit.as_secs_f32(),
-                missing.join(", ")
-            );
+            let why = missing(job, limits.joining, &come, &odd);
             return Err(Refusal { why, come: come.into_iter().flatten().collect() });
         }
-        while let Ok((stream, _)) = listener.accept() {
-            if guests.len() == GUESTS {
-                guests.remove(0);
-            }
-            guests.extend(Guest::welcome(stream));
-        }
-        let mut i = 0;
-        while i < guests.len() {
-            match guests[i].look() {
-                None => i += 1,
-                Some(who) => {
-                    let stream = guests.remove(i).stream;
-                    let Some((rank, size)) = who else { continue };
-                    if let Err(why) = seat(job, &mut come, stream, rank, size) {
-                        return Err(Refusal { why, come: come.into_iter().flatten().collect() });
-                    }
-                }
+        for Arrival { address, rank, known } in guests.look(&listener) {
+            let oddity = match known {
+                Some((size, wire)) => match seat(job, &mut come, rank, size, wire) {
+                    Ok(oddity) => oddity,
+                    Err(why) => return Err(Refusal { why, come: come.into_iter().flatten().collect() }),
+                },
+                None => Some(format!("a process at {} has another job secret: {}", address.ip(), same_secret())),
+            };
+            // Not so many that somebody could fill a log.
+            if let Some(oddity) = oddity
+                && odd.len() < ODD
+                && odd.insert(oddity.clone())
+            {
+                tracing::warn!("{oddity}; it was sent away");
             }
         }
         thread::sleep(LOOK);
@@ -93,65 +79,50 @@ pub(super) fn gather(job: &Job, limit: Duration) -> std::result::Result<Vec<TcpS
     Ok(come.into_iter().flatten().collect())
 }
 
-/// Takes in who has greeted, answering with rank 0's own greeting.
+fn same_secret() -> String {
+    format!("give all processes of a job the same {}", secret::TEXT)
+}
+
+/// Who has not come, and what was odd about those who have.
+fn missing(job: &Job, limit: Duration, come: &[Option<Wire>], odd: &BTreeSet<String>) -> String {
+    let missing: Vec<String> =
+        (1..job.size).filter(|&rank| come[rank - 1].is_none()).map(|rank| rank.to_string()).collect();
+    let odd: String = odd.iter().map(|oddity| format!("; {oddity}")).collect();
+    format!(
+        "of {} processes {} did not come to {} within {} s: rank {}; see what they say, and that all have this MASTER_ADDR and MASTER_PORT \
+         and can reach it{odd}",
+        job.size,
+        missing.len(),
+        place(job),
+        limit.as_secs_f32(),
+        missing.join(", ")
+    )
+}
+
+/// Takes in a process of the job, or sends it away and says why. An error ends the wait: no rank can go on.
 fn seat(
     job: &Job,
-    come: &mut Vec<Option<TcpStream>>,
-    mut stream: TcpStream,
+    come: &mut Vec<Option<Wire>>,
     rank: usize,
     size: usize,
-) -> std::result::Result<(), String> {
-    let answered = stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
-    if answered.and_then(|()| stream.write_all(&greeting(0, job.size))).is_err() {
-        return Ok(()); // it has gone again
+    wire: Wire,
+) -> std::result::Result<Option<String>, String> {
+    if size != job.size {
+        come.push(Some(wire)); // to be told too
+        return Err(format!(
+            "WORLD_SIZE is {size} at rank {rank} and {} at rank 0: start all processes with the same",
+            job.size
+        ));
     }
-    let why = if size != job.size {
-        format!("WORLD_SIZE is {size} at rank {rank} and {} at rank 0: start all processes with the same", job.size)
-    } else if rank == 0 || rank >= size || come[rank - 1].as_ref().is_some_and(there) {
-        format!("two processes have RANK={rank}: each needs its own; or does another job use {}?", place(job))
-    } else {
-        come[rank - 1] = Some(stream);
-        return Ok(());
-    };
-    come.push(Some(stream)); // to be told too
-    Err(why)
-}
-
-/// Whether the other side of a line is still there.
-fn there(line: &TcpStream) -> bool {
-    let looked = line.set_nonblocking(true).and_then(|()| line.peek(&mut [0]));
-    let _ = line.set_nonblocking(false);
-    !matches!(looked, Ok(0)) && looked.err().is_none_or(|e| e.kind() == ErrorKind::WouldBlock)
-}
-
-/// Somebody who has come and not greeted yet.
-struct Guest {
-    stream: TcpStream,
-    since: Instant,
-    said: Greeting,
-    length: usize,
-}
-
-impl Guest {
-    fn welcome(stream: TcpStream) -> Option<Self> {
-        stream.set_nonblocking(true).ok()?;
-        Some(Self { stream, since: Instant::now(), said: [0; GREETING], length: 0 })
+    // One that came before and has gone has left its place.
+    if rank == 0 || rank >= size || come[rank - 1].as_ref().is_some_and(Wire::there) {
+        let why =
+            format!("two processes have RANK={rank}: each needs its own; or does another job use {}?", place(job));
+        dismiss(wire, &why);
+        return Ok(Some(why));
     }
-
-    /// None as long as it may still greet; then who it is, if it is one of us.
-    fn look(&mut self) -> Option<Option<(usize, usize)>> {
-        match self.stream.read(&mut self.said[self.length..]) {
-            Ok(0) => Some(None),
-            Ok(n) => {
-                self.length += n;
-                (self.length == GREETING).then(|| understand(&self.said))
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::Interrupted => {
-                (self.since.elapsed() > PATIENCE).then_some(None)
-            }
-            Err(_) => Some(None),
-        }
-    }
+    come[rank - 1] = Some(wire);
+    Ok(None)
 }
 
 /// Listens where the others are told to come.
@@ -186,16 +157,15 @@ fn listen(job: &Job) -> Result<TcpListener> {
     )
 }
 
-/// Another rank: comes to rank 0; the line to it.
-pub(super) fn come(job: &Job, limit: Duration) -> Result<TcpStream> {
-    let until = Instant::now() + limit;
+/// Another rank: comes to rank 0, `until` then; the line to it.
+pub(super) fn come(job: &Job, key: &Key, limits: &Limits, until: Instant) -> Result<Wire> {
     loop {
         let mut why = String::from("it has no address");
         match resolve(job) {
             Err(e) => why = e.to_string(),
             Ok(addresses) => {
                 for address in addresses {
-                    match greet(job, &address, until) {
+                    match greet(job, key, limits, &address, until) {
                         Ok(line) => return Ok(line),
                         Err(e) => why = e.to_string(),
                     }
@@ -207,28 +177,41 @@ pub(super) fn come(job: &Job, limit: Duration) -> Result<TcpStream> {
                 "rank {} did not reach rank 0 at {} within {} s: {why}; is MASTER_ADDR the machine of rank 0, and the port open?",
                 job.rank,
                 place(job),
-                limit.as_secs_f32()
+                limits.joining.as_secs_f32()
             );
         }
         thread::sleep(RETRY);
     }
 }
 
-/// Says who this is, and hears that it is rank 0 of the same who answers.
-fn greet(job: &Job, address: &SocketAddr, until: Instant) -> Result<TcpStream> {
+/// Meets who listens at an address, if that is rank 0 of the same job.
+fn greet(job: &Job, key: &Key, limits: &Limits, address: &SocketAddr, until: Instant) -> Result<Wire> {
     let failed = |what: &str, e: &dyn Display| crate::Error::Invalid(format!("{what}: {e}"));
     let left = until.saturating_duration_since(Instant::now()).clamp(RETRY, PATIENCE);
-    let mut line = TcpStream::connect_timeout(address, left).map_err(|e| failed("no connection", &e))?;
-    let mut answer = [0; GREETING];
-    let exchanged = line.set_read_timeout(Some(left)).and_then(|()| line.set_write_timeout(Some(left)));
-    exchanged
-        .and_then(|()| line.write_all(&greeting(job.rank, job.size)))
-        .and_then(|()| line.read_exact(&mut answer))
-        .map_err(|e| failed("what listens there does not answer as longreel does", &e))?;
-    match understand(&answer) {
-        Some((0, _)) => Ok(line), // of another size: it will say so
+    let end = Instant::now() + left;
+    let line = TcpStream::connect_timeout(address, left).map_err(|e| failed("no connection", &e))?;
+    let unlike = |e: std::io::Error| match late(&e) {
+        true => crate::Error::Invalid("what listens there does not answer as longreel does, or not in time".into()),
+        false => failed("what listens there does not answer as longreel does", &e),
+    };
+    let mut wire = Until::new(&line, end);
+    let (own, mut answer) = (Hello::new(job.rank, job.size).map_err(unlike)?, [0; HELLO]);
+    wire.write_all(&own.to_bytes()).and_then(|()| wire.read_exact(&mut answer)).map_err(unlike)?;
+    let rank_0 = match Hello::parse(&answer) {
+        Some(hello) if hello.rank == 0 => hello, // of another size: it will say so
         _ => bail!("what listens there is no rank 0 of this longreel"),
+    };
+    let transcript = Transcript::new(key, &own, &rank_0);
+    let mut proof = [0; PROOF];
+    let exchanged = wire.write_all(&transcript.proof(Side::Rank)).and_then(|()| wire.read_exact(&mut proof));
+    exchanged.map_err(unlike)?;
+    if proof == REFUSED {
+        bail!("rank 0 there has another job secret: {}", same_secret());
     }
+    if !transcript.proves(Side::Rank0, &proof) {
+        bail!("what listens there does not know the job's secret: {}", same_secret());
+    }
+    Wire::new(line, transcript.seals(Side::Rank), limits.silence).map_err(unlike)
 }
 
 fn resolve(job: &Job) -> Result<Vec<SocketAddr>> {

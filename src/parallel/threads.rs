@@ -15,7 +15,7 @@ use std::thread;
 
 use super::meeting::{Group, Hub, Offer, call_number};
 use super::split::{group_of, range_of};
-use super::{Communicator, Reduce, Single, Split, check, sum};
+use super::{Communicator, Reduce, Single, Split, check, sum, thread_refused};
 use crate::ops::bytes;
 use crate::{Error, Result, bail};
 
@@ -62,7 +62,7 @@ where
                 outcome
             };
             thread::Builder::new().name(format!("rank-{rank}")).spawn_scoped(scope, body).map_err(|e| {
-                let e = Error::Invalid(format!("cannot start a thread for rank {rank}: {e}"));
+                let e = thread_refused(&format!("a thread for rank {rank}"), &e);
                 hub.fail(rank, e.to_string());
                 e
             })
@@ -95,9 +95,8 @@ pub(super) fn in_pool<T: Send>(
     let run = |pool: &rayon::ThreadPool| {
         catch_unwind(AssertUnwindSafe(|| pool.install(f))).unwrap_or_else(|panic| Err(panicked(rank, panic.as_ref())))
     };
-    pool.build_scoped(|worker| span.in_scope(|| worker.run()), run).unwrap_or_else(|e| {
-        Err(Error::Invalid(format!("cannot start {threads} threads for rank {rank}: {e}; use fewer threads a rank")))
-    })
+    pool.build_scoped(|worker| span.in_scope(|| worker.run()), run)
+        .unwrap_or_else(|e| Err(thread_refused(&format!("the threads of rank {rank}, {threads} of them"), &e)))
 }
 
 pub(super) fn panicked(rank: usize, panic: &(dyn std::any::Any + Send)) -> Error {

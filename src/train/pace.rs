@@ -9,8 +9,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::progress::Progress;
+use crate::Result;
+use crate::parallel::thread_refused;
 use crate::watch::{Now, Part, Watch};
-use crate::{Error, Result};
 
 /// How often it looks.
 const TICK: Duration = Duration::from_millis(200);
@@ -39,7 +40,7 @@ pub fn minding<T>(
     std::thread::scope(|scope| {
         let mind = move || mind(watches, blocks, progress, interrupted, &ended);
         let thread = std::thread::Builder::new().name("pace".into()).spawn_scoped(scope, mind);
-        thread.map_err(|e| Error::Invalid(format!("no thread to watch the ranks: {e}")))?;
+        thread.map_err(|e| thread_refused("a thread to watch the ranks", &e))?;
         let result = ranks();
         drop(end);
         result

@@ -196,6 +196,37 @@ fn a_process_that_nothing_is_heard_from_stops_the_others_within_a_minute() {
     goes_on(&place);
 }
 
+/// A program that mpirun starts as a rank, and that never comes to join the others.
+const HANGS: [&str; 3] = ["sh", "-c", "sleep 600; exit"];
+
+#[test]
+fn a_process_that_never_joins_is_named_within_the_limit() {
+    let place = Place::videos();
+    for (hangs, expected) in [
+        (vec![1], "rank 1 failed: it has not joined the others within 4 s (process "),
+        (vec![0, 2], "rank 0 failed: it has not joined the others within 4 s (process "),
+    ] {
+        let mut command = Command::new("mpirun");
+        command.envs(ENVIRONMENT).env("LONGREEL_JOIN_SECONDS", "4");
+        for rank in 0..3 {
+            let longreel = place.command("run", &[]);
+            command.args(if rank > 0 { &[":", "-n", "1"][..] } else { &["-n", "1"] });
+            match hangs.contains(&rank) {
+                true => command.args(HANGS),
+                false => command.arg(longreel.get_program()).args(longreel.get_args()),
+            };
+        }
+        let began = Instant::now();
+        let output = run(&mut command);
+        let took = began.elapsed();
+        let error = error_of(&output);
+        assert!(error.starts_with(expected) && error.contains("LONGREEL_JOIN_SECONDS"), "{error}");
+        assert_eq!(error.contains("; nor have ranks 2: "), hangs.len() == 2, "{error}");
+        assert!(took >= Duration::from_secs(4) && took < Duration::from_secs(20), "{took:?}");
+        assert!(!place.path("run").exists());
+    }
+}
+
 #[test]
 fn a_clip_that_breaks_on_one_process_stops_all_with_its_name() {
     let place = Place::videos();

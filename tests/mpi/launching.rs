@@ -63,6 +63,60 @@ fn the_batch_script_of_slurm_trains_resumes_and_goes_back_into_the_queue() {
 }
 
 #[test]
+fn the_batch_script_for_gpus_gives_each_task_its_rank_and_each_job_a_secret_of_its_own() {
+    let place = Place::pictures();
+    // Tasks one after the other, each with Slurm's variables; what stands for longreel says what it was given.
+    let srun = r#"
+        while [[ $1 == --* ]]; do shift; done
+        for task in 0 1 2 3; do SLURM_PROCID=$task SLURM_LOCALID=$((task % 2)) "$@"; done"#;
+    let said = r#"echo "$RANK $WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $MASTER_PORT $LONGREEL_JOB_SECRET $*""#;
+    let nodes = r#"[[ "$*" == "show hostnames a[1-2]" ]]; echo a1; echo a2"#;
+    let path = commands(&place, &[("srun", srun), ("scontrol", nodes), ("told", said)]);
+    let submit = || -> Vec<Vec<String>> {
+        let mut command = Command::new("bash");
+        command.arg(repository("examples/launch/torchrun.sbatch")).arg("run config.toml").env("PATH", &path);
+        command.env("LONGREEL", "told").env("SLURM_JOB_ID", "1234567").env("SLURM_JOB_NODELIST", "a[1-2]");
+        let output = run(command.env("SLURM_NTASKS", "4"));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
+    };
+    let [first, second] = [submit(), submit()];
+    assert_eq!(first.len(), 4);
+    let names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LONGREEL_JOB_SECRET"];
+    for (rank, task) in first.iter().enumerate() {
+        let get = |name: &str| names.iter().position(|known| *known == name).map(|i| task[i].clone());
+        let job = longreel::parallel::Job::from(get).unwrap();
+        assert_eq!((job.rank, job.size, job.local, job.host.as_str(), job.port), (rank, 4, rank % 2, "a1", 24_567));
+        assert_eq!(task[6..], ["train", "run", "config.toml"]);
+        assert!(task[5].len() == 64 && task[5] == first[0][5], "all of a job have the same");
+    }
+    assert_ne!(first[0][5], second[0][5], "and those of another job another");
+}
+
+#[test]
+fn the_job_of_kubernetes_with_gpus_tells_its_pods_their_ranks_and_its_secret() {
+    let yaml = fs::read_to_string(repository("examples/launch/indexed-job.yaml")).unwrap();
+    let lines: Vec<&str> = yaml.lines().map(|line| line.split(" #").next().unwrap().trim()).collect();
+    let after =
+        |line: &str| lines[lines.iter().position(|l| *l == line).unwrap_or_else(|| panic!("{line}")) + 1..].to_vec();
+    let value =
+        |name: &str| after(&format!("- name: {name}"))[0].strip_prefix("value: ").unwrap().trim_matches('"').to_owned();
+    let pods = value("WORLD_SIZE");
+    assert!(lines.contains(&format!("completions: {pods}").as_str()));
+    assert!(lines.contains(&format!("parallelism: {pods}").as_str()));
+    let get = |name: &str| match name {
+        "RANK" => Some("0".into()),
+        "LONGREEL_JOB_SECRET" => Some("0123456789abcdef".into()),
+        "WORLD_SIZE" | "LOCAL_RANK" | "MASTER_ADDR" | "MASTER_PORT" => Some(value(name)),
+        _ => None,
+    };
+    let job = longreel::parallel::Job::from(get).unwrap();
+    assert_eq!((job.size, job.host.as_str()), (2, "longreel-0.longreel"));
+    assert_eq!(after("- name: LONGREEL_JOB_SECRET")[..2], ["valueFrom:", "secretKeyRef:"], "not in this file");
+    assert!(after("- name: RANK")[2].ends_with("['batch.kubernetes.io/job-completion-index']"));
+}
+
+#[test]
 fn the_job_of_kubernetes_starts_as_many_ranks_as_it_has_workers() {
     let yaml = fs::read_to_string(repository("examples/launch/mpijob.yaml")).unwrap();
     let launcher = &yaml[yaml.find("    Launcher:").unwrap()..yaml.find("    Worker:").unwrap()];
@@ -108,7 +162,10 @@ fn shell_scripts_are_sound() {
         "scripts/gpu-rehearsal.sh",
         "kernels/host/driver/build.sh",
     ];
-    for file in ["examples/launch/slurm.sbatch", "scripts/two-hosts.sh"].iter().chain(&bundle) {
+    for file in ["examples/launch/slurm.sbatch", "examples/launch/torchrun.sbatch", "scripts/two-hosts.sh"]
+        .iter()
+        .chain(&bundle)
+    {
         let output = check(file).expect("shellcheck, which scripts/setup.sh installs");
         assert!(output.status.success(), "{}", text(&output.stdout));
     }

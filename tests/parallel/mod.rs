@@ -3,8 +3,10 @@
 pub mod collectives;
 pub mod failures;
 mod launch;
+mod limits;
 mod rendezvous;
 mod runner;
+mod strangers;
 pub mod ulysses;
 
 use candle_core::{Device, Tensor};

@@ -4,23 +4,24 @@
 
 use super::fails;
 use crate::train::{finish, signal, text};
-use longreel::parallel::{Job, Limits, Party};
+use longreel::parallel::{Job, Limits, Party, Secret};
 use longreel::{Error, Result};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 const JOINING: Duration = Duration::from_millis(1500);
+pub const SECRET: &str = "sixteen bytes or more";
 
-fn limits() -> Limits {
+pub fn limits() -> Limits {
     Limits { joining: JOINING, silence: Duration::from_secs(5), ..Limits::default() }
 }
 
 /// A port that was free a moment ago, below those that the system gives to who asks for any.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() % 900) as u16 * 20;
@@ -32,12 +33,12 @@ fn free_port() -> u16 {
     }
 }
 
-fn job(rank: usize, size: usize, port: u16) -> Job {
-    Job { rank, size, local: rank, host: "127.0.0.1".into(), port }
+pub fn job(rank: usize, size: usize, port: u16) -> Job {
+    Job { rank, size, local: rank, host: "127.0.0.1".into(), port, secret: Secret::Text(SECRET.into()) }
 }
 
 /// Runs `work` on jobs, each a thread, under a watchdog.
-fn on_all<T, F>(jobs: Vec<Job>, limits: Limits, work: F) -> Vec<Result<T>>
+pub fn on_all<T, F>(jobs: Vec<Job>, limits: Limits, work: F) -> Vec<Result<T>>
 where
     T: Send + 'static,
     F: Fn(Party) -> Result<T> + Clone + Send + 'static,
@@ -51,7 +52,7 @@ where
     all.into_iter().map(|one| one.recv_timeout(Duration::from_secs(30)).expect("a rank hangs")).collect()
 }
 
-fn messages<T>(outcomes: Vec<Result<T>>) -> Vec<String> {
+pub fn messages<T>(outcomes: Vec<Result<T>>) -> Vec<String> {
     outcomes.into_iter().map(|outcome| fails(outcome).to_string()).collect()
 }
 
@@ -68,12 +69,58 @@ fn variables(changed: &[(&str, Option<&str>)]) -> Result<Job> {
 #[test]
 fn a_job_is_what_the_environment_says() {
     let job = variables(&[]).unwrap();
-    assert_eq!(job, Job { rank: 2, size: 4, local: 0, host: "b7".into(), port: 29500 });
+    let secret = Secret::Missing;
+    assert_eq!(job, Job { rank: 2, size: 4, local: 0, host: "b7".into(), port: 29500, secret });
     assert_eq!(variables(&[("MASTER_ADDR", Some("[fe80::1]"))]).unwrap().host, "fe80::1");
     assert_eq!(variables(&[("MASTER_ADDR", Some("::1"))]).unwrap().host, "::1");
     // torchrun itself listens at the port: the next one is ours.
     assert_eq!(variables(&[("TORCHELASTIC_USE_AGENT_STORE", Some("True"))]).unwrap().port, 29501);
     assert_eq!(variables(&[("TORCHELASTIC_USE_AGENT_STORE", Some("False"))]).unwrap().port, 29500);
+}
+
+#[test]
+fn a_secret_is_the_environments_or_on_one_machine_a_file() {
+    let secret = |changed: &[(&str, Option<&str>)]| variables(changed).unwrap().secret;
+    let text = ("LONGREEL_JOB_SECRET", Some("0123456789abcdef"));
+    assert_eq!(secret(&[text]), Secret::Text("0123456789abcdef".into()));
+    assert_eq!(format!("{:?}", secret(&[text])), "Text(..)", "it is not printed");
+    let file = ("LONGREEL_JOB_SECRET_FILE", Some("/shared/secret"));
+    assert_eq!(secret(&[file]), Secret::File("/shared/secret".into()));
+    assert_eq!(secret(&[("LONGREEL_JOB_SECRET", Some(" ")), file]), Secret::File("/shared/secret".into()));
+    for one_machine in [
+        ("MASTER_ADDR", "localhost"),
+        ("MASTER_ADDR", "127.0.0.3"),
+        ("MASTER_ADDR", "::1"),
+        ("LOCAL_WORLD_SIZE", "4"), // as torchrun --standalone has it, whatever it calls the machine
+    ] {
+        let Secret::File(path) = secret(&[(one_machine.0, Some(one_machine.1))]) else { panic!("{one_machine:?}") };
+        assert!(path.starts_with(std::env::temp_dir()), "{path:?}");
+    }
+    assert_eq!(secret(&[("LOCAL_WORLD_SIZE", Some("2"))]), Secret::Missing);
+    let both = fails(variables(&[text, file])).to_string();
+    assert!(both.contains("LONGREEL_JOB_SECRET and LONGREEL_JOB_SECRET_FILE are both set"), "{both}");
+    let short = fails(variables(&[("LONGREEL_JOB_SECRET", Some("guess me"))])).to_string();
+    assert!(short.contains("rank 2 failed: LONGREEL_JOB_SECRET has 8 bytes"), "{short}");
+    // Without one nobody meets, and each process says so.
+    for rank in [0, 1] {
+        let outcome = Party::join(&Job { secret: Secret::Missing, ..job(rank, 2, free_port()) }, limits());
+        let said = fails(outcome).to_string();
+        assert!(said.contains("set LONGREEL_JOB_SECRET to the same random text"), "{said}");
+        assert_eq!(said.starts_with("rank 1 failed: "), rank == 1, "{said}");
+    }
+}
+
+#[test]
+fn ranks_meet_by_a_file_that_rank_0_makes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, port) = (folder.path().join("secret"), free_port());
+    let job = |rank| Job { secret: Secret::File(path.clone()), ..job(rank, 3, port) };
+    let outcomes = on_all([2, 0, 1].map(job).into(), limits(), |party| {
+        let all = party.exchange(b"")?.len();
+        party.settle(Ok(()))?;
+        Ok(all)
+    });
+    assert!(outcomes.into_iter().all(|outcome| outcome.unwrap() == 3));
 }
 
 #[test]
@@ -156,40 +203,6 @@ fn ranks_meet_by_name_and_by_ipv6_and_when_rank_0_comes_last() {
         assert_eq!(party.exchange(b"zero").unwrap(), [b"zero".to_vec(), b"one".to_vec()], "{host}");
         assert!(early.recv_timeout(Duration::from_secs(20)).unwrap().is_ok());
     }
-}
-
-#[test]
-fn strangers_are_sent_away_and_do_not_keep_ranks_apart() {
-    let port = free_port();
-    let (send, receive) = mpsc::channel();
-    thread::spawn(move || send.send(Party::join(&job(0, 2, port), limits()).and_then(|party| party.exchange(b"0"))));
-    let connect = || {
-        let until = Instant::now() + Duration::from_secs(10);
-        loop {
-            match TcpStream::connect(("127.0.0.1", port)) {
-                Ok(stream) => return stream,
-                Err(e) => assert!(Instant::now() < until, "{e}"),
-            }
-        }
-    };
-    let silent = connect(); // says nothing, as long as it is there
-    let mut http = connect();
-    http.write_all(b"GET / HTTP/1.1\r\nHost: longreel\r\n\r\n").unwrap();
-    let mut answer = vec![];
-    let _ = http.read_to_end(&mut answer); // closed, with or without a reset
-    assert!(answer.is_empty(), "{answer:?}");
-    let mut older = connect(); // another version of the protocol
-    older.write_all(b"longreel\0\0\0\x09\x01\0\0\0\x02\0\0\0").unwrap();
-    let _ = older.read_to_end(&mut answer);
-    assert!(answer.is_empty(), "{answer:?}");
-    drop(connect()); // goes at once
-    let mut half = connect(); // goes in the middle
-    half.write_all(b"longr").unwrap();
-    drop(half);
-    let party = Party::join(&job(1, 2, port), limits()).unwrap();
-    assert_eq!(party.exchange(b"1").unwrap(), [b"0", b"1"]);
-    assert!(receive.recv_timeout(Duration::from_secs(20)).unwrap().is_ok());
-    drop(silent);
 }
 
 #[test]
@@ -302,29 +315,13 @@ fn what_is_too_long_is_refused_before_it_is_sent() {
     assert!(outcomes.into_iter().all(|outcome| outcome.is_ok()));
 }
 
-#[test]
-fn a_rank_that_sends_nonsense_is_given_up_and_no_memory_taken_for_it() {
-    let port = free_port();
-    let (send, receive) = mpsc::channel();
-    thread::spawn(move || send.send(Party::join(&job(0, 2, port), limits()).and_then(|party| party.exchange(b"0"))));
-    let until = Instant::now() + Duration::from_secs(10);
-    let mut rank = loop {
-        match TcpStream::connect(("127.0.0.1", port)) {
-            Ok(stream) => break stream,
-            Err(e) => assert!(Instant::now() < until, "{e}"),
-        }
-    };
-    rank.write_all(b"longreel\0\0\0\x01\x01\0\0\0\x02\0\0\0\x01\xff\xff\xff\xff").unwrap();
-    let said = fails(receive.recv_timeout(Duration::from_secs(20)).unwrap()).to_string();
-    assert!(said.contains("rank 1 failed: it sends 4294967295 bytes where no more than 65536 can be meant"), "{said}");
-}
-
 /// A process of rank `rank`, which joins, exchanges once, says so, and then does `work`.
 fn process(rank: usize, size: usize, port: u16, work: &str) -> std::process::Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "parallel::rendezvous::child", "--ignored", "--nocapture"]);
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string()).env("LOCAL_RANK", rank.to_string());
     command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string()).env("LONGREEL_TEST_WORK", work);
+    command.env("TMPDIR", env!("CARGO_TARGET_TMPDIR")); // where the job's secret is then
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use super::pack::{Copier, Layout, Pool};
 use super::{Copy, Hook, Saved, Settings, Shapes, not_there};
+use crate::parallel::thread_refused;
 use crate::{Error, Result, bail};
 
 /// Blocks that wait or are being written at a time, and threads.
@@ -80,9 +81,9 @@ impl Copies {
         for _ in 0..FLYING {
             let (shared, mut copier) = (copies.shared.clone(), Copier::new(device)?);
             let thread = thread::Builder::new().name(format!("stash-{rank}")).spawn(move || shared.work(&mut copier));
-            let thread =
-                thread.map_err(|e| Error::Invalid(format!("rank {rank}: cannot start a thread for the stash: {e}")))?;
-            copies.threads.push(thread);
+            copies
+                .threads
+                .push(thread.map_err(|e| thread_refused(&format!("a thread for the stash of rank {rank}"), &e))?);
         }
         Ok(copies)
     }

@@ -1,5 +1,6 @@
 //! Ranks as processes that mpirun or srun started, on one machine or several, and their collectives over MPI.
 //!
+//! - `joining`: a time limit for MPI to start in;
 //! - `messages`: MPI's calls;
 //! - `watch`: who failed, returned or is lost, so that nobody waits for ever;
 //! - `collectives`: the [`Communicator`].
@@ -9,6 +10,7 @@
 //! messages.
 
 mod collectives;
+mod joining;
 mod messages;
 mod watch;
 
@@ -22,11 +24,12 @@ use mpi::environment::Universe;
 use mpi::traits::Communicator as _;
 
 use self::collectives::Group;
+use self::joining::Joining;
 use self::messages::Channel;
 use self::watch::Watch;
 use super::launch::Processes;
 use super::processors::Processors;
-use super::{Communicator, Limits, Placement};
+use super::{Communicator, Limits, Placement, thread_refused};
 use crate::{Error, Result, bail};
 
 /// How long MPI may take to end before the process ends without it.
@@ -59,6 +62,7 @@ impl World {
     /// # Errors
     /// MPI cannot be started, or does not see the processes that the launcher says it started.
     pub fn start(placement: &Placement, limits: Limits) -> Result<Self> {
+        let joining = Joining::watch(placement, limits.starting)?;
         let Some((universe, threading)) = mpi::environment::initialize_with_threading(Threading::Multiple) else {
             bail!("MPI was started before in this process, or has ended: one job is run by a process")
         };
@@ -82,9 +86,10 @@ impl World {
             let keep = move || link.watch.keep(|e| give_up(&link, e));
             thread::Builder::new().name("watch".into()).spawn(keep)
         };
-        let keeper = keeper.map_err(|e| Error::Invalid(format!("no thread to watch the other ranks: {e}")))?;
+        let keeper = keeper.map_err(|e| thread_refused("a thread to watch the other ranks", &e))?;
         let group = Arc::new(Group::world(link.clone(), rank, size));
         let mut world = Self { link, group, processors: vec![], keeper: Some(keeper), universe: Some(universe) };
+        drop(joining); // from here on the watch sees who is missing
         world.meet()?;
         Ok(world)
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::shards::Shards;
-use crate::parallel::Communicator;
+use crate::parallel::{Communicator, thread_refused};
 use crate::{Error, Result};
 
 /// A unit's parts over the ranks, and this rank's.
@@ -43,7 +43,7 @@ impl Ahead {
             }
         };
         let thread = std::thread::Builder::new().name("gather".into()).spawn(work);
-        let thread = thread.map_err(|e| Error::Invalid(format!("no thread to gather parameters with: {e}")))?;
+        let thread = thread.map_err(|e| thread_refused("a thread to gather parameters", &e))?;
         Ok(Self { ask: Some(ask), answers, aside: world.aside()?, unit: Cell::new(None), thread: Some(thread) })
     }
 

@@ -11,6 +11,7 @@ use crate::config::Place;
 use crate::files::Scratch;
 use crate::ops::bytes::zeros;
 use crate::ops::{held, read, write};
+use crate::parallel::thread_refused;
 use crate::{Error, Result};
 
 /// Which of a unit's numbers.
@@ -147,8 +148,12 @@ impl Moments {
         let (read_out, ahead) = bounded(IN_FLIGHT);
         let (behind, write_in) = bounded(IN_FLIGHT);
         std::thread::scope(|scope| {
-            let reader = scope.spawn(|| self.read_ahead(file, spare, read_out));
-            let writer = scope.spawn(|| self.write_behind(file, write_in, spare_in));
+            let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+            let refused = |e: std::io::Error| thread_refused("a thread to copy moments", &e);
+            let reader = thread("moments-in").spawn_scoped(scope, || self.read_ahead(file, spare, read_out));
+            let reader = reader.map_err(refused)?;
+            let writer = thread("moments-out").spawn_scoped(scope, || self.write_behind(file, write_in, spare_in));
+            let writer = writer.map_err(refused)?;
             let work = (0..self.lens.len()).try_for_each(|unit| {
                 let mut numbers = ahead.recv().map_err(|_| stopped())?;
                 let (m, rest) = numbers.split_at_mut(self.lens[unit]);
