@@ -11,6 +11,7 @@ mod large;
 mod loader;
 mod media;
 mod odd;
+mod overlap;
 mod rows;
 mod scan;
 mod timing;

@@ -6,7 +6,7 @@
 use super::{at_least_1, print, print_json};
 use crate::config::{Crop, Data, Label, RunConfig};
 use crate::data::sheet::{Strip, contact_sheet};
-use crate::data::{Augment, Clip, Dataset, token_grid};
+use crate::data::{Apart, Augment, Clip, Dataset, Overlaps, token_grid};
 use crate::{Error, Result, bail, hub, terminal};
 use clap::Args;
 use image::RgbImage;
@@ -93,9 +93,10 @@ pub fn run(args: ScanArgs) -> Result<()> {
         // Before every file is looked at. Whoever scans again and again, and names no sheet, is not stopped by the last one.
         super::may_write(&sheet, args.force || args.sheet.is_none())?;
     }
-    let (data, patch) = settings(&args)?;
+    let (data, patch, apart) = settings(&args)?;
     let root = hub::resolve(&data.path)?;
-    let mut dataset = Dataset::survey(&data, &root)?;
+    let mut dataset = Dataset::survey_without(&data, &root, &apart)?;
+    Overlaps::find(&dataset, None).log();
     if args.decode {
         dataset = dataset.decode_all();
     }
@@ -122,10 +123,13 @@ pub fn run(args: ScanArgs) -> Result<()> {
     Ok(())
 }
 
-/// The data section that the arguments make, and the patch size if one is known.
-fn settings(args: &ScanArgs) -> Result<(Data, Option<[usize; 3]>)> {
+/// The data section that the arguments make, the patch size if one is known, and what training would leave out.
+fn settings(args: &ScanArgs) -> Result<(Data, Option<[usize; 3]>, Apart)> {
     let config = args.config.as_deref().map(|path| RunConfig::load(path, &[])).transpose()?;
     let patch = config.as_ref().map(|c| c.model.patch_size).filter(|patch| *patch != [0; 3]);
+    let apart = config
+        .as_ref()
+        .map_or(Apart::default(), |config| Apart::of_run(&config.run.out, config.data.heldout.as_ref().map(Path::new)));
     let mut data = match config {
         Some(config) => config.data,
         None => Data {
@@ -160,7 +164,7 @@ fn settings(args: &ScanArgs) -> Result<(Data, Option<[usize; 3]>)> {
         Some(LabelFlag::Folder) => data.label = Label::Folder,
         None => {}
     }
-    Ok((data, args.patch.or(patch)))
+    Ok((data, args.patch.or(patch), apart))
 }
 
 struct Report<'a> {

@@ -2,6 +2,7 @@
 
 use crate::config::{RunConfig, read_config};
 use crate::parallel::Launch;
+use crate::train::inherit_diffusion;
 use crate::train::rehearsal::Rehearsal;
 use crate::{Result, bail};
 use clap::Args;
@@ -62,14 +63,19 @@ impl TrainArgs {
         let mut sets = self.set.clone();
         sets.extend(self.ranks.map(|ranks| format!("parallel.ranks={ranks}")));
         let text = read_config(&self.config)?; // once: a pipe is empty then
-        let Some(started) = launch.processes() else { return RunConfig::parse(&text, &self.config, &sets) };
+        let parse = |sets: &[String]| {
+            let mut config = RunConfig::parse(&text, &self.config, sets)?;
+            inherit_diffusion(&mut config, |key| RunConfig::names(&text, sets, "diffusion", key))?;
+            Ok(config)
+        };
+        let Some(started) = launch.processes() else { return parse(&sets) };
         if launch.gpu().is_some() && !RunConfig::names(&text, &sets, "train", "device") {
             sets.push("train.device=cuda".to_owned());
         }
         if !RunConfig::names(&text, &sets, "parallel", "ranks") {
             sets.push(format!("parallel.ranks={started}"));
         }
-        let config = RunConfig::parse(&text, &self.config, &sets)?;
+        let config = parse(&sets)?;
         launch.ranks(Some(config.parallel.ranks), "parallel.ranks")?;
         Ok(config)
     }

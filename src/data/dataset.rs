@@ -3,6 +3,7 @@
 //! Which files are used, and in what order, hangs on their paths and contents alone, so every rank that opens the same
 //! folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
 
+use super::apart::Apart;
 use super::av::Reason;
 use super::caught::caught;
 use super::cut::Cut;
@@ -60,7 +61,15 @@ impl Dataset {
     /// # Errors
     /// As [`survey`](Self::survey); or nothing is usable.
     pub fn open(config: &config::Data, path: &Path) -> Result<Self> {
-        let dataset = Self::survey(config, path)?;
+        Self::open_without(config, path, &Apart::default())
+    }
+
+    /// As [`open`](Self::open), but for what is `apart`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_without(config: &config::Data, path: &Path, apart: &Apart) -> Result<Self> {
+        let dataset = Self::survey_without(config, path, apart)?;
         if dataset.is_empty() {
             let first = dataset.skipped.first().map_or_else(
                 || "it holds no files".to_owned(),
@@ -84,8 +93,16 @@ impl Dataset {
     /// # Errors
     /// A value of `config` is out of range; `path` cannot be read; a metadata.jsonl is malformed.
     pub fn survey(config: &config::Data, path: &Path) -> Result<Self> {
+        Self::survey_without(config, path, &Apart::default())
+    }
+
+    /// As [`survey`](Self::survey), but for what is `apart`.
+    ///
+    /// # Errors
+    /// As [`survey`](Self::survey).
+    pub fn survey_without(config: &config::Data, path: &Path, apart: &Apart) -> Result<Self> {
         check(config)?;
-        let Folder { media, captions, mut skipped } = Folder::walk(path)?;
+        let Folder { media, captions, mut skipped } = Folder::walk(path, apart)?;
         let class_of = |file: &Path| -> Option<String> {
             let mut parts = file.strip_prefix(path).ok()?.components();
             let folder = parts.next()?.as_os_str().to_string_lossy().into_owned();

@@ -6,6 +6,7 @@
 //!
 //! Only the files marked as such talk to FFmpeg, and only `av` does so unsafely. `docs/data.md` tells the rules.
 
+mod apart;
 mod av;
 mod captions;
 mod caught;
@@ -16,6 +17,7 @@ mod frames;
 mod header;
 mod loader;
 mod order;
+mod overlap;
 mod picture;
 mod probe;
 mod scale;
@@ -28,12 +30,14 @@ mod walk;
 mod whole;
 pub mod write;
 
+pub use apart::{Apart, refuse_own_output};
 pub use captions::{CaptionLine, caption_lines};
 pub use cut::{Cut, resample};
 pub use dataset::{Clip, Dataset};
 pub use frames::{Frames, Part, RowOrder, level, token_grid};
 pub use loader::{Loader, Sample};
 pub use order::{Augment, Request};
+pub use overlap::Overlaps;
 pub use picture::check_image;
 pub use source::SourceFile;
 pub use walk::Skipped;

@@ -3,6 +3,7 @@
 //! The order is that of the paths' bytes, so it does not hang on the file system. Symbolic links are followed (a hub's
 //! cache is made of them). Contents are not looked at here, except for captions.
 
+use super::apart::Apart;
 use super::captions::{self, Captions};
 use crate::{Error, Result, bail, terminal};
 use std::collections::BTreeSet;
@@ -58,11 +59,11 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Walks `root`, a folder or a single file.
+    /// Walks `root`, a folder or a single file, but for what is `apart`.
     ///
     /// # Errors
     /// `root` is not there or cannot be read; a metadata.jsonl is malformed.
-    pub fn walk(root: &Path) -> Result<Self> {
+    pub fn walk(root: &Path, apart: &Apart) -> Result<Self> {
         let about = std::fs::metadata(root).map_err(|e| Error::io(root, e))?;
         if about.is_dir() {
             std::fs::read_dir(root).map_err(|e| Error::io(root, e))?;
@@ -85,12 +86,17 @@ impl Folder {
                 }
             };
             let path = entry.path();
+            let below = Some(&entry).filter(|entry| entry.depth() > 0);
             let hidden = entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
             if entry.file_type().is_dir() {
-                if hidden {
-                    folder.skipped.push(Skipped::new(path, "it is a hidden folder"));
+                let why =
+                    if hidden { Some("it is a hidden folder") } else { below.and_then(|entry| apart.reason(entry)) };
+                if let Some(why) = why {
+                    folder.skipped.push(Skipped::new(path, why));
                     entries.skip_current_dir();
                 }
+            } else if let Some(why) = below.and_then(|entry| apart.reason(entry)) {
+                folder.skipped.push(Skipped::new(path, why));
             } else if hidden {
                 folder.skipped.push(Skipped::new(path, "it is a hidden file"));
             } else if !entry.file_type().is_file() {

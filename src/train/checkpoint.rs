@@ -15,11 +15,13 @@
 //! save, is the business of the training loop.
 
 use crate::config::RunConfig;
+use crate::data::Dataset;
 use crate::files::{self, NewFolder, Tensors, atomic_write, write_pieces};
 use crate::model::folder::{Folder, write_folder_pieces};
 use crate::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 
 const CHECKPOINTS: &str = "checkpoints";
@@ -47,6 +49,31 @@ pub struct State {
     /// The names of the classes, in the order of their numbers.
     #[serde(default)]
     pub classes: Vec<String>,
+    /// What the data was, in numbers; none of a checkpoint of 0.1.0.
+    #[serde(default)]
+    pub data: Option<DataCounts>,
+}
+
+/// How much data a run had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataCounts {
+    /// Files that give clips.
+    pub files: usize,
+    /// Clips in them.
+    pub clips: usize,
+}
+
+impl DataCounts {
+    /// Those of `dataset`.
+    pub fn of(dataset: &Dataset) -> Self {
+        Self { files: dataset.files().len(), clips: dataset.len() }
+    }
+}
+
+impl Display for DataCounts {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        write!(f, "{} files, {} clips", self.files, self.clips)
+    }
 }
 
 impl State {
@@ -60,6 +87,7 @@ impl State {
             config: config.to_toml()?,
             fps: None,
             classes: Vec::new(),
+            data: None,
         })
     }
 }

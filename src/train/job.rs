@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use super::checkpoint::{Checkpoint, RunFolder};
 use super::device::device;
+use super::lineage;
 use super::named::NamedModel;
 use super::sampling::check_guidance;
 use crate::config::{Compute, Label, RunConfig};
-use crate::data::Dataset;
+use crate::data::{Apart, Dataset, Overlaps, refuse_own_output};
 use crate::engine::stash::Shapes;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
-use crate::parallel::Launch;
+use crate::parallel::{Launch, is_first};
 use crate::{Result, bail, hub};
 
 /// A run, ready for its ranks.
@@ -69,6 +70,9 @@ impl Job {
         };
         model.check()?;
         check_guidance("sample.guidance", config.sample.guidance, &model)?;
+        if let Some(checkpoint) = &resume {
+            lineage::check_network(checkpoint, &config, &model)?;
+        }
         if model.in_channels != 3 || model.out_channels != 3 {
             let (i, o) = (model.in_channels, model.out_channels);
             bail!("model.from: the network takes {i} and gives {o} channels; training is on pixels, which have 3")
@@ -81,7 +85,13 @@ impl Job {
         }
         let data = &config.data;
         model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?;
-        let dataset = Dataset::open(data, &hub::resolve(&data.path)?)?;
+        let path = hub::resolve(&data.path)?;
+        let held_out = data.heldout.as_ref().map(|path| hub::resolve(path)).transpose()?;
+        let places = [("data.path", Some(&path)), ("data.heldout", held_out.as_ref())];
+        places
+            .iter()
+            .try_for_each(|(key, path)| path.map_or(Ok(()), |path| refuse_own_output(key, path, &config.run.out)))?;
+        let mut dataset = Dataset::open_without(data, &path, &Apart::of_run(&config.run.out, held_out.as_deref()))?;
         if data.label == Label::Folder && dataset.classes().len() > model.num_classes {
             let (have, named) = (dataset.classes().len(), model.num_classes);
             bail!("{} has {have} class folders, model.num_classes is {named}; set it to {have}", data.path)
@@ -92,16 +102,27 @@ impl Job {
                 model.num_classes
             )
         }
-        let heldout = match &data.heldout {
+        match &resume {
+            Some(checkpoint) => {
+                lineage::number_classes(checkpoint, &mut dataset)?;
+                lineage::log_differences(checkpoint, &config, &dataset)?;
+            }
+            None => lineage::inherit_classes(&config, &mut dataset)?,
+        }
+        let heldout = match &held_out {
             None => None,
-            Some(path) => {
-                let mut heldout = Dataset::open(data, &hub::resolve(path)?)?;
+            Some(held_out) => {
+                let apart = Apart::of_run(&config.run.out, None).with(&path, "it is trained on (data.path)");
+                let mut heldout = Dataset::open_without(data, held_out, &apart)?;
                 if data.label == Label::Folder {
                     heldout.number_classes_as(dataset.classes())?;
                 }
                 Some(Arc::new(heldout))
             }
         };
+        if is_first() {
+            Overlaps::find(&dataset, heldout.as_deref()).log();
+        }
         Ok(Self { dataset: Arc::new(dataset), heldout, model, from, folder, device, resume, config })
     }
 

@@ -17,11 +17,13 @@ mod clips;
 mod heldout;
 mod history;
 pub(crate) mod job;
+mod lineage;
 mod pace;
 mod report;
 mod run;
 mod summary;
 pub mod weights;
 
+pub use lineage::inherit_diffusion;
 pub(crate) use run::REHEARSED;
 pub use run::{rehearse, run};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::job::Job;
+use super::lineage;
 use super::metrics::{MetricsLog, Record};
 use super::plot::loss_curve;
 use super::progress::{Progress, memory};
@@ -77,7 +78,9 @@ impl<'a> Report<'a> {
             return Ok(Self(None));
         }
         let resumed = job.resume.is_some();
-        if !resumed {
+        if resumed {
+            lineage::rewrite_config(&job.folder, &job.config, done)?;
+        } else {
             job.folder.create(&job.config)?;
         }
         let path = job.folder.metrics();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::checkpoint::State;
+use super::checkpoint::{DataCounts, State};
 use super::clips::{NoisyClip, NoisyClips, upload};
 use super::heldout::Heldout;
 use super::job::Job;
@@ -41,6 +41,12 @@ pub fn run(config: RunConfig, resume: bool, launch: &Launch, interrupted: &Atomi
     let ranks = config.parallel.ranks;
     launch.in_turn(|| Job::fetch(&config))?;
     let job = Job::open(config, resume, launch)?;
+    if let Some(done) = job.resume.as_ref().map(|checkpoint| checkpoint.state().step)
+        && done >= job.config.train.steps
+    {
+        tracing::info!("nothing to do: step {done} of {}; raise train.steps", job.config.train.steps);
+        return Ok(());
+    }
     // Each machine has its own scratch folder, for its own ranks.
     let blocks = (job.model.num_layers * launch.ranks_here(ranks)).div_ceil(ranks);
     stash::check_room(&job.config.stash, blocks, &job.stashed()?)?;
@@ -321,6 +327,7 @@ impl<'a> Rank<'a> {
         if let Some(saving) = saving {
             let mut state = State::new(&self.job.config, step, position)?;
             state.fps = self.job.fps();
+            state.data = Some(DataCounts::of(&self.job.dataset));
             state.classes = self.job.dataset.classes().to_vec();
             let path = saving.finish(&state, self.job.config.train.keep)?;
             tracing::info!("saved {}", path.display());

@@ -4,8 +4,10 @@
 //! The networks are tiny and so are the clips, which are made here; sizes divide nothing evenly. What single parts do (the
 //! optimizer, checkpoints, metrics files) is tested with those parts.
 
+mod data;
 mod failures;
 mod limits;
+mod lineage;
 mod long;
 mod mesh;
 mod records;

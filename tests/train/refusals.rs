@@ -105,9 +105,9 @@ fn a_model_that_does_not_fit() {
     fs::write(place.path("config.toml"), config).unwrap();
     let before = snapshot(&place.path("run"));
     for (args, expected) in [
-        (["model.num_layers=1", "--resume"], "not known"),
-        (["model.ffn_dim=48", "--resume"], "of another shape"),
-        (["model.num_layers=3", "--resume"], "missing"),
+        (["model.num_layers=1", "--resume"], "model.num_layers is 1, the network of the checkpoint of step 1 has 2"),
+        (["model.ffn_dim=48", "--resume"], "model.ffn_dim is 48, the network of the checkpoint of step 1 has 40"),
+        (["model.num_layers=3", "--resume"], "model.num_layers is 3, the network of the checkpoint of step 1 has 2"),
     ] {
         let error = place.error("run", &args);
         assert!(error.contains(expected), "{error}");
