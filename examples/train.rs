@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     // Whoever sets this, a signal handler or another thread, ends the run after its step, with a checkpoint.
     let interrupted = AtomicBool::new(false);
     let record = config.run.out.join("metrics.jsonl");
-    longreel::train::run(config, false, &Launch::threads(), &interrupted)?;
+    longreel::train::run(config, longreel::train::Start::New, &Launch::threads(), &interrupted)?;
 
     for step in metrics::read(&record)?.iter().filter(|r| r.step % 10 == 0) {
         println!("step {:3}  loss {:.4}  {:6.0} tokens/s", step.step, step.loss, step.tokens_per_s);

@@ -19,6 +19,7 @@ packages=(
     libavcodec-dev libavformat-dev libavutil-dev libswscale-dev # ffmpeg-next: reading and writing videos
     libclang-dev                                              # bindgen, which reads FFmpeg's headers
     libopenmpi-dev openmpi-bin                                # the feature mpi and its tests: ranks as processes
+    strace                                                    # tests: kills at chosen system calls
     iproute2 shellcheck                                       # tests of scripts; two hosts on one machine
     ffmpeg                                                    # the command, for the scripts that make datasets
     ca-certificates                                           # crates and hubs are fetched over https

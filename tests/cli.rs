@@ -114,8 +114,13 @@ fn a_run_its_checkpoints_or_one_of_them() {
     assert!(apart(&place.path("run.png"), &place.path("first.png")) > 0);
     // The average counts, not the weights.
     fs::rename(place.checkpoint("run", 2, "ema"), place.path("aside")).unwrap();
+    let error = fail(&mut command(&place.path("run"), &place.path("weights.png"), &[]));
+    assert!(error.contains("ema/config.json: No such file, though it was saved with this checkpoint"), "{error}");
+    let state = fs::read(place.checkpoint("run", 2, "state.json")).unwrap();
+    place.forget_sums("run", 2);
     sample(&place, "weights.png", &[]);
     assert!(apart(&place.path("run.png"), &place.path("weights.png")) > 0);
+    fs::write(place.checkpoint("run", 2, "state.json"), state).unwrap();
     // The run's count, seed and steps unless the command says otherwise.
     fs::rename(place.path("aside"), place.checkpoint("run", 2, "ema")).unwrap();
     sample(
@@ -235,6 +240,7 @@ fn what_cannot_be_sampled_is_refused() {
 fn damaged_checkpoints_are_refused() {
     let place = Place::videos();
     place.train("run", &["train.steps=1"]);
+    place.forget_sums("run", 1); // what is found without them
     fs::write(place.path("mine.png"), "mine").unwrap();
     let ema = place.checkpoint("run", 1, "ema");
     let file = ema.join("diffusion_pytorch_model.safetensors");

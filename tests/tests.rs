@@ -29,6 +29,7 @@ mod optimizer;
 mod parallel;
 mod plan;
 mod ring;
+mod runs;
 mod stash;
 mod targets;
 mod terminal;

@@ -56,13 +56,14 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
     super::may_write(&args.output, args.force)?;
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
-    let folder = NamedModel::find(&launch.in_turn(|| hub::resolve(&args.model))?)?.open()?;
+    let (_, folder) = NamedModel::opened(&launch.in_turn(|| hub::resolve(&args.model))?)?;
     let config = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&config))?;
     let inputs = Inputs::read(&args.inputs, &config)?;
     let mut results = launch.run(ranks, |comm| {
         let bf16 = args.dtype == Compute::Bf16;
         let model = Model::load(&config, DType::F32, bf16, |name| folder.read_f32(name))?.to_device(&device)?;
+        folder.tensors().check_read()?;
         inputs.run(&model, comm, args.grads)
     })?;
     if !is_first() {

@@ -13,6 +13,7 @@ mod sample;
 mod sampling;
 mod scan;
 mod train;
+mod verify;
 
 use crate::files::{check_target, expand_home};
 use crate::ops::cpu;
@@ -46,6 +47,7 @@ enum Command {
     Sample(sample::SampleArgs),
     Forward(forward::ForwardArgs),
     Scan(scan::ScanArgs),
+    Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Forward(args) => on_ranks(|launch| forward::run(&args, launch)),
         Command::Plan(args) => alone(|| plan::run(args)),
         Command::Scan(args) => alone(|| scan::run(args)),
+        Command::Verify(args) => alone(|| verify::run(&args)),
         Command::Bench(args) => alone(|| bench::run(args)),
     };
     match outcome {

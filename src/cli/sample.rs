@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::sampling::SamplingProgress;
@@ -10,8 +10,9 @@ use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
 use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::write::{Kind, write_video};
 use crate::diffusion::Objective;
+use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
-use crate::parallel::{Communicator, Launch, Sequence, is_first};
+use crate::parallel::{Communicator, Launch, Sequence, agree, is_first};
 use crate::train::device::device;
 use crate::train::named::NamedModel;
 use crate::train::sampling::{Request, Sampled, check_guidance, sample_reporting};
@@ -75,7 +76,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let kind = args.kind()?; // before hours of work
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
-    let named = NamedModel::find(&launch.in_turn(|| hub::resolve(&args.from))?)?;
+    let (named, folder) = open(&launch.in_turn(|| hub::resolve(&args.from))?, launch)?;
     let Some(checkpoint) = &named.checkpoint else {
         bail!(
             "{}: is a model without state.json, so its clips' size and its prediction are not known; sampling needs a run or a \
@@ -84,7 +85,6 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         )
     };
     let config = checkpoint.config()?;
-    let folder = named.open()?;
     let network = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&network))?;
     let request = args.request(&config)?;
@@ -102,8 +102,10 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let progress = is_first().then(|| SamplingProgress::new(count, request.steps));
 
     launch.run(ranks, |comm| {
+        agree(comm.as_ref(), "the checksum of the checkpoint's state.json", checkpoint.sum())?;
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?.to_device(&device)?;
+        folder.tensors().check_read()?;
         for (index, &label) in labels.iter().enumerate() {
             let request = Request { label, ..request.clone() };
             let comm = sequence.all.as_ref();
@@ -134,6 +136,17 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         return super::print(terminal::name(&args.output));
     }
     writer.numbered.iter().try_for_each(|path| super::print(terminal::name(path)))
+}
+
+/// The model that `path` names, the same on all ranks, and its weights: opened at once, for a run that trains meanwhile may remove them.
+fn open(path: &Path, launch: &Launch) -> Result<(NamedModel, Folder)> {
+    let (named, folder) = NamedModel::opened(path)?;
+    let Some(checkpoint) = &named.checkpoint else { return Ok((named, folder)) };
+    let step = launch.of_first(checkpoint.state().step)?;
+    if step != checkpoint.state().step {
+        return NamedModel::opened(&checkpoint.sibling(step));
+    }
+    Ok((named, folder))
 }
 
 impl SampleArgs {

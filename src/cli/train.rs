@@ -2,6 +2,7 @@
 
 use crate::config::{RunConfig, read_config};
 use crate::parallel::Launch;
+use crate::train::Start;
 use crate::train::inherit_diffusion;
 use crate::train::rehearsal::Rehearsal;
 use crate::{Result, bail};
@@ -17,9 +18,12 @@ pub struct TrainArgs {
     /// Ranks, as threads of this process; default: `parallel.ranks`. Under mpirun or srun each process is a rank
     #[arg(long, value_name = "P", value_parser = super::at_least_1)]
     pub ranks: Option<usize>,
-    /// Continue from the run's last checkpoint
+    /// Continue from the run's last checkpoint; where there is none yet, start
     #[arg(long)]
     pub resume: bool,
+    /// With --resume: continue from the checkpoint of this step; those after it are set aside
+    #[arg(long, value_name = "N", requires = "resume")]
+    pub step: Option<u64>,
     /// Run two steps without attention's arithmetic, to measure their memory; nothing is saved
     #[arg(long, conflicts_with = "resume")]
     pub rehearse: bool,
@@ -38,7 +42,12 @@ pub fn run(args: &TrainArgs, launch: &Launch) -> Result<()> {
         tracing::warn!("a rehearsal: attention is not computed, the steps' numbers mean nothing, and nothing is saved");
         return super::print(rehearsed(&crate::train::rehearse(config, launch)?));
     }
-    crate::train::run(config, args.resume, launch, super::catch_interrupts()?)
+    let start = match args.step {
+        Some(step) => Start::Step(step),
+        None if args.resume => Start::Last,
+        None => Start::New,
+    };
+    crate::train::run(config, start, launch, super::catch_interrupts()?)
 }
 
 /// What was predicted beside what was measured.

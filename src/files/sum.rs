@@ -50,12 +50,27 @@ impl FileSum {
     /// # Errors
     /// They differ.
     pub fn check(&self, found: Self, path: &Path) -> Result<()> {
-        let path = path.display();
-        if found.bytes < self.bytes {
-            bail!("{path}: was cut short: it has {} bytes, where {} were saved", found.bytes, self.bytes)
-        }
+        self.check_length(found.bytes, path)?;
         if found != *self {
-            bail!("{path}: is damaged, or was put there later: it has {found}, where {self} were saved")
+            let path = path.display();
+            bail!("{path}: is damaged, or another file was put in its place: it has {found}, where {self} were saved")
+        }
+        Ok(())
+    }
+
+    /// Compares with the length that `path` was `found` to have.
+    ///
+    /// # Errors
+    /// They differ.
+    pub fn check_length(&self, found: u64, path: &Path) -> Result<()> {
+        let (path, saved) = (path.display(), self.bytes);
+        if found < saved {
+            bail!("{path}: was cut short: it has {found} bytes, where {saved} were saved")
+        }
+        if found > saved {
+            bail!(
+                "{path}: is damaged, or another file was put in its place: it has {found} bytes, where {saved} were saved"
+            )
         }
         Ok(())
     }

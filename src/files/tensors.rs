@@ -239,6 +239,11 @@ impl Tensors {
         expected.check(sum.sum(), &shard.path)
     }
 
+    /// As [`check_sums`](Self::check_sums), of what this process has read alone.
+    pub fn check_read(&self) -> Result<()> {
+        self.check_sums(&self.sums())
+    }
+
     /// Adds a tensor's bytes to `sum`.
     fn sum_tensor(&self, name: &str, entry: &Entry, sum: &mut Summed) -> Result<()> {
         let mut bytes = vec![0; (1 << 20).min(entry.bytes as usize)];

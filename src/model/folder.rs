@@ -3,7 +3,7 @@
 //! Reading: `diffusion_pytorch_model.safetensors`, or the shards that `diffusion_pytorch_model*.safetensors.index.json`
 //! names; where both are there the index counts, as in diffusers. Writing: one f32 file, the folder appearing as a whole.
 
-use crate::files::{NewFolder, Tensors, atomic_write, read_text, write_pieces, write_tensors};
+use crate::files::{FileSum, NewFolder, Tensors, read_text, write_pieces, write_summed, write_tensors};
 use crate::{Error, Result, bail};
 use safetensors::Dtype;
 use serde_json::Value;
@@ -44,6 +44,11 @@ impl Folder {
         let sharded = weights.extension().is_some_and(|e| e == "json");
         let tensors = if sharded { Tensors::open_sharded(&weights)? } else { Tensors::open(&weights)? };
         Ok(Self { dir: dir.to_owned(), config, tensors })
+    }
+
+    /// The same folder; its weights are one file that must be what `sum` says, where it is known: see [`Tensors::check_sums`].
+    pub fn expecting(self, sum: Option<FileSum>) -> Self {
+        Self { tensors: self.tensors.expecting(sum), ..self }
     }
 
     /// The folder.
@@ -114,27 +119,30 @@ where
     N: AsRef<str>,
     D: AsRef<[f32]>,
 {
-    write(dir, config, |file| write_tensors(file, tensors))
+    write(dir, config, |file| write_tensors(file, tensors)).map(drop)
 }
 
-/// As [`write_folder`], with weights as [`write_pieces`] takes them.
+/// As [`write_folder`], with weights as [`write_pieces`] takes them. Returns the names and checksums of both files.
 pub fn write_folder_pieces<D: AsRef<[f32]>>(
     dir: &Path,
     config: &Value,
     tensors: &[(String, Vec<usize>)],
     pieces: impl IntoIterator<Item = Result<D>>,
-) -> Result<()> {
-    write(dir, config, |file| write_pieces(file, tensors, pieces).map(drop))
+) -> Result<[(String, FileSum); 2]> {
+    let (config, weights) = write(dir, config, |file| write_pieces(file, tensors, pieces))?;
+    Ok([(CONFIG.to_owned(), config), (format!("{STEM}.safetensors"), weights)])
 }
 
-fn write(dir: &Path, config: &Value, weights: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// Returns the checksum of config.json, and what `weights` returned.
+fn write<T>(dir: &Path, config: &Value, weights: impl FnOnce(&Path) -> Result<T>) -> Result<(FileSum, T)> {
     let folder = NewFolder::begin(dir)?;
-    atomic_write(&folder.path().join(CONFIG), |out| {
+    let config = write_summed(&folder.path().join(CONFIG), |out| {
         serde_json::to_writer_pretty(&mut *out, config)?;
         out.write_all(b"\n")
     })?;
-    weights(&folder.path().join(format!("{STEM}.safetensors")))?;
-    folder.publish(false)
+    let weights = weights(&folder.path().join(format!("{STEM}.safetensors")))?;
+    folder.publish(false)?;
+    Ok((config, weights))
 }
 
 /// The file to read weights from: an index or a safetensors file.

@@ -1,7 +1,7 @@
 //! Where ranks come from, decided in this one place: they are threads of this process, or the processes that a launcher (mpirun, srun,
 //! torchrun) has started, this one among them. What a rank then does is the same.
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -185,6 +185,16 @@ impl Launch {
         let value = f()?;
         (turn..2).try_for_each(|_| comm.barrier())?;
         Ok(value)
+    }
+
+    /// What the first process has for `value`, told to all; where ranks are threads, `value` itself.
+    pub fn of_first(&self, value: u64) -> Result<u64> {
+        let Some(processes) = &self.0 else { return Ok(value) };
+        let comm = processes.communicator();
+        processes.enter();
+        let own = Tensor::new(&[value as i64], &Device::Cpu)?; // the same 64 bits: Candle has no u64
+        let values = comm.all_gather(&own, &vec![vec![1]; comm.size()])?;
+        Ok(values[0].to_vec1::<i64>()?[0] as u64)
     }
 
     /// Runs the work of this process and ends it together with the others: an error on one is the error of all. `report` is given the

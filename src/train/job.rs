@@ -1,6 +1,8 @@
 //! What a training run is made of before its first step: clips, network, folder; opened once, checked, shared by all ranks.
 
 use candle_core::{DType, Device};
+use std::fs::File;
+use std::io::Read;
 use std::sync::Arc;
 
 use super::checkpoint::{Checkpoint, RunFolder};
@@ -14,7 +16,18 @@ use crate::engine::stash::Shapes;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Launch, is_first};
-use crate::{Result, bail, hub};
+use crate::{Error, Result, bail, hub};
+
+/// Where a run starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At its beginning; a folder that holds checkpoints is refused.
+    New,
+    /// After its last checkpoint; at its beginning where there is none, so that a job that was killed early can be queued again as it is.
+    Last,
+    /// After the checkpoint of this step; those after it are set aside.
+    Step(u64),
+}
 
 /// A run, ready for its ranks.
 pub struct Job {
@@ -28,6 +41,8 @@ pub struct Job {
     device: Device,
     /// Where to go on from.
     pub resume: Option<Checkpoint>,
+    /// The run's random name, the same in all its checkpoints.
+    pub name: String,
 }
 
 impl Job {
@@ -37,22 +52,33 @@ impl Job {
         names.into_iter().flatten().try_for_each(|name| hub::resolve(name).map(drop))
     }
 
-    /// Opens everything `config` names; with `resume`, also the run's last checkpoint.
+    /// Opens everything `config` names, and the checkpoint that `start` asks for.
     ///
     /// # Errors
     /// Whatever cannot be opened or does not fit together. Nothing has been written then.
-    pub fn open(config: RunConfig, resume: bool, launch: &Launch) -> Result<Self> {
+    pub fn open(config: RunConfig, start: Start, launch: &Launch) -> Result<Self> {
         let folder = RunFolder::new(&config.run.out);
-        let resume = match (resume, folder.latest()?) {
-            (false, None) => None,
-            (false, Some(last)) => {
-                bail!("{} exists: continue that run with --resume, or choose another run.out", last.display())
-            }
-            (true, Some(last)) => Some(Checkpoint::open(&last)?),
-            (true, None) => {
-                bail!("{}: no checkpoint to resume from; without --resume a run starts", folder.root().display())
-            }
+        let resume = match start {
+            Start::Last => folder.to_resume(None)?,
+            Start::Step(step) => folder.to_resume(Some(step))?,
+            Start::New => match folder.latest()? {
+                None => None,
+                Some(last) => {
+                    bail!("{} exists: continue that run with --resume, or choose another run.out", last.display())
+                }
+            },
         };
+        match &resume {
+            Some(checkpoint) if !checkpoint.has_sums() => tracing::warn!(
+                "{}: has no checksums (it was saved by longreel {}): that it is what was saved cannot be checked",
+                checkpoint.dir().display(),
+                checkpoint.state().longreel
+            ),
+            None if start == Start::Last => {
+                tracing::info!("{}: no checkpoint to resume from: starting from the beginning", folder.root().display())
+            }
+            _ => {}
+        }
         if let Some(checkpoint) = &resume
             && checkpoint.state().seed != config.run.seed
         {
@@ -61,7 +87,7 @@ impl Job {
         }
         let device = device(Some(config.train.device), "train.device", config.parallel.ranks, launch)?;
         let from = match &config.model.from {
-            Some(spec) => Some(NamedModel::find(&hub::resolve(spec)?)?.open()?),
+            Some(spec) => Some(NamedModel::opened(&hub::resolve(spec)?)?.1),
             None => None,
         };
         let model = match &from {
@@ -123,7 +149,11 @@ impl Job {
         if is_first() {
             Overlaps::find(&dataset, heldout.as_deref()).log();
         }
-        Ok(Self { dataset: Arc::new(dataset), heldout, model, from, folder, device, resume, config })
+        let name = match resume.as_ref().and_then(|checkpoint| checkpoint.state().run.clone()) {
+            Some(name) => name,
+            None => random_name()?,
+        };
+        Ok(Self { dataset: Arc::new(dataset), heldout, model, from, folder, device, resume, name, config })
     }
 
     /// What its ranks compute on.
@@ -157,11 +187,22 @@ impl Job {
     pub fn initial(&self) -> Result<Model> {
         let bf16 = self.config.train.dtype == Compute::Bf16;
         let model = match &self.from {
-            Some(folder) => Model::load(&self.model, DType::F32, bf16, |name| folder.read_f32(name)),
+            Some(folder) => {
+                let model = Model::load(&self.model, DType::F32, bf16, |name| folder.read_f32(name))?;
+                folder.tensors().check_read()?;
+                Ok(model)
+            }
             None => Model::init(&self.model, DType::F32, bf16, self.config.run.seed),
         };
         model?.to_device(&self.device)
     }
+}
+
+/// 128 random bits, in hexadecimal digits.
+fn random_name() -> Result<String> {
+    let (source, mut bits) = ("/dev/urandom", [0; 16]);
+    File::open(source).and_then(|mut file| file.read_exact(&mut bits)).map_err(|e| Error::io(source, e))?;
+    Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The network `[model]` describes: on pixels, without text.

@@ -9,6 +9,7 @@ pub mod optimizer;
 pub mod plot;
 pub mod progress;
 pub mod rehearsal;
+pub mod run_lock;
 pub mod sampling;
 pub mod schedule;
 pub mod tensorboard;
@@ -24,6 +25,7 @@ mod run;
 mod summary;
 pub mod weights;
 
+pub use job::Start;
 pub use lineage::inherit_diffusion;
 pub(crate) use run::REHEARSED;
 pub use run::{rehearse, run};

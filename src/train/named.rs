@@ -7,7 +7,7 @@
 //!
 //! `hf://` names of any of them are local folders by now ([`crate::hub`]).
 
-use super::checkpoint::{Checkpoint, EMA, STATE, TRANSFORMER};
+use super::checkpoint::{Checkpoint, EMA, STATE, TRANSFORMER, retried};
 use crate::model::folder::{CONFIG, Folder};
 use crate::{Error, Result, bail};
 use std::path::{Path, PathBuf};
@@ -46,16 +46,24 @@ impl NamedModel {
             bail!("{shown}: has no {CONFIG}, so it is not a model folder");
         }
         let checkpoint = Checkpoint::open(path)?;
-        let ema = checkpoint.dir().join(EMA);
-        let dir = if ema.exists() { ema } else { checkpoint.dir().join(TRANSFORMER) };
+        let dir = checkpoint.dir().join(checkpoint.average());
         Ok(Self { dir, checkpoint: Some(checkpoint) })
     }
 
-    /// Opens its weights.
+    /// Finds the model that `path` names and opens its weights. A run that trains meanwhile may remove the checkpoint, then the next
+    /// one is taken; what is open can be read.
     ///
     /// # Errors
-    /// As of [`Folder::open`].
-    pub fn open(&self) -> Result<Folder> {
-        Folder::open(&self.dir)
+    /// Those of [`find`](Self::find) and [`Folder::open`]; a part of a checkpoint is not what was saved.
+    pub fn opened(path: &Path) -> Result<(Self, Folder)> {
+        retried(path, || {
+            let named = Self::find(path)?;
+            let part = named.dir.file_name().and_then(|part| part.to_str()).unwrap_or_default();
+            let (dir, folder) = match &named.checkpoint {
+                Some(checkpoint) => (checkpoint.dir().to_owned(), checkpoint.model(part)),
+                None => (named.dir.clone(), Folder::open(&named.dir)),
+            };
+            Ok((dir, folder.map(|folder| (named, folder))))
+        })
     }
 }

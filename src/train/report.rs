@@ -78,7 +78,9 @@ impl<'a> Report<'a> {
             return Ok(Self(None));
         }
         let resumed = job.resume.is_some();
+        job.folder.remove_leftovers()?;
         if resumed {
+            job.folder.set_newer_aside(done)?;
             lineage::rewrite_config(&job.folder, &job.config, done)?;
         } else {
             job.folder.create(&job.config)?;

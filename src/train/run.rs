@@ -12,11 +12,12 @@ use std::time::Instant;
 use super::checkpoint::{DataCounts, State};
 use super::clips::{NoisyClip, NoisyClips, upload};
 use super::heldout::Heldout;
-use super::job::Job;
+use super::job::{Job, Start};
 use super::pace::minding;
 use super::progress::Progress;
 use super::rehearsal::{Phases, Rehearsal, Seen};
 use super::report::{Report, Step};
+use super::run_lock::RunLock;
 use super::sampling;
 use super::schedule::LearningRate;
 use super::summary;
@@ -26,21 +27,23 @@ use crate::data::{self, Loader, Sample};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::{self, Stash};
-use crate::parallel::{Communicator, Launch, Mesh, Reduce, Watched, agree};
+use crate::parallel::{Communicator, Launch, Mesh, Reduce, Watched, agree, is_first};
 use crate::plan::Plan;
 use crate::watch::{Part, Spent, Watch};
 use crate::{Error, Result};
 
 /// Trains as `config` says, on ranks that `launch` runs, until its last step or until `interrupted` is set, on any of them; either way a
-/// checkpoint is saved at the end.
+/// checkpoint is saved at the end. It begins where `start` says. Meanwhile no other process may train in the run's folder.
 ///
 /// # Errors
+/// One does already; or
 /// [`Error::Abandoned`] if the running step would have gone on for more than ten seconds after `interrupted` was set: it is left at
 /// once, and the checkpoint is that of the step before.
-pub fn run(config: RunConfig, resume: bool, launch: &Launch, interrupted: &AtomicBool) -> Result<()> {
+pub fn run(config: RunConfig, start: Start, launch: &Launch, interrupted: &AtomicBool) -> Result<()> {
     let ranks = config.parallel.ranks;
+    let _lock = launch.in_turn(|| is_first().then(|| RunLock::take(&config.run.out)).transpose())?;
     launch.in_turn(|| Job::fetch(&config))?;
-    let job = Job::open(config, resume, launch)?;
+    let job = Job::open(config, start, launch)?;
     if let Some(done) = job.resume.as_ref().map(|checkpoint| checkpoint.state().step)
         && done >= job.config.train.steps
     {
@@ -70,7 +73,7 @@ pub(crate) const REHEARSED: u64 = 2;
 /// mean nothing. Saves nothing.
 pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
-    let job = Job::open(config, false, launch)?;
+    let job = Job::open(config, Start::New, launch)?;
     let plan = Plan::new(&job.config, &job.model, true)?;
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
     let done = launch.run(job.config.parallel.ranks, |comm| Rank::new(&job, comm, Arc::default())?.rehearse())?;
@@ -107,7 +110,10 @@ impl<'a> Rank<'a> {
             config.parallel.zero,
             config.stash.folder.as_deref(),
         )?;
+        let world = mesh.world.as_ref();
+        agree(world, "the step to start from", job.resume.as_ref().map_or(0, |c| c.state().step))?;
         if let Some(checkpoint) = &job.resume {
+            agree(world, "the checksum of the checkpoint's state.json", checkpoint.sum())?;
             weights.load(checkpoint)?;
         }
         Ok(Self {
@@ -130,7 +136,6 @@ impl<'a> Rank<'a> {
         let heldout = Heldout::new(self.job, &self.mesh, &self.objective, &self.sigmas)?;
         let (first, position) = self.job.resume.as_ref().map_or((0, 0), |c| (c.state().step, c.state().position));
 
-        agree(self.mesh.world.as_ref(), "the step to start from", first)?;
         agree(self.mesh.world.as_ref(), "how many clips there are", self.job.dataset.len() as u64)?;
 
         let batch = self.global_batch();
@@ -326,6 +331,7 @@ impl<'a> Rank<'a> {
         self.weights.save(saving.as_ref())?;
         if let Some(saving) = saving {
             let mut state = State::new(&self.job.config, step, position)?;
+            state.run = Some(self.job.name.clone());
             state.fps = self.job.fps();
             state.data = Some(DataCounts::of(&self.job.dataset));
             state.classes = self.job.dataset.classes().to_vec();

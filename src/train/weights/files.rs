@@ -1,15 +1,16 @@
 //! Weights, average and moments to and from a checkpoint, which has them whole: how many ranks wrote it, and what they had sharded,
 //! cannot be seen from it.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use std::ops::Range;
 
 use super::Weights;
 use super::moments::Kind;
-use crate::Result;
+use crate::files::Tensors;
 use crate::model::{Model, Unit};
 use crate::ops::{read, write};
 use crate::train::checkpoint::{Checkpoint, Saving};
+use crate::{Result, bail};
 
 impl Weights {
     /// Writes weights, average and moments into a checkpoint, which rank 0 gives; what is sharded is handed to it unit by unit.
@@ -46,15 +47,42 @@ impl Weights {
             };
             write(target, |flat| fill(unit, flat, &part, |name| transformer.read_f32(name)))??;
         }
+        self.check_read(transformer.tensors())?;
         if self.ema > 0.0 {
             let average = checkpoint.ema()?;
             average.check(&shapes)?;
             self.fill(Kind::Average, |name| average.read_f32(name))?;
+            self.check_read(average.tensors())?;
         }
         let moments = checkpoint.optimizer(&shapes)?;
         let read = |moment: &str, name: &str| moments.read_f32(&format!("{moment}.{name}"));
         self.fill(Kind::M, |name| read("m", name))?;
-        self.fill(Kind::V, |name| read("v", name))
+        self.fill(Kind::V, |name| read("v", name))?;
+        self.check_read(&moments)
+    }
+
+    /// Checks that all ranks have read the same bytes, and that they are those that were saved: each has read what it holds a part of,
+    /// and together they have read the file.
+    ///
+    /// A collective: all ranks call it.
+    fn check_read(&self, tensors: &Tensors) -> Result<()> {
+        let own: Vec<i64> = tensors.sums().into_iter().map(|sum| sum.map_or(-1, i64::from)).collect();
+        let count = own.len();
+        let own = Tensor::from_vec(own, count, &Device::Cpu)?;
+        let mut read: Vec<Option<(usize, i64)>> = vec![None; count]; // by whom, what
+        for (rank, sums) in self.world.all_gather(&own, &vec![vec![count]; self.world.size()])?.iter().enumerate() {
+            for (i, sum) in sums.to_vec1::<i64>()?.into_iter().enumerate().filter(|(_, sum)| *sum >= 0) {
+                let (first, others) = *read[i].get_or_insert((rank, sum));
+                if others != sum {
+                    let what = tensors.summed(i);
+                    bail!(
+                        "ranks {first} and {rank} have read different bytes of {what}: their machines see different files"
+                    )
+                }
+            }
+        }
+        let sums: Vec<_> = read.into_iter().map(|sum| sum.map(|(_, sum)| sum as u32)).collect();
+        tensors.check_sums(&sums)
     }
 
     /// On rank 0 one whole tensor of every unit, nothing on the others; it is sharded from stage `from` on.

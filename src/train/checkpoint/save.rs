@@ -1,0 +1,103 @@
+//! Writing a checkpoint: part by part, summed on the way, then its state, then its name.
+
+use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::state::{Record, State};
+use super::{EMA, OPTIMIZER, STATE, TRANSFORMER, folder_name, list, moments};
+use crate::files::{self, FileSum, NewFolder, atomic_write, write_pieces};
+use crate::model::folder::write_folder_pieces;
+use crate::{Result, bail};
+
+/// A checkpoint being written: call each part once, then [`finish`](Self::finish). Dropped before that, nothing remains.
+///
+/// Tensors are names and shapes; `pieces` are their elements in order, made one after another: see [`write_pieces`].
+#[derive(Debug)]
+pub struct Saving {
+    folder: NewFolder,
+    all: PathBuf,
+    step: u64,
+    files: RefCell<BTreeMap<String, FileSum>>,
+}
+
+impl Saving {
+    /// Starts the checkpoint of `step` in the folder `all` of a run's checkpoints. What a killed run left there half done is removed.
+    pub(super) fn begin(all: &Path, step: u64) -> Result<Self> {
+        files::remove_leftovers(all)?;
+        let folder = NewFolder::begin(&all.join(folder_name(step)))?;
+        Ok(Self { folder, all: all.to_owned(), step, files: RefCell::default() })
+    }
+
+    /// Writes the weights with the model's config.json.
+    pub fn transformer<D: AsRef<[f32]>>(
+        &self,
+        config: &Value,
+        tensors: &[(String, Vec<usize>)],
+        pieces: impl IntoIterator<Item = Result<D>>,
+    ) -> Result<()> {
+        self.model(TRANSFORMER, config, tensors, pieces)
+    }
+
+    /// Writes the weights' moving average with the model's config.json.
+    pub fn ema<D: AsRef<[f32]>>(
+        &self,
+        config: &Value,
+        tensors: &[(String, Vec<usize>)],
+        pieces: impl IntoIterator<Item = Result<D>>,
+    ) -> Result<()> {
+        self.model(EMA, config, tensors, pieces)
+    }
+
+    fn model<D: AsRef<[f32]>>(
+        &self,
+        part: &str,
+        config: &Value,
+        tensors: &[(String, Vec<usize>)],
+        pieces: impl IntoIterator<Item = Result<D>>,
+    ) -> Result<()> {
+        let written = write_folder_pieces(&self.folder.path().join(part), config, tensors, pieces)?;
+        self.files.borrow_mut().extend(written.into_iter().map(|(name, sum)| (format!("{part}/{name}"), sum)));
+        Ok(())
+    }
+
+    /// Writes the optimizer's tensors: of these parameters all means, `m.NAME`, then all mean squares, `v.NAME`.
+    pub fn optimizer<D: AsRef<[f32]>>(
+        &self,
+        parameters: &[(String, Vec<usize>)],
+        pieces: impl IntoIterator<Item = Result<D>>,
+    ) -> Result<()> {
+        let sum = write_pieces(&self.folder.path().join(OPTIMIZER), &moments(parameters), pieces)?;
+        self.files.borrow_mut().insert(OPTIMIZER.to_owned(), sum);
+        Ok(())
+    }
+
+    /// Writes the state, gives the checkpoint its name, then removes all but the last `keep` (at least 1) checkpoints.
+    /// One of the same step is replaced. Returns where it is.
+    pub fn finish(self, state: &State, keep: usize) -> Result<PathBuf> {
+        let Self { folder, all, step, files } = self;
+        if state.step != step {
+            bail!("a checkpoint begun at step {step} was given the state of step {}", state.step);
+        }
+        let path = folder.path();
+        for part in [TRANSFORMER, OPTIMIZER] {
+            if !path.join(part).exists() {
+                bail!("the checkpoint of step {step} was finished without its {part}");
+            }
+        }
+        let text = Record { state: state.clone(), files: files.into_inner() }.to_text()?;
+        atomic_write(&path.join(STATE), |out| out.write_all(text.as_bytes()))?;
+        folder.publish(true)?;
+        // A folder without state.json is not ours to count, nor to remove. Newer steps are another history's.
+        let older = list(&all)?.into_iter().filter(|(s, path)| *s < step && path.join(STATE).is_file());
+        let older: Vec<_> = older.collect();
+        for (_, path) in older.iter().rev().skip(keep.max(1) - 1) {
+            // The run goes on: what is left has no name of a checkpoint, and the next start removes it.
+            if let Err(e) = files::remove_folder(path) {
+                tracing::warn!("an older checkpoint could not be removed: {e}");
+            }
+        }
+        Ok(all.join(folder_name(step)))
+    }
+}
