@@ -259,6 +259,12 @@ fn what_only_one_process_cannot_open_stops_all_before_anything_is_written() {
     let error = error_of(&run(&mut command));
     assert!(error.starts_with("rank 1 failed: ") && error.contains("/nowhere/at/all"), "{error}");
     assert!(!place.path("run").exists());
+    // What another rank says reaches the terminal in one line, without its control characters.
+    let mut command = mpirun(1, &place.command("run", &[]));
+    let second = place.command("run", &["data.path='/nowhere/\u{9b}31m\u{202e}at/all'"]);
+    command.args([":", "-n", "1"]).arg(second.get_program()).args(second.get_args());
+    let error = error_of(&run(&mut command));
+    assert!(error.starts_with("rank 1 failed: ") && error.contains(r"/nowhere/\x9b31m\u{202e}at/all"), "{error:?}");
     // Nor may they be told different things.
     let mut command = mpirun(1, &place.command("run", &[]));
     let second = place.command("run", &["train.lr=0.5"]);
