@@ -203,3 +203,21 @@ fn label(value: f64, span: f64) -> String {
     let decimals = (2.0 - span.log10()).clamp(0.0, 9.0).floor() as usize;
     format!("{value:.decimals$}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_of_a_run_of_a_million_steps_are_few_and_even() {
+        for count in [1, 2, DRAWN, DRAWN + 1, 1_000_000] {
+            let mut thinned = Thinned::default();
+            (1..=count).for_each(|step| thinned.push((step as f64, 0.5)));
+            let points = thinned.finish();
+            assert!(points.len() <= DRAWN + 1 && points.len() >= count.min(DRAWN / 2), "{count}: {}", points.len());
+            assert_eq!((points[0].0, points[points.len() - 1].0), (1.0, count as f64));
+            let every = count.div_ceil(DRAWN).next_power_of_two() as f64;
+            assert!(points.windows(2).rev().skip(1).all(|pair| pair[1].0 - pair[0].0 == every), "{count}: uneven");
+        }
+    }
+}
