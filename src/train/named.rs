@@ -45,7 +45,12 @@ impl NamedModel {
         if is_part || path.join("model_index.json").is_file() {
             bail!("{shown}: has no {CONFIG}, so it is not a model folder");
         }
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = Checkpoint::open(path).map_err(|e| match e {
+            Error::Invalid(message) if !path.join(STATE).is_file() => {
+                Error::Invalid(format!("{message}; nor has it the {CONFIG} of a model folder"))
+            }
+            other => other,
+        })?;
         let dir = checkpoint.dir().join(checkpoint.average());
         Ok(Self { dir, checkpoint: Some(checkpoint) })
     }
