@@ -174,7 +174,7 @@ fn may_write(path: &Path, force: bool) -> Result<()> {
 fn start_logging() -> std::result::Result<(), String> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(wish) if !wish.is_empty() => EnvFilter::try_new(&wish).map_err(|e| format!("RUST_LOG={wish}: {e}"))?,
-        _ if is_first() => EnvFilter::new("info,hf_hub=warn,ureq=warn,ureq_proto=warn"),
+        _ if is_first() => EnvFilter::new("info,ureq=warn,ureq_proto=warn"),
         _ => EnvFilter::new("off"), // the first speaks for all
     };
     // Control characters are escaped here, as tracing lets newlines and others through.

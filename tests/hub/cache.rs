@@ -1,6 +1,7 @@
 //! The cache: Python's names, partial files, locks, and links that lead elsewhere.
 
 use super::server::{SHA, Server, Site, files_below, git, model, serve, sha256};
+use longreel::hub::Limits;
 use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -59,7 +60,9 @@ fn blobs_and_links_have_pythons_names() {
 #[test]
 fn hashes_and_sizes_may_come_in_headers_only() {
     for redirect in [false, true] {
-        let server = serve(Site { bare: true, sizeless: true, redirect, ..model() });
+        let storage = serve(model());
+        let storage = Some(storage.hub.endpoint.clone());
+        let server = serve(Site { bare: true, sizeless: true, redirect, storage, ..model() });
         let folder = server.hub.resolve("hf://lab/net/transformer").unwrap();
         assert_eq!(files_below(&folder)["weights.safetensors"], weights(&server));
         let blob = repository(&server).join("blobs").join(sha256(&weights(&server)));
@@ -116,7 +119,8 @@ fn a_server_without_ranges_sends_all_again() {
 
 #[test]
 fn one_process_at_a_time_downloads_a_file() {
-    let server = serve(model()).hurried();
+    let mut server = serve(model());
+    server.hub.limits.stall = Duration::from_millis(200);
     let locks = server.hub.cache.join(".locks/models--lab--net");
     std::fs::create_dir_all(&locks).unwrap();
     let lock = File::create(locks.join(format!("{}.lock", git(b"read me")))).unwrap();
@@ -124,6 +128,7 @@ fn one_process_at_a_time_downloads_a_file() {
     let message = server.error_soon("hf://lab/net/README.md");
     assert!(message.contains("another process has locked") && message.contains("end it and try again"), "{message}");
     assert_eq!(ranges(&server), [], "nothing was asked for");
+    server.hub.limits = Limits::default();
     let hub = server.hub.clone();
     let second = std::thread::spawn(move || hub.resolve("hf://lab/net/README.md"));
     std::thread::sleep(Duration::from_millis(300));

@@ -105,10 +105,10 @@ impl Server {
     /// The same with limits that a test can wait for.
     pub fn hurried(mut self) -> Self {
         self.hub.limits = Limits {
-            response: Duration::from_millis(500),
-            stall: Duration::from_millis(400),
+            response: Duration::from_secs(2),
+            stall: Duration::from_secs(1),
             stall_bytes: 1000,
-            info_time: Duration::from_secs(1),
+            info_time: Duration::from_secs(3),
             info_bytes: 100_000,
             file_bytes: 500_000,
             ..Limits::default()
