@@ -43,6 +43,8 @@ fn video(path: &Path, [frames, height, width]: [usize; 3]) -> (Frames, f64) {
         crop: Crop::Center,
         flip: false,
         label: Label::None,
+        deinterlace: true,
+        tonemap: true,
         prefetch: 1,
     };
     let dataset = Dataset::open(&config, path).unwrap();

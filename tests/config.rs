@@ -293,11 +293,12 @@ prop_compose! {
     fn data()(
         path in "[a-zA-Z0-9 \"'\\\\\n☃=#.]{1,12}", heldout in proptest::option::of("[ -}][ -~]{0,8}"), sizes in [1..9usize, 1..9, 1..9],
         stride in 1..5usize, fps in proptest::option::of(1e-3..1e3f64), random in any::<bool>(), flip in any::<bool>(),
-        prefetch in 1..=1024usize,
+        deinterlace in any::<bool>(), tonemap in any::<bool>(), prefetch in 1..=1024usize,
     ) -> Data {
         let [frames, height, width] = sizes;
         let crop = if random { Crop::Random } else { Crop::Center };
-        Data { path, heldout, frames, height, width, stride, fps, crop, flip, label: Label::None, prefetch }
+        let label = Label::None;
+        Data { path, heldout, frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap, prefetch }
     }
 }
 

@@ -12,6 +12,7 @@ mod loader;
 mod media;
 mod odd;
 mod overlap;
+mod pictures;
 mod rows;
 mod scan;
 mod timing;

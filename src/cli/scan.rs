@@ -143,6 +143,8 @@ fn settings(args: &ScanArgs) -> Result<(Data, Option<[usize; 3]>, Apart)> {
             crop: Crop::Center,
             flip: false,
             label: Label::None,
+            deinterlace: true,
+            tonemap: true,
             prefetch: 1,
         },
     };
@@ -222,6 +224,9 @@ impl Report<'_> {
         for (name, note) in noted() {
             let _ = writeln!(out, "{name}: {note}");
         }
+        if let Some(mixed) = dataset.mixed_rates() {
+            let _ = writeln!(out, "\n{mixed}");
+        }
         let captions = dataset.files().iter().filter(|f| f.caption.is_some()).count();
         let _ = write!(
             out,
@@ -251,7 +256,7 @@ impl Report<'_> {
         let report = json!({
             "frames": config.frames, "stride": config.stride, "height": config.height, "width": config.width,
             "fps": config.fps, "files": files.collect::<Vec<_>>(), "skipped": skipped.collect::<Vec<_>>(),
-            "classes": dataset.classes(), "clips": dataset.len(), "tokens_per_clip": self.tokens,
+            "mixed_rates": dataset.mixed_rates(), "classes": dataset.classes(), "clips": dataset.len(), "tokens_per_clip": self.tokens,
             "tokens": self.tokens.map(|tokens| tokens * dataset.len()),
         });
         format!("{report:#}")

@@ -68,6 +68,12 @@ pub struct Data {
     /// Where a clip's class comes from.
     #[serde(default)]
     pub label: Label,
+    /// Make progressive frames of interlaced ones.
+    #[serde(default = "yes")]
+    pub deinterlace: bool,
+    /// Bring high dynamic range (PQ, HLG) to the usual one.
+    #[serde(default = "yes")]
+    pub tonemap: bool,
     /// Clips decoded ahead of the step.
     #[serde(default = "prefetch")]
     pub prefetch: usize,
@@ -218,6 +224,10 @@ pub struct Sample {
 
 fn one() -> usize {
     1
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn prefetch() -> usize {

@@ -11,7 +11,7 @@
 mod open;
 mod picture;
 
-pub use picture::{has_alpha, is_damaged, set_colors};
+pub use picture::{has_alpha, is_damaged, samples, set_colors};
 
 use ff::ffi;
 use ff::format::context::Input;

@@ -8,6 +8,7 @@ use super::av::Reason;
 use super::caught::caught;
 use super::cut::Cut;
 use super::decode;
+use super::deinterlace;
 use super::frames::{Frames, Part};
 use super::order::{Augment, Orders};
 use super::picture::Picture;
@@ -17,6 +18,7 @@ use super::still;
 use super::walk::{Folder, Skipped};
 use crate::config::{self, Label};
 use crate::{Result, bail};
+use ffmpeg_next::frame;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -85,6 +87,9 @@ impl Dataset {
             bail!("{}: no usable clips; {first}", path.display());
         }
         tracing::info!("{}: {} clips of {} files", path.display(), dataset.len(), dataset.files.len());
+        if let Some(mixed) = dataset.mixed_rates() {
+            tracing::warn!("{}: {mixed}", path.display());
+        }
         Ok(dataset)
     }
 
@@ -292,8 +297,8 @@ impl Dataset {
             .collect();
         let mut wanted = taken.clone();
         wanted.dedup();
-        let mut scaler = Scaler::default();
-        decode::frames(&clip.path, index, &wanted, stop, |i, frame| {
+        let mut scaler = Scaler::new(self.config.tonemap);
+        let mut fit = |i: usize, frame: &frame::Video| {
             let from = taken.partition_point(|&n| n < wanted[i]);
             let count = taken[from..].partition_point(|&n| n == wanted[i]);
             let (first, copies) = out.data[from * bytes..(from + count) * bytes].split_at_mut(bytes);
@@ -306,7 +311,18 @@ impl Dataset {
             scaler.fit(frame, shape, size, augment, part.lines.clone(), first)?;
             copies.chunks_exact_mut(bytes).for_each(|copy| copy.copy_from_slice(first));
             Ok(())
-        })
+        };
+        let mut interlaced = self.config.deinterlace && index.interlaced;
+        if !interlaced {
+            let decoded = decode::frames(&clip.path, index, &wanted, stop, |i, frame| {
+                interlaced = self.config.deinterlace && frame.is_interlaced();
+                if interlaced { Err(String::new()) } else { fit(i, frame) }
+            });
+            if !interlaced {
+                return decoded;
+            }
+        }
+        deinterlace::frames(&clip.path, index, &wanted, stop, fit)
     }
 
     /// Decodes every used file from start to end, in parallel, and moves the damaged ones to
@@ -322,6 +338,7 @@ impl Dataset {
                         Media::Image => verify_image(config, &file.path)?,
                         Media::Video { index, .. } => index.verify(&file.path)?,
                     }
+                    file.note_looks(config);
                     if file.windows.is_none() { file.heed_sizes(config) } else { Ok(()) }
                 })
             })

@@ -9,8 +9,9 @@
 
 use super::av::{self, PacketId, PacketInfo, Reader, Reason};
 use super::decode;
-use super::scale::{self, Shape};
-use super::{timing, whole};
+use super::scale;
+use super::sizes::{Size, Sizes};
+use super::{hdr, timing, whole};
 use ffmpeg_next::codec::Id;
 use ffmpeg_next::frame;
 use std::fs::File;
@@ -31,6 +32,10 @@ pub struct VideoIndex {
     pub frames: Vec<u32>,
     /// The sizes of the frames.
     pub sizes: Sizes,
+    /// A frame that was looked at is interlaced.
+    pub interlaced: bool,
+    /// A frame that was looked at has high dynamic range.
+    pub hdr: bool,
     /// Frames per second, from first to last frame; none for a single frame.
     pub rate: Option<f64>,
     /// What whoever looks at the file would want to know.
@@ -47,49 +52,6 @@ pub struct Key {
     pub packet: u32,
     /// The packet's timestamp, for the container's index.
     pub stamp: Option<i64>,
-}
-
-/// From which frame on pictures have which size.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sizes(Vec<(u32, Size)>);
-
-/// Size of decoded pictures, and how they are shown.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Size {
-    width: usize,
-    height: usize,
-    pub shape: Shape,
-}
-
-impl Size {
-    fn of(frame: &mut frame::Video, reader: &mut Reader) -> Self {
-        let opaque = reader.is_padded();
-        let shape = Shape { orientation: reader.orientation(), aspect: reader.pixel_aspect(frame), opaque };
-        Self { width: frame.width() as usize, height: frame.height() as usize, shape }
-    }
-
-    /// Width and height as shown.
-    pub fn shown(&self) -> (usize, usize) {
-        self.shape.shown(self.width, self.height)
-    }
-}
-
-impl Sizes {
-    fn note(&mut self, n: usize, size: Size) {
-        if self.0.last().is_none_or(|last| last.1 != size) {
-            self.0.push((n as u32, size));
-        }
-    }
-
-    /// The size of frame `n`.
-    pub fn of(&self, n: u32) -> Size {
-        self.0[self.0.partition_point(|run| run.0 <= n) - 1].1
-    }
-
-    /// Runs of frames of one size, as the frame each begins with and its size.
-    pub fn runs(&self) -> &[(u32, Size)] {
-        &self.0
-    }
 }
 
 /// Codecs of which every packet is one frame that is shown.
@@ -167,6 +129,7 @@ impl VideoIndex {
         }
         let opaque = self.sizes.of(0).shape.opaque;
         self.sizes = found.sizes;
+        (self.interlaced, self.hdr) = (found.looks.interlaced, found.looks.hdr);
         self.sizes.0.iter_mut().for_each(|run| run.1.shape.opaque = opaque);
         Ok(())
     }
@@ -182,11 +145,26 @@ struct Found {
     /// The packets of the frames, in the order of display; none where decoding does not tell.
     order: Vec<Option<usize>>,
     sizes: Sizes,
+    looks: Looks,
+}
+
+/// What some frame of a file is.
+#[derive(Clone, Copy, Default)]
+struct Looks {
+    interlaced: bool,
+    hdr: bool,
+}
+
+impl Looks {
+    fn note(&mut self, frame: &frame::Video) {
+        self.interlaced |= frame.is_interlaced();
+        self.hdr |= hdr::Transfer::of(frame).is_some();
+    }
 }
 
 impl Found {
     fn index(self, packets: &[PacketInfo], reader: &Reader) -> VideoIndex {
-        let Self { order, sizes } = self;
+        let Self { order, sizes, looks: Looks { interlaced, hdr } } = self;
         let mut frames = vec![NONE; packets.len()];
         let mut numbered = true;
         for (n, number) in order.iter().enumerate() {
@@ -222,6 +200,8 @@ impl Found {
             packets: packets.iter().map(|packet| packet.id).collect(),
             frames,
             sizes,
+            interlaced,
+            hdr,
             rate,
             notes: Vec::new(),
         }
@@ -264,6 +244,8 @@ fn from_packets(path: &Path, packets: &[PacketInfo]) -> Reason<Option<Found>> {
         return Ok(None);
     }
     let mut sizes = Sizes(vec![(0, Size::of(&mut frame, &mut reader))]);
+    let mut looks = Looks::default();
+    looks.note(&frame);
     let mut next = 1;
     let last_key = (1..order.len()).rev().find(|&n| packets[order[n]].key);
     if let Some(key) = last_key {
@@ -281,18 +263,19 @@ fn from_packets(path: &Path, packets: &[PacketInfo]) -> Reason<Option<Found>> {
             return Ok(None);
         }
         sizes.note(next, Size::of(&mut frame, &mut reader));
+        looks.note(&frame);
         next += 1;
     }
     let order: Vec<Option<usize>> = order.into_iter().map(Some).collect();
     let whole = next == order.len() && reader.trouble.is_none() && sizes.0.len() == 1;
-    Ok(whole.then_some(Found { order, sizes }))
+    Ok(whole.then_some(Found { order, sizes, looks }))
 }
 
 /// The index by decoding everything.
 fn from_decoding(path: &Path, packets: &[PacketId]) -> Reason<Found> {
     let mut reader = Reader::open(path, None)?.follow(packets);
     let mut frame = frame::Video::empty();
-    let (mut order, mut sizes) = (Vec::new(), Sizes(Vec::new()));
+    let (mut order, mut sizes, mut looks) = (Vec::new(), Sizes(Vec::new()), Looks::default());
     while reader.next_frame(&mut frame)? {
         if av::is_damaged(&frame) {
             reader.trouble.get_or_insert_with(|| "it is damaged".to_owned());
@@ -301,6 +284,7 @@ fn from_decoding(path: &Path, packets: &[PacketId]) -> Reason<Found> {
             return Err(format!("{trouble}: {} frames can be decoded", order.len()));
         }
         sizes.note(order.len(), Size::of(&mut frame, &mut reader));
+        looks.note(&frame);
         order.push(frame.pts().map(|number| number as usize));
     }
     if let Some(trouble) = &reader.trouble {
@@ -309,7 +293,7 @@ fn from_decoding(path: &Path, packets: &[PacketId]) -> Reason<Found> {
     if order.is_empty() {
         return Err("it holds no frames".to_owned());
     }
-    Ok(Found { order, sizes })
+    Ok(Found { order, sizes, looks })
 }
 
 /// Frames looked at to find out whether a file has opacity at all.

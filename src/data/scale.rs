@@ -5,6 +5,7 @@
 //! every processor. Transparent pixels are laid over white before that, so that their hidden colours do not bleed in.
 
 use super::av::{self, Orientation, Reason};
+use super::hdr::Transfer;
 use super::order::Augment;
 use ffmpeg_next::ffi;
 use ffmpeg_next::format::Pixel;
@@ -113,13 +114,19 @@ fn full_range(frame: &frame::Video) -> Option<bool> {
 }
 
 /// Makes clip pixels of frames; what it sets up is kept for frames of the same kind.
-#[derive(Default)]
 pub struct Scaler {
+    /// High dynamic range is tone-mapped.
+    tonemap: bool,
     opaque: Option<Conversion>,
     resize: Option<Conversion>,
 }
 
 impl Scaler {
+    /// One that tone-maps high dynamic range, or not.
+    pub fn new(tonemap: bool) -> Self {
+        Self { tonemap, opaque: None, resize: None }
+    }
+
     /// Writes `lines` of `source` as [height, width, 3] to `out`: turned as `shape` says, resized to cover, cropped and mirrored.
     pub fn fit(
         &mut self,
@@ -153,8 +160,12 @@ impl Scaler {
         let turn = shape.orientation;
         let target = if turn.transpose { (height, width) } else { (width, height) };
         let size = cover((shape.stretched(source.width() as usize), source.height() as usize), target);
-        Conversion::run(&mut self.resize, source, Pixel::RGB24, (size.0 as u32, size.1 as u32))?;
+        let transfer = Transfer::of(source).filter(|_| self.tonemap);
+        let format = if transfer.is_some() { Pixel::RGB48LE } else { Pixel::RGB24 };
+        Conversion::run(&mut self.resize, source, format, (size.0 as u32, size.1 as u32))?;
         let Some(Conversion { target: resized, .. }) = &self.resize else { return Ok(()) };
+        let flat = transfer.map(|transfer| in_sdr(transfer, resized));
+        let resized = flat.as_ref().unwrap_or(resized);
 
         let (pixels, line) = (resized.data(0), resized.stride(0));
         let shown = if turn.transpose { (size.1, size.0) } else { size };
@@ -180,6 +191,16 @@ impl Scaler {
         }
         Ok(())
     }
+}
+
+/// An RGB frame of 16 bits and high dynamic range in 8 bits and the usual one.
+fn in_sdr(transfer: Transfer, source: &frame::Video) -> frame::Video {
+    let mut flat = frame::Video::new(Pixel::RGB24, source.width(), source.height());
+    let (from, to, width) = (source.stride(0), flat.stride(0), source.width() as usize);
+    for (input, output) in source.data(0).chunks_exact(from).zip(flat.data_mut(0).chunks_exact_mut(to)) {
+        transfer.to_sdr(&input[..width * 6], &mut output[..width * 3]);
+    }
+    flat
 }
 
 /// Whether all of a frame is transparent.

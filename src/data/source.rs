@@ -134,10 +134,29 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
         media: Media::Video { index: Box::new(index), picks },
     };
     file.heed_sizes(config)?;
+    file.note_looks(config);
     Ok(file)
 }
 
 impl SourceFile {
+    /// Notes what is done to interlaced frames and to high dynamic range.
+    pub(super) fn note_looks(&mut self, config: &config::Data) {
+        let Media::Video { index, .. } = &self.media else { return };
+        let interlaced = match config.deinterlace {
+            true => "it is interlaced, and deinterlaced",
+            false => "it is interlaced, and left so (data.deinterlace = false): what moves has combs",
+        };
+        let hdr = match config.tonemap {
+            true => "it has high dynamic range, and is tone-mapped",
+            false => "it has high dynamic range, and is left so (data.tonemap = false): colours look washed out",
+        };
+        for (is, note) in [(index.interlaced, interlaced), (index.hdr, hdr)] {
+            if is && !self.notes.iter().any(|known| known == note) {
+                self.notes.push(note.to_owned());
+            }
+        }
+    }
+
     /// Leaves out the clips that reach into frames smaller than a clip, where the size changes on the way, and notes that.
     ///
     /// # Errors

@@ -161,9 +161,9 @@ impl Job {
         &self.device
     }
 
-    /// Frames per second of the clips: the first video's, none for images.
+    /// Frames per second of the clips, and so of samples; none for images.
     pub fn fps(&self) -> Option<f64> {
-        self.dataset.clip(0).rate
+        self.dataset.rate()
     }
 
     /// Tokens of a step, over all ranks.

@@ -22,6 +22,8 @@ pub fn config(frames: usize, height: usize, width: usize) -> Data {
         crop: Crop::Center,
         flip: false,
         label: Label::None,
+        deinterlace: true,
+        tonemap: true,
         prefetch: 4,
     }
 }

@@ -21,6 +21,27 @@ pub fn has_alpha(format: Pixel) -> bool {
     }
 }
 
+/// Bytes of a sample and its largest value, where all samples of the format are whole bytes or little-endian pairs of them.
+pub fn samples(format: Pixel) -> Option<(usize, i32)> {
+    let unlike = ffi::AV_PIX_FMT_FLAG_BE
+        | ffi::AV_PIX_FMT_FLAG_PAL
+        | ffi::AV_PIX_FMT_FLAG_BITSTREAM
+        | ffi::AV_PIX_FMT_FLAG_HWACCEL
+        | ffi::AV_PIX_FMT_FLAG_FLOAT;
+    // SAFETY: FFmpeg returns null or a descriptor that lives as long as the library.
+    let (flags, components) = unsafe {
+        let descriptor = ffi::av_pix_fmt_desc_get(format.into());
+        if descriptor.is_null() {
+            return None;
+        }
+        ((*descriptor).flags, &(&(*descriptor).comp)[..usize::from((*descriptor).nb_components)])
+    };
+    let depth = components.first()?.depth;
+    let alike = components.iter().all(|c| c.depth == depth && c.shift == 0);
+    let bytes = if depth == 8 { 1 } else { 2 };
+    (alike && flags & unlike as u64 == 0 && (8..=16).contains(&depth)).then_some((bytes, (1 << depth) - 1))
+}
+
 /// Tells `context` which matrix made the source's YUV, and which range it has; `full` none: as the pixel format
 /// implies.
 pub fn set_colors(context: &mut Context, matrix: c_int, full: Option<bool>) {
