@@ -48,7 +48,11 @@ fn a_damaged_checkpoint_is_not_gone_on_from_nor_sampled() {
         }
         assert_eq!(place.metrics("run").len(), 3, "nothing was trained");
         let mut sample = longreel();
-        sample.arg("sample").arg(place.path("run")).args(["--count=1", "--steps=1", "-o"]).arg(place.path("x.png"));
+        sample
+            .arg("sample")
+            .arg(place.path("run"))
+            .args(["--count=1", "--steps=1", "--force", "-o"])
+            .arg(place.path("x.png"));
         if sampled {
             assert!(fail(&mut sample).contains(&part));
         } else {
