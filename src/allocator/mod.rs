@@ -9,6 +9,7 @@
 //! buffers is a plan of memory.
 
 mod ledger;
+mod shortage;
 
 use mimalloc::MiMalloc;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -18,6 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use ledger::SPARE;
 use ledger::{Block, Ledger};
+pub use shortage::report_shortage;
 
 /// `mi_option_purge_delay` of mimalloc.h, which the Rust crate does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
@@ -104,6 +106,14 @@ fn map(len: usize) -> Option<*mut u8> {
     }
 }
 
+/// What was allocated for a request of so many bytes; that there is nothing is noted.
+fn noted(at: *mut u8, bytes: usize) -> *mut u8 {
+    if at.is_null() {
+        shortage::note(bytes);
+    }
+    at
+}
+
 fn put(at: *mut u8, len: usize) {
     let oldest = books().put(Block { at: at.expose_provenance(), len });
     if let Some(block) = oldest {
@@ -120,19 +130,23 @@ fn unmap(block: Block) {
 // least as long as asked for, starts at a page, and is in use by one owner at a time, as the ledger hands out only what was put.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match pooled(layout) {
+        let at = match pooled(layout) {
             Some(len) => take(len).0,
             // SAFETY: the caller's promises are passed on, here and below.
             None => unsafe { MiMalloc.alloc(layout) },
-        }
+        };
+        noted(at, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         let Some(len) = pooled(layout) else {
             // SAFETY: as above.
-            return unsafe { MiMalloc.alloc_zeroed(layout) };
+            return noted(unsafe { MiMalloc.alloc_zeroed(layout) }, layout.size());
         };
         let (at, zeros) = take(len);
+        if noted(at, layout.size()).is_null() {
+            return at;
+        }
         if !zeros {
             // SAFETY: the block has at least this length.
             unsafe { at.write_bytes(0, layout.size()) }
@@ -153,7 +167,7 @@ unsafe impl GlobalAlloc for Allocator {
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         match (pooled(layout), pooled(new)) {
             // SAFETY: as above.
-            (None, None) => unsafe { MiMalloc.realloc(at, layout, size) },
+            (None, None) => noted(unsafe { MiMalloc.realloc(at, layout, size) }, size),
             (Some(old), Some(len)) if old == len => at,
             // SAFETY: as above; the two blocks are distinct, and both have what is copied.
             _ => unsafe {

@@ -15,6 +15,7 @@ mod scan;
 mod train;
 mod verify;
 
+use crate::allocator::report_shortage;
 use crate::files::{check_target, expand_home};
 use crate::ops::cpu;
 use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, start_pool, threads_per_rank};
@@ -66,7 +67,8 @@ pub fn main() -> ExitCode {
         }
     };
     let ready = start_logging()
-        .and_then(|()| interrupt::outlive_file_limit().and_then(|()| cpu::Path::allowed()).map_err(|e| e.to_string()));
+        .and_then(|()| interrupt::outlive_file_limit().and_then(|()| cpu::Path::allowed()).map_err(|e| e.to_string()))
+        .and_then(|_| report_shortage().map_err(|e| format!("SIGABRT cannot be caught: {e}")));
     if let Err(message) = ready {
         if is_first() {
             let _ = writeln!(io::stderr(), "error: {}", terminal::message(&message));

@@ -14,6 +14,7 @@ mod records;
 mod refusals;
 mod resume;
 mod sampling;
+mod shortage;
 
 use image::{Rgb, RgbImage};
 use longreel::data::write::write_video;
