@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 """Rehearses steps of growing length and prints a Markdown table of predicted and measured memory.
 
-    benches/plan.py [--longreel target/release/longreel] [--most TOKENS] [--docs]
+    benches/plan.py [--longreel target/release/longreel] [--most TOKENS] [--docs] [--decoding]
 
 With --docs the table takes the place of that in docs/memory.md. Every clip is one grey picture, made here, so height and width
 make the tokens. Fails if a prediction is off by more than 5 % or 64 MiB, whichever is larger.
+
+With --decoding, trains a network of next to nothing on large images and videos, made by the ffmpeg command line, instead: what they
+take while they are decoded is nearly all. Fails if a prediction is off by more than 15 %.
 """
 
 import argparse
 import pathlib
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -53,6 +57,71 @@ folder = "{folder}"
 """
 
 
+# What is decoded: frames of a clip, prefetch, names of files, arguments of ffmpeg
+NOISE = ["-vf", "noise=alls=20:allf=t"]
+IMAGES = ["-f", "lavfi", "-i", "testsrc2=size=5640x3172:rate=1", *NOISE, "-frames:v", "4"]
+FILM = ["-f", "lavfi", "-i", "testsrc2=size=1920x1080:rate=25:duration=4", *NOISE]
+SOURCES = {
+    "JPEG, 5640 x 3172, 4:4:4": (1, "%d.jpg", [*IMAGES, "-q:v", "4"]),
+    "JPEG, 5640 x 3172, 4:2:0": (1, "%d.jpg", [*IMAGES, "-q:v", "4", "-pix_fmt", "yuvj420p"]),
+    "PNG, 5640 x 3172": (1, "%d.png", IMAGES),
+    "H.264, 1920 x 1080": (16, "a.mp4", [*FILM, "-c:v", "libx264", "-pix_fmt", "yuv420p"]),
+}
+
+DECODING = """
+[run]
+out = "{folder}/run"
+[data]
+path = "{folder}/clips"
+frames = {frames}
+height = {side}
+width = {side}
+crop = "random"
+prefetch = {prefetch}
+[model]
+patch_size = [1, 32, 32]
+num_attention_heads = 2
+attention_head_dim = 16
+num_layers = 2
+ffn_dim = 64
+[train]
+steps = 6
+checkpoint_every = 0
+heldout_every = 0
+"""
+
+
+def decoding(args):
+    """Trains on each kind of file; returns the table's lines, and whether all predictions are good."""
+    table = [
+        "| files | clip | threads that decode | predicted, MiB | measured | off |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    print("\n".join(table), flush=True)
+    good = True
+    for name, (frames, file, command) in SOURCES.items():
+        with tempfile.TemporaryDirectory() as place:
+            folder = pathlib.Path(place)
+            (folder / "clips").mkdir()
+            subprocess.run(["ffmpeg", "-v", "error", *command, folder / "clips" / file], check=True)
+            for side, prefetch in [(512, 2), (512, 1), (64, 2)]:
+                config = DECODING.format(folder=folder, frames=frames, side=side, prefetch=prefetch)
+                (folder / "c.toml").write_text(config)
+                shutil.rmtree(folder / "run", ignore_errors=True)
+                run = subprocess.run([args.longreel, "train", folder / "c.toml"], capture_output=True, text=True)
+                found = re.search(r"memory: ([\d.]+) MiB at the peak, planned ([\d.]+) MiB", run.stderr)
+                if run.returncode or not found:
+                    sys.exit(f"{name}: {run.stderr}")
+                measured, predicted = map(float, found.groups())
+                off = predicted / measured - 1
+                within = abs(off) <= 0.15
+                good &= within
+                mark = "" if within else " (!)"
+                table.append(f"| {name} | {frames} x {side} x {side} | {prefetch} | {predicted:.0f} | {measured:.0f} | {100 * off:+.1f} %{mark} |")
+                print(table[-1], flush=True)
+    return table, good
+
+
 def write_png(path, height, width):
     """A grey picture."""
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -68,7 +137,13 @@ def main():
     parser.add_argument("--longreel", default="target/release/longreel")
     parser.add_argument("--most", type=int, default=1 << 18, help="leave out shapes of more tokens")
     parser.add_argument("--docs", action="store_true", help="rewrite the table of docs/memory.md")
+    parser.add_argument("--decoding", action="store_true", help="large images and videos instead")
     args = parser.parse_args()
+    if args.decoding:
+        table, good = decoding(args)
+        if args.docs:
+            compare.rewrite("decoding", "\n".join(table), compare.ROOT / "docs/memory.md")
+        sys.exit(0 if good else 1)
     table = [
         "| tokens | width | blocks | settings | in use, MiB: predicted | measured | off | process, MiB: predicted | measured | off |",
         "|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",

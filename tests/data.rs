@@ -9,7 +9,7 @@ mod files;
 mod kinds;
 mod large;
 mod loader;
-mod media;
+pub mod media;
 mod odd;
 mod overlap;
 mod pictures;

@@ -1,5 +1,9 @@
 //! `longreel plan` against `longreel train --rehearse`, which measures what plan predicts; and what plan says and refuses.
 
+mod decoding;
+mod search;
+mod time;
+
 use crate::train::{Place, fail, longreel, snapshot, succeed, text};
 use longreel::data::write::write_video;
 use serde_json::Value;

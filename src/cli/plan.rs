@@ -1,27 +1,33 @@
 //! `longreel plan`: what a run will need, and how long a clip could be, before anything runs. What is counted: [`crate::plan`].
+//!
+//! `text` and `value` print what is found here, as tables and as JSON.
+
+mod text;
+mod value;
 
 use clap::Args;
-use serde_json::{Value, json};
-use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::bench::machine;
-use crate::Result;
 use crate::config::RunConfig;
+use crate::data::{Apart, Decoding};
 use crate::files::gib;
 use crate::model::ModelConfig;
-use crate::plan::{Plan, alternatives, longest, network};
+use crate::plan::search::{Change, Search};
+use crate::plan::time::{Rates, Times};
+use crate::plan::{Plan, longest, network, shortest};
+use crate::{Result, bail};
 
-/// Say what memory, messages and time a config's training step will need, without running it.
+/// Say what memory, messages and time a config's training will need, without running it.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// The run's config; its clips need not be there
+    /// The run's config; its clips need not be there, but what decoding takes is only known where they are
     #[arg(value_name = "CONFIG.toml")]
     config: PathBuf,
     /// Ranks, as threads of this process; default: `parallel.ranks`
     #[arg(long, value_name = "P", value_parser = super::at_least_1)]
     ranks: Option<usize>,
-    /// Memory of each rank, such as 80GiB or 500MB: says what fits, and the longest clip that does
+    /// Memory of each rank, such as 80GiB or 500MB: says what fits, the least change of settings that does, and the longest clip
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
     /// Override a key of the config, as in `longreel train`
@@ -41,10 +47,32 @@ pub struct PlanArgs {
 /// The share of the peak that a step is assumed to reach where `--tflops` does not say.
 const SHARE: f64 = 0.6;
 
-/// Seconds of a step, and what they were reckoned from.
-struct Time {
-    seconds: f64,
+/// All that is printed.
+struct Found<'a> {
+    config: &'a RunConfig,
+    model: &'a ModelConfig,
+    plan: Plan,
+    /// What decoding takes, or why that is not known.
+    decoding: std::result::Result<Decoding, String>,
+    times: Times,
+    /// What the times were computed from.
     basis: String,
+    fit: Option<Fit>,
+}
+
+/// What `--memory` asks.
+struct Fit {
+    memory: u64,
+    /// Single settings that lessen the need.
+    singles: Vec<Change>,
+    /// Where the config does not fit: the least change with its ranks; what more of them can do, alone if that is enough; and, if
+    /// nothing does with its ranks, what needs least.
+    least: Option<Change>,
+    with_ranks: Option<Change>,
+    smallest: Option<Change>,
+    /// The longest clips: as the config is, and with other settings.
+    longest: Option<Plan>,
+    longest_changed: Option<Change>,
 }
 
 /// Runs the command.
@@ -53,22 +81,44 @@ pub fn run(args: PlanArgs) -> Result<()> {
     sets.extend(args.ranks.map(|ranks| format!("parallel.ranks={ranks}")));
     let config = RunConfig::load(&args.config, &sets)?;
     let model = network(&config)?;
-    let plan = Plan::new(&config, &model, false)?;
-    let fitting = args.memory.map(|memory| longest(&config, &model, memory)).transpose()?;
-    let time = time(&args, &config, &plan)?;
-    if args.json {
-        return super::print_json(as_json(&args, &plan, fitting.as_ref(), &time));
-    }
-    let mut text = String::new();
-    tables(&mut text, &plan, &config);
-    work(&mut text, &plan, &time);
-    if let (Some(memory), Some(fitting)) = (args.memory, &fitting) {
-        fit(&mut text, memory, (&config, &model), &plan, fitting);
-    }
-    super::print(text.trim_end())
+    let decoding = decoding(&config);
+    let known = decoding.as_ref().ok();
+    let plan = Plan::with_decoding(&config, &model, false, known)?;
+    let fit = args.memory.map(|memory| fit(&config, &model, &plan, known, memory)).transpose()?;
+    let (rates, basis) = rates(&args, &config)?;
+    let times = Times::new(&config, &model, &plan, rates, known, heldout_clips(&config))?;
+    let found = Found { config: &config, model: &model, plan, decoding, times, basis, fit };
+    if args.json { super::print_json(value::line(&found)) } else { super::print(text::tables(&found)) }
 }
 
-fn time(args: &PlanArgs, config: &RunConfig, plan: &Plan) -> Result<Time> {
+/// What decoding the config's clips takes, or why that is not known.
+fn decoding(config: &RunConfig) -> std::result::Result<Decoding, String> {
+    let path = here(&config.data.path)?;
+    let held_out = config.data.heldout.as_ref().map(Path::new);
+    match Decoding::look(&config.data, path, &Apart::of_run(&config.run.out, held_out), true) {
+        Ok(Some(decoding)) => Ok(decoding),
+        Ok(None) => Err(format!("{}: no file can be used", path.display())),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// The folder of that name, if it is on this machine.
+fn here(name: &str) -> std::result::Result<&Path, String> {
+    match Path::new(name) {
+        _ if name.starts_with("hf://") => Err(format!("{name} is not fetched for a plan")),
+        path if path.exists() => Ok(path),
+        path => Err(format!("{} is not there", path.display())),
+    }
+}
+
+/// How many held-out clips there are, if that can be found out.
+fn heldout_clips(config: &RunConfig) -> Option<usize> {
+    let path = here(config.data.heldout.as_ref()?).ok()?;
+    Decoding::clips(&config.data, path, &Apart::of_run(&config.run.out, None))
+}
+
+/// What of FLOP/s and messages is given, or measured on this machine.
+fn rates(args: &PlanArgs, config: &RunConfig) -> Result<(Rates, String)> {
     let ranks = config.parallel.ranks as f64;
     let measured = match (args.tflops, args.bandwidth) {
         (Some(_), Some(_)) => [0.0; 2],
@@ -85,118 +135,71 @@ fn time(args: &PlanArgs, config: &RunConfig, plan: &Plan) -> Result<Time> {
             (SHARE * measured[0] / ranks, of)
         }
     };
-    let (bytes, sent) = match args.bandwidth {
+    let (bandwidth, sent) = match args.bandwidth {
         Some(gb) => (1e9 * gb, format!("{gb} GB/s a rank, as given")),
         None => (measured[1] / ranks, format!("this machine's {:.1} GB/s of copying, shared", measured[1] / 1e9)),
     };
-    let messages: u64 = plan.work.sent.iter().map(|sent| sent.1).sum();
-    let seconds = plan.work.flop.iter().sum::<f64>() / ranks / flops + messages as f64 / bytes;
-    Ok(Time { seconds, basis: format!("{of}; messages at {sent}") })
+    Ok((Rates { flops, bandwidth }, format!("{of}; messages at {sent}")))
 }
 
-/// The peak by component, phases, ranks and process.
-fn tables(text: &mut String, plan: &Plan, config: &RunConfig) {
-    let (largest, ranks) = (plan.largest(), config.parallel.ranks);
-    let peak = largest.peak();
-    let [data, ulysses, ring] = plan.mesh;
-    let _ = writeln!(text, "{} parameters, {} tokens a clip", plan.parameters, plan.tokens);
-    let _ = writeln!(text, "{ranks} ranks: data {data} x Ulysses {ulysses} x ring {ring}\n");
-    let _ = writeln!(text, "{:44}{:>12}", format!("a rank's most, in \"{}\"", peak.name), "");
-    for part in peak.parts.iter().filter(|part| part.bytes > 0) {
-        let _ = writeln!(text, "  {:42}{:>12}", part.name, gib(part.bytes));
-    }
-    let _ = writeln!(text, "  {:42}{:>12}", "sum", gib(peak.bytes()));
-    if largest.disk > 0 {
-        let _ = writeln!(text, "  {:42}{:>12}", "scratch file, on disk", gib(largest.disk));
-    }
-    if !largest.host.is_empty() {
-        let _ = writeln!(text, "\nof its host's memory");
-        for part in largest.host.iter().filter(|part| part.bytes > 0) {
-            let _ = writeln!(text, "  {:42}{:>12}", part.name, gib(part.bytes));
+/// What fits into `memory` bytes a rank.
+///
+/// # Errors
+/// Not even the shortest clip fits, whatever is set.
+fn fit(config: &RunConfig, model: &ModelConfig, plan: &Plan, decoding: Option<&Decoding>, memory: u64) -> Result<Fit> {
+    let search = Search::new(config, model, decoding);
+    let fits = |config: &RunConfig| {
+        Plan::with_decoding(config, model, false, decoding).is_ok_and(|plan| plan.per_rank() <= memory)
+    };
+    let plan_of = |config: RunConfig| Plan::with_decoding(&config, model, false, decoding);
+    let (mut least, mut with_ranks, mut smallest) = (None, None, None);
+    if plan.per_rank() > memory {
+        least = search.least(memory);
+        if least.is_some() {
+            with_ranks = search.sharded(memory);
+        } else {
+            (with_ranks, smallest) = (search.with_ranks(memory), search.smallest());
+        }
+        if least.is_none() && with_ranks.is_none() {
+            check_shortest(config, model, decoding, memory)?;
         }
     }
-    let _ = writeln!(text, "\nphases of a step");
-    for phase in &largest.phases {
-        let _ = writeln!(text, "  {:42}{:>12}", phase.name, gib(phase.bytes()));
-    }
-    let _ = writeln!(text, "\nranks");
-    for (i, rank) in plan.ranks.iter().enumerate().take(16) {
-        let _ = writeln!(text, "  {:42}{:>12}", format!("rank {i}"), gib(rank.peak().bytes()));
-    }
-    if ranks > 16 {
-        let _ = writeln!(text, "  ... {} more", ranks - 16);
-    }
-    let names = match largest.host.is_empty() {
-        true => ["code, libraries, threads, once", "the process, all ranks being its threads"],
-        false => ["CUDA and its kernels, assumed", "all GPUs"],
+    let can_fit = |config: &RunConfig| Search::new(config, model, decoding).can_fit(memory);
+    let longest_changed = match longest(config, model, can_fit)? {
+        Some(config) => Search::new(&config, model, decoding).least(memory),
+        None => None,
     };
-    let _ = writeln!(text, "  {:42}{:>12}", names[0], gib(plan.process));
-    let _ = writeln!(text, "  {:42}{:>12}", names[1], gib(plan.total()));
+    let longest = longest(config, model, fits)?.map(plan_of).transpose()?;
+    let singles = search.singles();
+    Ok(Fit { memory, singles, least, with_ranks, smallest, longest, longest_changed })
 }
 
-/// Operations, messages, time.
-fn work(text: &mut String, plan: &Plan, time: &Time) {
-    let [linear, attention] = plan.work.flop;
-    let _ = writeln!(text, "\na step");
-    for (name, flop) in [("linear layers", linear), ("attention", attention)] {
-        let share = 100.0 * flop / (linear + attention);
-        let _ = writeln!(text, "  {name:42}{:>12} {share:5.1} %", format!("{:.3} TFLOP", flop / 1e12));
+/// Refuses memory in which no clip fits at all, and says what is the least.
+fn check_shortest(config: &RunConfig, model: &ModelConfig, decoding: Option<&Decoding>, memory: u64) -> Result<()> {
+    let config = shortest(config, model)?;
+    let search = Search::new(&config, model, decoding);
+    if search.can_fit(memory) || search.with_ranks(memory).is_some() {
+        return Ok(());
     }
-    for (name, bytes) in &plan.work.sent {
-        let _ = writeln!(text, "  {:50}{:>12}", format!("sent a rank: {name}"), gib(*bytes));
-    }
-    let _ = writeln!(text, "  {:42}{:>12}", "time, about", format!("{:.2} s", time.seconds));
-    let _ = writeln!(text, "  ({})", time.basis);
+    let Some(smallest) = search.smallest() else { return Ok(()) };
+    bail!(
+        "--memory {} is too small for any clip of this height and width: the shortest, of {} frames and {} tokens, needs {} a rank at \
+         the least, with {}, and {} ranks do not fit either; take a smaller network, height or width, or more memory",
+        gib(memory),
+        config.data.frames,
+        smallest.plan.tokens,
+        gib(smallest.plan.per_rank()),
+        sets(&smallest.settings),
+        search.most_ranks()
+    )
 }
 
-/// What fits, what would change it, and the longest clip.
-fn fit(text: &mut String, memory: u64, (config, model): (&RunConfig, &ModelConfig), plan: &Plan, longest: &Plan) {
-    let needs = plan.per_rank();
-    let verdict = if needs <= memory { "fits".to_owned() } else { format!("is {} too much", gib(needs - memory)) };
-    let _ = writeln!(text, "\n{} a rank {verdict} with --memory {}; what would change it:", gib(needs), gib(memory));
-    let mut others = alternatives(config, model);
-    others.retain(|(_, other)| other.per_rank() < needs);
-    others.sort_by_key(|(_, other)| other.per_rank());
-    for (name, other) in &others {
-        let fits = if other.per_rank() <= memory { "fits" } else { "" };
-        let _ = writeln!(text, "  {name:52}{:>12} {fits}", gib(other.per_rank()));
+/// Settings as they are given on a command line.
+fn sets(settings: &[String]) -> String {
+    match settings {
+        [] => "the config as it is".to_owned(),
+        _ => settings.iter().map(|setting| format!("--set {setting}")).collect::<Vec<_>>().join(" "),
     }
-    let grid = longest.tokens;
-    let frames = grid / (plan.tokens / (config.data.frames / model.patch_size[0])) * model.patch_size[0];
-    let _ = writeln!(text, "\nlongest clip of this height and width that fits: {frames} frames, {grid} tokens");
-}
-
-fn as_json(args: &PlanArgs, plan: &Plan, longest: Option<&Plan>, time: &Time) -> Value {
-    let parts = |phase: &crate::plan::Phase| -> Value {
-        phase
-            .parts
-            .iter()
-            .map(|part| (part.name.to_owned(), json!(part.bytes)))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
-    };
-    let largest = plan.largest();
-    let phases =
-        largest.phases.iter().map(|phase| json!({"name": phase.name, "bytes": phase.bytes(), "parts": parts(phase)}));
-    json!({
-        "tokens": plan.tokens,
-        "parameters": plan.parameters,
-        "mesh": {"data": plan.mesh[0], "ulysses": plan.mesh[1], "ring": plan.mesh[2]},
-        "peak": largest.peak().name,
-        "phases": phases.collect::<Vec<_>>(),
-        "ranks": plan.ranks.iter().map(|rank| rank.peak().bytes()).collect::<Vec<_>>(),
-        "disk": plan.ranks.iter().map(|rank| rank.disk).collect::<Vec<_>>(),
-        "host": largest.host.iter().map(|part| (part.name.to_owned(), json!(part.bytes))).collect::<serde_json::Map<_, _>>(),
-        "process": plan.total(),
-        "per_rank": plan.per_rank(),
-        "memory": args.memory,
-        "fits": args.memory.map(|memory| plan.per_rank() <= memory),
-        "longest_tokens": longest.map(|plan| plan.tokens),
-        "flop": {"linear": plan.work.flop[0], "attention": plan.work.flop[1]},
-        "sent": plan.work.sent.iter().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
-        "seconds": time.seconds,
-        "basis": time.basis,
-    })
 }
 
 /// For clap: a size in bytes, such as 80GiB.

@@ -171,6 +171,17 @@ impl<'a> Reader<'a> {
         self.decoder.id()
     }
 
+    /// Frames that the stream says may be looked back at; told by some codecs only, once a frame is decoded.
+    pub fn references(&self) -> usize {
+        self.decoder.references()
+    }
+
+    /// Frames that wait for their turn to be shown, at most; known once a frame is decoded.
+    pub fn delay(&self) -> usize {
+        // SAFETY: the decoder's context is alive; the field is a plain integer.
+        unsafe { (*self.decoder.as_ptr()).has_b_frames.max(0) as usize }
+    }
+
     /// Whether the container is GIF, whose frames build upon one another without key frames that seeking could use.
     pub fn is_gif(&self) -> bool {
         self.decoder.id() == codec::Id::GIF

@@ -106,8 +106,19 @@ impl Dataset {
     /// # Errors
     /// As [`survey`](Self::survey).
     pub fn survey_without(config: &config::Data, path: &Path, apart: &Apart) -> Result<Self> {
+        let (dataset, _) = Self::spread(config, path, apart, usize::MAX)?;
+        dataset.skipped.iter().for_each(Skipped::log);
+        Ok(dataset)
+    }
+
+    /// The same of at most `most` files, spread evenly over the folder, and how many there are; nothing is logged.
+    pub(super) fn spread(config: &config::Data, path: &Path, apart: &Apart, most: usize) -> Result<(Self, usize)> {
         check(config)?;
-        let Folder { media, captions, mut skipped } = Folder::walk(path, apart)?;
+        let Folder { mut media, captions, mut skipped } = Folder::walk(path, apart)?;
+        let found = media.len();
+        if found > most {
+            media = (0..most).map(|i| media[i * found / most].clone()).collect();
+        }
         let class_of = |file: &Path| -> Option<String> {
             let mut parts = file.strip_prefix(path).ok()?.components();
             let folder = parts.next()?.as_os_str().to_string_lossy().into_owned();
@@ -139,9 +150,8 @@ impl Dataset {
             }
         }
         skipped.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
-        skipped.iter().for_each(Skipped::log);
         starts.push(count);
-        Ok(Self { config: config.clone(), files, starts, skipped, classes, orders: Orders::default() })
+        Ok((Self { config: config.clone(), files, starts, skipped, classes, orders: Orders::default() }, found))
     }
 
     /// How the clips are cut.

@@ -66,6 +66,13 @@ pub fn probe(path: &Path, format: ImageFormat) -> Reason<(usize, usize)> {
     Ok((header.width, header.height))
 }
 
+/// Bytes that decoding the image takes, as its header has it.
+pub fn memory(path: &Path) -> Reason<u64> {
+    let Kind::Image(format) = sniff(path)? else { return Err("it is not an image any more".to_owned()) };
+    let (mut file, length) = opened(path)?;
+    Ok(header::read(&mut file, length, format)?.memory)
+}
+
 fn opened(path: &Path) -> Reason<(BufReader<File>, u64)> {
     let unreadable = |e: std::io::Error| format!("it cannot be read ({e})");
     let file = File::open(path).map_err(unreadable)?;

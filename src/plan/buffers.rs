@@ -57,7 +57,7 @@ pub struct Stash {
 enum Home {
     /// Its tensors are kept as they are.
     Tensors,
-    /// It is copied: bytes of its copy that lie in memory, and of the threads' own.
+    /// It is copied: bytes of its copy that lie in memory until it is read again, and of the threads' own.
     Copies { held: u64, chunks: u64 },
     /// It is copied from a GPU: bytes of the copy, and what of it the host's memory holds.
     Host { copied: u64, held: u64 },
@@ -91,16 +91,12 @@ impl Stash {
         self.x + if self.kept { self.o + self.lse } else { 0 }
     }
 
-    /// What is there while no block is: memory for copies, and the two buffers that they are read into.
+    /// What is there while no block is: what the copying threads have, and on a GPU the two buffers that blocks are read into.
     pub fn idle(&self) -> Vec<Part> {
-        let read = |bytes: u64| part("stash: blocks being read", self.blocks.min(2) * bytes);
         match self.home {
             Home::Tensors => vec![],
-            Home::Copies { held, chunks } => {
-                let statistic = if self.kept { self.lse } else { 0 };
-                vec![part("stash", self.blocks * held + chunks), read(self.block() - statistic)]
-            }
-            Home::Host { copied, .. } => vec![read(copied)],
+            Home::Copies { chunks, .. } => vec![part("stash", chunks)],
+            Home::Host { copied, .. } => vec![part("stash: blocks being read", self.blocks.min(2) * copied)],
         }
     }
 
@@ -108,7 +104,7 @@ impl Stash {
     pub fn forward(&self) -> Vec<Part> {
         match self.home {
             Home::Tensors => vec![part("stash", (self.blocks - 1) * self.block())],
-            Home::Copies { .. } => self.idle(),
+            Home::Copies { held, chunks } => vec![part("stash", (self.blocks - 1) * held + chunks)],
             Home::Host { copied, .. } => {
                 let flying = (self.blocks - 1).min(FLYING as u64);
                 [self.idle(), vec![part("stash: blocks being written", flying * copied)]].concat()
@@ -121,16 +117,23 @@ impl Stash {
         let last = part("stash: block being written", self.block());
         match self.home {
             Home::Tensors => vec![part("stash", self.blocks * self.block())],
-            _ => [self.idle(), vec![last]].concat(),
+            Home::Copies { held, chunks } => vec![part("stash", self.blocks * held + chunks), last],
+            Home::Host { .. } => [self.idle(), vec![last]].concat(),
         }
     }
 
-    /// While backward is at the last block, which is taken.
+    /// While backward is at the last block, which is taken; of blocks that are copied, the one below is being read.
     pub fn taken(&self) -> Vec<Part> {
         match self.home {
             Home::Tensors => self.head(),
-            Home::Copies { .. } => {
-                [self.idle(), vec![part("row statistics", if self.kept { 2 * self.lse } else { 0 })]].concat()
+            Home::Copies { held, chunks } => {
+                let ahead = self.blocks.min(2) - 1;
+                // Its tensors are read one by one, and the last one is there twice meanwhile, part of the phase: half of it counts.
+                let twice = ahead * held / if self.kept { 4 } else { 2 };
+                vec![
+                    part("stash: block in use and block read ahead", (1 + ahead) * self.block()),
+                    part("stash", (self.blocks - 1 - ahead) * held + twice + chunks),
+                ]
             }
             Home::Host { .. } => self.idle(),
         }
@@ -139,11 +142,14 @@ impl Stash {
     /// The same, attention's output being there, or used and, if it is nobody else's, given back.
     pub fn backward(&self, output: bool) -> Vec<Part> {
         let mut parts = self.taken();
-        match (self.kept, matches!(self.home, Home::Tensors), output) {
+        match (self.kept, !matches!(self.home, Home::Host { .. }), output) {
             (false, _, true) => parts.push(part("output of attention, again", self.o + self.lse)),
             (false, _, false) => parts.push(part("row statistic, again", self.lse)),
             (true, true, false) => parts[0].bytes -= self.o,
             _ => {}
+        }
+        if let (Home::Copies { held, chunks }, false) = (self.home, output) {
+            parts[1].bytes = self.blocks.saturating_sub(2) * held + chunks; // the block below is read
         }
         parts
     }

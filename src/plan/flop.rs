@@ -29,12 +29,23 @@ pub fn block(config: &ModelConfig, tokens: usize) -> (f64, f64) {
     )
 }
 
+/// A forward pass of one clip: blocks, patch embedding and head.
+pub fn forward(config: &ModelConfig, tokens: usize) -> f64 {
+    let (attention, linears) = block(config, tokens);
+    config.num_layers as f64 * (attention + linears) + ends(config, tokens)
+}
+
+/// Patch embedding and head forward.
+fn ends(config: &ModelConfig, tokens: usize) -> f64 {
+    let patch = config.patch_size.iter().product::<usize>();
+    linear(tokens, patch * (config.in_channels + config.out_channels), config.width())
+}
+
 /// All of a training step's: blocks, patch embedding and head, forward and backward.
 pub fn step(config: &ModelConfig, tokens: usize) -> f64 {
     let (attention, linears) = block(config, tokens);
-    let patch = config.patch_size.iter().product::<usize>();
-    let ends = linear(tokens, patch * (config.in_channels + config.out_channels), config.width());
-    config.num_layers as f64 * (ATTENTION_BOTH * attention + LINEAR_BOTH * linears) + LINEAR_BOTH * ends
+    let ends = LINEAR_BOTH * ends(config, tokens);
+    config.num_layers as f64 * (ATTENTION_BOTH * attention + LINEAR_BOTH * linears) + ends
 }
 
 #[cfg(test)]
@@ -56,5 +67,6 @@ mod tests {
         let ends = 2.0 * n * (64.0 + 64.0) * d; // 16 channels of 1 x 2 x 2, in and out
         let linears = 2.0 * n * (6.0 * d * d + 2.0 * d * 64.0);
         assert_eq!(step(&config, 10), 3.0 * (14.0 * n * n * d + 3.0 * linears) + 3.0 * ends);
+        assert_eq!(forward(&config, 10), 3.0 * (4.0 * n * n * d + linears) + ends);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! - `shape`: the sizes that everything follows from, for one rank of a config;
 //! - `phases`: which buffers live together in a step; `buffers`: their bytes;
-//! - `work`: operations and messages;
+//! - `work`: operations and messages; [`time`]: how long they take, and a run;
+//! - [`search`]: the least change of settings that fits into a memory;
 //! - [`flop`]: operations of single parts, which `longreel bench` counts by too.
 //!
 //! Sizes of packed panels, of the stash, and of splits come from the code that allocates them; the rest follows src/engine/, whose
@@ -11,14 +12,16 @@
 mod buffers;
 pub mod flop;
 mod phases;
+pub mod search;
 mod shape;
+pub mod time;
 mod work;
 
-use crate::config::{Compute, Place, RunConfig};
-use crate::files::gib;
+use crate::Result;
+use crate::config::{Place, RunConfig};
+use crate::data::Decoding;
 use crate::model::ModelConfig;
 use crate::model::folder::read_config;
-use crate::{Result, bail};
 use phases::phases;
 use shape::Shape;
 pub use work::Work;
@@ -75,7 +78,13 @@ pub struct Plan {
     pub mesh: [usize; 3],
     /// What the process has beside its ranks' buffers; on GPUs, what each has beside them, summed.
     pub process: u64,
+    /// Of which FFmpeg's, while the ranks' threads decode videos.
+    pub videos: u64,
+    /// Whether what decoding takes is known, and counted.
+    pub decoding: bool,
     pub work: Work,
+    /// The share of a clip that rank 0 decodes.
+    pub part: f64,
 }
 
 /// The process's code, libraries, decoders, and freed memory that the allocator keeps in any case (at most [`SPARE`]).
@@ -90,20 +99,36 @@ const SMALL: u64 = 8 << 20;
 const CONTEXT: u64 = 1 << 30;
 
 impl Plan {
-    /// For a config whose network is `model`; with `rehearsal`, of what `longreel train --rehearse` runs: no checkpoint and no sample.
+    /// Without what decoding takes, see [`with_decoding`](Self::with_decoding).
     ///
     /// # Errors
     /// The clip or the ranks do not fit the network.
     pub fn new(config: &RunConfig, model: &ModelConfig, rehearsal: bool) -> Result<Self> {
+        Self::with_decoding(config, model, rehearsal, None)
+    }
+
+    /// For a config whose network is `model`, and clips of which `decoding` is known; with `rehearsal`, of what
+    /// `longreel train --rehearse` runs: no checkpoint and no sample.
+    ///
+    /// # Errors
+    /// The clip or the ranks do not fit the network.
+    pub fn with_decoding(
+        config: &RunConfig,
+        model: &ModelConfig,
+        rehearsal: bool,
+        decoding: Option<&Decoding>,
+    ) -> Result<Self> {
         model.check()?;
         let data = &config.data;
         let grid = model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?;
         let parameters = crate::model::Model::count_of(model);
+        let threads = phases::decoders(config, rehearsal);
+        let [images, videos] = decoding.map_or([0; 2], |one| [one.image, one.video].map(|bytes| threads * bytes));
         let rank = |rank| {
             let shape = Shape::new(config, model, grid, rank)?;
-            let phases = phases(config, model, &shape, parameters, rehearsal);
+            let phases = phases(config, model, &shape, parameters, rehearsal, images);
             let copied = shape.copied(config) * model.num_layers as u64;
-            let host = phases::host(config, model, &shape, parameters);
+            let host = phases::host(config, model, &shape, parameters, images + videos);
             Ok(Rank { phases, disk: if config.stash.place == Place::Disk { copied } else { 0 }, host })
         };
         let ranks = (0..config.parallel.ranks).map(rank).collect::<Result<Vec<_>>>()?;
@@ -111,11 +136,13 @@ impl Plan {
         let shape = Shape::new(config, model, grid, 0)?;
         let mesh = [config.parallel.data, shape.ulysses, shape.ring];
         let work = Work::new(config, model, &shape, tokens, parameters);
-        let process = match shape.gpu {
-            true => CONTEXT * config.parallel.ranks as u64,
-            false => PROCESS + SMALL * config.parallel.ranks as u64,
+        let count = config.parallel.ranks as u64;
+        let (process, videos) = match shape.gpu {
+            true => (CONTEXT * count, 0),
+            false => (PROCESS + (SMALL + videos) * count, videos * count),
         };
-        Ok(Self { tokens, parameters, ranks, mesh, process, work })
+        let part = shape.frames as f64 / (data.frames * data.height * data.width * 3) as f64;
+        Ok(Self { tokens, parameters, ranks, mesh, process, videos, decoding: decoding.is_some(), work, part })
     }
 
     /// The rank that needs most.
@@ -147,64 +174,46 @@ pub fn network(config: &RunConfig) -> Result<ModelConfig> {
     ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))
 }
 
-/// The most frames of the config's clip for which a rank needs at most `memory` bytes.
-///
-/// # Errors
-/// Not even the shortest clip fits.
-pub fn longest(config: &RunConfig, model: &ModelConfig, memory: u64) -> Result<Plan> {
-    let step = model.patch_size[0];
-    let plan = |patches: usize| {
-        let mut config = config.clone();
-        config.data.frames = patches * step;
-        Plan::new(&config, model, false)
-    };
-    let fits = |patches| plan(patches).is_ok_and(|plan| plan.per_rank() <= memory);
-    // Ranks may need more tokens than one patch of frames has: a plan of the shortest clip that can be shared at all.
-    let Some(mut low) = (1..=model.rope_max_seq_len).find(|&n| plan(n).is_ok()) else { return plan(1) };
-    if !fits(low) {
-        let shortest = plan(low)?;
-        let (has, needs) = (gib(memory), gib(shortest.per_rank()));
-        bail!(
-            "--memory {has} is too small for any clip of this height and width: the shortest, of {} frames and {} tokens, needs \
-             {needs} a rank; take a smaller network, height or width, more memory, or more ranks",
-            low * step,
-            shortest.tokens
-        )
-    }
-    let mut high = model.rope_max_seq_len + 1;
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        if fits(middle) { low = middle } else { high = middle }
-    }
-    plan(low)
+/// The config with a clip of so many patches of frames.
+fn of_patches(config: &RunConfig, model: &ModelConfig, patches: usize) -> RunConfig {
+    let mut config = config.clone();
+    config.data.frames = patches * model.patch_size[0];
+    config
 }
 
-/// Settings that would change the need: what to set, and the plan with it.
-pub fn alternatives(config: &RunConfig, model: &ModelConfig) -> Vec<(String, Plan)> {
-    let mut found = vec![];
-    let mut add = |name: &str, change: &dyn Fn(&mut RunConfig)| {
-        let mut changed = config.clone();
-        change(&mut changed);
-        if changed != *config
-            && let Ok(plan) = Plan::new(&changed, model, false)
-        {
-            found.push((name.to_owned(), plan));
-        }
-    };
-    add("stash.where = \"disk\"", &|c| c.stash.place = Place::Disk);
-    add("stash.dtype = \"bf16\"", &|c| c.stash.dtype = Compute::Bf16);
-    add("stash.keep_attention = false", &|c| c.stash.keep_attention = false);
-    let groups = (2 * config.parallel.head_groups).min(model.num_attention_heads);
-    add(&format!("parallel.head_groups = {groups}"), &|c| c.parallel.head_groups = groups);
-    add("stash.where = \"disk\" and these head groups", &|c| {
-        (c.stash.place, c.parallel.head_groups) = (Place::Disk, groups)
-    });
-    let tile = crate::engine::tile_rows(config.train.tile, model.ffn_dim, config.train.device);
-    add(&format!("train.tile = {}", tile.div_ceil(2)), &|c| c.train.tile = tile.div_ceil(2));
-    if config.train.batch > 1 {
-        add("train.batch = 1", &|c| c.train.batch = 1);
+/// The patches of frames of the shortest clip that the config's ranks can share, as ranks may need more tokens than one patch has.
+fn fewest_patches(config: &RunConfig, model: &ModelConfig) -> Result<usize> {
+    let plan = |patches| Plan::new(&of_patches(config, model, patches), model, false);
+    match (1..=model.rope_max_seq_len).find(|&patches| plan(patches).is_ok()) {
+        Some(patches) => Ok(patches),
+        None => plan(1).map(|_| 1),
     }
-    let ranks = 2 * config.parallel.ranks;
-    add(&format!("parallel.ranks = {ranks}"), &|c| c.parallel.ranks = ranks);
-    found
+}
+
+/// The config with the shortest clip of its height and width.
+///
+/// # Errors
+/// The clip or the ranks do not fit the network, however long the clip is.
+pub fn shortest(config: &RunConfig, model: &ModelConfig) -> Result<RunConfig> {
+    Ok(of_patches(config, model, fewest_patches(config, model)?))
+}
+
+/// The config with the longest clip of its height and width of which `fits` says yes; none if it says no to the shortest.
+///
+/// # Errors
+/// As [`shortest`].
+pub fn longest(
+    config: &RunConfig,
+    model: &ModelConfig,
+    fits: impl Fn(&RunConfig) -> bool,
+) -> Result<Option<RunConfig>> {
+    let (mut low, mut high) = (fewest_patches(config, model)?, model.rope_max_seq_len + 1);
+    if !fits(&of_patches(config, model, low)) {
+        return Ok(None);
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(&of_patches(config, model, middle)) { low = middle } else { high = middle }
+    }
+    Ok(Some(of_patches(config, model, low)))
 }

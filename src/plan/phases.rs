@@ -8,6 +8,7 @@ use super::buffers::{Groups, Panels, Stash, Tile};
 use super::shape::Shape;
 use super::{Part, Phase, part};
 use crate::config::{Place, RunConfig};
+use crate::data::Decoding;
 use crate::engine::Phase as At;
 use crate::model::{Model, ModelConfig};
 use crate::train::weights::IN_FLIGHT;
@@ -36,17 +37,22 @@ fn most<const N: usize>(moments: [Moment; N]) -> Moment {
     moments.into_iter().max_by_key(|parts| bytes(parts)).unwrap_or_default()
 }
 
-/// All phases of a step. A `rehearsal` has neither checkpoints nor samples.
+/// All phases of a step. A `rehearsal` has neither checkpoints nor samples; `decoders` have so many bytes.
 pub fn phases(
     config: &RunConfig,
     model: &ModelConfig,
     shape: &Shape,
     parameters: usize,
     rehearsal: bool,
+    decoders: u64,
 ) -> Vec<Phase> {
+    let mut state = state(config, model, shape, parameters, rehearsal);
+    if !shape.gpu {
+        state.push(part("images being decoded", decoders));
+    }
     let step = Step {
         shape,
-        state: state(config, model, shape, parameters, rehearsal),
+        state,
         stash: Stash::new(config, shape, model.num_layers as u64),
         tile: Tile::new(model, shape),
         groups: Groups::new(shape, &shape.groups),
@@ -75,7 +81,7 @@ pub fn phases(
 }
 
 /// What a GPU's rank has in its host's memory; nothing for a rank on a CPU, whose memory that is.
-pub fn host(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usize) -> Vec<Part> {
+pub fn host(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usize, decoders: u64) -> Vec<Part> {
     if !shape.gpu {
         return vec![];
     }
@@ -87,15 +93,24 @@ pub fn host(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: 
         _ => sampler_states(config, model, shape),
     };
     let states = part("states of the sampler", states);
-    [stash, vec![frames, copy, states], moments_in_flight(config, model)].concat()
+    [stash, vec![frames, part("decoders", decoders), copy, states], moments_in_flight(config, model)].concat()
 }
 
 /// Clips that are in use and decoded ahead, if the run has so many.
 fn clips(config: &RunConfig, rehearsal: bool) -> u64 {
-    let steps = if rehearsal { crate::train::REHEARSED.min(config.train.steps) } else { config.train.steps };
-    let clips = steps.saturating_mul((config.train.batch * config.train.accumulate) as u64);
     let queue = (config.data.prefetch.max(config.train.batch) + config.train.batch) as u64;
-    queue.min(clips)
+    queue.min(clips_of_a_run(config, rehearsal))
+}
+
+/// Clips of all steps.
+fn clips_of_a_run(config: &RunConfig, rehearsal: bool) -> u64 {
+    let steps = if rehearsal { crate::train::REHEARSED.min(config.train.steps) } else { config.train.steps };
+    steps.saturating_mul((config.train.batch * config.train.accumulate) as u64)
+}
+
+/// Threads of a rank that decode at a time.
+pub fn decoders(config: &RunConfig, rehearsal: bool) -> u64 {
+    (Decoding::threads(config) as u64).min(clips_of_a_run(config, rehearsal))
 }
 
 /// Bytes of what a sampler keeps.

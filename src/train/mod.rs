@@ -15,7 +15,7 @@ pub mod schedule;
 pub mod tensorboard;
 
 mod clips;
-mod heldout;
+pub(crate) mod heldout;
 mod history;
 pub(crate) mod job;
 mod lineage;

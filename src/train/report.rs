@@ -14,6 +14,7 @@ use super::summary;
 use super::tensorboard::EventWriter;
 use super::weights::Weights;
 use crate::Result;
+use crate::data::Decoding;
 use crate::data::write::write_video;
 use crate::files::{create_folders, gib};
 use crate::parallel::{Communicator, Mesh};
@@ -199,7 +200,8 @@ impl<'a> Report<'a> {
         voice.progress.finish();
         if voice.steps > 0 {
             tracing::info!("{}", summary::table(&voice.spent, voice.steps, voice.tokens));
-            let plan = Plan::new(&voice.job.config, &voice.job.model, false)?;
+            let decoding = Decoding::of(&voice.job.dataset);
+            let plan = Plan::with_decoding(&voice.job.config, &voice.job.model, false, Some(&decoding))?;
             tracing::info!("memory: {} at the peak, planned {}", gib(peak), gib(plan.total()));
         }
         let share = 100.0 * voice.waited.as_secs_f64() / voice.seconds.as_secs_f64().max(1e-9);

@@ -23,7 +23,7 @@ use super::schedule::LearningRate;
 use super::summary;
 use super::weights::Weights;
 use crate::config::{Label, RunConfig};
-use crate::data::{self, Loader, Sample};
+use crate::data::{self, Decoding, Loader, Sample};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::{self, Stash};
@@ -74,7 +74,7 @@ pub(crate) const REHEARSED: u64 = 2;
 pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
     let job = Job::open(config, Start::New, launch)?;
-    let plan = Plan::new(&job.config, &job.model, true)?;
+    let plan = Plan::with_decoding(&job.config, &job.model, true, Some(&Decoding::of(&job.dataset)))?;
     stash::check_room(&job.config.stash, job.model.num_layers, &job.stashed()?)?;
     let done = launch.run(job.config.parallel.ranks, |comm| Rank::new(&job, comm, Arc::default())?.rehearse())?;
     let (spent, seen): (Vec<Spent>, Vec<Seen>) = done.into_iter().unzip();

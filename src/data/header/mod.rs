@@ -46,6 +46,8 @@ pub struct Header {
     pub orientation: Orientation,
     /// It is a PNG whose lines can be decoded one after another.
     pub by_lines: bool,
+    /// Bytes that its decoder takes: for the whole image or, by lines, for a line.
+    pub memory: u64,
 }
 
 /// What a format's walker finds.
@@ -103,7 +105,8 @@ pub fn read(mut file: impl BufRead + Seek, length: u64, format: ImageFormat) -> 
     let (width, height) = if turned { (height, width) } else { (width, height) };
     let by_lines = found.by_lines && found.orientation == Orientation::NoTransforms;
     let orientation = found.orientation;
-    Ok(Header { format, width: width as usize, height: height as usize, orientation, by_lines })
+    let memory = if by_lines { 16 * width } else { found.memory };
+    Ok(Header { format, width: width as usize, height: height as usize, orientation, by_lines, memory })
 }
 
 /// Checks a file of `length` bytes that FFmpeg decodes and that begins with `head`: a GIF's canvas, an AVIF's claims and parts.

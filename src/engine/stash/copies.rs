@@ -27,6 +27,16 @@ pub(super) trait Store: Send + Sync {
 
     fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()>;
 
+    /// A tensor of so many bytes is about to be written from `at` on, from its first byte to its last.
+    fn start(&self, _block: usize, _at: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// The tensor at `at` was read and will not be again: memory that holds it may go.
+    fn forget(&self, _block: usize, _at: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// Calls `f` with `length` of the block's bytes, if they are memory that a GPU copies to and from by itself; None if not.
     #[cfg(feature = "cuda")]
     fn pinned(&self, _: usize, _: u64, _: usize, _: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Option<Result<()>> {

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 use copies::{Copies, Store};
 use pack::Layout;
 
-/// What backward needs of a block. `x` and `o` are lent until the next block is taken: their memory is then read into
+/// What backward needs of a block. On a GPU, `x` and `o` are lent until the next block is taken: their memory is then read into
 /// again, so they must not be kept, nor given to another rank.
 pub struct Saved {
     /// The block's input `[rows, D]`.

@@ -115,18 +115,19 @@ impl Layout {
         }
     }
 
-    /// Reads a block into buffers of the pool.
+    /// Reads a block into new tensors, or on a GPU into buffers of the pool.
     pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, copier: &mut Copier) -> Result<Saved> {
         // The block above is still in use; the one above that is not, so two buffers take turns.
-        let mut buffers = pool.turns[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = pool.turns[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
         let device = &pool.device;
+        // On a GPU a new tensor would be taken behind what is computed, and copied to after it. Memory that only the block's user
+        // holds goes back as soon as it is not needed, and between steps there is none.
+        let buffers = if device.is_cpu() { &mut Buffers::default() } else { &mut *turn };
         let x = self.x.buffer(&mut buffers.x, device)?;
         self.x.read(store, block, &x, copier)?;
         let mut attention = None;
         if let Some((o, lse)) = &self.attention {
-            // Of a GPU's too, as a new one would be taken behind what is computed, and copied to after it.
-            let kept = if device.is_cpu() { &mut None } else { &mut buffers.lse };
-            let to = Attention { lse: lse.buffer(kept, device)?, o: o.buffer(&mut buffers.o, device)? };
+            let to = Attention { lse: lse.buffer(&mut buffers.lse, device)?, o: o.buffer(&mut buffers.o, device)? };
             o.read(store, block, &to.o, copier)?;
             lse.read(store, block, &to.lse, copier)?;
             attention = Some(to);
@@ -135,13 +136,12 @@ impl Layout {
     }
 }
 
-/// Buffers to read into, of even and of odd blocks.
+/// A GPU's buffers to read into, of even and of odd blocks.
 pub(super) struct Pool {
     device: Device,
     turns: [Mutex<Buffers>; 2],
 }
 
-/// The row statistic is small, and on the CPU new each time.
 #[derive(Default)]
 struct Buffers {
     x: Option<Tensor>,
@@ -176,6 +176,10 @@ impl Field {
             bail!("stash: a tensor of {:?} {:?} was put where {dims:?} {dtype:?} was announced", t.dims(), t.dtype())
         }
         let t = t.contiguous()?;
+        if t.elem_count() == 0 {
+            return Ok(());
+        }
+        store.start(block, self.at, self.stored.size_in_bytes() * t.elem_count())?;
         #[cfg(feature = "cuda")]
         if let Some(lane) = &mut copier.lane {
             return lane.store(store, block, self.at, &t);
@@ -193,6 +197,14 @@ impl Field {
     }
 
     fn read(&self, store: &dyn Store, block: usize, t: &Tensor, copier: &mut Copier) -> Result<()> {
+        if t.elem_count() == 0 {
+            return Ok(());
+        }
+        self.read_into(store, block, t, copier)?;
+        store.forget(block, self.at)
+    }
+
+    fn read_into(&self, store: &dyn Store, block: usize, t: &Tensor, copier: &mut Copier) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Some(lane) = &mut copier.lane {
             return lane.load(store, block, self.at, t);

@@ -1,5 +1,6 @@
 //! The stash in memory: tensors handed over as they are, without a copy; or, where they are rounded, bytes.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use super::copies::Store;
@@ -28,37 +29,62 @@ impl Tensors {
     }
 }
 
-/// A place for each block's bytes, each behind a lock of its own, as blocks are copied by several threads.
+/// A place for each block's tensors as bytes, which take memory from when they are written until they are read: none between steps.
+/// Each block is behind a lock of its own, as blocks are copied by several threads.
 #[derive(Default)]
-pub(super) struct Bytes(RwLock<Vec<Mutex<Vec<u8>>>>);
+pub(super) struct Bytes(RwLock<Vec<Mutex<TensorBytes>>>);
+
+/// The bytes of a block's tensors so far, by where they begin.
+type TensorBytes = BTreeMap<u64, Vec<u8>>;
 
 impl Bytes {
-    /// Calls `f` with the `length` bytes of a block from `at` on.
-    fn with(&self, block: usize, at: u64, length: usize, f: impl FnOnce(&mut [u8])) -> Result<()> {
+    fn with<T>(&self, block: usize, f: impl FnOnce(&mut TensorBytes) -> Option<T>) -> Result<T> {
         let blocks = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = blocks[block].lock().unwrap_or_else(PoisonError::into_inner);
-        let range = at as usize..at as usize + length;
-        let Some(part) = bytes.get_mut(range.clone()) else { bail!("stash: bytes {range:?} were not reserved") };
-        f(part);
-        Ok(())
+        let tensors = blocks.get(block).map(|block| block.lock().unwrap_or_else(PoisonError::into_inner));
+        match tensors.and_then(|mut tensors| f(&mut tensors)) {
+            Some(result) => Ok(result),
+            None => bail!("stash: bytes of block {block} that are not there"),
+        }
     }
 }
 
+/// The tensor that the byte at `at` belongs to, and which of its bytes that is.
+fn tensor(tensors: &mut TensorBytes, at: u64) -> Option<(&mut Vec<u8>, usize)> {
+    let (start, bytes) = tensors.range_mut(..=at).next_back()?;
+    Some((bytes, (at - start) as usize))
+}
+
 impl Store for Bytes {
-    fn reserve(&self, blocks: usize, size: u64) -> Result<()> {
+    fn reserve(&self, blocks: usize, _: u64) -> Result<()> {
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        all.clear(); // a step that failed half-way leaves bytes behind
         all.resize_with(blocks, Mutex::default);
-        for bytes in all.iter() {
-            bytes.lock().unwrap_or_else(PoisonError::into_inner).resize(size as usize, 0);
-        }
         Ok(())
     }
 
+    fn start(&self, block: usize, at: u64, bytes: usize) -> Result<()> {
+        self.with(block, |tensors| {
+            tensors.insert(at, Vec::with_capacity(bytes));
+            Some(())
+        })
+    }
+
     fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()> {
-        self.with(block, at, from.len(), |bytes| bytes.copy_from_slice(from))
+        self.with(block, |tensors| {
+            let (bytes, at) = tensor(tensors, at)?;
+            (bytes.len() == at && bytes.capacity() - at >= from.len()).then(|| bytes.extend_from_slice(from))
+        })
     }
 
     fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()> {
-        self.with(block, at, to.len(), |bytes| to.copy_from_slice(bytes))
+        self.with(block, |tensors| {
+            let (bytes, at) = tensor(tensors, at)?;
+            to.copy_from_slice(bytes.get(at..at + to.len())?);
+            Some(())
+        })
+    }
+
+    fn forget(&self, block: usize, at: u64) -> Result<()> {
+        self.with(block, |tensors| tensors.remove(&at).map(drop))
     }
 }

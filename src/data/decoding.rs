@@ -1,0 +1,132 @@
+//! What decoding takes: memory of a decoding thread, from what a file says of itself, and the time of a clip.
+//!
+//! An image's decoder holds the whole image, unless its lines come one by one. FFmpeg's hold as many frames as the codec may look
+//! back at, and those that wait for their turn to be shown.
+
+use super::apart::Apart;
+use super::av::{Reader, Reason};
+use super::dataset::Dataset;
+use super::order::Augment;
+use super::picture;
+use super::scale::cover;
+use super::source::{Media, SourceFile};
+use crate::config::{Data, RunConfig};
+use ffmpeg_next::codec::Id;
+use ffmpeg_next::frame;
+use std::path::Path;
+use std::time::Instant;
+
+/// How many files a plan looks at, if there are more: spread over the folder.
+pub const LOOKED_AT: usize = 200;
+
+/// How many of those with the most pixels are opened for what their decoders take.
+const LARGEST: usize = 8;
+
+/// What a decoder of FFmpeg's has beside its frames: its tables, a packet, the demuxer's buffers.
+const CONTEXT: u64 = 2 << 20;
+
+/// What decoding a data set's clips takes one thread.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Decoding {
+    /// Bytes for an image, by the process's own allocator: the most of the files that were looked at.
+    pub image: u64,
+    /// Bytes for a video, by FFmpeg.
+    pub video: u64,
+    /// Seconds for the clip of the largest file, as measured; none if it was not.
+    pub seconds: Option<f64>,
+    /// Files that were looked at, and all.
+    pub files: [usize; 2],
+}
+
+impl Decoding {
+    /// Threads that decode for one rank.
+    pub fn threads(config: &RunConfig) -> usize {
+        config.data.prefetch.max(config.train.batch).min(Self::cores())
+    }
+
+    /// Processors of this machine.
+    pub fn cores() -> usize {
+        std::thread::available_parallelism().map_or(1, |n| n.get())
+    }
+
+    /// What the files below `path` take, but for what is `apart`; with `timed`, one clip is decoded to measure that. None if no file can be used.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::survey`].
+    pub fn look(config: &Data, path: &Path, apart: &Apart, timed: bool) -> crate::Result<Option<Self>> {
+        let (dataset, count) = Dataset::spread(config, path, apart, LOOKED_AT)?;
+        if dataset.is_empty() {
+            return Ok(None);
+        }
+        let mut decoding = Self::of(&dataset);
+        decoding.files[1] = count;
+        if timed {
+            decoding.seconds = dataset.seconds_of_a_clip();
+        }
+        Ok(Some(decoding))
+    }
+
+    /// How many clips the files below `path` give, if all of them are looked at and some can be used.
+    pub fn clips(config: &Data, path: &Path, apart: &Apart) -> Option<usize> {
+        let (dataset, count) = Dataset::spread(config, path, apart, LOOKED_AT).ok()?;
+        (count <= LOOKED_AT && !dataset.is_empty()).then(|| dataset.len())
+    }
+
+    /// What the files of `dataset` take.
+    pub fn of(dataset: &Dataset) -> Self {
+        let files = dataset.files();
+        let mut decoding = Self { files: [files.len(); 2], ..Self::default() };
+        for file in largest(files, LARGEST) {
+            match file.media {
+                Media::Image => decoding.image = decoding.image.max(picture::memory(&file.path).unwrap_or(0)),
+                Media::Video { .. } => decoding.video = decoding.video.max(video(file, dataset.config()).unwrap_or(0)),
+            }
+        }
+        decoding
+    }
+}
+
+/// The `count` files with the most pixels a frame, the largest first.
+fn largest(files: &[SourceFile], count: usize) -> Vec<&SourceFile> {
+    let mut all: Vec<&SourceFile> = files.iter().collect();
+    all.sort_by_key(|file| std::cmp::Reverse(file.width * file.height));
+    all.truncate(count);
+    all
+}
+
+fn video(file: &SourceFile, config: &Data) -> Reason<u64> {
+    let mut reader = Reader::open(&file.path, None)?;
+    let mut frame = frame::Video::empty();
+    reader.next_frame(&mut frame)?;
+    let bytes: usize = (0..frame.planes()).map(|plane| frame.data(plane).len()).sum();
+    // One is being decoded, one is in the hands of who asked for it.
+    let frames = references(reader.codec(), reader.references()) + reader.delay() + 2;
+    let (width, height) = cover((file.width, file.height), (config.width, config.height));
+    let resized = (width * height * 3) as u64;
+    Ok((frames * bytes) as u64 + resized + CONTEXT)
+}
+
+/// Frames that a codec may look back at. `claimed` is what the stream says, if it does.
+fn references(codec: Id, claimed: usize) -> usize {
+    match codec {
+        Id::H264 => claimed.clamp(1, 16),
+        Id::HEVC => 5,
+        Id::VP9 | Id::AV1 => 8,
+        Id::MJPEG | Id::PNG | Id::PRORES | Id::DNXHD | Id::RAWVIDEO | Id::GIF => 0,
+        _ => 2,
+    }
+}
+
+impl Dataset {
+    /// Seconds that one thread takes to decode a clip of the largest file; none if it cannot.
+    fn seconds_of_a_clip(&self) -> Option<f64> {
+        let file = largest(self.files(), 1).first().map(|file| file.path.clone())?;
+        let number = self.files().iter().position(|other| other.path == file)?;
+        let before: usize = self.files()[..number].iter().map(|file| file.clips).sum();
+        // One in the middle: on average a clip begins as far behind a key frame.
+        let clip = self.clip(before + self.files()[number].clips / 2);
+        let start = Instant::now();
+        self.frames(&clip, &Augment::PLAIN, 0..self.config().frames).ok()?;
+        Some(start.elapsed().as_secs_f64())
+    }
+}
