@@ -229,10 +229,9 @@ def cut_clips(film, target, args, start, end, credit):
     train = firsts[: len(firsts) - args.heldout - 1] if args.heldout else firsts
     heldout = firsts[len(firsts) - args.heldout :] if args.heldout else []
     if not train:
-        raise Problem(
-            f"{film} gave {len(firsts)} clips of {args.frames} frames, too few to hold {args.heldout} out: "
-            "ask for more clips, or shorter ones"
-        )
+        clips = "1 clip" if len(firsts) == 1 else f"{len(firsts)} clips"
+        length = last - (round(start * fps))
+        raise Problem(f"{film} gave {clips} of {args.frames} frames, too few{advice(args, firsts, length)}")
     with target as making:
         for part, chosen in (("train", train), ("heldout", heldout)):
             (making / part).mkdir()
@@ -242,7 +241,27 @@ def cut_clips(film, target, args, start, end, credit):
         total = sum(clip.stat().st_size for clip in making.rglob("*.mp4"))
     print(f"{target.path}: {len(train)} clips to train on, {len(heldout)} held out, {total / 1e6:.2f} MB")
     without = args.clips - len(firsts)
-    print(f"each {args.frames} frames of {width}x{height}, {fps} fps; {without} stretches had no fit clip")
+    print(f"each {args.frames} frames of {width}x{height}, {fps} fps; of {args.clips} stretches {without} had no fit clip")
+
+
+def advice(args, firsts, length):
+    """What to change where a film of `length` frames gave the clips `firsts` and they are too few."""
+    words = f" to hold {args.heldout} out" if args.heldout else ""
+    stretch = length // args.clips
+    if length < args.frames:
+        return f"{words}: it has {length} frames from start to end; --frames {length} is the most"
+    if stretch < args.frames:
+        return f"{words}: {args.clips} stretches of it have {stretch} frames each; --clips {length // args.frames} is the most"
+    if len(firsts) > 1:
+        return f"{words}: --heldout {len(firsts) - 2} is the most, or ask for shorter clips (--frames) or more (--clips)"
+    return f"{words}: most of it is dark, still or has a cut within {args.frames} frames; ask for shorter clips (--frames)"
+
+
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that says what an option is if it is not given."""
+
+    def _get_help_string(self, action):
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
 
 
 def make_bbb(args):
@@ -407,7 +426,7 @@ def parse():
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name, action, text):
-        added = verbs.add_parser(name, help=text, description=text)
+        added = verbs.add_parser(name, help=text, description=text, formatter_class=Defaults)
         added.set_defaults(action=action)
         added.add_argument("--replace", action="store_true", help="make the folder again if it exists")
         return added
@@ -416,31 +435,31 @@ def parse():
         added.add_argument("--clips", type=int, default=clips, help="stretches of the film, a clip of each")
         added.add_argument("--heldout", type=int, default=heldout, help="how many of the last clips are held out")
         added.add_argument("--frames", type=int, default=48, help="frames of a clip")
-        added.add_argument("--size", type=size, default=(192, 108), metavar="WxH", help="size of a clip")
+        added.add_argument("--size", type=size, default="192x108", metavar="WxH", help="width x height of a clip, in pixels")
         added.add_argument("--crf", type=int, default=13, help="x264's quality: lower is better and larger")
 
     bbb = verb("bbb", make_bbb, "clips from Big Buck Bunny")
-    bbb.add_argument("--out", type=pathlib.Path, default=HERE / "bbb")
+    bbb.add_argument("--out", type=pathlib.Path, default=HERE / "bbb", help="folder to make")
     bbb.add_argument("--film", type=pathlib.Path, help="the film as `make.py film` left it, instead of a download")
     cutting(bbb, BBB_CLIPS, BBB_HELDOUT)
     film = verb("film", make_film, "Big Buck Bunny whole, 1280x720")
-    film.add_argument("out", type=pathlib.Path, nargs="?", default=HERE / "film")
+    film.add_argument("out", type=pathlib.Path, nargs="?", default=HERE / "film", help="folder to make")
     cut = verb("cut", make_cut, "clips from a film of yours")
-    cut.add_argument("film", type=pathlib.Path)
-    cut.add_argument("out", type=pathlib.Path)
+    cut.add_argument("film", type=pathlib.Path, help="any video that FFmpeg reads")
+    cut.add_argument("out", type=pathlib.Path, help="folder to make; train and heldout will be in it")
     cut.add_argument("--start", type=float, default=0.0, help="seconds to skip: titles")
-    cut.add_argument("--end", type=float, help="second where the clips end: credits")
+    cut.add_argument("--end", type=float, help="second where the clips end: credits (default: the film's end)")
     cutting(cut, 64, 8)
     digits = verb("digits", make_digits, "5,000 MNIST digits as class folders of PNGs")
-    digits.add_argument("--out", type=pathlib.Path, default=HERE / "digits")
+    digits.add_argument("--out", type=pathlib.Path, default=HERE / "digits", help="folder to make")
     digits.add_argument("--csv", type=pathlib.Path, help="mnist_5k.csv.gz, instead of a download")
     wallpapers = verb("wallpapers", make_wallpapers, "large desktop backgrounds from Debian's packages, with their licences")
-    wallpapers.add_argument("--out", type=pathlib.Path, default=HERE / "wallpapers")
+    wallpapers.add_argument("--out", type=pathlib.Path, default=HERE / "wallpapers", help="folder to make")
     wallpapers.add_argument("--deb", type=pathlib.Path, nargs="+", help="packages that are there, instead of a download")
-    wallpapers.add_argument("--least", type=size, default=(3840, 2160), metavar="WxH", help="smaller images are left out")
+    wallpapers.add_argument("--least", type=size, default="3840x2160", metavar="WxH", help="smaller images are left out")
     large = verb("large", make_large, "a large image drawn with ffmpeg's sources")
-    large.add_argument("--out", type=pathlib.Path, default=HERE / "large")
-    large.add_argument("--size", type=size, default=(15360, 8640), metavar="WxH", help="its size")
+    large.add_argument("--out", type=pathlib.Path, default=HERE / "large", help="folder to make")
+    large.add_argument("--size", type=size, default="15360x8640", metavar="WxH", help="its size")
     return parser.parse_args()
 
 

@@ -38,6 +38,11 @@ pub fn json(text: &str) -> String {
     out
 }
 
+/// `n` things: `counted(1, "file", "files")` is "1 file".
+pub fn counted(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
 /// At most the first `most` bytes of `text`, whole characters.
 pub fn shorten(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
@@ -90,6 +95,12 @@ mod tests {
         assert_eq!((message(plain), lines(plain), json(plain)), (plain.into(), plain.into(), plain.into()));
         assert_eq!(lines("a\n\tb\x07"), "a\n\tb\\x07");
         assert_eq!(json("{\n\"a\": \"\u{9b}\u{202e}\u{7f}\"}"), "{\n\"a\": \"\\u009b\\u202e\\u007f\"}");
+    }
+
+    #[test]
+    fn things_are_counted_in_words() {
+        let files = |n| counted(n, "file", "files");
+        assert_eq!([files(0), files(1), files(2)], ["0 files", "1 file", "2 files"]);
     }
 
     #[test]

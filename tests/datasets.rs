@@ -84,6 +84,23 @@ fn the_script_cuts_clips_within_shots() {
     let few = cut(&["--clips", "2", "--heldout", "8", "--replace"]);
     assert!(!few.status.success() && String::from_utf8_lossy(&few.stderr).contains("too few"));
     assert_eq!(names(&out.join("train")), parts[0]); // still the old ones
+    // Each advice is right: what it says is enough works.
+    let error = |args: &[&str]| {
+        let failed = cut(&[args, &["--replace"]].concat());
+        assert!(!failed.status.success());
+        String::from_utf8_lossy(&failed.stderr).into_owned()
+    };
+    assert!(error(&["--clips", "64", "--heldout", "0"]).ends_with("have 3 frames each; --clips 10 is the most\n"));
+    assert!(error(&["--clips", "5", "--heldout", "3"]).contains("to hold 3 out: --heldout 2 is the most"));
+    assert!(error(&["--frames", "300"]).ends_with("it has 210 frames from start to end; --frames 210 is the most\n"));
+    for args in [&["--clips", "10", "--heldout", "0"], &["--clips", "5", "--heldout", "2"]] {
+        let done = cut(&[&args[..], &["--replace"]].concat());
+        assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    let help = String::from_utf8(make(&["cut", "--help"]).stdout).unwrap();
+    for default in ["(default: 64)", "(default: 8)", "(default: 48)", "(default: 192x108)", "(default: 13)"] {
+        assert!(help.contains(default), "{default}: {help}");
+    }
     let done = cut(&["--clips", "3", "--heldout", "0", "--replace"]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!((names(&out.join("train")).len(), names(&out.join("heldout")).len()), (2, 0));

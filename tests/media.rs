@@ -231,7 +231,7 @@ fn what_cannot_be_written_says_why_and_leaves_the_old_file() {
         fs::write(at(name), "precious").unwrap();
         assert!(message(write_video(&at(name), &[], 8, 8, 24.0)).contains("without frames"));
         assert!(message(write_video(&at(name), &frames[1..], 8, 8, 24.0)).contains("not a whole number of 8x8"));
-        assert!(message(write_video(&at(name), &frames, 0, 8, 24.0)).contains("0x8"));
+        assert!(message(write_video(&at(name), &frames, 0, 8, 24.0)).contains("8x0"));
         let nowhere = at("nowhere").join(name);
         let error = message(write_video(&nowhere, &frames, 8, 8, 24.0));
         assert!(error.contains("nowhere") && error.contains("No such file"), "{error}");
@@ -288,9 +288,10 @@ fn contact_sheets_show_every_frame_and_refuse_nonsense() {
 
     fs::write(&path, "precious").unwrap();
     assert!(message(contact_sheet(&[], &path)).contains("at least one clip"));
-    let hollow = Strip { caption: "hollow".into(), frames: vec![] };
+    let hollow = Strip { name: String::new(), caption: "hollow".into(), frames: vec![] };
     assert!(message(contact_sheet(&[strips[0].clone(), hollow], &path)).contains("\"hollow\""));
-    let endless = Strip { caption: "endless".into(), frames: vec![image::RgbImage::new(3000, 1); 8] };
+    let endless =
+        Strip { name: String::new(), caption: "endless".into(), frames: vec![image::RgbImage::new(3000, 1); 8] };
     assert!(message(contact_sheet(&[endless], &path)).contains("fewer"));
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     assert_eq!(names(folder.path()), ["sheet.png"]);

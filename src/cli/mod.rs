@@ -30,6 +30,7 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 pub use interrupt::{catch_interrupts, interrupted};
 
@@ -164,6 +165,17 @@ fn with_causes(error: &Error) -> String {
     text
 }
 
+/// The time of day of a log line, UTC to the second: `2026-11-30T01:35:19Z`.
+struct Utc;
+
+impl FormatTime for Utc {
+    fn format_time(&self, out: &mut format::Writer<'_>) -> std::fmt::Result {
+        let mut text = String::new();
+        SystemTime.format_time(&mut format::Writer::new(&mut text))?;
+        write!(out, "{}Z", terminal::shorten(&text, "2026-11-30T01:35:19".len()))
+    }
+}
+
 /// Refuses to write over what is there, before the work: no regular file ever, a file only if the user said `--force`.
 fn may_write(path: &Path, force: bool) -> Result<()> {
     check_target(path)?;
@@ -193,7 +205,7 @@ fn start_logging() -> std::result::Result<(), String> {
         .with_writer(|| Stderr) // above the progress line, not through it
         .with_ansi(terminal::has_colours())
         .with_target(false)
-        .without_time()
+        .with_timer(Utc)
         .log_internal_errors(false) // it would panic where stderr is closed
         .init();
     Ok(())

@@ -7,7 +7,8 @@ use super::{at_least_1, print, print_json};
 use crate::config::{Crop, Data, Label, RunConfig};
 use crate::data::sheet::{Strip, contact_sheet};
 use crate::data::{Apart, Augment, Clip, Dataset, Overlaps, token_grid};
-use crate::{Error, Result, bail, hub, terminal};
+use crate::terminal::{self, counted};
+use crate::{Error, Result, bail, hub};
 use clap::Args;
 use image::RgbImage;
 use serde_json::json;
@@ -119,7 +120,8 @@ pub fn run(args: ScanArgs) -> Result<()> {
         return Ok(());
     }
     let shown = write_sheet(&dataset, &root, &sheet)?;
-    tracing::info!("{}: {shown} of {} files", sheet.display(), dataset.files().len());
+    let all = counted(dataset.files().len(), "file", "files");
+    tracing::info!("{}: {shown} of {all}", sheet.display());
     Ok(())
 }
 
@@ -191,24 +193,26 @@ impl Report<'_> {
         };
         let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} fps"));
         let mut out = format!(
-            "clips of {} frames, {}x{} (height x width), {which} of the source{rate}\n",
-            config.frames, config.height, config.width
+            "clips of {}, {}x{} (width x height), {which} of the source{rate}\n",
+            counted(config.frames, "frame", "frames"),
+            config.width,
+            config.height
         );
         let names: Vec<String> = dataset.files().iter().map(|f| terminal::name(self.name(&f.path))).collect();
         let wide = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max(4);
         if !names.is_empty() {
             let _ = writeln!(
                 out,
-                "\n{:wide$}  {:>7}  {:>11}  {:>7}  {:>7}  class",
-                "used", "frames", "size", "fps", "clips"
+                "\n{:wide$}  {:>7}  {:>14}  {:>7}  {:>7}  class",
+                "used", "frames", "width x height", "fps", "clips"
             );
         }
         for (name, file) in names.iter().zip(dataset.files()) {
-            let size = format!("{}x{}", file.height, file.width);
+            let size = format!("{}x{}", file.width, file.height);
             let rate = file.rate.map_or("-".to_owned(), |rate| format!("{:.2}", rate));
             let class = file.class.map_or("-".to_owned(), |class| terminal::name(&dataset.classes()[class]));
             let _ =
-                writeln!(out, "{name:wide$}  {:>7}  {size:>11}  {rate:>7}  {:>7}  {class}", file.frames, file.clips);
+                writeln!(out, "{name:wide$}  {:>7}  {size:>14}  {rate:>7}  {:>7}  {class}", file.frames, file.clips);
         }
         if !dataset.skipped().is_empty() {
             let _ = writeln!(out, "\nnot used");
@@ -227,17 +231,26 @@ impl Report<'_> {
         if let Some(mixed) = dataset.mixed_rates() {
             let _ = writeln!(out, "\n{mixed}");
         }
-        let captions = dataset.files().iter().filter(|f| f.caption.is_some()).count();
+        let captions = match dataset.captions() {
+            0 => String::new(),
+            captions => format!(" ({captions} with a caption, which training does not use yet)"),
+        };
         let _ = write!(
             out,
-            "\n{} files used ({captions} with a caption), {} not used, {} classes\n{} clips",
-            dataset.files().len(),
+            "\n{} used{captions}, {} not used, {}\n{}",
+            counted(dataset.files().len(), "file", "files"),
             dataset.skipped().len(),
-            dataset.classes().len(),
-            dataset.len()
+            counted(dataset.classes().len(), "class", "classes"),
+            counted(dataset.len(), "clip", "clips")
         );
         if let Some(tokens) = self.tokens {
-            let _ = write!(out, " of {tokens} tokens, {} tokens in all", tokens * dataset.len());
+            let all = tokens * dataset.len();
+            let _ =
+                write!(out, " of {}, {} in all", counted(tokens, "token", "tokens"), counted(all, "token", "tokens"));
+        }
+        if let Some((width, height)) = dataset.largest_size() {
+            let _ =
+                write!(out, "\n{width}x{height} (width x height) is the largest clip for which no file is too small");
         }
         out
     }
@@ -292,6 +305,7 @@ fn strip(dataset: &Dataset, root: &Path, clip: &Clip) -> Result<Strip> {
     });
     let name = clip.path.strip_prefix(root).ok().filter(|name| !name.as_os_str().is_empty()).unwrap_or(&clip.path);
     let class = clip.class.map_or(String::new(), |class| format!("  [{}]", dataset.classes()[class]));
-    let caption = format!("{}{class}  {}", name.display(), clip.caption.as_deref().unwrap_or_default());
-    Ok(Strip { caption: caption.trim_end().to_owned(), frames: frames.collect::<Result<_>>()? })
+    let caption = format!("{}  {}", class.trim(), clip.caption.as_deref().unwrap_or_default());
+    let frames = frames.collect::<Result<_>>()?;
+    Ok(Strip { name: name.to_string_lossy().into_owned(), caption: caption.trim().to_owned(), frames })
 }

@@ -71,16 +71,17 @@ impl Captions {
         Ok(())
     }
 
-    /// The caption of `media`, if it has one.
+    /// The caption of `media`, if it has one that is not empty.
     ///
     /// # Errors
     /// The reason why its text file cannot be read.
     pub fn of(&self, media: &Path) -> std::result::Result<Option<String>, String> {
-        match self.texts.get(&media.with_extension("")) {
-            Some(Ok(text)) => Ok(Some(text.clone())),
-            Some(Err(e)) => Err(format!("its caption in the text file beside it cannot be read ({e})")),
-            None => Ok(self.lines.get(media).map(|(text, _)| text.clone())),
-        }
+        let text = match self.texts.get(&media.with_extension("")) {
+            Some(Ok(text)) => Some(text),
+            Some(Err(e)) => return Err(format!("its caption in the text file beside it cannot be read ({e})")),
+            None => self.lines.get(media).map(|(text, _)| text),
+        };
+        Ok(text.filter(|text| !text.is_empty()).cloned())
     }
 
     /// Reports lines of metadata that name no file among `media` (sorted by their bytes).

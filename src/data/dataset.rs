@@ -17,6 +17,7 @@ use super::source::{Media, SourceFile, check, probe};
 use super::still;
 use super::walk::{Folder, Skipped};
 use crate::config::{self, Label};
+use crate::terminal::counted;
 use crate::{Result, bail};
 use ffmpeg_next::frame;
 use rayon::prelude::*;
@@ -72,28 +73,34 @@ impl Dataset {
     /// As [`open`](Self::open).
     pub fn open_without(config: &config::Data, path: &Path, apart: &Apart) -> Result<Self> {
         let dataset = Self::survey_without(config, path, apart)?;
+        dataset.skipped.iter().for_each(Skipped::log);
         if dataset.is_empty() {
             let first = dataset.skipped.first().map_or_else(
                 || "it holds no files".to_owned(),
                 |s| {
-                    format!(
-                        "{} files are skipped, the first is {}: {}",
-                        dataset.skipped.len(),
-                        s.path.display(),
-                        s.reason
-                    )
+                    let skipped = counted(dataset.skipped.len(), "file is", "files are");
+                    format!("{skipped} skipped, the first is {}: {}", s.path.display(), s.reason)
                 },
             );
             bail!("{}: no usable clips; {first}", path.display());
         }
-        tracing::info!("{}: {} clips of {} files", path.display(), dataset.len(), dataset.files.len());
+        let captions = match dataset.captions() {
+            0 => String::new(),
+            captions => format!(" ({} with a caption, which training does not use yet)", captions),
+        };
+        tracing::info!(
+            "{}: {} of {}{captions}",
+            path.display(),
+            counted(dataset.len(), "clip", "clips"),
+            counted(dataset.files.len(), "file", "files")
+        );
         if let Some(mixed) = dataset.mixed_rates() {
             tracing::warn!("{}: {mixed}", path.display());
         }
         Ok(dataset)
     }
 
-    /// As [`open`](Self::open), but may come out empty: for reports.
+    /// As [`open`](Self::open), but may come out empty, and logs nothing: for reports.
     ///
     /// # Errors
     /// A value of `config` is out of range; `path` cannot be read; a metadata.jsonl is malformed.
@@ -152,6 +159,11 @@ impl Dataset {
         skipped.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
         starts.push(count);
         Ok((Self { config: config.clone(), files, starts, skipped, classes, orders: Orders::default() }, found))
+    }
+
+    /// How many files have a caption that is not empty.
+    pub fn captions(&self) -> usize {
+        self.files.iter().filter(|file| file.caption.is_some()).count()
     }
 
     /// How the clips are cut.
@@ -362,9 +374,7 @@ impl Dataset {
                     files.push(file);
                 }
                 Err(reason) => {
-                    let damaged = Skipped::new(file.path, reason);
-                    damaged.log();
-                    self.skipped.push(damaged);
+                    self.skipped.push(Skipped::new(file.path, reason));
                 }
             }
         }

@@ -15,6 +15,7 @@ mod dataset;
 mod decode;
 mod decoding;
 mod deinterlace;
+mod extent;
 mod frames;
 mod hdr;
 mod header;

@@ -14,7 +14,9 @@ use crate::{Result, bail};
 /// One clip of a sheet.
 #[derive(Clone, Debug)]
 pub struct Strip {
-    /// The line above the frames; cut with an ellipsis where it is wider than they are.
+    /// A file's path, before the caption; where it is wider than the frames its beginning gives way to an ellipsis.
+    pub name: String,
+    /// The line above the frames; its end gives way to an ellipsis.
     pub caption: String,
     /// Frames from left to right, at least one; sizes may differ.
     pub frames: Vec<RgbImage>,
@@ -48,7 +50,7 @@ impl Strip {
         let pick = |i: usize| if count == 1 { 0 } else { (i * (n - 1) + (count - 1) / 2) / (count - 1) };
         let image = |i| write::frame_image(frames, height, width, pick(i)).map(|frame| fit(&frame, fitted(&frame)));
         let images = (0..count).map(image).collect::<Result<_>>()?;
-        Ok(Self { caption: caption.to_owned(), frames: images })
+        Ok(Self { name: String::new(), caption: caption.to_owned(), frames: images })
     }
 }
 
@@ -89,7 +91,7 @@ fn draw(strips: &[Strip]) -> Result<RgbImage> {
     for (i, (strip, sizes)) in strips.iter().zip(&sizes).enumerate() {
         let (c, r) = (i as u64 / rows, i as u64 % rows);
         let (mut x, y) = (MARGIN + c * (column + STRIP_GAP), MARGIN + r * (row + STRIP_GAP));
-        captions.push((shorten(&strip.caption, column as u32)?, x as i32, y as i32));
+        captions.push((label(&strip.name, &strip.caption, column as u32)?, x as i32, y as i32));
         for (frame, &size) in strip.frames.iter().zip(sizes) {
             imageops::replace(&mut sheet, &fit(frame, size), x as i64, (y + CAPTION_ROW) as i64);
             x += size.0 as u64 + FRAME_GAP;
@@ -129,22 +131,36 @@ fn fit(frame: &RgbImage, size: (u32, u32)) -> RgbImage {
     imageops::resize(frame, size.0, size.1, filter)
 }
 
-/// `text` in one line no wider than `width` pixels, cut with an ellipsis where it must be.
-fn shorten(text: &str, width: u32) -> Result<String> {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
-    let fits = |s: &str| style().font.box_size(s).map(|(w, _)| w <= width).map_err(drawing);
-    if fits(&line)? {
+/// `name` and `caption` in one line no wider than `width` pixels, cut where it must be: the caption at its end, the name at its
+/// beginning, since a path's end tells more.
+fn label(name: &str, caption: &str, width: u32) -> Result<String> {
+    let plain = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+    let (name, caption) = (plain(name), plain(caption));
+    let line = format!("{name}  {caption}").trim().to_owned();
+    if fits(&line, width)? {
         return Ok(line);
     }
-    let chars: Vec<char> = line.chars().collect();
-    let (mut low, mut high) = (0, chars.len()); // `low` characters and the ellipsis fit, `high` do not
+    if !fits(&format!("{name}…"), width)? {
+        return longest(name.chars().count(), width, |n| {
+            let skipped = name.chars().count() - n;
+            format!("…{}", name.chars().skip(skipped).collect::<String>())
+        });
+    }
+    longest(line.chars().count(), width, |n| format!("{}…", line.chars().take(n).collect::<String>().trim_end()))
+}
+
+/// The longest of `make(0)` to `make(most - 1)` that is no wider than `width` pixels, or `make(0)`.
+fn longest(most: usize, width: u32, make: impl Fn(usize) -> String) -> Result<String> {
+    let (mut low, mut high) = (0, most.clamp(1, 500)); // `low` characters fit, `high` do not
     while high - low > 1 {
         let middle = (low + high) / 2;
-        let cut: String = chars[..middle].iter().collect();
-        if fits(&format!("{}…", cut.trim_end()))? { low = middle } else { high = middle }
+        if fits(&make(middle), width)? { low = middle } else { high = middle }
     }
-    let cut: String = chars[..low].iter().collect();
-    Ok(format!("{}…", cut.trim_end()))
+    Ok(make(low))
+}
+
+fn fits(text: &str, width: u32) -> Result<bool> {
+    style().font.box_size(text).map(|(w, _)| w <= width).map_err(drawing)
 }
 
 fn style() -> TextStyle<'static> {
@@ -164,4 +180,23 @@ pub(crate) fn register_font() {
         let _ = plotters::style::register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
         let _ = plotters::style::register_font(FONT, FontStyle::Bold, dejavu::sans::bold());
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_keep_the_end_of_a_path_and_the_beginning_of_a_caption() {
+        let path = "a/very/long/way/of/folders/down/to/where/it/lies/clip-0042.mp4";
+        let short = label(path, "a cat", 150).unwrap();
+        assert!(short.starts_with('…') && short.ends_with("/clip-0042.mp4") && short.len() < path.len(), "{short}");
+        assert!(fits(&short, 150).unwrap());
+        assert_eq!(label("clip.mp4", "a cat", 150).unwrap(), "clip.mp4  a cat");
+        assert_eq!(label("", "sample 3: dog", 150).unwrap(), "sample 3: dog");
+        let cut = label("clip.mp4", "a cat that walks over a long, long wall", 150).unwrap();
+        assert!(cut.starts_with("clip.mp4  a cat") && cut.ends_with('…') && fits(&cut, 150).unwrap(), "{cut}");
+        assert_eq!(label("a\nb", "", 150).unwrap(), "a b");
+        assert!(label(&"x".repeat(100_000), "", 150).unwrap().chars().count() < 60);
+    }
 }

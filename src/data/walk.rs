@@ -32,6 +32,30 @@ const UNREADABLE: [(&[&str], &str); 5] = [
 /// Names, without extension, of texts that say where a dataset comes from; they are no clips and need no mention.
 const ABOUT: [&str; 7] = ["readme", "license", "licence", "attribution", "notice", "credits", "copying"];
 
+/// What systems and tools leave in folders; it needs no mention either. Beside these, names that begin with `._` (macOS).
+const JUNK: [&str; 17] = [
+    ".ds_store",
+    ".spotlight-v100",
+    ".fseventsd",
+    ".trashes",
+    "__macosx",
+    "thumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "@eadir",
+    ".git",
+    ".gitattributes",
+    ".gitignore",
+    ".gitkeep",
+    ".ipynb_checkpoints",
+    ".directory",
+];
+
+/// Extensions of files that a browser or downloader has not finished.
+const UNFINISHED: [&str; 4] = ["part", "partial", "crdownload", "download"];
+
 /// A file or folder that is not used, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
@@ -86,6 +110,12 @@ impl Folder {
                 }
             };
             let path = entry.path();
+            if entry.depth() > 0 && is_junk(&entry.file_name().to_string_lossy()) {
+                if entry.file_type().is_dir() {
+                    entries.skip_current_dir();
+                }
+                continue;
+            }
             let below = Some(&entry).filter(|entry| entry.depth() > 0);
             let hidden = entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
             if entry.file_type().is_dir() {
@@ -123,6 +153,8 @@ impl Folder {
                 self.captions.read_text(&path);
             } else if let Some((_, why)) = UNREADABLE.iter().find(|(kinds, _)| has_extension(&path, kinds)) {
                 self.skipped.push(Skipped::new(path, *why));
+            } else if has_extension(&path, &UNFINISHED) {
+                self.skipped.push(Skipped::new(path, "it is an unfinished download"));
             } else if !is_about(&path) {
                 self.skipped.push(Skipped::new(path, "it is not a video or image"));
             }
@@ -138,6 +170,10 @@ fn bytes(path: &Path) -> &[u8] {
 
 fn has_extension(path: &Path, known: &[&str]) -> bool {
     path.extension().is_some_and(|e| known.iter().any(|k| e.eq_ignore_ascii_case(k)))
+}
+
+fn is_junk(name: &str) -> bool {
+    name.starts_with("._") || JUNK.contains(&name.to_lowercase().as_str())
 }
 
 fn is_about(path: &Path) -> bool {

@@ -97,13 +97,13 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Resu
 pub(super) fn frame_count(frames: &[u8], height: usize, width: usize) -> Result<usize> {
     let frame = height.saturating_mul(width).saturating_mul(3);
     if frame == 0 {
-        bail!("a clip of {height}x{width} pixels cannot be written");
+        bail!("a clip of {width}x{height} pixels cannot be written");
     }
     if frames.is_empty() {
         bail!("a clip without frames cannot be written");
     }
     if !frames.len().is_multiple_of(frame) {
-        bail!("{} bytes are not a whole number of {height}x{width} RGB frames of {frame} bytes", frames.len());
+        bail!("{} bytes are not a whole number of {width}x{height} RGB frames of {frame} bytes", frames.len());
     }
     Ok(frames.len() / frame)
 }
@@ -116,7 +116,7 @@ pub(super) fn frame_image(frames: &[u8], height: usize, width: usize, i: usize) 
         (Ok(w), Ok(h)) => RgbImage::from_raw(w, h, pixels),
         _ => None,
     }
-    .ok_or_else(|| Error::Invalid(format!("frames of {height}x{width} pixels are too large for a picture")))
+    .ok_or_else(|| Error::Invalid(format!("frames of {width}x{height} pixels are too large for a picture")))
 }
 
 /// All frames side by side in reading order, on a sheet about as wide as it is high.
@@ -137,7 +137,7 @@ fn tile(frames: &[u8], height: usize, width: usize, n: usize) -> Result<RgbImage
 fn write_gif(path: &Path, frames: &[u8], height: usize, width: usize, fps: f64) -> Result<()> {
     check_fps(fps)?;
     if height.max(width) > u16::MAX as usize {
-        bail!("{}: {height}x{width} pixels are too many for a GIF", path.display());
+        bail!("{}: {width}x{height} pixels are too many for a GIF", path.display());
     }
     write_file(path, |out| {
         let speed = (height * width / GIF_SAMPLE).clamp(1, 30) as i32; // every how many-th pixel

@@ -203,7 +203,8 @@ pub(crate) fn parent(path: &Path) -> &Path {
 /// Bytes for people.
 pub fn gib(bytes: u64) -> String {
     match bytes {
-        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        0..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
         _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
     }
 }

@@ -18,6 +18,7 @@ mod hash;
 pub mod info;
 pub mod name;
 
+use crate::terminal::counted;
 use crate::{Result, bail, files};
 use client::Client;
 use download::Place;
@@ -128,8 +129,9 @@ impl Hub {
         let place = Place::new(&self.cache, &name.repo(kind));
         let lacking: Vec<_> = wanted.iter().copied().filter(|file| !place.has(commit, file)).collect();
         if !lacking.is_empty() {
-            let megabytes = lacking.iter().filter_map(|f| f.size).fold(0, u64::saturating_add) as f64 / 1e6;
-            tracing::info!("{spec}: downloading {} of {} files, {megabytes:.1} MB", lacking.len(), wanted.len());
+            let size = files::gib(lacking.iter().filter_map(|f| f.size).fold(0, u64::saturating_add));
+            let all = counted(wanted.len(), "file", "files");
+            tracing::info!("{spec}: downloading {} of {all}, {size}", lacking.len());
             place.check_space(&lacking).map_err(|e| e.explain(spec))?;
         }
         let repo = if let RepoType::Dataset = kind { format!("datasets/{}", name.id) } else { name.id.clone() };

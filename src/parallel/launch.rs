@@ -163,7 +163,7 @@ impl Launch {
             let mut hosts = processes.hosts();
             hosts.sort_unstable();
             hosts.dedup();
-            tracing::info!("{size} ranks are processes; hosts: {}, threads of rank 0: {threads}", hosts.len());
+            tracing::info!("ranks are processes: {size}; hosts: {}; threads of rank 0: {threads}", hosts.len());
         }
         let span = tracing::error_span!("rank", rank);
         let work = || {

@@ -1,5 +1,6 @@
 //! What a run shows while it goes: one line that renews itself on a terminal, a log line now and then elsewhere.
 
+use crate::files::gib;
 use crate::terminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::Write;
@@ -233,10 +234,9 @@ fn within(
 }
 
 fn held(memory: Memory) -> String {
-    const GIB: f64 = (1u64 << 30) as f64;
     match memory.now {
         0 => String::new(),
-        now => format!("  {:.2} GiB (peak {:.2})", now as f64 / GIB, memory.peak as f64 / GIB),
+        now => format!("  {} (peak {})", gib(now), gib(memory.peak)),
     }
 }
 
@@ -296,11 +296,11 @@ mod tests {
     fn the_line_says_all() {
         let memory = Memory { now: 3 << 29, peak: 2 << 30 };
         let left = Some(Duration::from_secs(200));
-        let expected = "step 12/1000  loss 0.1235  18.2k tokens/s  1.50 GiB (peak 2.00)  ETA 3m 20s";
+        let expected = "step 12/1000  loss 0.1235  18.2k tokens/s  1.50 GiB (peak 2.00 GiB)  ETA 3m 20s";
         assert_eq!(line(12, 1000, 0.123456, 18_249.0, memory, left), expected);
         assert_eq!(line(9, 9, 0.5, 1.0, Memory::default(), left), "step 9/9  loss 0.5000  1 tokens/s");
         let later = Some(Duration::from_secs(3600));
-        let expected = "step 2/9  41.3 %  block 1/4, attention  1.50 GiB (peak 2.00)  ETA 1h 03m (step 3m 20s)";
+        let expected = "step 2/9  41.3 %  block 1/4, attention  1.50 GiB (peak 2.00 GiB)  ETA 1h 03m (step 3m 20s)";
         assert_eq!(within(2, 9, 0.4129, "block 1/4, attention", memory, left, later), expected);
         for (rate, text) in [(0.0, "0"), (999.4, "999"), (999.6, "1.00k"), (99_960.0, "100k"), (3_049_000.0, "3.05M")] {
             assert_eq!(short(rate), text);

@@ -19,6 +19,7 @@ use crate::data::write::write_video;
 use crate::files::{create_folders, gib};
 use crate::parallel::{Communicator, Mesh};
 use crate::plan::Plan;
+use crate::terminal::counted;
 use crate::watch::Spent;
 
 /// What one optimizer step measured.
@@ -95,14 +96,15 @@ impl<'a> Report<'a> {
             ring => format!(", in rings of {ring}"),
         };
         let held = weights.held();
-        let megabytes = (held.parameters + held.gradients + held.moments + held.average) as f64 / 1e6;
+        let state = gib((held.parameters + held.gradients + held.moments + held.average) as u64);
         tracing::info!(
-            "{} parameters, {tokens} tokens a step, {ranks} ranks ({data} data x {sequence} sequence{ring}), {} to {} steps",
+            "{} parameters, {tokens} tokens a step, {} ({data} data x {sequence} sequence{ring}), steps {} to {}",
             weights.model.count(),
-            done,
+            counted(ranks, "rank", "ranks"),
+            done + 1,
             job.config.train.steps
         );
-        tracing::info!("ZeRO stage {}: {megabytes:.1} MB of model state a rank", job.config.parallel.zero);
+        tracing::info!("ZeRO stage {}: {state} of model state a rank", job.config.parallel.zero);
         Ok(Self(Some(Voice {
             job,
             metrics,

@@ -17,14 +17,9 @@ pub fn table(spent: &Spent, steps: u64, tokens: u64) -> String {
     }
     for way in Way::ALL.into_iter().filter(|&way| spent.moved(way) > 0) {
         let (name, bytes) = (way.name(), (spent.moved(way) as f64 / times) as u64);
-        let _ = write!(text, "\n  moved: {name:21}{:>12}", size(bytes));
+        let _ = write!(text, "\n  moved: {name:21}{:>12}", gib(bytes));
     }
     text
-}
-
-/// Bytes for people, of any size.
-fn size(bytes: u64) -> String {
-    if bytes < 1 << 20 { format!("{:.1} KiB", bytes as f64 / 1024.0) } else { gib(bytes) }
 }
 
 /// Names and numbers of a step for its record: `seconds_PART`, `bytes_WAY`; what is 0 is left out.

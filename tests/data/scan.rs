@@ -29,18 +29,17 @@ fn the_report_has_every_file_its_reason_and_the_totals() {
     assert!(plain.status.success(), "{}", text(&plain.stderr));
     let (report, log) = (text(&plain.stdout), text(&plain.stderr));
     for line in [
-        "clips of 8 frames, 48x64 (height x width), every frame of the source",
+        "clips of 8 frames, 64x48 (width x height), every frame of the source",
         "6 clips of 192 tokens, 1152 tokens in all",
     ] {
         assert!(report.contains(line), "{line}: {report}");
     }
     for (name, reason) in [("sky/broken.mkv", "cannot be read as a video"), ("notes.doc", "not a video or image")] {
-        for stream in [report, log] {
-            assert!(stream.lines().any(|l| l.contains(name) && l.contains(reason)), "{name}: {stream}");
-        }
+        assert!(report.lines().any(|l| l.contains(name) && l.contains(reason)), "{name}: {report}");
+        assert!(!log.contains(name), "what is not used is listed once: {log}");
     }
     let row: Vec<&str> = report.lines().find(|l| l.starts_with("sky/a.mp4")).unwrap().split_whitespace().collect();
-    assert_eq!(row, ["sky/a.mp4", "40", "48x64", "24.00", "5", "sky"]);
+    assert_eq!(row, ["sky/a.mp4", "40", "64x48", "24.00", "5", "sky"]);
     let sheet = image::open(folder.path().join("scan.png")).unwrap();
     assert!(sheet.width() > 4 * 48 && sheet.height() > 2 * 48);
 
@@ -118,4 +117,41 @@ fn what_cannot_be_scanned_ends_with_one_error() {
     assert_eq!(std::fs::read(folder.path().join("scan.png")).unwrap(), b"mine");
     let out = scan(folder.path(), &[".", "--frames", "1", "--sheet", "no/such/folder.png"]);
     assert!(!out.status.success() && text(&out.stderr).contains("no/such"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn junk_has_no_line_and_captions_that_are_not_used_are_called_so() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    for (name, width, height) in [("a.png", 64, 60), ("b.png", 96, 48), ("small.png", 40, 70)] {
+        image::RgbImage::new(width, height).save(at(name)).unwrap();
+    }
+    std::fs::write(at("a.txt"), "a cat").unwrap();
+    std::fs::write(at("b.txt"), " \n").unwrap();
+    for junk in [".DS_Store", "Thumbs.db", "desktop.ini", "._a.png", ".gitattributes"] {
+        std::fs::write(at(junk), "junk").unwrap();
+    }
+    for junk in [".git", "__MACOSX"] {
+        std::fs::create_dir(at(junk)).unwrap();
+        std::fs::copy(at("a.png"), at(junk).join("a.png")).unwrap();
+    }
+    std::fs::write(at("c.mp4.part"), "half").unwrap();
+    let report = |args: &[&str]| {
+        let out = scan(folder.path(), &[&[".", "--no-sheet", "--frames", "1"], args].concat());
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        text(&out.stdout).to_owned()
+    };
+    let all = report(&["--height", "48", "--width", "64"]);
+    let end = "\nnot used\n\
+               c.mp4.part: it is an unfinished download\n\
+               small.png: it is too small: 40x70 (width x height), a clip is 64x48\n\n\
+               2 files used (1 with a caption, which training does not use yet), 2 not used, 0 classes\n\
+               2 clips\n\
+               40x48 (width x height) is the largest clip for which no file is too small\n";
+    assert!(all.ends_with(end), "{all}");
+    // At that size all are used.
+    let all = report(&["--height", "48", "--width", "40"]);
+    assert!(all.contains("3 files used (1 with a caption, which training does not use yet), 1 not used"), "{all}");
+    let one = report(&["--height", "48", "--width", "96"]);
+    assert!(one.contains("\n1 file used, 3 not used, 0 classes\n1 clip\n"), "{one}");
 }

@@ -76,7 +76,7 @@ impl FrameEncoder {
     fn open(path: &Path, name: &Path, height: usize, width: usize, fps: f64, encoders: &[&str]) -> Result<Self> {
         check_fps(fps)?;
         if height == 0 || width == 0 || height.max(width) > LARGEST {
-            bail!("{}: a video cannot have {height}x{width} pixels; 1 to {LARGEST} are possible", name.display());
+            bail!("{}: a video cannot have {width}x{height} pixels; 1 to {LARGEST} are possible", name.display());
         }
         if path.to_str().is_none() {
             bail!("{}: FFmpeg can only write to paths in UTF-8", name.display());

@@ -54,7 +54,7 @@ impl PngWriter {
     pub fn create(path: &Path, height: usize, width: usize) -> Result<Self> {
         let most = i32::MAX as usize; // PNG's own limit
         if height == 0 || width == 0 || height > most || width > most {
-            bail!("{}: a PNG cannot have {height}x{width} pixels", path.display())
+            bail!("{}: a PNG cannot have {width}x{height} pixels", path.display())
         }
         let file = NewFile::begin(path)?;
         let trouble = Arc::new(AtomicI32::new(0));
