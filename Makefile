@@ -7,7 +7,7 @@ DEMO = runs/demo# as in configs/demo.toml
 MPI = $(shell command -v mpicc >/dev/null && echo --features mpi)# where there is one, tests start ranks as processes too
 PEERS ?= $(HOME)/.cache/longreel-peers
 
-.PHONY: help demo million test lint check-cuda gpu-bundle gpu-rehearsal setup build golden bench bench-peers-setup clean
+.PHONY: help demo million test lint faults fuzz check-cuda gpu-bundle gpu-rehearsal setup build golden bench bench-peers-setup clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,13 @@ datasets/film/bbb.mp4: | setup
 test: setup ## all tests: unit, integration, documentation, and that the examples build; ranks as threads and under mpirun
 	$(CARGO) test --release --locked $(MPI)
 	CARGO="$(CARGO)" scripts/test-older-cpus.sh $(MPI)
+
+faults: setup ## kills, full disks, damaged files, hostile hubs, dead ranks: FAULTS="--minutes 10 --seed 1" (docs/reliability.md)
+	$(CARGO) build --release --locked $(MPI)
+	tests/faults/run.py $(FAULTS)
+
+fuzz: setup ## fuzz targets of the parsers, a minute each (scripts/fuzz.sh); needs cargo-fuzz
+	scripts/fuzz.sh
 
 lint: setup ## formatting and clippy, warnings being errors
 	$(CARGO) fmt --check

@@ -21,6 +21,7 @@ packages=(
     libopenmpi-dev openmpi-bin                                # the feature mpi and its tests: ranks as processes
     strace                                                    # tests: kills at chosen system calls
     iproute2 shellcheck                                       # tests of scripts; two hosts on one machine
+    strace                                                    # make faults: ends processes at chosen system calls
     ffmpeg                                                    # the command, for the scripts that make datasets
     ca-certificates                                           # crates and hubs are fetched over https
     python3-venv                                              # make check-cuda and make bench: nvcc and PyTorch from PyPI
