@@ -29,6 +29,9 @@ enum Weights {
 }
 use Weights::*;
 
+/// The commit of a repository that is in the cache.
+const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
+
 #[test]
 fn every_command_takes_the_same_names_for_the_same_model() {
     let place = Place::videos();
@@ -39,9 +42,9 @@ fn every_command_takes_the_same_names_for_the_same_model() {
     copy(&place.path("folder"), &place.path("pipeline/transformer"));
     fs::write(place.path("pipeline/model_index.json"), "{}").unwrap();
     // A repository that is in the cache, the hub being out of reach.
-    let snapshot = place.path("hf/hub/models--owner--name/snapshots/0123456789");
+    let snapshot = place.path("hf/hub/models--owner--name/snapshots/0123456789abcdef0123456789abcdef01234567");
     fs::create_dir_all(place.path("hf/hub/models--owner--name/refs")).unwrap();
-    fs::write(place.path("hf/hub/models--owner--name/refs/main"), "0123456789").unwrap();
+    fs::write(place.path("hf/hub/models--owner--name/refs/main"), SHA).unwrap();
     for (from, to) in [("run", "run"), ("folder", "folder"), ("pipeline", "pipeline")] {
         copy(&place.path(from), &snapshot.join(to));
     }

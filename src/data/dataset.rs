@@ -114,7 +114,6 @@ impl Dataset {
     /// As [`survey`](Self::survey).
     pub fn survey_without(config: &config::Data, path: &Path, apart: &Apart) -> Result<Self> {
         let (dataset, _) = Self::spread(config, path, apart, usize::MAX)?;
-        dataset.skipped.iter().for_each(Skipped::log);
         Ok(dataset)
     }
 
