@@ -77,7 +77,7 @@ losses() { sed 's/.*"loss":\([^,}]*\).*/\1/' "$1/metrics.jsonl"; }
 say "4 ranks on 2 hosts against 4 threads"
 "$longreel" train "$work/config.toml" --set run.out="$work/threads" --ranks 4 2>"$work/log" || die "$(cat "$work/log")"
 on_both train "$work/config.toml" --set run.out="$work/hosts" 2>"$work/log" || die "$(cat "$work/log")"
-grep -q "4 ranks are processes; hosts: 2," "$work/log" || die "not on two hosts: $(cat "$work/log")"
+grep -q "ranks are processes: 4; hosts: 2;" "$work/log" || die "not on two hosts: $(cat "$work/log")"
 if [ -z "$(losses "$work/hosts")" ] || [ "$(losses "$work/hosts")" != "$(losses "$work/threads")" ]; then
     die "other losses: $(losses "$work/hosts") instead of $(losses "$work/threads")"
 fi

@@ -104,7 +104,11 @@ impl Stash {
     pub fn forward(&self) -> Vec<Part> {
         match self.home {
             Home::Tensors => vec![part("stash", (self.blocks - 1) * self.block())],
-            Home::Copies { held, chunks } => vec![part("stash", (self.blocks - 1) * held + chunks)],
+            // Attention hides the copies of long clips only: a block may still be there as it was put.
+            Home::Copies { held, chunks } => vec![
+                part("stash", (self.blocks - 1) * held + chunks),
+                part("stash: block being written", (self.blocks - 1).min(1) * self.block()),
+            ],
             Home::Host { copied, .. } => {
                 let flying = (self.blocks - 1).min(FLYING as u64);
                 [self.idle(), vec![part("stash: blocks being written", flying * copied)]].concat()

@@ -87,10 +87,10 @@ pub struct Plan {
     pub part: f64,
 }
 
-/// The process's code, libraries, decoders, and freed memory that the allocator keeps in any case (at most [`SPARE`]).
+/// The process's code, libraries, decoders of small clips, and freed memory that the allocator keeps in any case (at most [`SPARE`]).
 ///
 /// [`SPARE`]: crate::allocator::SPARE
-const PROCESS: u64 = 72 << 20;
+const PROCESS: u64 = 66 << 20;
 
 /// Each rank's small blocks of memory and stacks.
 const SMALL: u64 = 8 << 20;

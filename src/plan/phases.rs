@@ -1,6 +1,6 @@
 //! Which buffers live at once in each phase of a step: src/engine/forward.rs and backward.rs, with bytes for tensors.
 //!
-//! Stashed blocks are counted as at the last block, where there are most of them; copies to a stash as done, as attention takes longer.
+//! Stashed blocks are counted as at the last block, where there are most of them, and on a CPU one of them as still being copied.
 //! Where a phase has several moments, such as a tile and the exchange after it, the one that needs most counts. A rehearsal measures
 //! each phase, and a test holds this page against it.
 

@@ -85,7 +85,7 @@ def sample_media(lab):
         folder.mkdir()
         still = ["-frames:v", "1"]
         kinds = {"a.png": still, "b.jpg": still, "c.webp": still, "d.gif": [], "e.mp4": ["-c:v", "mpeg4"], "f.mkv": ["-c:v", "ffv1"],
-                 "g.webm": ["-c:v", "libvpx-vp9"], "h.mov": ["-c:v", "mjpeg"], "i.avi": ["-c:v", "rawvideo"], "j.bmp": still, "k.tiff": still,
+                 "g.webm": ["-c:v", "libvpx-vp9"], "h.mov": ["-c:v", "mjpeg"], "i.avi": ["-c:v", "rawvideo", "-pix_fmt", "yuv420p"], "j.bmp": still, "k.tiff": still,
                  "l.ts": ["-c:v", "mpeg2video"]}
         for name, options in kinds.items():
             subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=8:duration=1", *options, folder / name], check=True)

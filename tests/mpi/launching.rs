@@ -146,7 +146,7 @@ fn the_job_of_kubernetes_starts_as_many_ranks_as_it_has_workers() {
     command.args(arguments.iter().map(here)).envs(ENVIRONMENT);
     let output = run(command.args(["--set", &format!("run.out={}", place.path("run").display())]));
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("2 ranks are processes; hosts: 1,"));
+    assert!(text(&output.stderr).contains("ranks are processes: 2; hosts: 1;"));
     assert_eq!(place.metrics("run").len(), 4);
 }
 

@@ -8,7 +8,7 @@ use std::fs;
 fn train(place: &Place, ranks: usize, out: &str, args: &[&str]) -> Vec<longreel::train::metrics::Record> {
     let output = succeed(&mut mpirun(ranks, &place.command(out, args)));
     let stderr = text(&output.stderr);
-    assert_eq!(stderr.matches(" steps\n").count(), 1, "one rank speaks for all: {stderr}");
+    assert_eq!(stderr.matches(" parameters, ").count(), 1, "one rank speaks for all: {stderr}");
     place.metrics(out)
 }
 

@@ -12,7 +12,7 @@ fn verify_says_a_line_for_each_checkpoint() {
     let lines: Vec<&str> = report.lines().collect();
     assert_eq!(lines.len(), 3, "{report}");
     for (line, step) in lines.iter().zip(1..) {
-        assert!(line.starts_with(&format!("step-0000000{step}  whole: 5 files, ")) && line.ends_with(" MiB"), "{line}");
+        assert!(line.starts_with(&format!("step-0000000{step}  whole: 5 files, ")) && line.ends_with(" KiB"), "{line}");
     }
     assert_eq!(verify(&place.checkpoint("run", 2, "")), format!("{}\n", lines[1]));
     let error = fail(longreel().arg("verify").arg(place.path("clips")));
@@ -93,7 +93,7 @@ fn a_checkpoint_without_checksums_loads_with_a_line_saying_so() {
     assert_eq!(stderr.matches("step-00000002: has no checksums (it was saved by longreel ").count(), 1, "{stderr}");
     assert_eq!(numbers(&place.metrics("run")), numbers(&straight));
     let report = text(&succeed(longreel().arg("verify").arg(place.path("run"))).stdout);
-    assert!(report.ends_with(" MiB\n") && report.contains("step-00000004  whole"), "{report}");
+    assert!(report.ends_with(" KiB\n") && report.contains("step-00000004  whole"), "{report}");
     fs::write(place.checkpoint("run", 2, "optimizer.safetensors"), "short").unwrap();
     fail(longreel().arg("verify").arg(place.path("run")));
 }

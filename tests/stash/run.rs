@@ -35,11 +35,11 @@ fn a_run_without_room_is_refused_before_it_starts() {
     let place = Place::videos();
     let before = snapshot(&place.path(""));
     let folder = format!("stash.folder={}", place.path("").display());
-    // 20 tokens of width 24 a clip, twice, and 3 heads' statistic: 4080 bytes a block, here in 10000 blocks of 2^20
+    // 20 tokens of width 24 a clip, twice, and 3 heads' statistic: 4080 bytes a block, here in 4096 blocks of 2^20
     // clips.
-    let args = ["--ranks=2", "stash.where=disk", "train.batch=1048576", "model.num_layers=10000", &folder];
+    let args = ["--ranks=2", "stash.where=disk", "train.batch=1048576", "model.num_layers=4096", &folder];
     let error = place.error("refused", &args);
-    assert!(error.starts_with("stash.folder: 39843.75 GiB are needed in ") && error.contains(" are free; "), "{error}");
+    assert!(error.starts_with("stash.folder: 16320.00 GiB are needed in ") && error.contains(" are free; "), "{error}");
     let error = place.error("refused", &["--ranks=2", "stash.where=disk", "stash.folder=/proc"]);
     assert!(error.starts_with("stash.folder: no scratch file can be made in /proc: "), "{error}");
     assert!(snapshot(&place.path("")) == before && !place.path("refused").exists());

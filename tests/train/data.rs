@@ -41,11 +41,11 @@ fn held_out_clips_are_not_trained_on_or_said_to_be() {
     fs::create_dir(place.path("clips/val")).unwrap();
     fs::rename(place.path("clips/b.mp4"), place.path("clips/val/b.mp4")).unwrap();
     let inside = said(&place, "inside", &[&set("heldout", "clips/val"), "train.steps=1"]);
-    assert!(inside.contains("clips: 4 clips of 2 files") && inside.contains("val: 2 clips of 1 files"), "{inside}");
+    assert!(inside.contains("clips: 4 clips of 2 files") && inside.contains("val: 2 clips of 1 file\n"), "{inside}");
     assert!(inside.contains("clips/val is not used: it is held out (data.heldout)"), "{inside}");
     let around = [set("path", "clips/val"), set("heldout", "clips")];
     let around = said(&place, "around", &[&around[0], &around[1], "train.steps=1"]);
-    assert!(around.contains("val: 2 clips of 1 files") && around.contains("clips: 4 clips of 2 files"), "{around}");
+    assert!(around.contains("val: 2 clips of 1 file\n") && around.contains("clips: 4 clips of 2 files"), "{around}");
     assert!(around.contains("clips/val is not used: it is trained on (data.path)"), "{around}");
 
     fs::copy(place.path("clips/a.mp4"), place.path("heldout/e.mp4")).unwrap();

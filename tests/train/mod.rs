@@ -16,6 +16,7 @@ mod resume;
 mod sampling;
 mod shortage;
 
+pub use failures::FILES_LIMITED;
 use image::{Rgb, RgbImage};
 use longreel::data::write::write_video;
 use longreel::train::metrics::{self, Record};
