@@ -38,6 +38,7 @@ test: setup ## all tests: unit, integration, documentation, and that the example
 
 faults: setup ## kills, full disks, damaged files, hostile hubs, dead ranks: FAULTS="--minutes 10 --seed 1" (docs/reliability.md)
 	$(CARGO) build --release --locked $(MPI)
+	$(CARGO) test --release --locked $(MPI) --no-run
 	tests/faults/run.py $(FAULTS)
 
 fuzz: setup ## fuzz targets of the parsers, a minute each (scripts/fuzz.sh); needs cargo-fuzz

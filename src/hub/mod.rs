@@ -42,7 +42,7 @@ pub fn resolve(spec: &str) -> Result<PathBuf> {
 }
 
 /// A hub: where it is, where its files are kept, and who asks.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Hub {
     /// `https://huggingface.co`, or a mirror.
     pub endpoint: String,
@@ -52,6 +52,20 @@ pub struct Hub {
     pub token: Option<String>,
     /// What the hub may take, in time and bytes.
     pub limits: Limits,
+}
+
+/// Without the token, which is nobody's business in a log.
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let token = self.token.as_ref().map(|_| "(set)");
+        let Self { endpoint, cache, limits, .. } = self;
+        f.debug_struct("Hub")
+            .field("endpoint", endpoint)
+            .field("cache", cache)
+            .field("token", &token)
+            .field("limits", limits)
+            .finish()
+    }
 }
 
 impl Hub {

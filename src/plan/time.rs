@@ -139,7 +139,7 @@ mod tests {
         let all = [0.354, 9.994, 59.6, 61.0, 725.2, 7920.0, 273_600.0, 3.2e13].map(words);
         assert_eq!(
             all,
-            ["0.35 s", "9.99 s", "1 min 0 s", "1 min 1 s", "12 min 5 s", "2 h 12 min", "3 d 4 h", "1014018 years"]
+            ["0.35 s", "9.99 s", "1 min 0 s", "1 min 1 s", "12 min 5 s", "2 h 12 min", "3 d 4 h", "1014019 years"]
         );
     }
 }

@@ -1,12 +1,11 @@
 """Outside bytes, mutated: checkpoints, configs, media, model folders. Each ends well or with one error, in bounded time and memory."""
 
 import json
+import os
 import shutil
 import subprocess
 
-from campaign import ROOT, STEPS, Fault, mutated
-
-GIB = 1 << 30
+from campaign import ROOT, STEPS, Fault, NotHere, mutated
 
 
 def checkpoints(lab, rng, folder):
@@ -90,6 +89,27 @@ def sample_media(lab):
         for name, options in kinds.items():
             subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=8:duration=1", *options, folder / name], check=True)
     return sorted(folder.iterdir())
+
+
+# Tests that spoil bytes themselves, for parsers that no command shows alone; what ranks of several machines greet each other with.
+SPOILING = [
+    "data::claims::no_change_of_an_image_makes_a_decoder_panic",
+    "data::files::no_change_of_metadata_makes_its_reader_panic",
+    "limits::no_change_of_a_header_makes_the_reader_panic",
+    "parallel::strangers::spoiled_greetings_neither_end_a_job_nor_get_in",
+]
+
+
+def parsers(lab, rng, folder):
+    """The same tests with other bytes than `make test` has."""
+    built = [f for f in (ROOT / "target/release/deps").glob("tests-*") if f.suffix == "" and os.access(f, os.X_OK)]
+    if not built:
+        raise NotHere("the tests, built (cargo test --release --no-run)")
+    newest, seed = max(built, key=lambda f: f.stat().st_mtime), rng.randrange(1 << 32)
+    done = subprocess.run([newest, "--exact", rng.choice(SPOILING)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "LONGREEL_FAULTS_SEED": str(seed)})
+    if done.returncode or "1 passed" not in done.stdout:
+        raise Fault(f"LONGREEL_FAULTS_SEED={seed}: {done.stdout[-3000:]}")
 
 
 def models(lab, rng, folder):

@@ -24,7 +24,7 @@ from campaign import ROOT, Fault, Lab, NotHere, generator
 
 CAMPAIGNS = [
     kills.at_random, kills.at_system_calls, kills.failing_calls, kills.two_at_once, kills.readers,
-    inputs.checkpoints, inputs.configs, inputs.media, inputs.models,
+    inputs.checkpoints, inputs.configs, inputs.media, inputs.models, inputs.parsers,
     hubs.answers, disks.on_tmpfs, disks.on_ext4, ranks.dead,
 ]
 

@@ -87,6 +87,7 @@ fn a_token_is_sent_and_its_lack_explained() {
     let message = server.error("hf://lab/net");
     assert!(message.contains("the token in use (HF_TOKEN) may not read lab/net"), "{message}");
     assert!(!message.contains("wrong"), "a token must not be shown: {message}");
+    assert!(!format!("{:?}", server.hub).contains("wrong"), "a token must not be shown: {:?}", server.hub);
     server.hub.token = Some("secret".into());
     server.hub.resolve("hf://lab/net/README.md").unwrap();
 }

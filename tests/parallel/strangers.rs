@@ -170,6 +170,25 @@ fn no_stranger_gets_in_or_keeps_a_job_of_three_from_its_end() {
     drop((idle, slow));
 }
 
+/// Strangers say what a rank says, spoiled; some stay, others hang up at once.
+#[test]
+fn spoiled_greetings_neither_end_a_job_nor_get_in() {
+    let port = free_port();
+    let limits = Limits { joining: Duration::from_secs(20), ..limits() };
+    let zero = good(job(0, 2, port), limits);
+    let greeting = [hello(1, 2), vec![7; 32]].concat();
+    let mut staying = vec![];
+    crate::mutated::mutated(&greeting, 100, |bytes| {
+        let mut stranger = connect(port);
+        let _ = stranger.write_all(bytes);
+        staying.extend((bytes.len() % 2 == 0).then_some(stranger));
+    });
+    let one = good(job(1, 2, port), limits);
+    for rank in [zero, one] {
+        assert_eq!(end(rank).unwrap(), [[0], [1]]);
+    }
+}
+
 #[test]
 fn more_strangers_than_are_kept_drive_nobody_away_for_good() {
     let port = free_port();
