@@ -159,6 +159,8 @@ fn listen(job: &Job) -> Result<TcpListener> {
 
 /// Another rank: comes to rank 0, `until` then; the line to it.
 pub(super) fn come(job: &Job, key: &Key, limits: &Limits, until: Instant) -> Result<Wire> {
+    // That the secrets differ says more than how a later try ends, such as one that rank 0's own end cuts off.
+    let mut secrets_differ = None;
     loop {
         let mut why = String::from("it has no address");
         match resolve(job) {
@@ -169,10 +171,14 @@ pub(super) fn come(job: &Job, key: &Key, limits: &Limits, until: Instant) -> Res
                         Ok(line) => return Ok(line),
                         Err(e) => why = e.to_string(),
                     }
+                    if why.ends_with(&same_secret()) {
+                        secrets_differ = Some(why.clone());
+                    }
                 }
             }
         }
         if Instant::now() + RETRY > until {
+            let why = secrets_differ.unwrap_or(why);
             bail!(
                 "rank {} did not reach rank 0 at {} within {} s: {why}; is MASTER_ADDR the machine of rank 0, and the port open?",
                 job.rank,
