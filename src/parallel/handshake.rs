@@ -1,9 +1,11 @@
 //! The handshake by which a rank and rank 0 prove to each other that they know their job's secret, which does not travel.
 //!
-//!     rank to rank 0    hello: what each side says first ([`Hello`])
-//!     rank 0 to rank    hello
-//!     rank to rank 0    HMAC-SHA256(secret, "longreel rank:  " and both hellos)
-//!     rank 0 to rank    HMAC-SHA256(secret, "longreel rank 0:" and both hellos), or 32 zeros if the other's proof is wrong
+//! ```text
+//! rank to rank 0    hello: what each side says first ([`Hello`])
+//! rank 0 to rank    hello
+//! rank to rank 0    HMAC-SHA256(secret, "longreel rank:  " and both hellos)
+//! rank 0 to rank    HMAC-SHA256(secret, "longreel rank 0:" and both hellos), or 32 zeros if the other's proof is wrong
+//! ```
 //!
 //! A hello has 32 random bytes, so that nothing that was recorded counts again. The words before the hellos differ by side, so that no
 //! proof can be sent back to where it came from. Rank and world size are in the hellos, so that nobody on the way can change them.
