@@ -7,7 +7,7 @@
 //! OUT/checkpoints/step-00000100/
 //!     state.json                          step, seed, data position, config: [`State`]; checksums of the other files
 //!     transformer/                        the weights, a model folder that diffusers loads
-//!     ema/                                their moving average, likewise
+//!     ema/                                their moving average, in the same form
 //!     optimizer.safetensors               AdamW's moments: `m.NAME`, `v.NAME`
 //! OUT/earlier-1/                          what a run left that this one has replaced
 //! ```
