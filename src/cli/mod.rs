@@ -130,12 +130,17 @@ fn report(outcome: &Result<()>) {
     }
 }
 
-/// Says what is wrong with the command line; `--help` and `--version` come here too. The terminal's colours go where an argument holds
-/// control characters, since escaping takes all of them.
+/// Says what is wrong with the command line; `--help` and `--version` come here too. Colours are left out where an argument holds
+/// control characters, since escaping takes all of them, and where [`terminal::has_colours`] says no: clap's own rule has colours on
+/// any terminal that a CI service watches.
 fn refuse(error: &clap::Error) {
     let plain = error.to_string();
     let shown = terminal::lines(&plain);
-    let _ = if shown == plain { error.print() } else { write!(io::stderr(), "{shown}") };
+    let _ = match (shown == plain && terminal::has_colours(), error.use_stderr()) {
+        (true, _) => error.print(),
+        (false, true) => write!(io::stderr(), "{shown}"),
+        (false, false) => write!(io::stdout(), "{shown}"),
+    };
 }
 
 /// Writes `text` and a newline to stdout, control characters escaped; `println!` would panic where the reader is gone.
