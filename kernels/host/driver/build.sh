@@ -8,6 +8,7 @@
 set -euo pipefail
 program=$(realpath "$1") here=$(dirname "$(realpath "$0")")
 mkdir -p "$2" && cd "$2"
+rm -f -- *.o # of sources that are there no more
 for source in "$here"/*.cpp; do
     c++ -std=c++20 -O2 -fPIC -Wall -Wextra -Wno-unknown-pragmas -c "$source" -o "$(basename "$source" .cpp).o"
 done

@@ -1,0 +1,88 @@
+// Memory of the emulated GPUs and pinned memory of the host.
+//
+// Every allocation ends at a page that must not be touched, and holds NaN until it is written.
+#include "memory.h"
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <sys/mman.h>
+
+namespace {
+
+/// An allocation: the pages it lies in, and how many bytes were asked for.
+struct Pages {
+    char* base;
+    size_t size, bytes;
+};
+
+std::mutex lock;
+std::map<uintptr_t, Pages> memory;
+size_t bytes_taken = 0;
+
+int allocate(uint64_t* at, size_t bytes) {
+    if (bytes == 0) return INVALID; // as CUDA does
+    const std::lock_guard guard(lock);
+    const size_t held = (bytes + 15) / 16 * 16, whole = (held + PAGE - 1) / PAGE * PAGE;
+    if (bytes_taken + bytes > ALL) return OUT_OF_MEMORY;
+    auto* base = static_cast<char*>(mmap(nullptr, whole + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base == MAP_FAILED) return OUT_OF_MEMORY;
+    mprotect(base + whole, PAGE, PROT_NONE);
+    memset(base, 0xFF, whole);
+    *at = reinterpret_cast<uint64_t>(base + whole - held);
+    memory[*at] = {base, whole + PAGE, bytes};
+    bytes_taken += bytes;
+    return 0;
+}
+
+int release(uint64_t at) {
+    const std::lock_guard guard(lock);
+    const auto found = memory.find(at);
+    if (found == memory.end()) return INVALID;
+    munmap(found->second.base, found->second.size);
+    bytes_taken -= found->second.bytes;
+    memory.erase(found);
+    return 0;
+}
+
+} // namespace
+
+bool within(uint64_t at, size_t bytes) {
+    const std::lock_guard guard(lock);
+    auto found = memory.upper_bound(at);
+    if (found == memory.begin()) return false;
+    --found;
+    return at + bytes <= found->first + found->second.bytes;
+}
+
+size_t taken() {
+    const std::lock_guard guard(lock);
+    return bytes_taken;
+}
+
+extern "C" {
+int cuMemGetInfo_v2(size_t* free, size_t* all) {
+    *free = ALL - taken(), *all = ALL;
+    return 0;
+}
+int cuMemAllocAsync(uint64_t* at, size_t bytes, void*) {
+    return allocate(at, bytes);
+}
+int cuMemAlloc_v2(uint64_t* at, size_t bytes) {
+    return allocate(at, bytes);
+}
+int cuMemFreeAsync(uint64_t at, void*) {
+    return release(at);
+}
+int cuMemFree_v2(uint64_t at) {
+    return release(at);
+}
+int cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+    *at = bytes ? aligned_alloc(PAGE, (bytes + PAGE - 1) / PAGE * PAGE) : nullptr;
+    return *at ? 0 : INVALID;
+}
+int cuMemFreeHost(void* at) {
+    free(at);
+    return 0;
+}
+}
