@@ -1,10 +1,10 @@
-//! A config's text: from a regular file or a pipe, of at most 1 MiB, in UTF-8, with or without a byte-order mark.
+//! A config's text: from a regular file or a pipe, of at most 1 MiB, in UTF-8, or in UTF-16 with a byte-order mark.
 //!
 //! What else somebody may name instead, a folder of clips, a video, weights, a device without end, is an error at once that says what is
 //! wanted. A pipe is what `/dev/stdin` and a shell's `<(...)` are.
 
 use super::example;
-use crate::files::expand_home;
+use crate::files::{decode_text, expand_home};
 use crate::{Error, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{self, File, OpenOptions};
@@ -25,7 +25,7 @@ const WANTED: &str = "a config is a text in TOML (docs/configuration.md): its da
 /// The text of the config `path`, in which a leading `~` is the home folder.
 ///
 /// # Errors
-/// There is no such file; it is no regular file and no pipe, is longer than 1 MiB, or is no text in UTF-8.
+/// There is no such file; it is no regular file and no pipe, is longer than 1 MiB, or is no text.
 pub fn read_config(path: &Path) -> Result<String> {
     let path = &expand_home(path)?;
     let shown = path.display();
@@ -84,19 +84,10 @@ fn read_pipe(mut pipe: &File, path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
 /// The bytes as text, without a byte-order mark.
 fn text(bytes: Vec<u8>, path: &Path) -> Result<String> {
     let shown = path.display();
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        bail!("{shown}: is a text in UTF-16; save it in UTF-8");
-    }
-    if bytes.contains(&0) {
-        bail!("{shown}: is no text; {WANTED}");
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
-        Err(e) => {
-            let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
-            let line = 1 + valid.iter().filter(|&&b| b == b'\n').count();
-            bail!("{shown}:{line}: is not UTF-8; save the file as UTF-8, or: {WANTED}")
-        }
+    match decode_text(bytes) {
+        Ok(text) if text.contains('\0') => bail!("{shown}: it is no text; {WANTED}"),
+        Ok(text) => Ok(text),
+        Err(reason) => bail!("{shown}: {reason}; {WANTED}"),
     }
 }
 

@@ -48,8 +48,14 @@ pub fn decode_text(mut bytes: Vec<u8>) -> std::result::Result<String, String> {
             if bytes.starts_with(b"\xef\xbb\xbf") {
                 bytes.drain(..3);
             }
-            String::from_utf8(bytes)
-                .map_err(|e| format!("it is not UTF-8 from byte {} on: save it as UTF-8", e.utf8_error().valid_up_to()))
+            String::from_utf8(bytes).map_err(|e| {
+                let (at, bytes) = (e.utf8_error().valid_up_to(), e.as_bytes());
+                if bytes.contains(&0) {
+                    return "it is no text".to_owned();
+                }
+                let line = 1 + bytes[..at].iter().filter(|&&b| b == b'\n').count();
+                format!("it is not UTF-8 from byte {at} (line {line}) on: save it as UTF-8")
+            })
         }
     }
 }
@@ -72,8 +78,9 @@ mod tests {
         for bytes in good {
             assert_eq!(decode_text(bytes.clone()).as_deref(), Ok("über 🦋"), "{bytes:x?}");
         }
-        let bad: [(&[u8], &str); 5] = [
-            (b"ab\xffcd", "UTF-8 from byte 2 on"),
+        let bad: [(&[u8], &str); 6] = [
+            (b"ab\xffc\0d", "it is no text"),
+            (b"ab\xffcd", "UTF-8 from byte 2 (line 1) on"),
             (b"\xff\xfea", "not UTF-16"),
             (b"\xff\xfe\x00\xd8", "not UTF-16"),
             (b"\xff\xfe\x00\x00a\x00\x00\x00", "UTF-32"),

@@ -78,7 +78,7 @@ fn captions_come_from_text_files_and_metadata() {
     assert!(skips.len() == 1 && skips[0].0 == "gone.png" && skips[0].1.contains("line 5"), "{skips:?}");
 
     for (text, why) in [
-        (&b"a\xffb"[..], "not UTF-8 from byte 1 on"),
+        (&b"a\n\xffb"[..], "not UTF-8 from byte 2 (line 2) on"),
         (b"\xff\xfea", "not UTF-16"),
         (&[b'a'; (1 << 20) + 1], "at most 1048576"),
     ] {
