@@ -45,7 +45,7 @@ __device__ __forceinline__ u64 rows(Shared<bf16> tile, int row) {
 /// sums = a bᵀ over D features, of tile `a` of the block's rows and tile `b` of 8 N rows.
 template <int D, int M, int N>
 __device__ __forceinline__ void product(float (&sums)[M][N][4], Shared<bf16> a, Shared<bf16> b) {
-    wgmma_begin();
+    wgmma_begin(sums);
 #pragma unroll
     for (int k = 0; k < D; k += 16) {
 #pragma unroll
@@ -56,10 +56,10 @@ __device__ __forceinline__ void product(float (&sums)[M][N][4], Shared<bf16> a, 
     wgmma_end(sums);
 }
 
-/// sums += p b, of `p`, the block's rows of 16 K numbers in registers, and tile `b` of 16 K rows.
+/// sums += p b, of `p`, the block's rows of 16 K numbers in registers, which keep them, and tile `b` of 16 K rows.
 template <int D, int M, int K>
-__device__ __forceinline__ void add_product(float (&sums)[M][D / 8][4], const u32 (&p)[M][K][4], Shared<bf16> b) {
-    wgmma_begin();
+__device__ __forceinline__ void add_product(float (&sums)[M][D / 8][4], u32 (&p)[M][K][4], Shared<bf16> b) {
+    wgmma_begin(sums, p);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
 #pragma unroll

@@ -6,7 +6,8 @@
 #   scripts/check-cuda.sh --docs    also writes it into docs/gpu.md
 #
 # nvcc and its like come from PyPI, of fixed versions, into target/cuda (300 MB). A warning, a spilled register, more shared memory
-# or threads than the GPU has, or a missing mma.sync (sm_90a: wgmma), ldmatrix or cp.async instruction is an error.
+# or threads than the GPU has, a missing mma.sync (sm_90a: wgmma), ldmatrix or cp.async instruction, or a register of wgmma that is
+# touched too early (scripts/wgmma_hazards.py) is an error.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

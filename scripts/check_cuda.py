@@ -7,6 +7,8 @@ import pathlib
 import re
 import sys
 
+import wgmma_hazards
+
 # Per block, and per SM: shared memory with the 1 KiB a block that the GPU keeps; registers and threads are the same for both.
 SHARED = {"sm_80": (163 << 10, 164 << 10), "sm_90": (227 << 10, 228 << 10), "sm_90a": (227 << 10, 228 << 10)}
 REGISTERS, THREADS, BLOCKS = 65536, 2048, 32
@@ -54,6 +56,16 @@ def machine_code(folder):
     return found
 
 
+def hazards(folder, arch):
+    """What is wrong with wgmma's registers, in ptxas' words and in the machine code."""
+    logs = {log.stem: wgmma_hazards.serialised(log.read_text()) for log in sorted(folder.glob("*.log"))}
+    found = [f"{name}.cu ({arch}): {line}" for name, lines in logs.items() for line in lines]
+    for sass in sorted(folder.glob("*.sass")):
+        for name, instructions in wgmma_hazards.functions(sass.read_text()).items():
+            found += [f"{name} ({arch}): {line}" for line in wgmma_hazards.hazards(instructions)]
+    return found
+
+
 def blocks_of_sm(arch, threads, registers, shared):
     """How many blocks an SM holds at once: a warp's registers come in units of 256."""
     per_warp = -(-registers * 32 // 256) * 256
@@ -66,6 +78,7 @@ def main(folder, docs, architectures):
     expected, errors, rows = launches(), [], {}
     for arch in architectures:
         compiled, code = reports(folder / arch), machine_code(folder / arch)
+        errors += hazards(folder / arch, arch)
         for name in sorted(set(expected) ^ set(compiled)):
             errors.append(f"{name} ({arch}) is {'only compiled' if name in compiled else 'only in kernels/launch.h'}")
         for name in (name for name in expected if name in compiled):
@@ -99,7 +112,7 @@ def main(folder, docs, architectures):
         begin, end = "<!-- table:kernels -->", "<!-- /table -->"
         before, rest = text.split(begin)
         page.write_text(before + begin + "\n\n" + "\n".join(lines) + "\n\n" + end + rest.split(end, 1)[1])
-    print(f"check-cuda: {len(rows)} kernels compile for {', '.join(architectures)}: no warning, no spill")
+    print(f"check-cuda: {len(rows)} kernels compile for {', '.join(architectures)}: no warning, no spill, no hazard")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,14 @@ fn a_wrong_fragment_index_is_caught() {
 fn a_misuse_of_wgmma_is_caught() {
     let caught = |file, from, to, message| caught_with(&WGMMA, "flash_d64", file, from, to, message);
     caught("tile_wgmma.cuh", "    wgmma_publish();\n", "", "was not published before the last barrier");
-    caught("tile_wgmma.cuh", "    wgmma_begin();\n", "", "may not be ready");
+    caught("tile_wgmma.cuh", "    wgmma_begin(sums);\n", "", "accumulators may not be ready");
+    caught("tile_wgmma.cuh", "wgmma_begin(sums, p)", "wgmma_begin(p)", "accumulators may not be ready");
+    caught("tile_wgmma.cuh", "wgmma_begin(sums, p)", "wgmma_begin(sums)", "operands in registers may not be ready");
+    // Before the waits of `product` and of `add_product`.
+    let (end, last) = ("    wgmma_end(sums);\n}\n\n/// sums += p b", "p[m][k], rows<D, K * 16>(b, k * 16));\n    }\n");
+    let touched = [format!("    sums[0][0][0] *= 2;\n{end}"), format!("{last}    p[0][0][0] = 0;\n")];
+    caught("tile_wgmma.cuh", end, &touched[0], "accumulators of thread");
+    caught("tile_wgmma.cuh", last, &touched[1], "left operands of thread");
     caught("tile_wgmma.cuh", "DOWN = 8 * W * 2;", "DOWN = 4 * W * 2;", "is above");
     caught("tile_wgmma.cuh", "(b, k * 16)", "(b, k * 8)", "is above");
     caught("tile_wgmma.cuh", "k > 0)", "true)", "is above");

@@ -36,4 +36,5 @@ mod terminal;
 mod train;
 mod usage;
 mod watch;
+mod wgmma;
 mod zero;

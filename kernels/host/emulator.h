@@ -5,11 +5,10 @@
 // race in shared memory (two threads touch a word, one of them writing, with no barrier between), shared memory read
 // before it was written or outside its array, a cp.async result read before its wait, lanes of a warp at different
 // collectives, a barrier that not all threads reach, misaligned accesses to it. Global buffers lie between guard pages
-// (`Buffer`), so touching a byte beyond one is an error too. Whoever runs a kernel in several orders and finds the same
+// (memory.h), so touching a byte beyond one is an error too. Whoever runs a kernel in several orders and finds the same
 // bits has shown that it does not depend on the order. Global memory is not watched for races.
 #pragma once
 #include <csetjmp>
-#include <csignal>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdint>
@@ -49,6 +48,13 @@ struct Multiply {
     uint64_t b_matrix;
 };
 
+/// A thread's registers that products may use: whose they are until a wait, and what was in them.
+struct Registers {
+    void* begin;
+    std::vector<unsigned char> bytes;
+    bool accumulators;
+};
+
 struct Thread {
     dim3 index;
     unsigned number = 0, lane = 0, warp = 0;
@@ -57,7 +63,7 @@ struct Thread {
     std::vector<Copy> copies;
     unsigned group = 0;                // of the copies to come: the number of groups committed
     std::vector<Multiply> products;    // that no wait has finished yet
-    bool began = false;                // whether products may begin
+    std::vector<Registers> ready;      // for products, until the wait
     std::vector<unsigned> publishings; // the epoch of each
 };
 
@@ -174,8 +180,9 @@ inline Thread* choose() {
     return nullptr;
 }
 
-/// Runs `kernel` for every thread of every block of the grid, blocks one after another.
-inline void launch(dim3 grid, unsigned threads, unsigned shared_bytes, Order order, std::function<void()> kernel) {
+/// Runs `kernel` for every thread of every block of the grid, or of those in `only`, blocks one after another.
+inline void launch(dim3 grid, unsigned threads, unsigned shared_bytes, Order order, std::function<void()> kernel,
+                   const std::vector<dim3>& only = {}) {
     if (threads == 0 || threads > 1024 || threads % 32) fail("a block of %u threads: not whole warps", threads);
     block.grid = grid;
     block.size = {threads, 1, 1};
@@ -185,10 +192,14 @@ inline void launch(dim3 grid, unsigned threads, unsigned shared_bytes, Order ord
     if (block.thread.size() < threads) block.thread.resize(threads); // fibers that have started stay where they are
     block.warp.assign(threads / 32, {});
     block.warpgroup.assign((threads + 127) / 128, {});
-    const unsigned blocks = grid.x * grid.y * grid.z;
-    for (unsigned i = 0; i < blocks; ++i) {
-        const unsigned b = order == Order::Descending ? blocks - 1 - i : i;
-        block.index = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+    const uint64_t blocks = only.empty() ? uint64_t(grid.x) * grid.y * grid.z : only.size();
+    for (uint64_t i = 0; i < blocks; ++i) {
+        const uint64_t b = order == Order::Descending ? blocks - 1 - i : i;
+        if (only.empty()) {
+            block.index = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y)};
+        } else {
+            block.index = only[b];
+        }
         block.shared.assign(shared_bytes, 0xFF); // NaN, whatever is read
         block.words.assign((shared_bytes + 3) / 4, {});
         block.finished = block.waiting = 0;
@@ -198,7 +209,7 @@ inline void launch(dim3 grid, unsigned threads, unsigned shared_bytes, Order ord
             thread.index = {t, 0, 0};
             thread.number = t, thread.lane = t % 32, thread.warp = t / 32;
             thread.done = false;
-            thread.group = 0, thread.began = false, thread.publishings.clear();
+            thread.group = 0, thread.ready.clear(), thread.publishings.clear();
             block.warp[t / 32].ready |= 1u << t % 32;
         }
         while (Thread* next = choose()) {
@@ -345,55 +356,3 @@ Shared<T> shared(int offset, int count) {
     }
     return {unsigned(offset), unsigned(offset), end};
 }
-
-// ---- global memory
-// ------------------------------------------------------------------------------------------------------
-
-namespace emulator {
-
-/// `n` elements of global memory between two pages that must not be touched. They end at the second, or begin at the
-/// first.
-template <class T>
-class Buffer {
-  public:
-    Buffer(size_t n, bool at_end) : n_(n) {
-        const size_t page = 4096, bytes = (n * sizeof(T) + 15) / 16 * 16, whole = (bytes + page - 1) / page * page;
-        size_ = whole + 2 * page;
-        base_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-        memset(base_, 0xFF, size_);
-        mprotect(base_, page, PROT_NONE);
-        mprotect(base_ + page + whole, page, PROT_NONE);
-        data_ = reinterpret_cast<T*>(at_end ? base_ + page + whole - bytes : base_ + page);
-    }
-    Buffer(const std::vector<T>& values, bool at_end) : Buffer(values.size(), at_end) {
-        memcpy(data_, values.data(), n_ * sizeof(T));
-    }
-    Buffer(const Buffer&) = delete;
-    ~Buffer() { munmap(base_, size_); }
-    T* data() { return data_; }
-    std::vector<T> values() const { return std::vector<T>(data_, data_ + n_); }
-
-  private:
-    size_t n_, size_;
-    char* base_;
-    T* data_;
-};
-
-inline void on_fault(int, siginfo_t* info, void*) {
-    fail("global memory: out of bounds at %p", info->si_addr);
-}
-
-/// Makes touching a guard page a message and not a bare crash.
-inline void catch_faults() {
-    static char stack[64 << 10];
-    stack_t alternative = {};
-    alternative.ss_sp = stack, alternative.ss_size = sizeof stack;
-    sigaltstack(&alternative, nullptr);
-    struct sigaction action = {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &action, nullptr);
-    sigaction(SIGBUS, &action, nullptr);
-}
-
-} // namespace emulator

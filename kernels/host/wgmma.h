@@ -2,7 +2,9 @@
 //
 // Matrix descriptors, the layouts that they stand for and fragments are those of the PTX ISA ("Asynchronous Warpgroup Level
 // Matrix Multiply-Accumulate"). Products are carried out as late as may be, at their wait, so that an operand that was
-// overwritten too early shows. Shared memory must have been published by whoever wrote it, before a barrier.
+// overwritten too early shows. Registers must have been given to `wgmma_begin`, and until the wait nobody may write them;
+// accumulators hold signalling NaNs until then, which no arithmetic leaves as they are. Shared memory must have been published by whoever wrote it, before
+// a barrier.
 #pragma once
 #include "emulator.h"
 
@@ -16,14 +18,46 @@ inline void wgmma_publish() {
     emulator::self->publishings.push_back(emulator::block.epoch);
 }
 
-inline void wgmma_begin() {
-    emulator::self->began = true;
-}
-
 namespace emulator {
 
+constexpr uint32_t TAKEN = 0x7FA00000; // a signalling NaN
+
+inline void begin(void* registers, size_t size, bool accumulators) {
+    for (const Registers& other : self->ready) {
+        if (other.begin == registers) fail("wgmma: registers are given to products that have them already");
+    }
+    const auto* bytes = static_cast<const unsigned char*>(registers);
+    self->ready.push_back({registers, {bytes, bytes + size}, accumulators});
+    for (size_t i = 0; i < size && accumulators; i += 4) memcpy(static_cast<char*>(registers) + i, &TAKEN, 4);
+}
+
+inline bool is_ready(const void* registers, size_t size, bool accumulators) {
+    const auto* first = static_cast<const unsigned char*>(registers);
+    for (const Registers& of : self->ready) {
+        const auto* begin = static_cast<const unsigned char*>(of.begin);
+        if (begin <= first && first + size <= begin + of.bytes.size()) return of.accumulators == accumulators;
+    }
+    return false;
+}
+
+/// At the wait: gives registers back, accumulators with what they held.
+inline void give_back(Thread& thread) {
+    for (const Registers& of : thread.ready) {
+        const auto* now = static_cast<const unsigned char*>(of.begin);
+        for (size_t i = 0; i < of.bytes.size(); i += 4) {
+            if (memcmp(now + i, of.accumulators ? reinterpret_cast<const unsigned char*>(&TAKEN) : &of.bytes[i], 4)) {
+                fail("wgmma: %s of thread %u are written to while products have them",
+                     of.accumulators ? "accumulators" : "left operands", thread.number);
+            }
+        }
+        memcpy(of.begin, of.bytes.data(), of.bytes.size());
+    }
+    thread.ready.clear();
+}
+
 inline void multiply_later(float* c, unsigned columns, bool add, const unsigned* a, uint64_t a_matrix, uint64_t b_matrix) {
-    if (!self->began) fail("wgmma: accumulators and operands in registers may not be ready");
+    if (!is_ready(c, columns / 2 * sizeof(float), true)) fail("wgmma: accumulators may not be ready");
+    if (a && !is_ready(a, 4 * sizeof(unsigned), false)) fail("wgmma: operands in registers may not be ready");
     Multiply product = {c, columns, add, a != nullptr, {}, a_matrix, b_matrix};
     if (a) memcpy(product.a, a, sizeof product.a);
     self->products.push_back(product);
@@ -93,9 +127,24 @@ inline void multiply(Thread* threads, size_t index) {
 } // namespace emulator
 
 template <int M, int N>
+void pin(float (&accumulators)[M][N][4]) {
+    emulator::begin(accumulators, sizeof accumulators, true);
+}
+
+template <int M, int N>
+void pin(unsigned (&left)[M][N][4]) {
+    emulator::begin(left, sizeof left, false);
+}
+
+template <class... Registers>
+void wgmma_begin(Registers&... registers) {
+    (pin(registers), ...);
+}
+
+template <int M, int N>
 void wgmma_end(float (&)[M][N][4]) {
-    emulator::self->began = false;
     emulator::collective_of_warpgroup([](emulator::Thread* threads) {
+        for (int t = 0; t < 128; ++t) emulator::give_back(threads[t]);
         for (size_t i = 0; i < threads->products.size(); ++i) emulator::multiply(threads, i);
         for (int t = 0; t < 128; ++t) threads[t].products.clear();
     });

@@ -4,6 +4,7 @@
 // does not.
 #pragma once
 #include "../../common.cuh"
+#include "../memory.h"
 #include <algorithm>
 #include <random>
 #include <string>
