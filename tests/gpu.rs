@@ -233,6 +233,26 @@ fn training_goes_as_on_the_cpu_whatever_the_stash() {
     }
 }
 
+/// Candle's kernels count elements in 32 bits. However long a rank's rows are, they are launched for no more than a tile: the emulated
+/// driver ends a program that does otherwise (on a GPU the test shows nothing).
+#[test]
+fn candles_kernels_are_launched_for_a_tile_at_most() {
+    let run = Run(TempDir::new().unwrap());
+    // 288 tokens of width 32 are 9216 elements; the widest row has 384, of 2 x 8 x 8 pixels.
+    let long =
+        ["data.height=64", "data.width=96", "train.batch=1", "train.tile=8", "model.num_layers=1", "train.steps=1"];
+    let cases: [(&str, &[&str]); 4] = [
+        ("plain", &[]),
+        ("groups", &["parallel.head_groups=2"]),
+        ("rounded", &["stash.dtype=bf16"]),
+        ("again", &["stash.keep_attention=false", "stash.where=disk"]),
+    ];
+    for (name, how) in cases {
+        let mut command = run.command(name, &[&long[..], &["train.device=cuda"], how].concat());
+        succeed(command.env("EMULATED_CANDLE_MOST", "3072").output().unwrap());
+    }
+}
+
 #[test]
 fn a_run_goes_on_where_it_did_not_start() {
     let run = Run(TempDir::new().unwrap());

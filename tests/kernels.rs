@@ -84,6 +84,50 @@ fn token_local_ops() {
 }
 
 #[test]
+fn casts() {
+    Workshop::new().pass("cast", &[], &[]);
+}
+
+#[test]
+fn a_wrong_cast_is_caught() {
+    caught("cast", "cast.cu", "low(a.z), high(a.z)", "low(a.y), high(a.y)", "check: to_f32 of 2048 elements");
+    caught("cast", "cast.cu", " && aligned(x) && aligned(y)", "", "is not aligned to 16");
+    caught("cast", "cast.cu", "if (i < n) store", "store", "out of bounds");
+}
+
+#[test]
+fn elements_beyond_32_bits_have_the_bits_of_those_at_the_beginning() {
+    Workshop::new().pass("far", &[], &[]);
+    Workshop::new().pass("far_flash", &[], &[]);
+    Workshop::new().pass("far_flash", &WGMMA, &[]);
+}
+
+#[test]
+fn an_index_of_32_bits_is_caught() {
+    let elsewhere = "has other bits far away";
+    caught("far", "layer_norm.cu", "const i64 row = blockIdx.x;", "const int row = blockIdx.x;", elsewhere);
+    caught("far", "adamw.cu", "start = i64(blockIdx.x) * THREADS", "start = blockIdx.x * THREADS", elsewhere);
+    caught(
+        "far",
+        "copy_rows.cu",
+        "from[k * from_at.s[2] + unit]",
+        "from[int(k * from_at.s[2]) + unit]",
+        "out of bounds",
+    );
+    caught("far", "patches.cu", "noise[local * row + i]", "noise[int(local) * row + i]", elsewhere);
+    caught("far", "cast.cu", "begin = i64(blockIdx.x) * (", "begin = blockIdx.x * (", elsewhere);
+    caught("far_flash", "tile.cuh", "blockIdx.y * at.head", "blockIdx.y * int(at.head)", elsewhere);
+    caught("far_flash", "tile.cuh", "matrix, i64 stride, int first", "matrix, int stride, int first", elsewhere);
+    caught(
+        "far_flash",
+        "flash_forward.cu",
+        "const i64 rows = (i64(blockIdx",
+        "const int rows = (i64(blockIdx",
+        elsewhere,
+    );
+}
+
+#[test]
 fn what_the_crate_computes() {
     let workshop = Workshop::new();
     let file = workshop.path("crate");

@@ -45,6 +45,15 @@ pub fn flash_backward(
     differentiate(q, k, v, d_o, [lse, delta], scale, true, &Watch::default())
 }
 
+/// Contiguous tensors of groups of heads side by side along dim 1; the tensor itself if there is one group.
+pub(crate) fn side_by_side(parts: &[Tensor]) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if parts.len() > 1 && parts[0].device().is_cuda() {
+        return cuda::side_by_side(parts);
+    }
+    Ok(Tensor::cat(parts, 1)?)
+}
+
 /// [`flash`] for a rank that is watched, where q, k and v are. If not `rounded`, its results are still to be merged with those of other
 /// keys: o is f32 for bf16 too, and lse is f64.
 fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, rounded: bool, watch: &Watch) -> Result<(Tensor, Tensor)> {

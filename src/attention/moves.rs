@@ -41,6 +41,15 @@ pub(super) fn weave(groups: usize, ns: Range<usize>, n: usize, width: usize, siz
     Move { rows, base: ns.start * row, strides: [0, n * row, row] }
 }
 
+/// Of a contiguous `[n, run.len()]` whose first row is the elements `run` of its storage, each row to elements `before` on of a row of an
+/// `[n, whole]`.
+#[cfg(any(feature = "cuda", test))]
+pub(super) fn beside(n: usize, run: Range<usize>, before: usize, whole: usize, size: usize) -> Move {
+    let (counts, row) = ([1, n, 1], run.len() * size);
+    let rows = Rows { base: run.start * size, counts, strides: contiguous(counts, row), row };
+    Move { rows, base: before * size, strides: [0, whole * size, 0] }
+}
+
 /// Strides of rows that follow each other.
 #[cfg(any(feature = "cuda", test))]
 fn contiguous([_, n1, n2]: [usize; 3], row: usize) -> [usize; 3] {
@@ -75,6 +84,30 @@ mod tests {
     fn bytes(t: &Tensor) -> Vec<u8> {
         let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn runs_go_beside_each_other_as_cat_puts_them() {
+        for dims in [vec![3, 4], vec![2, 3, 5], vec![1, 6, 7]] {
+            let part = |width: usize, first: f32| {
+                let dims = [&[dims[0] + 1, width], &dims[2..]].concat();
+                let n: usize = dims.iter().product();
+                let values = Tensor::arange(first, first + n as f32, &Device::Cpu).unwrap().reshape(dims).unwrap();
+                values.narrow(0, 1, values.dims()[0] - 1).unwrap() // begins within its storage
+            };
+            let parts = [part(dims[1], 0.0), part(1, 1000.0), part(dims[1] + 2, 2000.0)];
+            let expected = Tensor::cat(&parts, 1).unwrap();
+            let (each, total) = (dims[2..].iter().product::<usize>(), expected.dims()[1]);
+            let (mut got, mut before) = (vec![0; 4 * expected.elem_count()], 0);
+            for part in &parts {
+                let (run, start) = (part.dims()[1] * each, part.layout().start_offset());
+                let (storage, _) = part.storage_and_layout();
+                let from = crate::ops::bytes::raw(&storage).unwrap();
+                carry_out(&beside(dims[0], start..start + run, before, total * each, 4), from, &mut got);
+                before += run;
+            }
+            assert_eq!(got, bytes(&expected), "{dims:?}");
+        }
     }
 
     /// Messages packed and woven by plans are what the CPU's exchange gives, both ways, for tensors of two widths at once.

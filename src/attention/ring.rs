@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
 use super::{attend, check, differentiate};
 use crate::ops::bytes;
-use crate::ops::{Real, add_assign, read, write};
+use crate::ops::{Real, Tape, add_assign, cast, read, write};
 use crate::parallel::{Communicator, Split};
 use crate::watch::Watch;
 use crate::{Result, bail};
@@ -81,7 +81,7 @@ impl Ring {
             let (more, more_lse) = of(&k, &v)?;
             merge_into(&o, &lse, &more, &more_lse)?;
         }
-        Ok((o.to_dtype(q.dtype())?, lse.to_dtype(check::statistic(q.dtype()))?))
+        Ok((cast(&Tape::off(), &o, q.dtype())?, lse.to_dtype(check::statistic(q.dtype()))?))
     }
 
     /// As [`flash_backward`]: the gradients of this rank's rows, the arguments being this rank's rows. Collective.
@@ -123,7 +123,8 @@ impl Ring {
         let home = self.comm.rank();
         (dk, dv) = (self.pass(dk, home)?, self.pass(dv, home)?);
         let dtype = q.dtype();
-        Ok((dq.to_dtype(dtype)?, dk.to_dtype(dtype)?, dv.to_dtype(dtype)?))
+        let rounded = |x| cast(&Tape::off(), x, dtype);
+        Ok((rounded(&dq)?, rounded(&dk)?, rounded(&dv)?))
     }
 
     /// Whose rows come by after this rank's own, in turn: the rank before it, the one before that, ...

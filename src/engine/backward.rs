@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 
 use super::work::BOTH;
-use super::{Attention, Engine, Objective, Pass, Phase, Saved, Stash, side_by_side};
+use super::{Attention, Engine, Objective, Pass, Phase, Saved, Stash};
 use crate::Result;
+use crate::attention::side_by_side;
 use crate::model::{Block, Condition};
 use crate::ops::bytes::set_rows;
 use crate::ops::{Tape, add_assign, row_dot};
@@ -99,7 +100,7 @@ impl Engine<'_> {
             dv.push(self.to_rows(&gradients.2, group)?);
         }
         // Whole, as a tile's share of all weights is added once: sums keep their order whatever the groups.
-        let [dq, dk, dv] = [side_by_side(dq)?, side_by_side(dk)?, side_by_side(dv)?]; // [rows, D]
+        let [dq, dk, dv] = [side_by_side(&dq)?, side_by_side(&dk)?, side_by_side(&dv)?]; // [rows, D]
 
         self.enter(Phase::BackwardBefore);
         self.each_tile(Part::BeforeBackward, BOTH * self.per_row.before, |tile| {

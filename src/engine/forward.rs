@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 
 use super::heads::HeadGroup;
-use super::{Attention, Engine, Pass, Phase, Saved, Source, Stash, side_by_side};
+use super::{Attention, Engine, Pass, Phase, Saved, Source, Stash};
 use crate::Result;
+use crate::attention::side_by_side;
 use crate::model::{Block, BlockCondition, Condition, Prompt};
 use crate::ops::Tape;
 use crate::ops::bytes::set_rows;
@@ -77,7 +78,7 @@ impl Engine<'_> {
             outputs.push(self.to_rows(&o, group)?);
             statistics.push(lse);
         }
-        Ok(Attention { o: side_by_side(outputs)?, lse: side_by_side(statistics)? })
+        Ok(Attention { o: side_by_side(&outputs)?, lse: side_by_side(&statistics)? })
     }
 
     /// A group's q, k and v, `[B, my heads, S, d]`, from its block's input.

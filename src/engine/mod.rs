@@ -85,13 +85,10 @@ impl<'a> Engine<'a> {
         let config = &model.config;
         let groups = HeadGroup::split(sequence, grid.iter().product(), config.num_attention_heads, 1)?;
         let on = hardware(model.units[0].value.device());
-        let numbers = batch * groups[0].attention.local_tokens().len() * config.width();
-        if on == Hardware::Cuda && numbers > u32::MAX as usize {
-            bail!(
-                "a rank's rows of {numbers} numbers are more than Candle's kernels count to on a GPU, {}: use more ranks or a \
-                 smaller train.batch",
-                u32::MAX
-            )
+        let tile = tile_rows(tile, config.ffn_dim, on);
+        if on == Hardware::Cuda {
+            let rows = batch * groups[0].attention.local_tokens().len();
+            tile::check_on_gpu(tile.min(rows), config.widest_row())?;
         }
         let rope = Rope::new(grid, groups[0].attention.local_tokens().start, config.attention_head_dim, THETA);
         Ok(Self {
@@ -101,7 +98,7 @@ impl<'a> Engine<'a> {
             rope,
             grid,
             batch,
-            tile: tile_rows(tile, config.ffn_dim, on),
+            tile,
             stash: Arc::default(),
             watch: Arc::default(),
             per_row: PerRow::new(config),
@@ -295,9 +292,4 @@ impl<'a> Engine<'a> {
 
 fn hardware(device: &Device) -> Hardware {
     if device.is_cpu() { Hardware::Cpu } else { Hardware::Cuda }
-}
-
-/// The groups' tensors side by side along dim 1; the tensor itself if there is one group.
-fn side_by_side(parts: Vec<Tensor>) -> Result<Tensor> {
-    Ok(Tensor::cat(&parts, 1)?)
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use crate::config::Hardware;
+use crate::{Result, bail};
 
 /// Rows that pay for packing weights; more gain nothing.
 const MOST: usize = 512;
@@ -15,6 +16,25 @@ const LEAST: usize = 128;
 /// What three of the widest rows of a GPU's tile may take together: small against its memory, and so many rows that a kernel's launch is
 /// small against its work.
 const ON_GPU: usize = 512 << 20;
+
+/// Elements up to which a GPU's tile may be handed to Candle's kernels: they count in 32 bits and, beyond this, do elements again or never
+/// end. What is longer than a tile is left to kernels that count in 64.
+const CANDLES_MOST: usize = 1 << 31;
+
+/// Rows of a GPU's tile up to which sums over 64 of them each are launched at once: a grid has no more blocks along y.
+const RUNS_MOST: usize = 65_535 * 64;
+
+/// Refuses a GPU's tile of `rows` rows, the widest of `width` elements, that is too long for what is launched on it.
+pub(super) fn check_on_gpu(rows: usize, width: usize) -> Result<()> {
+    let most = (CANDLES_MOST / width).min(RUNS_MOST);
+    if rows > most {
+        bail!(
+            "a tile of {rows} rows of up to {width} elements is longer than kernels of a GPU count; set train.tile to 0 or to \
+             {most} at most"
+        )
+    }
+    Ok(())
+}
 
 /// Rows of a tile where `asked` for so many, or for 0: then, for a network whose widest rows have `width` numbers (`ffn_dim`), 128 to
 /// 512, and no more than let three such rows each, in f32, lie in a quarter of the last-level cache: what comes in, what goes out, a gradient. A quarter, as ranks and
@@ -73,6 +93,19 @@ mod tests {
             assert_eq!(tile_rows(0, width, Hardware::Cuda), rows, "width {width}");
         }
         assert_eq!(tile_rows(7, 256, Hardware::Cuda), 7);
+    }
+
+    #[test]
+    fn a_tile_that_kernels_cannot_count_is_an_error() {
+        check_on_gpu(1_398_101, 1536).unwrap();
+        let error = check_on_gpu(1_398_102, 1536).unwrap_err().to_string();
+        assert!(error.contains("1398102 rows of up to 1536 elements") && error.contains("1398101 at most"), "{error}");
+        check_on_gpu(4_194_240, 8).unwrap();
+        let error = check_on_gpu(4_194_241, 8).unwrap_err().to_string();
+        assert!(error.contains("set train.tile to 0 or to 4194240 at most"), "{error}");
+        for width in [1, 1536, 13_824, 1 << 18, 1 << 21] {
+            check_on_gpu(tile_rows(0, width, Hardware::Cuda), width).unwrap();
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! What a kernel computes is said in kernels/, and which op launches which one in the op. **Nothing here has run on a GPU yet.**
 
 mod add;
+mod cast;
 mod gemm;
 mod modules;
 mod rows;
@@ -12,10 +13,11 @@ use candle_core::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::DriverError;
 
 pub(crate) use add::add_assign;
+pub(crate) use cast::cast;
 pub(crate) use gemm::{Matrix, product};
 pub(crate) use modules::Kernel;
 pub(crate) use rows::{PerSample, RUN, Sum, THREADS, TileRows, sum_runs};
-pub(crate) use tensor::{Lent, change, change_as, device_of, empty, ones, tensor};
+pub(crate) use tensor::{Lent, change, change_as, clear, device_of, empty, ones, tensor};
 
 /// Bytes of the device's memory that are taken.
 pub(crate) fn taken(device: &CudaDevice) -> Result<u64, DriverError> {

@@ -7,7 +7,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut
 use candle_core::cuda_backend::{CudaDType, CudaStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaDevice, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
+    CpuStorage, CudaDevice, DType, Device, Error, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
 };
 
 /// The device of a tensor on a GPU.
@@ -60,6 +60,15 @@ pub(crate) fn tensor<T: CudaDType>(slice: CudaSlice<T>, shape: impl Into<Shape>,
 /// `n` ones.
 pub(crate) fn ones(device: &CudaDevice, n: usize) -> Result<Tensor> {
     Tensor::ones(n, DType::F32, &Device::Cuda(device.clone()))
+}
+
+/// Sets the elements of the contiguous f32 tensor `t` to zero. The driver counts bytes in 64 bits, Candle's kernel elements in 32.
+pub(crate) fn clear(t: &Tensor) -> Result<()> {
+    let stream = device_of(t)?.cuda_stream();
+    change(t, |mut values| {
+        let cleared = stream.memset_zeros(&mut values);
+        cleared.map_err(|e| Error::msg(format!("{} elements cannot be set to zero: {e}", t.elem_count())))
+    })
 }
 
 /// Calls `f` with the numbers of the contiguous f32 tensor `t`, to be changed in place. Counterpart of [`crate::ops::write`].

@@ -92,6 +92,11 @@ impl ModelConfig {
         self.out_channels * self.patch_size.iter().product::<usize>()
     }
 
+    /// Elements of the widest row that any layer takes or makes of a token.
+    pub fn widest_row(&self) -> usize {
+        [self.width(), self.ffn_dim, self.patch_in(), self.patch_out()].into_iter().fold(1, usize::max)
+    }
+
     /// Tokens along (time, height, width) of a clip of `size` (frames, height, width); an error if a patch does not divide it.
     pub fn grid(&self, size: [usize; 3]) -> Result<[usize; 3]> {
         let mut grid = [0; 3];

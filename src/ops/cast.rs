@@ -50,7 +50,7 @@ impl CustomOp1 for Cast {
         storage: &candle_core::CudaStorage,
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        Ok((storage.to_dtype(layout, self.0)?, Shape::from(layout.dims())))
+        Ok((crate::gpu::cast(storage, layout, self.0)?, Shape::from(layout.dims())))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {

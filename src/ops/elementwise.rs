@@ -98,13 +98,18 @@ pub fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
     }
 }
 
-/// Sets the numbers of a contiguous tensor (f32 or f64) to zero.
+/// Sets the numbers of a contiguous tensor (f32 or, on a CPU, f64) to zero.
 pub fn clear(t: &Tensor) -> Result<()> {
-    match (t.device().is_cpu(), t.dtype()) {
-        _ if t.elem_count() == 0 => Ok(()),
-        (false, _) => t.zero_set(),
-        (true, DType::F64) => write(t, |values: &mut [f64]| values.par_chunks_mut(RUN).for_each(|run| run.fill(0.0))),
-        (true, _) => write(t, |values: &mut [f32]| values.par_chunks_mut(RUN).for_each(|run| run.fill(0.0))),
+    if t.elem_count() == 0 {
+        return Ok(());
+    }
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::gpu::clear(t);
+    }
+    match t.dtype() {
+        DType::F64 => write(t, |values: &mut [f64]| values.par_chunks_mut(RUN).for_each(|run| run.fill(0.0))),
+        _ => write(t, |values: &mut [f32]| values.par_chunks_mut(RUN).for_each(|run| run.fill(0.0))),
     }
 }
 

@@ -2,6 +2,8 @@
 #include "bf16.h"
 #include "launch.h"
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 namespace {
@@ -101,9 +103,29 @@ void numbers(const std::string& type) {
     kernels()["fast_sum_small_" + type] = sum(true);
 }
 
+/// How many elements a kernel is launched for.
+usize elements(const std::string& name, void** arguments) {
+    if (name.starts_with("copy2d")) return usize(argument<uint32_t>(arguments, 2)) * argument<uint32_t>(arguments, 3);
+    return argument<usize>(arguments, name.starts_with("fill") ? 2 : 0);
+}
+
+/// These kernels count in 32 bits: EMULATED_CANDLE_MOST says how many elements one may be launched for. More end the program.
+Runner counted(const std::string& name, const Runner& run) {
+    return [name, run](const Grid& grid, void** arguments) {
+        const char* most = getenv("EMULATED_CANDLE_MOST");
+        const usize n = elements(name, arguments);
+        if (most && n > strtoull(most, nullptr, 10)) {
+            fprintf(stderr, "emulated driver: Candle's %s is launched for %zu elements, more than %s\n", name.c_str(), size_t(n), most);
+            _Exit(3);
+        }
+        run(grid, arguments);
+    };
+}
+
 } // namespace
 
 void add_candles() {
+    const auto ours = kernels();
     numbers<float, float>("f32"), numbers<double, double>("f64"), numbers<bf16, float>("bf16");
     moves<uint8_t>("u8"), moves<uint32_t>("u32"), moves<int64_t>("i64");
     each<float, bf16>("cast_f32_bf16", [](float x) { return bf16(x); });
@@ -112,4 +134,7 @@ void add_candles() {
     each<double, float>("cast_f64_f32", [](double x) { return float(x); });
     each<bf16, double>("cast_bf16_f64", [](bf16 x) { return double(float(x)); });
     each<uint8_t, float>("cast_u8_f32", [](uint8_t x) { return float(x); });
+    for (auto& [name, run] : kernels()) {
+        if (!ours.contains(name)) run = counted(name, run);
+    }
 }

@@ -1,5 +1,6 @@
 // The kernels of kernels/, for the emulated driver: run by the emulator, launched as launch.h says.
 #include "../../adamw.cu"
+#include "../../cast.cu"
 #include "../../copy_rows.cu"
 #include "../../flash_backward.cu"
 #include "../../flash_forward.cu"

@@ -5,8 +5,9 @@ use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DevicePtrMut, DeviceR
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
-use crate::attention::moves::Move;
+use crate::attention::moves::{Move, beside};
 use crate::gpu::{Kernel, Lent, THREADS, change_as, device_of, failed};
+use crate::ops::bytes::zeros;
 
 /// `Places` of kernels/copy_rows.cu.
 #[derive(Clone, Copy)]
@@ -26,6 +27,22 @@ pub(in crate::attention) fn copy_rows(from: &Tensor, to: &Tensor, plan: &Move) -
         DType::BF16 => of::<bf16>(from, to, plan),
         other => bail!("copy_rows: f32 or bf16 wanted, got {other:?}"),
     }
+}
+
+/// Contiguous tensors side by side along dim 1, of any length, where Candle's `cat` counts in 32 bits.
+pub(in crate::attention) fn side_by_side(parts: &[Tensor]) -> crate::Result<Tensor> {
+    let (mut dims, size) = (parts[0].dims().to_vec(), parts[0].dtype().size_in_bytes());
+    dims[1] = parts.iter().map(|part| part.dims()[1]).sum();
+    let whole = zeros(&dims, parts[0].dtype(), parts[0].device())?;
+    let (n, each) = (dims[0], dims[2..].iter().product::<usize>()); // elements of one place of dim 1
+    let mut before = 0;
+    for part in parts {
+        let run = part.dims()[1] * each;
+        let start = part.layout().start_offset();
+        copy_rows(part, &whole, &beside(n, start..start + run, before, dims[1] * each, size))?;
+        before += run;
+    }
+    Ok(whole)
 }
 
 fn of<T: CudaDType + DeviceRepr>(from: &Tensor, to: &Tensor, plan: &Move) -> Result<()> {

@@ -15,7 +15,7 @@ use super::check::{self, BACKWARD, FORWARD, operations};
 use crate::gpu::{Kernel, Lent, device_of, empty, failed, tensor};
 use crate::watch::Watch;
 use crate::{Result, bail};
-pub(super) use copy::copy_rows;
+pub(super) use copy::{copy_rows, side_by_side};
 pub(super) use merge::merge;
 
 /// What kernels/tile.cuh calls so: elements from one batch entry, head and row to the next.

@@ -11,7 +11,7 @@ use super::gpu::Lane;
 use super::{Attention, Saved, Shapes};
 use crate::config::{Compute, Stash as Settings};
 use crate::ops::bytes;
-use crate::ops::{Stored, read, write};
+use crate::ops::{Stored, Tape, cast, read, write};
 use crate::{Result, bail};
 
 /// Tensors start at multiples of this, as pages do.
@@ -94,11 +94,11 @@ impl Layout {
     fn convert(&self, saved: Saved, dtype: impl Fn(&Field) -> DType) -> Result<Saved> {
         let attention = match (&self.attention, saved.attention) {
             (Some((field, _)), Some(Attention { o, lse })) if !o.device().is_cpu() => {
-                Some(Attention { o: o.to_dtype(dtype(field))?, lse })
+                Some(Attention { o: cast(&Tape::off(), &o, dtype(field))?, lse })
             }
             (_, other) => other,
         };
-        let x = if saved.x.device().is_cpu() { saved.x } else { saved.x.to_dtype(dtype(&self.x))? };
+        let x = if saved.x.device().is_cpu() { saved.x } else { cast(&Tape::off(), &saved.x, dtype(&self.x))? };
         Ok(Saved { x, attention })
     }
 
