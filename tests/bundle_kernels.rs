@@ -113,6 +113,42 @@ fn kernels_that_the_checks_do_not_fit_are_errors() {
     }
 }
 
+/// What `--emulated` rests on: the kernels as a library, which Python builds and calls as it would call CuPy's.
+#[test]
+fn python_launches_kernels_by_the_emulator() {
+    let script = r#"
+import ctypes, pathlib, sys
+root, out = map(pathlib.Path, sys.argv[1:])
+sys.path.insert(0, str(root / "scripts/bundle"))
+from checks import declarations, emulated
+
+class Argument:  # as an array of one element of numpy's
+    size = 1
+    def __init__(self, value):
+        self.value = value
+        self.__array_interface__ = {"data": (ctypes.addressof(value), False)}
+
+kernel = declarations.read(root / "kernels")[0]["add_assign"]
+library = ctypes.CDLL(str(emulated.built(root / "kernels", out, "-O0")))
+x, y = (ctypes.c_float * 300)(*range(300)), (ctypes.c_float * 300)(*[0.5] * 300)
+given = [ctypes.c_void_p(ctypes.addressof(x)), ctypes.c_void_p(ctypes.addressof(y)), ctypes.c_longlong(299)]
+launch = emulated.Module(library).get_function("add_assign")
+launch((2, 1, 1), (kernel.threads, 1, 1), tuple(map(Argument, given)), shared_mem=kernel.shared)
+assert list(x) == [i + 0.5 for i in range(299)] + [299], list(x)
+for name, shared, message in ("add_assing", 0, "ours.cpp lacks"), ("add_assign", 100_000, "were not asked for"):
+    try:
+        emulated.Module(library).get_function(name)((2, 1, 1), (256, 1, 1), tuple(map(Argument, given)), shared_mem=shared)
+        raise SystemExit(f"{name} with {shared} bytes was launched")
+    except declarations.Problem as problem:
+        assert message in str(problem), problem
+"#;
+    let out = tempfile::tempdir().unwrap();
+    let mut python = Command::new("python3");
+    python.args(["-c", script]).arg(root()).arg(out.path()).env("PYTHONDONTWRITEBYTECODE", "1");
+    let output = python.output().expect("python3 runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn what_cannot_be_done_is_one_error() {
     let folder = sources();

@@ -1,6 +1,6 @@
 // The kernels as a library of two functions, for Python's ctypes: scripts/bundle/checks/emulated.py.
 #include "driver/launch.h"
-#include "emulator.h"
+#include "memory.h"
 
 void add_ours(); // driver/ours.cpp
 

@@ -11,30 +11,27 @@ import os
 import pathlib
 import subprocess
 
-import torch
-
 from checks.declarations import Problem
-from checks.device import Device
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 OUT = ROOT / "target/emulated-kernels"
 
 
-def built(sources):
+def built(sources, out=OUT, optimise="-O2"):
     """The kernels and the emulator as a library, which is kept under the hash of its sources."""
     texts = hashlib.sha256()
     for path in sorted(path for path in sources.rglob("*") if path.is_file()):
         texts.update(f"{path.relative_to(sources)}\n".encode() + path.read_bytes())
-    library = OUT / f"{texts.hexdigest()[:16]}.so"
+    library = out / f"{texts.hexdigest()[:16]}.so"
     if library.exists():
         return library
-    OUT.mkdir(parents=True, exist_ok=True)
-    made = OUT / f"{library.stem}.{os.getpid()}"
+    out.mkdir(parents=True, exist_ok=True)
+    made = out / f"{library.stem}.{os.getpid()}"
     host = sources / "host"
     command = [
         "c++",
         "-std=c++20",
-        "-O2",
+        optimise,
         "-fPIC",
         "-shared",
         "-DWGMMA",
@@ -86,6 +83,10 @@ class Function:
 
 def emulator(folder, kernels, structs, seed):
     """The emulator as a device, whose tensors end at a page that must not be touched."""
+    import torch  # the rest of this file needs only Python
+
+    from checks.device import Device
+
     library = ctypes.CDLL(str(built(folder)))
     library.guarded.restype = ctypes.c_void_p
     library.guarded.argtypes = [ctypes.c_size_t]
