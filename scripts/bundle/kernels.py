@@ -100,9 +100,17 @@ def device_of(args, folder, kernels, structs, seed):
         "torch": torch.__version__,
         "cupy": cupy.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn(torch),
     }
     return found, torch.cuda.get_device_name(), about
+
+
+def cudnn(torch):
+    """Its version, or why there is none: torch's own attention may still run without it."""
+    try:
+        return torch.backends.cudnn.version()
+    except Exception as problem:
+        return str(problem)
 
 
 def run(args):

@@ -70,7 +70,7 @@ def time_attention(device, report, peak, d, tokens, heads):
     """
     shape = attention.Shape(1, heads, tokens, tokens)
     size = 8 * tokens * heads * d * 2  # bytes of q, k, v, o and their gradients
-    sets = 2 if device.emulated else ceil(ENOUGH, size)
+    sets = min(8, ceil(ENOUGH, size))
     cases = [attention.Attention(device, attention.BF16, d, shape, exact=False) for _ in range(sets)]
     done = {}
 
