@@ -52,10 +52,10 @@ lint: setup ## formatting and clippy, warnings being errors
 check-cuda: setup ## compile the CUDA kernels for every GPU and judge the result, without a GPU: nvcc comes from PyPI, 300 MB
 	scripts/check-cuda.sh
 
-gpu-bundle: setup ## a folder to take to a machine with a GPU: longreel, its GPU tests and run.sh, which checks and measures all
+gpu-bundle: setup ## a folder to take to a machine with a GPU: longreel, its GPU tests, and run.sh, which checks, measures and reports
 	scripts/gpu-bundle.sh
 
-gpu-rehearsal: setup ## the GPU tests without a GPU: on an emulated driver; builds the bundle first, a quarter of an hour
+gpu-rehearsal: setup ## the bundle's GPU tests and run.sh without a GPU: on an emulated driver; builds the bundle first, a quarter of an hour
 	scripts/gpu-rehearsal.sh
 
 setup: ## install what is missing (apt, on Debian), check Rust and Python; quiet when all is there

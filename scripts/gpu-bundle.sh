@@ -2,7 +2,7 @@
 # Builds a folder to take to a machine with a GPU: longreel with CUDA and NCCL, its GPU tests, what they read, and run.sh, which checks
 # and measures all of it there and writes a report. Needs no GPU here; there, a driver and CUDA 13's libraries.
 #
-#   scripts/gpu-bundle.sh           target/gpu-bundle/longreel-gpu, under 64 MiB
+#   scripts/gpu-bundle.sh [--alone]     target/gpu-bundle/longreel-gpu: with the repository's tracked files, or alone, 60 MiB at most
 #
 # nvcc comes from PyPI, FFmpeg as a small build of Debian's source; CUDA's libraries are linked by name only (scripts/bundle/stubs.py).
 set -euo pipefail
@@ -11,11 +11,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/cuda-tools.sh
 
 work=target/gpu-bundle
-bundle=$work/longreel-gpu
-most=$((64 << 20))
 mkdir -p $work
 scripts/bundle/ffmpeg.sh $work
 python3 scripts/bundle/stubs.py $work/stubs
+mkdir -p $work/cubins
+[ ! -e scripts/bundle/cubins.sh ] || scripts/bundle/cubins.sh $work/cubins
 
 # ---- build --------------------------------------------------------------------------------------------------------
 
@@ -28,24 +28,7 @@ for line in sys.stdin:
     message = json.loads(line)
     if message.get("executable") and message["target"]["name"] == "gpu": print(message["executable"])')
 
-# ---- put together ---------------------------------------------------------------------------------------------------
-
-rm -rf $bundle && mkdir -p $bundle/{bin,lib,configs,tests,peers}
-cp $work/build/release/longreel $bundle/bin/
-gzip -9 <"$tests" >$bundle/bin/gpu-tests.gz
-for library in "$work"/ffmpeg/lib/*.so.*; do # libavcodec.so.59, not libavcodec.so.59.37.100
-    case ${library##*.so.} in *.*) ;; *) cp -L "$library" $bundle/lib/ ;; esac
-done
-cp configs/demo.toml $bundle/configs/
-cp -r tests/golden $bundle/tests/golden
-mkdir $bundle/datasets && cp -r datasets/bbb datasets/README.md $bundle/datasets/ # with the clips' attribution
-cp benches/peers/attention.py $bundle/peers/
-cp scripts/bundle/run.sh $bundle/run.sh
-git log -1 --format='%H %cd' --date=short >$bundle/VERSION
-
-size=$(du -sb $bundle | cut -f1)
-echo "gpu-bundle: $bundle, $((size >> 20)) MiB"
-[ "$size" -lt $most ] || { echo "gpu-bundle: that is more than $((most >> 20)) MiB" >&2; exit 1; }
 # All but CUDA's are here or in any Linux with glibc.
-missing=$(ldd $bundle/bin/longreel | grep 'not found' | grep -vE 'lib(cuda|cublas|cublasLt|curand|nvrtc|cudart)\.so' || true)
+missing=$(ldd $work/build/release/longreel | grep 'not found' | grep -vE 'lib(cuda|cublas|cublasLt|curand|nvrtc|cudart|av[a-z]*|sw[a-z]*)\.so' || true)
 [ -z "$missing" ] || { echo "gpu-bundle: bin/longreel needs$missing" >&2; exit 1; }
+scripts/bundle/pack.sh "$@" $work/build/release/longreel "$tests" $work/ffmpeg/lib $work/cubins $work/longreel-gpu

@@ -168,6 +168,7 @@ fn what_cannot_be_measured_is_refused() {
     for (args, expected) in [
         (&["attention", "--path", "mmx"][..], no_path.as_str()),
         (&["attention", "--tokens", "8", "--head-dim", "12"], "the head dim is 12; it must be a multiple of 8"),
+        (&["peak", "--device", "cuda"], "--device is \"cuda\", but this longreel was built without CUDA"),
         (&["step", "--height", "9"], "height 9 is not a multiple of the patch's 2"),
         (&["block", "--head-dim", "4"], "attention_head_dim is 4"),
         (

@@ -128,6 +128,14 @@ fn the_network_and_its_gradients_are_diffusers() {
     }
 }
 
+#[test]
+fn peaks_of_the_gpu_are_measured() {
+    let peak: Value = serde_json::from_str(&longreel(&["bench", "peak", "--device", "cuda", "--json"])).unwrap();
+    for key in ["f32_gflops", "bf16_gflops", "copy_gb_s", "from_host_gb_s", "to_host_gb_s", "gpu_gib"] {
+        assert!(peak[key].as_f64().is_some_and(|rate| rate > 0.0), "{key} in {peak}");
+    }
+}
+
 /// The loss after two steps of AdamW.
 fn loss_of_steps(device: &str, dtype: &str) -> f64 {
     let small = ["--frames", "3", "--height", "20", "--width", "18", "--layers", "2", "--heads", "2", "--steps", "3"];

@@ -2,6 +2,7 @@
 
 mod attention;
 mod bench;
+mod bundle;
 mod bundle_kernels;
 mod checkpoint;
 mod cli;

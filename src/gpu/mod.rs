@@ -3,6 +3,7 @@
 //! What a kernel computes is said in kernels/, and which op launches which one in the op. **Nothing here has run on a GPU yet.**
 
 mod add;
+mod bandwidth;
 mod cast;
 mod gemm;
 mod modules;
@@ -13,6 +14,7 @@ use candle_core::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::DriverError;
 
 pub(crate) use add::add_assign;
+pub(crate) use bandwidth::copies_per_second;
 pub(crate) use cast::cast;
 pub(crate) use gemm::{Matrix, product};
 pub(crate) use modules::Kernel;

@@ -158,7 +158,10 @@ fn shell_scripts_are_sound() {
         "scripts/gpu-bundle.sh",
         "scripts/bundle/ffmpeg.sh",
         "scripts/nvcc.sh",
+        "scripts/bundle/pack.sh",
         "scripts/bundle/run.sh",
+        "scripts/bundle/start.sh",
+        "scripts/bundle/parts.sh",
         "scripts/gpu-rehearsal.sh",
         "kernels/host/driver/build.sh",
     ];

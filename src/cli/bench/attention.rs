@@ -67,7 +67,7 @@ fn measure(args: &AttentionArgs, path: Path, device: &Device, threads: usize) ->
     let &AttentionArgs { tokens, heads, head_dim, dtype, .. } = args;
     let shape = [1, heads, tokens, head_dim];
     let kind = if dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
-    let draw = |sample: u64| -> Result<Tensor> { Ok(normal(&shape, sample)?.to_dtype(kind)?.to_device(device)?) };
+    let draw = |sample: u64| -> Result<Tensor> { Ok(normal(&shape, sample)?.to_device(device)?.to_dtype(kind)?) };
     let (q, k, v, d_o) = (draw(0)?, draw(1)?, draw(2)?, draw(3)?);
     let scale = (head_dim as f64).powf(-0.5);
     let peak = peak_on(device, path, dtype)?;

@@ -14,6 +14,7 @@ mod step;
 
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, Subcommand};
+use rayon::prelude::*;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compute, Hardware};
@@ -118,9 +119,35 @@ fn timed(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(median(seconds))
 }
 
-/// A tensor of normal random numbers in f32, the same for the same `sample`.
+/// Values of a tensor that one stream of random numbers makes. All threads draw such pieces: one alone would take minutes for q, k, v of
+/// a long clip.
+const DRAWN: usize = 1 << 20;
+
+/// A tensor of normal random numbers in f32, the same for the same `sample`, on any number of threads.
 fn normal(shape: &[usize], sample: u64) -> Result<Tensor> {
+    let key = Key { seed: 0, purpose: Purpose::Test, step: 0, sample };
     let mut values = vec![0.0; shape.iter().product()];
-    Key { seed: 0, purpose: Purpose::Test, step: 0, sample }.stream(0).fill_normal(&mut values);
+    let draw = |(piece, values): (usize, &mut [f32])| key.stream(piece as u64).fill_normal(values);
+    values.par_chunks_mut(DRAWN).enumerate().for_each(draw);
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_tensors_are_drawn_in_pieces_that_differ_and_do_not_depend_on_threads() {
+        let draw = |threads| {
+            on_threads(Some(threads), |_| Ok(normal(&[2, DRAWN + 3], 5)?.flatten_all()?.to_vec1::<f32>()?)).unwrap()
+        };
+        let values = draw(1);
+        assert!(values == draw(3), "other threads, other numbers");
+        assert!(values[..1000] != values[DRAWN..DRAWN + 1000], "the pieces repeat");
+        let mean_square = |part: &[f32]| part.iter().map(|x| f64::from(x * x)).sum::<f64>() / part.len() as f64;
+        for part in [&values[..DRAWN], &values[DRAWN..2 * DRAWN], &values[2 * DRAWN..]] {
+            let bound = 4.0 * (2.0 / part.len() as f64).sqrt();
+            assert!((mean_square(part) - 1.0).abs() < bound, "{} of {} numbers", mean_square(part), part.len());
+        }
+    }
 }
