@@ -3,7 +3,7 @@
 #
 #   scripts/gpu-rehearsal.sh [TEST...]      tests whose names contain these words; by default all of tests/gpu.rs, and run.sh
 #
-# It proves what is computed, copied, sent and reported, and shows nothing of speed.
+# It proves what is computed, copied, sent and reported, and that streams wait for each other; it shows nothing of speed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=$PWD/target/gpu-bundle

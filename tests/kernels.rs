@@ -19,6 +19,9 @@ use tempfile::TempDir;
 /// Attention's tiles as the compiler takes them for sm_90a.
 const WGMMA: [&str; 1] = ["-DWGMMA"];
 
+/// Launches hold the emulated driver's table against the kernels.
+const TOUCHES: [&str; 1] = ["-DTOUCHES"];
+
 /// A copy of the kernels and their tests, which may be changed.
 struct Workshop(TempDir);
 
@@ -26,7 +29,7 @@ impl Workshop {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-        for folder in ["", "host", "host/tests"] {
+        for folder in ["", "host", "host/driver", "host/tests"] {
             std::fs::create_dir_all(dir.path().join(folder)).unwrap();
             for entry in std::fs::read_dir(source.join(folder)).unwrap() {
                 let path = entry.unwrap().path();
@@ -130,13 +133,42 @@ fn an_index_of_32_bits_is_caught() {
 #[test]
 fn what_the_crate_computes() {
     let workshop = Workshop::new();
+    workshop.pass("data", &[], &[&computed(&workshop)]);
+}
+
+/// What the crate computes, in a file.
+fn computed(workshop: &Workshop) -> PathBuf {
     let file = workshop.path("crate");
     let mut arrays = Arrays(std::fs::File::create(&file).unwrap());
     patches(&mut arrays, "patches", 7..29);
     patches(&mut arrays, "lines", 8..12);
     adamw(&mut arrays);
     rope(&mut arrays);
-    workshop.pass("data", &[], &[&file]);
+    file
+}
+
+/// Kernels write what the emulated driver is told that they write, and depend on nothing but what it is told that they read.
+#[test]
+fn the_emulated_driver_is_told_what_kernels_touch() {
+    let workshop = Workshop::new();
+    let programs = [("flash_d64", vec![]), ("cast", vec![]), ("ops", vec![]), ("data", vec![computed(&workshop)])];
+    for (program, arguments) in programs {
+        workshop.pass(program, &TOUCHES, &arguments.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_driver_that_is_told_wrongly_is_caught() {
+    let caught = |from, to, message| caught_with(&TOUCHES, "flash_d64", "host/driver/touches.h", from, to, message);
+    caught(", call.touches.read(delta, statistics);", ";", "does not tell of all that is read");
+    caught("call.read_heads(k, k_at, keys, d)", "call.read_heads(k, k_at, keys - 1, d)", "does not tell of all");
+    caught(", call.write_heads(dv, keys, d);", ";", "of which touches.h does not tell");
+    caught(
+        "call.write_heads(lse, queries, 1)",
+        "call.write_heads(lse, queries - 1, 1)",
+        "of which touches.h does not tell",
+    );
+    caught("FlashBackwardQ, LayerNormForward", "LayerNormForward", "flash_backward_q_bf16_d64 is not in");
 }
 
 /// Breaks a kernel and runs `program`, which must say so in the emulator's or the check's words.

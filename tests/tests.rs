@@ -28,6 +28,7 @@ mod mutated;
 mod named;
 mod ops;
 mod optimizer;
+mod order;
 mod parallel;
 mod plan;
 mod ring;

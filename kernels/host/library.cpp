@@ -18,6 +18,6 @@ extern "C" int run_kernel(const char* name, const unsigned* grid, const unsigned
     }
     const auto found = kernels().find(name);
     if (found == kernels().end()) return 1;
-    found->second({{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared}, arguments);
+    found->second.run({{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared}, arguments);
     return 0;
 }

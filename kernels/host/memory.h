@@ -3,8 +3,12 @@
 #pragma once
 #include "emulator.h"
 #include <csignal>
+#include <map>
 
 namespace emulator {
+
+/// Buffers that there are: where one begins, and its bytes.
+inline std::map<char*, size_t> buffers;
 
 /// `n` elements of global memory between two pages that must not be touched. They end at the second, or begin at the
 /// first.
@@ -19,12 +23,16 @@ class Buffer {
         mprotect(base_, page, PROT_NONE);
         mprotect(base_ + page + whole, page, PROT_NONE);
         data_ = reinterpret_cast<T*>(at_end ? base_ + page + whole - bytes : base_ + page);
+        buffers[reinterpret_cast<char*>(data_)] = n * sizeof(T);
     }
     Buffer(const std::vector<T>& values, bool at_end) : Buffer(values.size(), at_end) {
         memcpy(data_, values.data(), n_ * sizeof(T));
     }
     Buffer(const Buffer&) = delete;
-    ~Buffer() { munmap(base_, size_); }
+    ~Buffer() {
+        buffers.erase(reinterpret_cast<char*>(data_));
+        munmap(base_, size_);
+    }
     T* data() { return data_; }
     std::vector<T> values() const { return std::vector<T>(data_, data_ + n_); }
 

@@ -1,8 +1,10 @@
 // cuBLAS for the emulated driver: the few functions that longreel and Candle call, by plain loops in f32.
 #include "bf16.h"
+#include "order.h"
 #include <cstdint>
 #include <cstdio>
 #include <initializer_list>
+#include <utility>
 
 namespace {
 
@@ -21,6 +23,17 @@ void set(void* array, int type, int64_t i, float value) {
     }
 }
 
+struct Handle {
+    void* stream;
+};
+
+/// Bytes of a matrix of so many columns, each of `rows` elements.
+Touches::Dims matrix(int type, bool transposed, int rows, int columns, int lead, long long step, int batch) {
+    if (transposed) std::swap(rows, columns);
+    const int64_t size = type == F32 ? 4 : 2;
+    return {{batch, step * size}, {columns, lead * size}, {rows * size, 1}};
+}
+
 /// c = alpha op(a) op(b) + beta c, of m x k and k x n matrices by columns.
 int product(bool ta, bool tb, int m, int n, int k, float alpha, const void* a, int a_type, int lda, const void* b,
             int b_type, int ldb, float beta, void* c, int c_type, int ldc, int compute) {
@@ -30,7 +43,8 @@ int product(bool ta, bool tb, int m, int n, int k, float alpha, const void* a, i
             return 15; // CUBLAS_STATUS_NOT_SUPPORTED
         }
     }
-    if (double(m) * n * k > 1e11) return 0; // nobody here waits so long; what measures peaks asks for it and reads no result
+    if (double(m) * n * k > 1e11)
+        return 0; // nobody here waits so long; what measures peaks asks for it and reads no result
     const bool round = compute == FAST_16BF;
     for (int64_t j = 0; j < n; ++j) {
         for (int64_t i = 0; i < m; ++i) {
@@ -52,33 +66,44 @@ int product(bool ta, bool tb, int m, int n, int k, float alpha, const void* a, i
 
 extern "C" {
 int cublasCreate_v2(void** handle) {
-    *handle = reinterpret_cast<void*>(1);
+    *handle = new Handle{};
     return 0;
 }
-int cublasDestroy_v2(void*) {
+int cublasDestroy_v2(void* handle) {
+    delete static_cast<Handle*>(handle);
     return 0;
 }
-int cublasSetStream_v2(void*, void*) {
+int cublasSetStream_v2(void* handle, void* stream) {
+    static_cast<Handle*>(handle)->stream = stream;
     return 0;
 }
-int cublasGemmEx(void*, int ta, int tb, int m, int n, int k, const void* alpha, const void* a, int a_type, int lda,
-                 const void* b, int b_type, int ldb, const void* beta, void* c, int c_type, int ldc, int compute, int) {
-    return product(ta, tb, m, n, k, *static_cast<const float*>(alpha), a, a_type, lda, b, b_type, ldb,
-                   *static_cast<const float*>(beta), c, c_type, ldc, compute);
-}
-int cublasGemmStridedBatchedEx(void*, int ta, int tb, int m, int n, int k, const void* alpha, const void* a, int a_type,
-                               int lda, long long a_step, const void* b, int b_type, int ldb, long long b_step,
-                               const void* beta, void* c, int c_type, int ldc, long long c_step, int batch, int compute,
-                               int) {
+int cublasGemmStridedBatchedEx(void* handle, int ta, int tb, int m, int n, int k, const void* alpha, const void* a,
+                               int a_type, int lda, long long a_step, const void* b, int b_type, int ldb,
+                               long long b_step, const void* beta, void* c, int c_type, int ldc, long long c_step,
+                               int batch, int compute, int) {
+    Touches touches;
+    const auto all = matrix(c_type, false, m, n, ldc, c_step, batch);
+    touches.read(static_cast<const char*>(a), matrix(a_type, ta, m, k, lda, a_step, batch));
+    touches.read(static_cast<const char*>(b), matrix(b_type, tb, k, n, ldb, b_step, batch));
+    touches.write(static_cast<char*>(c), all);
+    if (*static_cast<const float*>(beta) != 0) touches.read(static_cast<char*>(c), all);
+    operation(static_cast<Handle*>(handle)->stream, "a product of cuBLAS", touches);
     const auto at = [](const void* array, int type, long long i) {
         return static_cast<const char*>(array) + i * (type == F32 ? 4 : 2);
     };
     for (int i = 0; i < batch; ++i) {
-        const int status = product(ta, tb, m, n, k, *static_cast<const float*>(alpha), at(a, a_type, i * a_step), a_type,
-                                   lda, at(b, b_type, i * b_step), b_type, ldb, *static_cast<const float*>(beta),
-                                   const_cast<char*>(at(c, c_type, i * c_step)), c_type, ldc, compute);
+        const int status =
+            product(ta, tb, m, n, k, *static_cast<const float*>(alpha), at(a, a_type, i * a_step), a_type, lda,
+                    at(b, b_type, i * b_step), b_type, ldb, *static_cast<const float*>(beta),
+                    const_cast<char*>(at(c, c_type, i * c_step)), c_type, ldc, compute);
         if (status) return status;
     }
     return 0;
+}
+int cublasGemmEx(void* handle, int ta, int tb, int m, int n, int k, const void* alpha, const void* a, int a_type,
+                 int lda, const void* b, int b_type, int ldb, const void* beta, void* c, int c_type, int ldc,
+                 int compute, int algorithm) {
+    return cublasGemmStridedBatchedEx(handle, ta, tb, m, n, k, alpha, a, a_type, lda, 0, b, b_type, ldb, 0, beta, c,
+                                      c_type, ldc, 0, 1, compute, algorithm);
 }
 }

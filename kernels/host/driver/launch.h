@@ -1,5 +1,7 @@
-// The emulated driver's kernels: by their name, what runs one with the arguments of cuLaunchKernel.
+// The emulated driver's kernels, by their names: how one runs, and what it reads and writes, with the arguments of
+// cuLaunchKernel.
 #pragma once
+#include "order.h"
 #include <functional>
 #include <map>
 #include <string>
@@ -8,11 +10,14 @@ struct Grid {
     unsigned grid[3], block[3], shared;
 };
 
-/// Runs a kernel; `arguments[i]` points to argument i.
-using Runner = std::function<void(const Grid&, void** arguments)>;
+/// `arguments[i]` points to argument i.
+struct Launchable {
+    std::function<void(const Grid&, void** arguments)> run;
+    std::function<void(const Grid&, void** arguments, Touches&)> touches;
+};
 
 /// All kernels there are.
-inline std::map<std::string, Runner>& kernels() {
-    static std::map<std::string, Runner> all;
+inline std::map<std::string, Launchable>& kernels() {
+    static std::map<std::string, Launchable> all;
     return all;
 }

@@ -1,4 +1,5 @@
-// Modules, kernels and launches of the emulated driver: kernels are those of ours.cpp and candle.cpp, found by their names.
+// Modules, kernels and launches of the emulated driver: kernels are those of ours.cpp and candle.cpp, found by their
+// names.
 #include "launch.h"
 #include "memory.h"
 #include <cstdio>
@@ -42,10 +43,15 @@ int cuFuncGetAttribute(int* value, int, void*) {
     return 0;
 }
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void*, void** arguments, void**) {
+                   unsigned shared, void* stream, void** arguments, void**) {
     if (!gx || !gy || !gz || !bx) return INVALID;
     if (gy > 65535 || gz > 65535 || bx * by * bz > 1024) return INVALID;
-    static_cast<std::pair<const std::string, Runner>*>(function)->second({{gx, gy, gz}, {bx, by, bz}, shared}, arguments);
+    const auto& [name, kernel] = *static_cast<std::pair<const std::string, Launchable>*>(function);
+    const Grid grid = {{gx, gy, gz}, {bx, by, bz}, shared};
+    Touches touches;
+    kernel.touches(grid, arguments, touches);
+    operation(stream, name, touches);
+    kernel.run(grid, arguments);
     return 0;
 }
 }

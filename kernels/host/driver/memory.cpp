@@ -1,8 +1,8 @@
-// Memory of the emulated GPUs and pinned memory of the host.
+// Memory of the emulated GPUs.
 //
 // Every allocation ends at a page that must not be touched, and holds NaN until it is written.
 #include "memory.h"
-#include <cstdlib>
+#include "order.h"
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -25,7 +25,8 @@ int allocate(uint64_t* at, size_t bytes) {
     const std::lock_guard guard(lock);
     const size_t held = (bytes + 15) / 16 * 16, whole = (held + PAGE - 1) / PAGE * PAGE;
     if (bytes_taken + bytes > ALL) return OUT_OF_MEMORY;
-    auto* base = static_cast<char*>(mmap(nullptr, whole + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    auto* base =
+        static_cast<char*>(mmap(nullptr, whole + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (base == MAP_FAILED) return OUT_OF_MEMORY;
     mprotect(base + whole, PAGE, PROT_NONE);
     memset(base, 0xFF, whole);
@@ -47,14 +48,6 @@ int release(uint64_t at) {
 
 } // namespace
 
-bool within(uint64_t at, size_t bytes) {
-    const std::lock_guard guard(lock);
-    auto found = memory.upper_bound(at);
-    if (found == memory.begin()) return false;
-    --found;
-    return at + bytes <= found->first + found->second.bytes;
-}
-
 size_t taken() {
     const std::lock_guard guard(lock);
     return bytes_taken;
@@ -65,24 +58,22 @@ int cuMemGetInfo_v2(size_t* free, size_t* all) {
     *free = ALL - taken(), *all = ALL;
     return 0;
 }
-int cuMemAllocAsync(uint64_t* at, size_t bytes, void*) {
-    return allocate(at, bytes);
+int cuMemAllocAsync(uint64_t* at, size_t bytes, void* stream) {
+    const int status = allocate(at, bytes);
+    if (!status) born(*at, bytes, "cuMemAllocAsync", stream);
+    return status;
 }
 int cuMemAlloc_v2(uint64_t* at, size_t bytes) {
-    return allocate(at, bytes);
+    const int status = allocate(at, bytes);
+    if (!status) born(*at, bytes, "cuMemAlloc");
+    return status;
 }
-int cuMemFreeAsync(uint64_t at, void*) {
+int cuMemFreeAsync(uint64_t at, void* stream) {
+    dies(at, "cuMemFreeAsync", stream);
     return release(at);
 }
 int cuMemFree_v2(uint64_t at) {
+    dies(at, "cuMemFree");
     return release(at);
-}
-int cuMemHostAlloc(void** at, size_t bytes, unsigned) {
-    *at = bytes ? aligned_alloc(PAGE, (bytes + PAGE - 1) / PAGE * PAGE) : nullptr;
-    return *at ? 0 : INVALID;
-}
-int cuMemFreeHost(void* at) {
-    free(at);
-    return 0;
 }
 }

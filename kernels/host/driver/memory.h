@@ -7,11 +7,11 @@ constexpr int INVALID = 1, OUT_OF_MEMORY = 2; // CUresult
 constexpr size_t ALL = size_t(16) << 30;      // bytes of a GPU's memory
 constexpr size_t PAGE = 4096;
 
-/// Whether `bytes` from `at` on lie within one allocation.
-bool within(uint64_t at, size_t bytes);
-
 /// Bytes that are allocated.
 size_t taken();
+
+/// Where the driver has what the program has at `at`: elsewhere if that is pinned.
+void* view(const void* at);
 
 inline void* pointer(uint64_t at) {
     return reinterpret_cast<void*>(at);

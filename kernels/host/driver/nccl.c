@@ -19,10 +19,13 @@ struct communicator {
 
 struct message {
     struct communicator *communicator;
-    void *data;
+    void *data, *stream;
     size_t bytes;
     int peer, sends;
 };
+
+/* The emulated driver's: the next operation of a stream, which reads or writes these bytes. */
+void emulated_driver_operation(void *stream, const char *what, void *at, size_t bytes, int writes);
 
 static __thread struct message group[4096];
 static __thread int messages, depth;
@@ -111,6 +114,10 @@ int ncclGroupStart(void) {
 int ncclGroupEnd(void) {
     if (--depth) return SUCCESS;
     int code = SUCCESS;
+    for (int i = 0; i < messages; ++i) {
+        const struct message *m = &group[i];
+        emulated_driver_operation(m->stream, m->sends ? "a send of NCCL" : "a receive of NCCL", m->data, m->bytes, !m->sends);
+    }
     for (int i = 0; i < messages && !code; ++i) {
         if (group[i].sends) code = put(&group[i]);
     }
@@ -120,19 +127,19 @@ int ncclGroupEnd(void) {
     messages = 0;
     return code;
 }
-static int add(struct communicator *c, void *data, size_t bytes, int peer, int sends) {
-    group[messages++] = (struct message){c, data, bytes, peer, sends};
+static int add(struct communicator *c, void *data, size_t bytes, int peer, int sends, void *stream) {
+    group[messages++] = (struct message){c, data, stream, bytes, peer, sends};
     if (depth) return SUCCESS;
     ++depth;
     return ncclGroupEnd();
 }
 int ncclSend(const void *data, size_t bytes, int type, int peer, struct communicator *c, void *stream) {
-    (void)type, (void)stream; /* all is bytes */
-    return add(c, (void *)data, bytes, peer, 1);
+    (void)type; /* all is bytes */
+    return add(c, (void *)data, bytes, peer, 1, stream);
 }
 int ncclRecv(void *data, size_t bytes, int type, int peer, struct communicator *c, void *stream) {
-    (void)type, (void)stream;
-    return add(c, data, bytes, peer, 0);
+    (void)type;
+    return add(c, data, bytes, peer, 0, stream);
 }
 int ncclBroadcast(const void *from, void *to, size_t bytes, int type, int root, struct communicator *c, void *stream) {
     if (c->rank != root) return ncclRecv(to, bytes, type, root, c, stream);

@@ -13,29 +13,37 @@
 #include "../../rms_rope.cu"
 #include "../../sum_runs.cu"
 #include "launch.h"
+#include "touches.h"
 #include <mutex>
 #include <tuple>
 #include <utility>
 
 namespace {
 
-template <class... Parameters, size_t... I>
-void call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
-    kernel(*static_cast<std::remove_cv_t<Parameters>*>(arguments[I])...);
+template <class F, class... Parameters, size_t... I>
+void call(F f, void** arguments, std::tuple<Parameters...>*, std::index_sequence<I...>) {
+    f(*static_cast<std::remove_cv_t<Parameters>*>(arguments[I])...);
 }
 
 template <class... Parameters>
-void add(const char* name, void (*kernel)(Parameters...), unsigned threads, unsigned shared) {
-    kernels()[name] = [=](const Grid& how, void** arguments) {
+void add(const std::string& name, void (*kernel)(Parameters...), unsigned threads, unsigned shared) {
+    const auto with = [](void** arguments, auto f) {
+        call(f, arguments, static_cast<std::tuple<Parameters...>*>(nullptr), std::index_sequence_for<Parameters...>{});
+    };
+    const auto run = [=](const Grid& how, void** arguments) {
         static std::mutex one; // the emulator has one block at a time
         const std::lock_guard lock(one);
         if (how.block[0] != threads || how.block[1] != 1 || how.block[2] != 1 || how.shared != shared) {
-            emulator::fail("%s: %u threads and %u bytes were asked for, launch.h says %u and %u", name, how.block[0],
-                           how.shared, threads, shared);
+            emulator::fail("%s: %u threads and %u bytes were asked for, launch.h says %u and %u", name.c_str(),
+                           how.block[0], how.shared, threads, shared);
         }
         emulator::launch({how.grid[0], how.grid[1], how.grid[2]}, threads, shared, emulator::Order::Ascending,
-                         [&] { call(kernel, arguments, std::index_sequence_for<Parameters...>{}); });
+                         [&] { with(arguments, kernel); });
     };
+    const auto touches = [=](const Grid& how, void** arguments, Touches& touches) {
+        with(arguments, [&](Parameters... values) { tell(Call{how, name, touches}, values...); });
+    };
+    kernels()[name] = {run, touches};
 }
 
 } // namespace

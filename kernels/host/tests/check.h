@@ -5,34 +5,45 @@
 #pragma once
 #include "../../common.cuh"
 #include "../memory.h"
+#ifdef TOUCHES
+#include "told.h"
+#endif
 #include <algorithm>
 #include <random>
 #include <string>
 #include <vector>
 
-/// Launches NAME as launch.h says.
-#define LAUNCH(NAME, grid, order, ...) \
-    emulator::launch(grid, NAME##_threads, NAME##_shared, order, [&] { NAME(__VA_ARGS__); })
-
 using emulator::Buffer;
 using emulator::Order;
 
-/// A kernel and how it is launched, for tests that are written once for several kernels.
+/// A kernel and how it is launched, for tests that are written once for several kernels. With TOUCHES, what driver/touches.h tells of it
+/// is checked too.
 template <class... Parameters>
 struct Kernel {
+    const char* name;
     void (*function)(Parameters...);
     int threads, shared;
 
-    template <class... Arguments>
-    void operator()(dim3 grid, Order order, Arguments... arguments) const {
-        emulator::launch(grid, threads, shared, order, [&] { function(arguments...); });
+    void operator()(dim3 grid, Order order, Parameters... arguments) const {
+        const auto run = [&] { emulator::launch(grid, threads, shared, order, [&] { function(arguments...); }); };
+#ifdef TOUCHES
+        const Grid how = {{grid.x, grid.y, grid.z}, {unsigned(threads), 1, 1}, unsigned(shared)};
+        Touches touches;
+        tell(Call{how, name, touches}, arguments...);
+        told::check(name, touches, run);
+#else
+        run();
+#endif
     }
 };
 
-#define KERNEL_OF(NAME)                     \
-    Kernel {                                \
-        NAME, NAME##_threads, NAME##_shared \
+#define KERNEL_OF(NAME)                            \
+    Kernel {                                       \
+        #NAME, NAME, NAME##_threads, NAME##_shared \
     }
+
+/// Launches NAME as launch.h says.
+#define LAUNCH(NAME, grid, order, ...) KERNEL_OF(NAME)(grid, order, __VA_ARGS__)
 
 inline std::mt19937_64 generator(7);
 
