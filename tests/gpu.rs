@@ -4,6 +4,11 @@
 //!
 //! There it runs outside the source tree: LONGREEL names the program, LONGREEL_ROOT the folder with configs, datasets and tests/golden.
 
+#[path = "gpu/stash.rs"]
+mod stash;
+#[path = "gpu/streams.rs"]
+mod streams;
+
 use candle_core::{D, DType, Device, Tensor};
 use longreel::attention::{flash, flash_backward, reference};
 use longreel::rng::{Key, Purpose};

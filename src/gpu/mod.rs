@@ -18,7 +18,7 @@ pub(crate) use bandwidth::copies_per_second;
 pub(crate) use cast::cast;
 pub(crate) use gemm::{Matrix, product};
 pub(crate) use modules::Kernel;
-pub(crate) use rows::{PerSample, RUN, Sum, THREADS, TileRows, sum_runs};
+pub(crate) use rows::{PerSample, RUN, Reading, Sum, THREADS, TileRows, sum_runs};
 pub(crate) use tensor::{Lent, change, change_as, clear, device_of, empty, ones, tensor};
 
 /// Bytes of the device's memory that are taken.

@@ -1,6 +1,6 @@
 //! What kernels/rows.cuh declares, and the sums over rows that become gradients of parameters.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, PushKernelArg, SyncOnDrop};
 use candle_core::{CudaDevice, Result, Tensor};
 
 use super::tensor::{Lent, change};
@@ -53,14 +53,15 @@ unsafe impl DeviceRepr for PerSample {}
 impl PerSample {
     pub const NONE: Self = Self { values: 0, stride: 0 };
 
-    /// From number `offset` of what is held, which must stay so while a kernel is launched with this.
-    pub fn at(held: &Lent, device: &CudaDevice, offset: usize, stride: usize) -> Result<Self> {
-        let view = held.view::<f32>()?;
-        let stream = device.cuda_stream();
-        let (start, _) = view.device_ptr(&stream);
-        Ok(Self { values: start + 4 * offset as u64, stride: stride as i64 })
+    /// From number `offset` of what is held, for a kernel of `stream`, and what is to be dropped once that is launched.
+    pub fn at<'a>(held: &'a Lent, stream: &'a CudaStream, offset: usize, stride: usize) -> Result<(Self, Reading<'a>)> {
+        let (start, reading) = held.view::<f32>()?.view_ptr(stream);
+        Ok((Self { values: start + 4 * offset as u64, stride: stride as i64 }, reading))
     }
 }
+
+/// Numbers that a kernel reads by their address: dropped after the launch, it records that they are read until then, for other streams.
+pub(crate) type Reading<'a> = SyncOnDrop<'a>;
 
 /// Which of the sums that a kernel left in `parts` `[samples, runs, count, width]` goes to a gradient, and where there.
 #[derive(Clone, Copy)]

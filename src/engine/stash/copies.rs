@@ -2,6 +2,7 @@
 //!
 //! They are told nothing: each looks for a block that waits to be written, else for the block that is wanted next, and
 //! takes it. Two blocks at most wait or are being written, and one is read ahead, so what is in flight does not grow.
+//! A GPU computes later than its thread asks for it, so each copy is given the [`Point`] that it may begin at.
 //! Whatever goes wrong on a thread, a panic among it, is kept and returned by every later call. Nothing here knows what
 //! a block looks like.
 
@@ -10,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::pack::{Copier, Layout, Pool};
+use super::pack::{Copier, Layout, Point, Pool};
 use super::{Copy, Hook, Saved, Settings, Shapes, not_there};
 use crate::parallel::thread_refused;
 use crate::{Error, Result, bail};
@@ -65,8 +66,8 @@ struct Shared {
 struct State {
     layout: Option<Arc<Layout>>,
     blocks: Vec<Block>,
-    /// The block to read next, once it is stored.
-    wanted: Option<usize>,
+    /// The block to read next, once it is stored, and from when on its buffers are free.
+    wanted: Option<(usize, Point)>,
     failure: Option<String>,
     ends: bool,
 }
@@ -75,7 +76,8 @@ struct State {
 enum Block {
     /// Not put, or taken.
     Nowhere,
-    Waits(Saved),
+    /// Computed at this point.
+    Waits(Saved, Point),
     Writing,
     Stored,
     Reading,
@@ -117,32 +119,34 @@ impl Copies {
     }
 
     pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {
-        let flying = |block: &&Block| matches!(block, Block::Waits(_) | Block::Writing);
+        let flying = |block: &&Block| matches!(block, Block::Waits(..) | Block::Writing);
         let state = self.shared.lock();
         let mut state = self.shared.wait(state, |state| state.blocks.iter().filter(flying).count() < FLYING)?;
         let blocks = state.blocks.len();
         let Some(layout) = &state.layout else { bail!("stash: no step has begun") };
         let saved = layout.stored(saved)?;
+        let now = self.shared.pool.now()?;
         match state.blocks.get_mut(i) {
-            Some(block @ Block::Nowhere) => *block = Block::Waits(saved),
+            Some(block @ Block::Nowhere) => *block = Block::Waits(saved, now.clone()),
             _ => bail!("stash: block {i} of {blocks} was put twice, or there is no such block"),
         }
         // Backward begins with the last block.
-        state.wanted = (i + 1 == blocks).then_some(i);
+        state.wanted = (i + 1 == blocks).then_some((i, now));
         self.shared.bell.notify_all();
         Ok(())
     }
 
     pub fn take(&mut self, i: usize) -> Result<Saved> {
+        let now = self.shared.pool.now()?; // all that uses the block above was asked for
         let mut state = self.shared.lock();
         match state.blocks.get(i) {
             None | Some(Block::Nowhere) if state.failure.is_none() => return Err(not_there(i)),
             Some(Block::Reading | Block::Ready(_)) => {}
-            _ => state.wanted = Some(i),
+            _ => state.wanted = Some((i, now.clone())),
         }
         self.shared.bell.notify_all();
         let mut state = self.shared.wait(state, |state| matches!(state.blocks[i], Block::Ready(_)))?;
-        state.wanted = i.checked_sub(1);
+        state.wanted = i.checked_sub(1).map(|below| (below, now));
         self.shared.bell.notify_all();
         match (std::mem::replace(&mut state.blocks[i], Block::Nowhere), &state.layout) {
             (Block::Ready(saved), Some(layout)) => layout.widened(saved),
@@ -188,13 +192,16 @@ impl Shared {
     fn work(&self, copier: &mut Copier) {
         let mut state = self.lock();
         while !state.ends {
-            let Some((i, waiting)) = state.next() else {
+            let Some((i, point, waiting)) = state.next() else {
                 state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             let layout = state.layout.clone();
             drop(state);
-            let copy = || self.copy(i, waiting, layout.as_deref(), copier);
+            let copy = || {
+                copier.after(&point)?;
+                self.copy(i, waiting, layout.as_deref(), copier)
+            };
             let outcome = catch_unwind(AssertUnwindSafe(copy)).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
                 bail!("a copy panicked: {}", text.unwrap_or("(no message)"))
@@ -229,17 +236,18 @@ impl Shared {
 }
 
 impl State {
-    /// The next copy, marked as begun: a block, with what is to be written of it if it is not to be read.
-    fn next(&mut self) -> Option<(usize, Option<Saved>)> {
+    /// The next copy, marked as begun: a block, when it may be copied, and what is to be written of it if it is not to be read.
+    fn next(&mut self) -> Option<(usize, Point, Option<Saved>)> {
         if self.failure.is_some() {
             return None;
         }
-        if let Some(i) = self.blocks.iter().position(|block| matches!(block, Block::Waits(_))) {
-            let Block::Waits(saved) = std::mem::replace(&mut self.blocks[i], Block::Writing) else { return None };
-            return Some((i, Some(saved)));
+        if let Some(i) = self.blocks.iter().position(|block| matches!(block, Block::Waits(..))) {
+            let block = std::mem::replace(&mut self.blocks[i], Block::Writing);
+            let Block::Waits(saved, point) = block else { return None };
+            return Some((i, point, Some(saved)));
         }
-        let i = self.wanted.filter(|&i| matches!(self.blocks.get(i), Some(Block::Stored)))?;
-        (self.blocks[i], self.wanted) = (Block::Reading, None);
-        Some((i, None))
+        let (i, point) = self.wanted.take_if(|(i, _)| matches!(self.blocks.get(*i), Some(Block::Stored)))?;
+        self.blocks[i] = Block::Reading;
+        Some((i, point, None))
     }
 }

@@ -1,11 +1,13 @@
 //! Blocks of a GPU: pinned memory of the host for them, and copies there and back in streams of their own, beside the computing.
 //!
-//! A copy comes after what was written to its tensor, and before what is written there next, by the events that cudarc keeps with
-//! each allocation; so nobody waits but the copy thread. Pinned memory is taken once a run, and is not write-combined, for the CPU
-//! reads it where blocks go on to a scratch file.
+//! A copy waits for an event of the computing stream: one that was recorded when the block was put, for its tensors are computed by
+//! then, or when the block above was taken, for nothing uses its buffers any more then. cudarc keeps events with each allocation too,
+//! but Candle's kernels write through arguments that cudarc takes for reads, so those events do not tell when a tensor is there. The
+//! computing stream never waits for a copy: the copy thread does, before it gives a block back. Pinned memory is taken once a run,
+//! and is not write-combined, for the CPU reads it where blocks go on to a scratch file.
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaStream, CudaView, CudaViewMut, DriverError, PinnedHostSlice,
+    CudaContext, CudaEvent, CudaStream, CudaView, CudaViewMut, DriverError, PinnedHostSlice,
 };
 use candle_core::{CudaDevice, DType, Tensor};
 use half::bf16;
@@ -29,6 +31,14 @@ fn pin(context: &Arc<CudaContext>, bytes: usize) -> Result<PinnedHostSlice<u8>> 
 
 fn failed(e: DriverError) -> Error {
     Error::Invalid(format!("stash: CUDA cannot copy: {e:?}"))
+}
+
+/// An event of the stream that Candle computes in.
+pub(super) type Recorded = Arc<CudaEvent>;
+
+/// All that was asked of the device so far.
+pub(super) fn record(device: &CudaDevice) -> Result<Recorded> {
+    device.cuda_stream().record_event(None).map(Arc::new).map_err(failed)
 }
 
 /// The stash in pinned memory.
@@ -106,13 +116,14 @@ impl Lane {
     /// A stream of the device's.
     ///
     /// # Errors
-    /// It cannot be made, or nothing would order its copies.
+    /// It cannot be made.
     pub fn new(device: &CudaDevice) -> Result<Self> {
-        let context = device.cuda_stream().context().clone();
-        if !context.is_event_tracking() {
-            bail!("stash: the GPU's allocations keep no events, by which copies are ordered")
-        }
-        Ok(Self { stream: context.new_stream().map_err(failed)?, staging: None })
+        Ok(Self { stream: device.cuda_stream().context().new_stream().map_err(failed)?, staging: None })
+    }
+
+    /// Has the copies that follow wait for the event.
+    pub fn after(&self, event: &CudaEvent) -> Result<()> {
+        self.stream.wait(event).map_err(failed)
     }
 
     /// Copies a contiguous tensor into a block's bytes, and waits until it is there.

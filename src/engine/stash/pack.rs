@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::copies::Store;
 #[cfg(feature = "cuda")]
-use super::gpu::Lane;
+use super::gpu::{Lane, Recorded};
 use super::{Attention, Saved, Shapes};
 use crate::config::{Compute, Stash as Settings};
 use crate::ops::bytes;
@@ -57,6 +57,23 @@ impl Copier {
             _ => Self::default(),
         })
     }
+
+    /// Has later copies begin when the GPU has computed what came before `point`.
+    pub fn after(&self, point: &Point) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Some(lane), Some(event)) = (&self.lane, &point.event) {
+            return lane.after(event);
+        }
+        let _ = point;
+        Ok(())
+    }
+}
+
+/// A point in the order of what a GPU computes: all that was asked of it until then. What a CPU computes is done already.
+#[derive(Clone, Default)]
+pub(super) struct Point {
+    #[cfg(feature = "cuda")]
+    event: Option<Recorded>,
 }
 
 impl Layout {
@@ -81,7 +98,7 @@ impl Layout {
         self.size.saturating_mul(blocks as u64)
     }
 
-    /// A block as it is stored, where that is a matter for its GPU: rounded there, before it is copied.
+    /// A block as it is stored, where that is a matter for its GPU: rounded and in order there, before it is copied.
     pub fn stored(&self, saved: Saved) -> Result<Saved> {
         self.convert(saved, |field| field.stored)
     }
@@ -94,11 +111,15 @@ impl Layout {
     fn convert(&self, saved: Saved, dtype: impl Fn(&Field) -> DType) -> Result<Saved> {
         let attention = match (&self.attention, saved.attention) {
             (Some((field, _)), Some(Attention { o, lse })) if !o.device().is_cpu() => {
-                Some(Attention { o: cast(&Tape::off(), &o, dtype(field))?, lse })
+                Some(Attention { o: cast(&Tape::off(), &o, dtype(field))?.contiguous()?, lse: lse.contiguous()? })
             }
             (_, other) => other,
         };
-        let x = if saved.x.device().is_cpu() { saved.x } else { cast(&Tape::off(), &saved.x, dtype(&self.x))? };
+        let x = if saved.x.device().is_cpu() {
+            saved.x
+        } else {
+            cast(&Tape::off(), &saved.x, dtype(&self.x))?.contiguous()?
+        };
         Ok(Saved { x, attention })
     }
 
@@ -119,15 +140,15 @@ impl Layout {
     pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, copier: &mut Copier) -> Result<Saved> {
         // The block above is still in use; the one above that is not, so two buffers take turns.
         let mut turn = pool.turns[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
-        let device = &pool.device;
         // On a GPU a new tensor would be taken behind what is computed, and copied to after it. Memory that only the block's user
         // holds goes back as soon as it is not needed, and between steps there is none.
-        let buffers = if device.is_cpu() { &mut Buffers::default() } else { &mut *turn };
-        let x = self.x.buffer(&mut buffers.x, device)?;
+        let buffers = if pool.device.is_cpu() { &mut Buffers::default() } else { &mut *turn };
+        let x = self.x.buffer(&mut buffers.x, pool, copier)?;
         self.x.read(store, block, &x, copier)?;
         let mut attention = None;
         if let Some((o, lse)) = &self.attention {
-            let to = Attention { lse: lse.buffer(&mut buffers.lse, device)?, o: o.buffer(&mut buffers.o, device)? };
+            let lse_buffer = lse.buffer(&mut buffers.lse, pool, copier)?;
+            let to = Attention { lse: lse_buffer, o: o.buffer(&mut buffers.o, pool, copier)? };
             o.read(store, block, &to.o, copier)?;
             lse.read(store, block, &to.lse, copier)?;
             attention = Some(to);
@@ -154,11 +175,21 @@ impl Pool {
     pub fn new(device: &Device) -> Self {
         Self { device: device.clone(), turns: Default::default() }
     }
+
+    /// Now, in the order of what the device computes.
+    pub fn now(&self) -> Result<Point> {
+        Ok(match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => Point { event: Some(super::gpu::record(device)?) },
+            _ => Point::default(),
+        })
+    }
 }
 
 impl Field {
     /// The buffer in `place`, or a new one there if that has another shape.
-    fn buffer(&self, place: &mut Option<Tensor>, device: &Device) -> Result<Tensor> {
+    fn buffer(&self, place: &mut Option<Tensor>, pool: &Pool, copier: &Copier) -> Result<Tensor> {
+        let device = &pool.device;
         let dtype = if device.is_cpu() { self.dtype } else { self.stored };
         if let Some(t) = place
             && (t.dims(), t.dtype()) == (&self.dims, dtype)
@@ -166,7 +197,9 @@ impl Field {
             return Ok(t.clone());
         }
         *place = None; // the old one goes before the new one comes
-        Ok(place.insert(Tensor::zeros(self.dims.as_slice(), dtype, device)?).clone())
+        let buffer = place.insert(Tensor::zeros(self.dims.as_slice(), dtype, device)?).clone();
+        copier.after(&pool.now()?)?; // it is there, and zeros, when the GPU has come to that
+        Ok(buffer)
     }
 
     fn write(&self, store: &dyn Store, block: usize, t: &Tensor, copier: &mut Copier) -> Result<()> {

@@ -1,11 +1,11 @@
 //! The linear layer and what follows it: cuBLAS, which adds to what is there, and the kernels of gelu.cu and gate.cu.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, PushKernelArg};
 use candle_core::{CudaDevice, Result};
 
 use super::{Array, Numbers};
 use crate::gpu::{
-    Kernel, Lent, Matrix, PerSample, Sum, THREADS, TileRows, change, empty, failed, ones, product, sum_runs,
+    Kernel, Lent, Matrix, PerSample, Reading, Sum, THREADS, TileRows, change, empty, failed, ones, product, sum_runs,
 };
 use crate::ops::linear::Linear;
 use crate::ops::residual::Gate;
@@ -108,18 +108,18 @@ pub(in crate::ops) fn gelu_backward(x: &CudaSlice<f32>, dy: Array) -> Result<Num
 }
 
 impl Gate {
-    /// The gates of all samples, in the modulation that is held.
-    fn per_sample(&self, held: &Lent, device: &CudaDevice) -> Result<(PerSample, usize)> {
+    /// The gates of all samples, in the modulation that is held, and from one sample's to the next.
+    fn per_sample<'a>(&self, held: &'a Lent, stream: &'a CudaStream) -> Result<((PerSample, Reading<'a>), usize)> {
         let dims = self.modulation.value.dims();
         let stride = dims[1] * dims[2];
-        Ok((PerSample::at(held, device, self.index * dims[2], stride)?, stride))
+        Ok((PerSample::at(held, stream, self.index * dims[2], stride)?, stride))
     }
 
     /// residual + gate * y.
     pub(in crate::ops) fn on_gpu(&self, residual: Array, y: &CudaSlice<f32>) -> Result<Numbers> {
         let ([n, width], device) = (residual.rows()?, residual.device());
-        let held = Lent::new(&self.modulation.value);
-        let (gate, _) = self.per_sample(&held, device)?;
+        let (held, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
+        let ((gate, _reading), _) = self.per_sample(&held, &stream)?;
         let mut out = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "gate_forward_f32")?;
         let (x, rows, count, features) = (residual.view()?, TileRows::new(Some(self.rows)), n as i64, width as i32);
@@ -139,8 +139,8 @@ impl Gate {
         let [first, samples, runs] = rows.samples(n);
         let (mut dy, mut parts) = (empty::<f32>(device, n * width)?, empty::<f32>(device, samples * runs * width)?);
         let stride = {
-            let held = Lent::new(&self.modulation.value);
-            let (gate, stride) = self.per_sample(&held, device)?;
+            let (held, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
+            let ((gate, _reading), stride) = self.per_sample(&held, &stream)?;
             let kernel = Kernel::of(device, "gate_backward_f32")?;
             let (d_out, count, features) = (d_out.view()?, n as i64, width as i32);
             let mut call = kernel.call();

@@ -1,11 +1,11 @@
 //! LayerNorm and RMSNorm with RoPE, by the kernels of kernels/layer_norm.cu and rms_rope.cu.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, PushKernelArg};
 use candle_core::{CudaDevice, Result};
 use std::sync::Arc;
 
 use super::{Array, Numbers};
-use crate::gpu::{Kernel, Lent, PerSample, RUN, Sum, THREADS, TileRows, empty, failed, sum_runs};
+use crate::gpu::{Kernel, Lent, PerSample, RUN, Reading, Sum, THREADS, TileRows, empty, failed, sum_runs};
 use crate::ops::norm::{Affine, LayerNorm, RmsNorm};
 use crate::ops::rope::Rope;
 
@@ -22,20 +22,35 @@ struct Turn {
 // SAFETY: an address on the device and numbers, laid out as in C.
 unsafe impl DeviceRepr for Turn {}
 
+/// What a row is multiplied with and shifted by, `one` of kernels/layer_norm.cu, and whose row it is.
+struct Places<'a> {
+    scale: PerSample,
+    shift: PerSample,
+    one: f32,
+    rows: TileRows,
+    _reading: Vec<Reading<'a>>,
+}
+
 impl LayerNorm {
-    /// What a row is multiplied with and shifted by, `one` of kernels/layer_norm.cu, and whose row it is.
-    fn gpu_affine(&self, held: &[Lent], device: &CudaDevice, width: usize) -> Result<([PerSample; 2], f32, TileRows)> {
+    fn gpu_affine<'a>(&self, held: &'a [Lent], stream: &'a CudaStream, width: usize) -> Result<Places<'a>> {
+        let places = |scale, shift, one, rows| {
+            let ((scale, reading), (shift, too)) = (scale, shift);
+            Places { scale, shift, one, rows, _reading: vec![reading, too] }
+        };
         Ok(match (&self.affine, held) {
             (Affine::Weights { .. }, [weight, bias]) => {
-                let at = |held| PerSample::at(held, device, 0, 0);
-                ([at(weight)?, at(bias)?], 0.0, TileRows::new(None))
+                let at = |held| PerSample::at(held, stream, 0, 0);
+                places(at(weight)?, at(bias)?, 0.0, TileRows::new(None))
             }
             (Affine::Modulation { modulation, shift, scale, rows }, [held]) => {
                 let stride = modulation.value.dims()[1] * width;
-                let at = |index| PerSample::at(held, device, index * width, stride);
-                ([at(*scale)?, at(*shift)?], 1.0, TileRows::new(Some(*rows)))
+                let at = |index| PerSample::at(held, stream, index * width, stride);
+                places(at(*scale)?, at(*shift)?, 1.0, TileRows::new(Some(*rows)))
             }
-            _ => ([PerSample::NONE; 2], 0.0, TileRows::new(None)),
+            _ => {
+                let (scale, shift) = (PerSample::NONE, PerSample::NONE);
+                Places { scale, shift, one: 0.0, rows: TileRows::new(None), _reading: vec![] }
+            }
         })
     }
 
@@ -50,8 +65,8 @@ impl LayerNorm {
 
     pub(in crate::ops) fn on_gpu(&self, x: Array) -> Result<Numbers> {
         let ([n, width], device) = (x.rows()?, x.device());
-        let held = self.gpu_hold();
-        let ([scale, shift], one, rows) = self.gpu_affine(&held, device, width)?;
+        let (held, stream) = (self.gpu_hold(), device.cuda_stream());
+        let Places { scale, shift, one, rows, _reading } = self.gpu_affine(&held, &stream, width)?;
         let mut y = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "layer_norm_forward_f32")?;
         let (x, features, eps) = (x.view()?, width as i32, self.eps as f32);
@@ -65,8 +80,8 @@ impl LayerNorm {
 
     pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
         let ([n, width], device) = (x.rows()?, x.device());
-        let held = self.gpu_hold();
-        let ([scale, _], one, rows) = self.gpu_affine(&held, device, width)?;
+        let (held, stream) = (self.gpu_hold(), device.cuda_stream());
+        let Places { scale, one, rows, _reading, .. } = self.gpu_affine(&held, &stream, width)?;
         let [first, samples, runs] = rows.samples(n);
         let mut dx = empty::<f32>(device, n * width)?;
         let mut saved = empty::<f32>(device, 2 * n)?;
@@ -76,7 +91,7 @@ impl LayerNorm {
         call.arg(&x).arg(&dy).arg(&mut dx).arg(&mut saved).arg(&scale).arg(&rows).arg(&features).arg(&one).arg(&eps);
         // SAFETY: the kernel's arguments; a row is a block, and leaves two numbers in `saved`.
         unsafe { call.launch(kernel.grid([n, 1, 1])?) }.map_err(failed)?;
-        drop(call);
+        drop((call, _reading));
         if held.is_empty() {
             return Ok(dx);
         }
@@ -108,21 +123,24 @@ impl LayerNorm {
 }
 
 impl RmsNorm {
-    /// The table's place on the device, held by `table`, and how rows belong to samples.
-    fn gpu_turn(&self, table: Option<&CudaSlice<f32>>, device: &CudaDevice) -> (Turn, TileRows) {
+    /// The table's place on the device, what is to be dropped after the launch, and how rows belong to samples.
+    fn gpu_turn<'a>(
+        &self,
+        table: Option<&'a CudaSlice<f32>>,
+        stream: &'a CudaStream,
+    ) -> (Turn, Option<Reading<'a>>, TileRows) {
         match (&self.turn, table) {
             (Some((rope, rows)), Some(table)) => {
-                let stream = device.cuda_stream();
-                let place = table.device_ptr(&stream).0;
+                let (place, reading) = table.device_ptr(stream);
                 let turn = Turn {
                     table: place,
                     grid: rope.grid.map(|n| n as i32),
                     first: rope.first as i64,
                     d: rope.d as i32,
                 };
-                (turn, TileRows::new(Some(*rows)))
+                (turn, Some(reading), TileRows::new(Some(*rows)))
             }
-            _ => (Turn { table: 0, grid: [1; 3], first: 0, d: 2 }, TileRows::new(None)),
+            _ => (Turn { table: 0, grid: [1; 3], first: 0, d: 2 }, None, TileRows::new(None)),
         }
     }
 
@@ -132,8 +150,8 @@ impl RmsNorm {
 
     pub(in crate::ops) fn on_gpu(&self, x: Array) -> Result<Numbers> {
         let ([n, width], device) = (x.rows()?, x.device());
-        let table = self.gpu_table(device)?;
-        let (turn, rows) = self.gpu_turn(table.as_deref(), device);
+        let (table, stream) = (self.gpu_table(device)?, device.cuda_stream());
+        let (turn, _reading, rows) = self.gpu_turn(table.as_deref(), &stream);
         let held = Lent::new(&self.weight.value);
         let mut y = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "rms_rope_forward_f32")?;
@@ -148,8 +166,8 @@ impl RmsNorm {
 
     pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
         let ([n, width], device) = (x.rows()?, x.device());
-        let table = self.gpu_table(device)?;
-        let (turn, rows) = self.gpu_turn(table.as_deref(), device);
+        let (table, stream) = (self.gpu_table(device)?, device.cuda_stream());
+        let (turn, _reading, rows) = self.gpu_turn(table.as_deref(), &stream);
         let runs = n.div_ceil(RUN); // of all rows: samples do not matter to the weight
         let (mut dx, mut saved) = (empty::<f32>(device, n * width)?, empty::<f32>(device, n)?);
         let mut parts = empty::<f32>(device, runs * width)?;
