@@ -14,8 +14,7 @@ work=target/gpu-bundle
 mkdir -p $work
 scripts/bundle/ffmpeg.sh $work
 python3 scripts/bundle/stubs.py $work/stubs
-mkdir -p $work/cubins
-[ ! -e scripts/bundle/cubins.sh ] || scripts/bundle/cubins.sh $work/cubins
+scripts/bundle/cubins.sh $work/cubins
 
 # ---- build --------------------------------------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ def cases():
         kernels = [f"flash_{part}_bf16_d{d}" for part in ("forward", "backward_kv", "backward_q")]
         yield kernels, 8, lambda device, d=d: FarAttention(device, attention.BF16, d, attention.Shape(1, 2, 1030, 1029))
     yield ["gelu_forward_bf16", "gelu_backward_bf16"], 20, lambda d: FarGelu(d, bf16, n)
-    yield ["to_bf16", "to_f32"], 40, lambda d: FarCast(d, n)
+    yield ["to_bf16", "to_f32"], 60, lambda d: FarCast(d, n)
     yield ["add_assign"], 40, lambda d: FarAdd(d, n)
     yield (
         ["copy_rows_2"],
