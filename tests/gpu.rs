@@ -251,18 +251,14 @@ fn training_goes_as_on_the_cpu_whatever_the_stash() {
 #[test]
 fn candles_kernels_are_launched_for_a_tile_at_most() {
     let run = Run(TempDir::new().unwrap());
-    // 288 tokens of width 32 are 9216 elements; the widest row has 384, of 2 x 8 x 8 pixels.
-    let long =
-        ["data.height=64", "data.width=96", "train.batch=1", "train.tile=8", "model.num_layers=1", "train.steps=1"];
-    let cases: [(&str, &[&str]); 4] = [
-        ("plain", &[]),
-        ("groups", &["parallel.head_groups=2"]),
-        ("rounded", &["stash.dtype=bf16"]),
-        ("again", &["stash.keep_attention=false", "stash.where=disk"]),
-    ];
+    // 1800 rows of width 32 are 57600 elements, of either of two groups of heads 28800. The largest unit's parameters are 27936, a tile's
+    // widest rows 24576.
+    let long = ["train.batch=100", "train.tile=64", "model.num_layers=1", "train.steps=1", "train.heldout_every=0"];
+    let cases: [(&str, &[&str]); 2] =
+        [("groups", &["parallel.head_groups=2"]), ("rounded", &["stash.dtype=bf16", "stash.where=disk"])];
     for (name, how) in cases {
         let mut command = run.command(name, &[&long[..], &["train.device=cuda"], how].concat());
-        succeed(command.env("EMULATED_CANDLE_MOST", "3072").output().unwrap());
+        succeed(command.env("EMULATED_CANDLE_MOST", "28000").output().unwrap());
     }
 }
 

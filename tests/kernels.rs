@@ -57,6 +57,7 @@ impl Workshop {
         let (source, binary) = (self.path(&format!("host/tests/{program}.cpp")), self.path(program));
         let mut compiler = Command::new("c++");
         compiler.args(["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]).args(flags);
+        compiler.args(["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]);
         let compiled = compiler.arg(&source).arg("-o").arg(&binary).output();
         let compiled = compiled.expect("the kernels' tests need a C++20 compiler as c++ (Debian: g++)");
         assert!(compiled.status.success(), "{program}: {}", String::from_utf8_lossy(&compiled.stderr));
@@ -94,7 +95,7 @@ fn casts() {
 #[test]
 fn a_wrong_cast_is_caught() {
     caught("cast", "cast.cu", "low(a.z), high(a.z)", "low(a.y), high(a.y)", "check: to_f32 of 2048 elements");
-    caught("cast", "cast.cu", " && aligned(x) && aligned(y)", "", "is not aligned to 16");
+    caught("cast", "cast.cu", " && aligned(x) && aligned(y)", "", "global memory: an access is not aligned");
     caught("cast", "cast.cu", "if (i < n) store", "store", "out of bounds");
 }
 
@@ -246,7 +247,7 @@ fn a_misuse_of_wgmma_is_caught() {
     caught("tile_wgmma.cuh", "k > 0)", "true)", "is above");
     caught("tile.cuh", "int turn = CHUNKS == 8 ? row % 8", "int turn = CHUNKS == 8 ? row / 2 % 4", "is above");
     let (from, to) = ("    wgmma_end(sums);\n}\n\n/// sums += p b", "}\n\n/// sums += p b");
-    caught("tile_wgmma.cuh", from, to, "in flight");
+    caught("tile_wgmma.cuh", from, to, "accumulators of thread");
     let [from, to] = LATE_BARRIER;
     caught("flash_forward.cu", from, to, "race");
 }

@@ -67,11 +67,13 @@ class Sparse {
     T* data_;
 };
 
-inline void on_fault(int, siginfo_t* info, void*) {
+inline void on_fault(int signal, siginfo_t* info, void*) {
+    if (signal == SIGILL) fail("global memory: an access is not aligned to its size");
     fail("global memory: out of bounds at %p", info->si_addr);
 }
 
-/// Makes touching a guard page a message and not a bare crash.
+/// Makes touching a guard page a message and not a bare crash. Likewise a misaligned access, which stops a GPU, of programs that
+/// are compiled with -fsanitize=alignment -fsanitize-undefined-trap-on-error.
 inline void catch_faults() {
     static char stack[64 << 10];
     stack_t alternative = {};
@@ -82,6 +84,7 @@ inline void catch_faults() {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigaction(SIGSEGV, &action, nullptr);
     sigaction(SIGBUS, &action, nullptr);
+    sigaction(SIGILL, &action, nullptr);
 }
 
 } // namespace emulator

@@ -35,6 +35,7 @@ pub use keeper::{Keeper, Pass};
 pub use phase::Phase;
 pub use stash::Stash;
 use stash::{Attention, Saved, Shapes};
+pub(crate) use tile::check_on_gpu;
 pub use tile::tile_rows;
 use work::PerRow;
 
@@ -88,7 +89,7 @@ impl<'a> Engine<'a> {
         let tile = tile_rows(tile, config.ffn_dim, on);
         if on == Hardware::Cuda {
             let rows = batch * groups[0].attention.local_tokens().len();
-            tile::check_on_gpu(tile.min(rows), config.widest_row())?;
+            check_on_gpu(tile.min(rows), config.widest_row())?;
         }
         let rope = Rope::new(grid, groups[0].attention.local_tokens().start, config.attention_head_dim, THETA);
         Ok(Self {

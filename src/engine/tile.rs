@@ -25,7 +25,7 @@ const CANDLES_MOST: usize = 1 << 31;
 const RUNS_MOST: usize = 65_535 * 64;
 
 /// Refuses a GPU's tile of `rows` rows, the widest of `width` elements, that is too long for what is launched on it.
-pub(super) fn check_on_gpu(rows: usize, width: usize) -> Result<()> {
+pub(crate) fn check_on_gpu(rows: usize, width: usize) -> Result<()> {
     let most = (CANDLES_MOST / width).min(RUNS_MOST);
     if rows > most {
         bail!(

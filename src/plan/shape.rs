@@ -7,7 +7,7 @@ use crate::config::{Compute, Hardware, RunConfig};
 use crate::data::Part;
 use crate::engine::heads::shares;
 use crate::engine::stash::{self, Shapes};
-use crate::engine::tile_rows;
+use crate::engine::{check_on_gpu, tile_rows};
 use crate::model::ModelConfig;
 use crate::parallel::{Sequence, Split};
 
@@ -55,6 +55,10 @@ impl Shape {
         let local = Split::new(tokens, sequence).range(within);
         let part = Part::of_tokens(local.clone(), grid, model.patch_size);
         let rows = train.batch * local.len();
+        let tile = tile_rows(train.tile, model.ffn_dim, train.device).min(rows);
+        if train.device == Hardware::Cuda {
+            check_on_gpu(tile, model.widest_row())?;
+        }
         Ok(Self {
             batch: train.batch,
             rows,
@@ -65,7 +69,7 @@ impl Shape {
             groups: (0..split.parts).map(mine).collect(),
             width: model.width(),
             head_dim: model.attention_head_dim,
-            tile: tile_rows(train.tile, model.ffn_dim, train.device).min(rows),
+            tile,
             half: train.dtype == Compute::Bf16,
             gpu: train.device == Hardware::Cuda,
             frames: part.bytes(config.data.width) as u64,
