@@ -91,6 +91,7 @@ def hazards(instructions):
             left = set(range(int(a), int(a) + 4)) if a else set()
             if written is None or written & (sums | left):
                 say("takes registers that were written with no fence since")
+            written = (written or set()) - sums - left  # said once
             if left & set().union(*(sums for sums, _ in busy)):
                 say("takes the sums of a product that is not waited for")
             group.append((sums, left))
@@ -102,6 +103,7 @@ def hazards(instructions):
                 say("leaves the code that this check can follow, with products at work")
             if any(target & (sums | left) for sums, left in busy):
                 say("writes a register that a product has")
+                target = set()  # said once
             if any(operands_read(opcode, operands) & sums for sums, _ in busy):
                 say("reads sums of a product that is not waited for")
             if written is not None:
