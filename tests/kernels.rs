@@ -161,9 +161,9 @@ fn the_emulated_driver_is_told_what_kernels_touch() {
 #[test]
 fn a_driver_that_is_told_wrongly_is_caught() {
     let caught = |from, to, message| caught_with(&TOUCHES, "flash_d64", "host/driver/touches.h", from, to, message);
-    caught(", call.touches.read(delta, statistics);", ";", "does not tell of all that is read");
+    caught("read(delta, statistics)", "read(delta, statistics - 1)", "does not tell of all that is read");
     caught("call.read_heads(k, k_at, keys, d)", "call.read_heads(k, k_at, keys - 1, d)", "does not tell of all");
-    caught(", call.write_heads(dv, keys, d);", ";", "of which touches.h does not tell");
+    caught("write_heads(dv, keys, d)", "write_heads(dv, keys - 1, d)", "of which touches.h does not tell");
     caught(
         "call.write_heads(lse, queries, 1)",
         "call.write_heads(lse, queries - 1, 1)",
