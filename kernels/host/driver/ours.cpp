@@ -20,6 +20,8 @@
 
 namespace {
 
+std::mutex one; // the emulator has one block at a time, of whichever kernel
+
 template <class F, class... Parameters, size_t... I>
 void call(F f, void** arguments, std::tuple<Parameters...>*, std::index_sequence<I...>) {
     f(*static_cast<std::remove_cv_t<Parameters>*>(arguments[I])...);
@@ -31,7 +33,6 @@ void add(const std::string& name, void (*kernel)(Parameters...), unsigned thread
         call(f, arguments, static_cast<std::tuple<Parameters...>*>(nullptr), std::index_sequence_for<Parameters...>{});
     };
     const auto run = [=](const Grid& how, void** arguments) {
-        static std::mutex one; // the emulator has one block at a time
         const std::lock_guard lock(one);
         if (how.block[0] != threads || how.block[1] != 1 || how.block[2] != 1 || how.shared != shared) {
             emulator::fail("%s: %u threads and %u bytes were asked for, launch.h says %u and %u", name.c_str(),
