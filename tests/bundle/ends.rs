@@ -70,9 +70,9 @@ fn what_was_measured_before_a_sudden_end_is_in_the_report() {
     assert_eq!(child.wait().unwrap().signal(), Some(9));
     assert_eq!(each(&machine.report(), "attention", "head_dim"), [64]);
     assert!(machine.read("out/report.md").contains("| 512 tokens, 12 x 64 | longreel |"));
-    let kill =
-        |(number, _): &(String, String)| kill_process(Pid::from_raw(number.parse().unwrap()).unwrap(), Signal::KILL);
-    processes(&machine).iter().for_each(|process| assert!(kill(process).is_ok()));
+    for (number, _) in processes(&machine) {
+        let _ = kill_process(Pid::from_raw(number.parse().unwrap()).unwrap(), Signal::KILL); // it may have ended by now
+    }
     for name in machine.read("stand-in/env").lines().filter_map(|line| line.strip_prefix("TMPDIR=")) {
         fs::remove_dir_all(name).unwrap(); // nobody was left to do it
     }
@@ -82,11 +82,11 @@ fn what_was_measured_before_a_sudden_end_is_in_the_report() {
 fn what_overruns_is_ended_and_what_has_no_time_does_not_begin() {
     let machine = Machine::new().wrong("hang-tests").wrong("hang-demo");
     let start = Instant::now();
-    let done = machine.run_sh(&["checks", "attention"]).env("BUDGET", "15").output().unwrap();
+    let done = machine.run_sh(&["checks", "attention"]).env("BUDGET", "15").env("TESTS", "hangs").output().unwrap();
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     assert_eq!(done.status.code(), Some(1), "{}", text(&done.stderr));
     let report = machine.report();
-    assert_eq!(each(&report, "checks", "state"), ["passed", "FAILED", "skipped", "out of time"]);
+    assert_eq!(each(&report, "checks", "state"), ["out of time"]);
     assert_eq!(report["demo"]["state"], "out of time");
     assert_eq!(machine.failures().last().unwrap(), "attention: no time was left");
     nothing_is_left(&machine);
@@ -95,7 +95,7 @@ fn what_overruns_is_ended_and_what_has_no_time_does_not_begin() {
 #[test]
 fn a_command_that_nothing_ends_does_not_keep_the_report() {
     let machine = Machine::new().wrong("hang-step");
-    let child = machine.run_sh(&["attention", "step"]).env("BUDGET", "12").spawn().unwrap();
+    let child = machine.run_sh(&["step"]).env("BUDGET", "20").spawn().unwrap();
     wait_for(&machine, "bench step");
     let stop = |(number, _): &(String, String)| {
         kill_process(Pid::from_raw(number.parse().unwrap()).unwrap(), Signal::STOP).unwrap()
@@ -103,7 +103,7 @@ fn a_command_that_nothing_ends_does_not_keep_the_report() {
     processes(&machine).iter().filter(|(_, command)| command.starts_with("timeout ")).for_each(stop);
     let done = child.wait_with_output().unwrap();
     assert_eq!(done.status.code(), Some(124), "{}", text(&done.stderr));
-    let expected = "step: ended by its budget of 12 s, at a step of 8192 tokens";
+    let expected = "step: ended by its budget of 20 s, at a step of 8192 tokens";
     assert!(machine.failures().contains(&expected.to_owned()), "{:?}", machine.failures());
     nothing_is_left(&machine);
 }

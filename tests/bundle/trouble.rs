@@ -162,7 +162,7 @@ fn wrong_kernels_and_a_bundle_without_them_are_said() {
     for missing in ["cubins", "kernels.py"] {
         let machine = Machine::new();
         let path = machine.path("tree/target/bundle").join(missing);
-        if missing == "cubins" { fs::remove_dir(path) } else { fs::remove_file(path) }.unwrap();
+        if missing == "cubins" { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
         assert_eq!(failure(&machine, &["kernels"]), "kernels: this bundle has no kernels.py with cubins/");
     }
 }

@@ -60,7 +60,7 @@ fn on_gpu(device: &Device) -> Result<Report> {
     for ((key, name), rate) in GPU_COPIES.into_iter().zip(rates) {
         report = report.with(key, name, rate);
     }
-    Ok(report.on(device))
+    Ok(report)
 }
 
 /// What [`gpu_copies`] measures: the key in JSON, and the words of the table.
