@@ -208,9 +208,12 @@ fn what_cannot_be_planned_is_refused() {
     assert!(error.contains("parallel.head_groups = 5"), "{error}");
     let error = fail(&mut plan(&place, &["data.frames=3"]));
     assert!(error.contains("data.frames"), "{error}");
-    let long = ["train.device=cuda", "train.batch=1000000", "train.tile=100000000"];
+    let long = ["train.device=cuda", "train.batch=1000000", "train.tile=1048576", "model.ffn_dim=4096"];
     let error = fail(&mut plan(&place, &[MEDIUM, &long].concat()));
-    assert!(error.contains("a tile of 100000000 rows") && error.contains("set train.tile to 0 or to "), "{error}");
+    assert!(
+        error.contains("a tile of 1048576 rows of up to 4096 elements") && error.contains("to 0 or to 524288 at most"),
+        "{error}"
+    );
     let bad = plan(&place, &["--memory=lots"]).output().unwrap();
     assert!(bad.status.code() == Some(2) && text(&bad.stderr).contains("80GiB"), "{}", text(&bad.stderr));
 }
