@@ -12,9 +12,9 @@ THREADS, RUN = 256, 64
 # written once.
 Launch = namedtuple("Launch", "kernel run bytes")
 
-# A result beside what it must be. Its error is the greater of ||result - truth|| / ||truth|| and half of the greatest
-# error as a share of the greatest true value. Where all of the truth is below `scale`, as terms of that size have
-# cancelled each other, it is half of the greatest error as a share of `scale`. A bound of 0 wants equal values.
+# A result beside what it must be. Its error is the greater of ||result - truth|| / ||truth|| and a third of the
+# greatest error as a share of the greatest true value. Where all of the truth is below `scale`, as terms of that size
+# have cancelled each other, it is a third of the greatest error as a share of `scale`. A bound of 0 wants equal values.
 Result = namedtuple("Result", "kernel what got truth bound scale", defaults=(0.0,))
 
 Error = namedtuple("Error", "error most norm passed")
@@ -61,7 +61,7 @@ def error(result):
     size, length = float(truth.abs().max()), float(truth.norm())
     most = float(off.max()) / (max(size, result.scale) or 1)
     norm = float(off.norm()) / (length or 1)
-    whole = most / 2 if result.scale > size else max(norm, most / 2)
+    whole = most / 3 if result.scale > size else max(norm, most / 3)
     if math.isnan(most):  # which `max` may pass over
         whole = most
     return Error(whole, most, norm, 0 < result.bound >= whole)
