@@ -25,7 +25,18 @@ pub enum Error {
     Abandoned { step: u64 },
     /// Candle reported an error.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Candle(candle_core::Error),
+}
+
+impl From<candle_core::Error> for Error {
+    /// Where a GPU's driver is at the root, with what its error means, for Candle gives the error's name only.
+    fn from(e: candle_core::Error) -> Self {
+        #[cfg(feature = "cuda")]
+        if let Some(meaning) = crate::gpu::explain(&e) {
+            return Self::Invalid(meaning);
+        }
+        Self::Candle(e)
+    }
 }
 
 /// Of a relative path that leads nowhere, where it was looked for.

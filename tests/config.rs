@@ -260,6 +260,21 @@ fn values_that_are_not_allowed_name_key_value_and_rule() {
 }
 
 #[test]
+fn dtype_is_bf16_on_a_gpu_unless_it_is_given() {
+    let dtype = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        let config = parse(MINIMAL, &sets.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+        let again = RunConfig::parse(&config.to_toml().unwrap(), Path::new("config.toml"), &[]).unwrap();
+        assert_eq!(again.train.dtype, config.train.dtype, "what is written says it");
+        config.train.dtype
+    };
+    assert_eq!(dtype(&[]), Compute::F32);
+    assert_eq!(dtype(&["train.device=cuda"]), Compute::Bf16);
+    assert_eq!(dtype(&["train.device=cuda", "train.dtype=f32"]), Compute::F32);
+    assert_eq!(dtype(&["train.dtype=bf16"]), Compute::Bf16);
+}
+
+#[test]
 fn check_also_serves_configs_made_by_code() {
     let mut config = parse(MINIMAL, &[]).unwrap();
     config.parallel = Parallel { ranks: 6, data: 4, ..Parallel::default() };

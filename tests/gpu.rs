@@ -4,6 +4,12 @@
 //!
 //! There it runs outside the source tree: LONGREEL names the program, LONGREEL_ROOT the folder with configs, datasets and tests/golden.
 
+#[path = "gpu/communicators.rs"]
+mod communicators;
+#[path = "gpu/faults.rs"]
+mod faults;
+#[path = "gpu/products.rs"]
+mod products;
 #[path = "gpu/stash.rs"]
 mod stash;
 #[path = "gpu/streams.rs"]
@@ -39,6 +45,11 @@ fn succeed(output: Output) -> String {
 /// Runs longreel in the root.
 fn longreel(args: &[&str]) -> String {
     succeed(Command::new(program()).args(args).current_dir(root()).output().unwrap())
+}
+
+/// A port of this machine that nobody has.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn gpu() -> Device {
@@ -151,7 +162,10 @@ fn loss_of_steps(device: &str, dtype: &str) -> f64 {
 
 #[test]
 fn steps_lead_where_the_cpus_do() {
-    for (dtype, bound) in [("f32", 1e-5), ("bf16", 1e-2)] {
+    // AdamW's first steps are the learning rate, up or down, whatever the size of a gradient. A parameter whose gradient is zero but for
+    // rounding, such as a bias of the keys, which softmax does not see, so goes up on one device and down on the other: to first
+    // order the loss does not change with it, to second order it may by more than the 1e-6 of rounding. Hence 1e-4 for f32.
+    for (dtype, bound) in [("f32", 1e-4), ("bf16", 1e-2)] {
         let [cpu, gpu] = ["cpu", "cuda"].map(|device| loss_of_steps(device, dtype));
         assert!((gpu / cpu - 1.0).abs() < bound, "{dtype}: {gpu} for {cpu}");
     }
@@ -160,7 +174,8 @@ fn steps_lead_where_the_cpus_do() {
 // ---- training -----------------------------------------------------------------------------------------------------
 
 /// 18 tokens of 2 x 8 x 8 pixels, 2 clips a step.
-const SMALL: [&str; 9] = [
+const SMALL: [&str; 10] = [
+    "train.dtype=f32", // heads of 16, and bounds of rounding
     "data.frames=6",
     "data.height=16",
     "data.width=24",
@@ -206,7 +221,7 @@ impl Run {
 
     /// Trains on the first GPUs, a rank on each, as torchrun starts them.
     fn train_on(&self, gpus: usize, name: &str, more: &[&str]) -> Vec<[f64; 2]> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let ranks = format!("parallel.ranks={gpus}");
         let start = |rank: usize| {
             let mut command = self.command(name, &[more, &[&ranks]].concat());

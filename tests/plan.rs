@@ -132,7 +132,7 @@ fn ranks_of_stage_3_have_the_unit_at_work_and_the_parts_of_the_next() {
 #[test]
 fn a_plan_for_a_gpu_tells_its_memory_from_its_hosts() {
     let place = Place::videos();
-    let gpu = |more: &[&str]| planned(&place, &[MEDIUM, &["train.device=cuda"], more].concat());
+    let gpu = |more: &[&str]| planned(&place, &[MEDIUM, &["train.device=cuda", "train.dtype=f32"], more].concat());
     let host = |plan: &Value, what: &str| plan["host"][what].as_u64();
     let block = |element: u64| 8192 * 128 * 2 * element + 4 * 8192 * 4;
     let ram = gpu(&[]);
@@ -152,6 +152,23 @@ fn a_plan_for_a_gpu_tells_its_memory_from_its_hosts() {
     assert_eq!(disk["per_rank"], ram["per_rank"], "where blocks go to is no matter to the GPU");
     let two = gpu(&["parallel.ranks=2"]);
     assert!(two["per_rank"].as_u64() < ram["per_rank"].as_u64());
+}
+
+/// In f32 a GPU's attention is for checks, in bf16 it has kernels for heads of 64 to 128; what a run would refuse, its plan refuses too.
+#[test]
+fn a_plan_for_a_gpu_refuses_what_it_cannot_train() {
+    let place = Place::videos();
+    let refused = |more: &[&str]| fail(&mut plan(&place, &[MEDIUM, &["train.device=cuda"], more].concat()));
+    let error = refused(&["train.dtype=f32", "data.frames=5"]);
+    assert!(
+        error.contains("f32 on a GPU is for checks of up to 8192 tokens a rank, and this one has 10240"),
+        "{error}"
+    );
+    assert!(error.contains("set train.dtype = \"bf16\""), "{error}");
+    let error = refused(&[]);
+    assert!(error.contains("bf16 on a GPU has heads of 64, 96 or 128 features, the network's have 32"), "{error}");
+    let heads = ["model.num_attention_heads=2", "model.attention_head_dim=64"];
+    planned(&place, &[MEDIUM, &["train.device=cuda", "data.frames=5"], &heads].concat());
 }
 
 #[test]
@@ -208,7 +225,8 @@ fn what_cannot_be_planned_is_refused() {
     assert!(error.contains("parallel.head_groups = 5"), "{error}");
     let error = fail(&mut plan(&place, &["data.frames=3"]));
     assert!(error.contains("data.frames"), "{error}");
-    let long = ["train.device=cuda", "train.batch=1000000", "train.tile=1048576", "model.ffn_dim=4096"];
+    let long =
+        ["train.device=cuda", "train.dtype=f32", "train.batch=1000000", "train.tile=1048576", "model.ffn_dim=4096"];
     let error = fail(&mut plan(&place, &[MEDIUM, &long].concat()));
     assert!(
         error.contains("a tile of 1048576 rows of up to 4096 elements") && error.contains("to 0 or to 524288 at most"),

@@ -93,7 +93,7 @@ demo() {
     local -a more
     read -ra more <<<"${DEMO_ARGS:-}"
     doing="the demo"
-    bounded "$(left)" env -C "$LONGREEL_ROOT" "${with[@]}" "$LONGREEL" train configs/demo.toml --set train.device=cuda --set parallel.ranks=1 \
+    bounded "$(left)" env -C "$LONGREEL_ROOT" "${with[@]}" "$LONGREEL" train configs/demo.toml --set train.device=cuda --set train.dtype=f32 --set parallel.ranks=1 \
         --set "run.out=$scratch/demo" --set "train.steps=$steps" "${more[@]}" >"$scratch/training" 2>&1
     status=$?
     keep "$scratch/training" "the demo" log.txt

@@ -58,6 +58,8 @@ const ABANDONED: u8 = 130;
 
 /// Runs the command that the process was started with; of several processes that are ranks, the first one speaks for all.
 pub fn main() -> ExitCode {
+    #[cfg(feature = "cuda")]
+    crate::gpu::before_start();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {

@@ -66,6 +66,9 @@ pub struct SampleArgs {
     /// Ranks, as threads of this process; default: 1. Under mpirun or srun each process is a rank
     #[arg(long, value_name = "P", value_parser = super::at_least_1)]
     pub ranks: Option<usize>,
+    /// Arithmetic of linear layers and attention; default: as trained
+    #[arg(long)]
+    pub dtype: Option<Compute>,
     /// What computes; default: the CPU, or the GPU that a launcher gave this rank
     #[arg(long)]
     pub device: Option<Hardware>,
@@ -95,7 +98,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     args.may_write(kind, count, request.size[0])?;
     let labels = args.labels(&checkpoint.state().classes, network.num_classes, count)?;
     let objective = Objective::new(&config.diffusion)?;
-    let bf16 = config.train.dtype == Compute::Bf16;
+    let bf16 = args.dtype.unwrap_or(config.train.dtype) == Compute::Bf16;
     let fps = checkpoint.state().fps.unwrap_or(FPS_OF_IMAGES);
     let (write, sheet) =
         (Mutex::new(Writer { args, kind, count, fps, strips: vec![], numbered: vec![] }), kind == Kind::Png);

@@ -3,8 +3,8 @@
 use crate::config::{RunConfig, read_config};
 use crate::parallel::Launch;
 use crate::train::Start;
-use crate::train::inherit_diffusion;
 use crate::train::rehearsal::Rehearsal;
+use crate::train::{inherit_diffusion, inherit_dtype};
 use crate::{Result, bail};
 use clap::Args;
 use std::path::PathBuf;
@@ -75,6 +75,9 @@ impl TrainArgs {
         let parse = |sets: &[String]| {
             let mut config = RunConfig::parse(&text, &self.config, sets)?;
             inherit_diffusion(&mut config, |key| RunConfig::names(&text, sets, "diffusion", key))?;
+            if self.resume && !RunConfig::names(&text, sets, "train", "dtype") {
+                inherit_dtype(&mut config, self.step);
+            }
             Ok(config)
         };
         let Some(started) = launch.processes() else { return parse(&sets) };

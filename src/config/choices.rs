@@ -49,6 +49,24 @@ pub enum Compute {
     Bf16,
 }
 
+impl Compute {
+    /// As a config names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// What is trained in where nobody says: f32 on a CPU; on a GPU, whose kernels for f32 are for checks, bf16.
+    pub fn usual(on: Hardware) -> Self {
+        match on {
+            Hardware::Cpu => Self::F32,
+            Hardware::Cuda => Self::Bf16,
+        }
+    }
+}
+
 /// What a rank computes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -3,6 +3,7 @@
 //! File and overrides are kept in one text, the overrides below the file, and every value carries its byte range there:
 //! one number tells both whether an error is in the file or in a `--set`, and where.
 
+use super::choices::Compute;
 use super::run::RunConfig;
 use super::{check, example, paths, sections, unknown};
 use crate::{Error, Result, terminal};
@@ -26,6 +27,7 @@ pub(super) fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<RunCon
         override_with(root.get_mut(), &source, i, document)?;
     }
     refuse_unknown(root.get_ref(), &source)?;
+    let says_dtype = root.get_ref().get("train").and_then(|train| train.get_ref().get("dtype")).is_some();
     let places = places(root.get_ref());
     let arrays = arrays(root.get_ref());
     let mut config = RunConfig::deserialize(toml::Deserializer::from(root)).map_err(|e| {
@@ -33,6 +35,9 @@ pub(super) fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<RunCon
         // A section that is missing stands nowhere.
         source.error(e.span().filter(|_| key.is_some()), explain(e.message(), key))
     })?;
+    if !says_dtype {
+        config.train.dtype = Compute::usual(config.train.device);
+    }
     paths::expand(&mut config).and_then(|()| check::check(&config)).map_err(|problem| {
         let place = places.iter().find(|(key, _)| key == problem.key).map(|(_, span)| span.clone());
         source.error(place, problem)

@@ -139,7 +139,8 @@ pub struct Train {
     pub batch: usize,
     /// Micro-batches accumulated into a step.
     pub accumulate: usize,
-    /// Arithmetic of linear layers and attention; accumulation, gradients and master weights are f32.
+    /// Arithmetic of linear layers and attention; accumulation, gradients and master weights are f32. A file that does not say gets
+    /// [`Compute::usual`], a run that goes on what it was begun in.
     pub dtype: Compute,
     /// Learning rate after warm-up.
     pub lr: f64,

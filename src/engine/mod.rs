@@ -14,6 +14,7 @@ mod forward;
 pub(crate) mod heads;
 mod keeper;
 mod phase;
+pub mod precision;
 pub mod stash;
 mod tile;
 mod work;
@@ -89,6 +90,7 @@ impl<'a> Engine<'a> {
         let tile = tile_rows(tile, config.ffn_dim, on);
         if on == Hardware::Cuda {
             let rows = batch * groups[0].attention.local_tokens().len();
+            precision::check_on_gpu(model.bf16, config.attention_head_dim, groups[0].attention.group_tokens())?;
             check_on_gpu(tile.min(rows), config.widest_row())?;
         }
         let rope = Rope::new(grid, groups[0].attention.local_tokens().start, config.attention_head_dim, THETA);

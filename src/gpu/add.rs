@@ -3,7 +3,7 @@
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Result, Tensor};
 
-use super::{Kernel, Lent, THREADS, change, device_of, failed};
+use super::{Kernel, Lent, THREADS, change, device_of};
 
 /// to += values, both contiguous and in f32.
 pub(crate) fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
@@ -23,7 +23,7 @@ pub(crate) fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
         let mut call = kernel.call();
         call.arg(&mut to).arg(&values).arg(&count);
         // SAFETY: the kernel's arguments, of `n` numbers each.
-        unsafe { call.launch(kernel.grid([n.div_ceil(THREADS), 1, 1])?) }.map_err(failed)?;
+        unsafe { kernel.launch(call, [n.div_ceil(THREADS), 1, 1]) }?;
         Ok(())
     })
 }

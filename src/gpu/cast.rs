@@ -6,7 +6,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr,
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 use half::bf16;
 
-use super::{Kernel, THREADS, empty, failed};
+use super::{Kernel, THREADS, empty};
 
 /// Elements that a thread casts.
 const EACH: usize = 8;
@@ -32,8 +32,7 @@ fn cast_by<T: DeviceRepr, U: DeviceRepr>(
     let mut call = kernel.call();
     call.arg(x).arg(&mut y).arg(&n);
     // SAFETY: the kernel's arguments, of `n` elements each.
-    unsafe { call.launch(kernel.grid([x.len().div_ceil(THREADS * EACH), 1, 1])?) }.map_err(failed)?;
-    drop(call);
+    unsafe { kernel.launch(call, [x.len().div_ceil(THREADS * EACH), 1, 1]) }?;
     Ok(y)
 }
 

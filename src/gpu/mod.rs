@@ -5,29 +5,22 @@
 mod add;
 mod bandwidth;
 mod cast;
+mod check;
+mod device;
+mod errors;
 mod gemm;
+mod memory;
 mod modules;
 mod rows;
 mod tensor;
 
-use candle_core::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::DriverError;
-
 pub(crate) use add::add_assign;
 pub(crate) use bandwidth::copies_per_second;
-pub(crate) use cast::cast;
-pub(crate) use gemm::{Matrix, product};
+pub(crate) use cast::{cast, to_bf16};
+pub(crate) use device::{before_start, count, open};
+pub(crate) use errors::{explain, meaning};
+pub(crate) use gemm::{Elements, Matrix, product};
+pub(crate) use memory::{Memory, empty};
 pub(crate) use modules::Kernel;
 pub(crate) use rows::{PerSample, RUN, Reading, Sum, THREADS, TileRows, sum_runs};
-pub(crate) use tensor::{Lent, change, change_as, clear, device_of, empty, ones, tensor};
-
-/// Bytes of the device's memory that are taken.
-pub(crate) fn taken(device: &CudaDevice) -> Result<u64, DriverError> {
-    let (free, all) = device.cuda_stream().context().mem_get_info()?;
-    Ok((all - free) as u64)
-}
-
-/// A kernel could not be launched.
-pub(crate) fn failed(e: DriverError) -> candle_core::Error {
-    candle_core::Error::msg(format!("a kernel cannot be launched on the GPU: {e}"))
-}
+pub(crate) use tensor::{Lent, change, change_as, clear, device_of, ones, tensor};

@@ -3,8 +3,8 @@
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, PushKernelArg, SyncOnDrop};
 use candle_core::{CudaDevice, Result, Tensor};
 
+use super::Kernel;
 use super::tensor::{Lent, change};
-use super::{Kernel, failed};
 use crate::ops::Rows;
 
 /// Threads of a block of every kernel but attention's; rows of a run.
@@ -87,7 +87,7 @@ pub(crate) fn sum_runs(device: &CudaDevice, parts: &CudaSlice<f32>, gradient: &T
         let mut call = kernel.call();
         call.arg(parts).arg(&mut gradient).arg(&stride).arg(&runs).arg(&which).arg(&count).arg(&width);
         // SAFETY: the kernel's arguments; the caller's sums are within `parts` and the gradient.
-        unsafe { call.launch(kernel.grid([sum.width.div_ceil(THREADS), sum.samples, 1])?) }.map_err(failed)?;
+        unsafe { kernel.launch(call, [sum.width.div_ceil(THREADS), sum.samples, 1]) }?;
         Ok(())
     })
 }

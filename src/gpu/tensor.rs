@@ -45,12 +45,6 @@ impl<'a> Lent<'a> {
     }
 }
 
-/// Room for `n` numbers, which are not set.
-pub(crate) fn empty<T: DeviceRepr>(device: &CudaDevice, n: usize) -> Result<CudaSlice<T>> {
-    // SAFETY: callers give it to a kernel that sets all of it before anything reads it.
-    unsafe { device.alloc::<T>(n) }
-}
-
 /// A contiguous tensor of what a kernel has written.
 pub(crate) fn tensor<T: CudaDType>(slice: CudaSlice<T>, shape: impl Into<Shape>, device: &CudaDevice) -> Tensor {
     let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));

@@ -75,7 +75,11 @@ impl Model {
         }
         let model = Self::zeros_on(&self.config, self.units[0].value.dtype(), self.bf16, device)?;
         for (to, from) in model.units.iter().zip(&self.units) {
-            to.value.slice_set(&from.value.to_device(device)?, 0, 0)?;
+            let flat = Tensor::zeros(to.value.dims(), from.value.dtype(), from.value.device())?;
+            for (there, here) in to.entries.iter().zip(&from.entries) {
+                flat.slice_set(&from.value.narrow(0, here.range.start, here.range.len())?, 0, there.range.start)?;
+            }
+            to.value.slice_set(&flat.to_device(device)?, 0, 0)?;
         }
         Ok(model)
     }
@@ -134,7 +138,7 @@ impl Model {
 
     /// How many parameters there are.
     pub fn count(&self) -> usize {
-        self.units.iter().map(|unit| unit.value.elem_count()).sum()
+        self.units.iter().map(Unit::count).sum()
     }
 
     /// Sets every gradient to zero.

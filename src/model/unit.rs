@@ -9,10 +9,13 @@ use crate::ops::{Linear, Param};
 use crate::rng::{Key, Purpose};
 use crate::{Error, Result};
 
+/// Bytes whose multiples parameters begin at on a GPU.
+const ALIGNMENT: usize = 64;
+
 /// The parameters of the embedding, of one block or of the head.
 pub struct Unit {
     pub name: String,
-    /// All parameters, flat, in the order of `entries`.
+    /// All parameters, flat, in the order of `entries`, which say where each lies.
     pub value: Tensor, // [n]
     /// Their gradients.
     pub grad: Tensor, // [n]
@@ -30,17 +33,37 @@ pub struct Entry {
 }
 
 impl Unit {
-    /// A unit of zeros, on this device.
+    /// A unit of zeros, on this device. On a GPU every parameter begins at a multiple of 64 bytes, as products are fast then; what
+    /// lies between two is zero and stays so, and no file has it.
     pub fn zeros(spec: &UnitSpec, dtype: DType, device: &Device) -> Result<Self> {
+        let align = if device.is_cpu() { 1 } else { ALIGNMENT / dtype.size_in_bytes() };
         let mut entries = vec![];
         let mut at = 0;
         for p in &spec.params {
             let n = p.shape.iter().product::<usize>();
             entries.push(Entry { name: p.name.clone(), shape: p.shape.clone(), range: at..at + n, decay: p.decay });
-            at += n;
+            at = (at + n).next_multiple_of(align);
         }
         let zeros = || Tensor::zeros(at, dtype, device);
         Ok(Self { name: spec.name.clone(), value: zeros()?, grad: zeros()?, entries })
+    }
+
+    /// How many parameters there are, what lies between them not counted.
+    pub fn count(&self) -> usize {
+        self.entries.iter().map(|entry| entry.range.len()).sum()
+    }
+
+    /// A flat buffer of the unit's as files have it: parameter after parameter, with nothing between.
+    pub fn dense(&self, mut flat: Vec<f32>) -> Vec<f32> {
+        let mut end = 0;
+        for entry in &self.entries {
+            if entry.range.start != end {
+                flat.copy_within(entry.range.clone(), end);
+            }
+            end += entry.range.len();
+        }
+        flat.truncate(end);
+        flat
     }
 
     /// Draws every parameter's initial values from (seed, its name).
@@ -88,4 +111,19 @@ impl Unit {
 /// FNV-1a: a stable hash of a name, so that a parameter's initial values depend on no order.
 fn hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_have_nothing_between_parameters() {
+        let entry = |range: Range<usize>| Entry { name: String::new(), shape: vec![range.len()], range, decay: true };
+        let flat = || Tensor::arange(0f32, 35.0, &Device::Cpu).unwrap();
+        let entries = vec![entry(0..3), entry(16..18), entry(32..35)];
+        let unit = Unit { name: String::new(), value: flat(), grad: flat(), entries };
+        assert_eq!(unit.dense(unit.value.to_vec1().unwrap()), [0.0, 1.0, 2.0, 16.0, 17.0, 32.0, 33.0, 34.0]);
+        assert_eq!(unit.count(), 8);
+    }
 }

@@ -98,6 +98,10 @@ pub trait Communicator: Send + Sync {
     fn aside(&self) -> Result<Arc<dyn Communicator>> {
         self.split(0, self.rank())
     }
+
+    /// Says that another thread will call this communicator, once, and that among all exchanges of this process the call belongs here: where
+    /// exchanges of several communicators must have one order on all ranks (NCCL's on a GPU), this is how a backend knows it.
+    fn reserve(&self) {}
 }
 
 /// Fails on all ranks of `comm`, naming them, unless all gave the same `value`: for what every rank works out for itself and

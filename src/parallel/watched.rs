@@ -87,6 +87,10 @@ impl Communicator for Watched {
         Ok(Arc::new(Self { inner: self.inner.split(color, key)?, watch: self.watch.clone(), timed: self.timed }))
     }
 
+    fn reserve(&self) {
+        self.inner.reserve();
+    }
+
     fn aside(&self) -> Result<Arc<dyn Communicator>> {
         Ok(Arc::new(Self { inner: self.inner.aside()?, watch: self.watch.clone(), timed: false }))
     }

@@ -28,13 +28,16 @@ impl Tile {
         let rows = |halves: usize| 2 * (s.tile * halves) as u64;
         let (d, f, patch) = (model.width(), model.ffn_dim, model.patch_in());
         let (cross, half) = (if model.text_dim > 0 { 1 } else { 0 }, usize::from(s.half));
+        // A product of bf16 on a GPU has its two larger operands copied to bf16, at most rows of both widths and the weight.
+        let operands = |a: usize, b: usize| if s.gpu && s.half { rows(a + b) + 2 * (a * b) as u64 } else { 0 };
         Self {
             // h, q and k before and after their norm, v; recorded, and with their gradients. In bf16 casts of q, k, v as well.
-            before: [rows(10 * d + half * 3 * d), rows(20 * d + half * 9 * d)],
+            before: [rows(10 * d + half * 3 * d), rows(20 * d + half * 9 * d)].map(|bytes| bytes + operands(d, d)),
             // The MLP's hidden rows, recorded before and after GELU; with the gradients of both.
-            after: [rows((6 + 8 * cross + 2 * half) * d + 2 * f), rows((12 + 16 * cross + 2 * half) * d + 10 * f)],
-            head: rows(8 * d + 12 * patch),
-            embed: rows(2 * d + 10 * patch),
+            after: [rows((6 + 8 * cross + 2 * half) * d + 2 * f), rows((12 + 16 * cross + 2 * half) * d + 10 * f)]
+                .map(|bytes| bytes + operands(d, f)),
+            head: rows(8 * d + 12 * patch) + operands(d, patch),
+            embed: rows(2 * d + 10 * patch) + operands(d, patch),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::config::{Compute, Hardware, RunConfig};
 use crate::data::Part;
 use crate::engine::heads::shares;
 use crate::engine::stash::{self, Shapes};
-use crate::engine::{check_on_gpu, tile_rows};
+use crate::engine::{check_on_gpu, precision, tile_rows};
 use crate::model::ModelConfig;
 use crate::parallel::{Sequence, Split};
 
@@ -55,14 +55,17 @@ impl Shape {
         let local = Split::new(tokens, sequence).range(within);
         let part = Part::of_tokens(local.clone(), grid, model.patch_size);
         let rows = train.batch * local.len();
+        let group_tokens = Split::new(tokens, ring).count(within / ulysses);
         let tile = tile_rows(train.tile, model.ffn_dim, train.device).min(rows);
-        if train.device == Hardware::Cuda {
+        let (half, gpu) = (train.dtype == Compute::Bf16, train.device == Hardware::Cuda);
+        if gpu {
+            precision::check_on_gpu(half, model.attention_head_dim, group_tokens)?;
             check_on_gpu(tile, model.widest_row())?;
         }
         Ok(Self {
             batch: train.batch,
             rows,
-            group_tokens: Split::new(tokens, ring).count(within / ulysses),
+            group_tokens,
             ulysses,
             ring,
             ranks: parallel.ranks,
@@ -70,8 +73,8 @@ impl Shape {
             width: model.width(),
             head_dim: model.attention_head_dim,
             tile,
-            half: train.dtype == Compute::Bf16,
-            gpu: train.device == Hardware::Cuda,
+            half,
+            gpu,
             frames: part.bytes(config.data.width) as u64,
         })
     }

@@ -4,7 +4,7 @@ use candle_core::Device;
 
 use crate::config::Hardware;
 use crate::parallel::Launch;
-use crate::{Error, Result, bail};
+use crate::{Result, bail};
 
 /// The device of this process's ranks, of whom there are `ranks` in all, where the user wants `wanted`, a setting called `name`: by
 /// default the CPU, or the GPU that a launcher gave each rank. Without one it is the machine's first.
@@ -25,10 +25,9 @@ pub fn device(wanted: Option<Hardware>, name: &str, ranks: usize, launch: &Launc
             "{name} is \"cuda\", but this longreel was built without CUDA: build it with `cargo build --release --features \
              cuda`, or set {name} = \"cpu\""
         ),
-        // A stream of its own: Candle's usual one is another for each thread, and a rank has several.
-        (Hardware::Cuda, None) if ranks == 1 => Device::new_cuda_with_stream(0).map_err(|e| {
-            Error::Invalid(format!("{name} is \"cuda\", but no GPU can be used: {e}; set {name} = \"cpu\""))
-        }),
+        #[cfg(feature = "cuda")]
+        (Hardware::Cuda, None) if ranks == 1 => crate::gpu::open(0)
+            .map_err(|e| crate::Error::Invalid(format!("{name} is \"cuda\", but {e}; or set {name} = \"cpu\""))),
         (Hardware::Cuda, None) => bail!(
             "{name} is \"cuda\" and there are {ranks} ranks, which would share one GPU: start a process for each, as torchrun does \
              (docs/launching.md), or use one rank"
@@ -36,11 +35,38 @@ pub fn device(wanted: Option<Hardware>, name: &str, ranks: usize, launch: &Launc
     }
 }
 
-/// Bytes of a GPU's memory that are taken, by whomever; None for the CPU. What Candle has freed stays taken until others need it.
-pub fn taken(device: &Device) -> Option<u64> {
+/// What it is, for people.
+pub fn name(device: &Device) -> String {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => crate::gpu::taken(device).ok(),
+        Device::Cuda(device) => {
+            let stream = device.cuda_stream();
+            let (context, unnamed) = (stream.context(), |_| "a GPU".to_owned());
+            format!("GPU {}, {}", context.ordinal(), context.name().unwrap_or_else(unnamed))
+        }
+        _ => "the CPU".to_owned(),
+    }
+}
+
+/// The most bytes of a GPU's memory that this process's tensors had in use at one time; None for the CPU. What CUDA itself, cuBLAS and
+/// NCCL hold is not among them.
+pub fn used_at_most(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::gpu::Memory::of(device).ok().map(|memory| memory.used_most),
         _ => None,
+    }
+}
+
+/// The end of a step: whatever the driver has reported where nobody could be told, such as in a drop, is this step's error.
+pub fn check(device: &Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device
+            .cuda_stream()
+            .context()
+            .check_err()
+            .map_err(|e| crate::Error::Invalid(format!("the GPU reports: {}", crate::gpu::meaning(e)))),
+        _ => Ok(()),
     }
 }

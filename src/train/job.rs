@@ -12,10 +12,11 @@ use super::named::NamedModel;
 use super::sampling::check_guidance;
 use crate::config::{Compute, Label, RunConfig};
 use crate::data::{Apart, Dataset, Overlaps, refuse_own_output};
+use crate::engine::precision::check_on_gpu;
 use crate::engine::stash::Shapes;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
-use crate::parallel::{Launch, is_first};
+use crate::parallel::{Launch, Sequence, Split, is_first};
 use crate::{Error, Result, bail, hub};
 
 /// Where a run starts.
@@ -95,6 +96,14 @@ impl Job {
             None => network(&config),
         };
         model.check()?;
+        if device.is_cuda() {
+            let (parallel, train, data) = (&config.parallel, &config.train, &config.data);
+            let tokens = model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?.iter().product();
+            let sequence = parallel.ranks / parallel.data;
+            let [_, ring] = Sequence::degrees(sequence, model.num_attention_heads, parallel.ring)?;
+            let tokens = Split::new(tokens, ring).count(0);
+            check_on_gpu(train.dtype == Compute::Bf16, model.attention_head_dim, tokens)?;
+        }
         check_guidance("sample.guidance", config.sample.guidance, &model)?;
         if let Some(checkpoint) = &resume {
             lineage::check_network(checkpoint, &config, &model)?;

@@ -151,6 +151,17 @@ pub fn inherit_diffusion(config: &mut RunConfig, given: impl Fn(&str) -> bool) -
     config.check()
 }
 
+/// Gives the config of a run that goes on, and that does not say its dtype, the one of the checkpoint it goes on from: of `step`, or the
+/// last. Where there is none, or it cannot be read, the run itself says so.
+pub fn inherit_dtype(config: &mut RunConfig, step: Option<u64>) {
+    let Ok(Some(checkpoint)) = RunFolder::new(&config.run.out).to_resume(step) else { return };
+    let Ok(was) = checkpoint.config().map(|was| was.train.dtype) else { return };
+    if was != config.train.dtype {
+        tracing::info!("train.dtype is {}, as the run was begun; to change it, name it", was.name());
+        config.train.dtype = was;
+    }
+}
+
 /// Writes config.toml anew for a run that goes on from `step`, if it differs. The old one is kept beside it, and named for the steps
 /// that it counted for.
 ///

@@ -26,6 +26,6 @@ mod summary;
 pub mod weights;
 
 pub use job::Start;
-pub use lineage::inherit_diffusion;
+pub use lineage::{inherit_diffusion, inherit_dtype};
 pub(crate) use run::REHEARSED;
 pub use run::{rehearse, run};

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::device;
 use super::job::Job;
 use super::lineage;
 use super::metrics::{MetricsLog, Record};
@@ -103,6 +104,11 @@ impl<'a> Report<'a> {
             counted(ranks, "rank", "ranks"),
             done + 1,
             job.config.train.steps
+        );
+        tracing::info!(
+            "computing in {} on {}; weights, gradients and moments are f32",
+            job.config.train.dtype.name(),
+            device::name(job.device())
         );
         tracing::info!("ZeRO stage {}: {state} of model state a rank", job.config.parallel.zero);
         Ok(Self(Some(Voice {

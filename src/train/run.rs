@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::checkpoint::{DataCounts, State};
 use super::clips::{NoisyClip, NoisyClips, upload};
+use super::device;
 use super::heldout::Heldout;
 use super::job::{Job, Start};
 use super::pace::minding;
@@ -195,6 +196,7 @@ impl<'a> Rank<'a> {
             return Err(Error::NonFinite { step: step + 1, tensor: "the loss".into(), value: loss });
         }
         self.weights.update(step, lr, norm)?;
+        device::check(self.job.device())?;
         Ok(norm)
     }
 

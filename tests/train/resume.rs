@@ -148,3 +148,18 @@ fn runs_do_not_mix() {
     assert!(error.contains("run.seed is 6, the checkpoint's run has seed 5"), "{error}");
     assert!(snapshot(&place.path("run")) == before, "a refused run has changed something");
 }
+
+#[test]
+fn a_run_goes_on_in_the_dtype_it_was_begun_in() {
+    let place = Place::videos();
+    let common = ["train.steps=4", "train.checkpoint_every=2"];
+    let straight = place.train("bf16", &[&common[..], &["train.dtype=bf16"]].concat());
+    ["kept", "given"].into_iter().for_each(|run| until(&place, "bf16", run, 2));
+    let kept = place.train("kept", &[&common[..], &["--resume"]].concat());
+    assert_eq!(numbers(&kept), numbers(&straight));
+    same_weights(&place, "bf16", "kept", 4);
+    let config = fs::read_to_string(place.path("kept/config.toml")).unwrap();
+    assert!(config.lines().any(|line| line == "dtype = \"bf16\""), "{config}");
+    let given = place.train("given", &[&common[..], &["--resume", "train.dtype=f32"]].concat());
+    assert_ne!(numbers(&given), numbers(&straight));
+}

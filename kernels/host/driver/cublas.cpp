@@ -1,15 +1,28 @@
 // cuBLAS for the emulated driver: the few functions that longreel and Candle call, by plain loops in f32.
 #include "bf16.h"
 #include "order.h"
+#include "pool.h"
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <utility>
 
 namespace {
 
 constexpr int F32 = 0, BF16 = 14; // cudaDataType
-constexpr int FAST_16BF = 75;     // cublasComputeType_t
+constexpr int COMPUTE_32F = 68, PEDANTIC_32F = 69; // cublasComputeType_t
+constexpr int INVALID_VALUE = 7, NOT_SUPPORTED = 15; // cublasStatus_t
+
+/// A number as TF32 has it, of 10 bits behind the point.
+float tf32(float value) {
+    uint32_t all;
+    memcpy(&all, &value, 4);
+    all &= 0xFFFFE000;
+    memcpy(&value, &all, 4);
+    return value;
+}
 
 float get(const void* array, int type, int64_t i) {
     return type == F32 ? static_cast<const float*>(array)[i] : float(static_cast<const bf16*>(array)[i]);
@@ -40,19 +53,34 @@ int product(bool ta, bool tb, int m, int n, int k, float alpha, const void* a, i
     for (int type : {a_type, b_type, c_type}) {
         if (type != F32 && type != BF16) {
             fprintf(stderr, "emulated cuBLAS: type %d\n", type);
-            return 15; // CUBLAS_STATUS_NOT_SUPPORTED
+            return NOT_SUPPORTED;
         }
     }
+    // What would round operands on the way, or not, as cuBLAS likes.
+    if (compute != COMPUTE_32F && compute != PEDANTIC_32F) {
+        fprintf(stderr, "emulated cuBLAS: compute type %d\n", compute);
+        return NOT_SUPPORTED;
+    }
+    // cuBLAS takes these too, by kernels that load a number at a time.
+    for (const void* matrix : {a, b, static_cast<const void*>(c)}) {
+        if (reinterpret_cast<uintptr_t>(matrix) % 16) {
+            fprintf(stderr, "emulated cuBLAS: a matrix of a product [%d, %d, %d] begins between multiples of 16 bytes\n", m, n, k);
+            return INVALID_VALUE;
+        }
+    }
+    const bool vectors = m == 1 || n == 1 || k == 1;
+    count_call(a_type == BF16 ? "products of bf16" : vectors ? "sums by products of f32" : "products of f32");
     if (double(m) * n * k > 1e11)
         return 0; // nobody here waits so long; what measures peaks asks for it and reads no result
-    const bool round = compute == FAST_16BF;
+    const char* override = getenv("NVIDIA_TF32_OVERRIDE");
+    const bool round = compute != PEDANTIC_32F && a_type == F32 && override && *override == '1';
     for (int64_t j = 0; j < n; ++j) {
         for (int64_t i = 0; i < m; ++i) {
             float sum = 0;
             for (int64_t l = 0; l < k; ++l) {
                 float x = get(a, a_type, ta ? l + i * lda : i + l * lda);
                 float y = get(b, b_type, tb ? j + l * ldb : l + j * ldb);
-                if (round) x = bf16(x), y = bf16(y);
+                if (round) x = tf32(x), y = tf32(y);
                 sum += x * y;
             }
             const float before = beta == 0 ? 0 : beta * get(c, c_type, i + j * ldc);

@@ -2,7 +2,8 @@
 //
 // With it the program for GPUs runs on a CPU, slowly: what Rust allocates, copies and launches, with which arguments, in which order.
 // What is missing between two streams is an error (order.h). This file has devices, contexts and errors.
-#include "memory.h"
+#include "pool.h"
+#include "wishes.h"
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -26,16 +27,18 @@ extern "C" int emulated_driver_lacks(const char* name) {
 extern "C" {
 int cuInit(unsigned) {
     static std::once_flag once;
-    std::call_once(once, [] { add_ours(), add_candles(); });
-    return 0;
+    std::call_once(once, [] {
+        add_ours(), add_candles();
+        if (wish("CUDA_DEVICE_MAX_CONNECTIONS", 8) > 8) count_call("driver started with many connections");
+    });
+    return wish("EMULATED_GPUS", 1) ? 0 : 100; // no device
 }
 int cuDriverGetVersion(int* version) {
-    *version = 13000;
+    *version = int(wish("EMULATED_DRIVER", 13000));
     return 0;
 }
 int cuDeviceGetCount(int* count) {
-    const char* wish = getenv("EMULATED_GPUS");
-    *count = wish ? atoi(wish) : 1;
+    *count = int(wish("EMULATED_GPUS", 1));
     return 0;
 }
 int cuDeviceGet(int* device, int ordinal) {
@@ -50,14 +53,15 @@ int cuDeviceGetName(char* name, int length, int) {
 }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
-    case 75: *value = 8; break;  // compute capability, major
+    case 75: *value = int(wish("EMULATED_CAPABILITY", 80) / 10); break; // compute capability, major
+    case 76: *value = int(wish("EMULATED_CAPABILITY", 80) % 10); break; // and minor
     case 115: *value = 1; break; // memory pools
     default: *value = 0;
     }
     return 0;
 }
 int cuDeviceTotalMem_v2(size_t* bytes, int) {
-    *bytes = ALL;
+    *bytes = memory_size();
     return 0;
 }
 int cuDevicePrimaryCtxRetain(void** out, int) {
@@ -69,6 +73,10 @@ int cuDevicePrimaryCtxRelease_v2(int) {
 }
 int cuCtxSetCurrent(void* to) {
     current = to;
+    return 0;
+}
+int cuCtxGetDevice(int* device) {
+    *device = 0; // they are alike, and share the process's memory
     return 0;
 }
 int cuCtxGetCurrent(void** out) {

@@ -1,5 +1,6 @@
 // Modules, kernels and launches of the emulated driver: kernels are those of ours.cpp and candle.cpp, found by their
 // names.
+#include "faults.h"
 #include "launch.h"
 #include "memory.h"
 #include <cstdio>
@@ -27,7 +28,8 @@ int cuModuleUnload(void* module) {
 }
 int cuModuleGetFunction(void** function, void*, const char* name) {
     const auto found = kernels().find(name);
-    if (found == kernels().end()) {
+    const char* missing = getenv("EMULATED_MISSING_KERNEL");
+    if (found == kernels().end() || (missing && found->first == missing)) {
         if (reason() != name) fprintf(stderr, "emulated driver: no kernel %s\n", name);
         reason() = name;
         return NOT_FOUND;
@@ -46,12 +48,14 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
                    unsigned shared, void* stream, void** arguments, void**) {
     if (!gx || !gy || !gz || !bx) return INVALID;
     if (gy > 65535 || gz > 65535 || bx * by * bz > 1024) return INVALID;
+    if (const int fault = faulted()) return fault;
     const auto& [name, kernel] = *static_cast<std::pair<const std::string, Launchable>*>(function);
     const Grid grid = {{gx, gy, gz}, {bx, by, bz}, shared};
     Touches touches;
     kernel.touches(grid, arguments, touches);
     operation(stream, name, touches);
     kernel.run(grid, arguments);
+    fault_launched(name.c_str());
     return 0;
 }
 }

@@ -2,7 +2,9 @@
 //
 // Every allocation ends at a page that must not be touched, and holds NaN until it is written.
 #include "memory.h"
+#include "faults.h"
 #include "order.h"
+#include "pool.h"
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -18,13 +20,13 @@ struct Pages {
 
 std::mutex lock;
 std::map<uintptr_t, Pages> memory;
-size_t bytes_taken = 0;
 
 int allocate(uint64_t* at, size_t bytes) {
+    if (const int fault = faulted()) return fault;
     if (bytes == 0) return INVALID; // as CUDA does
     const std::lock_guard guard(lock);
     const size_t held = (bytes + 15) / 16 * 16, whole = (held + PAGE - 1) / PAGE * PAGE;
-    if (bytes_taken + bytes > ALL) return OUT_OF_MEMORY;
+    if (!pool_take(bytes)) return OUT_OF_MEMORY;
     auto* base =
         static_cast<char*>(mmap(nullptr, whole + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (base == MAP_FAILED) return OUT_OF_MEMORY;
@@ -32,7 +34,6 @@ int allocate(uint64_t* at, size_t bytes) {
     memset(base, 0xFF, whole);
     *at = reinterpret_cast<uint64_t>(base + whole - held);
     memory[*at] = {base, whole + PAGE, bytes};
-    bytes_taken += bytes;
     return 0;
 }
 
@@ -41,21 +42,16 @@ int release(uint64_t at) {
     const auto found = memory.find(at);
     if (found == memory.end()) return INVALID;
     munmap(found->second.base, found->second.size);
-    bytes_taken -= found->second.bytes;
+    pool_give(found->second.bytes);
     memory.erase(found);
     return 0;
 }
 
 } // namespace
 
-size_t taken() {
-    const std::lock_guard guard(lock);
-    return bytes_taken;
-}
-
 extern "C" {
 int cuMemGetInfo_v2(size_t* free, size_t* all) {
-    *free = ALL - taken(), *all = ALL;
+    *free = memory_size() - pool_reserved(), *all = memory_size();
     return 0;
 }
 int cuMemAllocAsync(uint64_t* at, size_t bytes, void* stream) {

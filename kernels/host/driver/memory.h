@@ -4,11 +4,7 @@
 #include <cstdint>
 
 constexpr int INVALID = 1, OUT_OF_MEMORY = 2; // CUresult
-constexpr size_t ALL = size_t(16) << 30;      // bytes of a GPU's memory
 constexpr size_t PAGE = 4096;
-
-/// Bytes that are allocated.
-size_t taken();
 
 /// Where the driver has what the program has at `at`: elsewhere if that is pinned.
 void* view(const void* at);

@@ -4,6 +4,7 @@
 #include "clocks.h"
 #include "memory.h"
 #include "order.h"
+#include "wishes.h"
 #include <csignal>
 #include <cstdio>
 #include <map>
@@ -114,6 +115,12 @@ void open_pinned(const Clock& known) {
 extern "C" {
 int cuMemHostAlloc(void** at, size_t bytes, unsigned) {
     if (!bytes) return INVALID;
+    {
+        const std::lock_guard guard(lock);
+        uint64_t pinned = bytes;
+        for (const auto& [at, one] : all) pinned += one.bytes;
+        if (pinned > wish("EMULATED_PINNED", UINT64_MAX)) return OUT_OF_MEMORY;
+    }
     catch_faults();
     const int file = memfd_create("pinned", 0);
     const size_t size = pages(bytes);

@@ -1,7 +1,9 @@
 // Streams and events of the emulated driver. Streams do their work at once; clocks tell what would have been waited
 // for.
 #include "clocks.h"
+#include "faults.h"
 #include "order.h"
+#include "pool.h"
 #include <algorithm>
 #include <set>
 
@@ -86,7 +88,8 @@ int cuCtxSynchronize() {
     const std::lock_guard guard(order());
     host_knows(finished);
     for (const Stream* stream : streams) host_knows(stream->clock);
-    return 0;
+    pool_synchronized();
+    return fault_synchronized();
 }
 int cuStreamCreate(void** stream, unsigned) {
     return create(stream);
@@ -105,7 +108,8 @@ int cuStreamDestroy_v2(void* handle) {
 }
 int cuStreamSynchronize(void* stream) {
     host_waits(stream);
-    return 0;
+    pool_synchronized();
+    return fault_synchronized();
 }
 int cuStreamWaitEvent(void* stream, void* event, unsigned) {
     const std::lock_guard guard(order());
@@ -135,9 +139,10 @@ int cuEventRecord(void* event, void* stream) {
 int cuEventQuery(void* event) {
     const std::lock_guard guard(order());
     host_knows(event_of(event).clock);
-    return 0;
+    return fault_synchronized();
 }
 int cuEventSynchronize(void* event) {
+    pool_synchronized();
     return cuEventQuery(event);
 }
 }

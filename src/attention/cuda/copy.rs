@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::attention::moves::{Move, beside};
-use crate::gpu::{Kernel, Lent, THREADS, change_as, device_of, failed};
+use crate::gpu::{Kernel, Lent, THREADS, change_as, device_of};
 use crate::ops::bytes::zeros;
 
 /// `Places` of kernels/copy_rows.cu.
@@ -64,7 +64,7 @@ fn of<T: CudaDType + DeviceRepr>(from: &Tensor, to: &Tensor, plan: &Move) -> Res
         let mut call = kernel.call();
         call.arg(&source).arg(&target).arg(&from_at).arg(&to_at).arg(&inner1).arg(&inner2).arg(&units);
         // SAFETY: the kernel's arguments; the caller's plan stays within both tensors, which are held.
-        unsafe { call.launch(kernel.grid([count0 * count1, columns, 1])?) }.map_err(failed)?;
+        unsafe { kernel.launch(call, [count0 * count1, columns, 1]) }?;
         Ok(())
     })
 }

@@ -3,7 +3,7 @@
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Result, Tensor, bail};
 
-use crate::gpu::{Kernel, Lent, THREADS, change_as, device_of, failed};
+use crate::gpu::{Kernel, Lent, THREADS, change_as, device_of};
 
 /// Rows that a block of `ring_merge` takes, a warp each.
 const ROWS: usize = THREADS / 32;
@@ -28,7 +28,7 @@ pub(crate) fn merge(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) 
             let mut call = kernel.call();
             call.arg(&mut o).arg(&mut lse).arg(&more).arg(&more_lse).arg(&count).arg(&dim);
             // SAFETY: the kernel's arguments, all within their tensors.
-            unsafe { call.launch(kernel.grid([rows.div_ceil(ROWS), 1, 1])?) }.map_err(failed)?;
+            unsafe { kernel.launch(call, [rows.div_ceil(ROWS), 1, 1]) }?;
             Ok(())
         })
     })

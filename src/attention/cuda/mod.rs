@@ -12,7 +12,7 @@ use candle_core::{DType, Tensor};
 use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD, operations};
-use crate::gpu::{Kernel, Lent, device_of, empty, failed, tensor};
+use crate::gpu::{Kernel, Lent, device_of, empty, tensor};
 use crate::watch::Watch;
 use crate::{Result, bail};
 pub(super) use copy::{copy_rows, side_by_side};
@@ -141,8 +141,7 @@ where
     }
     call.arg(&scale);
     // SAFETY: the arguments are those that the kernel declares; all rows are within the tensors, which are held.
-    unsafe { call.launch(kernel.grid([sq.div_ceil(kernels.rows[0]), h, b])?) }.map_err(failed)?;
-    drop(call);
+    unsafe { kernel.launch(call, [sq.div_ceil(kernels.rows[0]), h, b]) }?;
     Ok((tensor(o, (b, h, sq, d), &device), tensor(lse, (b, h, sq), &device)))
 }
 
@@ -180,7 +179,7 @@ where
         }
         call.arg(&scale);
         // SAFETY: as in `forward`.
-        unsafe { call.launch(kernel.grid([rows.div_ceil(block), h, b])?) }.map_err(failed)?;
+        unsafe { kernel.launch(call, [rows.div_ceil(block), h, b]) }?;
     }
     let of = |x, rows| tensor(x, (b, h, rows, d), &device);
     Ok((of(dq, sq), of(dk, sk), of(dv, sk)))

@@ -10,6 +10,7 @@ use crate::attention::cpu::{backward_on, forward_on};
 use crate::attention::{flash, flash_backward};
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
+use crate::engine::precision::check_on_gpu;
 use crate::ops::cpu::Path;
 use crate::ops::row_dot;
 use crate::{Result, bail};
@@ -49,6 +50,9 @@ pub fn run(args: &AttentionArgs) -> Result<Report> {
     let device = device_of(args.device, 1)?;
     if device.is_cuda() && args.path.is_some() {
         bail!("--path is of CPUs: leave it out, or --device cuda")
+    }
+    if device.is_cuda() {
+        check_on_gpu(args.dtype == Compute::Bf16, args.head_dim, args.tokens)?;
     }
     on_threads(args.threads, |threads| measure(args, path, &device, threads))
 }

@@ -4,7 +4,7 @@ use candle_core::Device;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
-use crate::train::device::taken;
+use crate::train::device::used_at_most;
 use crate::train::progress::memory;
 
 /// What was measured, and on what.
@@ -40,10 +40,10 @@ impl Report {
         Self { peak: Some(peak), tokens, ..self }
     }
 
-    /// Says how much memory of `device` is taken, if that is a GPU.
+    /// Says how much memory of `device` tensors had in use at most, if that is a GPU.
     pub fn on(self, device: &Device) -> Self {
-        match taken(device) {
-            Some(bytes) => self.with("gpu_gib", "memory of the GPU, GiB", gib(bytes)),
+        match used_at_most(device) {
+            Some(bytes) => self.with("gpu_gib", "tensors on the GPU at most, GiB", gib(bytes)),
             None => self,
         }
     }

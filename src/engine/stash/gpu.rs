@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::STAGED;
 use super::copies::Store;
-use crate::gpu::{Lent, change_as};
+use crate::gpu::{Lent, change_as, meaning};
 use crate::{Error, Result, bail};
 
 /// Pinned bytes.
@@ -30,7 +30,7 @@ fn pin(context: &Arc<CudaContext>, bytes: usize) -> Result<PinnedHostSlice<u8>> 
 }
 
 fn failed(e: DriverError) -> Error {
-    Error::Invalid(format!("stash: CUDA cannot copy: {e:?}"))
+    Error::Invalid(format!("stash: the GPU cannot copy: {}", meaning(e)))
 }
 
 /// An event of the stream that Candle computes in.

@@ -2,10 +2,11 @@
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, PushKernelArg};
 use candle_core::{CudaDevice, Result};
+use half::bf16;
 
 use super::{Array, Numbers};
 use crate::gpu::{
-    Kernel, Lent, Matrix, PerSample, Reading, Sum, THREADS, TileRows, change, empty, failed, ones, product, sum_runs,
+    Elements, Kernel, Lent, Matrix, PerSample, Reading, Sum, THREADS, TileRows, change, empty, ones, product, sum_runs,
 };
 use crate::ops::linear::Linear;
 use crate::ops::residual::Gate;
@@ -41,41 +42,68 @@ impl Linear {
         };
         let (ones, bias, weight) = (ones(device, n)?, Lent::new(&self.bias.value), Lent::new(&self.weight.value));
         let ones = Lent::new(&ones);
-        let column = Matrix { values: ones.view()?, rows: n, columns: 1, transposed: false };
-        let bias = Matrix { values: bias.view()?, rows: 1, columns: out, transposed: false };
-        product(device, &column, &bias, &mut y.as_view_mut(), add, false)?; // every row starts with the bias
-        let x = Matrix { values: x.view()?, rows: n, columns: inner, transposed: false };
-        let weight = Matrix { values: weight.view()?, rows: out, columns: inner, transposed: true };
-        product(device, &x, &weight, &mut y.as_view_mut(), true, self.bf16)?;
+        let column = Matrix { values: Elements::F32(ones.view()?), rows: n, columns: 1, transposed: false };
+        let bias = Matrix { values: Elements::F32(bias.view()?), rows: 1, columns: out, transposed: false };
+        product(device, &column, &bias, &mut y.as_view_mut(), add)?; // every row starts with the bias
+        let (x, weight) = (Operand::new(x, self.bf16)?, Operand::new(weight.array("linear")?, self.bf16)?);
+        product(device, &x.matrix(false)?, &weight.matrix(true)?, &mut y.as_view_mut(), true)?;
         Ok(y)
     }
 
     /// Adds the gradients of weight and bias; returns that of `x`.
     pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
-        self.accumulate_on_gpu(x, dy)?;
         let ([n, inner], device) = (x.rows()?, x.device());
-        let out = dy.rows()?[1];
+        let (x, rounded) = (Operand::new(x, self.bf16)?, Operand::new(dy, self.bf16)?);
+        self.accumulate_products(&x, &rounded, dy)?;
+        drop(x);
         let weight = Lent::new(&self.weight.value);
+        let weight = Operand::new(weight.array("linear")?, self.bf16)?;
         let mut dx = empty::<f32>(device, n * inner)?;
-        let dy = Matrix { values: dy.view()?, rows: n, columns: out, transposed: false };
-        let weight = Matrix { values: weight.view()?, rows: out, columns: inner, transposed: false };
-        product(device, &dy, &weight, &mut dx.as_view_mut(), false, self.bf16)?;
+        product(device, &rounded.matrix(false)?, &weight.matrix(false)?, &mut dx.as_view_mut(), false)?;
         Ok(dx)
     }
 
     /// Adds the gradients of weight and bias.
     pub(in crate::ops) fn accumulate_on_gpu(&self, x: Array, dy: Array) -> Result<()> {
-        let ([n, inner], [_, out], device) = (x.rows()?, dy.rows()?, x.device());
-        let matrix = |values, columns, transposed| Matrix { values, rows: n, columns, transposed };
+        self.accumulate_products(&Operand::new(x, self.bf16)?, &Operand::new(dy, self.bf16)?, dy)
+    }
+
+    /// The same of operands as they are multiplied; sums of columns are those of `dy` as it is.
+    fn accumulate_products(&self, x: &Operand, rounded: &Operand, dy: Array) -> Result<()> {
+        let ([n, out], device) = (dy.rows()?, dy.device());
         change(&self.weight.grad, |mut grad| {
-            let (dy, x) = (matrix(dy.view()?, out, true), matrix(x.view()?, inner, false));
-            product(device, &dy, &x, &mut grad, true, self.bf16)
+            product(device, &rounded.matrix(true)?, &x.matrix(false)?, &mut grad, true)
         })?;
         let ones = ones(device, n)?;
         let ones = Lent::new(&ones);
         change(&self.bias.grad, |mut grad| {
-            let (column, dy) = (matrix(ones.view()?, 1, true), matrix(dy.view()?, out, false));
-            product(device, &column, &dy, &mut grad, true, false) // sums of columns, in f32
+            let column = Matrix { values: Elements::F32(ones.view()?), rows: n, columns: 1, transposed: true };
+            let dy = Matrix { values: Elements::F32(dy.view()?), rows: n, columns: out, transposed: false };
+            product(device, &column, &dy, &mut grad, true)
+        })
+    }
+}
+
+/// An operand of a product, as it is or rounded to bf16.
+enum Operand<'a> {
+    F32(Array<'a>),
+    Bf16(CudaSlice<bf16>, [usize; 2]),
+}
+
+impl<'a> Operand<'a> {
+    fn new(x: Array<'a>, bf16: bool) -> Result<Self> {
+        Ok(if bf16 { Self::Bf16(x.to_bf16()?, x.rows()?) } else { Self::F32(x) })
+    }
+
+    fn matrix(&self, transposed: bool) -> Result<Matrix<'_>> {
+        Ok(match self {
+            Self::F32(x) => {
+                let [rows, columns] = x.rows()?;
+                Matrix { values: Elements::F32(x.view()?), rows, columns, transposed }
+            }
+            &Self::Bf16(ref x, [rows, columns]) => {
+                Matrix { values: Elements::Bf16(x.as_view()), rows, columns, transposed }
+            }
         })
     }
 }
@@ -88,8 +116,7 @@ pub(in crate::ops) fn gelu(device: &CudaDevice, x: &CudaSlice<f32>) -> Result<Nu
     let mut call = kernel.call();
     call.arg(x).arg(&mut y).arg(&n);
     // SAFETY: the kernel's arguments, of `n` numbers each.
-    unsafe { call.launch(kernel.grid([x.len().div_ceil(THREADS), 1, 1])?) }.map_err(failed)?;
-    drop(call);
+    unsafe { kernel.launch(call, [x.len().div_ceil(THREADS), 1, 1]) }?;
     Ok(y)
 }
 
@@ -102,8 +129,7 @@ pub(in crate::ops) fn gelu_backward(x: &CudaSlice<f32>, dy: Array) -> Result<Num
     let mut call = kernel.call();
     call.arg(x).arg(&dy).arg(&mut dx).arg(&n);
     // SAFETY: as in `gelu`.
-    unsafe { call.launch(kernel.grid([x.len().div_ceil(THREADS), 1, 1])?) }.map_err(failed)?;
-    drop(call);
+    unsafe { kernel.launch(call, [x.len().div_ceil(THREADS), 1, 1]) }?;
     Ok(dx)
 }
 
@@ -126,9 +152,7 @@ impl Gate {
         let mut call = kernel.call();
         call.arg(&x).arg(y).arg(&mut out).arg(&gate).arg(&rows).arg(&count).arg(&features);
         // SAFETY: the kernel's arguments; a block for 256 columns of 64 rows.
-        unsafe { call.launch(kernel.grid([width.div_ceil(THREADS), n.div_ceil(crate::gpu::RUN), 1])?) }
-            .map_err(failed)?;
-        drop(call);
+        unsafe { kernel.launch(call, [width.div_ceil(THREADS), n.div_ceil(crate::gpu::RUN), 1]) }?;
         Ok(out)
     }
 
@@ -146,7 +170,7 @@ impl Gate {
             let mut call = kernel.call();
             call.arg(y).arg(&d_out).arg(&mut dy).arg(&mut parts).arg(&gate).arg(&rows).arg(&count).arg(&features);
             // SAFETY: the kernel's arguments; a block for 256 columns of each run of each sample.
-            unsafe { call.launch(kernel.grid([width.div_ceil(THREADS), runs, samples])?) }.map_err(failed)?;
+            unsafe { kernel.launch(call, [width.div_ceil(THREADS), runs, samples]) }?;
             stride
         };
         let offset = first * stride + self.index * width;

@@ -6,8 +6,9 @@ mod norm;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaDevice, CudaStorage, Layout, Result, Tensor, bail};
+use half::bf16;
 
-use crate::gpu::{Lent, tensor};
+use crate::gpu::{Lent, tensor, to_bf16};
 pub(super) use linear::{Start, gelu, gelu_backward};
 
 /// What an op on a GPU makes.
@@ -51,6 +52,11 @@ impl<'a> Array<'a> {
     /// The numbers, on the CPU.
     pub fn to_host(self) -> Result<Vec<f32>> {
         self.device().clone_dtoh(&self.view()?)
+    }
+
+    /// The numbers rounded to bf16, to the nearest.
+    pub fn to_bf16(self) -> Result<CudaSlice<bf16>> {
+        to_bf16(self.device(), &self.view()?)
     }
 
     /// Numbers as a tensor of this one's shape.

@@ -5,7 +5,7 @@ use candle_core::{CudaDevice, Result};
 use std::sync::Arc;
 
 use super::{Array, Numbers};
-use crate::gpu::{Kernel, Lent, PerSample, RUN, Reading, Sum, THREADS, TileRows, empty, failed, sum_runs};
+use crate::gpu::{Kernel, Lent, PerSample, RUN, Reading, Sum, THREADS, TileRows, empty, sum_runs};
 use crate::ops::norm::{Affine, LayerNorm, RmsNorm};
 use crate::ops::rope::Rope;
 
@@ -73,8 +73,7 @@ impl LayerNorm {
         let mut call = kernel.call();
         call.arg(&x).arg(&mut y).arg(&scale).arg(&shift).arg(&rows).arg(&features).arg(&one).arg(&eps);
         // SAFETY: the kernel's arguments; a row is a block.
-        unsafe { call.launch(kernel.grid([n, 1, 1])?) }.map_err(failed)?;
-        drop(call);
+        unsafe { kernel.launch(call, [n, 1, 1]) }?;
         Ok(y)
     }
 
@@ -90,8 +89,8 @@ impl LayerNorm {
         let mut call = kernel.call();
         call.arg(&x).arg(&dy).arg(&mut dx).arg(&mut saved).arg(&scale).arg(&rows).arg(&features).arg(&one).arg(&eps);
         // SAFETY: the kernel's arguments; a row is a block, and leaves two numbers in `saved`.
-        unsafe { call.launch(kernel.grid([n, 1, 1])?) }.map_err(failed)?;
-        drop((call, _reading));
+        unsafe { kernel.launch(call, [n, 1, 1]) }?;
+        drop(_reading);
         if held.is_empty() {
             return Ok(dx);
         }
@@ -101,8 +100,8 @@ impl LayerNorm {
         let mut call = kernel.call();
         call.arg(&x).arg(&dy).arg(&saved).arg(&mut parts).arg(&rows).arg(&count).arg(&features);
         // SAFETY: the kernel's arguments; a block for 256 columns of each run of each sample.
-        unsafe { call.launch(kernel.grid([width.div_ceil(THREADS), runs, samples])?) }.map_err(failed)?;
-        drop((call, held));
+        unsafe { kernel.launch(call, [width.div_ceil(THREADS), runs, samples]) }?;
+        drop(held);
         let sum = Sum { which: 0, count: 2, width, samples, runs, offset: 0, stride: 0 };
         match &self.affine {
             Affine::None => {}
@@ -159,8 +158,7 @@ impl RmsNorm {
         let mut call = kernel.call();
         call.arg(&x).arg(&mut y).arg(&weight).arg(&turn).arg(&rows).arg(&features).arg(&eps);
         // SAFETY: the kernel's arguments; a row is a block.
-        unsafe { call.launch(kernel.grid([n, 1, 1])?) }.map_err(failed)?;
-        drop(call);
+        unsafe { kernel.launch(call, [n, 1, 1]) }?;
         Ok(y)
     }
 
@@ -187,12 +185,12 @@ impl RmsNorm {
                 .arg(&features)
                 .arg(&eps);
             // SAFETY: the kernel's arguments; a row is a block, and leaves a number in `saved`.
-            unsafe { call.launch(kernel.grid([n, 1, 1])?) }.map_err(failed)?;
+            unsafe { kernel.launch(call, [n, 1, 1]) }?;
             let kernel = Kernel::of(device, "rms_rope_columns_f32")?;
             let mut call = kernel.call();
             call.arg(&x).arg(&dy).arg(&saved).arg(&mut parts).arg(&turn).arg(&rows).arg(&count).arg(&features);
             // SAFETY: the kernel's arguments; a block for 256 pairs of columns of each run.
-            unsafe { call.launch(kernel.grid([(width / 2).div_ceil(THREADS), runs, 1])?) }.map_err(failed)?;
+            unsafe { kernel.launch(call, [(width / 2).div_ceil(THREADS), runs, 1]) }?;
         }
         let sum = Sum { which: 0, count: 1, width, samples: 1, runs, offset: 0, stride: 0 };
         sum_runs(device, &parts, &self.weight.grad, sum)?;

@@ -8,13 +8,15 @@
 //! Tensors in memory are taken too, and what is received for them is there again: for the few numbers that ranks agree on.
 
 use candle_core::{DType, Device, Tensor};
-use std::ops::Range;
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::comm::{Comm, Gpu, Message};
 use super::library::UniqueId;
 use super::memory;
+use super::order::Turn;
 use crate::ops::bytes;
 use crate::parallel::split::{group_of, range_of};
 use crate::parallel::{Communicator, Reduce, Split, check, ordered};
@@ -33,6 +35,22 @@ pub(super) struct Group {
     rank: usize,
     /// Calls so far, for people.
     calls: AtomicU64,
+    /// Turns of calls that were reserved and have not begun.
+    reserved: Mutex<VecDeque<Turn>>,
+}
+
+/// A call that has begun: its name for people, and its turn among the process's exchanges.
+struct Call {
+    name: String,
+    _turn: Option<Turn>,
+}
+
+impl Deref for Call {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.name
+    }
 }
 
 impl Group {
@@ -40,15 +58,24 @@ impl Group {
     pub fn new(gpu: Arc<Gpu>, id: UniqueId, members: Arc<[usize]>, rank: usize) -> Result<Self> {
         let size = members.len();
         let comm = if size > 1 { Some(Comm::new(gpu.clone(), id, rank, size)?) } else { None };
-        Ok(Self { gpu, comm, members, rank, calls: AtomicU64::new(0) })
+        Ok(Self { gpu, comm, members, rank, calls: AtomicU64::new(0), reserved: Mutex::default() })
     }
 
-    /// Begins a call: its name for people, or this rank's refusal, which the others are told, as NCCL would have them wait.
-    fn begin(&self, checked: Result<()>, call: String) -> Result<String> {
+    /// Begins a call when its turn has come; or this rank's refusal, which the others are told, as NCCL would have them wait.
+    fn begin(&self, checked: Result<()>, call: String) -> Result<Call> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        let turn = self.comm.is_some().then(|| self.reserved().pop_front().unwrap_or_else(|| self.gpu.order.take()));
         self.gpu.party.check()?;
         self.told(checked)?;
-        Ok(format!("{call} (call {number} of ranks {:?})", self.members))
+        let name = format!("{call} (call {number} of ranks {:?})", self.members);
+        if let Some(turn) = &turn {
+            self.told(self.gpu.wait(&name, self.gpu.limits.exchange, || Ok(turn.has_come())))?;
+        }
+        Ok(Call { name, _turn: turn })
+    }
+
+    fn reserved(&self) -> std::sync::MutexGuard<'_, VecDeque<Turn>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The outcome of this rank's own doing, of which the others are told if it failed.
@@ -231,6 +258,13 @@ impl Communicator for Group {
             self.gpu.device.synchronize().map_err(Error::from)
         };
         self.told(meet())
+    }
+
+    fn reserve(&self) {
+        if self.comm.is_some() {
+            let turn = self.gpu.order.take();
+            self.reserved().push_back(turn);
+        }
     }
 
     /// By a new meeting place, which the first rank of each color gives to the others. `ncclCommSplit` would say which

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::library::{BYTES, Config, Handle, IN_PROGRESS, Nccl, UniqueId};
 use super::memory;
+use super::order::Order;
 use crate::parallel::{Limits, Party};
 use crate::{Error, Result, bail};
 
@@ -31,11 +32,13 @@ pub(super) struct Gpu {
     /// The stream that Candle computes in.
     pub compute: Arc<CudaStream>,
     pub limits: Limits,
+    /// Of the exchanges of all communicators.
+    pub order: Arc<Order>,
 }
 
 impl Gpu {
     /// Waits until `done`, or the run has failed, or it takes too long.
-    fn wait(&self, call: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    pub fn wait(&self, call: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
         let began = Instant::now();
         let mut pause = Duration::from_micros(1);
         while !done()? {
@@ -201,7 +204,7 @@ fn at(call: &str, e: Error) -> Error {
 }
 
 pub(super) fn driver(e: DriverError) -> Error {
-    Error::Invalid(format!("CUDA reports: {e:?}; nvidia-smi says how the GPU is"))
+    Error::Invalid(format!("the GPU reports: {}; nvidia-smi says how it is", crate::gpu::meaning(e)))
 }
 
 impl Drop for Comm {

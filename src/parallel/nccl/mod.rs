@@ -3,6 +3,7 @@
 //! - `library`: libnccl, found when a run starts;
 //! - `comm`: one communicator, its stream, and waiting for it;
 //! - `memory`: tensors as NCCL sees them;
+//! - `order`: which exchange comes after which;
 //! - `collectives`: the [`Communicator`].
 //!
 //! Processes meet in a [`Party`], whose lines stay: by them all hear what became of a rank, which NCCL would not tell.
@@ -11,9 +12,9 @@ mod collectives;
 mod comm;
 mod library;
 mod memory;
+mod order;
 
 use candle_core::Device;
-use candle_core::cuda_backend::cudarc::driver::CudaContext;
 use std::sync::Arc;
 
 use self::collectives::Group;
@@ -23,7 +24,7 @@ use super::launch::Processes;
 use super::places::{self, Gpus, Place};
 use super::processors::Processors;
 use super::{Communicator, Job, Limits, Party};
-use crate::{Error, Result, bail};
+use crate::{Error, Result, bail, gpu};
 
 /// This process among those of its job.
 pub(super) struct World {
@@ -41,7 +42,7 @@ impl World {
         let party = Party::join(job, limits)?;
         let (nccl, device, places) = Self::begin(job, &party).map_err(|e| ended(&party, e))?;
         let compute = device.as_cuda_device()?.cuda_stream();
-        let gpu = Arc::new(Gpu { nccl, party, device, compute, limits });
+        let gpu = Arc::new(Gpu { nccl, party, device, compute, limits, order: Arc::default() });
         let group = Arc::new(Self::meet(&gpu).map_err(|e| ended(&gpu.party, e))?);
         Ok(Self { group, gpu, places })
     }
@@ -49,11 +50,10 @@ impl World {
     /// What this process needs, once all have told that they have it.
     fn begin(job: &Job, party: &Party) -> Result<(Nccl, Device, Vec<Place>)> {
         let nccl = Nccl::load();
-        let gpus = nccl.as_ref().map_err(Error::to_string).and_then(|nccl| {
-            let count =
-                CudaContext::device_count().map_err(|e| format!("no GPU is to be used: {}", comm::driver(e)))?;
-            Ok(Gpus { count: count.max(0) as usize, nccl: nccl.version().map_err(|e| e.to_string())? })
-        });
+        let gpus = nccl
+            .as_ref()
+            .map_err(Error::to_string)
+            .and_then(|nccl| Ok(Gpus { count: gpu::count()?, nccl: nccl.version().map_err(|e| e.to_string())? }));
         let mine = Place { processors: Processors::here(), local: job.local, gpus };
         let mine = serde_json::to_vec(&mine).map_err(|e| Error::Invalid(e.to_string()))?;
         let mut all = vec![];
@@ -62,11 +62,7 @@ impl World {
             all.push(place.map_err(|e| Error::Rank { rank, message: format!("is it of another longreel? {e}") })?);
         }
         places::judge(&all)?;
-        // A stream of its own: Candle's usual one is another for each thread, and a communicator is called by several.
-        let device = Device::new_cuda_with_stream(job.local).map_err(|e| Error::Rank {
-            rank: job.rank,
-            message: format!("its GPU {} is not to be used: {e}", job.local),
-        })?;
+        let device = gpu::open(job.local).map_err(|message| Error::Rank { rank: job.rank, message })?;
         Ok((nccl?, device, all))
     }
 

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::{NoisyClip, NoisyClips};
-use crate::gpu::{Kernel, Lent, THREADS, device_of, empty, failed, tensor};
+use crate::gpu::{Kernel, Lent, THREADS, device_of, empty, tensor};
 use crate::{Result, bail};
 
 /// `Frames` of kernels/patches.cu.
@@ -92,7 +92,7 @@ fn draw(
         call.arg(&frames).arg(&key).arg(&token).arg(&count).arg(&keep).arg(&add).arg(&x0).arg(&noise).arg(&x);
         let threads = tokens.len() * row.div_ceil(16);
         // SAFETY: the kernel's arguments: addresses of the tile's rows or null, and of the frames that the rows lie in, all held.
-        unsafe { call.launch(kernel.grid([threads.div_ceil(THREADS), 1, 1])?) }.map_err(failed)?;
+        unsafe { kernel.launch(call, [threads.div_ceil(THREADS), 1, 1]) }?;
         Ok(())
     })
 }

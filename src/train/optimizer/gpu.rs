@@ -5,7 +5,7 @@ use candle_core::{CudaDevice, Tensor};
 use std::ops::Range;
 
 use super::{Step, check_ranges};
-use crate::gpu::{Kernel, Lent, THREADS, change, device_of, empty, failed};
+use crate::gpu::{Kernel, Lent, THREADS, change, device_of, empty};
 use crate::{Result, bail};
 
 /// `AdamW` of kernels/adamw.cu.
@@ -97,7 +97,7 @@ fn launch(
                 call.arg(&mut params).arg(&grads).arg(&mut m).arg(&mut v).arg(&average).arg(&count).arg(constants);
                 call.arg(&bounds).arg(&ranges);
                 // SAFETY: the kernel's arguments: arrays of `n` numbers, an address that is held or null, `ranges` pairs.
-                unsafe { call.launch(kernel.grid([n.div_ceil(THREADS), 1, 1])?) }.map_err(failed)?;
+                unsafe { kernel.launch(call, [n.div_ceil(THREADS), 1, 1]) }?;
                 Ok(())
             })
         })
@@ -119,7 +119,6 @@ pub(in crate::train) fn norm_squared(values: &Tensor) -> Result<f64> {
     let mut call = kernel.call();
     call.arg(&values).arg(&mut parts).arg(&count);
     // SAFETY: the kernel's arguments; each block leaves one number.
-    unsafe { call.launch(kernel.grid([blocks, 1, 1])?) }.map_err(failed)?;
-    drop(call);
+    unsafe { kernel.launch(call, [blocks, 1, 1]) }?;
     Ok(device.clone_dtoh(&parts)?.iter().sum())
 }

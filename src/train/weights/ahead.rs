@@ -51,6 +51,7 @@ impl Ahead {
     pub fn start(&self, unit: usize, elements: usize, own: &Tensor) -> Result<()> {
         self.forget()?;
         self.unit.set(Some(unit));
+        self.aside.reserve();
         let wanted = (Shards::new(elements, self.aside.clone()), own.clone());
         self.ask.as_ref().and_then(|ask| ask.send(wanted).ok()).ok_or_else(gone)
     }

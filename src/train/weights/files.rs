@@ -92,10 +92,13 @@ impl Weights {
         tensor: impl Fn(usize) -> Result<Option<Tensor>> + 'a,
     ) -> impl Iterator<Item = Result<Vec<f32>>> + 'a {
         let tensors = (0..self.units.len()).filter_map(move |i| Some((i, tensor(i).transpose()?)));
-        tensors.map(move |(i, tensor)| match (self.zero >= from, self.world.rank()) {
-            (true, _) => self.units[i].shards.collect(&tensor?),
-            (false, 0) => Ok(read::<f32>(&tensor?)?.to_vec()),
-            (false, _) => tensor.map(|_| vec![]),
+        tensors.map(move |(i, tensor)| {
+            let whole = match (self.zero >= from, self.world.rank()) {
+                (true, _) => self.units[i].shards.collect(&tensor?)?,
+                (false, 0) => read::<f32>(&tensor?)?.to_vec(),
+                (false, _) => tensor.map(|_| vec![])?,
+            };
+            Ok(if self.world.rank() == 0 { self.model.units[i].dense(whole) } else { whole })
         })
     }
 
