@@ -1,10 +1,10 @@
 // The warpgroup's matrix instructions of sm_90a, as PTX (PTX ISA, "Asynchronous Warpgroup Level Matrix
 // Multiply-Accumulate"). host/wgmma.h has the same names for the emulator.
 //
-// All four warps of the block issue them together. They work on while threads go on: nobody may touch their registers or
-// overwrite their operands in shared memory between `wgmma_begin` and `wgmma_end`; of registers, scripts/wgmma_hazards.py
-// checks that the machine code does not. They read shared memory past the caches that threads write it through, hence
-// `wgmma_publish`.
+// All four warps of the block issue them together. They work on while threads go on: nobody may touch their registers
+// or overwrite their operands in shared memory between `wgmma_begin` and `wgmma_end`; of registers,
+// scripts/wgmma_hazards.py checks that the machine code does not. They read shared memory past the caches that threads
+// write it through, hence `wgmma_publish`.
 #pragma once
 
 /// Where it lies in shared memory, as a number.
@@ -18,8 +18,8 @@ __device__ __forceinline__ void wgmma_publish() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/// Keeps what the compiler does with these registers before this on its side, and what it does after it on the other. No
-/// instruction is emitted. A clobber of memory alone would not do: it orders no arithmetic of registers.
+/// Keeps what the compiler does with these registers before this on its side, and what it does after it on the other.
+/// No instruction is emitted. A clobber of memory alone would not do: it orders no arithmetic of registers.
 template <int M, int N>
 __device__ __forceinline__ void pin(float (&registers)[M][N][4]) {
 #pragma unroll
@@ -44,15 +44,17 @@ __device__ __forceinline__ void pin(unsigned (&registers)[M][N][4]) {
     }
 }
 
-/// Accumulators and left operands in `registers` are ready for the products that follow, and are theirs until `wgmma_end`.
+/// Accumulators and left operands in `registers` are ready for the products that follow, and are theirs until
+/// `wgmma_end`.
 template <class... Registers>
 __device__ __forceinline__ void wgmma_begin(Registers&... registers) {
     (pin(registers), ...);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
-/// Waits for all products, whose sums are then in `sums`. What was given to `wgmma_begin` belongs to threads again. Left operands
-/// need no pin here: ptxas gives their registers to nothing else before the wait, which scripts/wgmma_hazards.py checks.
+/// Waits for all products, whose sums are then in `sums`. What was given to `wgmma_begin` belongs to threads again.
+/// Left operands need no pin here: ptxas gives their registers to nothing else before the wait, which
+/// scripts/wgmma_hazards.py checks.
 template <int M, int N>
 __device__ __forceinline__ void wgmma_end(float (&sums)[M][N][4]) {
     asm volatile("wgmma.commit_group.sync.aligned;\n"

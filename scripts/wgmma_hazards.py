@@ -5,8 +5,8 @@
 
 HGMMA reads and writes its registers until a WARPGROUP.DEPBAR has waited for its group, and needs those that were written before
 to be fenced by a WARPGROUP.ARRIVE (PTX ISA: wgmma.fence, wgmma.wait_group). Neither the compiler's order of the source nor the
-hardware enforces it. In a log of ptxas, a line that says that products are serialised or their registers copied (C7508 to C7519) is
-an error, too.
+hardware enforces it. In a log of ptxas, a line that says that products are serialised, or that a fence or a wait was injected
+(C7508 to C7519), is an error, too.
 
 Prints a line a kernel and one for each hazard; exits with 1 if there is one. Code is read from top to bottom: a branch between
 a product and its wait is an error, as what comes next is not known.

@@ -1,5 +1,5 @@
-// Global memory for the emulator's tests: buffers between pages that must not be touched, and buffers so long that indices of 32
-// bits do not reach their end.
+// Global memory for the emulator's tests: buffers between pages that must not be touched, and buffers so long that
+// indices of 32 bits do not reach their end.
 #pragma once
 #include "emulator.h"
 #include <csignal>
@@ -42,8 +42,9 @@ class Buffer {
     T* data_;
 };
 
-/// `n` elements of global memory, zero until they are written: address space, of which only the pages that are touched become
-/// memory. Before it lies what a negative index of 32 bits would reach, which must not be touched, nor a page after it.
+/// `n` elements of global memory, zero until they are written: address space, of which only the pages that are touched
+/// become memory. Before it lies what a negative index of 32 bits would reach, which must not be touched, nor a page
+/// after it.
 template <class T>
 class Sparse {
   public:
@@ -72,8 +73,8 @@ inline void on_fault(int signal, siginfo_t* info, void*) {
     fail("global memory: out of bounds at %p", info->si_addr);
 }
 
-/// Makes touching a guard page a message and not a bare crash. Likewise a misaligned access, which stops a GPU, of programs that
-/// are compiled with -fsanitize=alignment -fsanitize-undefined-trap-on-error.
+/// Makes touching a guard page a message and not a bare crash. Likewise a misaligned access, which stops a GPU, of
+/// programs that are compiled with -fsanitize=alignment -fsanitize-undefined-trap-on-error.
 inline void catch_faults() {
     static char stack[64 << 10];
     stack_t alternative = {};

@@ -1,10 +1,10 @@
 // The warpgroup's matrix instructions for the emulator: what wgmma.cuh is on a GPU.
 //
-// Matrix descriptors, the layouts that they stand for and fragments are those of the PTX ISA ("Asynchronous Warpgroup Level
-// Matrix Multiply-Accumulate"). Products are carried out as late as may be, at their wait, so that an operand that was
-// overwritten too early shows. Registers must have been given to `wgmma_begin`, and until the wait nobody may write them;
-// accumulators hold signalling NaNs until then, which no arithmetic leaves as they are. Shared memory must have been published by whoever wrote it, before
-// a barrier.
+// Matrix descriptors, the layouts that they stand for and fragments are those of the PTX ISA ("Asynchronous Warpgroup
+// Level Matrix Multiply-Accumulate"). Products are carried out as late as may be, at their wait, so that an operand
+// that was overwritten too early shows. Registers must have been given to `wgmma_begin`, and until the wait nobody may
+// write them; accumulators hold signalling NaNs until then, which no arithmetic leaves as they are. Shared memory must
+// have been published by whoever wrote it, before a barrier.
 #pragma once
 #include "emulator.h"
 
@@ -64,8 +64,8 @@ inline void multiply_later(float* c, unsigned columns, bool add, const unsigned*
 }
 
 /// The number at a place of the matrix in shared memory that a descriptor stands for: `summed` counts along what the
-/// product sums over, `other` along the operand's other dimension. `contiguous`: whether it is the numbers along `summed`
-/// that are neighbours.
+/// product sums over, `other` along the operand's other dimension. `contiguous`: whether it is the numbers along
+/// `summed` that are neighbours.
 inline float element(uint64_t matrix, unsigned other, unsigned summed, bool contiguous) {
     const unsigned begin = (matrix & 0x3FFF) << 4, leading = (matrix >> 16 & 0x3FFF) << 4;
     const unsigned stride = (matrix >> 32 & 0x3FFF) << 4, mode = matrix >> 62;

@@ -13,7 +13,8 @@ u32 nearest(float x) {
 }
 
 void same(const char* what, i64 n, i64 i, u32 got, u32 wanted) {
-    if (got == wanted) return;
+    if (got == wanted)
+        return;
     fprintf(stderr, "check: %s of %lld elements: element %lld is %08x, not %08x\n", what, n, i, got, wanted);
     exit(2);
 }
@@ -21,8 +22,10 @@ void same(const char* what, i64 n, i64 i, u32 got, u32 wanted) {
 /// `n` elements, those of f32 beginning `x_at` and those of bf16 `y_at` elements into their arrays.
 void check(i64 n, int x_at, int y_at) {
     auto values = normal<float>(n + x_at);
-    const float edges[] = {0, -0.0f, 1 + 0x1p-8f, 1 + 0x3p-8f, -1 - 0x1p-8f, 0x1p-149f, FLT_MAX, -FLT_MAX, INFINITE, -INFINITE};
-    for (i64 i = 0; i < 10 && i < n; ++i) values[x_at + (i * 251) % n] = edges[i];
+    const float edges[] = {0,         -0.0f,   1 + 0x1p-8f, 1 + 0x3p-8f, -1 - 0x1p-8f,
+                           0x1p-149f, FLT_MAX, -FLT_MAX,    INFINITE,    -INFINITE};
+    for (i64 i = 0; i < 10 && i < n; ++i)
+        values[x_at + (i * 251) % n] = edges[i];
     for (Order order : emulator::orders) {
         const dim3 grid = {unsigned((n + THREADS * EACH - 1) / (THREADS * EACH))};
         const bool end = order != Order::Descending;
@@ -30,8 +33,10 @@ void check(i64 n, int x_at, int y_at) {
         Buffer<bf16> y(n + y_at, end);
         LAUNCH(to_bf16, grid, order, x.data() + x_at, y.data() + y_at, n);
         LAUNCH(to_f32, grid, order, y.data() + y_at, back.data() + x_at, n);
-        for (int i = 0; i < y_at; ++i) same("to_bf16, before it,", n, i, y.data()[i].bits, 0xFFFF);
-        for (int i = 0; i < x_at; ++i) same("to_f32, before it,", n, i, bits_of(back.data()[i]), ~0u);
+        for (int i = 0; i < y_at; ++i)
+            same("to_bf16, before it,", n, i, y.data()[i].bits, 0xFFFF);
+        for (int i = 0; i < x_at; ++i)
+            same("to_f32, before it,", n, i, bits_of(back.data()[i]), ~0u);
         for (i64 i = 0; i < n; ++i) {
             const float value = values[x_at + i];
             const u32 wanted = std::isfinite(value) ? nearest(value) : bits_of(value) >> 16;

@@ -14,8 +14,8 @@
 constexpr i64 BEYOND = i64(1) << 32;
 constexpr Rows ALL = {0, i64(1) << 62};
 
-/// Rows of a norm or gate: sample 100 of a tile, its rows from number 640 on, a run. They begin beyond 2^32 elements, and so do the
-/// run's parts.
+/// Rows of a norm or gate: sample 100 of a tile, its rows from number 640 on, a run. They begin beyond 2^32 elements,
+/// and so do the run's parts.
 constexpr int WIDTH = 1100, FIRST_RUN = 10, SAMPLE = 100, TOKENS = 41943, RUNS = 65535;
 constexpr i64 FIRST = i64(SAMPLE) * TOKENS + FIRST_RUN * RUN, ROWS = i64(SAMPLE + 1) * TOKENS, FAR = FIRST * WIDTH;
 static_assert(FAR > BEYOND && i64(SAMPLE) * RUNS * WIDTH > BEYOND);
@@ -26,26 +26,29 @@ const unsigned COLUMNS = (WIDTH + THREADS - 1) / THREADS;
 /// Blocks of all of a run's rows, and of all its columns.
 Blocks rows_from(i64 first) {
     Blocks blocks;
-    for (int i = 0; i < RUN; ++i) blocks.push_back(block_at(unsigned(first + i)));
+    for (int i = 0; i < RUN; ++i)
+        blocks.push_back(block_at(unsigned(first + i)));
     return blocks;
 }
 
 Blocks columns_of(unsigned run, unsigned sample, unsigned columns = COLUMNS) {
     Blocks blocks;
-    for (unsigned i = 0; i < columns; ++i) blocks.push_back({i, run, sample});
+    for (unsigned i = 0; i < columns; ++i)
+        blocks.push_back({i, run, sample});
     return blocks;
 }
 
 void check_layer_norm() {
-    const auto x = normal<float>(HERE, 3), dy = normal<float>(HERE), scale = normal<float>(WIDTH), shift = normal<float>(WIDTH);
+    const auto x = normal<float>(HERE, 3), dy = normal<float>(HERE), scale = normal<float>(WIDTH),
+               shift = normal<float>(WIDTH);
     const PerSample a = {scale.data(), 0}, b = {shift.data(), 0};
     std::vector<float> y(HERE), dx(HERE), parts(2 * WIDTH);
     std::vector<float2> saved(RUN);
     LAUNCH(layer_norm_forward_f32, dim3{RUN}, Order::Ascending, x.data(), y.data(), a, b, ALL, WIDTH, 1, 1e-6f);
-    LAUNCH(layer_norm_backward_f32, dim3{RUN}, Order::Ascending, x.data(), dy.data(), dx.data(), saved.data(), a, ALL, WIDTH, 1,
-           1e-6f);
-    LAUNCH(layer_norm_columns_f32, (dim3{COLUMNS}), Order::Ascending, x.data(), dy.data(), saved.data(), parts.data(), ALL, RUN,
-           WIDTH);
+    LAUNCH(layer_norm_backward_f32, dim3{RUN}, Order::Ascending, x.data(), dy.data(), dx.data(), saved.data(), a, ALL,
+           WIDTH, 1, 1e-6f);
+    LAUNCH(layer_norm_columns_f32, (dim3{COLUMNS}), Order::Ascending, x.data(), dy.data(), saved.data(), parts.data(),
+           ALL, RUN, WIDTH);
 
     Sparse<float> fx(ROWS * WIDTH), fdy(ROWS * WIDTH), fy(ROWS * WIDTH), fdx(ROWS * WIDTH);
     Sparse<float> fparts(i64(SAMPLE + 1) * RUNS * 2 * WIDTH);
@@ -53,10 +56,10 @@ void check_layer_norm() {
     put(fx.data() + FAR, x), put(fdy.data() + FAR, dy);
     const dim3 grid = {unsigned(ROWS)}, sums = {COLUMNS, RUNS, SAMPLE + 1};
     LAUNCH_BLOCKS(layer_norm_forward_f32, grid, rows_from(FIRST), fx.data(), fy.data(), a, b, ALL, WIDTH, 1, 1e-6f);
-    LAUNCH_BLOCKS(layer_norm_backward_f32, grid, rows_from(FIRST), fx.data(), fdy.data(), fdx.data(), fsaved.data(), a, ALL, WIDTH, 1,
-                  1e-6f);
-    LAUNCH_BLOCKS(layer_norm_columns_f32, sums, columns_of(FIRST_RUN, SAMPLE), fx.data(), fdy.data(), fsaved.data(), fparts.data(),
-                  (Rows{0, TOKENS}), ROWS, WIDTH);
+    LAUNCH_BLOCKS(layer_norm_backward_f32, grid, rows_from(FIRST), fx.data(), fdy.data(), fdx.data(), fsaved.data(), a,
+                  ALL, WIDTH, 1, 1e-6f);
+    LAUNCH_BLOCKS(layer_norm_columns_f32, sums, columns_of(FIRST_RUN, SAMPLE), fx.data(), fdy.data(), fsaved.data(),
+                  fparts.data(), (Rows{0, TOKENS}), ROWS, WIDTH);
     same("layer_norm_forward", fy.data() + FAR, y.data(), HERE);
     same("layer_norm_backward", fdx.data() + FAR, dx.data(), HERE);
     same("layer_norm_columns", fparts.data() + (i64(SAMPLE) * RUNS + FIRST_RUN) * 2 * WIDTH, parts.data(), 2 * WIDTH);
@@ -68,46 +71,53 @@ void check_rms_rope() {
     static_assert(i64(RUNS - 1) * RUN * WIDTH > BEYOND);
     const int grid[3] = {int(rows / 77 + 1), 7, 11}, d = 22;
     std::vector<float2> table(size_t(grid[0]) * 5 + grid[1] * 3 + grid[2] * 3);
-    for (size_t i = 0; i < table.size(); ++i) table[i] = {float(std::cos(i * 0.1)), float(std::sin(i * 0.1))};
+    for (size_t i = 0; i < table.size(); ++i)
+        table[i] = {float(std::cos(i * 0.1)), float(std::sin(i * 0.1))};
     const auto rope = [&](i64 from) { return Rope{table.data(), grid[0], grid[1], grid[2], from, d}; };
     const auto x = normal<float>(HERE, 3), dy = normal<float>(HERE), weight = normal<float>(WIDTH);
     std::vector<float> y(HERE), dx(HERE), parts(WIDTH), saved(RUN);
     const unsigned columns = (WIDTH / 2 + THREADS - 1) / THREADS;
-    LAUNCH(rms_rope_forward_f32, dim3{RUN}, Order::Ascending, x.data(), y.data(), weight.data(), rope(first), ALL, WIDTH, 1e-6f);
-    LAUNCH(rms_rope_backward_f32, dim3{RUN}, Order::Ascending, x.data(), dy.data(), dx.data(), saved.data(), weight.data(),
-           rope(first), ALL, WIDTH, 1e-6f);
-    LAUNCH(rms_rope_columns_f32, (dim3{columns}), Order::Ascending, x.data(), dy.data(), saved.data(), parts.data(), rope(first), ALL,
-           RUN, WIDTH);
+    LAUNCH(rms_rope_forward_f32, dim3{RUN}, Order::Ascending, x.data(), y.data(), weight.data(), rope(first), ALL,
+           WIDTH, 1e-6f);
+    LAUNCH(rms_rope_backward_f32, dim3{RUN}, Order::Ascending, x.data(), dy.data(), dx.data(), saved.data(),
+           weight.data(), rope(first), ALL, WIDTH, 1e-6f);
+    LAUNCH(rms_rope_columns_f32, (dim3{columns}), Order::Ascending, x.data(), dy.data(), saved.data(), parts.data(),
+           rope(first), ALL, RUN, WIDTH);
 
-    Sparse<float> fx(rows * WIDTH), fdy(rows * WIDTH), fy(rows * WIDTH), fdx(rows * WIDTH), fparts(i64(RUNS) * WIDTH), fsaved(rows);
+    Sparse<float> fx(rows * WIDTH), fdy(rows * WIDTH), fy(rows * WIDTH), fdx(rows * WIDTH), fparts(i64(RUNS) * WIDTH),
+        fsaved(rows);
     put(fx.data() + far, x), put(fdy.data() + far, dy);
     const dim3 of_rows = {unsigned(rows)}, sums = {columns, RUNS};
-    LAUNCH_BLOCKS(rms_rope_forward_f32, of_rows, rows_from(first), fx.data(), fy.data(), weight.data(), rope(0), ALL, WIDTH, 1e-6f);
-    LAUNCH_BLOCKS(rms_rope_backward_f32, of_rows, rows_from(first), fx.data(), fdy.data(), fdx.data(), fsaved.data(), weight.data(),
-                  rope(0), ALL, WIDTH, 1e-6f);
-    LAUNCH_BLOCKS(rms_rope_columns_f32, sums, columns_of(RUNS - 1, 0, columns), fx.data(), fdy.data(), fsaved.data(), fparts.data(),
-                  rope(0), ALL, rows, WIDTH);
+    LAUNCH_BLOCKS(rms_rope_forward_f32, of_rows, rows_from(first), fx.data(), fy.data(), weight.data(), rope(0), ALL,
+                  WIDTH, 1e-6f);
+    LAUNCH_BLOCKS(rms_rope_backward_f32, of_rows, rows_from(first), fx.data(), fdy.data(), fdx.data(), fsaved.data(),
+                  weight.data(), rope(0), ALL, WIDTH, 1e-6f);
+    LAUNCH_BLOCKS(rms_rope_columns_f32, sums, columns_of(RUNS - 1, 0, columns), fx.data(), fdy.data(), fsaved.data(),
+                  fparts.data(), rope(0), ALL, rows, WIDTH);
     same("rms_rope_forward", fy.data() + far, y.data(), HERE);
     same("rms_rope_backward", fdx.data() + far, dx.data(), HERE);
     same("rms_rope_columns", fparts.data() + i64(RUNS - 1) * WIDTH, parts.data(), WIDTH);
 }
 
 void check_gate() {
-    const i64 first = i64(RUNS - 1) * RUN, far = first * WIDTH, rows = ROWS; // forward counts runs of the tile, not of a sample
+    const i64 first = i64(RUNS - 1) * RUN, far = first * WIDTH,
+              rows = ROWS; // forward counts runs of the tile, not of a sample
     const auto x = normal<float>(HERE), y = normal<float>(HERE), gates = normal<float>(WIDTH);
     const PerSample gate = {gates.data(), 0};
     std::vector<float> out(HERE), dy(HERE), parts(WIDTH);
     LAUNCH(gate_forward_f32, (dim3{COLUMNS}), Order::Ascending, x.data(), y.data(), out.data(), gate, ALL, RUN, WIDTH);
-    LAUNCH(gate_backward_f32, (dim3{COLUMNS}), Order::Ascending, y.data(), x.data(), dy.data(), parts.data(), gate, ALL, RUN, WIDTH);
+    LAUNCH(gate_backward_f32, (dim3{COLUMNS}), Order::Ascending, y.data(), x.data(), dy.data(), parts.data(), gate, ALL,
+           RUN, WIDTH);
 
-    Sparse<float> fx(rows * WIDTH), fy(rows * WIDTH), fout(rows * WIDTH), fdy(rows * WIDTH), fparts(i64(SAMPLE + 1) * RUNS * WIDTH);
+    Sparse<float> fx(rows * WIDTH), fy(rows * WIDTH), fout(rows * WIDTH), fdy(rows * WIDTH),
+        fparts(i64(SAMPLE + 1) * RUNS * WIDTH);
     put(fx.data() + far, x), put(fy.data() + far, y);
-    LAUNCH_BLOCKS(gate_forward_f32, (dim3{COLUMNS, RUNS}), columns_of(RUNS - 1, 0), fx.data(), fy.data(), fout.data(), gate, ALL, rows,
-                  WIDTH);
+    LAUNCH_BLOCKS(gate_forward_f32, (dim3{COLUMNS, RUNS}), columns_of(RUNS - 1, 0), fx.data(), fy.data(), fout.data(),
+                  gate, ALL, rows, WIDTH);
     same("gate_forward", fout.data() + far, out.data(), HERE);
     put(fx.data() + FAR, x), put(fy.data() + FAR, y);
-    LAUNCH_BLOCKS(gate_backward_f32, (dim3{COLUMNS, RUNS, SAMPLE + 1}), columns_of(FIRST_RUN, SAMPLE), fy.data(), fx.data(), fdy.data(),
-                  fparts.data(), gate, (Rows{0, TOKENS}), rows, WIDTH);
+    LAUNCH_BLOCKS(gate_backward_f32, (dim3{COLUMNS, RUNS, SAMPLE + 1}), columns_of(FIRST_RUN, SAMPLE), fy.data(),
+                  fx.data(), fdy.data(), fparts.data(), gate, (Rows{0, TOKENS}), rows, WIDTH);
     same("gate_backward", fdy.data() + FAR, dy.data(), HERE);
     same("gate_backward, parts", fparts.data() + (i64(SAMPLE) * RUNS + FIRST_RUN) * WIDTH, parts.data(), WIDTH);
 }
@@ -132,15 +142,19 @@ void check_elementwise() {
     same("add_assign", fy.data() + at, other.data(), here);
 
     std::vector<float> param = x, m = y, v = squares, average = x;
-    for (float& value : v) value *= value;
+    for (float& value : v)
+        value *= value;
     Sparse<float> fm(n), fv(n), faverage(n);
     put(fm.data() + at, m), put(fv.data() + at, v), put(faverage.data() + at, average), put(fy.data() + at, y);
     const AdamW step = {0.9f, 0.99f, 0.1f, 0.01f, 0.4f, 1e-2f, 1.1f, 1e-8f, 1e-3f, 0.05f};
     const i64 near[] = {0, 3, 40, 90}, far[] = {0, 5, at, at + 3, at + 40, at + 90}; // without decay
-    LAUNCH(adamw, dim3{}, Order::Ascending, param.data(), y.data(), m.data(), v.data(), average.data(), here, step, near, 2);
-    LAUNCH_BLOCKS(adamw, grid, Blocks{block_at(last)}, fx.data(), fy.data(), fm.data(), fv.data(), faverage.data(), n, step, far, 3);
+    LAUNCH(adamw, dim3{}, Order::Ascending, param.data(), y.data(), m.data(), v.data(), average.data(), here, step,
+           near, 2);
+    LAUNCH_BLOCKS(adamw, grid, Blocks{block_at(last)}, fx.data(), fy.data(), fm.data(), fv.data(), faverage.data(), n,
+                  step, far, 3);
     same("adamw, params", fx.data() + at, param.data(), here), same("adamw, m", fm.data() + at, m.data(), here);
-    same("adamw, v", fv.data() + at, v.data(), here), same("adamw, average", faverage.data() + at, average.data(), here);
+    same("adamw, v", fv.data() + at, v.data(), here),
+        same("adamw, average", faverage.data() + at, average.data(), here);
 }
 
 void check_casts_and_norm() {
@@ -157,7 +171,8 @@ void check_casts_and_norm() {
         same("to_bf16", fy.data() + at, y.data(), here + more);
         LAUNCH_BLOCKS(to_f32, dim3{last + 1}, Blocks{block_at(last)}, fy.data(), fback.data(), n + more);
         std::vector<float> back;
-        for (bf16 value : y) back.push_back(number(value));
+        for (bf16 value : y)
+            back.push_back(number(value));
         same("to_f32", fback.data() + at, back.data(), here + more);
     }
     const unsigned block = (1u << 19) + 1;
@@ -180,8 +195,8 @@ void check_sum_runs_and_ring() {
     Sparse<float> fparts(at + runs * 2 * WIDTH), fgradient(sample * stride + WIDTH);
     put(fparts.data() + at, parts), put(fgradient.data() + sample * stride, gradient);
     LAUNCH(sum_runs, (dim3{COLUMNS}), Order::Ascending, parts.data(), gradient.data(), 0, runs, 1, 2, WIDTH);
-    LAUNCH_BLOCKS(sum_runs, (dim3{COLUMNS, sample + 1}), columns_of(sample, 0), fparts.data(), fgradient.data(), stride, runs, 1, 2,
-                  WIDTH);
+    LAUNCH_BLOCKS(sum_runs, (dim3{COLUMNS, sample + 1}), columns_of(sample, 0), fparts.data(), fgradient.data(), stride,
+                  runs, 1, 2, WIDTH);
     same("sum_runs", fgradient.data() + sample * stride, gradient.data(), WIDTH);
 
     const int d = 70, rows = THREADS / 32;
@@ -194,10 +209,13 @@ void check_sum_runs_and_ring() {
     std::vector<double> lse = {1, -1, 2, 3, 4, 9999, 0.25, 8};
     Sparse<float> fo(all * d), fmore(all * d);
     Sparse<double> flse(all), fmore_lse(all);
-    put(fo.data() + row * d, o), put(fmore.data() + row * d, more), put(flse.data() + row, lse), put(fmore_lse.data() + row, more_lse);
+    put(fo.data() + row * d, o), put(fmore.data() + row * d, more), put(flse.data() + row, lse),
+        put(fmore_lse.data() + row, more_lse);
     LAUNCH(ring_merge, dim3{}, Order::Ascending, o.data(), lse.data(), more.data(), more_lse.data(), rows, d);
-    LAUNCH_BLOCKS(ring_merge, dim3{last + 1}, Blocks{block_at(last)}, fo.data(), flse.data(), fmore.data(), fmore_lse.data(), all, d);
-    same("ring_merge", fo.data() + row * d, o.data(), rows * d), same("ring_merge, lse", flse.data() + row, lse.data(), rows);
+    LAUNCH_BLOCKS(ring_merge, dim3{last + 1}, Blocks{block_at(last)}, fo.data(), flse.data(), fmore.data(),
+                  fmore_lse.data(), all, d);
+    same("ring_merge", fo.data() + row * d, o.data(), rows * d),
+        same("ring_merge, lse", flse.data() + row, lse.data(), rows);
 }
 
 template <class Unit>
@@ -214,7 +232,8 @@ void check_copy_rows(const char* name, auto function, int threads, const std::ve
     for (i64 i = 0; i < 2; ++i) {
         for (i64 j = 0; j < 3; ++j) {
             for (i64 k = 0; k < 4; ++k) {
-                same(name, spread.data() + i * far.s[0] + j * far.s[1] + k * far.s[2], &here[((i * 3 + j) * 4 + k) * 3], 3);
+                same(name, spread.data() + i * far.s[0] + j * far.s[1] + k * far.s[2], &here[((i * 3 + j) * 4 + k) * 3],
+                     3);
             }
         }
     }
@@ -226,7 +245,8 @@ void check_copy_rows(const char* name, auto function, int threads, const std::ve
     const i64 at = last < n ? last : last - 65535 * THREADS;
     Sparse<Unit> from(n), to(n);
     put(from.data() + at, std::vector<Unit>(values.begin(), values.begin() + THREADS));
-    launch({1, 65535}, {block_at(0, 65534)}, from.data(), to.data(), Places{{0, 0, units}}, Places{{0, 0, units}}, 1, rows, units);
+    launch({1, 65535}, {block_at(0, 65534)}, from.data(), to.data(), Places{{0, 0, units}}, Places{{0, 0, units}}, 1,
+           rows, units);
     same(name, to.data() + at, values.data(), THREADS);
 }
 
@@ -237,28 +257,34 @@ void check_patches() {
     static_assert(i64(local) * row > BEYOND);
     const Key key = {{1, 2, 3, 4, 5, 6, 7, 8}};
     std::vector<u8> pixels(row);
-    for (int i = 0; i < row; ++i) pixels[i] = u8(i * 37 + i / 256);
+    for (int i = 0; i < row; ++i)
+        pixels[i] = u8(i * 37 + i / 256);
     Sparse<u8> fpixels(i64(local + 1) * row);
     Sparse<float> fx0(i64(local + 1) * row), fnoise(i64(local + 1) * row), fx(i64(local + 1) * row);
     std::vector<float> x0(row), noise(row), x(row);
     put(fpixels.data() + i64(local) * row, pixels);
     Frames near = frames, far = frames;
     near.pixels = pixels.data(), near.first = local, far.pixels = fpixels.data();
-    LAUNCH(noisy_patches, dim3{3}, Order::Ascending, near, key, local, 1, 0.6f, 0.4f, x0.data(), noise.data(), x.data());
-    LAUNCH_BLOCKS(noisy_patches, dim3{3 * local + 3}, (Blocks{block_at(3 * local), block_at(3 * local + 1), block_at(3 * local + 2)}), far, key, 0, local + 1,
-                  0.6f, 0.4f, fx0.data(), fnoise.data(), fx.data());
+    LAUNCH(noisy_patches, dim3{3}, Order::Ascending, near, key, local, 1, 0.6f, 0.4f, x0.data(), noise.data(),
+           x.data());
+    LAUNCH_BLOCKS(noisy_patches, dim3{3 * local + 3},
+                  (Blocks{block_at(3 * local), block_at(3 * local + 1), block_at(3 * local + 2)}), far, key, 0,
+                  local + 1, 0.6f, 0.4f, fx0.data(), fnoise.data(), fx.data());
     const i64 at = i64(local) * row;
-    same("noisy_patches, x0", fx0.data() + at, x0.data(), row), same("noisy_patches, noise", fnoise.data() + at, noise.data(), row);
+    same("noisy_patches, x0", fx0.data() + at, x0.data(), row),
+        same("noisy_patches, noise", fnoise.data() + at, noise.data(), row);
     same("noisy_patches, x", fx.data() + at, x.data(), row);
 }
 
 int main() {
     emulator::catch_faults();
-    check_layer_norm(), check_rms_rope(), check_gate(), check_elementwise(), check_casts_and_norm(), check_sum_runs_and_ring();
+    check_layer_norm(), check_rms_rope(), check_gate(), check_elementwise(), check_casts_and_norm(),
+        check_sum_runs_and_ring();
     std::vector<Sixteen> sixteens;
     std::vector<u32> fours;
     std::vector<unsigned short> twos;
-    for (u32 i = 1; i <= THREADS; ++i) sixteens.push_back({{i, i + 1, i * 7, ~i}}), fours.push_back(i * 77777), twos.push_back(i);
+    for (u32 i = 1; i <= THREADS; ++i)
+        sixteens.push_back({{i, i + 1, i * 7, ~i}}), fours.push_back(i * 77777), twos.push_back(i);
     check_copy_rows("copy_rows_16", copy_rows_16, copy_rows_16_threads, sixteens);
     check_copy_rows("copy_rows_4", copy_rows_4, copy_rows_4_threads, fours);
     check_copy_rows("copy_rows_2", copy_rows_2, copy_rows_2_threads, twos);
