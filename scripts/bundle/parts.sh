@@ -20,7 +20,7 @@ part_kernels() {
         failure kernels "no python3 with torch: looked on the PATH, in the active environment and in /opt; PYTHON may name one"
         return 1
     fi
-    seconds=$(left)
+    seconds=$(($(left) / ahead)) # the parts after it are to have their share
     bounded "$seconds" "$python" "$bundle/kernels.py" --out "$results" --budget $((seconds > 10 ? seconds - 5 : seconds)) \
         >"$scratch/kernels" 2>&1
     status=$?

@@ -149,6 +149,7 @@ if [ ${#parts[@]} -eq 0 ]; then # finish makes the report
 fi
 
 record what=run "parts=${parts[*]}" "date=$(date -u +%FT%TZ)" "bundle=$(cat "$bundle/VERSION")" "gpu=$(gpu)" "budget=$BUDGET"
+ahead=${#parts[@]} # parts that are not done
 for part in "${parts[@]}"; do
     say "$part, $(left) s left"
     began=$SECONDS
@@ -161,6 +162,7 @@ for part in "${parts[@]}"; do
         failed=1
     fi
     record what=part "name=$part" seconds=$((SECONDS - began))
+    ahead=$((ahead - 1))
     report
 done
 exit $failed

@@ -159,6 +159,9 @@ fn wrong_kernels_and_a_bundle_without_them_are_said() {
         "{report}"
     );
 
+    let machine = Machine::new();
+    assert_eq!(failure(&machine, &["kernels", "step"]), "");
+    assert!(machine.read("out/log.txt").contains("the budget is 25"), "half of 528 s but for 5: the step has the rest");
     for missing in ["cubins", "kernels.py"] {
         let machine = Machine::new();
         let path = machine.path("tree/target/bundle").join(missing);
