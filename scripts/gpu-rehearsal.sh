@@ -45,6 +45,8 @@ says() {
 cp "$work/out/report.md" "$work/report.md"
 
 says "computes on no GPU" run_sh EMULATED_GPUS=0 "$bundle/run.sh" step
+says "for CUDA 12.8, and longreel needs one for 13.0" run_sh EMULATED_DRIVER=12080 "$bundle/run.sh" step
+says "cuBLAS here is of CUDA 12" run_sh EMULATED_CUBLAS=12 "$bundle/run.sh" step
 rm "$packages/libcuda.so.1" # the library itself: the others are links to it
 says "libcuda.so.1 is not found" run_sh "$bundle/run.sh" step
 cp "$driver/libcuda.so.1" "$packages/"

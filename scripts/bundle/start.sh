@@ -17,7 +17,7 @@ environment() {
 gpu() {
     local found
     found=$(timeout 20 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | head -n 1)
-    echo "${found:-unknown: nvidia-smi does not say}"
+    echo "${found:-a GPU unknown to nvidia-smi}"
 }
 
 # Sets `python`: the first that has torch, or else the first that runs. `has_torch` is 1 with torch.
@@ -116,7 +116,7 @@ computes() {
     case $status in
     0) cat "$scratch/peak" >>"$results/results.jsonl" ;;
     124) why="longreel starts, but the GPU ($(gpu)) has not answered in time" ;;
-    *) why="longreel starts, but computes on no GPU: $(last_line "$scratch/error") The GPU is $(gpu)" ;;
+    *) why="longreel starts, but computes on no GPU: $(last_line "$scratch/error") ($(gpu))" ;;
     esac
     return $status
 }
