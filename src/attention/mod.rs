@@ -45,13 +45,14 @@ pub fn flash_backward(
     differentiate(q, k, v, d_o, [lse, delta], scale, true, &Watch::default())
 }
 
-/// Contiguous tensors of groups of heads side by side along dim 1; the tensor itself if there is one group.
-pub(crate) fn side_by_side(parts: &[Tensor]) -> Result<Tensor> {
+/// Contiguous tensors of groups of heads side by side along dim 1; the tensor itself if there is one group. The parts are taken, as
+/// their memory is wanted for what comes next.
+pub(crate) fn side_by_side(parts: Vec<Tensor>) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if parts.len() > 1 && parts[0].device().is_cuda() {
-        return cuda::side_by_side(parts);
+        return cuda::side_by_side(&parts);
     }
-    Ok(Tensor::cat(parts, 1)?)
+    Ok(Tensor::cat(&parts, 1)?)
 }
 
 /// [`flash`] for a rank that is watched, where q, k and v are. If not `rounded`, its results are still to be merged with those of other

@@ -100,7 +100,7 @@ impl Engine<'_> {
             dv.push(self.to_rows(&gradients.2, group)?);
         }
         // Whole, as a tile's share of all weights is added once: sums keep their order whatever the groups.
-        let [dq, dk, dv] = [side_by_side(&dq)?, side_by_side(&dk)?, side_by_side(&dv)?]; // [rows, D]
+        let [dq, dk, dv] = [side_by_side(dq)?, side_by_side(dk)?, side_by_side(dv)?]; // [rows, D]
 
         self.enter(Phase::BackwardBefore);
         self.each_tile(Part::BeforeBackward, BOTH * self.per_row.before, |tile| {

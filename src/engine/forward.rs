@@ -78,7 +78,7 @@ impl Engine<'_> {
             outputs.push(self.to_rows(&o, group)?);
             statistics.push(lse);
         }
-        Ok(Attention { o: side_by_side(&outputs)?, lse: side_by_side(&statistics)? })
+        Ok(Attention { o: side_by_side(outputs)?, lse: side_by_side(statistics)? })
     }
 
     /// A group's q, k and v, `[B, my heads, S, d]`, from its block's input.
