@@ -254,13 +254,13 @@ pub fn error_of(output: &Output) -> String {
     errors[0].to_owned()
 }
 
-/// Waits for a command to end; one that hangs fails the test.
+/// Waits for a command to end; one that hangs fails the test. A busy machine may take minutes for what takes seconds.
 pub fn finish(child: Child) -> Output {
     let pid = child.id();
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || send.send(child.wait_with_output()));
     receive
-        .recv_timeout(Duration::from_secs(60))
+        .recv_timeout(Duration::from_secs(240))
         .unwrap_or_else(|_| {
             signal(pid, "KILL");
             panic!("the command hangs")
