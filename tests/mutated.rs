@@ -1,8 +1,13 @@
 //! Spoils bytes in many ways, the same in every run, or others for each number in `LONGREEL_FAULTS_SEED` (`make faults`).
 
 /// Calls `check` with `count` variants of `good`: bits and bytes changed, words set to extremes, pieces cut out, doubled, or cut off.
-pub fn mutated(good: &[u8], count: usize, mut check: impl FnMut(&[u8])) {
-    let seed = std::env::var("LONGREEL_FAULTS_SEED").map_or(0, |seed| seed.parse::<u64>().expect("a number"));
+pub fn mutated(good: &[u8], count: usize, check: impl FnMut(&[u8])) {
+    let seed = std::env::var("LONGREEL_FAULTS_SEED").map_or(0, |seed| seed.parse().expect("a number"));
+    mutated_from(seed, good, count, check);
+}
+
+/// [`mutated`] from a seed that has found something once.
+pub fn mutated_from(seed: u64, good: &[u8], count: usize, mut check: impl FnMut(&[u8])) {
     let mut state = 0x9e37_79b9_7f4a_7c15 ^ seed.wrapping_mul(0x5851_f42d_4c95_7f2d);
     let mut below = |n: usize| {
         state ^= state << 13;

@@ -7,6 +7,7 @@
 use super::av::Reason;
 use super::header::{self, Header, MOST_MEMORY};
 use super::scale::blend;
+use crate::terminal::one_line;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader};
 use std::fs::File;
@@ -61,7 +62,7 @@ pub fn probe(path: &Path, format: ImageFormat) -> Reason<(usize, usize)> {
     if format == ImageFormat::Png {
         PngLines::open(file)?; // its palette and the like
     } else {
-        decoder(file, format).map_err(|e| format!("it cannot be read as an image ({e})"))?;
+        decoder(file, format).map_err(|e| format!("it cannot be read as an image ({})", one_line(e)))?;
     }
     Ok((header.width, header.height))
 }
@@ -170,7 +171,7 @@ impl<R: BufRead + Seek> Picture<R> {
 
 /// The whole image that is not a PNG.
 fn whole(file: impl BufRead + Seek, format: ImageFormat) -> Reason<DynamicImage> {
-    decoder(file, format).and_then(DynamicImage::from_decoder).map_err(|e| format!("it cannot be decoded ({e})"))
+    decoder(file, format).and_then(DynamicImage::from_decoder).map_err(undecodable)
 }
 
 /// The pixels of the image turned upright, in u8, and their channels.
@@ -259,8 +260,8 @@ fn narrow(wide: [u8; 2]) -> u8 {
     ((u32::from(u16::from_be_bytes(wide)) + 128) / 257) as u8
 }
 
-fn undecodable(error: png::DecodingError) -> String {
-    format!("it cannot be decoded ({error})")
+fn undecodable(error: impl std::fmt::Display) -> String {
+    format!("it cannot be decoded ({})", one_line(error))
 }
 
 /// Pixels of 1 to 4 `channels` (grey, grey and alpha, RGB, RGBA) over white, as RGB.

@@ -2,6 +2,7 @@
 
 use super::{Found, MOST_MEMORY};
 use crate::data::av::Reason;
+use crate::terminal::one_line;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat, ImageReader};
 use std::io::{BufRead, Read, Seek, SeekFrom};
@@ -42,7 +43,7 @@ fn bmp_bytes(head: &[u8; 34], size: [u64; 2]) -> u64 {
 pub fn tiff(file: &mut (impl BufRead + Seek), length: u64) -> Reason<Found> {
     let (size, orientation, bytes) = decoded(file, ImageFormat::Tiff)?;
     file.seek(SeekFrom::Start(0)).map_err(|_| CUT)?;
-    let broken = |e: tiff::TiffError| format!("it cannot be read as an image ({e})");
+    let broken = |e: tiff::TiffError| format!("it cannot be read as an image ({})", one_line(e));
     let mut decoder = tiff::decoder::Decoder::new(file).map_err(broken)?;
     let mut list = |tag: Tag| decoder.find_tag_unsigned_vec::<u64>(tag).map_err(broken);
     let (mut starts, mut counts) = (list(Tag::StripOffsets)?, list(Tag::StripByteCounts)?);
@@ -70,7 +71,7 @@ pub fn tiff(file: &mut (impl BufRead + Seek), length: u64) -> Reason<Found> {
 /// Width and height, orientation, and bytes of the decoded image, from the header that the image crate's decoder reads.
 fn decoded(file: &mut (impl BufRead + Seek), format: ImageFormat) -> Reason<([u64; 2], Orientation, u64)> {
     file.seek(SeekFrom::Start(0)).map_err(|_| CUT)?;
-    let broken = |e: image::ImageError| format!("it cannot be read as an image ({e})");
+    let broken = |e: image::ImageError| format!("it cannot be read as an image ({})", one_line(e));
     let mut reader = ImageReader::with_format(file, format);
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(MOST_MEMORY);
