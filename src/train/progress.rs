@@ -286,7 +286,8 @@ mod tests {
 
     #[test]
     fn touched_pages_are_counted() {
-        let (before, pages) = (page_faults(), 1000);
+        // More than an allocator keeps for others: 1000 pages that another test had freed made no fault.
+        let (before, pages) = (page_faults(), 20_000);
         let block = std::hint::black_box(vec![1u8; pages * 4096]);
         assert!(page_faults() > before, "{before}, then {}", page_faults());
         drop(block);

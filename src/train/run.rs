@@ -50,7 +50,11 @@ pub fn run(config: RunConfig, start: Start, launch: &Launch, interrupted: &Atomi
     {
         tracing::info!("nothing to do: step {done} of {}; raise train.steps", job.config.train.steps);
         // A kill or a disk's error behind the last checkpoint leaves something, too.
-        return if is_first() { job.folder.remove_leftovers() } else { Ok(()) };
+        if is_first() {
+            job.folder.remove_leftovers()?;
+            job.folder.remove_older(done, job.config.train.keep)?;
+        }
+        return Ok(());
     }
     // Each machine has its own scratch folder, for its own ranks.
     let blocks = (job.model.num_layers * launch.ranks_here(ranks)).div_ceil(ranks);

@@ -78,7 +78,10 @@ fn what_changed_since_the_checkpoint_is_listed_and_config_toml_written_anew() {
     for (steps, expected) in [(3, "nothing to do: step 3 of 3; raise train.steps"), (2, "nothing to do: step 3 of 2")] {
         fs::write(place.path("run/.loss.png-AbCdEf.longreel-tmp"), "half").unwrap();
         fs::create_dir_all(place.path("run/checkpoints/.step-00000001-AbCdEf.longreel-tmp/transformer")).unwrap();
-        let stderr = said(&place, "run", &["--resume", &format!("train.steps={steps}")]);
+        let old = place.checkpoint("run", 1, "");
+        fs::create_dir(&old).unwrap();
+        fs::copy(place.checkpoint("run", 2, "state.json"), old.join("state.json")).unwrap();
+        let stderr = said(&place, "run", &["--resume", &format!("train.steps={steps}"), "train.keep=2"]);
         assert!(stderr.contains(expected), "{stderr}");
         assert!(snapshot(&place.path("run")) == before, "something was written, or left");
     }

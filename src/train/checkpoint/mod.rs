@@ -92,6 +92,11 @@ impl RunFolder {
         ["", "samples", CHECKPOINTS].iter().try_for_each(|part| files::remove_leftovers(&self.0.join(part)))
     }
 
+    /// Removes the checkpoints up to that of `step` but the last `keep`, as saving does.
+    pub fn remove_older(&self, step: u64, keep: usize) -> Result<()> {
+        save::remove_older(&self.0.join(CHECKPOINTS), step, keep)
+    }
+
     /// Sets the checkpoints after `step` aside: they are of a history that the run, going on from there, replaces.
     pub fn set_newer_aside(&self, step: u64) -> Result<()> {
         let newer = list(&self.0.join(CHECKPOINTS))?.into_iter().filter(|&(newer, _)| newer > step);

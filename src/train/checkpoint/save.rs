@@ -89,15 +89,21 @@ impl Saving {
         let text = Record { state: state.clone(), files: files.into_inner() }.to_text()?;
         atomic_write(&path.join(STATE), |out| out.write_all(text.as_bytes()))?;
         folder.publish(true)?;
-        // A folder without state.json is not ours to count, nor to remove. Newer steps are another history's.
-        let older = list(&all)?.into_iter().filter(|(s, path)| *s < step && path.join(STATE).is_file());
-        let older: Vec<_> = older.collect();
-        for (_, path) in older.iter().rev().skip(keep.max(1) - 1) {
-            // The run goes on: what is left has no name of a checkpoint, and the next start removes it.
-            if let Err(e) = files::remove_folder(path) {
-                tracing::warn!("an older checkpoint could not be removed: {e}");
-            }
-        }
+        remove_older(&all, step, keep)?;
         Ok(all.join(folder_name(step)))
     }
+}
+
+/// Removes all checkpoints up to that of `step` but the last `keep` (at least 1). One that cannot be removed is a warning.
+pub(super) fn remove_older(all: &Path, step: u64, keep: usize) -> Result<()> {
+    // A folder without state.json is not ours to count, nor to remove. Newer steps are another history's.
+    let older = list(all)?.into_iter().filter(|(s, path)| *s < step && path.join(STATE).is_file());
+    let older: Vec<_> = older.collect();
+    for (_, path) in older.iter().rev().skip(keep.max(1) - 1) {
+        // The run goes on: what is left has no name of a checkpoint, and the next start removes it.
+        if let Err(e) = files::remove_folder(path) {
+            tracing::warn!("an older checkpoint could not be removed: {e}");
+        }
+    }
+    Ok(())
 }
