@@ -18,28 +18,23 @@ __device__ __forceinline__ void wgmma_publish() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/// Keeps what the compiler does with these registers before this on its side, and what it does after it on the other.
+/// Keeps what the compiler does with this register before this on its side, and what it does after it on the other.
 /// No instruction is emitted. A clobber of memory alone would not do: it orders no arithmetic of registers.
-template <int M, int N>
-__device__ __forceinline__ void pin(float (&registers)[M][N][4]) {
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(registers[m][n][i])::"memory");
-        }
-    }
+__device__ __forceinline__ void pin(float& number) {
+    asm volatile("" : "+f"(number)::"memory");
+}
+__device__ __forceinline__ void pin(unsigned& pair) {
+    asm volatile("" : "+r"(pair)::"memory");
 }
 
-template <int M, int N>
-__device__ __forceinline__ void pin(unsigned (&registers)[M][N][4]) {
+template <class Register, int M, int N>
+__device__ __forceinline__ void pin(Register (&registers)[M][N][4]) {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
         for (int n = 0; n < N; ++n) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(registers[m][n][i])::"memory");
+            for (int i = 0; i < 4; ++i) pin(registers[m][n][i]);
         }
     }
 }

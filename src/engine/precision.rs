@@ -1,7 +1,8 @@
 //! What attention on a GPU can compute in: checked before a run's first step, by its plan, and by a bench, in the same words.
 //!
-//! In bf16 it goes by tensor cores, whose kernels have the usual sizes of heads. In f32 a block of threads takes a row and reads all keys for
-//! it: exact, and about a hundred times slower (by arithmetic; no GPU has measured it), so it is for checks.
+//! In bf16 it goes by tensor cores, whose kernels have the usual sizes of heads. In f32 a block of threads takes a row
+//! and reads all keys for it: exact, and about a hundred times slower (by arithmetic; no GPU has measured it), so it is
+//! for checks.
 
 use crate::{Result, bail};
 

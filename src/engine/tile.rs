@@ -36,10 +36,10 @@ pub(crate) fn check_on_gpu(rows: usize, width: usize) -> Result<()> {
     Ok(())
 }
 
-/// Rows of a tile where `asked` for so many, or for 0: then, for a network whose widest rows have `width` numbers (`ffn_dim`), 128 to
-/// 512, and no more than let three such rows each, in f32, lie in a quarter of the last-level cache: what comes in, what goes out, a gradient. A quarter, as ranks and
-/// neighbours share that cache. 512 where the system does not say how large it is. On a GPU 1024 to 65536, no more than let these rows lie in
-/// 512 MiB.
+/// Rows of a tile where `asked` for so many, or for 0: then, for a network whose widest rows have `width` numbers
+/// (`ffn_dim`), 128 to 512, and no more than let three such rows each, in f32, lie in a quarter of the last-level
+/// cache: what comes in, what goes out, a gradient. A quarter, as ranks and neighbours share that cache. 512 where the
+/// system does not say how large it is. On a GPU 1024 to 65536, no more than let these rows lie in 512 MiB.
 pub fn tile_rows(asked: usize, width: usize, on: Hardware) -> usize {
     static CACHE: LazyLock<Option<usize>> =
         LazyLock::new(|| last_level(Path::new("/sys/devices/system/cpu/cpu0/cache")));

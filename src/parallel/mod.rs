@@ -99,8 +99,9 @@ pub trait Communicator: Send + Sync {
         self.split(0, self.rank())
     }
 
-    /// Says that another thread will call this communicator, once, and that among all exchanges of this process the call belongs here: where
-    /// exchanges of several communicators must have one order on all ranks (NCCL's on a GPU), this is how a backend knows it.
+    /// Says that another thread will call this communicator, once, and that among all exchanges of this process the
+    /// call belongs here: where exchanges of several communicators must have one order on all ranks (NCCL's on a GPU),
+    /// this is how a backend knows it.
     fn reserve(&self) {}
 }
 
