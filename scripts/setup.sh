@@ -24,7 +24,7 @@ packages=(
     strace                                                    # make faults: ends processes at chosen system calls
     ffmpeg                                                    # the command, for the scripts that make datasets
     ca-certificates                                           # crates and hubs are fetched over https
-    python3-venv                                              # make check-cuda and make bench: nvcc and PyTorch from PyPI
+    python3-venv                                              # make check-cuda, make bench and benches/quality.py: packages from PyPI
 )
 
 # ---- Rust and Python ----------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ mod optimizer;
 mod order;
 mod parallel;
 mod plan;
+mod quality;
 mod ring;
 mod runs;
 mod stash;

@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Says how good a trained model's samples are, in numbers with floors beside them.
+
+    quality.py RUN [--count 500] [--guidance 1 1.5]     samples from a run, and measures
+    quality.py RUN --samples FOLDER                     measures what is in FOLDER/CLASS already, by any program
+
+For runs of images (data.frames = 1) with classes: how many of the samples a classifier reads as the class that was asked
+for, the Frechet distance, precision and recall on features of a small network, the distance to the nearest training
+image. For runs of videos of a moving shape: whether its class is read, how straight it goes, and whether patches show, too.
+Beside the samples: held-out real data, which are the ceiling, and three floors that need no network. docs/quality.md
+explains each figure.
+
+Needs Python 3.11, the ffmpeg program, numpy, and for images scikit-learn. What is not installed goes to a virtual
+environment, ~/.cache/longreel-quality.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tomllib
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from quality import environment  # noqa: E402
+
+
+def sample(longreel, run, names, per_class, guidance, steps, folder):
+    """Samples `per_class` clips of each class into folder/CLASS; each class starts from noise of its own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, name in enumerate(names):
+        command = [longreel, "sample", str(run), "--label", name, "--count", str(per_class), "--seed", str(1000 + number)]
+        command += ["--guidance", f"{guidance:g}"] if guidance is not None else []
+        command += ["--steps", str(steps)] if steps else []
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        print(f"sampling {per_class} of class {name}", file=sys.stderr)
+        done = subprocess.run([*command, "-o", str(folder / name)], stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            sys.exit(f"error: {' '.join(command)}: {done.stderr.strip()[-500:]}")
+
+
+def table(rows):
+    """A Markdown table of rows {name: {measure: value}}."""
+    measures = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(measures)} |", f"|---|{'---:|' * len(measures)}"]
+    for name, values in rows.items():
+        cells = [f"{values[m]:.1%}" if m in PERCENT else f"{values[m]:.3g}" for m in measures]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+PERCENT = ("accuracy", "precision", "recall", "equal frames")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--samples", type=pathlib.Path, nargs="+", default=[], metavar="FOLDER",
+                        help="measure these folders of class folders instead of sampling")
+    parser.add_argument("--count", type=int, default=500, help="samples, over all classes (default 500)")
+    parser.add_argument("--guidance", type=float, nargs="*", metavar="W", help="default: the run's own")
+    parser.add_argument("--steps", type=int, help="the sampler's steps; default: the run's own")
+    parser.add_argument("--video", action="store_true", help="measure as videos, also where a clip has one frame")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--longreel", default=str(HERE.parent / "target/release/longreel"), help="the program")
+    args = parser.parse_args()
+    try:
+        config = tomllib.loads((args.run / "config.toml").read_text())
+    except OSError as e:
+        sys.exit(f"error: {args.run} is not a run's folder: {e}")
+    except tomllib.TOMLDecodeError as e:
+        sys.exit(f"error: {args.run / 'config.toml'}: {e}")
+    data = config["data"]
+    if data.get("label") != "folder":
+        sys.exit(f"error: {args.run}: its clips have no classes (data.label); there is nothing to ask for")
+    if not data.get("heldout"):
+        sys.exit(f"error: {args.run}: it has no held-out clips (data.heldout) to compare with")
+    video = args.video or data["frames"] > 1
+    environment.need("numpy", *([] if video else ["sklearn"]))
+    from quality import frames
+
+    try:
+        rows = measure(args, config, data, video)
+    except frames.Problem as problem:
+        sys.exit(f"error: {problem}")
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measure(args, config, data, video):
+    from quality import frames
+
+    size = data["frames"], data["height"], data["width"]
+    training, labels, names = frames.read_classes(data["path"], *size)
+    heldout, heldout_labels, _ = frames.read_classes(data["heldout"], *size)
+    folders = {str(folder): folder for folder in args.samples}
+    if not folders:
+        for guidance in args.guidance or [None]:
+            default = config.get("sample", {}).get("guidance", 1.0)
+            name = f"guidance {default if guidance is None else guidance:g}"
+            folder = args.run / "quality" / name.replace(" ", "-")
+            per_class = max(1, args.count // len(names))
+            sample(args.longreel, os.path.relpath(args.run), names, per_class, guidance, args.steps, folder)
+            folders[f"samples, {name}"] = folder
+    sampled = {}
+    for name, folder in folders.items():
+        clips, asked, given = frames.read_classes(folder, *size)
+        if given != names:
+            raise frames.Problem(f"{folder}: its class folders are {given}, those of the data {names}")
+        sampled[name] = clips, asked
+    if video:
+        from quality import videos
+
+        return videos.report(training, labels, heldout, heldout_labels, sampled, patch_of(args.run, config))
+    from quality import images
+
+    return images.report(training, labels, heldout, heldout_labels, sampled)
+
+
+def patch_of(run, config):
+    """The network's patch size, of a run that may have taken its network from elsewhere (model.from)."""
+    if size := config["model"].get("patch_size"):
+        return size
+    last = sorted((run / "checkpoints").glob("step-*/transformer/config.json"))
+    return json.loads(last[-1].read_text())["patch_size"]
+
+
+if __name__ == "__main__":
+    main()

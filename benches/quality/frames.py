@@ -1,0 +1,93 @@
+"""Reads images and videos through ffmpeg into arrays [clips, frames, height, width, channels] of bytes.
+
+Only numpy is needed. A folder of class folders is what longreel trains on and what samples are written to.
+"""
+
+import pathlib
+import subprocess
+
+import numpy as np
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
+
+
+class Problem(Exception):
+    """Something the user can act on; the message says what."""
+
+
+def ffmpeg(arguments, what):
+    """Runs ffmpeg and returns its output; a failure becomes a Problem that quotes its last line."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", *arguments]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise Problem("ffmpeg is not installed; on Debian: sudo apt-get install ffmpeg") from None
+    if done.returncode != 0:
+        words = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
+        raise Problem(f"{what}: ffmpeg says: {words[-1]}")
+    return done.stdout
+
+
+def read(path, height, width, frames=None):
+    """One image or video, scaled to `height` x `width`: [frames, height, width, 3]; at most `frames` of it."""
+    limit = [] if frames is None else ["-frames:v", str(frames)]
+    scale = ["-vf", f"scale={width}:{height}"]
+    raw = ffmpeg(["-i", f"file:{path}", *scale, *limit, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], path)
+    pixels = np.frombuffer(raw, np.uint8)
+    if not len(pixels):
+        raise Problem(f"{path}: no frames")
+    return pixels.reshape(-1, height, width, 3)
+
+
+def read_images(files, height, width):
+    """Many images in one call of ffmpeg: [images, 1, height, width, 3]."""
+    if not files:
+        return np.zeros((0, 1, height, width, 3), np.uint8)
+    # Images are concatenated to one stream, so that one process decodes them all.
+    kinds = {path.suffix.lower() for path in files}
+    if kinds == {".png"}:
+        stream = b"".join(path.read_bytes() for path in files)
+        command = ["ffmpeg", "-v", "error", "-f", "image2pipe", "-c:v", "png", "-i", "-", "-vf",
+                   f"scale={width}:{height}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        try:
+            done = subprocess.run(command, input=stream, capture_output=True, check=False)
+        except FileNotFoundError:
+            raise Problem("ffmpeg is not installed; on Debian: sudo apt-get install ffmpeg") from None
+        pixels = np.frombuffer(done.stdout, np.uint8)
+        if len(pixels) == len(files) * height * width * 3:
+            return pixels.reshape(len(files), 1, height, width, 3)
+    return np.stack([read(path, height, width, 1) for path in files])
+
+
+def read_clips(files, frames, height, width):
+    """Videos or images of one size: [clips, frames, height, width, 3]; a clip with too few frames is an error."""
+    files = [pathlib.Path(path) for path in files]
+    if frames == 1 and all(path.suffix.lower() in IMAGES for path in files):
+        return read_images(files, height, width)
+    clips = [read(path, height, width, frames) for path in files]
+    for path, clip in zip(files, clips):
+        if len(clip) < frames:
+            raise Problem(f"{path}: {len(clip)} frames where {frames} are wanted")
+    return np.stack(clips)
+
+
+def files_of(folder):
+    """The images and videos directly in `folder`, in the order of their names."""
+    return sorted(path for path in pathlib.Path(folder).iterdir() if path.suffix.lower() in IMAGES + VIDEOS)
+
+
+def read_classes(folder, frames, height, width, most=None):
+    """Clips of a folder of class folders, with their classes' numbers and the names; `most` of each class."""
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise Problem(f"{folder}: no such folder")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise Problem(f"{folder}: no class folders")
+    parts = [read_clips(files_of(folder / name)[:most], frames, height, width) for name in names]
+    for name, part in zip(names, parts):
+        if not len(part):
+            raise Problem(f"{folder / name}: no images or videos")
+    labels = np.concatenate([np.full(len(part), number) for number, part in enumerate(parts)])
+    return np.concatenate(parts), labels, names

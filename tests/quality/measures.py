@@ -1,0 +1,51 @@
+"""Checks benches/quality/measures.py against values known by hand. Needs numpy; run by tests/quality.rs."""
+
+import pathlib
+import sys
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "benches"))
+from quality import measures  # noqa: E402
+
+rng = np.random.default_rng(0)
+
+
+def near(value, wanted, within):
+    assert abs(value - wanted) <= within, (value, wanted)
+
+
+# Frechet: of Gaussians with axes of known deviations the distance is that of the means and of the deviations.
+one = rng.standard_normal((200_000, 3))
+near(measures.frechet(one, one), 0, 1e-9)
+near(measures.frechet(one, one + [3, 0, 4]), 25, 1e-9)
+near(measures.frechet(one, one * [1, 2, 3]), 0 + 1 + 4, 0.05)
+# Covariances that do not commute: tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of [[2, 1], [1, 2]] and [[1, 0], [0, 4]].
+a, b = np.array([[2, 1], [1, 2]]), np.diag([1, 4])
+flat = rng.standard_normal((400_000, 2))
+product = a @ b  # of a 2 x 2 product, the trace of the root is sqrt(trace + 2 sqrt(det))
+wanted = np.trace(a) + np.trace(b) - 2 * np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
+near(measures.frechet(flat @ np.linalg.cholesky(a).T, flat @ np.linalg.cholesky(b).T), wanted, 0.03)
+
+# Precision and recall: samples at one of two real clusters are precise and miss half of what is real.
+clusters = np.concatenate([rng.standard_normal((100, 2)), rng.standard_normal((100, 2)) + 100])
+precision, recall = measures.precision_recall(clusters, rng.standard_normal((100, 2)))
+assert precision > 0.9 and 0.4 < recall < 0.6, (precision, recall)
+precision, recall = measures.precision_recall(clusters, rng.standard_normal((100, 2)) + 50)
+assert (precision, recall) == (0, 0), (precision, recall)
+
+# Nearest neighbours, and the floors.
+assert np.allclose(measures.nearest(np.array([[0.0, 3.0]]), np.array([[9.0, 9.0], [4.0, 0.0]])), [5])
+labels = np.arange(600) % 3
+rows = rng.standard_normal((600, 4)) * [1, 2, 3, 4] + 10 * labels[:, None]
+made = measures.floors(rows, labels, 3000, rng)
+for name, (floor, asked) in made.items():
+    assert list(asked[:4]) == [0, 1, 2, 0] and len(floor) == 3000, name
+    near(np.abs(floor[asked == 2].mean(0) - rows[labels == 2].mean(0)).max(), 0, 1.2)
+copies = made["copies of training data"][0]
+assert measures.nearest(copies, rows).max() < 1e-4
+gaussian, asked = made["Gaussian of the class"]
+assert np.allclose(gaussian[asked == 1].std(0), rows[labels == 1].std(0), rtol=0.1)
+assert measures.nearest(gaussian, rows).min() > 1e-3, "a drawn row is none of the training rows"
+assert np.ptp(made["mean of the class"][0][asked == 0], 0).max() == 0
+print("ok")
