@@ -4,9 +4,9 @@
     quality.py RUN [--count 500] [--guidance 1 1.5]     samples from a run, and measures
     quality.py RUN --samples FOLDER                     measures what is in FOLDER/CLASS already, by any program
 
-For runs of images (data.frames = 1) with classes: how many of the samples a classifier reads as the class that was asked
-for, the Frechet distance, precision and recall on features of a small network, the distance to the nearest training
-image. For runs of videos of a moving shape: whether its class is read, how straight it goes, and whether patches show, too.
+For runs of images (data.frames = 1) with classes: how many of the samples a classifier reads as the class that was
+asked for, the Frechet distance, precision and recall on features of a small network, the distance to the nearest
+training image. For runs of videos of a moving shape also how straight it goes, and whether patches show.
 Beside the samples: held-out real data, which are the ceiling, and three floors that need no network. docs/quality.md
 explains each figure.
 
@@ -32,7 +32,8 @@ def sample(longreel, run, names, per_class, guidance, steps, folder):
     """Samples `per_class` clips of each class into folder/CLASS; each class starts from noise of its own."""
     shutil.rmtree(folder, ignore_errors=True)
     for number, name in enumerate(names):
-        command = [longreel, "sample", str(run), "--label", name, "--count", str(per_class), "--seed", str(1000 + number)]
+        command = [longreel, "sample", str(run), "--label", name, "--count", str(per_class)]
+        command += ["--seed", str(1000 + number)]
         command += ["--guidance", f"{guidance:g}"] if guidance is not None else []
         command += ["--steps", str(steps)] if steps else []
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

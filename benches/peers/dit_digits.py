@@ -5,8 +5,8 @@
 
 `dit` is what one would write today: 4 blocks of width 128, a projection of time and class to modulations in every block,
 SwiGLU, QK norm per head. `wan` is Wan's block as longreel has it. Any difference of the two can be set alone. Writes
-OUT/metrics.jsonl (step, loss, lr, seconds), which `longreel watch` reads, and OUT/samples-G/CLASS/*.png, which
-`benches/quality.py --samples OUT/samples-G` measures. Needs PyTorch and numpy, and the ffmpeg program.
+OUT/metrics.jsonl (step, loss, lr, seconds), as a run does, and OUT/samples-GUIDANCE/CLASS/*.png, which
+`benches/quality.py --samples OUT/samples-1.5` measures. Needs PyTorch and numpy, and the ffmpeg program.
 """
 
 import argparse
@@ -220,8 +220,8 @@ def main():
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 1.5])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--snapshot", type=int, default=500, metavar="STEPS", help="keep the average every so many steps")
-    parser.add_argument("--average", type=pathlib.Path, help="only sample, from such an average; keys as it was trained")
+    parser.add_argument("--snapshot", type=int, default=500, metavar="STEPS", help="keep the average so often")
+    parser.add_argument("--average", type=pathlib.Path, help="only sample, from such a file")
     args = parser.parse_args()
     values = dict(DIT if args.preset == "dit" else WAN)
     for pair in args.set:

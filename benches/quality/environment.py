@@ -11,7 +11,7 @@ PINNED = {"numpy": "numpy==2.2.6", "sklearn": "scikit-learn==1.7.2"}
 
 
 def need(*modules):
-    """Returns if `modules` can be imported; else starts this script again in ~/.cache/longreel-quality, made if missing."""
+    """Returns if `modules` can be imported; else starts this script again in ~/.cache/longreel-quality, made if needed."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if not missing:
         return
@@ -25,8 +25,8 @@ def need(*modules):
         for step in steps:
             if subprocess.run(step, check=False).returncode != 0:
                 debian = " ".join(f"python3-{module}" for module in modules)
-                sys.exit(f"error: `{' '.join(step)}` failed; on Debian `sudo apt-get install python3-venv` lets it work, "
-                         f"and `sudo apt-get install {debian}` makes it needless")
+                sys.exit(f"error: `{' '.join(step)}` failed; on Debian `sudo apt-get install python3-venv` lets it "
+                         f"work, and `sudo apt-get install {debian}` makes it needless")
     os.execv(python, [str(python), *sys.argv])
 
 

@@ -1,7 +1,7 @@
-"""Measures sampled images of classes: does a classifier read the class that was asked for, and are they as real ones are?
+"""Measures sampled images of classes: does a classifier read the class asked for, and are they as real ones are?
 
-Needs scikit-learn. The judge of classes is a support vector machine, the features are those of a small network; both are
-fitted to the training images with fixed seeds, so that figures of two days can be compared.
+Needs scikit-learn. The judge of classes is a support vector machine, the features are those of a small network; both
+are fitted to the training images with fixed seeds, so that figures of two days can be compared.
 """
 
 import warnings
@@ -41,8 +41,8 @@ class Judge:
 
 
 def report(training, labels, heldout, heldout_labels, sampled):
-    """Rows {name: {measure: value}} for held-out real images, each of the sets `sampled` {name: (clips, asked)}, and the
-    floors. Distances are to the training images; all sets should have about as many images, as distances depend on it."""
+    """Rows {name: {measure: value}} for held-out real images, each of the sets `sampled` {name: (clips, asked)}, and
+    the floors. Distances are to the training images; they depend on how many images a set has."""
     training, heldout = rows(training), rows(heldout)
     judge = Judge(training, labels)
     real = judge.features(training)

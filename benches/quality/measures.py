@@ -41,8 +41,8 @@ def nearest(samples, training):
 
 
 def floors(rows, labels, count, rng):
-    """Sets which need no network, each as {name: (rows, labels)} of `count` rows with classes in turn: a Gaussian a class,
-    fitted to the pixels; the mean of the class; copies of training rows."""
+    """Sets which need no network, {name: (rows, labels)} of `count` rows with classes in turn: a Gaussian fitted to the
+    pixels of a class; the mean of the class; copies of training rows."""
     classes = labels.max() + 1
     asked = np.arange(count) % classes
     by_class = [rows[labels == number] for number in range(classes)]

@@ -1,7 +1,7 @@
 """Measures sampled videos of classes: the shape asked for, its path, seams between patches, and how much frames differ.
 
-Needs numpy alone. What is measured of a moving shape is in motion.py; distances between sets are taken on principal components
-of the training clips' grey pixels.
+Needs numpy alone. What is measured of a moving shape is in motion.py; distances between sets are taken on principal
+components of the training clips' grey pixels.
 """
 
 import numpy as np
@@ -34,8 +34,8 @@ def grey(clips):
 
 
 def report(training, labels, heldout, heldout_labels, sampled, patch):
-    """Rows {name: {measure: value}} for held-out real clips, each of the sets `sampled` {name: (clips, asked)}, and the floors.
-    Clips are bytes [n, t, h, w, 3]; `patch` is the network's (frames, height, width)."""
+    """Rows {name: {measure: value}} for held-out real clips, each of the sets `sampled` {name: (clips, asked)}, and the
+    floors. Clips are bytes [n, t, h, w, 3]; `patch` is the network's (frames, height, width)."""
     training, heldout = training.astype(np.float32) / 255, heldout.astype(np.float32) / 255
     classifier, features = motion.Classifier(training, labels), Features(training)
     real = features(training)
@@ -61,5 +61,6 @@ def report(training, labels, heldout, heldout_labels, sampled, patch):
     table |= {name: measure(clips.astype(np.float32) / 255, asked) for name, (clips, asked) in sampled.items()}
     rows = training.reshape(len(training), -1)
     made = measures.floors(rows, labels, len(heldout), np.random.default_rng(0))
-    return table | {f"floor: {name}": measure(clips.clip(0, 1).astype(np.float32).reshape(-1, *training.shape[1:]), asked)
+    shape = (-1, *training.shape[1:])
+    return table | {f"floor: {name}": measure(clips.clip(0, 1).astype(np.float32).reshape(shape), asked)
                     for name, (clips, asked) in made.items()}
