@@ -5,8 +5,8 @@
 //! Afterwards `longreel sample runs/example -o clip.mp4 --count 1` works as for any run.
 
 use longreel::config::{Prediction, RunConfig};
+use longreel::observe::metrics;
 use longreel::parallel::Launch;
-use longreel::train::metrics;
 use longreel::{Error, Result};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

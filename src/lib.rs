@@ -5,7 +5,7 @@
 //! and attention, the only place where ranks talk. `docs/design.md` tells the whole; the rooms, from the top:
 //!
 //! - [`cli`]: the commands; [`config`]: what a user may write.
-//! - [`train`]: the loop, optimizer, EMA, checkpoints, metrics.
+//! - [`train`]: the loop, optimizer, EMA, checkpoints; [`observe`]: metrics, and what shows them.
 //! - [`plan`]: what a step will need, before it runs.
 //! - [`data`]: folders to clips to a rank's frames; [`engine`]: forward and backward over model and attention.
 //! - [`model`]: the network's token-local pieces; [`diffusion`]: noise, targets, samplers.
@@ -27,6 +27,7 @@ pub mod files;
 mod gpu;
 pub mod hub;
 pub mod model;
+pub mod observe;
 pub mod ops;
 pub mod parallel;
 pub mod plan;

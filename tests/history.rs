@@ -1,7 +1,7 @@
 //! A metrics file made to agree with the checkpoint that a run resumes from: its faults are named, none of its lines is lost.
 
 use crate::metrics::record;
-use longreel::train::metrics::{self, MetricsLog, Record};
+use longreel::observe::metrics::{self, MetricsLog, Record};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;

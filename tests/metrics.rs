@@ -1,9 +1,9 @@
 //! The run's record: JSON lines and their cut on resume, TensorBoard's files by an independent reader, the loss curve.
 
 use longreel::Error;
-use longreel::train::metrics::{self, MetricsLog, Record};
+use longreel::observe::metrics::{self, MetricsLog, Record};
+use longreel::observe::tensorboard::EventWriter;
 use longreel::train::plot::loss_curve;
-use longreel::train::tensorboard::EventWriter;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;

@@ -4,7 +4,7 @@
 use crate::train::{Place, fail, longreel, succeed};
 use longreel::data::write::{PngWriter, VideoWriter, write_image, write_video};
 use longreel::files::{NewFolder, atomic_write, check_target, write_tensors};
-use longreel::train::metrics::MetricsLog;
+use longreel::observe::metrics::MetricsLog;
 use std::fs::{self, FileType};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;

@@ -1,9 +1,8 @@
-//! Training: the loop, optimizer, moving average, checkpoints, metrics; and sampling, which the loop and `longreel sample` share.
+//! Training: the loop, optimizer, moving average, checkpoints; and sampling, which the loop and `longreel sample` share.
 
 pub mod checkpoint;
 pub mod device;
 pub mod ema;
-pub mod metrics;
 pub mod named;
 pub mod optimizer;
 pub mod plot;
@@ -12,11 +11,9 @@ pub mod rehearsal;
 pub mod run_lock;
 pub mod sampling;
 pub mod schedule;
-pub mod tensorboard;
 
 mod clips;
 pub(crate) mod heldout;
-mod history;
 pub(crate) mod job;
 mod lineage;
 mod pace;

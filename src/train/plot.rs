@@ -7,10 +7,10 @@ use plotters::prelude::*;
 use serde::Deserialize;
 use std::path::Path;
 
-use super::metrics;
 use crate::data::sheet::{FONT, register_font};
 use crate::data::write::write_image;
 use crate::files::gib;
+use crate::observe::metrics;
 use crate::{Error, Result, bail};
 
 const SIZE: (u32, u32) = (1200, 720);

@@ -5,7 +5,7 @@ use crate::train::{Place, longreel, numbers, snapshot, succeed};
 use std::fs;
 
 /// Trains on processes, which must succeed.
-fn train(place: &Place, ranks: usize, out: &str, args: &[&str]) -> Vec<longreel::train::metrics::Record> {
+fn train(place: &Place, ranks: usize, out: &str, args: &[&str]) -> Vec<longreel::observe::metrics::Record> {
     let output = succeed(&mut mpirun(ranks, &place.command(out, args)));
     let stderr = text(&output.stderr);
     assert_eq!(stderr.matches(" parameters, ").count(), 1, "one rank speaks for all: {stderr}");

@@ -35,7 +35,7 @@ fn a_run_killed_before_its_first_checkpoint_starts_again() {
         );
         assert_eq!(numbers(&place.metrics(run)), numbers(&straight));
         assert_eq!(place.checkpoints(run), [4]);
-        let kept = longreel::train::metrics::read(&place.path(run).join("earlier-1/metrics.jsonl")).unwrap();
+        let kept = longreel::observe::metrics::read(&place.path(run).join("earlier-1/metrics.jsonl")).unwrap();
         assert!(kept.len() >= left && place.path(run).join("earlier-1/config.toml").is_file());
         let there = [
             ".mine.longreel",

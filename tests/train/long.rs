@@ -87,7 +87,7 @@ fn a_closed_terminal_ends_a_run_unless_nohup_started_it() {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("{start} \"$@\""), "sh"]).arg(command.get_program()).args(command.get_args());
         let mut child = shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let steps = || longreel::train::metrics::read(&place.path(run).join("metrics.jsonl")).map_or(0, |r| r.len());
+        let steps = || longreel::observe::metrics::read(&place.path(run).join("metrics.jsonl")).map_or(0, |r| r.len());
         wait_for(&mut child, "a step", || steps() > 0);
         signal(child.id(), "HUP");
         if run == "nohup" {

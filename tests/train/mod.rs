@@ -19,7 +19,7 @@ mod shortage;
 pub use failures::FILES_LIMITED;
 use image::{Rgb, RgbImage};
 use longreel::data::write::write_video;
-use longreel::train::metrics::{self, Record};
+use longreel::observe::metrics::{self, Record};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -112,7 +112,7 @@ fn ctrl_c_saves_a_checkpoint_and_ends_well() {
     let args = [&args[..], &[&steps]].concat();
     let resumed = place.train("int", &[&args[..], &["--resume"]].concat());
     let straight = place.train("straight", &args);
-    let losses = |records: &[longreel::train::metrics::Record]| -> Vec<u64> {
+    let losses = |records: &[longreel::observe::metrics::Record]| -> Vec<u64> {
         records.iter().map(|record| record.loss.to_bits()).collect()
     };
     assert_eq!(losses(&resumed), losses(&straight));

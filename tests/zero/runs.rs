@@ -1,7 +1,7 @@
 //! Whole runs: the same in every stage of ZeRO, and each goes on from a checkpoint on any other number of ranks, in any other stage.
 
 use longreel::model::folder::Folder;
-use longreel::train::metrics::Record;
+use longreel::observe::metrics::Record;
 
 use crate::train::{Place, numbers, snapshot};
 

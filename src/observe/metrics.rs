@@ -162,7 +162,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
 ///
 /// # Errors
 /// The file cannot be read, or a line is no record; names the line.
-pub(super) fn each<R: DeserializeOwned>(path: &Path, mut take: impl FnMut(R)) -> Result<()> {
+pub(crate) fn each<R: DeserializeOwned>(path: &Path, mut take: impl FnMut(R)) -> Result<()> {
     lines(path, |line, text| {
         if line.ended {
             let record = serde_json::from_slice(text).map_err(|e| {
