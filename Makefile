@@ -33,6 +33,7 @@ datasets/film/bbb.mp4: | setup
 	datasets/make.py film
 
 test: setup ## all tests: unit, integration, documentation, and that the examples build; ranks as threads and under mpirun
+	@scripts/setup-browser.sh
 	$(CARGO) test --release --locked $(MPI)
 	CARGO="$(CARGO)" scripts/test-older-cpus.sh $(MPI)
 

@@ -29,6 +29,7 @@ mod named;
 mod ops;
 mod optimizer;
 mod order;
+mod page;
 mod parallel;
 mod plan;
 mod quality;

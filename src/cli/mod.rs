@@ -9,11 +9,13 @@ mod bench;
 mod forward;
 mod interrupt;
 mod plan;
+mod report;
 mod sample;
 mod sampling;
 mod scan;
 mod train;
 mod verify;
+mod watch;
 
 use crate::allocator::report_shortage;
 use crate::files::{check_target, expand_home};
@@ -50,6 +52,8 @@ enum Command {
     Forward(forward::ForwardArgs),
     Scan(scan::ScanArgs),
     Verify(verify::VerifyArgs),
+    Watch(watch::WatchArgs),
+    Report(report::ReportArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -85,6 +89,8 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => alone(|| plan::run(args)),
         Command::Scan(args) => alone(|| scan::run(args)),
         Command::Verify(args) => alone(|| verify::run(&args)),
+        Command::Watch(args) => alone(|| watch::run(&args)),
+        Command::Report(args) => alone(|| report::run(&args)),
         Command::Bench(args) => alone(|| bench::run(args)),
     };
     match outcome {

@@ -1,7 +1,26 @@
-//! What a run leaves to be looked at: its metrics as JSON lines, and TensorBoard's copy of them.
+//! What a run leaves to be looked at, and what shows it: metrics as JSON lines, TensorBoard's copy of them; a
+//! page in the browser, and the same as one file.
 //!
-//! This room lies below [`train`](crate::train), which writes these files; nothing here knows how a run is trained.
+//! This room lies below [`train`](crate::train), which writes these files and knows nothing of the page. The page reads
+//! files alone:
+//!
+//! - `runs` finds runs, `folder` opens files within one and nothing outside it;
+//! - `follow` reads metrics as they grow, `series` keeps them in bounded memory, `details` is all else that a run has;
+//! - `http`, `server` and `page` answer a browser on this machine; `report` writes all of it into one file;
+//! - `page/` has the page itself.
 
+mod details;
+mod folder;
+mod follow;
 mod history;
+mod http;
 pub mod metrics;
+mod page;
+mod report;
+mod runs;
+mod series;
+mod server;
 pub mod tensorboard;
+
+pub use report::{MOST_MEDIA, Written, write_report};
+pub use server::Server;
