@@ -38,7 +38,8 @@ def sample(longreel, run, names, per_class, guidance, steps, folder):
         command += ["--steps", str(steps)] if steps else []
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         print(f"sampling {per_class} of class {name}", file=sys.stderr)
-        done = subprocess.run([*command, "-o", str(folder / name)], stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run([*command, "-o", str(folder / name)], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"error: {' '.join(command)}: {done.stderr.strip()[-500:]}")
 

@@ -5,7 +5,7 @@
 
 `dit` is what one would write today: 4 blocks of width 128, a projection of time and class to modulations in every block,
 SwiGLU, QK norm per head. `wan` is Wan's block as longreel has it. Any difference of the two can be set alone. Writes
-OUT/metrics.jsonl (step, loss, lr, seconds), as a run does, and OUT/samples-GUIDANCE/CLASS/*.png, which
+OUT/metrics.jsonl (step, loss, lr), as a run does, and OUT/samples-GUIDANCE/CLASS/*.png, which
 `benches/quality.py --samples OUT/samples-1.5` measures. Needs PyTorch and numpy, and the ffmpeg program.
 """
 

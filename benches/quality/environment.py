@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 # What the figures in docs/quality.md were made with.
-PINNED = {"numpy": "numpy==2.2.6", "sklearn": "scikit-learn==1.7.2"}
+PINNED = {"numpy": "numpy==2.4.6", "sklearn": "scikit-learn==1.9.1"}
 
 
 def need(*modules):
-    """Returns if `modules` can be imported; else starts this script again in ~/.cache/longreel-quality, made if needed."""
+    """Returns if `modules` can be imported; else starts this script again in ~/.cache/longreel-quality, which it makes."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if not missing:
         return
