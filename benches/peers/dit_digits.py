@@ -3,7 +3,7 @@
 
     dit_digits.py OUT [--preset dit|wan] [--set KEY=VALUE ...] [--samples 500] [--guidance 1 1.5]
 
-`dit` is what one would write today: 4 blocks of width 128, a projection of time and class to modulations in every block,
+`dit` is what one would write today: 4 blocks of width 128, time and class projected to modulations in every block,
 SwiGLU, QK norm per head. `wan` is Wan's block as longreel has it. Any difference of the two can be set alone. Writes
 OUT/metrics.jsonl (step, loss, lr), as a run does, and OUT/samples-GUIDANCE/CLASS/*.png, which
 `benches/quality.py --samples OUT/samples-1.5` measures. Needs PyTorch and numpy, and the ffmpeg program.
@@ -211,6 +211,17 @@ def write(folder, images, labels):
         subprocess.run(command, input=pixels[labels == number].tobytes(), check=True)
 
 
+def settings(parser, args):
+    """The keys of the preset with what --set changes."""
+    values = dict(DIT if args.preset == "dit" else WAN)
+    for pair in args.set:
+        key, _, value = pair.partition("=")
+        if key not in values:
+            parser.error(f"--set {key}: the keys are {', '.join(values)}")
+        values[key] = type(values[key])(value) if not isinstance(values[key], bool) else value == "true"
+    return argparse.Namespace(**values)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=pathlib.Path)
@@ -223,13 +234,8 @@ def main():
     parser.add_argument("--snapshot", type=int, default=500, metavar="STEPS", help="keep the average so often")
     parser.add_argument("--average", type=pathlib.Path, help="only sample, from such a file")
     args = parser.parse_args()
-    values = dict(DIT if args.preset == "dit" else WAN)
-    for pair in args.set:
-        key, _, value = pair.partition("=")
-        if key not in values:
-            parser.error(f"--set {key}: the keys are {', '.join(values)}")
-        values[key] = type(values[key])(value) if not isinstance(values[key], bool) else value == "true"
-    c = argparse.Namespace(**values)
+    c = settings(parser, args)
+    values = vars(c)
     torch.set_num_threads(args.threads)
     torch.manual_seed(c.seed)
 
