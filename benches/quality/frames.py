@@ -29,10 +29,15 @@ def ffmpeg(arguments, what):
     return done.stdout
 
 
-def read(path, height, width, frames=None):
-    """One image or video, scaled to `height` x `width`: [frames, height, width, 3]; at most `frames` of it."""
+def read(path, height, width, frames=None, stride=1):
+    """One image or video, scaled and cropped to `height` x `width` as longreel does: [frames, height, width, 3]; at most `frames` of
+    it, every `stride`th one."""
     limit = [] if frames is None else ["-frames:v", str(frames)]
-    scale = ["-vf", f"scale={width}:{height}"]
+    every = f"select=not(mod(n\\,{stride}))," if stride > 1 else ""
+    # In RGB, as a crop of YUV is moved to an even pixel.
+    cover = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags=area,format=rgb24"
+    cover += f",crop={width}:{height}:floor((iw-ow)/2+0.5):floor((ih-oh)/2+0.5)"
+    scale = ["-vf", every + cover, "-fps_mode", "passthrough"]
     raw = ffmpeg(["-i", f"file:{path}", *scale, *limit, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], path)
     pixels = np.frombuffer(raw, np.uint8)
     if not len(pixels):
@@ -60,12 +65,12 @@ def read_images(files, height, width):
     return np.stack([read(path, height, width, 1) for path in files])
 
 
-def read_clips(files, frames, height, width):
-    """Videos or images of one size: [clips, frames, height, width, 3]; a clip with too few frames is an error."""
+def read_clips(files, frames, height, width, stride=1):
+    """Videos or images of one size, every `stride`th frame of them: [clips, frames, height, width, 3]; too few is an error."""
     files = [pathlib.Path(path) for path in files]
     if frames == 1 and all(path.suffix.lower() in IMAGES for path in files):
         return read_images(files, height, width)
-    clips = [read(path, height, width, frames) for path in files]
+    clips = [read(path, height, width, frames, stride) for path in files]
     for path, clip in zip(files, clips):
         if len(clip) < frames:
             raise Problem(f"{path}: {len(clip)} frames where {frames} are wanted")
@@ -77,7 +82,7 @@ def files_of(folder):
     return sorted(path for path in pathlib.Path(folder).iterdir() if path.suffix.lower() in IMAGES + VIDEOS)
 
 
-def read_classes(folder, frames, height, width, most=None):
+def read_classes(folder, frames, height, width, most=None, stride=1):
     """Clips of a folder of class folders, with their classes' numbers and the names; `most` of each class."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -85,9 +90,28 @@ def read_classes(folder, frames, height, width, most=None):
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise Problem(f"{folder}: no class folders")
-    parts = [read_clips(files_of(folder / name)[:most], frames, height, width) for name in names]
+    parts = [read_clips(files_of(folder / name)[:most], frames, height, width, stride) for name in names]
     for name, part in zip(names, parts):
         if not len(part):
             raise Problem(f"{folder / name}: no images or videos")
     labels = np.concatenate([np.full(len(part), number) for number, part in enumerate(parts)])
     return np.concatenate(parts), labels, names
+
+
+# Where `longreel sample --real-size` puts frames on a contact sheet, in pixels: src/data/sheet.rs.
+MARGIN, CAPTION, FRAME_GAP, STRIP_GAP, NARROWEST = 16, 19, 2, 18, 110
+
+
+def read_sheet(path, clips, frames, height, width):
+    """The clips on a contact sheet of frames in their real size, without loss: [clips, frames, height, width, 3]."""
+    sheet = ffmpeg(["-i", f"file:{path}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], path)
+    wide = int.from_bytes(pathlib.Path(path).read_bytes()[16:20], "big")  # PNG's header
+    sheet = np.frombuffer(sheet, np.uint8).reshape(-1, wide, 3)
+    column = max(frames * (width + FRAME_GAP) - FRAME_GAP, NARROWEST) + STRIP_GAP
+    row = CAPTION + height + STRIP_GAP
+    rows, columns = ((side - 2 * MARGIN + STRIP_GAP) // each for side, each in zip(sheet.shape, (row, column)))
+    if rows * columns < clips:
+        raise Problem(f"{path}: a sheet of {rows} x {columns} clips where {clips} are wanted")
+    top = [MARGIN + CAPTION + i % rows * row for i in range(clips)]
+    left = [[MARGIN + i // rows * column + t * (width + FRAME_GAP) for t in range(frames)] for i in range(clips)]
+    return np.stack([[sheet[y : y + height, x : x + width] for x in xs] for y, xs in zip(top, left)])

@@ -28,7 +28,7 @@ if [ -e scripts/bundle/kernels.py ]; then
 fi
 if [ -n "$alone" ]; then
     mkdir "$bundle"/{configs,tests,datasets}
-    cp configs/demo.toml "$bundle/configs/"
+    cp configs/demo.toml configs/film.toml "$bundle/configs/"
     cp -r tests/golden "$bundle/tests/golden"
     cp -r datasets/bbb datasets/README.md "$bundle/datasets/" # with the clips' attribution
 fi

@@ -178,7 +178,7 @@ fn f32_on_a_gpu_is_for_short_clips_and_bf16_is_the_default() {
     assert!(error.contains("up to 8192 tokens a rank, and this one has 8193: set train.dtype = \"bf16\""), "{error}");
     let network = ["model.num_attention_heads=1", "model.attention_head_dim=64", "train.steps=2"];
     let mut command = Command::new(program());
-    command.args(["train", "configs/demo.toml"]).current_dir(root());
+    command.args(["train", "configs/film.toml"]).current_dir(root());
     let out = format!("run.out={}", run.0.path().join("run").display());
     let small = SMALL.iter().filter(|set| !set.starts_with("train.dtype"));
     for set in small.chain(&network).chain(&["parallel.ranks=1", "train.sample_every=0", "train.device=cuda", &out]) {

@@ -1,4 +1,4 @@
-"""Checks benches/quality/measures.py against values known by hand. Needs numpy; run by tests/quality.rs."""
+"""Checks benches/quality/measures.py and scenes.py against values known by hand. Needs numpy; run by tests/quality.rs."""
 
 import pathlib
 import sys
@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "benches"))
-from quality import measures  # noqa: E402
+from quality import frames, measures, scenes  # noqa: E402
 
 rng = np.random.default_rng(0)
 
@@ -48,4 +48,23 @@ gaussian, asked = made["Gaussian of the class"]
 assert np.allclose(gaussian[asked == 1].std(0), rows[labels == 1].std(0), rtol=0.1)
 assert measures.nearest(gaussian, rows).min() > 1e-3, "a drawn row is none of the training rows"
 assert np.ptp(made["mean of the class"][0][asked == 0], 0).max() == 0
+# Scenes: errors of 8 and 4 are 20 log10(255 / 8) and 6 dB more, and the nearest window counts.
+clip = rng.integers(50, 200, (4, 16, 24, 3)).astype(np.uint8)
+near(scenes.psnr(clip + 8, np.stack([clip, clip])), 30.07, 0.01)
+near(scenes.psnr(clip + 8, np.stack([clip, clip + 12])), 36.09, 0.01)
+# Steps of 10 at the borders of patches of 8 x 8, of 5 everywhere else.
+steps = np.where(np.arange(1, 24) % 8 == 0, 10, 5)
+ramp = np.concatenate([[0], np.cumsum(steps)])
+square = np.broadcast_to((ramp[None, :16, None] + ramp[:24][None, None])[..., None], (4, 16, 24, 3)) // 2
+near(scenes.seam(np.stack([square, square]), (8, 8)), 2, 0.1)
+near(scenes.seam(rng.integers(0, 255, (9, 4, 64, 64, 3)), (8, 8)), 1, 0.03)
+# Frames that change by 1 within a pair and by 3 between pairs; and equal ones.
+level = np.array([0, 1, 4, 5]).reshape(1, 4, 1, 1, 1) * np.ones((1, 1, 8, 8, 3))
+assert np.allclose(scenes.changes(level, 2), (1 / 3, 0)), scenes.changes(level, 2)
+assert scenes.changes(np.zeros((1, 4, 8, 8, 3)), 1) == (1, 1)
+rows = scenes.report(np.stack([clip, clip[::-1]]), np.arange(2), ["one", "two"],
+                     {"samples": (np.stack([clip + 8, clip + 8]), np.arange(2))}, (2, 8, 8))
+assert rows["samples"]["accuracy"] == 0.5 and rows["samples, one"]["accuracy"] == 1, rows
+near(rows["samples, one"]["PSNR, least"], 30.07, 0.01)
+assert rows["floor: the next scene"]["accuracy"] == 0, rows
 print("ok")
