@@ -19,6 +19,7 @@ mod watch;
 
 use crate::allocator::report_shortage;
 use crate::files::{check_target, expand_home};
+use crate::observe::warnings::KeepWarnings;
 use crate::ops::cpu;
 use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, start_pool, threads_per_rank};
 use crate::train::progress::Stderr;
@@ -33,6 +34,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 pub use interrupt::{catch_interrupts, interrupted};
 
@@ -220,6 +223,8 @@ fn start_logging() -> std::result::Result<(), String> {
         .with_target(false)
         .with_timer(Utc)
         .log_internal_errors(false) // it would panic where stderr is closed
+        .finish()
+        .with(KeepWarnings)
         .init();
     Ok(())
 }

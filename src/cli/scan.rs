@@ -5,13 +5,10 @@
 
 use super::{at_least_1, print, print_json};
 use crate::config::{Crop, Data, Label, RunConfig};
-use crate::data::sheet::{Strip, contact_sheet};
-use crate::data::{Apart, Augment, Clip, Dataset, Overlaps, token_grid};
+use crate::data::{self, Apart, Dataset, Overlaps, draw_sheet, name_below, token_grid};
 use crate::terminal::{self, counted};
-use crate::{Error, Result, bail, hub};
+use crate::{Result, bail, hub};
 use clap::Args;
-use image::RgbImage;
-use serde_json::json;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -79,9 +76,8 @@ fn three(text: &str) -> std::result::Result<[usize; 3], String> {
 /// Where the contact sheet goes by default.
 const SHEET: &str = "scan.png";
 
-/// So many clips are shown on a contact sheet, one a file, and so many frames of each.
+/// So many clips are shown on a contact sheet, one a file.
 const SHOWN: usize = 48;
-const SHOWN_FRAMES: usize = 4;
 
 /// Runs the command.
 ///
@@ -106,7 +102,7 @@ pub fn run(args: ScanArgs) -> Result<()> {
         None => None,
     };
     let report = Report { dataset: &dataset, root: &root, tokens };
-    if args.json { print_json(report.json()) } else { print(report.text()) }?;
+    if args.json { print_json(format!("{:#}", data::report(&dataset, &root, tokens))) } else { print(report.text()) }?;
     if dataset.is_empty() {
         bail!("{}: no usable clips", root.display());
     }
@@ -119,7 +115,7 @@ pub fn run(args: ScanArgs) -> Result<()> {
         );
         return Ok(());
     }
-    let shown = write_sheet(&dataset, &root, &sheet)?;
+    let shown = draw_sheet(&dataset, &root, &sheet, SHOWN, None)?;
     let all = counted(dataset.files().len(), "file", "files");
     tracing::info!("{}: {shown} of {all}", sheet.display());
     Ok(())
@@ -180,8 +176,7 @@ struct Report<'a> {
 
 impl Report<'_> {
     fn name(&self, path: &Path) -> String {
-        let name = path.strip_prefix(self.root).ok().filter(|name| !name.as_os_str().is_empty());
-        name.unwrap_or(path).to_string_lossy().into_owned()
+        name_below(self.root, path)
     }
 
     /// Files, skips and totals, for people.
@@ -254,58 +249,4 @@ impl Report<'_> {
         }
         out
     }
-
-    /// The same for programs.
-    fn json(&self) -> String {
-        let (dataset, config) = (self.dataset, self.dataset.config());
-        let files = dataset.files().iter().map(|file| {
-            json!({
-                "path": self.name(&file.path), "frames": file.frames, "height": file.height, "width": file.width,
-                "fps": file.rate, "clips": file.clips, "caption": file.caption.as_deref(),
-                "class": file.class.map(|class| &dataset.classes()[class]), "notes": file.notes,
-            })
-        });
-        let skipped = dataset.skipped().iter().map(|s| json!({"path": self.name(&s.path), "reason": s.reason}));
-        let report = json!({
-            "frames": config.frames, "stride": config.stride, "height": config.height, "width": config.width,
-            "fps": config.fps, "files": files.collect::<Vec<_>>(), "skipped": skipped.collect::<Vec<_>>(),
-            "mixed_rates": dataset.mixed_rates(), "classes": dataset.classes(), "clips": dataset.len(), "tokens_per_clip": self.tokens,
-            "tokens": self.tokens.map(|tokens| tokens * dataset.len()),
-        });
-        format!("{report:#}")
-    }
-}
-
-/// Draws the first clip of each file, or of files at even distances where there are many, and returns how many were
-/// drawn.
-fn write_sheet(dataset: &Dataset, root: &Path, path: &Path) -> Result<usize> {
-    let count = dataset.files().len();
-    let mut first_clips = Vec::with_capacity(count);
-    let mut next = 0;
-    for file in dataset.files() {
-        first_clips.push(next);
-        next += file.clips;
-    }
-    let shown = count.min(SHOWN);
-    let strips: Vec<Strip> = (0..shown)
-        .map(|i| strip(dataset, root, &dataset.clip(first_clips[i * count / shown])))
-        .collect::<Result<_>>()?;
-    contact_sheet(&strips, path)?;
-    Ok(shown)
-}
-
-fn strip(dataset: &Dataset, root: &Path, clip: &Clip) -> Result<Strip> {
-    let config = dataset.config();
-    let count = SHOWN_FRAMES.min(config.frames);
-    let frames = (0..count).map(|i| {
-        let n = i * (config.frames - 1) / (count - 1).max(1);
-        let frames = dataset.frames(clip, &Augment::PLAIN, n..n + 1)?;
-        RgbImage::from_raw(config.width as u32, config.height as u32, frames.data)
-            .ok_or_else(|| Error::Invalid(format!("{}: a frame has another size", clip.path.display())))
-    });
-    let name = clip.path.strip_prefix(root).ok().filter(|name| !name.as_os_str().is_empty()).unwrap_or(&clip.path);
-    let class = clip.class.map_or(String::new(), |class| format!("  [{}]", dataset.classes()[class]));
-    let caption = format!("{}  {}", class.trim(), clip.caption.as_deref().unwrap_or_default());
-    let frames = frames.collect::<Result<_>>()?;
-    Ok(Strip { name: name.to_string_lossy().into_owned(), caption: caption.trim().to_owned(), frames })
 }

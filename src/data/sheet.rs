@@ -42,13 +42,18 @@ const ASPECT: f64 = 1.4;
 const MOST_PIXELS: u64 = 200_000_000;
 
 impl Strip {
+    /// A frame at the size that it has on a sheet.
+    pub fn row_sized(frame: &RgbImage) -> RgbImage {
+        fit(frame, fitted(frame))
+    }
+
     /// The clip `frames` [n, height, width, 3] as `count` frames at even distances, the first and the last among them, at the size
     /// that they have on a sheet.
     pub fn from_clip(caption: &str, frames: &[u8], height: usize, width: usize, count: usize) -> Result<Self> {
         let n = write::frame_count(frames, height, width)?;
         let count = count.clamp(1, n);
         let pick = |i: usize| if count == 1 { 0 } else { (i * (n - 1) + (count - 1) / 2) / (count - 1) };
-        let image = |i| write::frame_image(frames, height, width, pick(i)).map(|frame| fit(&frame, fitted(&frame)));
+        let image = |i| write::frame_image(frames, height, width, pick(i)).map(|frame| Self::row_sized(&frame));
         let images = (0..count).map(image).collect::<Result<_>>()?;
         Ok(Self { name: String::new(), caption: caption.to_owned(), frames: images })
     }

@@ -1,4 +1,4 @@
-//! What a run leaves to be looked at, and what shows it: metrics as JSON lines, TensorBoard's copy of them; a
+//! What a run leaves to be looked at, and what shows it: metrics as JSON lines, TensorBoard's copy of them, warnings; a
 //! page in the browser, and the same as one file.
 //!
 //! This room lies below [`train`](crate::train), which writes these files and knows nothing of the page. The page reads
@@ -21,6 +21,7 @@ mod runs;
 mod series;
 mod server;
 pub mod tensorboard;
+pub mod warnings;
 
 pub use report::{MOST_MEDIA, Written, write_report};
 pub use server::Server;

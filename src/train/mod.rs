@@ -12,6 +12,7 @@ pub mod run_lock;
 pub mod sampling;
 pub mod schedule;
 
+mod about;
 mod clips;
 pub(crate) mod heldout;
 pub(crate) mod job;

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::about;
 use super::device;
 use super::job::Job;
 use super::lineage;
@@ -18,6 +19,7 @@ use crate::data::write::write_video;
 use crate::files::{create_folders, gib};
 use crate::observe::metrics::{MetricsLog, Record};
 use crate::observe::tensorboard::EventWriter;
+use crate::observe::warnings::{Keeping, keep_in};
 use crate::parallel::{Communicator, Mesh};
 use crate::plan::Plan;
 use crate::terminal::counted;
@@ -56,6 +58,8 @@ struct Voice<'a> {
     /// None once they could not be written: they are a copy of the metrics, for which no run ends.
     events: Option<EventWriter>,
     warned: Warned,
+    /// None where warnings cannot be kept; the log has them.
+    _warnings: Option<Keeping>,
     progress: &'a Progress,
     /// Tokens of a step.
     tokens: u64,
@@ -88,6 +92,8 @@ impl<'a> Report<'a> {
         } else {
             job.folder.create(&job.config)?;
         }
+        let warnings = keep_in(&job.folder.warnings());
+        about::record(job);
         let path = job.folder.metrics();
         let metrics = if resumed { MetricsLog::resume(&path, done)? } else { MetricsLog::create(&path)? };
         let events = EventWriter::create(&job.folder.root().join("tensorboard"), resumed.then_some(done));
@@ -116,6 +122,7 @@ impl<'a> Report<'a> {
             metrics,
             events: events.map_err(no_events).ok(),
             warned: Warned::default(),
+            _warnings: warnings.map_err(|e| tracing::warn!("warnings are in the log only: {e}")).ok(),
             progress,
             tokens,
             steps: 0,

@@ -3,6 +3,7 @@
 
 mod browser;
 mod devtools;
+mod record;
 mod server;
 mod written;
 

@@ -3,6 +3,8 @@
 //! ```text
 //! OUT/config.toml                         the run's whole config
 //! OUT/metrics.jsonl                       one line a step
+//! OUT/warnings.jsonl                      a line for each warning
+//! OUT/plan.json, data.json, data.png      what was planned, what the data are
 //! OUT/lock                                while a process trains: which (see `run_lock`)
 //! OUT/checkpoints/step-00000100/
 //!     state.json                          step, seed, data position, config: [`State`]; checksums of the other files
@@ -63,6 +65,11 @@ impl RunFolder {
         self.0.join("metrics.jsonl")
     }
 
+    /// `warnings.jsonl`.
+    pub fn warnings(&self) -> PathBuf {
+        self.0.join("warnings.jsonl")
+    }
+
     /// Makes the folder of a new run and writes its config.toml. What a run left that ended before its first checkpoint is set aside.
     ///
     /// # Errors
@@ -75,7 +82,8 @@ impl RunFolder {
         create_folders(&self.0)?;
         if std::fs::symlink_metadata(self.metrics()).is_ok_and(|file| file.is_file() && file.len() > 0) {
             // The metrics last: as long as they are there, there is something to set aside.
-            let left = ["config.toml", "loss.png", "samples", "tensorboard", "metrics-cut.jsonl", "metrics.jsonl"];
+            let shown = ["config.toml", "loss.png", "samples", "tensorboard", "plan.json", "data.json", "data.png"];
+            let left = shown.into_iter().chain(["warnings.jsonl", "metrics-cut.jsonl", "metrics.jsonl"]);
             let aside = self.set_aside(left)?;
             tracing::warn!(
                 "{}: a run ended here before its first checkpoint; this one starts from the beginning, what that one left is in {}",

@@ -1,0 +1,81 @@
+//! What there is to say of a dataset: which clips training uses, which files not and why; as JSON, and as a contact
+//! sheet.
+
+use image::RgbImage;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::dataset::{Clip, Dataset};
+use super::order::Augment;
+use super::sheet::{Strip, contact_sheet};
+use crate::{Error, Result};
+
+/// So many frames of a clip are shown on a contact sheet.
+const FRAMES: usize = 4;
+
+/// Files and skips of a dataset with their reasons, and totals; a clip is `tokens` tokens. Paths are those below
+/// `root`.
+pub fn report(dataset: &Dataset, root: &Path, tokens: Option<usize>) -> Value {
+    let config = dataset.config();
+    let files = dataset.files().iter().map(|file| {
+        json!({
+            "path": name_below(root, &file.path), "frames": file.frames, "height": file.height, "width": file.width,
+            "fps": file.rate, "clips": file.clips, "caption": file.caption.as_deref(),
+            "class": file.class.map(|class| &dataset.classes()[class]), "notes": file.notes,
+        })
+    });
+    let skipped = dataset.skipped().iter().map(|s| json!({"path": name_below(root, &s.path), "reason": s.reason}));
+    json!({
+        "frames": config.frames, "stride": config.stride, "height": config.height, "width": config.width,
+        "fps": config.fps, "files": files.collect::<Vec<_>>(), "skipped": skipped.collect::<Vec<_>>(),
+        "mixed_rates": dataset.mixed_rates(), "classes": dataset.classes(), "clips": dataset.len(),
+        "tokens_per_clip": tokens,
+        "tokens": tokens.map(|tokens| tokens * dataset.len()),
+    })
+}
+
+/// A file's name for people: its path below the dataset's folder.
+pub fn name_below(root: &Path, path: &Path) -> String {
+    let name = path.strip_prefix(root).ok().filter(|name| !name.as_os_str().is_empty());
+    name.unwrap_or(path).to_string_lossy().into_owned()
+}
+
+/// Draws the first clip of each file, or of `most` files at even distances where there are more, to the PNG `path`;
+/// those that are not decoded within `time` are left out. Returns how many were drawn.
+///
+/// # Errors
+/// A clip cannot be decoded; the sheet cannot be written; there is no clip.
+pub fn draw_sheet(dataset: &Dataset, root: &Path, path: &Path, most: usize, time: Option<Duration>) -> Result<usize> {
+    let (count, start) = (dataset.files().len(), Instant::now());
+    let mut first_clips = Vec::with_capacity(count);
+    let mut next = 0;
+    for file in dataset.files() {
+        first_clips.push(next);
+        next += file.clips;
+    }
+    let shown = count.min(most);
+    let in_time = |i: &usize| *i == 0 || time.is_none_or(|time| start.elapsed() < time);
+    let strips: Vec<Strip> = (0..shown)
+        .take_while(in_time)
+        .map(|i| strip(dataset, root, &dataset.clip(first_clips[i * count / shown])))
+        .collect::<Result<_>>()?;
+    contact_sheet(&strips, path)?;
+    Ok(strips.len())
+}
+
+fn strip(dataset: &Dataset, root: &Path, clip: &Clip) -> Result<Strip> {
+    let config = dataset.config();
+    let count = FRAMES.min(config.frames);
+    let frames = (0..count).map(|i| {
+        let n = i * (config.frames - 1) / (count - 1).max(1);
+        let frames = dataset.frames(clip, &Augment::PLAIN, n..n + 1)?;
+        let frame = RgbImage::from_raw(config.width as u32, config.height as u32, frames.data)
+            .ok_or_else(|| Error::Invalid(format!("{}: a frame has another size", clip.path.display())))?;
+        Ok(Strip::row_sized(&frame)) // at once, as all strips are held until the sheet is drawn
+    });
+    let class = clip.class.map_or(String::new(), |class| format!("  [{}]", dataset.classes()[class]));
+    let caption = format!("{}  {}", class.trim(), clip.caption.as_deref().unwrap_or_default());
+    let frames = frames.collect::<Result<_>>()?;
+    Ok(Strip { name: name_below(root, &clip.path), caption: caption.trim().to_owned(), frames })
+}

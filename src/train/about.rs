@@ -1,0 +1,73 @@
+//! What a run records of itself besides its measurements, for whoever looks at its folder: what was planned, and what
+//! its data are. Nothing here ends a run: what cannot be written is a warning.
+
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Duration;
+
+use super::job::Job;
+use crate::data::{Decoding, draw_sheet, report};
+use crate::files::atomic_write;
+use crate::parallel::Placement;
+use crate::plan::Plan;
+use crate::{Result, hub};
+
+/// Files of the data that are named, of those used and of those not; a folder may have millions.
+const NAMED: usize = 200;
+
+/// Files on the contact sheet, and the time that decoding them may take: a run is not kept waiting by its pictures.
+const SHOWN: usize = 24;
+const SHEET_TIME: Duration = Duration::from_secs(5);
+
+/// Larger frames, in pixels, are not decoded for the sheet: a whole one takes memory that no plan counts.
+const LARGEST: usize = 4 << 20;
+
+/// Writes `plan.json`, `data.json` and `data.png` into the run's folder.
+pub fn record(job: &Job) {
+    for (what, written) in [("plan.json", plan(job)), ("data.json", data(job)), ("data.png", sheet(job))] {
+        if let Err(e) = written {
+            tracing::warn!("{what} is not written, and the run goes on without: {e}");
+        }
+    }
+}
+
+/// What memory was planned: of the process whose peak the metrics have.
+fn plan(job: &Job) -> Result<()> {
+    let plan = Plan::with_decoding(&job.config, &job.model, false, Some(&Decoding::of(&job.dataset)))?;
+    let alone = Placement::here().is_none(); // then all ranks are its threads
+    let bytes = if alone { plan.total() } else { plan.per_rank() };
+    let about = json!({
+        "bytes": bytes, "ranks": plan.ranks.len(), "tokens_per_clip": plan.tokens, "tokens_per_step": job.tokens()?,
+        "parameters": plan.parameters,
+    });
+    write(job, "plan.json", &about)
+}
+
+/// What `longreel scan` says of the clips, of many files the first.
+fn data(job: &Job) -> Result<()> {
+    let root = hub::resolve(&job.config.data.path)?;
+    let tokens = job.model.grid([job.config.data.frames, job.config.data.height, job.config.data.width])?;
+    let mut about = report(&job.dataset, &root, Some(tokens.iter().product()));
+    for (list, count) in [("files", "file_count"), ("skipped", "skipped_count")] {
+        let Some(named) = about[list].as_array_mut() else { continue };
+        let all = named.len();
+        named.truncate(NAMED);
+        named.iter_mut().filter_map(Value::as_object_mut).for_each(|file| drop(file.remove("caption")));
+        about[count] = all.into();
+    }
+    write(job, "data.json", &about)
+}
+
+fn sheet(job: &Job) -> Result<()> {
+    let data = &job.config.data;
+    if data.height.saturating_mul(data.width) > LARGEST {
+        return Ok(());
+    }
+    let path = job.folder.root().join("data.png");
+    let root = hub::resolve(&data.path)?;
+    draw_sheet(&job.dataset, &root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
+}
+
+fn write(job: &Job, name: impl AsRef<Path>, about: &Value) -> Result<()> {
+    atomic_write(&job.folder.root().join(name), |out| writeln!(out, "{about:#}"))
+}
