@@ -11,7 +11,7 @@ use longreel::diffusion::Objective;
 use longreel::model::{Model, ModelConfig};
 use longreel::parallel::{Sequence, run_threads};
 use longreel::train::checkpoint::Checkpoint;
-use longreel::train::sampling::{Request, sample};
+use longreel::train::sampling::{ClipSampler, ClipSpec, Request};
 use longreel::{Error, Result};
 
 fn main() -> Result<()> {
@@ -26,7 +26,14 @@ fn main() -> Result<()> {
     let clip = run_threads(1, threads, |comm| {
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = Model::load(&network, DType::F32, false, |name| folder.read_f32(name))?;
-        sample(&model, &objective, &sequence, &request, 0, config.train.tile)?.collect(sequence.all.as_ref())
+        let sampler = ClipSampler {
+            model: &model,
+            objective: &objective,
+            sequence: &sequence,
+            request: &request,
+            tile: config.train.tile,
+        };
+        sampler.sample(ClipSpec { index: 0, label: None })?.collect(sequence.all.as_ref())
     })?
     .remove(0)
     .ok_or_else(|| Error::Invalid("rank 0 has no clip".into()))?;

@@ -96,11 +96,43 @@ fn every_kind_of_output() {
     sample(&place, "two.gif", &["--count", "2"]);
     assert!(place.path("two-0.gif").is_file() && place.path("two-1.gif").is_file());
 
+    sample(&place, "one.webm", &[]);
+    assert_eq!(video(&place.path("one.webm"), [4, 16, 40]).1.round(), 12.0);
+    sample(&place, "two.webp", &["--count", "2"]);
+    for i in 0..2 {
+        let file = std::io::BufReader::new(fs::File::open(place.path(&format!("two-{i}.webp"))).unwrap());
+        let decoder = image::codecs::webp::WebPDecoder::new(file).unwrap();
+        assert_eq!(decoder.into_frames().collect_frames().unwrap().len(), 4);
+    }
+
     sample(&place, "sheet.png", &["--count", "3"]);
-    assert!(pixels(&place.path("sheet.png")).height() > 3 * 16);
+    let sheet = pixels(&place.path("sheet.png"));
+    assert!(sheet.height() > 3 * 96, "strips are made about 96 pixels high");
+    sample(&place, "real.png", &["--count", "3", "--real-size"]);
+    let real = pixels(&place.path("real.png"));
+    assert_eq!(real.dimensions(), (2 * 16 + 4 * 40 + 3 * 2, 2 * 16 + 3 * (19 + 16) + 2 * 18));
+    // Of one clip the first frame lies in the same corner, six times as large.
+    let (small, large) = ("small.png", "large.png");
+    sample(&place, small, &["--count", "1", "--real-size"]);
+    sample(&place, large, &["--count", "1"]);
+    let [small, large] = [small, large].map(|name| pixels(&place.path(name)));
+    for (x, y) in [(0, 0), (39, 0), (17, 9), (39, 15)] {
+        let corner = 16; // the margin; below it a line of caption
+        assert_eq!(
+            small.get_pixel(corner + x, corner + 19 + y),
+            large.get_pixel(corner + 6 * x + 3, corner + 19 + 6 * y + 3)
+        );
+    }
+    let error = fail(&mut command(&place.path("run"), &place.path("x.mp4"), &["--real-size"]));
+    assert!(error.starts_with("--real-size is for contact sheets"), "{error}");
+    let enormous = ["--count=64", "--real-size", "--height=2160", "--width=3840"];
+    let error = fail(&mut command(&place.path("run"), &place.path("x.png"), &enormous));
+    assert!(error.starts_with("a contact sheet of 64 clips would have "), "{error}");
     let printed = sample(&place, "deep/folder", &["--count", "3"]);
     assert_eq!(printed, format!("{}\n", place.path("deep/folder").display()));
     assert_eq!(names(&place.path("deep/folder")), ["00000.mp4", "00001.mp4", "00002.mp4"]);
+    sample(&place, "pictures.v2/", &["--count", "2", "--frames=2"]);
+    assert_eq!(names(&place.path("pictures.v2")), ["00000.mp4", "00001.mp4"]);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use ffmpeg_next as ffmpeg;
 use image::AnimationDecoder;
-use longreel::data::sheet::{Strip, contact_sheet};
-use longreel::data::write::{Kind, VideoWriter, write_file, write_video};
+use longreel::data::sheet::{FrameScale, Strip, check_size, contact_sheet};
+use longreel::data::write::{Container, Kind, VideoWriter, write_file, write_video};
 use longreel::{Error, bail};
 use std::fs::{self, File};
 use std::path::Path;
@@ -141,12 +141,62 @@ fn plain_colours_survive_mp4() {
 }
 
 #[test]
+fn webm_is_vp9_with_the_frames_size_rate_and_colours() {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, h, w, fps) in [(37, 64, 80, 24.0), (9, 33, 51, 23.976), (1, 1, 1, 7.3)] {
+        let path = folder.path().join(format!("{n}.webm"));
+        let frames = smooth(n, h, w);
+        write_video(&path, &frames, h, w, fps).unwrap();
+        let back = decode(&path);
+        assert_eq!(back.codec, ffmpeg::codec::Id::VP9);
+        assert_eq!(back.tagged, (ffmpeg::color::Space::BT709, ffmpeg::color::Range::MPEG));
+        assert_eq!((back.frames.len(), back.height, back.width), (n, h.next_multiple_of(2), w.next_multiple_of(2)));
+        assert!((back.fps - fps).abs() < 1e-3 * fps, "{} is not {fps}", back.fps); // its times are whole milliseconds
+        for (i, (a, b)) in frames.chunks(h * w * 3).zip(&back.frames).enumerate() {
+            let db = psnr(a, h, w, b, back.width);
+            assert!(db > 34.0, "{n} frames of {h}x{w}: frame {i} has {db:.1} dB");
+        }
+    }
+}
+
+#[test]
+fn webp_repeats_its_frames_for_their_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clip.webp");
+    for (n, h, w, milliseconds) in [(24, 27, 35, 960), (2, 8, 1, 80)] {
+        let frames = smooth(n, h, w);
+        write_video(&path, &frames, h, w, 25.0).unwrap();
+        let file = std::io::BufReader::new(File::open(&path).unwrap());
+        let decoder = image::codecs::webp::WebPDecoder::new(file).unwrap();
+        assert!(matches!(decoder.loop_count(), image::metadata::LoopCount::Infinite));
+        let back = decoder.into_frames().collect_frames().unwrap();
+        assert_eq!(back.len(), n);
+        let mut time = 0;
+        for (frame, rgb) in back.iter().zip(frames.chunks(h * w * 3)) {
+            time += frame.delay().numer_denom_ms().0 / frame.delay().numer_denom_ms().1;
+            let values: Vec<f64> =
+                image::DynamicImage::from(frame.buffer().clone()).into_rgb8().iter().map(|&v| v as f64).collect();
+            let db = psnr(rgb, h, w, &values, w);
+            assert!(db > 30.0, "{db:.1} dB");
+        }
+        assert_eq!(time, milliseconds);
+    }
+    // A single frame is a picture like any other.
+    let one = smooth(1, 30, 41);
+    write_video(&path, &one, 30, 41, 24.0).unwrap();
+    let picture = image::open(&path).unwrap().into_rgb8();
+    let values: Vec<f64> = picture.iter().map(|&v| v as f64).collect();
+    assert_eq!(picture.dimensions(), (41, 30));
+    assert!(psnr(&one, 30, 41, &values, 41) > 30.0);
+}
+
+#[test]
 fn streaming_gives_the_same_file_and_shows_it_only_when_finished() {
     let folder = tempfile::tempdir().unwrap();
     let (whole, parts) = (folder.path().join("whole.mp4"), folder.path().join("parts.mp4"));
     let frames = smooth(7, 32, 48);
     write_video(&whole, &frames, 32, 48, 24.0).unwrap();
-    let mut writer = VideoWriter::create(&parts, 32, 48, 24.0).unwrap();
+    let mut writer = VideoWriter::create(&parts, Container::Mp4, 32, 48, 24.0).unwrap();
     assert!(writer.is_empty());
     for part in frames.chunks(3 * 32 * 48 * 3) {
         writer.push(part).unwrap();
@@ -158,10 +208,10 @@ fn streaming_gives_the_same_file_and_shows_it_only_when_finished() {
     assert_eq!(fs::read(whole).unwrap(), fs::read(&parts).unwrap());
 
     // A writer that is dropped, or finished without frames, leaves the old file and nothing new.
-    let mut dropped = VideoWriter::create(&parts, 32, 48, 24.0).unwrap();
+    let mut dropped = VideoWriter::create(&parts, Container::Mp4, 32, 48, 24.0).unwrap();
     dropped.push(&frames).unwrap();
     drop(dropped);
-    let empty = VideoWriter::create(&parts, 32, 48, 24.0).unwrap().finish();
+    let empty = VideoWriter::create(&parts, Container::Mp4, 32, 48, 24.0).unwrap().finish();
     assert!(message(empty).contains("without frames"));
     assert_eq!(decode(&parts).frames.len(), 7);
     assert_eq!(names(folder.path()), ["parts.mp4", "whole.mp4"]);
@@ -227,7 +277,7 @@ fn what_cannot_be_written_says_why_and_leaves_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let frames = smooth(2, 8, 8);
-    for name in ["a.mp4", "a.gif", "a.png"] {
+    for name in ["a.mp4", "a.webm", "a.webp", "a.gif", "a.png"] {
         fs::write(at(name), "precious").unwrap();
         assert!(message(write_video(&at(name), &[], 8, 8, 24.0)).contains("without frames"));
         assert!(message(write_video(&at(name), &frames[1..], 8, 8, 24.0)).contains("not a whole number of 8x8"));
@@ -236,28 +286,30 @@ fn what_cannot_be_written_says_why_and_leaves_the_old_file() {
         let error = message(write_video(&nowhere, &frames, 8, 8, 24.0));
         assert!(error.contains("nowhere") && error.contains("No such file"), "{error}");
     }
-    for name in ["a.mp4", "a.gif"] {
+    for name in ["a.mp4", "a.webm", "a.webp", "a.gif"] {
         for fps in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
             assert!(message(write_video(&at(name), &frames, 8, 8, fps)).contains("not a frame rate"));
         }
     }
-    let error = message(write_video(&at("a.webm"), &frames, 8, 8, 24.0));
-    assert!(error.contains(".webm") && error.contains(".mp4, .gif, .png"), "{error}");
+    let error = message(write_video(&at("a.avi"), &frames, 8, 8, 24.0));
+    assert!(error.contains(".avi") && error.contains(".mp4, .webm, .gif, .webp, .png"), "{error}");
     assert!(message(write_video(Path::new("/"), &[0; 3], 1, 1, 1.0)).contains("not empty"));
     assert!(message(write_video(Path::new(".."), &[0; 3], 1, 1, 1.0)).contains("not empty"));
-    assert!(message(VideoWriter::create(&at("wide.mp4"), 2, 20000, 24.0)).contains("16384"));
+    assert!(message(VideoWriter::create(&at("wide.mp4"), Container::Mp4, 2, 20000, 24.0)).contains("16384"));
+    assert!(message(write_video(&at("wide.webp"), &[0; 3 * 16384], 1, 16384, 24.0)).contains("1 to 16383"));
     assert!(message(write_video(&at("a.png").join("b.png"), &frames, 8, 8, 24.0)).contains("Not a directory"));
     let failing = write_file(&at("a.png"), |out| {
         std::io::Write::write_all(out, b"half of it").map_err(|e| Error::io("a.png", e))?;
         bail!("the source dried up")
     });
     assert_eq!(message(failing), "the source dried up");
-    for name in ["a.mp4", "a.gif", "a.png"] {
+    for name in ["a.mp4", "a.webm", "a.webp", "a.gif", "a.png"] {
         assert_eq!(fs::read(at(name)).unwrap(), b"precious");
     }
-    assert_eq!(names(folder.path()), ["a.gif", "a.mp4", "a.png"]);
+    assert_eq!(names(folder.path()), ["a.gif", "a.mp4", "a.png", "a.webm", "a.webp"]);
     assert_eq!(Kind::of(&at("new")).unwrap(), Kind::Folder);
-    assert_eq!(Kind::of(Path::new("x.MP4")).unwrap(), Kind::Mp4);
+    assert_eq!(Kind::of(Path::new("x.MP4")).unwrap(), Kind::Video(Container::Mp4));
+    assert_eq!(Kind::of(Path::new("all.png/")).unwrap(), Kind::Folder);
 }
 
 #[test]
@@ -267,12 +319,12 @@ fn contact_sheets_show_every_frame_and_refuse_nonsense() {
     let red = [220, 10, 10].repeat(5 * 40 * 60);
     let long = "a caption that is far too long for the little picture below it, however one turns it";
     let strips = [
-        Strip::from_clip("wide.mp4", &red, 40, 60, 3).unwrap(),
-        Strip::from_clip("", &[0, 0, 200].repeat(9 * 7), 7, 9, 4).unwrap(),
-        Strip::from_clip(long, &[10, 160, 10].repeat(400 * 300), 400, 300, 1).unwrap(),
+        Strip::from_clip("wide.mp4", &red, 40, 60, 3, FrameScale::Row).unwrap(),
+        Strip::from_clip("", &[0, 0, 200].repeat(9 * 7), 7, 9, 4, FrameScale::Row).unwrap(),
+        Strip::from_clip(long, &[10, 160, 10].repeat(400 * 300), 400, 300, 1, FrameScale::Row).unwrap(),
     ];
     assert_eq!(strips.iter().map(|s| s.frames.len()).collect::<Vec<_>>(), [3, 1, 1]);
-    contact_sheet(&strips, &path).unwrap();
+    contact_sheet(&strips, FrameScale::Row, &path).unwrap();
     let sheet = image::open(&path).unwrap().into_rgb8();
     let count = |rgb: [u8; 3]| sheet.pixels().filter(|p| p.0 == rgb).count();
     assert_eq!(count([220, 10, 10]), 3 * 80 * 120); // doubled
@@ -281,18 +333,39 @@ fn contact_sheets_show_every_frame_and_refuse_nonsense() {
     let ink = sheet.pixels().filter(|p| p.0.iter().all(|&v| v < 120) && p.0[2] < 120).count();
     assert!(ink > 100, "{ink} dark pixels are no captions");
 
+    // Unscaled on request, however they come.
+    let real: Vec<Strip> = strips.iter().cloned().map(|strip| Strip { caption: String::new(), ..strip }).collect();
+    contact_sheet(&real, FrameScale::Real, &path).unwrap();
+    let sheet = image::open(&path).unwrap().into_rgb8();
+    let count = |rgb: [u8; 3]| sheet.pixels().filter(|p| p.0 == rgb).count();
+    assert_eq!(
+        [count([220, 10, 10]), count([0, 0, 200])],
+        [3 * 80 * 120, (7 * 13) * (9 * 13)],
+        "as the strips hold them"
+    );
+    let own = Strip::from_clip("", &[220, 10, 10].repeat(5 * 140 * 60), 140, 60, 5, FrameScale::Real).unwrap();
+    contact_sheet(&[own], FrameScale::Real, &path).unwrap();
+    let sheet = image::open(&path).unwrap().into_rgb8();
+    assert_eq!(sheet.pixels().filter(|p| p.0 == [220, 10, 10]).count(), 5 * 140 * 60);
+    assert!(
+        check_size(16, 8, 720, 1280, FrameScale::Real).is_ok()
+            && check_size(16, 8, 2160, 3840, FrameScale::Row).is_ok()
+    );
+    let large = message(check_size(16, 8, 2160, 3840, FrameScale::Real));
+    assert!(large.contains("a contact sheet of 16 clips would have"), "{large}");
+
     // First, last and evenly between.
     let ramp: Vec<u8> = (0..10).flat_map(|i| [i; 3]).collect();
-    let picked = Strip::from_clip("", &ramp, 1, 1, 4).unwrap();
+    let picked = Strip::from_clip("", &ramp, 1, 1, 4, FrameScale::Row).unwrap();
     assert_eq!(picked.frames.iter().map(|f| f.as_raw()[0]).collect::<Vec<_>>(), [0, 3, 6, 9]);
 
     fs::write(&path, "precious").unwrap();
-    assert!(message(contact_sheet(&[], &path)).contains("at least one clip"));
+    assert!(message(contact_sheet(&[], FrameScale::Row, &path)).contains("at least one clip"));
     let hollow = Strip { name: String::new(), caption: "hollow".into(), frames: vec![] };
-    assert!(message(contact_sheet(&[strips[0].clone(), hollow], &path)).contains("\"hollow\""));
+    assert!(message(contact_sheet(&[strips[0].clone(), hollow], FrameScale::Row, &path)).contains("\"hollow\""));
     let endless =
         Strip { name: String::new(), caption: "endless".into(), frames: vec![image::RgbImage::new(3000, 1); 8] };
-    assert!(message(contact_sheet(&[endless], &path)).contains("fewer"));
+    assert!(message(contact_sheet(&[endless], FrameScale::Row, &path)).contains("fewer"));
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     assert_eq!(names(folder.path()), ["sheet.png"]);
 }

@@ -2,7 +2,7 @@
 //! result stays what it is, and the error says so; folders on the way may be symbolic links.
 
 use crate::train::{Place, fail, longreel, succeed};
-use longreel::data::write::{PngWriter, VideoWriter, write_image, write_video};
+use longreel::data::write::{Container, PngWriter, VideoWriter, write_image, write_video};
 use longreel::files::{NewFolder, atomic_write, check_target, write_tensors};
 use longreel::observe::metrics::MetricsLog;
 use std::fs::{self, FileType};
@@ -55,7 +55,7 @@ fn only_regular_files_are_written_over() {
         ("safetensors", &|path| write_tensors(path, [("x", vec![1], [0f32])])),
         ("png", &|path| write_image(path, &image::RgbImage::new(4, 4))),
         ("png", &|path| PngWriter::create(path, 4, 4).map(drop)),
-        ("mp4", &|path| VideoWriter::create(path, 16, 16, 8.0).map(drop)),
+        ("mp4", &|path| VideoWriter::create(path, Container::Mp4, 16, 16, 8.0).map(drop)),
         ("mp4", &|path| write_video(path, &pixels, 16, 16, 8.0)),
         ("gif", &|path| write_video(path, &pixels, 16, 16, 8.0)),
         ("jsonl", &|path| MetricsLog::create(path).map(drop)),

@@ -7,19 +7,17 @@ use std::sync::Mutex;
 
 use super::sampling::SamplingProgress;
 use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
-use crate::data::sheet::{Strip, contact_sheet};
-use crate::data::write::{Kind, write_video};
+use crate::data::sheet::{FrameScale, Strip, check_size, contact_sheet};
+use crate::data::write::Kind;
 use crate::diffusion::Objective;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Communicator, Launch, Sequence, agree, is_first};
 use crate::train::device::device;
 use crate::train::named::NamedModel;
-use crate::train::sampling::{Request, Sampled, check_guidance, sample_reporting};
+use crate::train::sampled::{FPS_OF_IMAGES, Sampled};
+use crate::train::sampling::{ClipSampler, ClipSpec, Request, SamplingState, check_guidance};
 use crate::{Error, Result, bail, hub, terminal};
-
-/// The rate of clips whose data had none.
-const FPS_OF_IMAGES: f64 = 24.0;
 
 /// Frames of a clip on a contact sheet.
 const STRIP: usize = 8;
@@ -30,9 +28,12 @@ pub struct SampleArgs {
     /// A run's folder (its last checkpoint is taken), a checkpoint's or a part of it, or `hf://owner/name[@revision][/path]`
     #[arg(value_name = "RUN_OR_CHECKPOINT", value_parser = super::place())]
     pub from: String,
-    /// Where to write: video (.mp4) or animation (.gif), numbered if several; a sheet of all (.png); or a folder
-    #[arg(short, long, value_name = "FILE.mp4|.gif|.png|DIR", value_parser = super::path())]
+    /// Where to write: video (.mp4, .webm) or animation (.gif, .webp), numbered if several; a sheet of all (.png); or a folder
+    #[arg(short, long, value_name = "FILE.mp4|.webm|.gif|.webp|.png|DIR/", value_parser = super::path())]
     pub output: PathBuf,
+    /// On a sheet, show frames unscaled; otherwise they are made about 96 pixels high
+    #[arg(long)]
+    pub real_size: bool,
     /// Replace files that exist
     #[arg(long)]
     pub force: bool,
@@ -96,12 +97,16 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     check_guidance(name, args.guidance.unwrap_or(config.sample.guidance), &network)?;
     let count = args.count.unwrap_or(config.sample.count);
     args.may_write(kind, count, request.size[0])?;
+    let [frames, height, width] = request.size;
+    if kind == Kind::Png && (count > 1 || frames > 1) {
+        check_size(count, frames.min(STRIP), height, width, args.scale())?;
+    }
     let labels = args.labels(&checkpoint.state().classes, network.num_classes, count)?;
     let objective = Objective::new(&config.diffusion)?;
     let bf16 = args.dtype.unwrap_or(config.train.dtype) == Compute::Bf16;
     let fps = checkpoint.state().fps.unwrap_or(FPS_OF_IMAGES);
-    let (write, sheet) =
-        (Mutex::new(Writer { args, kind, count, fps, strips: vec![], numbered: vec![] }), kind == Kind::Png);
+    let write = Mutex::new(Writer { args, kind, count, fps, strips: vec![], numbered: vec![] });
+    let clips = ClipSpec::numbered(labels);
     let progress = is_first().then(|| SamplingProgress::new(count, request.steps));
 
     launch.run(ranks, |comm| {
@@ -109,28 +114,25 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?.to_device(&device)?;
         folder.tensors().check_read()?;
-        for (index, &label) in labels.iter().enumerate() {
-            let request = Request { label, ..request.clone() };
-            let comm = sequence.all.as_ref();
-            let report = |done, all| match &progress {
-                Some(progress) if comm.rank() == 0 => progress.update(index, done, all),
-                _ => {}
-            };
-            let tile = config.train.tile;
-            let clip = sample_reporting(&model, &objective, &sequence, &request, index as u64, tile, &report)?;
+        let comm = sequence.all.as_ref();
+        let report = |state: SamplingState| match &progress {
+            Some(progress) if comm.rank() == 0 => progress.update(&state),
+            _ => {}
+        };
+        let (objective, sequence, request) = (&objective, &sequence, &request);
+        let sampler = ClipSampler { model: &model, objective, sequence, request, tile: config.train.tile };
+        sampler.sample_all(&clips, sampler.most_at_once()?, &report, |index, clip| {
             if comm.rank() > 0 {
-                clip.bands(comm, |_| Ok(()))?; // to rank 0, which writes them
-                continue;
+                return clip.bands(comm, |_| Ok(())); // to rank 0, which writes them
             }
-            let name = label.and_then(|label| checkpoint.state().classes.get(label)).map(String::as_str);
-            write.lock().unwrap_or_else(|e| e.into_inner()).take(index, name, &clip, comm)?;
-        }
-        Ok(())
+            let class = clips[index].label.and_then(|label| checkpoint.state().classes.get(label));
+            write.lock().unwrap_or_else(|e| e.into_inner()).take(index, class.map(String::as_str), &clip, comm)
+        })
     })?;
     drop(progress);
     let writer = write.into_inner().unwrap_or_else(|e| e.into_inner());
-    if sheet && !writer.strips.is_empty() {
-        contact_sheet(&writer.strips, &args.output)?;
+    if !writer.strips.is_empty() {
+        contact_sheet(&writer.strips, args.scale(), &args.output)?;
     }
     if !is_first() {
         return Ok(()); // the first has written all
@@ -153,9 +155,13 @@ fn open(path: &Path, launch: &Launch) -> Result<(NamedModel, Folder)> {
 }
 
 impl SampleArgs {
-    /// What to write; the folder of a file must be there.
+    /// What to write; the folder of a file must be there, and the encoder.
     fn kind(&self) -> Result<Kind> {
         let kind = Kind::of(&self.output)?;
+        if self.real_size && kind != Kind::Png {
+            bail!("--real-size is for contact sheets (-o FILE.png); in every other file frames have their real size")
+        }
+        kind.check_encoder(&self.output)?;
         let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
         if let Some(folder) = folder.filter(|folder| kind != Kind::Folder && !folder.is_dir()) {
             bail!("{}: the folder {} is not there", self.output.display(), folder.display())
@@ -169,13 +175,18 @@ impl SampleArgs {
         match kind {
             Kind::Png => None,
             Kind::Folder => Some(output.join(format!("{index:05}.{}", if frames == 1 { "png" } else { "mp4" }))),
-            Kind::Mp4 | Kind::Gif if count == 1 => Some(output.clone()),
-            Kind::Mp4 | Kind::Gif => {
+            Kind::Video(_) | Kind::Gif if count == 1 => Some(output.clone()),
+            Kind::Video(_) | Kind::Gif => {
                 let stem = output.file_stem().unwrap_or_default().to_string_lossy();
                 let extension = output.extension().unwrap_or_default().to_string_lossy();
                 Some(output.with_file_name(format!("{stem}-{index}.{extension}")))
             }
         }
+    }
+
+    /// How frames come onto a sheet.
+    fn scale(&self) -> FrameScale {
+        if self.real_size { FrameScale::Real } else { FrameScale::Row }
     }
 
     /// Refuses to write over what is there, before hours of work.
@@ -237,19 +248,17 @@ impl Writer<'_> {
         if self.kind == Kind::Folder {
             std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
         }
-        match self.kind {
-            Kind::Png if self.count == 1 && picture => return clip.write_png(comm, output)?,
-            Kind::Folder if picture => return clip.write_png(comm, file.as_ref().unwrap_or(output))?,
-            _ => {}
+        if self.kind == Kind::Png && self.count == 1 && picture {
+            return clip.write_png(comm, output)?;
         }
-        let Some(clip) = clip.collect(comm)? else { return Ok(()) };
         let Some(file) = file else {
+            let Some(clip) = clip.collect(comm)? else { return Ok(()) };
             let caption = class.map_or(format!("sample {index}"), |class| format!("sample {index}: {class}"));
-            let shown = clip.count().min(STRIP);
-            self.strips.push(Strip::from_clip(&caption, &clip.data, clip.height, clip.width, shown)?);
+            let (shown, scale) = (clip.count().min(STRIP), self.args.scale());
+            self.strips.push(Strip::from_clip(&caption, &clip.data, clip.height, clip.width, shown, scale)?);
             return Ok(());
         };
-        write_video(&file, &clip.data, clip.height, clip.width, self.fps)?;
+        clip.write(comm, &file, self.fps)??;
         if self.kind != Kind::Folder && self.count > 1 {
             self.numbered.push(file);
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::dataset::{Clip, Dataset};
 use super::order::Augment;
-use super::sheet::{Strip, contact_sheet};
+use super::sheet::{FrameScale, Strip, contact_sheet};
 use crate::{Error, Result};
 
 /// So many frames of a clip are shown on a contact sheet.
@@ -60,7 +60,7 @@ pub fn draw_sheet(dataset: &Dataset, root: &Path, path: &Path, most: usize, time
         .take_while(in_time)
         .map(|i| strip(dataset, root, &dataset.clip(first_clips[i * count / shown])))
         .collect::<Result<_>>()?;
-    contact_sheet(&strips, path)?;
+    contact_sheet(&strips, FrameScale::Row, path)?;
     Ok(strips.len())
 }
 
@@ -72,7 +72,7 @@ fn strip(dataset: &Dataset, root: &Path, clip: &Clip) -> Result<Strip> {
         let frames = dataset.frames(clip, &Augment::PLAIN, n..n + 1)?;
         let frame = RgbImage::from_raw(config.width as u32, config.height as u32, frames.data)
             .ok_or_else(|| Error::Invalid(format!("{}: a frame has another size", clip.path.display())))?;
-        Ok(Strip::row_sized(&frame)) // at once, as all strips are held until the sheet is drawn
+        Ok(Strip::row_sized(frame)) // at once, as all strips are held until the sheet is drawn
     });
     let class = clip.class.map_or(String::new(), |class| format!("  [{}]", dataset.classes()[class]));
     let caption = format!("{}  {}", class.trim(), clip.caption.as_deref().unwrap_or_default());

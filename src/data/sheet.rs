@@ -22,6 +22,15 @@ pub struct Strip {
     pub frames: Vec<RgbImage>,
 }
 
+/// How large frames are on a sheet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameScale {
+    /// About 96 pixels high: larger ones are scaled down to that, small ones up by a whole factor.
+    Row,
+    /// As they are: a pixel of the clip is one of the sheet.
+    Real,
+}
+
 /// The family name of the built-in font, for plotters.
 pub(crate) const FONT: &str = "dejavu-sans";
 
@@ -42,18 +51,25 @@ const ASPECT: f64 = 1.4;
 const MOST_PIXELS: u64 = 200_000_000;
 
 impl Strip {
-    /// A frame at the size that it has on a sheet.
-    pub fn row_sized(frame: &RgbImage) -> RgbImage {
-        fit(frame, fitted(frame))
+    /// A frame at the size that it has on a sheet of rows.
+    pub fn row_sized(frame: RgbImage) -> RgbImage {
+        fit(frame, FrameScale::Row)
     }
 
     /// The clip `frames` [n, height, width, 3] as `count` frames at even distances, the first and the last among them, at the size
     /// that they have on a sheet.
-    pub fn from_clip(caption: &str, frames: &[u8], height: usize, width: usize, count: usize) -> Result<Self> {
+    pub fn from_clip(
+        caption: &str,
+        frames: &[u8],
+        height: usize,
+        width: usize,
+        count: usize,
+        scale: FrameScale,
+    ) -> Result<Self> {
         let n = write::frame_count(frames, height, width)?;
         let count = count.clamp(1, n);
         let pick = |i: usize| if count == 1 { 0 } else { (i * (n - 1) + (count - 1) / 2) / (count - 1) };
-        let image = |i| write::frame_image(frames, height, width, pick(i)).map(|frame| Self::row_sized(&frame));
+        let image = |i| write::frame_image(frames, height, width, pick(i)).map(|frame| fit(frame, scale));
         let images = (0..count).map(image).collect::<Result<_>>()?;
         Ok(Self { name: String::new(), caption: caption.to_owned(), frames: images })
     }
@@ -61,44 +77,73 @@ impl Strip {
 
 /// Writes `strips` to the PNG `path`, in columns from top to bottom.
 ///
-/// Frames higher than 96 pixels are scaled down to that, small ones up by a whole factor. Fails without strips, on a
+/// Frames are scaled as `scale` says. Fails without strips, on a
 /// strip without frames, where the sheet would be absurdly large, and where `path` cannot be written; then nothing
 /// changes there.
-pub fn contact_sheet(strips: &[Strip], path: &Path) -> Result<()> {
-    let sheet = draw(strips)?;
+pub fn contact_sheet(strips: &[Strip], scale: FrameScale, path: &Path) -> Result<()> {
+    let sheet = draw(strips, scale)?;
     write::write_image(path, &sheet)
 }
 
+/// Refuses a sheet of `clips` clips, of `frames` frames of `height` x `width` pixels each, that [`contact_sheet`] would refuse for its
+/// size: before the clips are there.
+///
+/// # Errors
+/// That.
+pub fn check_size(clips: usize, frames: usize, height: usize, width: usize, scale: FrameScale) -> Result<()> {
+    let pixels = [width, height].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    let (w, h) = fitted((pixels[0], pixels[1]), scale);
+    let widest = (w as u64 + FRAME_GAP).saturating_mul(frames as u64) - FRAME_GAP;
+    Layout::new(clips as u64, widest, h as u64).map(drop)
+}
+
+/// Where strips lie on a sheet, in pixels.
+struct Layout {
+    column: u64,
+    row: u64,
+    /// Strips below each other.
+    rows: u64,
+    /// Of the sheet: width, height.
+    size: (u32, u32),
+}
+
+impl Layout {
+    /// For so many strips, the widest and the highest of so many pixels.
+    fn new(strips: u64, widest: u64, highest: u64) -> Result<Self> {
+        let (column, row) = (widest.max(NARROWEST), CAPTION_ROW + highest);
+        let (columns, rows) = grid(strips, column + STRIP_GAP, row + STRIP_GAP);
+        let length =
+            |count: u64, each: u64| count.saturating_mul(each + STRIP_GAP).saturating_add(2 * MARGIN - STRIP_GAP);
+        let (width, height) = (length(columns, column), length(rows, row));
+        if width.saturating_mul(height) > MOST_PIXELS {
+            bail!("a contact sheet of {strips} clips would have {width}x{height} pixels: show fewer clips or frames");
+        }
+        Ok(Self { column, row, rows, size: (width as u32, height as u32) })
+    }
+}
+
 /// The sheet as an image.
-fn draw(strips: &[Strip]) -> Result<RgbImage> {
+fn draw(strips: &[Strip], scale: FrameScale) -> Result<RgbImage> {
     if strips.is_empty() {
         bail!("a contact sheet needs at least one clip");
     }
     if let Some(empty) = strips.iter().find(|s| s.frames.is_empty() || s.frames.iter().any(|f| f.is_empty())) {
         bail!("a contact sheet cannot show the clip {:?}: it has no frames, or empty ones", empty.caption);
     }
-    let sizes: Vec<Vec<(u32, u32)>> = strips.iter().map(|s| s.frames.iter().map(fitted).collect()).collect();
+    let on_sheet = |strip: &Strip| strip.frames.iter().map(|frame| fitted(frame.dimensions(), scale)).collect();
+    let sizes: Vec<Vec<(u32, u32)>> = strips.iter().map(on_sheet).collect();
     let width_of = |s: &Vec<(u32, u32)>| s.iter().map(|f| f.0 as u64 + FRAME_GAP).sum::<u64>() - FRAME_GAP;
-    let column = sizes.iter().map(width_of).max().unwrap_or(0).max(NARROWEST);
-    let row = CAPTION_ROW + sizes.iter().flatten().map(|f| f.1 as u64).max().unwrap_or(0);
-    let (columns, rows) = grid(strips.len() as u64, column + STRIP_GAP, row + STRIP_GAP);
-    let width = 2 * MARGIN + columns * (column + STRIP_GAP) - STRIP_GAP;
-    let height = 2 * MARGIN + rows * (row + STRIP_GAP) - STRIP_GAP;
-    if width * height > MOST_PIXELS {
-        bail!(
-            "a contact sheet of {} clips would have {width}x{height} pixels: show fewer clips or frames",
-            strips.len()
-        );
-    }
-
-    let mut sheet = RgbImage::from_pixel(width as u32, height as u32, PAPER);
+    let widest = sizes.iter().map(width_of).max().unwrap_or(0);
+    let highest = sizes.iter().flatten().map(|f| f.1 as u64).max().unwrap_or(0);
+    let Layout { column, row, rows, size: (width, height) } = Layout::new(strips.len() as u64, widest, highest)?;
+    let mut sheet = RgbImage::from_pixel(width, height, PAPER);
     let mut captions = Vec::new();
     for (i, (strip, sizes)) in strips.iter().zip(&sizes).enumerate() {
         let (c, r) = (i as u64 / rows, i as u64 % rows);
         let (mut x, y) = (MARGIN + c * (column + STRIP_GAP), MARGIN + r * (row + STRIP_GAP));
         captions.push((label(&strip.name, &strip.caption, column as u32)?, x as i32, y as i32));
         for (frame, &size) in strip.frames.iter().zip(sizes) {
-            imageops::replace(&mut sheet, &fit(frame, size), x as i64, (y + CAPTION_ROW) as i64);
+            imageops::replace(&mut sheet, &resized(frame, size), x as i64, (y + CAPTION_ROW) as i64);
             x += size.0 as u64 + FRAME_GAP;
         }
     }
@@ -119,10 +164,11 @@ fn grid(n: u64, cell_width: u64, cell_height: u64) -> (u64, u64) {
     (n.div_ceil(rows), rows)
 }
 
-/// A frame's size on the sheet: down to [`ROW`] lines, or up by the largest whole factor that stays within.
-fn fitted(frame: &RgbImage) -> (u32, u32) {
-    let (w, h) = frame.dimensions();
-    if h > ROW {
+/// A frame's size on the sheet: as it is, or down to [`ROW`] lines, or up by the largest whole factor that stays within.
+fn fitted((w, h): (u32, u32), scale: FrameScale) -> (u32, u32) {
+    if scale == FrameScale::Real {
+        (w, h)
+    } else if h > ROW {
         (((w as u64 * ROW as u64 + h as u64 / 2) / h as u64).max(1) as u32, ROW)
     } else {
         let factor = (ROW / h.max(1)).max(1);
@@ -130,8 +176,14 @@ fn fitted(frame: &RgbImage) -> (u32, u32) {
     }
 }
 
+/// `frame` at its size on the sheet.
+fn fit(frame: RgbImage, scale: FrameScale) -> RgbImage {
+    let size = fitted(frame.dimensions(), scale);
+    if size == frame.dimensions() { frame } else { resized(&frame, size) }
+}
+
 /// `frame` at `size`: made smaller with smoothing, larger with its pixels left visible.
-fn fit(frame: &RgbImage, size: (u32, u32)) -> RgbImage {
+fn resized(frame: &RgbImage, size: (u32, u32)) -> RgbImage {
     let filter = if size.1 < frame.height() { FilterType::Triangle } else { FilterType::Nearest };
     imageops::resize(frame, size.0, size.1, filter)
 }

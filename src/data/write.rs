@@ -1,10 +1,11 @@
-//! Writing clips and images: MP4, GIF, PNG or a folder of PNGs, chosen by the path's extension.
+//! Writing clips and images: MP4, WebM, GIF, WebP, PNG or a folder of PNGs, chosen by the path's extension.
 //!
 //! What is written appears under its name only when whole: until then it has a temporary name beside it, and a failure
 //! leaves whatever was there as it was. Reading is the business of the other files of this room.
 
-mod mp4;
 mod png;
+mod video;
+mod yuv;
 
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, ImageFormat, RgbImage};
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 use crate::files::{NewFile, NewFolder, check_target, failed};
 use crate::{Error, Result, bail};
-pub use mp4::VideoWriter;
 pub use png::PngWriter;
+pub use video::{Container, VideoWriter};
 
 /// A GIF frame's palette is learnt from about so many of its pixels: all of a small frame's, a sample of a large one's.
 const GIF_SAMPLE: usize = 50_000;
@@ -24,8 +25,8 @@ const GIF_SAMPLE: usize = 50_000;
 /// What a path's extension asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// H.264 video (see [`VideoWriter`]).
-    Mp4,
+    /// A video or animation that FFmpeg writes.
+    Video(Container),
     /// Animation with 256 colours a frame.
     Gif,
     /// One picture; of several frames, all of them side by side.
@@ -35,31 +36,46 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind `path` names: `.mp4`, `.gif`, `.png`, or, for a path without extension or an existing folder, a folder.
+    /// The kind `path` names: `.mp4`, `.webm`, `.webp`, `.gif`, `.png`, or a folder: a path that ends with `/`, has no extension, or is
+    /// one already.
     /// Any other extension is an error, and so is what is there but neither a regular file nor a folder. Lets a command refuse a
     /// path before it works for hours.
     pub fn of(path: &Path) -> Result<Self> {
-        if path.is_dir() {
+        if path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
             return Ok(Self::Folder);
         }
         check_target(path)?;
         match path.extension().map(|e| e.to_string_lossy().to_lowercase()).as_deref() {
-            Some("mp4") => Ok(Self::Mp4),
+            Some("mp4") => Ok(Self::Video(Container::Mp4)),
+            Some("webm") => Ok(Self::Video(Container::WebM)),
+            Some("webp") => Ok(Self::Video(Container::WebP)),
             Some("gif") => Ok(Self::Gif),
             Some("png") => Ok(Self::Png),
             None if path.file_name().is_some() => Ok(Self::Folder),
             None => bail!("{}: not a path to write to", path.display()),
             Some(other) => bail!(
-                "{}: cannot write files of the kind .{other}; use .mp4, .gif, .png, or a folder (no extension)",
+                "{}: cannot write files of the kind .{other}; use .mp4, .webm, .gif, .webp, .png, or a folder (a name that ends \
+                 with /, or without extension)",
                 path.display()
             ),
+        }
+    }
+
+    /// Refuses to write `path` if it takes an encoder that this FFmpeg has not.
+    ///
+    /// # Errors
+    /// That.
+    pub fn check_encoder(self, path: &Path) -> Result<()> {
+        match self {
+            Self::Video(container) => container.check_encoder(path),
+            _ => Ok(()),
         }
     }
 }
 
 /// Writes the clip `frames` [n, height, width, 3] (RGB, n >= 1) to `path`, as its extension says.
 ///
-/// - `.mp4`: see [`VideoWriter`].
+/// - `.mp4`, `.webm`, `.webp`: see [`Container`].
 /// - `.gif`: 256 colours a frame, repeating for ever; delays are whole hundredths of a second whose sum is right. GIF
 ///   knows nothing faster than 50 frames per second.
 /// - `.png`: one frame is that picture. Several are laid side by side in reading order, unscaled, on a sheet about as
@@ -71,8 +87,8 @@ impl Kind {
 pub fn write_video(path: &Path, frames: &[u8], height: usize, width: usize, fps: f64) -> Result<()> {
     let n = frame_count(frames, height, width)?;
     match Kind::of(path)? {
-        Kind::Mp4 => {
-            let mut writer = VideoWriter::create(path, height, width, fps)?;
+        Kind::Video(container) => {
+            let mut writer = VideoWriter::create(path, container, height, width, fps)?;
             writer.push(frames)?;
             writer.finish()
         }

@@ -36,9 +36,14 @@ impl Guidance {
         Ok(Self { scale, interval })
     }
 
+    /// Whether guidance acts anywhere.
+    pub fn is_on(&self) -> bool {
+        self.scale != 1.0
+    }
+
     /// Whether guidance acts at `sigma`, so that the network is called twice.
     pub fn active(&self, sigma: f64) -> bool {
-        self.scale != 1.0 && (self.interval[0]..=self.interval[1]).contains(&sigma)
+        self.is_on() && (self.interval[0]..=self.interval[1]).contains(&sigma)
     }
 
     /// The guided velocity `v_null + w (v_given - v_null)`, for where guidance is [`active`](Self::active).

@@ -113,11 +113,12 @@ pub fn decoders(config: &RunConfig, rehearsal: bool) -> u64 {
     (Decoding::threads(config) as u64).min(clips_of_a_run(config, rehearsal))
 }
 
-/// Bytes of what a sampler keeps.
+/// Bytes of what a sampler keeps of the clips of a batch, of which training samples no more at once than it trains on.
 fn sampler_states(config: &RunConfig, model: &ModelConfig, shape: &Shape) -> u64 {
     let guided = u64::from(config.sample.guidance != 1.0);
     let states = config.sample.sampler.states() as u64 + guided;
-    states * 4 * (shape.rows / shape.batch * model.patch_in()) as u64
+    let clips = shape.batch.min(config.sample.count);
+    states * 4 * (clips * (shape.rows / shape.batch) * model.patch_in()) as u64
 }
 
 /// Weights, moments and frames.
@@ -245,7 +246,7 @@ impl Step<'_> {
         all.into_iter().map(|(at, stash, more)| self.phase(at.name(), &[at], [stash, more].concat())).collect()
     }
 
-    /// A clip's sampling: a forward pass that stashes nothing, and what the sampler keeps.
+    /// Sampling: a forward pass that stashes nothing, and what the sampler keeps.
     fn sampling(&self, config: &RunConfig, model: &ModelConfig) -> Moment {
         let states = if self.shape.gpu { 0 } else { sampler_states(config, model, self.shape) };
         let held = vec![part("residual stream", self.shape.stream()), part("states of the sampler", states)];

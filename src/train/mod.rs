@@ -9,6 +9,7 @@ pub mod plot;
 pub mod progress;
 pub mod rehearsal;
 pub mod run_lock;
+pub mod sampled;
 pub mod sampling;
 pub mod schedule;
 

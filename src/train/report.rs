@@ -10,12 +10,11 @@ use super::job::Job;
 use super::lineage;
 use super::plot::loss_curve;
 use super::progress::{Progress, memory};
-use super::sampling::Sampled;
+use super::sampled::{FPS_OF_IMAGES, Sampled};
 use super::summary;
 use super::weights::Weights;
 use crate::Result;
 use crate::data::Decoding;
-use crate::data::write::write_video;
 use crate::files::{create_folders, gib};
 use crate::observe::metrics::{MetricsLog, Record};
 use crate::observe::tensorboard::EventWriter;
@@ -182,14 +181,9 @@ impl<'a> Report<'a> {
         let kind = if clip.size[0] == 1 { "png" } else { "mp4" };
         let folder = voice.job.folder.root().join("samples");
         let path = folder.join(format!("step-{step:08}-{index}.{kind}"));
-        let mut written = create_folders(&folder);
-        if kind == "png" {
-            written = clip.write_png(comm, &path)?;
-        } else if let Some(clip) = clip.collect(comm)? {
-            let fps = voice.job.fps().unwrap_or(24.0);
-            written = written.and_then(|()| write_video(&path, &clip.data, clip.height, clip.width, fps));
-        }
-        if let Err(e) = written
+        let made = create_folders(&folder);
+        let written = clip.write(comm, &path, voice.job.fps().unwrap_or(FPS_OF_IMAGES))?;
+        if let Err(e) = made.and(written)
             && !std::mem::replace(&mut voice.warned.samples, true)
         {
             tracing::warn!("a sample is not written, and others may not be: {e}");

@@ -19,7 +19,7 @@ use super::progress::Progress;
 use super::rehearsal::{Phases, Rehearsal, Seen};
 use super::report::{Report, Step};
 use super::run_lock::RunLock;
-use super::sampling;
+use super::sampling::{self, ClipSampler, ClipSpec, Request};
 use super::schedule::LearningRate;
 use super::summary;
 use super::weights::Weights;
@@ -313,19 +313,20 @@ impl<'a> Rank<'a> {
         Ok(std::array::from_fn(|i| sums[i]))
     }
 
-    /// Samples `[sample] count` clips from the averaged weights; every sequence group does so, the first one reports.
+    /// Samples `[sample] count` clips from the averaged weights; every sequence group does so, the first one reports. A batch of them has
+    /// no more clips than one of training, whose memory it then does with.
     fn sample(&self, step: u64, report: &mut Report) -> Result<()> {
         let config = &self.job.config;
+        let (request, sequence) = (&Request::from_config(config)?, &self.mesh.sequence);
+        let classes = self.job.dataset.classes().len().max(1);
+        let label = |index| (self.job.model.num_classes > 0).then_some(index % classes);
+        let clips = ClipSpec::numbered((0..config.sample.count).map(label));
         self.weights.averaged(|model| {
-            for index in 0..config.sample.count {
-                let mut request = sampling::Request::from_config(config)?;
-                request.label =
-                    (self.job.model.num_classes > 0).then(|| index % self.job.dataset.classes().len().max(1));
-                let (sequence, tile) = (&self.mesh.sequence, config.train.tile);
-                let clip = sampling::sample(model, &self.objective, sequence, &request, index as u64, tile)?;
-                report.sample(step, index, &clip, sequence.all.as_ref())?;
-            }
-            Ok(())
+            let sampler = ClipSampler { model, objective: &self.objective, sequence, request, tile: config.train.tile };
+            let most = config.train.batch.min(sampler.most_at_once()?);
+            sampler.sample_all(&clips, most, &|_| {}, |index, clip| {
+                report.sample(step, index, &clip, sequence.all.as_ref())
+            })
         })
     }
 

@@ -1,13 +1,14 @@
-//! Sampling clips from a model, over the ranks of a sequence: the state of a clip stays sharded, is moved tile by tile, and
-//! becomes pixels at the end, which travel to rank 0 band by band.
+//! Sampling clips from a model, over the ranks of a sequence: several clips in a batch, whose state stays sharded and is moved tile
+//! by tile.
+//!
+//! What a clip begins from is drawn token by token from (seed, the clip's index), and nothing that the network does to one row depends on
+//! which other rows there are. So a clip has the same bits in a batch of any size, and but for rounding on any number of ranks.
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
-use std::path::Path;
 
+use super::sampled::Sampled;
 use crate::config::{self, SamplerKind};
-use crate::data::write::PngWriter;
-use crate::data::{Frames, Part, RowOrder, token_grid};
 use crate::diffusion::{
     Condition, Guidance, Make, Objective, Sampler, State, Take, Velocity, channel_first, inference_sigmas, noise_rows,
     resolve_shift, sample_key, timestep,
@@ -15,13 +16,16 @@ use crate::diffusion::{
 use crate::engine::{Engine, Source};
 use crate::model::{Model, ModelConfig, Prompt};
 use crate::ops::read;
-use crate::parallel::{Communicator, Sequence, Split};
-use crate::{Result, bail};
+use crate::parallel::Sequence;
+use crate::{Error, Result, bail};
 
-/// What to sample.
+/// Tokens of a rank beyond which a batch gains nothing by more clips (measured in docs/performance.md).
+const ENOUGH_TOKENS: usize = 4096;
+
+/// How to sample, whichever clip.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Frames, height, width of the clip.
+    /// Frames, height, width of the clips.
     pub size: [usize; 3],
     pub sampler: SamplerKind,
     pub steps: usize,
@@ -32,8 +36,6 @@ pub struct Request {
     pub shift_base_tokens: usize,
     /// Groups of heads that attention takes one after another, where the ranks leave each group enough heads.
     pub head_groups: usize,
-    /// Class, for models with classes; none is the null class.
-    pub label: Option<usize>,
     pub seed: u64,
 }
 
@@ -49,63 +51,126 @@ impl Request {
             shift: sample.shift,
             shift_base_tokens: config.diffusion.shift_base_tokens,
             head_groups: config.parallel.head_groups,
-            label: None,
             seed: config.run.seed,
         })
     }
 }
 
-/// Samples clip number `index`; each rank gets its tokens' rows of it. A collective of the sequence's ranks.
-///
-/// The first state is drawn token by token from (seed, index), so the clip is the same for any number of ranks. The state is
-/// moved tile by tile, in place.
-pub fn sample(
-    model: &Model,
-    objective: &Objective,
-    sequence: &Sequence,
-    request: &Request,
-    index: u64,
-    tile: usize,
-) -> Result<Sampled> {
-    sample_reporting(model, objective, sequence, request, index, tile, &|_, _| {})
+/// One clip to sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClipSpec {
+    /// Its number, which with the request's seed names the noise that it begins from.
+    pub index: u64,
+    /// Its class, for models with classes; none is the null class.
+    pub label: Option<usize>,
 }
 
-/// As [`sample`]; `report(done, all)` is called after each of the `all` times that the sampler asks the network.
-pub fn sample_reporting(
-    model: &Model,
-    objective: &Objective,
-    sequence: &Sequence,
-    request: &Request,
-    index: u64,
-    tile: usize,
-    report: &dyn Fn(usize, usize),
-) -> Result<Sampled> {
-    let config = &model.config;
-    if config.in_channels != 3 || config.out_channels != 3 {
-        bail!("the model's clips have {} channels; sampling makes pixels, which have 3", config.in_channels)
+impl ClipSpec {
+    /// Clips 0, 1, ... with these classes.
+    pub fn numbered(labels: impl IntoIterator<Item = Option<usize>>) -> Vec<Self> {
+        labels.into_iter().enumerate().map(|(index, label)| Self { index: index as u64, label }).collect()
     }
-    let grid = config.grid(request.size)?;
-    let most = config.num_attention_heads / sequence.ulysses.size(); // each group needs a head for each rank
-    let groups = request.head_groups.min(most).max(1);
-    let engine = Engine::new(model, sequence, grid, 1, tile)?.in_head_groups(groups)?;
-    let (tokens, row) = (engine.local_tokens(), config.patch_in());
-    let mut noise = vec![0.0; tokens.len() * row];
-    noise_rows(sample_key(request.seed, index), tokens.clone(), row, &mut noise);
-    let x = Tensor::from_vec(noise, (tokens.len(), row), &Device::Cpu)?; // [local S, pt ph pw C]
+}
 
-    let shift = resolve_shift(request.shift, request.shift_base_tokens, grid.iter().product())?;
-    let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, shift)?)?;
-    let (all, mut done) = (sampler.calls(), 0);
-    let mut network = Network { engine: &engine, model, objective, request, given: None };
-    let mut velocity = Reporting {
-        network: &mut network,
-        report: &mut || {
-            done += 1;
-            report(done, all)
-        },
-    };
-    let rows = sampler.run_in_tiles(x, &mut velocity)?;
-    Sampled::new(rows, request.size, config.patch_size)
+/// How far sampling is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SamplingState {
+    /// The clips at work, of all that are wanted.
+    pub clips: Range<usize>,
+    /// How often the sampler has asked the network for them, and how often it will have at their end.
+    pub calls: [usize; 2],
+}
+
+/// A network that samples, over the ranks of a sequence.
+#[derive(Clone, Copy)]
+pub struct ClipSampler<'a> {
+    pub model: &'a Model,
+    pub objective: &'a Objective,
+    pub sequence: &'a Sequence,
+    pub request: &'a Request,
+    /// Rows of a tile; 0: automatic.
+    pub tile: usize,
+}
+
+impl ClipSampler<'_> {
+    /// Samples `clips` in batches of at most `most` clips, and hands each to `take` with its place among them, in order. `report` is
+    /// called as a batch begins and each time that the sampler has asked the network. A collective of the sequence's ranks; each gets its tokens' rows.
+    ///
+    /// # Errors
+    /// The request does not fit the network; those of the ranks' exchange and of `take`.
+    pub fn sample_all(
+        &self,
+        clips: &[ClipSpec],
+        most: usize,
+        report: &dyn Fn(SamplingState),
+        mut take: impl FnMut(usize, Sampled) -> Result<()>,
+    ) -> Result<()> {
+        let count = clips.len().div_ceil(most.max(1)); // batches, as even as can be
+        for batch in 0..count {
+            let range = batch * clips.len() / count..(batch + 1) * clips.len() / count;
+            let told = |calls| report(SamplingState { clips: range.clone(), calls });
+            let sampled = self.sample_batch(&clips[range.clone()], most, &told)?;
+            range.clone().zip(sampled).try_for_each(|(number, clip)| take(number, clip))?;
+        }
+        Ok(())
+    }
+
+    /// Samples one clip, by itself. A collective, as [`sample_all`](Self::sample_all).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sample(&self, clip: ClipSpec) -> Result<Sampled> {
+        let sampled = self.sample_batch(&[clip], 1, &|_| {})?;
+        sampled.into_iter().next().ok_or_else(|| Error::Invalid("a batch of one clip is empty".to_owned()))
+    }
+
+    /// Clips that a batch holds at most where nothing else limits it: as many as bring a rank [`ENOUGH_TOKENS`]. So a batch takes no
+    /// more memory than one clip of so many tokens, whatever the network.
+    ///
+    /// # Errors
+    /// The request's size does not fit the network.
+    pub fn most_at_once(&self) -> Result<usize> {
+        let tokens: usize = self.model.config.grid(self.request.size)?.iter().product();
+        Ok((ENOUGH_TOKENS / tokens.div_ceil(self.sequence.all.size())).max(1)) // the same on all ranks
+    }
+
+    /// Samples `clips` at once. With guidance, the two passes are one where the network may take `most` clips and they are no more.
+    fn sample_batch(&self, clips: &[ClipSpec], most: usize, report: &dyn Fn([usize; 2])) -> Result<Vec<Sampled>> {
+        let (config, request) = (&self.model.config, self.request);
+        if config.in_channels != 3 || config.out_channels != 3 {
+            bail!("the model's clips have {} channels; sampling makes pixels, which have 3", config.in_channels)
+        }
+        let grid = config.grid(request.size)?;
+        let heads = config.num_attention_heads / self.sequence.ulysses.size(); // each group needs a head for each rank
+        let groups = request.head_groups.min(heads).max(1);
+        let engine = |clips| Engine::new(self.model, self.sequence, grid, clips, self.tile)?.in_head_groups(groups);
+        let single = engine(clips.len())?;
+        let both =
+            (request.guidance.is_on() && 2 * clips.len() <= most).then(|| engine(2 * clips.len())).transpose()?;
+        let (tokens, row) = (single.local_tokens(), config.patch_in());
+        let mut noise = vec![0.0; clips.len() * tokens.len() * row];
+        for (clip, noise) in clips.iter().zip(noise.chunks_exact_mut(tokens.len() * row)) {
+            noise_rows(sample_key(request.seed, clip.index), tokens.clone(), row, noise);
+        }
+        let x = Tensor::from_vec(noise, (clips.len() * tokens.len(), row), &Device::Cpu)?; // [B local S, pt ph pw C]
+
+        let shift = resolve_shift(request.shift, request.shift_base_tokens, grid.iter().product())?;
+        let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, shift)?)?;
+        let (all, mut done) = (sampler.calls(), 0);
+        report([0, all]);
+        let labels = clips.iter().map(|clip| clip.label).collect();
+        let mut network = Network { of: self, single, both, labels, rows: x.dims()[0], given: None };
+        let mut velocity = Reporting {
+            network: &mut network,
+            report: &mut || {
+                done += 1;
+                report([done, all])
+            },
+        };
+        let rows = sampler.run_in_tiles(x, &mut velocity)?;
+        let clip = |i| Sampled::new(rows.narrow(0, i * tokens.len(), tokens.len())?, request.size, config.patch_size);
+        (0..clips.len()).map(clip).collect()
+    }
 }
 
 /// A network that says when it has been asked.
@@ -131,161 +196,101 @@ pub fn check_guidance(name: &str, scale: f64, model: &ModelConfig) -> Result<()>
     bail!("{name} is {scale}, but the model has no classes{text}: there is nothing to guide by; leave it at 1")
 }
 
-/// The guided velocity of a network, as a sampler asks for it.
+/// The guided velocity of a network on a batch of clips, as a sampler asks for it.
 struct Network<'a> {
-    engine: &'a Engine<'a>,
-    model: &'a Model,
-    objective: &'a Objective,
-    request: &'a Request,
-    /// With guidance: the velocities of the condition asked for, until those of the null condition are there.
+    of: &'a ClipSampler<'a>,
+    /// On the clips once.
+    single: Engine<'a>,
+    /// On the clips twice, with their conditions and with the null one.
+    both: Option<Engine<'a>>,
+    labels: Vec<Option<usize>>,
+    /// Rows of the state.
+    rows: usize,
+    /// With guidance: the velocities of the conditions asked for, until those of the null condition are there.
     given: Option<State>,
 }
 
+/// Takes rows of the state: which, the state there, and the velocity under a condition.
+type TakeUnder<'a> = &'a mut dyn FnMut(Condition, Range<usize>, &Tensor, Tensor) -> Result<()>;
+
 impl Network<'_> {
-    /// One pass of the network, its predictions turned to velocities.
-    fn pass(&self, condition: Condition, state: Make, sigma: f64, take: Take) -> Result<()> {
-        let label = match condition {
-            Condition::Given => self.request.label,
-            Condition::Null => None,
-        };
-        let prompt = prompt(self.model, &[timestep(sigma)], &[label])?;
-        self.engine.predict(&prompt, &Input(state), |rows, output| {
-            let x = state(&rows)?;
-            let v = self.objective.velocity(&output.reshape(x.shape())?, &x, sigma)?;
-            take(rows, &x, v)
+    /// One pass of the network under each of `conditions`, its predictions turned to velocities.
+    fn pass(&self, conditions: &[Condition], state: Make, sigma: f64, take: TakeUnder) -> Result<()> {
+        let engine = if conditions.len() > 1 { self.both.as_ref().unwrap_or(&self.single) } else { &self.single };
+        let labels: Vec<Option<usize>> = conditions
+            .iter()
+            .flat_map(|condition| self.labels.iter().map(move |label| label.filter(|_| *condition == Condition::Given)))
+            .collect();
+        let prompt = prompt(self.of.model, &vec![timestep(sigma); labels.len()], &labels)?;
+        engine.predict(&prompt, &Input { state, rows: self.rows }, |rows, output| {
+            for (pass, part, at) in by_pass(&rows, self.rows) {
+                let x = state(&part)?;
+                let output = output.narrow(0, at, part.len())?;
+                let v = self.of.objective.velocity(&output.reshape(x.shape())?, &x, sigma)?;
+                take(conditions[pass], part, &x, v)?;
+            }
+            Ok(())
         })
     }
 }
 
 impl Velocity for Network<'_> {
     fn tiles(&mut self, state: Make, sigma: f64, take: Take) -> Result<()> {
-        let guidance = &self.request.guidance;
+        let guidance = &self.of.request.guidance;
         if !guidance.active(sigma) {
-            return self.pass(Condition::Given, state, sigma, take);
+            return self.pass(&[Condition::Given], state, sigma, &mut |_, rows, x, v| take(rows, x, v));
         }
-        let shape = (self.engine.local_tokens().len(), self.model.config.patch_in());
         let given = match self.given.take() {
             Some(given) => given,
-            None => State::new(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)?,
+            None => {
+                let shape = (self.rows, self.of.model.config.patch_in());
+                State::new(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)?
+            }
         };
-        self.pass(Condition::Given, state, sigma, &mut |rows, _, v| given.set(&rows, &v))?;
-        self.pass(Condition::Null, state, sigma, &mut |rows, x, null| {
-            let v = guidance.guided(&given.rows(&rows)?, &null)?;
-            take(rows, x, v)
-        })?;
+        let mut guide = |condition, rows: Range<usize>, x: &Tensor, v: Tensor| match condition {
+            Condition::Given => given.set(&rows, &v),
+            Condition::Null => {
+                let v = guidance.guided(&given.rows(&rows)?, &v)?;
+                take(rows, x, v)
+            }
+        };
+        let conditions = [Condition::Given, Condition::Null]; // in this order: the second uses what the first has left
+        let at_once = if self.both.is_some() { conditions.len() } else { 1 };
+        conditions.chunks(at_once).try_for_each(|conditions| self.pass(conditions, state, sigma, &mut guide))?;
         self.given = Some(given);
         Ok(())
     }
 }
 
-/// A sampler's state as the network's input.
-struct Input<'a>(Make<'a>);
+/// A tile's `rows` of a batch in which the state's rows come several times, once a pass: the pass, the rows of the state, and where
+/// they begin in the tile.
+fn by_pass(rows: &Range<usize>, state: usize) -> impl Iterator<Item = (usize, Range<usize>, usize)> + use<> {
+    let (start, end) = (rows.start, rows.end);
+    let passes = start / state..end.div_ceil(state);
+    passes.map(move |pass| {
+        let (first, last) = (start.max(pass * state), end.min((pass + 1) * state));
+        (pass, first - pass * state..last - pass * state, first - start)
+    })
+}
+
+/// A sampler's state as the network's input, for each pass again.
+struct Input<'a> {
+    state: Make<'a>,
+    /// Rows of the state.
+    rows: usize,
+}
 
 impl Source for Input<'_> {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
-        let x = (self.0)(&rows)?; // [n, pt ph pw C]
-        let (count, row) = x.dims2()?;
-        let mut input = vec![0.0; count * row];
-        channel_first(&read::<f32>(&x)?, row, 3, &mut input);
-        Ok(Tensor::from_vec(input, (count, row), &Device::Cpu)?)
-    }
-}
-
-/// A sampled clip, sharded like its tokens.
-pub struct Sampled {
-    /// This rank's rows, [local S, pt ph pw C], in [-1, 1] where the network is right.
-    pub rows: Tensor,
-    /// Frames, height, width of the clip.
-    pub size: [usize; 3],
-    patch: [usize; 3],
-    grid: [usize; 3],
-}
-
-/// Numbers that travel to rank 0 at a time, if a line of patches has not more.
-const BAND: usize = 1 << 20;
-
-impl Sampled {
-    /// From this rank's `rows`, [local S, pt ph pw 3], of a clip of `size` (frames, height, width) in patches of `patch`.
-    ///
-    /// # Errors
-    /// The patch does not divide the size.
-    pub fn new(rows: Tensor, size: [usize; 3], patch: [usize; 3]) -> Result<Self> {
-        Ok(Self { rows, size, patch, grid: token_grid(size, patch)? })
-    }
-
-    /// Hands the clip to rank 0 in bands: `take` is called there, with some lines of one patch of frames at a time, from top to
-    /// bottom and from first frame to last. A collective of the sequence's ranks; of the others each sends its rows.
-    ///
-    /// # Errors
-    /// Those of `take`, on all ranks.
-    pub fn bands(&self, comm: &dyn Communicator, mut take: impl FnMut(Frames) -> Result<()>) -> Result<()> {
-        let [times, lines, columns] = self.grid;
-        let row = self.rows.dims()[1];
-        let split = Split::new(times * lines * columns, comm.size());
-        let mine = split.range(comm.rank());
-        let within = |tokens: &Range<usize>, held: &Range<usize>| {
-            tokens.start.clamp(held.start, held.end)..tokens.end.clamp(held.start, held.end)
-        };
-        let band = (BAND / (columns * row)).clamp(1, lines);
-        for (t, first) in (0..times).flat_map(|t| (0..lines).step_by(band).map(move |first| (t, first))) {
-            let last = (first + band).min(lines);
-            let tokens = (t * lines + first) * columns..(t * lines + last) * columns;
-            let to_send = within(&tokens, &mine);
-            let empty = self.rows.narrow(0, 0, 0)?;
-            let mut send = vec![empty; comm.size()];
-            send[0] = self.rows.narrow(0, to_send.start - mine.start, to_send.len())?;
-            let arriving = |rank| if comm.rank() == 0 { within(&tokens, &split.range(rank)) } else { 0..0 };
-            let shapes: Vec<_> = (0..comm.size()).map(|rank| vec![arriving(rank).len(), row]).collect();
-            let received = comm.all_to_all(send, &shapes)?;
-            if comm.rank() == 0 {
-                let part = Part::of_tokens(tokens.clone(), self.grid, self.patch);
-                let mut pixels = Frames::black(&part, self.size[1], self.size[2]);
-                for (rank, rows) in received.iter().enumerate() {
-                    pixels.set_rows(self.patch, arriving(rank), RowOrder::ChannelLast, &read::<f32>(rows)?)?;
-                }
-                take(pixels)?;
-            }
+        let mut input = vec![];
+        for (_, part, at) in by_pass(&rows, self.rows) {
+            let x = (self.state)(&part)?; // [n, pt ph pw C]
+            let (count, row) = x.dims2()?;
+            input.resize((at + count) * row, 0.0);
+            channel_first(&read::<f32>(&x)?, row, 3, &mut input[at * row..]);
         }
-        Ok(())
-    }
-
-    /// Writes the clip, of one frame, to the PNG `path`, by rank 0 as its lines arrive. A collective. The inner result is that of
-    /// writing: the ranks' exchange is complete then, so that a run can go on without its picture.
-    ///
-    /// # Errors
-    /// The clip has more frames; those of the ranks' exchange. Within: the file cannot be written; nothing is left behind or
-    /// overwritten then.
-    pub fn write_png(&self, comm: &dyn Communicator, path: &Path) -> Result<Result<()>> {
-        let [frames, height, width] = self.size;
-        if frames != 1 {
-            bail!("{}: a clip of {frames} frames is not one picture", path.display())
-        }
-        let mut writer = (comm.rank() == 0).then(|| PngWriter::create(path, height, width)).transpose();
-        self.bands(comm, |band| {
-            if let Ok(Some(png)) = &mut writer
-                && let Err(e) = png.push(&band.data)
-            {
-                writer = Err(e);
-            }
-            Ok(())
-        })?;
-        Ok(writer.and_then(|writer| writer.map_or(Ok(()), PngWriter::finish)))
-    }
-
-    /// The clip's pixels, whole, on rank 0; none on others. A collective.
-    ///
-    /// # Errors
-    /// Those of the ranks' exchange.
-    pub fn collect(&self, comm: &dyn Communicator) -> Result<Option<Frames>> {
-        let [frames, height, width] = self.size;
-        let mut clip = (comm.rank() == 0).then(|| Frames::black(&Part::whole(0..frames, height), height, width));
-        self.bands(comm, |band| {
-            if let Some(clip) = &mut clip {
-                clip.place(&band);
-            }
-            Ok(())
-        })?;
-        Ok(clip)
+        let row = input.len() / rows.len();
+        Ok(Tensor::from_vec(input, (rows.len(), row), &Device::Cpu)?)
     }
 }
 

@@ -13,7 +13,8 @@ use longreel::model::{Model, ModelConfig};
 use longreel::ops::read;
 use longreel::parallel::{Sequence, Split, run_threads};
 use longreel::rng::{Key, Purpose};
-use longreel::train::sampling::{Request, Sampled, prompt, sample};
+use longreel::train::sampled::Sampled;
+use longreel::train::sampling::{ClipSampler, ClipSpec, Request, SamplingState, prompt};
 use longreel::{Error, Result};
 use std::fs;
 use std::ops::Range;
@@ -43,8 +44,12 @@ fn config() -> ModelConfig {
 
 /// A model whose every parameter is random.
 fn model() -> Result<Model> {
+    model_as(false)
+}
+
+fn model_as(bf16: bool) -> Result<Model> {
     let mut number = 0;
-    Model::load(&config(), DType::F32, false, |name| {
+    Model::load(&config(), DType::F32, bf16, |name| {
         number += 1;
         let (_, shape) = Model::shapes(&config()).into_iter().find(|(n, _)| n == name).unwrap();
         let mut values = vec![0.0; shape.iter().product()];
@@ -64,7 +69,6 @@ fn request(sampler: SamplerKind, scale: f64) -> Request {
         shift: 1.0,
         shift_base_tokens: 4096,
         head_groups: 2,
-        label: Some(1),
         seed: 4,
     }
 }
@@ -80,12 +84,15 @@ impl Source for State<'_> {
     }
 }
 
+/// The clip whose samples are compared.
+const CLIP: ClipSpec = ClipSpec { index: 2, label: Some(1) };
+
 /// A rank's rows of the clip with every tensor whole: network outputs are collected, guided, and handed to the plain sampler.
 fn plain(model: &Model, objective: &Objective, sequence: &Sequence, request: &Request) -> Result<Tensor> {
     let engine = Engine::new(model, sequence, model.config.grid(SIZE)?, 1, 4)?;
     let tokens = engine.local_tokens();
     let mut noise = vec![0.0; tokens.len() * ROW];
-    noise_rows(sample_key(request.seed, 2), tokens.clone(), ROW, &mut noise);
+    noise_rows(sample_key(request.seed, CLIP.index), tokens.clone(), ROW, &mut noise);
     let x = Tensor::from_vec(noise, (tokens.len(), ROW), &Device::Cpu)?;
     let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, 1.0)?)?;
     sampler.run(x, |x, sigma| {
@@ -97,9 +104,18 @@ fn plain(model: &Model, objective: &Objective, sequence: &Sequence, request: &Re
             })?;
             objective.velocity(&Tensor::from_vec(rows, x.shape(), &Device::Cpu)?, x, sigma)
         };
-        let given = velocity(request.label)?;
+        let given = velocity(CLIP.label)?;
         if request.guidance.active(sigma) { request.guidance.guided(&given, &velocity(None)?) } else { Ok(given) }
     })
+}
+
+fn sampler<'a>(
+    model: &'a Model,
+    objective: &'a Objective,
+    sequence: &'a Sequence,
+    request: &'a Request,
+) -> ClipSampler<'a> {
+    ClipSampler { model, objective, sequence, request, tile: 4 }
 }
 
 fn numbers(x: &Tensor) -> Vec<f32> {
@@ -117,7 +133,7 @@ fn tiles_on_any_ranks_sample_what_the_whole_state_does() {
                     let sequence = Sequence::new(comm, 3, 0)?;
                     let model = model()?;
                     let whole = numbers(&plain(&model, &objective, &sequence, &request)?);
-                    let tiled = numbers(&sample(&model, &objective, &sequence, &request, 2, 4)?.rows);
+                    let tiled = numbers(&sampler(&model, &objective, &sequence, &request).sample(CLIP)?.rows);
                     assert_eq!(tiled.len(), Split::new(TOKENS, ranks).count(sequence.all.rank()) * ROW);
                     assert!(
                         whole == tiled,
@@ -136,6 +152,74 @@ fn tiles_on_any_ranks_sample_what_the_whole_state_does() {
             }
         }
     }
+}
+
+/// In a batch, a clip has the bits that it has alone: of any size, with guidance in one pass of the network or two, with classes that
+/// differ, in f32 and bf16, and on several ranks.
+#[test]
+fn a_clip_does_not_depend_on_the_batch_that_it_is_sampled_in() {
+    let objective = Objective::new(&Diffusion { prediction: Prediction::X, ..Default::default() }).unwrap();
+    let labels = [Some(0), Some(1), None, Some(1), Some(0)];
+    let clips = ClipSpec::numbered(labels);
+    for (kind, scale, bf16) in [
+        (SamplerKind::Heun, 2.5, false),
+        (SamplerKind::Unipc, 1.0, false),
+        (SamplerKind::Dpmpp, 2.5, true),
+        (SamplerKind::Euler, 1.5, false),
+    ] {
+        let request = request(kind, scale);
+        for ranks in [1, 2, 3] {
+            run_threads(ranks, 1, |comm| {
+                let sequence = Sequence::new(comm, 3, 0)?;
+                let (model, request) = (model_as(bf16)?, &request);
+                let sampler = sampler(&model, &objective, &sequence, request);
+                let alone = clips.iter().map(|&clip| Ok(numbers(&sampler.sample(clip)?.rows)));
+                let alone = alone.collect::<Result<Vec<_>>>()?;
+                assert!(alone.windows(2).all(|two| two[0] != two[1]), "all clips are one");
+                // Of 10 at once, the five with both conditions; of 5, all, first with one condition, then with the other.
+                for (most, batches) in [(1, &[1, 1, 1, 1, 1][..]), (2, &[1, 2, 2]), (3, &[2, 3]), (5, &[5]), (10, &[5])]
+                {
+                    let (mut sampled, told) = (vec![], std::cell::RefCell::new(vec![]));
+                    let report = |state| told.borrow_mut().push(state);
+                    sampler.sample_all(&clips, most, &report, |number, clip| {
+                        assert_eq!(number, sampled.len());
+                        sampled.push(numbers(&clip.rows));
+                        Ok(())
+                    })?;
+                    assert!(sampled == alone, "{kind:?}, guidance {scale}: {most} at once on {ranks} ranks");
+                    let calls = if kind == SamplerKind::Heun { 9 } else { 5 };
+                    let mut first = 0;
+                    let expected = batches.iter().flat_map(|count| {
+                        first += count;
+                        (0..=calls).map(move |done| SamplingState { clips: first - count..first, calls: [done, calls] })
+                    });
+                    assert_eq!(told.into_inner(), expected.collect::<Vec<_>>(), "{most} at once");
+                }
+                sampler.sample_all(&[], 3, &|_| panic!("nothing to do"), |_, _| panic!("no clip"))?;
+                // 15 tokens a clip, over the ranks.
+                assert_eq!(sampler.most_at_once()?, 4096 / 15usize.div_ceil(ranks));
+                let large = Request { size: [1, 4096, 4096], ..request.clone() };
+                assert_eq!(ClipSampler { request: &large, ..sampler }.most_at_once()?, 1);
+                Ok(())
+            })
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_failure_to_take_a_clip_ends_the_sampling() {
+    let objective = Objective::new(&Diffusion::default()).unwrap();
+    let result = run_threads(2, 1, |comm| {
+        let sequence = Sequence::new(comm, 3, 0)?;
+        let (model, request) = (model()?, request(SamplerKind::Euler, 1.0));
+        let clips = ClipSpec::numbered([Some(0); 4]);
+        sampler(&model, &objective, &sequence, &request).sample_all(&clips, 2, &|_| {}, |number, _| {
+            assert!(number < 2, "went on");
+            if number == 1 { Err(Error::Invalid("no room for clip 1".into())) } else { Ok(()) }
+        })
+    });
+    assert!(result.expect_err("clip 1 fails").to_string().contains("no room for clip 1"));
 }
 
 /// Rows of a picture of 64x16384 in patches of 16x16, of which a line of patches is a band of its own; and its pixels.

@@ -1,7 +1,7 @@
-//! MP4 frame by frame, through FFmpeg: H.264 where it can, else MPEG-4 part 2.
+//! MP4, WebM and animated WebP frame by frame, through FFmpeg.
 //!
-//! Colours become BT.709 in limited range, and the file says so; FFmpeg's own scaler would take BT.601 whatever the
-//! file says. The arithmetic is that of ITU-R BT.709-6, section 3, with one chroma sample for 2x2 pixels.
+//! MP4 is H.264 where FFmpeg can, else MPEG-4 part 2; WebM is VP9. Their colours are BT.709 in limited range (see `yuv`), and the
+//! file says so. WebP takes RGB as it is.
 
 use ffmpeg_next as ffmpeg;
 
@@ -11,20 +11,83 @@ use ffmpeg::util::color;
 use ffmpeg::{Dictionary, Packet, Rational, frame};
 use std::path::{Path, PathBuf};
 
+use super::yuv::{fill_chroma, fill_luma};
 use super::{check_fps, frame_count};
 use crate::files::NewFile;
 use crate::{Error, Result, bail};
 
-/// Encoders in order of preference. All are free of licence fees to use and part of common builds of FFmpeg.
-const ENCODERS: [&str; 3] = ["libx264", "libopenh264", "mpeg4"];
-/// The highest height or width of H.264's largest level.
-const LARGEST: usize = 16384;
+/// A kind of file that FFmpeg writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Container {
+    /// H.264 at a quality that shows no loss (x264's CRF 16), 4:2:0, with the index in front so that browsers can start at once.
+    Mp4,
+    /// VP9 at a quality that shows hardly a loss (CRF 20), 4:2:0.
+    WebM,
+    /// An animation that repeats for ever, at quality 90 of 100.
+    WebP,
+}
 
-/// Writes an MP4 while its frames come in, so that no second copy of a long clip is needed.
+impl Container {
+    /// Its name among FFmpeg's formats, and the files' extension.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Mp4 => "mp4",
+            Self::WebM => "webm",
+            Self::WebP => "webp",
+        }
+    }
+
+    /// Encoders in order of preference. All are free of licence fees to use and part of common builds of FFmpeg.
+    fn encoders(self) -> &'static [&'static str] {
+        match self {
+            Self::Mp4 => &["libx264", "libopenh264", "mpeg4"],
+            Self::WebM => &["libvpx-vp9"],
+            Self::WebP => &["libwebp_anim"],
+        }
+    }
+
+    /// The highest height or width: of H.264's largest level, and WebP's own.
+    fn largest(self) -> usize {
+        match self {
+            Self::Mp4 | Self::WebM => 16384,
+            Self::WebP => 16383,
+        }
+    }
+
+    /// What pixels are encoded.
+    fn pixel(self) -> Pixel {
+        match self {
+            Self::Mp4 | Self::WebM => Pixel::YUV420P,
+            Self::WebP => Pixel::BGRA,
+        }
+    }
+
+    /// Refuses to write `path`, for which this FFmpeg has no encoder.
+    ///
+    /// # Errors
+    /// That; it says what the encoders are called.
+    pub fn check_encoder(self, path: &Path) -> Result<()> {
+        find(path, self.encoders()).map(drop)
+    }
+}
+
+/// The first of `encoders` that this FFmpeg has, for the file `name`.
+fn find(name: &Path, encoders: &[&str]) -> Result<ffmpeg::Codec> {
+    start_ffmpeg(name)?;
+    match encoders.iter().find_map(|encoder| encoder::find_by_name(encoder)) {
+        Some(codec) => Ok(codec),
+        None => bail!(
+            "{}: this FFmpeg has no encoder for it ({}); use .gif or another kind, or an FFmpeg built with it",
+            name.display(),
+            encoders.join(", ")
+        ),
+    }
+}
+
+/// Writes a video or animation while its frames come in, so that no second copy of a long clip is needed.
 ///
 /// The file has its temporary name until [`finish`](Self::finish); a writer dropped before that leaves nothing behind.
-/// H.264 at a quality that shows no loss (x264's CRF 16), 4:2:0, with the index in front so that browsers can start at
-/// once. A height or width that is odd gains one line that repeats the last: 4:2:0 knows only even sizes.
+/// In MP4 and WebM a height or width that is odd gains one line that repeats the last: 4:2:0 knows only even sizes.
 pub struct VideoWriter {
     encoder: FrameEncoder,
     file: NewFile,
@@ -32,9 +95,9 @@ pub struct VideoWriter {
 
 impl VideoWriter {
     /// Starts the file `path` for frames of `height` x `width` pixels shown at `fps` frames per second.
-    pub fn create(path: &Path, height: usize, width: usize, fps: f64) -> Result<Self> {
+    pub fn create(path: &Path, container: Container, height: usize, width: usize, fps: f64) -> Result<Self> {
         let file = NewFile::begin(path)?;
-        let encoder = FrameEncoder::open(file.path(), path, height, width, fps, &ENCODERS)?;
+        let encoder = FrameEncoder::open(file.path(), path, container, [height, width], fps, container.encoders())?;
         Ok(Self { encoder, file })
     }
 
@@ -73,35 +136,50 @@ struct FrameEncoder {
 
 impl FrameEncoder {
     /// Writes to `path`; messages speak of `name`.
-    fn open(path: &Path, name: &Path, height: usize, width: usize, fps: f64, encoders: &[&str]) -> Result<Self> {
+    fn open(
+        path: &Path,
+        name: &Path,
+        container: Container,
+        [height, width]: [usize; 2],
+        fps: f64,
+        encoders: &[&str],
+    ) -> Result<Self> {
         check_fps(fps)?;
-        if height == 0 || width == 0 || height.max(width) > LARGEST {
-            bail!("{}: a video cannot have {width}x{height} pixels; 1 to {LARGEST} are possible", name.display());
+        let largest = container.largest();
+        if height == 0 || width == 0 || height.max(width) > largest {
+            bail!("{}: a video cannot have {width}x{height} pixels; 1 to {largest} are possible", name.display());
         }
         if path.to_str().is_none() {
             bail!("{}: FFmpeg can only write to paths in UTF-8", name.display());
         }
-        start_ffmpeg(name)?;
-        let Some(codec) = encoders.iter().find_map(|e| encoder::find_by_name(e)) else {
-            bail!("{}: this FFmpeg has none of the encoders {}", name.display(), encoders.join(", "));
-        };
-        let mut output = format::output_as(&path, "mp4").map_err(|e| failed(name, e))?;
+        let codec = find(name, encoders)?;
+        let mut output = format::output_as(&path, container.name()).map_err(|e| failed(name, e))?;
         let mut video = codec::Context::new_with_codec(codec).encoder().video().map_err(|e| failed(name, e))?;
         let rate = rational(fps);
         let time_base = Rational(rate.denominator(), rate.numerator());
-        video.set_width(width.next_multiple_of(2) as u32);
-        video.set_height(height.next_multiple_of(2) as u32);
-        video.set_format(Pixel::YUV420P);
+        let even = if container.pixel() == Pixel::YUV420P { 2 } else { 1 };
+        video.set_width(width.next_multiple_of(even) as u32);
+        video.set_height(height.next_multiple_of(even) as u32);
+        video.set_format(container.pixel());
         video.set_frame_rate(Some(rate));
         video.set_time_base(time_base);
-        video.set_colorspace(color::Space::BT709);
-        video.set_color_range(color::Range::MPEG);
-        video.set_color_primaries(color::Primaries::BT709);
-        video.set_color_transfer_characteristic(color::TransferCharacteristic::BT709);
-        let mut flags = codec::Flags::GLOBAL_HEADER; // MP4 keeps the codec's headers in its own
+        if container.pixel() == Pixel::YUV420P {
+            video.set_colorspace(color::Space::BT709);
+            video.set_color_range(color::Range::MPEG);
+            video.set_color_primaries(color::Primaries::BT709);
+            video.set_color_transfer_characteristic(color::TransferCharacteristic::BT709);
+        }
+        let mut flags = codec::Flags::GLOBAL_HEADER; // the containers keep the codec's headers in their own
         let mut options = Dictionary::new();
         match codec.name() {
             "libx264" => options.set("crf", "16"),
+            "libvpx-vp9" => {
+                video.set_bit_rate(0); // otherwise it would limit the quality
+                for (key, value) in [("crf", "20"), ("row-mt", "1"), ("cpu-used", "2")] {
+                    options.set(key, value);
+                }
+            }
+            "libwebp_anim" => options.set("quality", "90"),
             "libopenh264" => video.set_bit_rate(quality_bits(height, width, fps, 0.5)),
             _ => {
                 flags |= codec::Flags::QSCALE;
@@ -117,7 +195,11 @@ impl FrameEncoder {
             stream.set_avg_frame_rate(rate);
         }
         let mut header = Dictionary::new();
-        header.set("movflags", "+faststart");
+        match container {
+            Container::Mp4 => header.set("movflags", "+faststart"),
+            Container::WebM => {}
+            Container::WebP => header.set("loop", "0"), // for ever
+        }
         output.write_header_with(header).map_err(|e| failed(name, e))?;
         Ok(Self { output, encoder, name: name.to_owned(), height, width, time_base, count: 0 })
     }
@@ -125,9 +207,13 @@ impl FrameEncoder {
     fn push(&mut self, frames: &[u8]) -> Result<()> {
         frame_count(frames, self.height, self.width)?;
         for rgb in frames.chunks_exact(self.height * self.width * 3) {
-            let mut picture = frame::Video::new(Pixel::YUV420P, self.encoder.width(), self.encoder.height());
-            fill_luma(&mut picture, rgb, self.height, self.width);
-            fill_chroma(&mut picture, rgb, self.height, self.width);
+            let mut picture = frame::Video::new(self.encoder.format(), self.encoder.width(), self.encoder.height());
+            if picture.format() == Pixel::BGRA {
+                fill_bgra(&mut picture, rgb, self.width);
+            } else {
+                fill_luma(&mut picture, rgb, self.height, self.width);
+                fill_chroma(&mut picture, rgb, self.height, self.width);
+            }
             picture.set_pts(Some(self.count));
             self.count += 1;
             self.encoder.send_frame(&picture).map_err(|e| failed(&self.name, e))?;
@@ -163,53 +249,14 @@ impl FrameEncoder {
     }
 }
 
-/// Y of each pixel; the picture may be one line or column larger than `rgb` [height, width, 3].
-fn fill_luma(picture: &mut frame::Video, rgb: &[u8], height: usize, width: usize) {
-    let (stride, padded) = (picture.stride(0), picture.width() as usize);
-    let plane = picture.data_mut(0);
-    for y in 0..height.next_multiple_of(2) {
-        let line = &rgb[y.min(height - 1) * width * 3..][..width * 3];
-        let out = &mut plane[y * stride..][..padded];
-        for (y, pixel) in out.iter_mut().zip(line.chunks_exact(3)) {
-            *y = luma(pixel[0] as i32, pixel[1] as i32, pixel[2] as i32);
-        }
-        out[padded - 1] = out[width - 1];
-    }
-}
-
-/// Cb and Cr of each 2x2 pixels, from their mean.
-fn fill_chroma(picture: &mut frame::Video, rgb: &[u8], height: usize, width: usize) {
-    for (index, chroma) in [(1, cb as fn(i32, i32, i32) -> u8), (2, cr)] {
-        let stride = picture.stride(index);
-        let plane = picture.data_mut(index);
-        for y in 0..height.div_ceil(2) {
-            for x in 0..width.div_ceil(2) {
-                let mut sum = [2; 3]; // half of the four pixels divided by below
-                for (dy, dx) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                    let at = (2 * y + dy).min(height - 1) * width + (2 * x + dx).min(width - 1);
-                    for (s, &v) in sum.iter_mut().zip(&rgb[at * 3..at * 3 + 3]) {
-                        *s += v as i32;
-                    }
-                }
-                plane[y * stride + x] = chroma(sum[0] / 4, sum[1] / 4, sum[2] / 4);
-            }
+/// The pixels as they are, none of them transparent.
+fn fill_bgra(picture: &mut frame::Video, rgb: &[u8], width: usize) {
+    let stride = picture.stride(0);
+    for (out, line) in picture.data_mut(0).chunks_mut(stride).zip(rgb.chunks_exact(width * 3)) {
+        for (out, pixel) in out.chunks_exact_mut(4).zip(line.chunks_exact(3)) {
+            out.copy_from_slice(&[pixel[2], pixel[1], pixel[0], 255]);
         }
     }
-}
-
-/// Luma in 16..=235: 219/255 of (0.2126, 0.7152, 0.0722), times 2^16.
-fn luma(r: i32, g: i32, b: i32) -> u8 {
-    ((11966 * r + 40254 * g + 4064 * b + (16 << 16) + (1 << 15)) >> 16) as u8
-}
-
-/// (B - Y) / 1.8556 in 16..=240, times 2^16; the factors sum to nought, so that grey is exactly 128.
-fn cb(r: i32, g: i32, b: i32) -> u8 {
-    ((-6596 * r - 22188 * g + 28784 * b + (128 << 16) + (1 << 15)) >> 16) as u8
-}
-
-/// (R - Y) / 1.5748 in 16..=240, times 2^16.
-fn cr(r: i32, g: i32, b: i32) -> u8 {
-    ((28784 * r - 26145 * g - 2639 * b + (128 << 16) + (1 << 15)) >> 16) as u8
 }
 
 /// `fps` as a fraction: whole, half, or a rate over 1001 where it is one, else in thousandths.
@@ -245,17 +292,19 @@ fn failed(name: &Path, error: ffmpeg::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::yuv::luma;
     use super::*;
 
     fn encode(path: &Path, encoders: &[&str]) -> Result<()> {
-        let mut encoder = FrameEncoder::open(path, Path::new("clip.mp4"), 64, 64, 24.0, encoders)?;
+        let name = Path::new("clip.mp4");
+        let mut encoder = FrameEncoder::open(path, name, Container::Mp4, [64, 64], 24.0, encoders)?;
         encoder.push(&[90; 40 * 64 * 64 * 3])?;
         encoder.finish()
     }
 
     #[test]
     fn a_full_disk_and_a_missing_encoder_are_errors() {
-        let full = encode(Path::new("/dev/full"), &ENCODERS).unwrap_err().to_string();
+        let full = encode(Path::new("/dev/full"), Container::Mp4.encoders()).unwrap_err().to_string();
         assert!(full.contains("clip.mp4") && full.contains("No space left"), "{full}");
         let none = encode(Path::new("/dev/null"), &["nosuch", "neither"]).unwrap_err().to_string();
         assert!(none.contains("clip.mp4") && none.contains("nosuch, neither"), "{none}");
@@ -294,23 +343,6 @@ mod tests {
             let rate = rational(fps);
             assert_eq!((rate.numerator() * d, rate.denominator() * n), (n * rate.denominator(), d * rate.numerator()));
             assert!((rate.numerator() as f64 / rate.denominator() as f64 - fps).abs() < 1e-4);
-        }
-    }
-
-    #[test]
-    fn colours_follow_bt709() {
-        for r in (0..=255).step_by(15) {
-            for g in (0..=255).step_by(15) {
-                for b in (0..=255).step_by(15) {
-                    let [fr, fg, fb] = [r, g, b].map(|v| v as f64 / 255.0);
-                    let y = 0.2126 * fr + 0.7152 * fg + 0.0722 * fb;
-                    let exact =
-                        [16.0 + 219.0 * y, 128.0 + 224.0 * (fb - y) / 1.8556, 128.0 + 224.0 * (fr - y) / 1.5748];
-                    for (ours, exact) in [luma(r, g, b), cb(r, g, b), cr(r, g, b)].into_iter().zip(exact) {
-                        assert!((ours as f64 - exact).abs() < 0.51, "{r} {g} {b}: {ours} is not {exact}");
-                    }
-                }
-            }
         }
     }
 }
