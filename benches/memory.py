@@ -130,10 +130,10 @@ def our_row(network, ranks, settings, args):
         if whole["flop"]["linear"] > args.most * 1e12:
             return tokens, slope, "planned"
         run = longreel("train", config, "--rehearse", *sets, "--set", f"data.frames={frames}")
-    peak = re.search(r"peak predicted [\d.]+ MiB, measured ([\d.]+) MiB", run.stdout)
+    peak = re.search(r"peak predicted [\d.]+ GiB, measured ([\d.]+) GiB", run.stdout)
     if run.returncode or not peak:
         sys.exit(f"memory.py: {tokens} tokens, {settings}: {run.stderr}")
-    return tokens, slope, f"rehearsed: {float(peak[1]) / 1024 / ranks:.2f} GiB a rank"
+    return tokens, slope, f"rehearsed: {float(peak[1]) / ranks:.2f} GiB a rank"
 
 
 def ladder(network, args):

@@ -94,7 +94,7 @@ heldout_every = 0
 def decoding(args):
     """Trains on each kind of file; returns the table's lines, and whether all predictions are good."""
     table = [
-        "| files | clip | threads that decode | predicted, MiB | measured | off |",
+        "| files | clip | threads that decode | predicted, GiB | measured | off |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     print("\n".join(table), flush=True)
@@ -109,7 +109,7 @@ def decoding(args):
                 (folder / "c.toml").write_text(config)
                 shutil.rmtree(folder / "run", ignore_errors=True)
                 run = subprocess.run([args.longreel, "train", folder / "c.toml"], capture_output=True, text=True)
-                found = re.search(r"memory: ([\d.]+) MiB at the peak, planned ([\d.]+) MiB", run.stderr)
+                found = re.search(r"memory: ([\d.]+) GiB at the peak, planned ([\d.]+) GiB", run.stderr)
                 if run.returncode or not found:
                     sys.exit(f"{name}: {run.stderr}")
                 measured, predicted = map(float, found.groups())
@@ -117,7 +117,7 @@ def decoding(args):
                 within = abs(off) <= 0.15
                 good &= within
                 mark = "" if within else " (!)"
-                table.append(f"| {name} | {frames} x {side} x {side} | {prefetch} | {predicted:.0f} | {measured:.0f} | {100 * off:+.1f} %{mark} |")
+                table.append(f"| {name} | {frames} x {side} x {side} | {prefetch} | {predicted:.3f} | {measured:.3f} | {100 * off:+.1f} %{mark} |")
                 print(table[-1], flush=True)
     return table, good
 
@@ -145,7 +145,7 @@ def main():
             compare.rewrite("decoding", "\n".join(table), compare.ROOT / "docs/memory.md")
         sys.exit(0 if good else 1)
     table = [
-        "| tokens | width | blocks | settings | in use, MiB: predicted | measured | off | process, MiB: predicted | measured | off |",
+        "| tokens | width | blocks | settings | in use, GiB: predicted | measured | off | process, GiB: predicted | measured | off |",
         "|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     print("\n".join(table), flush=True)
@@ -163,15 +163,15 @@ def main():
             sets = [word for setting in settings for word in ("--set", setting)]
             command = [args.longreel, "train", folder / "c.toml", "--rehearse", *sets]
             run = subprocess.run(command, capture_output=True, text=True)
-        found = re.findall(r"(?:at most:|peak) predicted ([\d.]+) MiB, measured ([\d.]+) MiB", run.stdout)
+        found = re.findall(r"(?:at most:|peak) predicted ([\d.]+) GiB, measured ([\d.]+) GiB", run.stdout)
         if run.returncode or len(found) != 2:
             sys.exit(f"{tokens} tokens, {settings}: {run.stderr}")
         columns = []
         for predicted, measured in ((float(predicted), float(measured)) for predicted, measured in found):
-            within = abs(predicted - measured) <= max(0.05 * measured, 64)
+            within = abs(predicted - measured) <= max(0.05 * measured, 64 / 1024)
             good &= within
             off = f"{100 * (predicted / measured - 1):+.1f} %" + ("" if within else " (!)")
-            columns.append(f"{predicted:.0f} | {measured:.0f} | {off}")
+            columns.append(f"{predicted:.3f} | {measured:.3f} | {off}")
         what = ", ".join(settings) or "f32, one rank"
         table.append(f"| {tokens} | {heads * head_dim} | {layers} | {what} | {' | '.join(columns)} |")
         print(table[-1], flush=True)

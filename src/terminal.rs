@@ -6,7 +6,9 @@
 //! [`json`] leaves values as they are: JSON has escapes of its own.
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::io::IsTerminal;
+use std::time::Duration;
 
 /// A longer message is cut: no message of ours is so long, only what others sent.
 const LONGEST: usize = 16 << 10;
@@ -39,8 +41,41 @@ pub fn json(text: &str) -> String {
 }
 
 /// `n` things: `counted(1, "file", "files")` is "1 file".
-pub fn counted(n: usize, one: &str, many: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { many })
+pub fn counted<N: Copy + Display + PartialEq + From<u8>>(n: N, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == N::from(1) { one } else { many })
+}
+
+/// A rate in three digits: 853, 12.4k, 3.05M.
+pub fn rate(rate: f64) -> String {
+    let (value, unit) = match rate {
+        r if r >= 999_500.0 => (r / 1e6, "M"),
+        r if r >= 999.5 => (r / 1e3, "k"),
+        r => (r, ""),
+    };
+    let decimals = if unit.is_empty() || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$}{unit}")
+}
+
+/// A duration in its two largest units: 59s, 1m 01s, 2h 12m.
+pub fn clock(time: Duration) -> String {
+    let s = time.as_secs();
+    match (s / 86400, s / 3600 % 24, s / 60 % 60, s % 60) {
+        (0, 0, 0, s) => format!("{s}s"),
+        (0, 0, m, s) => format!("{m}m {s:02}s"),
+        (0, h, m, _) => format!("{h}h {m:02}m"),
+        (d, h, _, _) => format!("{d}d {h:02}h"),
+    }
+}
+
+/// The epoch that is at work, from 1, once the data have been gone through `times` times.
+pub fn epoch(times: f64) -> u64 {
+    (times - 1e-9).ceil().max(1.0) as u64 // a whole number may have come out as a little more
 }
 
 /// What another library says of an error, in one line: some messages end with a newline, or hold one.
@@ -105,7 +140,19 @@ mod tests {
     #[test]
     fn things_are_counted_in_words() {
         let files = |n| counted(n, "file", "files");
-        assert_eq!([files(0), files(1), files(2)], ["0 files", "1 file", "2 files"]);
+        assert_eq!([files(0usize), files(1), files(2)], ["0 files", "1 file", "2 files"]);
+    }
+
+    #[test]
+    fn rates_durations_and_epochs_are_short() {
+        for (number, text) in [(0.0, "0"), (999.4, "999"), (999.6, "1.00k"), (99_960.0, "100k"), (3_049_000.0, "3.05M")]
+        {
+            assert_eq!(rate(number), text);
+        }
+        for (s, text) in [(59, "59s"), (61, "1m 01s"), (3661, "1h 01m"), (90_000, "1d 01h")] {
+            assert_eq!(clock(Duration::from_secs(s)), text);
+        }
+        assert_eq!([0.0, 0.2, 1.0, 1.0 + 1e-15, 1.01, 21.3].map(epoch), [1, 1, 1, 1, 2, 22]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use ffmpeg_next as ffmpeg;
 use image::AnimationDecoder;
 use longreel::data::sheet::{FrameScale, Strip, check_size, contact_sheet};
-use longreel::data::write::{Container, Kind, VideoWriter, write_file, write_video};
+use longreel::data::write::{Container, Kind, Preview, VideoWriter, write_file, write_video};
 use longreel::{Error, bail};
 use std::fs::{self, File};
 use std::path::Path;
@@ -236,6 +236,32 @@ fn gif_keeps_frames_colours_and_the_total_time() {
         assert!(db > 30.0, "{db:.1} dB");
     }
     assert_eq!(milliseconds, 1000);
+}
+
+#[test]
+fn a_preview_is_the_clip_no_larger_than_a_page_needs() {
+    let (h, w) = (20, 36);
+    let frames = smooth(5, h, w);
+    let preview = Preview::new(&frames, h, w, 10.0).unwrap();
+    let gif = image::codecs::gif::GifDecoder::new(std::io::Cursor::new(&preview.encoded)).unwrap();
+    assert_eq!(gif.into_frames().collect_frames().unwrap().len(), 5);
+    let preview = Preview::new(&frames[..h * w * 3], h, w, 10.0).unwrap();
+    assert_eq!((preview.height, preview.width), (h, w));
+    assert_eq!(image::load_from_memory(&preview.encoded).unwrap().into_rgb8().as_raw(), &frames[..h * w * 3]);
+    // 3000 x 2000 pixels are 1.43 times too many; a quarter of them is red.
+    let large: Vec<u8> = (0..2000 * 3000).flat_map(|i| if i % 3000 < 750 { [200, 0, 0] } else { [0; 3] }).collect();
+    let preview = Preview::new(&large, 2000, 3000, 10.0).unwrap();
+    let picture = image::load_from_memory(&preview.encoded).unwrap().into_rgb8();
+    assert_eq!(picture.dimensions(), (preview.width as u32, preview.height as u32));
+    assert!(
+        (2508..=2509).contains(&preview.width) && (1672..=1673).contains(&preview.height),
+        "{:?}",
+        picture.dimensions()
+    );
+    let red = picture.pixels().filter(|pixel| pixel.0 == [200, 0, 0]).count() as f64;
+    assert!((red / picture.pixels().len() as f64 - 0.25).abs() < 1e-3);
+    assert!(message(Preview::new(&[0; 3 * 70_000], 1, 70_000, 10.0)).contains("no preview"));
+    assert!(message(Preview::new(&frames, h, w, 0.0)).contains("not a frame rate"));
 }
 
 #[test]

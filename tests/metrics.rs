@@ -265,6 +265,46 @@ fn tensorboard_files_hold_the_scalars() {
     assert!(matches!(EventWriter::create(&blocked, None), Err(Error::Io { .. })));
 }
 
+/// The step, tag and remaining fields of an event that has one value.
+pub fn value<'a>(event: &[(u64, Field<'a>)]) -> (u64, String, Vec<(u64, Field<'a>)>) {
+    let [_, (2, Field::Varint(step)), (5, Field::Bytes(summary))] = event else { panic!("{event:?}") };
+    let [(1, Field::Bytes(value))] = fields(summary)[..] else { panic!("{event:?}") };
+    let mut value = fields(value);
+    let (1, Field::Bytes(tag)) = value.remove(0) else { panic!("{event:?}") };
+    (*step, String::from_utf8(tag.to_vec()).unwrap(), value)
+}
+
+#[test]
+fn tensorboard_files_hold_pictures_and_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = EventWriter::create(folder.path(), None).unwrap();
+    writer.image(3, "samples/0", [200, 300], b"GIF89a...").unwrap();
+    let long = "ä".repeat(70_000);
+    writer.text(4, "config", &long).unwrap();
+    let bytes = fs::read(fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path()).unwrap();
+    let events: Vec<_> = tfrecords(&bytes).into_iter().map(fields).collect();
+
+    let (step, tag, rest) = value(&events[1]);
+    let [(4, Field::Bytes(image))] = rest[..] else { panic!("{rest:?}") };
+    assert_eq!((step, tag.as_str()), (3, "samples/0"));
+    let expected =
+        [(1, Field::Varint(200)), (2, Field::Varint(300)), (3, Field::Varint(3)), (4, Field::Bytes(b"GIF89a..."))];
+    assert_eq!(fields(image), expected);
+
+    // A tensor of one string, of the text plugin.
+    let (step, tag, rest) = value(&events[2]);
+    let [(8, Field::Bytes(tensor)), (9, Field::Bytes(metadata))] = rest[..] else { panic!("{rest:?}") };
+    assert_eq!((step, tag.as_str()), (4, "config"));
+    let tensor = fields(tensor);
+    let [(1, Field::Varint(7)), (2, Field::Bytes(shape)), (8, Field::Bytes(string))] = tensor[..] else {
+        panic!("{tensor:?}")
+    };
+    let [(2, Field::Bytes(dim))] = fields(shape)[..] else { panic!("{shape:?}") };
+    assert_eq!((fields(dim), string), (vec![(1, Field::Varint(1))], long.as_bytes()));
+    let [(1, Field::Bytes(plugin)), (4, Field::Varint(2))] = fields(metadata)[..] else { panic!("{metadata:?}") };
+    assert_eq!(fields(plugin), [(1, Field::Bytes(b"text"))]);
+}
+
 /// A run that a curve can be drawn of: a noisy decline, a spike, a held-out loss every 25 steps.
 fn run(steps: u64, path: &std::path::Path) {
     use longreel::rng::{Key, Purpose};

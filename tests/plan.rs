@@ -46,7 +46,8 @@ fn rehearsed(place: &Place, args: &[&str]) -> Vec<(String, [f64; 2])> {
     assert_eq!(snapshot(&place.path("")), before, "a rehearsal saves nothing");
     let row = |line: &str| {
         let (what, numbers) = line.split_once(" predicted ").expect("predicted");
-        let numbers = numbers.split(" MiB").take(2).map(|part| part.rsplit(' ').next().unwrap().parse().unwrap());
+        let gib = |part: &str| part.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+        let numbers = numbers.split(" GiB").take(2).map(|part| 1024.0 * gib(part));
         (what.to_owned(), numbers.collect::<Vec<f64>>().try_into().unwrap())
     };
     text(&output.stdout).lines().map(row).collect()
@@ -220,7 +221,7 @@ fn the_longest_clip_fits_and_one_more_frame_does_not() {
 fn what_cannot_be_planned_is_refused() {
     let place = Place::videos();
     let error = fail(&mut plan(&place, &[MEDIUM, &["--memory=1MiB"]].concat()));
-    assert!(error.starts_with("--memory 1.0 MiB is too small for any clip") && error.contains("needs"), "{error}");
+    assert!(error.starts_with("--memory 0.0010 GiB is too small for any clip") && error.contains("needs"), "{error}");
     let error = fail(&mut plan(&place, &[MEDIUM, &["parallel.head_groups=5"]].concat()));
     assert!(error.contains("parallel.head_groups = 5"), "{error}");
     let error = fail(&mut plan(&place, &["data.frames=3"]));

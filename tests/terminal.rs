@@ -160,5 +160,5 @@ fn log_lines_begin_with_the_time_of_day_in_utc() {
         assert!(rest.starts_with("  INFO ") || rest.starts_with("  WARN "), "{line}");
     }
     // One unit for memory, and plurals that are right.
-    assert!(log.contains(" KiB of model state a rank") && log.contains(", 1 rank (1 data x 1 sequence)"), "{log}");
+    assert!(log.contains(" GiB of model state a rank") && log.contains(", 1 rank (1 data x 1 sequence)"), "{log}");
 }

@@ -36,6 +36,7 @@ mod quality;
 mod ring;
 mod runs;
 mod stash;
+mod status;
 mod targets;
 mod terminal;
 mod train;

@@ -38,9 +38,9 @@ fn say() {
     let mut left = &mut text[..];
     let _ = writeln!(
         left,
-        "error: memory is short: {:.1} MiB more could not be had; checkpoints that were saved are good; \
+        "error: memory is short: {:.4} GiB more could not be had; checkpoints that were saved are good; \
          `longreel plan CONFIG.toml --memory SIZE` says what a run needs and which settings need less",
-        bytes as f64 / f64::from(1 << 20)
+        bytes as f64 / f64::from(1 << 30)
     );
     let length = 400 - left.len();
     let _ = rustix::io::write(std::io::stderr(), &text[..length]);

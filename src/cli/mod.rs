@@ -13,6 +13,7 @@ mod report;
 mod sample;
 mod sampling;
 mod scan;
+mod status;
 mod train;
 mod verify;
 mod watch;
@@ -54,6 +55,7 @@ enum Command {
     Sample(sample::SampleArgs),
     Forward(forward::ForwardArgs),
     Scan(scan::ScanArgs),
+    Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
     Watch(watch::WatchArgs),
     Report(report::ReportArgs),
@@ -91,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Forward(args) => on_ranks(|launch| forward::run(&args, launch)),
         Command::Plan(args) => alone(|| plan::run(args)),
         Command::Scan(args) => alone(|| scan::run(args)),
+        Command::Status(args) => alone(|| status::run(&args)),
         Command::Verify(args) => alone(|| verify::run(&args)),
         Command::Watch(args) => alone(|| watch::run(&args)),
         Command::Report(args) => alone(|| report::run(&args)),

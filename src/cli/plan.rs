@@ -16,6 +16,7 @@ use crate::model::ModelConfig;
 use crate::plan::search::{Change, Search};
 use crate::plan::time::{Rates, Times};
 use crate::plan::{Plan, longest, network, shortest};
+use crate::terminal::counted;
 use crate::{Result, bail};
 
 /// Say what memory, messages and time a config's training will need, without running it.
@@ -183,11 +184,11 @@ fn check_shortest(config: &RunConfig, model: &ModelConfig, decoding: Option<&Dec
     }
     let Some(smallest) = search.smallest() else { return Ok(()) };
     bail!(
-        "--memory {} is too small for any clip of this height and width: the shortest, of {} frames and {} tokens, needs {} a rank at \
+        "--memory {} is too small for any clip of this height and width: the shortest, of {} and {}, needs {} a rank at \
          the least, with {}, and {} ranks do not fit either; take a smaller network, height or width, or more memory",
         gib(memory),
-        config.data.frames,
-        smallest.plan.tokens,
+        counted(config.data.frames, "frame", "frames"),
+        counted(smallest.plan.tokens, "token", "tokens"),
         gib(smallest.plan.per_rank()),
         sets(&smallest.settings),
         search.most_ranks()

@@ -4,7 +4,7 @@ use clap::Args;
 use std::path::PathBuf;
 
 use crate::Result;
-use crate::files::gib;
+use crate::files::file_size;
 use crate::observe::{MOST_MEDIA, write_report};
 use crate::terminal::counted;
 
@@ -31,7 +31,8 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     super::may_write(&args.output, args.force)?;
     let written = write_report(&args.runs, &args.output)?;
     if written.left_out > 0 {
-        let (left_out, most) = (counted(written.left_out, "clip or picture", "clips and pictures"), gib(MOST_MEDIA));
+        let (left_out, most) =
+            (counted(written.left_out, "clip or picture", "clips and pictures"), file_size(MOST_MEDIA));
         tracing::warn!(
             "{left_out} left out: a report holds {most} of them, those of first and last steps before others"
         );

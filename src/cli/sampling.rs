@@ -1,6 +1,7 @@
 //! The progress of `longreel sample`: a line that renews itself on a terminal, a log line now and then elsewhere.
 
-use crate::train::progress::{LOG_EVERY, bar, clock, leave};
+use crate::terminal::clock;
+use crate::train::progress::{LOG_EVERY, bar, leave};
 use crate::train::sampling::SamplingState;
 use indicatif::ProgressBar;
 use std::sync::Mutex;

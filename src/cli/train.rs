@@ -54,8 +54,8 @@ pub fn run(args: &TrainArgs, launch: &Launch) -> Result<()> {
 fn rehearsed(done: &Rehearsal) -> String {
     let row = |[predicted, measured]: [u64; 2]| {
         let off = 100.0 * (predicted as f64 / measured as f64 - 1.0);
-        let [predicted, measured] = [predicted, measured].map(|bytes| bytes as f64 / f64::from(1 << 20));
-        format!("predicted {predicted:.1} MiB, measured {measured:.1} MiB ({off:+.1} %)")
+        let [predicted, measured] = [predicted, measured].map(|bytes| bytes as f64 / f64::from(1 << 30));
+        format!("predicted {predicted:.4} GiB, measured {measured:.4} GiB ({off:+.1} %)")
     };
     let mut lines = vec![];
     for (name, both) in &done.phases {

@@ -4,7 +4,8 @@ use clap::Args;
 use std::path::PathBuf;
 
 use super::print;
-use crate::files::gib;
+use crate::files::file_size;
+use crate::terminal::counted;
 use crate::train::checkpoint::{Verdict, verify};
 use crate::{Result, bail, terminal};
 
@@ -25,7 +26,9 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
         let name = terminal::name(dir.file_name().unwrap_or(dir.as_os_str()));
         all += 1;
         match verdict {
-            Verdict::Whole { files, bytes } => print(format!("{name}  whole: {files} files, {}", gib(bytes))),
+            Verdict::Whole { files, bytes } => {
+                print(format!("{name}  whole: {}, {}", counted(files, "file", "files"), file_size(bytes)))
+            }
             Verdict::Unknown => {
                 print(format!("{name}  has no checksums; its files can be opened, nothing more is known"))
             }
@@ -39,8 +42,9 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     })?;
     if damaged > 0 {
         bail!(
-            "{}: {damaged} of {all} checkpoints are damaged; remove them, or go on from another with --resume --step N",
-            args.run.display()
+            "{}: {damaged} of {} damaged; remove what is, or go on from another with --resume --step N",
+            args.run.display(),
+            counted(all, "checkpoint is", "checkpoints are")
         )
     }
     Ok(())

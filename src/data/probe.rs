@@ -12,6 +12,7 @@ use super::decode;
 use super::scale;
 use super::sizes::{Size, Sizes};
 use super::{hdr, timing, whole};
+use crate::terminal::counted;
 use ffmpeg_next::codec::Id;
 use ffmpeg_next::frame;
 use std::fs::File;
@@ -86,7 +87,7 @@ impl VideoIndex {
             packets.push(packet);
         }
         if let Some(trouble) = &reader.trouble {
-            return Err(format!("{trouble}: {} frames can be read", packets.len()));
+            return Err(format!("{trouble}: {} can be read", counted(packets.len(), "frame", "frames")));
         }
         let by_packets = FRAME_A_PACKET.contains(&reader.codec());
         let found = if by_packets { from_packets(path, &packets)? } else { None };
@@ -121,7 +122,11 @@ impl VideoIndex {
     pub fn verify(&mut self, path: &Path) -> Reason<()> {
         let found = from_decoding(path, &self.packets)?;
         if found.order.len() != self.pts.len() {
-            return Err(format!("{} frames can be decoded of {}", found.order.len(), self.pts.len()));
+            return Err(format!(
+                "{} can be decoded of {}",
+                counted(found.order.len(), "frame", "frames"),
+                self.pts.len()
+            ));
         }
         let expected = |(n, number): (usize, &Option<usize>)| number.is_some_and(|i| self.frames[i] == n as u32);
         if !self.frames.is_empty() && !found.order.iter().enumerate().all(expected) {
@@ -281,14 +286,14 @@ fn from_decoding(path: &Path, packets: &[PacketId]) -> Reason<Found> {
             reader.trouble.get_or_insert_with(|| "it is damaged".to_owned());
         }
         if let Some(trouble) = &reader.trouble {
-            return Err(format!("{trouble}: {} frames can be decoded", order.len()));
+            return Err(format!("{trouble}: {} can be decoded", counted(order.len(), "frame", "frames")));
         }
         sizes.note(order.len(), Size::of(&mut frame, &mut reader));
         looks.note(&frame);
         order.push(frame.pts().map(|number| number as usize));
     }
     if let Some(trouble) = &reader.trouble {
-        return Err(format!("{trouble}: {} frames can be decoded", order.len()));
+        return Err(format!("{trouble}: {} can be decoded", counted(order.len(), "frame", "frames")));
     }
     if order.is_empty() {
         return Err("it holds no frames".to_owned());

@@ -5,6 +5,7 @@ use super::cut::{Cut, resample};
 use super::picture::{self, Kind};
 use super::probe::VideoIndex;
 use crate::config;
+use crate::terminal::counted;
 use crate::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -113,7 +114,8 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
     let missing = cut.missing(usable);
     if missing > 0 {
         let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
-        return Err(format!("it is {missing} frames too short: {usable} frames{rate}, a clip spans {}", cut.span()));
+        let (missing, usable) = (counted(missing, "frame", "frames"), counted(usable, "frame", "frames"));
+        return Err(format!("it is {missing} too short: {usable}{rate}, a clip spans {}", cut.span()));
     }
     let (width, height) = index.sizes.of(0).shown();
     let one_size = index.sizes.runs().len() == 1;

@@ -155,20 +155,72 @@ fn write_gif(path: &Path, frames: &[u8], height: usize, width: usize, fps: f64) 
     if height.max(width) > u16::MAX as usize {
         bail!("{}: {width}x{height} pixels are too many for a GIF", path.display());
     }
-    write_file(path, |out| {
-        let speed = (height * width / GIF_SAMPLE).clamp(1, 30) as i32; // every how many-th pixel
-        let mut encoder = GifEncoder::new_with_speed(out, speed);
-        encoder.set_repeat(Repeat::Infinite).map_err(|e| encoding(path, e))?;
-        let hundredths = |i: usize| (i as f64 * 100.0 / fps).round() as u64;
-        for i in 0..frames.len() / (height * width * 3) {
-            let picture = image::DynamicImage::from(frame_image(frames, height, width, i)?).into_rgba8();
-            let delay = (hundredths(i + 1) - hundredths(i)).max(2); // players take less for "unset"
-            let delay = Delay::from_saturating_duration(Duration::from_millis(10 * delay));
-            let frame = image::Frame::from_parts(picture, 0, 0, delay);
-            encoder.encode_frame(frame).map_err(|e| encoding(path, e))?;
+    write_file(path, |out| encode_gif(out, frames, height, width, fps).map_err(|e| encoding(path, e)))
+}
+
+/// Encodes a clip as [`write_video`] does a `.gif`.
+fn encode_gif(
+    out: impl std::io::Write,
+    frames: &[u8],
+    height: usize,
+    width: usize,
+    fps: f64,
+) -> image::ImageResult<()> {
+    let speed = (height * width / GIF_SAMPLE).clamp(1, 30) as i32; // every how many-th pixel
+    let mut encoder = GifEncoder::new_with_speed(out, speed);
+    encoder.set_repeat(Repeat::Infinite)?;
+    let hundredths = |i: usize| (i as f64 * 100.0 / fps).round() as u64;
+    for (i, rgb) in frames.chunks_exact(height * width * 3).enumerate() {
+        let rgba = rgb.chunks_exact(3).flat_map(|pixel| [pixel[0], pixel[1], pixel[2], 255]).collect();
+        let Some(picture) = image::RgbaImage::from_raw(width as u32, height as u32, rgba) else { continue };
+        let delay = (hundredths(i + 1) - hundredths(i)).max(2); // players take less for "unset"
+        let delay = Delay::from_saturating_duration(Duration::from_millis(10 * delay));
+        encoder.encode_frame(image::Frame::from_parts(picture, 0, 0, delay))?;
+    }
+    Ok(())
+}
+
+/// A clip in memory for a page that shows pictures, no larger than that page needs.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    pub height: usize,
+    pub width: usize,
+    /// A GIF of several frames, or the PNG of one.
+    pub encoded: Vec<u8>,
+}
+
+/// Pixels of all of a preview's frames at most.
+pub const PREVIEW_PIXELS: usize = 4 << 20;
+
+impl Preview {
+    /// Of the clip `frames` [n, height, width, 3] at `fps` frames per second: made smaller where it has more than [`PREVIEW_PIXELS`].
+    ///
+    /// # Errors
+    /// These are no frames; or they are too many for any preview.
+    pub fn new(frames: &[u8], height: usize, width: usize, fps: f64) -> Result<Self> {
+        let n = frame_count(frames, height, width)?;
+        check_fps(fps)?;
+        let scale = (PREVIEW_PIXELS as f64 / (n * height * width) as f64).sqrt().min(1.0);
+        let [h, w] = [height, width].map(|side| (side as f64 * scale) as usize);
+        if h == 0 || w == 0 || h.max(w) > u16::MAX as usize {
+            bail!("a clip of {n} frames of {width}x{height} pixels has no preview");
         }
-        Ok(())
-    })
+        let mut small = Vec::with_capacity(n * h * w * 3);
+        for i in 0..n {
+            let frame = frame_image(frames, height, width, i)?;
+            match (h, w) == (height, width) {
+                true => small.extend_from_slice(&frame),
+                false => small.extend_from_slice(&image::imageops::thumbnail(&frame, w as u32, h as u32)),
+            }
+        }
+        let mut encoded = std::io::Cursor::new(vec![]);
+        let done = match n {
+            1 => frame_image(&small, h, w, 0)?.write_to(&mut encoded, ImageFormat::Png),
+            _ => encode_gif(&mut encoded, &small, h, w, fps),
+        };
+        done.map_err(|e| Error::Invalid(format!("a preview cannot be encoded: {e}")))?;
+        Ok(Self { height: h, width: w, encoded: encoded.into_inner() })
+    }
 }
 
 fn write_folder(path: &Path, frames: &[u8], height: usize, width: usize, n: usize) -> Result<()> {

@@ -200,8 +200,18 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Bytes for people.
+/// Bytes of memory for people: in GiB, whatever they are, so that numbers on a page can be compared at a glance.
 pub fn gib(bytes: u64) -> String {
+    let value = bytes as f64 / f64::from(1 << 30);
+    match value {
+        1.0.. => format!("{value:.2} GiB"),
+        0.01.. => format!("{value:.3} GiB"),
+        _ => format!("{value:.4} GiB"),
+    }
+}
+
+/// Bytes of files for people, which may be of any size: in KiB, MiB or GiB.
+pub fn file_size(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
         0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),

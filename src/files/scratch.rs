@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::{free_space, gib};
+use super::{file_size, free_space};
 use crate::{Error, Result, bail};
 
 /// `f_type` of a file system that lies in memory.
@@ -47,7 +47,7 @@ impl Scratch {
     pub fn check(&self, bytes: u64) -> Result<()> {
         let free = free_space(&self.file).map_err(|e| self.error("asking for the space of", e))?;
         if bytes > free {
-            let (needed, free, folder) = (gib(bytes), gib(free), self.folder.display());
+            let (needed, free, folder) = (file_size(bytes), file_size(free), self.folder.display());
             bail!("stash.folder: {needed} are needed in {folder}, where {free} are free; {}", self.advice)
         }
         Ok(())
@@ -77,7 +77,7 @@ impl Scratch {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.file.set_len(bytes),
             other => other.map_err(io::Error::from),
         }
-        .map_err(|e| self.error(&format!("reserving {} for", gib(bytes)), e))?;
+        .map_err(|e| self.error(&format!("reserving {} for", file_size(bytes)), e))?;
         *reserved = bytes;
         Ok(())
     }

@@ -10,6 +10,7 @@ use candle_core::{CudaDevice, Error, Result};
 use std::fmt::{self, Display, Formatter};
 
 use super::errors::meaning;
+use crate::files::gib;
 
 /// Bytes of a GPU's memory, now.
 #[derive(Clone, Copy, Debug)]
@@ -28,12 +29,11 @@ pub(crate) struct Memory {
 
 impl Display for Memory {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        let [used, reserved, free, all] =
-            [self.used, self.reserved, self.free, self.all].map(|bytes| bytes as f64 / f64::from(1 << 20));
+        let [used, reserved, free, all] = [self.used, self.reserved, self.free, self.all].map(gib);
         write!(
             f,
-            "of {all:.0} MiB tensors use {used:.0}, {reserved:.0} are reserved for them, {free:.0} are free, and the rest is with CUDA \
-             and other processes"
+            "of {all} tensors use {used}, {reserved} are reserved for them, {free} are free, and the rest is with CUDA and other \
+             processes"
         )
     }
 }

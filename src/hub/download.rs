@@ -10,7 +10,7 @@ use super::failure::{Failure, Result};
 use super::hash::Hash;
 use super::info::RepoFile;
 use super::shown;
-use crate::files::{create_folders, failed, free_space, gib, open_target, parent, sync_folder};
+use crate::files::{create_folders, failed, file_size, free_space, open_target, parent, sync_folder};
 use indicatif::ProgressBar;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
@@ -258,7 +258,7 @@ fn transfer(
 fn has_room(path: &Path, bytes: u64) -> Result<()> {
     let free = File::open(path).and_then(free_space).map_err(|e| local(path, e))?;
     if bytes > free {
-        let (needed, free, folder) = (gib(bytes), gib(free), parent(path).display());
+        let (needed, free, folder) = (file_size(bytes), file_size(free), parent(path).display());
         return Err(Failure::Other(format!(
             "{needed} are to come into {folder}, where {free} are free: make room, or set HF_HOME to a folder of \
              another disk"

@@ -143,7 +143,7 @@ impl Hub {
         let place = Place::new(&self.cache, &name.repo(kind));
         let lacking: Vec<_> = wanted.iter().copied().filter(|file| !place.has(commit, file)).collect();
         if !lacking.is_empty() {
-            let size = files::gib(lacking.iter().filter_map(|f| f.size).fold(0, u64::saturating_add));
+            let size = files::file_size(lacking.iter().filter_map(|f| f.size).fold(0, u64::saturating_add));
             let all = counted(wanted.len(), "file", "files");
             tracing::info!("{spec}: downloading {} of {all}, {size}", lacking.len());
             place.check_space(&lacking).map_err(|e| e.explain(spec))?;

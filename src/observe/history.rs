@@ -12,6 +12,7 @@ use std::path::Path;
 
 use super::metrics::{Line, Record, lines};
 use crate::files::{NewFile, check_target, failed, open_target};
+use crate::terminal::counted;
 use crate::{Error, Result};
 
 /// The file beside the metrics that gets the lines that are cut out of them.
@@ -55,7 +56,8 @@ pub(super) fn mend(path: &Path, step: u64) -> Result<u64> {
         found.dropped.iter().try_for_each(|line| copy_line(line, &mut out)).map_err(|e| failed(&cut, e))?;
         out.sync_all().map_err(|e| failed(&cut, e))?;
         let (count, later) = (found.dropped.len(), found.later);
-        tracing::info!("{shown}: {count} lines were moved to {CUT}, {later} of them of steps after {step}");
+        let moved = counted(count, "line was", "lines were");
+        tracing::info!("{shown}: {moved} moved to {CUT}, {later} of them of steps after {step}");
     }
     NewFile::begin(path)?
         .write(|out| found.kept.iter().try_for_each(|(_, line)| copy_line(line, out)).map_err(|e| failed(path, e)))?;

@@ -15,6 +15,9 @@ use super::history;
 use crate::files::{check_target, failed, open_target, parent, sync_folder};
 use crate::{Error, Result, bail};
 
+/// How often the clips have been gone through by the end of a step: the name of this among a record's other measurements.
+pub const EPOCH: &str = "epoch";
+
 /// What one optimizer step measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {

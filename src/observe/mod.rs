@@ -6,6 +6,7 @@
 //!
 //! - `runs` finds runs, `folder` opens files within one and nothing outside it;
 //! - `follow` reads metrics as they grow, `series` keeps them in bounded memory, `details` is all else that a run has;
+//! - `status` and `lock` say of one run how far it is and whether a process is at work in it;
 //! - `http`, `server` and `page` answer a browser on this machine; `report` writes all of it into one file;
 //! - `page/` has the page itself.
 
@@ -14,12 +15,14 @@ mod folder;
 mod follow;
 mod history;
 mod http;
+pub mod lock;
 pub mod metrics;
 mod page;
 mod report;
 mod runs;
 mod series;
 mod server;
+pub mod status;
 pub mod tensorboard;
 pub mod warnings;
 

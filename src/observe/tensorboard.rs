@@ -1,8 +1,10 @@
-//! Event files for TensorBoard: scalars by tag and step.
+//! Event files for TensorBoard: scalars, images and text by tag and step. What is before a tag's first `/` is the group that TensorBoard
+//! shows it in.
 //!
 //! A file is a row of TFRecords: length (u64), its checksum, the bytes, their checksum, all little-endian; a checksum
 //! is a CRC-32C, rotated right by 15 bits plus a constant (tensorflow/core/lib/hash/crc32c.h). The bytes are an
-//! `Event` in protocol buffers (tensorflow/core/util/event.proto), few enough fields to write by hand.
+//! `Event` in protocol buffers (tensorflow/core/util/event.proto), few enough fields to write by hand. Text is a tensor of one string
+//! that is marked as the text plugin's (tensorboard/compat/proto/summary.proto, tensorboard/plugins/text).
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -16,6 +18,37 @@ use crate::{Error, Result};
 const PREFIX: &str = "events.out.tfevents.";
 /// The last second, since 1970, whose name still sorts as its number does.
 const LATEST: f64 = 9_999_999_999.0;
+
+/// TensorFlow's number for strings, and TensorBoard's for summaries that are tensors.
+const DT_STRING: u64 = 7;
+const DATA_CLASS_TENSOR: u64 = 2;
+
+/// TensorFlow's number for pictures in RGB.
+const RGB: u64 = 3;
+
+/// The tag of a measurement of [`Record`](super::metrics::Record), and what its value is multiplied by: bytes are shown as GiB.
+pub fn tag(name: &str) -> (String, f64) {
+    const GIB: f64 = 1.0 / (1u64 << 30) as f64;
+    if let Some(part) = name.strip_prefix("seconds_") {
+        return (format!("time/{part}"), 1.0);
+    }
+    if let Some(way) = name.strip_prefix("bytes_") {
+        return (format!("moved_gib/{way}"), GIB);
+    }
+    if let Some(quantile) = name.strip_prefix("heldout_") {
+        return (format!("validation/{quantile}"), 1.0);
+    }
+    match name {
+        "loss" => ("loss/train".to_owned(), 1.0),
+        "heldout" => ("loss/validation".to_owned(), 1.0),
+        "grad_norm" | "lr" => (format!("optimizer/{name}"), 1.0),
+        "seconds" => ("time/step".to_owned(), 1.0),
+        "waited" => ("time/share_waited_for_clips".to_owned(), 1.0),
+        "tokens_per_s" => ("time/tokens_per_s".to_owned(), 1.0),
+        "peak_rss" => ("memory/peak_gib".to_owned(), GIB),
+        other => (format!("run/{other}"), 1.0),
+    }
+}
 
 /// Appends events to a new file of a TensorBoard log folder.
 #[derive(Debug)]
@@ -44,11 +77,38 @@ impl EventWriter {
         Ok(writer)
     }
 
+    /// Adds a picture of `height` x `width` pixels to `step`, `encoded` as a PNG, or as a GIF, which TensorBoard plays.
+    pub fn image(&mut self, step: u64, tag: &str, [height, width]: [usize; 2], encoded: &[u8]) -> Result<()> {
+        let mut image = field_varint(1, height as u64); // Summary.Image.height, width, colorspace, encoded_image_string
+        image.extend(field_varint(2, width as u64));
+        image.extend(field_varint(3, RGB));
+        image.extend(field_bytes(4, encoded));
+        self.value(step, tag, &field_bytes(4, &image)) // Summary.Value.image
+    }
+
+    /// Adds `text`, in Markdown, to `step`.
+    pub fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<()> {
+        let mut tensor = field_varint(1, DT_STRING); // TensorProto.dtype
+        let one = field_varint(1, 1); // TensorShapeProto.Dim.size
+        tensor.extend(field_bytes(2, &field_bytes(2, &one))); // TensorProto.tensor_shape, of one dim
+        tensor.extend(field_bytes(8, text.as_bytes())); // TensorProto.string_val
+        let mut metadata = field_bytes(1, &field_bytes(1, b"text")); // SummaryMetadata.plugin_data.plugin_name
+        metadata.extend(field_varint(4, DATA_CLASS_TENSOR)); // SummaryMetadata.data_class
+        let value = [field_bytes(8, &tensor), field_bytes(9, &metadata)].concat(); // Summary.Value.tensor, metadata
+        self.value(step, tag, &value)
+    }
+
+    /// Writes an event with one value, of which `fields` is all but the tag.
+    fn value(&mut self, step: u64, tag: &str, fields: &[u8]) -> Result<()> {
+        let value = [&field_bytes(1, tag.as_bytes()), fields].concat(); // Summary.Value.tag
+        self.event(step, &field_bytes(5, &field_bytes(1, &value))) // Event.summary, Summary.value
+    }
+
     /// Adds the `values` of `step`, each under its tag.
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
+    pub fn scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
         let mut summary = Vec::new();
         for (tag, value) in values {
-            let mut scalar = field_bytes(1, tag.as_bytes()); // Summary.Value.tag
+            let mut scalar = field_bytes(1, tag.as_ref().as_bytes()); // Summary.Value.tag
             scalar.push(2 << 3 | 5); // Summary.Value.simple_value, 32 bits
             scalar.extend((*value as f32).to_le_bytes());
             summary.extend(field_bytes(1, &scalar)); // Summary.value

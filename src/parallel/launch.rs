@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Span;
 
 use super::placement::TORCHRUN;
 use super::threads::{in_pool, panicked};
@@ -165,7 +166,7 @@ impl Launch {
             hosts.dedup();
             tracing::info!("ranks are processes: {size}; hosts: {}; threads of rank 0: {threads}", hosts.len());
         }
-        let span = tracing::error_span!("rank", rank);
+        let span = if size == 1 { Span::current() } else { tracing::error_span!("rank", rank) };
         let work = || {
             processes.enter(); // here, as it is a thread of the pool that makes the rank's calls
             f(comm)

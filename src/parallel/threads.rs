@@ -45,7 +45,8 @@ where
     let mut results: Vec<Result<T>> = thread::scope(|scope| {
         let start = |rank: usize| {
             let (hub, world, f) = (&hub, &world, &f);
-            let span = tracing::error_span!(parent: &parent, "rank", rank);
+            // A rank that is alone needs no name in the log.
+            let span = if ranks == 1 { parent.clone() } else { tracing::error_span!(parent: &parent, "rank", rank) };
             let comm: Arc<dyn Communicator> = match ranks {
                 1 => Arc::new(Single),
                 _ => Arc::new(Threads::new(hub.clone(), world.clone(), rank)),

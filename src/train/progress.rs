@@ -1,7 +1,7 @@
 //! What a run shows while it goes: one line that renews itself on a terminal, a log line now and then elsewhere.
 
 use crate::files::gib;
-use crate::terminal;
+use crate::terminal::{self, clock, epoch, rate};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
@@ -117,14 +117,14 @@ impl Progress {
         Self { bar, total, log_every, state: Mutex::new(state) }
     }
 
-    /// Reports that `step` is done. Without a terminal this logs the first step, the last, and one now and then.
-    pub fn update(&self, step: u64, loss: f64, tokens_per_s: f64) {
+    /// Reports that `step` is done, and with it the data gone through `times` times. Without a terminal this logs the first step, the last, and one now and then.
+    pub fn update(&self, step: u64, times: f64, loss: f64, tokens_per_s: f64) {
         let now = Instant::now();
         let mut state = self.state();
         state.done = step;
         state.step_time.update(now, step);
         let left = state.step_time.left(self.total.saturating_sub(step));
-        let line = line(step, self.total, loss, tokens_per_s, memory(), left);
+        let line = line([step, self.total], times, loss, tokens_per_s, memory(), left);
         let due = step >= self.total || state.first || now - state.logged >= self.log_every;
         self.show(&mut state, now, due, step.saturating_mul(PARTS), line);
         state.first &= !due;
@@ -205,8 +205,17 @@ impl StepTime {
     }
 }
 
-fn line(step: u64, total: u64, loss: f64, tokens_per_s: f64, memory: Memory, left: Option<Duration>) -> String {
-    let line = format!("step {step}/{total}  loss {loss:.4}  {} tokens/s{}", short(tokens_per_s), held(memory));
+fn line(
+    [step, total]: [u64; 2],
+    times: f64,
+    loss: f64,
+    tokens_per_s: f64,
+    memory: Memory,
+    left: Option<Duration>,
+) -> String {
+    let epochs = format!("epoch {}/{}", epoch(times), epoch(times / step.max(1) as f64 * total as f64));
+    let (rate, held) = (rate(tokens_per_s), held(memory));
+    let line = format!("step {step}/{total}  {epochs}  loss {loss:.4}  {rate} tokens/s{held}");
     match left {
         Some(left) if step < total => line + "  ETA " + &clock(left),
         _ => line,
@@ -240,34 +249,6 @@ fn held(memory: Memory) -> String {
     }
 }
 
-/// A rate in three digits: 853, 12.4k, 3.05M.
-fn short(rate: f64) -> String {
-    let (value, unit) = match rate {
-        r if r >= 999_500.0 => (r / 1e6, "M"),
-        r if r >= 999.5 => (r / 1e3, "k"),
-        r => (r, ""),
-    };
-    let decimals = if unit.is_empty() || value >= 99.95 {
-        0
-    } else if value >= 9.995 {
-        1
-    } else {
-        2
-    };
-    format!("{value:.decimals$}{unit}")
-}
-
-/// A duration in its two largest units.
-pub(crate) fn clock(time: Duration) -> String {
-    let s = time.as_secs();
-    match (s / 86400, s / 3600 % 24, s / 60 % 60, s % 60) {
-        (0, 0, 0, s) => format!("{s}s"),
-        (0, 0, m, s) => format!("{m}m {s:02}s"),
-        (0, h, m, _) => format!("{h}h {m:02}m"),
-        (d, h, _, _) => format!("{d}d {h:02}h"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,18 +278,15 @@ mod tests {
     fn the_line_says_all() {
         let memory = Memory { now: 3 << 29, peak: 2 << 30 };
         let left = Some(Duration::from_secs(200));
-        let expected = "step 12/1000  loss 0.1235  18.2k tokens/s  1.50 GiB (peak 2.00 GiB)  ETA 3m 20s";
-        assert_eq!(line(12, 1000, 0.123456, 18_249.0, memory, left), expected);
-        assert_eq!(line(9, 9, 0.5, 1.0, Memory::default(), left), "step 9/9  loss 0.5000  1 tokens/s");
+        let expected = "step 12/1000  epoch 1/9  loss 0.1235  18.2k tokens/s  1.50 GiB (peak 2.00 GiB)  ETA 3m 20s";
+        assert_eq!(line([12, 1000], 0.1, 0.123456, 18_249.0, memory, left), expected);
+        assert_eq!(
+            line([9, 9], 4.5, 0.5, 1.0, Memory::default(), left),
+            "step 9/9  epoch 5/5  loss 0.5000  1 tokens/s"
+        );
         let later = Some(Duration::from_secs(3600));
         let expected = "step 2/9  41.3 %  block 1/4, attention  1.50 GiB (peak 2.00 GiB)  ETA 1h 03m (step 3m 20s)";
         assert_eq!(within(2, 9, 0.4129, "block 1/4, attention", memory, left, later), expected);
-        for (rate, text) in [(0.0, "0"), (999.4, "999"), (999.6, "1.00k"), (99_960.0, "100k"), (3_049_000.0, "3.05M")] {
-            assert_eq!(short(rate), text);
-        }
-        for (s, text) in [(59, "59s"), (61, "1m 01s"), (3661, "1h 01m"), (90_000, "1d 01h")] {
-            assert_eq!(clock(Duration::from_secs(s)), text);
-        }
     }
 
     #[test]
@@ -344,9 +322,9 @@ mod tests {
             tracing::subscriber::with_default(subscriber, || {
                 let progress = Progress::with(None, 50, 0, log_every);
                 progress.within(0.25, "attention", None);
-                (1..=49).for_each(|step| progress.update(step, 0.5, 1e3));
+                (1..=49).for_each(|step| progress.update(step, 0.1, 0.5, 1e3));
                 progress.within(0.125, "attention", Some(Duration::from_secs(61)));
-                progress.update(50, 0.5, 1e3);
+                progress.update(50, 0.1, 0.5, 1e3);
             });
             let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
             let lines = text.lines().map(|l| l[l.find("step ").unwrap()..].to_owned());

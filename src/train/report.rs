@@ -15,9 +15,10 @@ use super::summary;
 use super::weights::Weights;
 use crate::Result;
 use crate::data::Decoding;
+use crate::data::write::{PREVIEW_PIXELS, Preview, write_video};
 use crate::files::{create_folders, gib};
-use crate::observe::metrics::{MetricsLog, Record};
-use crate::observe::tensorboard::EventWriter;
+use crate::observe::metrics::{EPOCH, MetricsLog, Record};
+use crate::observe::tensorboard::{EventWriter, tag};
 use crate::observe::warnings::{Keeping, keep_in};
 use crate::parallel::{Communicator, Mesh};
 use crate::plan::Plan;
@@ -28,6 +29,8 @@ use crate::watch::Spent;
 pub struct Step {
     /// Steps done, this one counted.
     pub step: u64,
+    /// How often the clips have been gone through by its end.
+    pub epoch: f64,
     pub loss: f64,
     /// Global gradient norm before clipping.
     pub norm: f64,
@@ -103,12 +106,16 @@ impl<'a> Report<'a> {
         };
         let held = weights.held();
         let state = gib((held.parameters + held.gradients + held.moments + held.average) as u64);
+        let (train, clips) = (&job.config.train, job.dataset.len());
+        let epochs = train.steps as f64 * (train.batch * train.accumulate * data) as f64 / clips as f64;
+        let clips = counted(clips, "clip", "clips");
         tracing::info!(
-            "{} parameters, {tokens} tokens a step, {} ({data} data x {sequence} sequence{ring}), steps {} to {}",
+            "{} parameters, {tokens} tokens a step, {} ({data} data x {sequence} sequence{ring}), steps {} to {} ({epochs:.1} epochs of \
+             {clips})",
             weights.model.count(),
             counted(ranks, "rank", "ranks"),
             done + 1,
-            job.config.train.steps
+            train.steps
         );
         tracing::info!(
             "computing in {} on {}; weights, gradients and moments are f32",
@@ -116,7 +123,7 @@ impl<'a> Report<'a> {
             device::name(job.device())
         );
         tracing::info!("ZeRO stage {}: {state} of model state a rank", job.config.parallel.zero);
-        Ok(Self(Some(Voice {
+        let mut voice = Voice {
             job,
             metrics,
             events: events.map_err(no_events).ok(),
@@ -128,7 +135,11 @@ impl<'a> Report<'a> {
             waited: Duration::ZERO,
             seconds: Duration::ZERO,
             spent: Spent::default(),
-        })))
+        };
+        // Markdown shows what is indented as it is.
+        let config: String = job.config.to_toml()?.lines().map(|line| format!("    {line}\n")).collect();
+        voice.log_event(|events| events.text(done, "config", &config));
+        Ok(Self(Some(voice)))
     }
 
     /// Records a step.
@@ -151,6 +162,7 @@ impl<'a> Report<'a> {
             more: summary::values(&step.spent).collect(),
             ..Record::default()
         };
+        record.more.insert(EPOCH.to_owned(), step.epoch);
         if !step.heldout.is_empty() {
             let mean = step.heldout.iter().sum::<f64>() / step.heldout.len() as f64;
             record.heldout = Some(mean);
@@ -159,13 +171,16 @@ impl<'a> Report<'a> {
             tracing::info!("step {}: held-out loss {mean:.5}", step.step);
         }
         voice.record(&record)?;
-        if let Some(events) = &mut voice.events
-            && let Err(e) = events.scalars(step.step, &record.values())
-        {
-            no_events(e);
-            voice.events = None;
-        }
-        voice.progress.update(step.step, step.loss, record.tokens_per_s);
+        let tagged: Vec<(String, f64)> = record
+            .values()
+            .into_iter()
+            .map(|(name, value)| {
+                let (tag, factor) = tag(name);
+                (tag, factor * value)
+            })
+            .collect();
+        voice.log_event(|events| events.scalars(step.step, &tagged));
+        voice.progress.update(step.step, step.epoch, step.loss, record.tokens_per_s);
         Ok(())
     }
 
@@ -178,11 +193,23 @@ impl<'a> Report<'a> {
     /// a warning: the run does without.
     pub fn sample(&mut self, step: u64, index: usize, clip: &Sampled, comm: &dyn Communicator) -> Result<()> {
         let Some(voice) = &mut self.0 else { return clip.bands(comm, |_| Ok(())) };
-        let kind = if clip.size[0] == 1 { "png" } else { "mp4" };
+        let [frames, height, width] = clip.size;
+        let kind = if frames == 1 { "png" } else { "mp4" };
         let folder = voice.job.folder.root().join("samples");
         let path = folder.join(format!("step-{step:08}-{index}.{kind}"));
         let made = create_folders(&folder);
-        let written = clip.write(comm, &path, voice.job.fps().unwrap_or(FPS_OF_IMAGES))?;
+        let written = if frames == 1 && height * width > PREVIEW_PIXELS {
+            clip.write_png(comm, &path)? // so large a picture is never whole in memory, and has no place in TensorBoard's file
+        } else if let Some(clip) = clip.collect(comm)? {
+            let fps = voice.job.fps().unwrap_or(FPS_OF_IMAGES);
+            if let Ok(Preview { height, width, encoded }) = Preview::new(&clip.data, clip.height, clip.width, fps) {
+                let tag = format!("samples/{index}");
+                voice.log_event(|events| events.image(step, &tag, [height, width], &encoded));
+            }
+            write_video(&path, &clip.data, clip.height, clip.width, fps)
+        } else {
+            Ok(())
+        };
         if let Err(e) = made.and(written)
             && !std::mem::replace(&mut voice.warned.samples, true)
         {
@@ -223,6 +250,16 @@ impl<'a> Report<'a> {
 }
 
 impl Voice<'_> {
+    /// Adds something to TensorBoard's file, as long as that can be written.
+    fn log_event(&mut self, add: impl FnOnce(&mut EventWriter) -> Result<()>) {
+        if let Some(events) = &mut self.events
+            && let Err(e) = add(events)
+        {
+            no_events(e);
+            self.events = None;
+        }
+    }
+
     /// Adds a line to the metrics. One that finds no room waits for some, at most until the next checkpoint.
     fn record(&mut self, record: &Record) -> Result<()> {
         match self.metrics.write(record) {

@@ -176,7 +176,8 @@ impl<'a> Rank<'a> {
             {
                 losses = self.weights.averaged(|model| heldout.losses(model))?;
             }
-            report.step(&Step { step, loss, norm, lr, seconds, waited, spent, heldout: losses })?;
+            let epoch = (position + (step - first) * batch) as f64 / self.job.dataset.len() as f64;
+            report.step(&Step { step, epoch, loss, norm, lr, seconds, waited, spent, heldout: losses })?;
             if due(step, train.sample_every) {
                 self.sample(step, &mut report)?;
             }

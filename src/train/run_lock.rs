@@ -5,9 +5,8 @@
 //! cluster file systems that have them (GPFS, CephFS; Lustre mounted with `-o flock`) keep processes on other hosts out too. Where a
 //! file system has no locks, the run goes on with a warning.
 
-use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -15,9 +14,13 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
 use crate::files::{create_folders, open_target};
+use crate::observe::lock::{Holder, LOCK, read_holder};
 use crate::{Error, Result};
 
-const LOCK: &str = "lock";
+/// How often the second process tries again, and how long it waits each time: `longreel status` holds the lock together with others for a
+/// moment, to see whether anybody else does.
+const LOOKS: u32 = 10;
+const LOOK: Duration = Duration::from_millis(5);
 
 /// How long the second process waits for the first one to have written who it is.
 const INTRODUCTION: Duration = Duration::from_millis(200);
@@ -32,15 +35,6 @@ pub struct RunLock {
     made: Vec<PathBuf>,
 }
 
-/// Who holds a lock.
-#[derive(Debug, Serialize, Deserialize)]
-struct Holder {
-    host: String,
-    pid: u32,
-    since: String,
-    command: String,
-}
-
 impl RunLock {
     /// Takes the lock of the run in the folder `root`, which is made if need be.
     ///
@@ -51,10 +45,16 @@ impl RunLock {
         let made = missing.map(Path::to_path_buf).collect();
         create_folders(root)?;
         let path = root.join(LOCK);
+        let mut looks = 0;
         loop {
             let mut file = open_target(&path, OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
             match file.try_lock() {
                 Ok(()) => {}
+                Err(TryLockError::WouldBlock) if looks < LOOKS => {
+                    looks += 1;
+                    std::thread::sleep(LOOK);
+                    continue;
+                }
                 Err(TryLockError::WouldBlock) => return Err(taken(root, &path)),
                 Err(TryLockError::Error(e)) if lacks_locks(&e) => tracing::warn!(
                     "{}: this file system has no locks ({e}): nothing keeps a second process out of this run",
@@ -112,11 +112,7 @@ fn introduce(file: &mut File) -> io::Result<()> {
 
 /// The error of one who comes second.
 fn taken(root: &Path, path: &Path) -> Error {
-    let read = || -> io::Result<Holder> {
-        let mut text = String::new();
-        File::open(path)?.take(1 << 16).read_to_string(&mut text)?;
-        Ok(serde_json::from_str(&text)?)
-    };
+    let read = || read_holder(&File::open(path)?);
     let start = SystemTime::now();
     let holder = loop {
         match read() {

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::files::gib;
+use crate::terminal::counted;
 use crate::watch::{Part, Spent, Way};
 
 /// A table of `steps` steps that took `spent` together, each of `tokens` tokens.
@@ -10,7 +11,9 @@ pub fn table(spent: &Spent, steps: u64, tokens: u64) -> String {
     let times = steps.max(1) as f64;
     let seconds = |part: Part| spent.of(part).as_secs_f64() / times;
     let whole: f64 = Part::ALL.into_iter().map(seconds).sum();
-    let mut text = format!("a step of {tokens} tokens: {whole:.3} s, on rank 0, the mean of {steps}");
+    let tokens = counted(tokens, "token", "tokens");
+    let mut text =
+        format!("a step of {tokens}: {whole:.3} s, on rank 0, the mean of {}", counted(steps, "step", "steps"));
     for part in Part::ALL.into_iter().filter(|&part| seconds(part) > 0.0) {
         let (name, s) = (part.name(), seconds(part));
         let _ = write!(text, "\n  {name:28}{s:>12.3} s {:5.1} %", 100.0 * s / whole);

@@ -51,7 +51,7 @@ fn what_a_gpu_lacks_is_one_error_that_says_what_to_do() {
         // No room for weights and moments; room for them, but for no tile.
         (
             &[("EMULATED_MEMORY", "1000000")],
-            &["the GPU has no memory left", "of 1 MiB tensors use", "are reserved for them"],
+            &["the GPU has no memory left", "of 0.0010 GiB tensors use", "are reserved for them"],
         ),
         (&[("EMULATED_MEMORY", "1550000")], &["the GPU has no memory left", "train.tile", "longreel plan"]),
         (&[("LONGREEL_GPU_CHECK", "yes")], &["LONGREEL_GPU_CHECK=\"yes\": must be 0 or 1"]),
@@ -136,7 +136,7 @@ fn memory_in_pieces_is_given_back_and_asked_for_once_more() {
             assert!(fs::read_to_string(path).unwrap().contains("cuMemPoolTrimTo 1\n"), "{number}");
             went_on += 1;
         } else {
-            assert!(said.contains("error: the GPU has no memory left: of 16384 MiB tensors use"), "{number}: {said}");
+            assert!(said.contains("error: the GPU has no memory left: of 16.00 GiB tensors use"), "{number}: {said}");
         }
     }
     assert!(went_on > 0, "none of these allocations is ours");

@@ -47,7 +47,8 @@ fn peak(place: &Place, args: &[&str]) -> [f64; 2] {
     let line = log.lines().find(|line| line.contains("memory: ")).expect("what memory was used");
     let mib = |after: &str| {
         let (number, unit) = line.split_once(after).unwrap().1.split_once(' ').unwrap();
-        number.parse::<f64>().unwrap() * if unit.starts_with("GiB") { 1024.0 } else { 1.0 }
+        assert!(unit.starts_with("GiB"), "{line}");
+        1024.0 * number.parse::<f64>().unwrap()
     };
     [mib("planned "), mib("memory: ")]
 }

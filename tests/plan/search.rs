@@ -126,6 +126,6 @@ fn where_no_clip_fits_the_least_need_is_told_with_its_settings() {
         words.contains("no setting makes this clip fit with these ranks; the least need is with\n  --set "),
         "{words}"
     );
-    assert!(words.contains("with more ranks, each of which has 300.0 MiB:\n  --set "), "{words}");
+    assert!(words.contains("with more ranks, each of which has 0.293 GiB:\n  --set "), "{words}");
     assert!(words.contains("longest clip of this height and width that fits with other settings: "), "{words}");
 }

@@ -138,6 +138,6 @@ fn parts_add_up_to_the_step() {
         assert_eq!(record.more["bytes_all_to_all"], f64::from(2 * 2 * block));
     }
     let table = &stderr[stderr.find("a step of 160 tokens: ").expect(&stderr)..];
-    assert!(table.contains("on rank 0, the mean of 4\n") && table.contains("attention, backward"), "{stderr}");
-    assert!(table.contains("moved: all-to-all") && table.contains(" MiB at the peak, planned "), "{stderr}");
+    assert!(table.contains("on rank 0, the mean of 4 steps\n") && table.contains("attention, backward"), "{stderr}");
+    assert!(table.contains("moved: all-to-all") && table.contains(" GiB at the peak, planned "), "{stderr}");
 }

@@ -2,10 +2,12 @@
 //! says on the way.
 
 use super::{Place, finish, longreel, numbers, succeed, text};
-use crate::metrics::{Field, fields, tfrecords};
+use crate::metrics::{Field, fields, tfrecords, value};
+use image::AnimationDecoder;
 use longreel::files::{Tensors, write_tensors};
 use longreel::model::folder::Folder;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
 
@@ -38,12 +40,36 @@ fn metrics_events_and_curve_are_written() {
 
     let mut files = fs::read_dir(place.path("run/tensorboard")).unwrap();
     let bytes = fs::read(files.next().unwrap().unwrap().path()).unwrap();
-    let scalars: Vec<(u64, Vec<(String, f32)>)> = tfrecords(&bytes).into_iter().skip(1).map(event).collect();
-    let expected = records.iter().map(|record| {
-        let values = record.values().into_iter().map(|(name, value)| (name.to_owned(), value as f32));
-        (record.step, values.collect())
-    });
-    assert_eq!(scalars, expected.collect::<Vec<_>>());
+    let events = tfrecords(&bytes);
+    let (step, tag, rest) = value(&fields(events[1]));
+    let (8, Field::Bytes(tensor)) = rest[0] else { panic!("{rest:?}") };
+    assert_eq!((step, tag.as_str()), (0, "config"));
+    let tensor = String::from_utf8_lossy(tensor);
+    assert!(tensor.contains("    [train]\n") && tensor.contains("    steps = 4\n"), "{tensor}");
+    let scalars: Vec<(u64, BTreeMap<String, f32>)> = events.into_iter().skip(2).map(event).collect();
+    assert_eq!(scalars.len(), 4);
+    for (record, (step, scalars)) in records.iter().zip(scalars) {
+        assert_eq!((step, scalars.len()), (record.step, record.values().len()), "{scalars:?}");
+        let gib = |bytes: f64| (bytes / f64::from(1 << 30)) as f32;
+        let quantile = |i: usize| record.more.get(&format!("heldout_q{i}")).map(|&loss| loss as f32);
+        for (tag, value) in [
+            ("loss/train", Some(record.loss as f32)),
+            ("loss/validation", record.heldout.map(|loss| loss as f32)),
+            ("validation/q0", quantile(0)),
+            ("validation/q3", quantile(3)),
+            ("optimizer/lr", Some(record.lr as f32)),
+            ("optimizer/grad_norm", Some(record.grad_norm as f32)),
+            ("time/step", Some(record.seconds as f32)),
+            ("time/tokens_per_s", Some(record.tokens_per_s as f32)),
+            ("time/share_waited_for_clips", Some(record.waited as f32)),
+            ("time/attention_backward", Some(record.more["seconds_attention_backward"] as f32)),
+            ("moved_gib/all_to_all", Some(gib(record.more["bytes_all_to_all"]))),
+            ("memory/peak_gib", Some(gib(record.peak_rss as f64))),
+            ("run/epoch", Some((4.0 * step as f64 / 6.0) as f32)), // 4 of 6 clips a step
+        ] {
+            assert_eq!(scalars.get(tag).copied(), value, "{tag}, step {step}");
+        }
+    }
 
     let curve = image::open(place.path("run/loss.png")).unwrap();
     assert!(curve.width() > 400 && curve.height() > 200);
@@ -51,10 +77,58 @@ fn metrics_events_and_curve_are_written() {
     assert_eq!((config.parallel.ranks, config.train.steps), (2, 4));
 }
 
+#[test]
+fn samples_come_into_tensorboard_as_animations_and_pictures() {
+    let place = Place::videos();
+    place.train("run", &["train.steps=2", "train.sample_every=2", "sample.count=2"]);
+    let images = |run: &str| -> Vec<(u64, String, [u64; 2], Vec<u8>)> {
+        let bytes =
+            fs::read(fs::read_dir(place.path(run).join("tensorboard")).unwrap().next().unwrap().unwrap().path());
+        let bytes = bytes.unwrap();
+        let events = tfrecords(&bytes).into_iter().skip(1).map(fields).filter(|event| {
+            let (5, Field::Bytes(summary)) = event[2] else { panic!("{event:?}") };
+            fields(summary).len() == 1
+        });
+        let of = |event: Vec<(u64, Field)>| {
+            let (step, tag, rest) = value(&event);
+            let (4, Field::Bytes(image)) = rest[0] else { return None };
+            let image = fields(image);
+            let [(1, Field::Varint(h)), (2, Field::Varint(w)), _, (4, Field::Bytes(encoded))] = image[..] else {
+                panic!("{image:?}")
+            };
+            Some((step, tag, [h, w], encoded.to_vec()))
+        };
+        events.filter_map(of).collect()
+    };
+    let animations = images("run");
+    let of = |(step, tag, size, _): &(u64, String, [u64; 2], Vec<u8>)| (*step, tag.clone(), *size);
+    let expected = |size| [(2, "samples/0".to_owned(), size), (2, "samples/1".to_owned(), size)];
+    assert_eq!(animations.iter().map(of).collect::<Vec<_>>(), expected([16, 40]));
+    for (.., encoded) in &animations {
+        let gif = image::codecs::gif::GifDecoder::new(std::io::Cursor::new(encoded)).unwrap();
+        let frames = gif.into_frames().collect_frames().unwrap();
+        assert_eq!((frames.len(), frames[0].buffer().dimensions()), (4, (40, 16)));
+    }
+    assert_ne!(animations[0].3, animations[1].3);
+    // The samples themselves are files as ever, and of a picture the same pixels are in both.
+    for index in 0..2 {
+        assert!(place.path(&format!("run/samples/step-00000002-{index}.mp4")).is_file());
+    }
+    let one =
+        ["train.steps=2", "train.sample_every=2", "sample.count=2", "data.frames=1", "model.patch_size=[1, 8, 8]"];
+    place.train("pictures", &one);
+    let pictures = images("pictures");
+    assert_eq!(pictures.iter().map(of).collect::<Vec<_>>(), expected([16, 40]));
+    for (index, (.., encoded)) in pictures.iter().enumerate() {
+        let file = image::open(place.path(&format!("pictures/samples/step-00000002-{index}.png"))).unwrap();
+        assert_eq!(image::load_from_memory(encoded).unwrap().into_rgb8(), file.into_rgb8());
+    }
+}
+
 /// An event's step and its tags with values.
-fn event(bytes: &[u8]) -> (u64, Vec<(String, f32)>) {
+fn event(bytes: &[u8]) -> (u64, BTreeMap<String, f32>) {
     let parts = fields(bytes);
-    let (mut step, mut values) = (0, vec![]);
+    let (mut step, mut values) = (0, BTreeMap::new());
     for (number, value) in parts {
         match (number, value) {
             (2, Field::Varint(n)) => step = n,
@@ -63,7 +137,7 @@ fn event(bytes: &[u8]) -> (u64, Vec<(String, f32)>) {
                     let Field::Bytes(value) = value else { panic!("not a value") };
                     let parts = fields(value);
                     let [(1, Field::Bytes(tag)), (2, Field::Fixed32(bits))] = parts[..] else { panic!("{parts:?}") };
-                    values.push((text(tag), f32::from_bits(bits)));
+                    values.insert(text(tag), f32::from_bits(bits));
                 }
             }
             _ => {}
@@ -98,7 +172,8 @@ fn looking_does_not_change_the_run() {
     ] {
         let mut watched = place.train(run, args);
         for record in &mut watched {
-            (record.heldout, record.more) = (None, Default::default());
+            record.heldout = None;
+            record.more.retain(|name, _| name == "epoch");
         }
         assert_eq!(numbers(&watched), numbers(&quiet), "{run}");
         for part in ["transformer", "ema"] {

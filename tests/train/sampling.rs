@@ -311,7 +311,7 @@ fn a_png_is_whole_or_not_there() {
         assert_eq!(fs::read(&path).unwrap(), b"mine");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file is left");
     };
-    refused(&[1; 15], "1 lines of the picture are missing");
+    refused(&[1; 15], "1 line of the picture is missing");
     refused(&[1; 16], "16 bytes are not lines of 15 bytes, of which 2 are to come");
     refused(&[1; 45], "45 bytes are not lines");
     drop(PngWriter::create(&path, 3, 5).unwrap());

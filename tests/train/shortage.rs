@@ -32,7 +32,7 @@ fn memory_that_cannot_be_had_ends_the_run_with_one_line_and_a_good_checkpoint() 
     let limit = Command::new("prlimit").args(["--as=1", "--pid", &child.id().to_string()]).status().unwrap();
     assert!(limit.success(), "the tests need util-linux's prlimit");
     let error = error_of(&finish(child));
-    assert!(error.starts_with("memory is short: ") && error.contains(" MiB more could not be had"), "{error}");
+    assert!(error.starts_with("memory is short: ") && error.contains(" GiB more could not be had"), "{error}");
     assert!(error.contains("checkpoints that were saved are good") && error.contains("`longreel plan "), "{error}");
 
     // The run goes on from its last checkpoint.

@@ -8,6 +8,7 @@ use crate::files::gib;
 use crate::plan::Plan;
 use crate::plan::search::Change;
 use crate::plan::time::{DISK, words};
+use crate::terminal::counted;
 
 /// All of it.
 pub fn tables(found: &Found) -> String {
@@ -31,8 +32,10 @@ fn memory(text: &mut String, found: &Found) {
     let (largest, ranks) = (plan.largest(), config.parallel.ranks);
     let peak = largest.peak();
     let [data, ulysses, ring] = plan.mesh;
-    let _ = writeln!(text, "{} parameters, {} tokens a clip", plan.parameters, plan.tokens);
-    let _ = writeln!(text, "{ranks} ranks: data {data} x Ulysses {ulysses} x ring {ring}\n");
+    let tokens = counted(plan.tokens, "token", "tokens");
+    let _ = writeln!(text, "{} parameters, {tokens} a clip", plan.parameters);
+    let counted_ranks = counted(ranks, "rank", "ranks");
+    let _ = writeln!(text, "{counted_ranks}: data {data} x Ulysses {ulysses} x ring {ring}\n");
     let _ = writeln!(text, "{:44}{:>12}", format!("a rank's most, in \"{}\"", peak.name), "");
     for part in peak.parts.iter().filter(|part| part.bytes > 0) {
         row(text, part.name, &gib(part.bytes));
@@ -70,8 +73,9 @@ fn memory(text: &mut String, found: &Found) {
     let _ = match &found.decoding {
         Ok(decoding) => {
             let [looked_at, all] = decoding.files;
-            let threads = Decoding::threads(config);
-            writeln!(text, "  (decoding: {threads} threads a rank; {looked_at} of {all} files looked at)")
+            let threads = counted(Decoding::threads(config), "thread", "threads");
+            let all = counted(all, "file", "files");
+            writeln!(text, "  (decoding: {threads} a rank; {looked_at} of {all} looked at)")
         }
         Err(why) => writeln!(text, "  (decoding is not counted: {why})"),
     };
@@ -102,7 +106,7 @@ fn work(text: &mut String, found: &Found) {
 fn run(text: &mut String, found: &Found) {
     let (times, train) = (&found.times, &found.config.train);
     let _ = writeln!(text, "\nthe run");
-    row(text, &format!("{} steps", train.steps), &words(times.steps));
+    row(text, &counted(train.steps, "step", "steps"), &words(times.steps));
     match times.heldout {
         Some(0.0) => {}
         Some(seconds) => row(text, "held-out losses", &words(seconds)),
@@ -131,7 +135,8 @@ fn fitting(text: &mut String, found: &Found, fit: &Fit) {
     let _ = writeln!(text);
     let clip = |plan: &Plan| {
         let frames = plan.tokens / (found.plan.tokens / (found.config.data.frames / found.model.patch_size[0]));
-        format!("{} frames, {} tokens", frames * found.model.patch_size[0], plan.tokens)
+        let frames = counted(frames * found.model.patch_size[0], "frame", "frames");
+        format!("{frames}, {}", counted(plan.tokens, "token", "tokens"))
     };
     let what = "longest clip of this height and width that fits";
     let _ = match &fit.longest {

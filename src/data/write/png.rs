@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use crate::files::{NewFile, failed};
+use crate::terminal::counted;
 use crate::{Error, Result, bail};
 
 /// Writes an RGB picture of 8 bits a channel as its lines come.
@@ -94,7 +95,8 @@ impl PngWriter {
     pub fn finish(self) -> Result<()> {
         let Self { left, stream, trouble, file, .. } = self;
         if left > 0 {
-            bail!("{}: {left} lines of the picture are missing", file.target().display())
+            let missing = counted(left, "line of the picture is", "lines of the picture are");
+            bail!("{}: {missing} missing", file.target().display())
         }
         let finished = stream.finish();
         if let Some(e) = system_error(&trouble) {

@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::config::RunConfig;
 use crate::data::Dataset;
 use crate::files::FileSum;
+use crate::terminal::counted;
 use crate::{Error, Result, bail};
 
 /// What a checkpoint says besides its tensors.
@@ -57,7 +58,7 @@ impl DataCounts {
 
 impl Display for DataCounts {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        write!(f, "{} files, {} clips", self.files, self.clips)
+        write!(f, "{}, {}", counted(self.files, "file", "files"), counted(self.clips, "clip", "clips"))
     }
 }
 
