@@ -10,7 +10,7 @@ training image. For runs of videos that learn a scene of each class by heart: ho
 patches show. Beside the samples: held-out real data, which are the ceiling, and three floors that need no network. docs/quality.md
 explains each figure.
 
-Needs Python 3.11, the ffmpeg program, numpy, and for images scikit-learn. What is not installed goes to a virtual
+Needs Python 3.9, the ffmpeg program, numpy, and for images scikit-learn. What is not installed goes to a virtual
 environment, ~/.cache/longreel-quality.
 """
 
@@ -21,11 +21,16 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tomllib
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from quality import environment  # noqa: E402
+
+if sys.version_info < (3, 11):
+    environment.need("tomli")
+    import tomli as tomllib
+else:
+    import tomllib
 
 
 def sample(longreel, run, names, per_class, guidance, steps, folder, sheets=False):

@@ -258,7 +258,12 @@ fn what_cannot_be_sampled_is_refused() {
     ] {
         refused(&run, "mine.mp4", args, expected);
     }
-    refused(&run, "x.webm", &[], "x.webm: cannot write files of the kind .webm; use .mp4, .gif, .png, or a folder");
+    refused(
+        &run,
+        "x.avi",
+        &[],
+        "x.avi: cannot write files of the kind .avi; use .mp4, .webm, .gif, .webp, .png, or a folder",
+    );
     refused(&run, "nowhere/x.png", &[], "nowhere/x.png: the folder");
     refused(&place.path("absent"), "mine.mp4", &[], "absent");
     refused(&place.path("empty"), "mine.mp4", &[], "holds no checkpoint");

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 # What the figures in docs/quality.md were made with.
-PINNED = {"numpy": "numpy==2.4.6", "sklearn": "scikit-learn==1.9.1"}
+PINNED = {"numpy": "numpy==2.4.6", "sklearn": "scikit-learn==1.9.1", "tomli": "tomli==2.4.0"}
 
 
 def need(*modules):
@@ -18,6 +18,8 @@ def need(*modules):
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "longreel-quality"
     python = home / "bin" / "python"
     packages = [PINNED[module] for module in modules]
+    if sys.version_info < (3, 11):
+        packages = [package.split("==")[0] for package in packages]  # the pinned ones need a newer Python
     if pathlib.Path(sys.prefix) == home or not python.exists() or not _has(python, modules):
         print(f"installing {', '.join(packages)} into {home}", file=sys.stderr)
         steps = [[sys.executable, "-m", "venv", str(home)]] if not python.exists() else []
