@@ -76,6 +76,8 @@ def main():
     parser.add_argument("--guidance", type=float, nargs="*", metavar="W", help="default: the run's own")
     parser.add_argument("--steps", type=int, help="the sampler's steps; default: the run's own")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--picture", type=pathlib.Path, metavar="FILE",
+                        help="of scenes: draw real frames above sampled ones (.png), or the samples in motion (.gif)")
     parser.add_argument("--longreel", default=str(HERE.parent / "target/release/longreel"), help="the program")
     args = parser.parse_args()
     try:
@@ -135,6 +137,13 @@ def measure(args, config, data, video):
     if video:
         from quality import scenes
 
+        if args.picture:
+            clips, asked = next(iter(sampled.values()))
+            each = [clips[asked == k][0] for k in range(len(names))]
+            moving = args.picture.suffix == ".gif"
+            real = [training[labels == k][0] for k in range(len(names))]
+            drawn = scenes.animation(np.stack(each)) if moving else scenes.picture(np.stack(real), np.stack(each))[None]
+            frames.write(args.picture, drawn)
         return scenes.report(training, labels, names, sampled, patch_of(args.run, config))
     from quality import images
 

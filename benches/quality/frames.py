@@ -115,3 +115,13 @@ def read_sheet(path, clips, frames, height, width):
     top = [MARGIN + CAPTION + i % rows * row for i in range(clips)]
     left = [[MARGIN + i // rows * column + t * (width + FRAME_GAP) for t in range(frames)] for i in range(clips)]
     return np.stack([[sheet[y : y + height, x : x + width] for x in xs] for y, xs in zip(top, left)])
+
+
+def write(path, frames, rate=4):
+    """Writes frames [t, h, w, 3] of bytes as an image or an animation, by the kind that the name says."""
+    palette = ["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"] if str(path).endswith(".gif") else []
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(rate), "-i", "-"]
+    done = subprocess.run([*command, *palette, str(path)], input=frames.tobytes(), capture_output=True, check=False)
+    if done.returncode != 0:
+        raise Problem(f"{path}: ffmpeg says: {done.stderr.decode(errors='replace').strip().splitlines()[-1]}")

@@ -57,3 +57,31 @@ def report(training, labels, names, sampled, patch):
         if len(names) > 1:
             rows |= {f"{name}, {names[k]}": measure(clips[asked == k], asked[asked == k]) for k in range(len(names))}
     return rows | {"floor: the next scene": measure(training, (labels + 1) % len(names))}
+
+
+GAP, PAPER = 4, 250  # of a picture, in pixels and grey
+
+
+def _beside(parts, axis):
+    """Arrays side by side along `axis`, with a gap of paper between them."""
+    shape = list(parts[0].shape)
+    shape[axis] = GAP
+    gap = np.full(shape, PAPER, np.uint8)
+    return np.concatenate([part for each in parts for part in (gap, each)][1:], axis=axis)
+
+
+def picture(real, sampled, columns=2, shown=4, scale=2):
+    """One image [h, w, 3]: of each scene `shown` real frames and below them those of a sample; clips are [n, t, h, w, 3]."""
+    chosen = np.linspace(0, real.shape[1] - 1, shown).round().astype(int)
+    strip = lambda clip: _beside([clip[t].repeat(scale, 0).repeat(scale, 1) for t in chosen], 1)
+    pairs = [_beside([strip(one), strip(other)], 0) for one, other in zip(real, sampled)]
+    rows = [pairs[i : i + columns] for i in range(0, len(pairs) - len(pairs) % columns, columns)]
+    wide = [np.pad(_beside(row, 1), ((8, 8), (8, 8), (0, 0)), constant_values=PAPER) for row in rows]
+    return np.concatenate(wide, axis=0)
+
+
+def animation(clips, columns=4, scale=3):
+    """All clips beside each other in motion: [t, h, w, 3]."""
+    large = clips.repeat(scale, 2).repeat(scale, 3)
+    rows = [_beside(list(large[i : i + columns]), 2) for i in range(0, len(large) - len(large) % columns, columns)]
+    return _beside(rows, 1)

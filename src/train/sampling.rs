@@ -19,7 +19,7 @@ use crate::ops::read;
 use crate::parallel::Sequence;
 use crate::{Error, Result, bail};
 
-/// Tokens of a rank beyond which a batch gains nothing by more clips (measured in docs/performance.md).
+/// A batch takes clips until a rank has so many tokens: several tiles for each thread (docs/design.md).
 const ENOUGH_TOKENS: usize = 4096;
 
 /// How to sample, whichever clip.

@@ -67,4 +67,12 @@ rows = scenes.report(np.stack([clip, clip[::-1]]), np.arange(2), ["one", "two"],
 assert rows["samples"]["accuracy"] == 0.5 and rows["samples, one"]["accuracy"] == 1, rows
 near(rows["samples, one"]["PSNR, least"], 30.07, 0.01)
 assert rows["floor: the next scene"]["accuracy"] == 0, rows
+# Pictures: eight scenes in two columns, each of four frames above four, at twice the size; and in motion.
+eight = rng.integers(0, 255, (8, 8, 16, 24, 3)).astype(np.uint8)
+drawn = scenes.picture(eight, eight[::-1])
+assert drawn.shape == (4 * (2 * 32 + 4 + 16), 2 * (4 * 48 + 3 * 4) + 4 + 16, 3), drawn.shape
+assert (drawn[8 : 8 + 32 : 2, 8 : 8 + 48 : 2] == eight[0, 0]).all()
+assert (drawn[8 + 36 : 8 + 68 : 2, 8 : 8 + 48 : 2] == eight[7, 0]).all()
+moving = scenes.animation(eight)
+assert moving.shape == (8, 2 * 48 + 4, 4 * 72 + 3 * 4, 3) and (moving[3, :48:3, :72:3] == eight[0, 3]).all()
 print("ok")
