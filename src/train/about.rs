@@ -19,7 +19,7 @@ const NAMED: usize = 200;
 const SHOWN: usize = 24;
 const SHEET_TIME: Duration = Duration::from_secs(5);
 
-/// Larger frames, in pixels, are not decoded for the sheet: a whole one takes memory that no plan counts.
+/// Files or clips of larger frames, in pixels, get no sheet: a whole frame takes memory that no plan counts.
 const LARGEST: usize = 4 << 20;
 
 /// Writes `plan.json`, `data.json` and `data.png` into the run's folder.
@@ -60,7 +60,8 @@ fn data(job: &Job) -> Result<()> {
 
 fn sheet(job: &Job) -> Result<()> {
     let data = &job.config.data;
-    if data.height.saturating_mul(data.width) > LARGEST {
+    let large = |height: usize, width: usize| height.saturating_mul(width) > LARGEST;
+    if large(data.height, data.width) || job.dataset.files().iter().any(|file| large(file.height, file.width)) {
         return Ok(());
     }
     let path = job.folder.root().join("data.png");

@@ -41,12 +41,16 @@ fn a_run_killed_before_its_first_checkpoint_starts_again() {
             ".mine.longreel",
             "checkpoints",
             "config.toml",
+            "data.json",
+            "data.png",
             "earlier-1",
             "loss.png",
             "metrics.jsonl",
             "notes.txt",
+            "plan.json",
             "samples",
             "tensorboard",
+            "warnings.jsonl",
         ];
         assert_eq!(entries(&place.path(run)), there);
         let samples = entries(&place.path(run).join("samples"));

@@ -287,7 +287,7 @@ fn it_is_quiet_unless_somebody_watches() {
     let output = finish(child);
     let seen = text(&output.stdout);
     assert!(output.status.success(), "{seen}");
-    assert!(seen.contains('\r') && seen.contains("step 12/12  loss"), "{seen}");
+    assert!(seen.contains('\r') && seen.contains("step 12/12  epoch 8/8  loss"), "{seen}");
     for line in seen.split('\n').filter(|line| line.contains("saved ")) {
         let log = &line[line.rfind("\u{1b}[2K").map_or(0, |at| at + 4)..];
         assert!(!log.contains("tokens/s"), "a log line after the progress line: {line:?}");
