@@ -6,9 +6,9 @@
 
 For runs of images (data.frames = 1) with classes: how many of the samples a classifier reads as the class that was
 asked for, the Frechet distance, precision and recall on features of a small network, the distance to the nearest
-training image. For runs of videos that learn a scene of each class by heart: how near a sample is to its scene, and whether
-patches show. Beside the samples: held-out real data, which are the ceiling, and three floors that need no network. docs/quality.md
-explains each figure.
+training image. For runs of videos that learn a scene of each class by heart: how near a sample is to its scene, and
+whether patches show. Beside the samples: held-out real data, which are the ceiling, and floors that need no network.
+docs/quality.md explains each figure.
 
 Needs Python 3.9, the ffmpeg program, numpy, and for images scikit-learn. What is not installed goes to a virtual
 environment, ~/.cache/longreel-quality.
@@ -34,8 +34,8 @@ else:
 
 
 def sample(longreel, run, names, per_class, guidance, steps, folder, sheets=False):
-    """Samples `per_class` clips of each class into folder/CLASS, or as a sheet folder/CLASS.png of frames without loss; each class
-    starts from noise of its own."""
+    """Samples `per_class` clips of each class into folder/CLASS, or as a sheet folder/CLASS.png of frames without loss;
+    each class starts from noise of its own."""
     shutil.rmtree(folder, ignore_errors=True)
     for number, name in enumerate(names):
         command = [longreel, "sample", str(run), "--label", name, "--count", str(per_class)]
@@ -96,23 +96,22 @@ def main():
     from quality import frames
 
     try:
-        rows = measure(args, config, data, video)
+        rows, sets = measure(args, config, data, video)
     except frames.Problem as problem:
         sys.exit(f"error: {problem}")
     print(table(rows))
-    if video:
-        for name in [name for name in rows if name.startswith("samples") and "," not in name.removeprefix("samples, ")]:
-            for measure_name, (bar, side) in BARS.items():
-                value = rows[name][measure_name]
-                met = value >= bar if side == "at least" else value <= bar
-                print(f"{name}: {measure_name} {value:.4g}, wanted {side} {bar:g}: {'reached' if met else 'NOT reached'}")
+    for name in sets if video else []:
+        for what, (bar, side) in BARS.items():
+            value = rows[name][what]
+            reached = value >= bar if side == "at least" else value <= bar
+            print(f"{name}: {what} {value:.4g}, wanted {side} {bar:g}: {'reached' if reached else 'NOT reached'}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def measure(args, config, data, video):
+    """The table's rows, and the names of those that are whole sets of samples."""
     import numpy as np
-
     from quality import frames
 
     size = data["frames"], data["height"], data["width"]
@@ -144,11 +143,11 @@ def measure(args, config, data, video):
             real = [training[labels == k][0] for k in range(len(names))]
             drawn = scenes.animation(np.stack(each)) if moving else scenes.picture(np.stack(real), np.stack(each))[None]
             frames.write(args.picture, drawn)
-        return scenes.report(training, labels, names, sampled, patch_of(args.run, config))
+        return scenes.report(training, labels, names, sampled, patch_of(args.run, config)), list(sampled)
     from quality import images
 
     heldout, heldout_labels, _ = frames.read_classes(data["heldout"], *size)
-    return images.report(training, labels, heldout, heldout_labels, sampled)
+    return images.report(training, labels, heldout, heldout_labels, sampled), list(sampled)
 
 
 def patch_of(run, config):

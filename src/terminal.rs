@@ -9,6 +9,8 @@ use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::IsTerminal;
 use std::time::Duration;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 /// A longer message is cut: no message of ours is so long, only what others sent.
 const LONGEST: usize = 16 << 10;
@@ -60,6 +62,13 @@ pub fn rate(rate: f64) -> String {
         2
     };
     format!("{value:.decimals$}{unit}")
+}
+
+/// The time of day, UTC, to the second: `2026-11-30T01:35:19Z`.
+pub fn utc() -> String {
+    let mut text = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut text)); // with microseconds; a String takes all that is written
+    shorten(&text, "2026-11-30T01:35:19".len()).to_owned() + "Z"
 }
 
 /// A duration in its two largest units: 59s, 1m 01s, 2h 12m.

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import pathlib
-import subprocess
 import sys
 import time
 
@@ -205,10 +204,7 @@ def write(folder, images, labels):
     for number in np.unique(labels):
         part = folder / str(number)
         part.mkdir(parents=True, exist_ok=True)
-        h, w = pixels.shape[1:3]
-        command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}", "-i", "-",
-                   str(part / "%05d.png")]
-        subprocess.run(command, input=pixels[labels == number].tobytes(), check=True)
+        frames.write(part / "%05d.png", pixels[labels == number])
 
 
 def settings(parser, args):

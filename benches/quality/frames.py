@@ -16,11 +16,10 @@ class Problem(Exception):
     """Something the user can act on; the message says what."""
 
 
-def ffmpeg(arguments, what):
-    """Runs ffmpeg and returns its output; a failure becomes a Problem that quotes its last line."""
-    command = ["ffmpeg", "-nostdin", "-v", "error", *arguments]
+def ffmpeg(arguments, what, given=b""):
+    """Runs ffmpeg on the input `given` and returns its output; a failure becomes a Problem that quotes its last line."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        done = subprocess.run(["ffmpeg", "-v", "error", *arguments], input=given, capture_output=True, check=False)
     except FileNotFoundError:
         raise Problem("ffmpeg is not installed; on Debian: sudo apt-get install ffmpeg") from None
     if done.returncode != 0:
@@ -30,8 +29,8 @@ def ffmpeg(arguments, what):
 
 
 def read(path, height, width, frames=None, stride=1):
-    """One image or video, scaled and cropped to `height` x `width` as longreel does: [frames, height, width, 3]; at most `frames` of
-    it, every `stride`th one."""
+    """One image or video, scaled and cropped to `height` x `width` as longreel does: [frames, height, width, 3]; at most
+    `frames` of it, one in `stride`."""
     limit = [] if frames is None else ["-frames:v", str(frames)]
     every = f"select=not(mod(n\\,{stride}))," if stride > 1 else ""
     # In RGB, as a crop of YUV is moved to an even pixel.
@@ -53,20 +52,18 @@ def read_images(files, height, width):
     kinds = {path.suffix.lower() for path in files}
     if kinds == {".png"}:
         stream = b"".join(path.read_bytes() for path in files)
-        command = ["ffmpeg", "-v", "error", "-f", "image2pipe", "-c:v", "png", "-i", "-", "-vf",
-                   f"scale={width}:{height}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        arguments = ["-f", "image2pipe", "-c:v", "png", "-i", "-", "-vf", f"scale={width}:{height}"]
         try:
-            done = subprocess.run(command, input=stream, capture_output=True, check=False)
-        except FileNotFoundError:
-            raise Problem("ffmpeg is not installed; on Debian: sudo apt-get install ffmpeg") from None
-        pixels = np.frombuffer(done.stdout, np.uint8)
-        if len(pixels) == len(files) * height * width * 3:
-            return pixels.reshape(len(files), 1, height, width, 3)
+            raw = ffmpeg([*arguments, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], files[0].parent, stream)
+        except Problem:
+            raw = b""  # read one by one, whichever is at fault is named
+        if len(raw) == len(files) * height * width * 3:
+            return np.frombuffer(raw, np.uint8).reshape(len(files), 1, height, width, 3)
     return np.stack([read(path, height, width, 1) for path in files])
 
 
 def read_clips(files, frames, height, width, stride=1):
-    """Videos or images of one size, every `stride`th frame of them: [clips, frames, height, width, 3]; too few is an error."""
+    """Videos or images of one size: [clips, frames, height, width, 3], one frame in `stride`; too few is an error."""
     files = [pathlib.Path(path) for path in files]
     if frames == 1 and all(path.suffix.lower() in IMAGES for path in files):
         return read_images(files, height, width)
@@ -121,7 +118,5 @@ def write(path, frames, rate=4):
     """Writes frames [t, h, w, 3] of bytes as an image or an animation, by the kind that the name says."""
     palette = ["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"] if str(path).endswith(".gif") else []
     size = f"{frames.shape[2]}x{frames.shape[1]}"
-    command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(rate), "-i", "-"]
-    done = subprocess.run([*command, *palette, str(path)], input=frames.tobytes(), capture_output=True, check=False)
-    if done.returncode != 0:
-        raise Problem(f"{path}: ffmpeg says: {done.stderr.decode(errors='replace').strip().splitlines()[-1]}")
+    raw = ["-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(rate), "-i", "-"]
+    ffmpeg([*raw, *palette, f"file:{path}"], path, frames.tobytes())

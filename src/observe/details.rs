@@ -2,8 +2,8 @@
 //! files have it.
 
 use serde_json::{Value, json};
-use std::io::{Read, Seek, SeekFrom};
 
+use super::folder::end_of;
 use super::runs::Run;
 
 /// Where a run's sample clips are.
@@ -60,12 +60,8 @@ pub(super) fn kind_of_media(ending: &str) -> Option<&'static str> {
 
 /// The last warnings, in order.
 fn warnings(run: &Run) -> Vec<Value> {
-    let Ok(mut file) = run.dir.open("warnings.jsonl") else { return vec![] };
-    let size = file.metadata().map_or(0, |about| about.len());
-    let (mut bytes, start) = (vec![], size.saturating_sub(LAST_WARNINGS));
-    if file.seek(SeekFrom::Start(start)).and_then(|_| file.take(LAST_WARNINGS).read_to_end(&mut bytes)).is_err() {
-        return vec![];
-    }
+    let end = run.dir.open("warnings.jsonl").and_then(|file| end_of(&file, LAST_WARNINGS));
+    let Ok((bytes, _)) = end else { return vec![] };
     let text = String::from_utf8_lossy(&bytes);
     text.lines().filter_map(|line| serde_json::from_str(line).ok().filter(Value::is_object)).collect()
 }

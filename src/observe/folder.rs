@@ -1,11 +1,11 @@
-//! [`RunDir`] opens files of one run's folder for reading, and nothing outside it.
+//! [`RunDir`] opens files of one run's folder for reading, and nothing outside it; [`end_of`] reads the end of one.
 //!
 //! A name is split into plain parts, and each part is opened in the folder before it, never through a symbolic link. So
 //! neither `..` nor a link that somebody put into the folder leads out of it, and a pipe is not waited for.
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -68,6 +68,19 @@ impl RunDir {
         }
         Ok(folder)
     }
+}
+
+/// The last `most` bytes of a file, and whether there are more before them.
+///
+/// # Errors
+/// The system's.
+pub(super) fn end_of(mut file: &File, most: u64) -> io::Result<(Vec<u8>, bool)> {
+    let size = file.metadata()?.len();
+    let start = size.saturating_sub(most);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = vec![];
+    file.take(size - start).read_to_end(&mut bytes)?;
+    Ok((bytes, start > 0))
 }
 
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use super::folder::end_of;
 use super::series::Series;
 
 /// Bytes that are read at once. A longer line is no record.
@@ -20,7 +21,7 @@ const AT_ONCE: u64 = 8 << 20;
 const CLOSE: u64 = 128 << 20;
 
 /// Bytes at a file's end in which its last record is looked for.
-const TAIL: usize = 64 << 10;
+const TAIL: u64 = 64 << 10;
 
 /// What has been read of one metrics file.
 #[derive(Debug, Default)]
@@ -154,10 +155,8 @@ fn step_of(line: &[u8]) -> Option<u64> {
 /// # Errors
 /// It cannot be read.
 pub(super) fn last_record(file: &File) -> io::Result<Option<Value>> {
-    let start = file.metadata()?.len().saturating_sub(TAIL as u64);
-    let mut tail = vec![0; TAIL];
-    let count = file.read_at(&mut tail, start)?;
-    let whole = tail[..count].iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
+    let (tail, _) = end_of(file, TAIL)?;
+    let whole = tail.iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
     let mut lines = tail[..whole].rsplit(|&byte| byte == b'\n');
     Ok(lines.find_map(|line| serde_json::from_slice::<Value>(line).ok().filter(|record| record["step"].is_u64())))
 }

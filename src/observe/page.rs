@@ -70,20 +70,21 @@ impl Page {
 
     /// The runs that are there now.
     fn list(&self) -> Value {
+        self.find().iter().map(Run::summary).collect()
+    }
+
+    /// Looks for runs anew.
+    fn find(&self) -> Vec<Run> {
         let runs = find(&self.places);
-        let list = runs.iter().map(Run::summary).collect();
-        *lock(&self.runs) = runs;
-        list
+        lock(&self.runs).clone_from(&runs);
+        runs
     }
 
     /// What `answer` makes of the run `id`.
     fn of(&self, id: &str, answer: impl FnOnce(&Run) -> Answer) -> Answer {
-        let known = |id: &str| lock(&self.runs).iter().find(|run| run.id == id).cloned();
-        let run = known(id).or_else(|| {
-            let runs = find(&self.places);
-            *lock(&self.runs) = runs;
-            known(id)
-        });
+        let named = |run: &Run| run.id == id;
+        let known = lock(&self.runs).iter().find(|run| named(run)).cloned();
+        let run = known.or_else(|| self.find().into_iter().find(named));
         run.map_or_else(Answer::not_found, |run| answer(&run))
     }
 

@@ -4,22 +4,19 @@
 //! read is a note beside what can. Whatever their lengths, a bounded part of the files is read.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use toml::{Table, Value};
 
+use super::folder::end_of;
 use super::lock::{Holder, LOCK, Lock, look};
 use super::metrics::Record;
+use super::runs::{CONFIG, LONGEST_CONFIG, METRICS};
 use crate::{Error, Result, bail};
 
-const CONFIG: &str = "config.toml";
-const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 const STATE: &str = "state.json";
-
-/// A longer config is not read, in bytes.
-const LONGEST_CONFIG: u64 = 1 << 20;
 
 /// Bytes of the metrics that are read from the end: at first, then so many times more until a held-out loss is among them, and at most.
 const TAIL: u64 = 1 << 20;
@@ -107,7 +104,7 @@ impl RunStatus {
         // The lock first: a run that ends meanwhile has its last lines and checkpoint there when they are read.
         let lock = look(root);
         let mut notes = vec![];
-        let config = noted(&mut notes, CONFIG, read_config(&root.join(CONFIG))).flatten();
+        let config = noted(&mut notes, CONFIG, read_config(&root.join(CONFIG)));
         let steps =
             config.as_ref().and_then(|config| u64::try_from(value(config, "train", "steps")?.as_integer()?).ok());
         // Without held-out clips no line has their loss; without a config it is looked for.
@@ -179,14 +176,12 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-fn read_config(path: &Path) -> io::Result<Option<Table>> {
+fn read_config(path: &Path) -> io::Result<Table> {
     let Some(file) = open(path)? else { return Err(io::Error::new(ErrorKind::NotFound, "is not there")) };
     let mut text = String::new();
     file.take(LONGEST_CONFIG).read_to_string(&mut text)?;
-    let config = text
-        .parse::<Table>()
-        .map_err(|e| io::Error::new(ErrorKind::InvalidData, crate::terminal::one_line(e.message())))?;
-    Ok(Some(config))
+    text.parse()
+        .map_err(|e: toml::de::Error| io::Error::new(ErrorKind::InvalidData, crate::terminal::one_line(e.message())))
 }
 
 fn value<'a>(config: &'a Table, section: &str, key: &str) -> Option<&'a Value> {
@@ -210,18 +205,15 @@ struct Metrics {
 impl Metrics {
     /// Reads it, and so much of it that the last held-out loss is found if one is to be `wanted`.
     fn read(path: &Path, wanted: bool) -> io::Result<Self> {
-        let Some(mut file) = open(path)? else { return Ok(Self::default()) };
+        let Some(file) = open(path)? else { return Ok(Self::default()) };
         let about = file.metadata()?;
         let age = about.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
         let mut tail = TAIL;
         loop {
-            let start = about.len().saturating_sub(tail);
-            file.seek(SeekFrom::Start(start))?;
-            let mut bytes = vec![];
-            (&mut file).take(about.len() - start).read_to_end(&mut bytes)?;
-            let metrics = Self { age, ..Self::of(&bytes, start > 0) };
+            let (bytes, cut) = end_of(&file, tail)?;
+            let metrics = Self { age, ..Self::of(&bytes, cut) };
             let enough = !metrics.recent.is_empty() && (metrics.heldout.is_some() || !wanted);
-            if enough || start == 0 || tail >= LONGEST_TAIL {
+            if enough || !cut || tail >= LONGEST_TAIL {
                 return Ok(metrics);
             }
             tail *= LONGER;

@@ -12,8 +12,6 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer};
 
 use crate::files::open_target;
@@ -45,10 +43,7 @@ impl<S: Subscriber> Layer<S> for KeepWarnings {
         }
         let mut message = Message(String::new());
         event.record(&mut message);
-        let mut time = String::new();
-        let _ = SystemTime.format_time(&mut Writer::new(&mut time));
-        let time = format!("{}Z", terminal::shorten(&time, "2026-11-30T01:02:03".len()));
-        kept().take(json!({ "time": time, "message": terminal::message(&message.0) }).to_string());
+        kept().take(json!({ "time": terminal::utc(), "message": terminal::message(&message.0) }).to_string());
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::job::Job;
-use crate::data::{Decoding, draw_sheet, report};
+use crate::data::{draw_sheet, report};
 use crate::files::atomic_write;
 use crate::parallel::Placement;
 use crate::plan::Plan;
@@ -22,9 +22,9 @@ const SHEET_TIME: Duration = Duration::from_secs(5);
 /// Files or clips of larger frames, in pixels, get no sheet: a whole frame takes memory that no plan counts.
 const LARGEST: usize = 4 << 20;
 
-/// Writes `plan.json`, `data.json` and `data.png` into the run's folder.
-pub fn record(job: &Job) {
-    for (what, written) in [("plan.json", plan(job)), ("data.json", data(job)), ("data.png", sheet(job))] {
+/// Writes `plan.json`, of the run's `plan`, `data.json` and `data.png` into the run's folder.
+pub fn record(job: &Job, plan: &Plan) {
+    for (what, written) in [("plan.json", planned(job, plan)), ("data.json", data(job)), ("data.png", sheet(job))] {
         if let Err(e) = written {
             tracing::warn!("{what} is not written, and the run goes on without: {e}");
         }
@@ -32,8 +32,7 @@ pub fn record(job: &Job) {
 }
 
 /// What memory was planned: of the process whose peak the metrics have.
-fn plan(job: &Job) -> Result<()> {
-    let plan = Plan::with_decoding(&job.config, &job.model, false, Some(&Decoding::of(&job.dataset)))?;
+fn planned(job: &Job, plan: &Plan) -> Result<()> {
     let alone = Placement::here().is_none(); // then all ranks are its threads
     let bytes = if alone { plan.total() } else { plan.per_rank() };
     let about = json!({

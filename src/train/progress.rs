@@ -117,7 +117,8 @@ impl Progress {
         Self { bar, total, log_every, state: Mutex::new(state) }
     }
 
-    /// Reports that `step` is done, and with it the data gone through `times` times. Without a terminal this logs the first step, the last, and one now and then.
+    /// Reports that `step` is done, and with it the data gone through `times` times. Without a terminal this logs the
+    /// first step, the last, and one now and then.
     pub fn update(&self, step: u64, times: f64, loss: f64, tokens_per_s: f64) {
         let now = Instant::now();
         let mut state = self.state();

@@ -63,6 +63,8 @@ struct Voice<'a> {
     /// None where warnings cannot be kept; the log has them.
     _warnings: Option<Keeping>,
     progress: &'a Progress,
+    /// Bytes of memory that all ranks were planned to take.
+    planned: u64,
     /// Tokens of a step.
     tokens: u64,
     /// Of this process's steps.
@@ -95,7 +97,8 @@ impl<'a> Report<'a> {
             job.folder.create(&job.config)?;
         }
         let warnings = keep_in(&job.folder.warnings());
-        about::record(job);
+        let plan = Plan::with_decoding(&job.config, &job.model, false, Some(&Decoding::of(&job.dataset)))?;
+        about::record(job, &plan);
         let path = job.folder.metrics();
         let metrics = if resumed { MetricsLog::resume(&path, done)? } else { MetricsLog::create(&path)? };
         let events = EventWriter::create(&job.folder.root().join("tensorboard"), resumed.then_some(done));
@@ -130,6 +133,7 @@ impl<'a> Report<'a> {
             warned: Warned::default(),
             _warnings: warnings.map_err(|e| tracing::warn!("warnings are in the log only: {e}")).ok(),
             progress,
+            planned: plan.total(),
             tokens,
             steps: 0,
             waited: Duration::ZERO,
@@ -236,9 +240,7 @@ impl<'a> Report<'a> {
         voice.progress.finish();
         if voice.steps > 0 {
             tracing::info!("{}", summary::table(&voice.spent, voice.steps, voice.tokens));
-            let decoding = Decoding::of(&voice.job.dataset);
-            let plan = Plan::with_decoding(&voice.job.config, &voice.job.model, false, Some(&decoding))?;
-            tracing::info!("memory: {} at the peak, planned {}", gib(peak), gib(plan.total()));
+            tracing::info!("memory: {} at the peak, planned {}", gib(peak), gib(voice.planned));
         }
         let share = 100.0 * voice.waited.as_secs_f64() / voice.seconds.as_secs_f64().max(1e-9);
         tracing::info!("waited for data {share:.2} % of the time{drawn}");

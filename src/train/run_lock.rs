@@ -10,12 +10,10 @@ use std::io::{self, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::FormatTime;
 
 use crate::files::{create_folders, open_target};
 use crate::observe::lock::{Holder, LOCK, read_holder};
-use crate::{Error, Result};
+use crate::{Error, Result, terminal};
 
 /// How often the second process tries again, and how long it waits each time: `longreel status` holds the lock together with others for a
 /// moment, to see whether anybody else does.
@@ -102,7 +100,7 @@ fn introduce(file: &mut File) -> io::Result<()> {
     let holder = Holder {
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         pid: std::process::id(),
-        since: now(),
+        since: terminal::utc().replace('T', " ").replace('Z', " UTC"),
         command: command.join(" "),
     };
     file.set_len(0)?;
@@ -128,12 +126,4 @@ fn taken(root: &Path, path: &Path) -> Error {
         "{}: a process is at work in this run: {who}; wait until it has ended, or end it, or choose another run.out",
         root.display()
     ))
-}
-
-/// The time of day, UTC, to the second.
-fn now() -> String {
-    let mut text = String::new();
-    let _ = tracing_subscriber::fmt::time::SystemTime.format_time(&mut Writer::new(&mut text)); // 2026-11-30T01:02:03.456789Z
-    text.truncate(19);
-    text.replace('T', " ") + " UTC"
 }

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "benches"))
-from quality import frames, measures, scenes  # noqa: E402
+from quality import measures, scenes  # noqa: E402
 
 rng = np.random.default_rng(0)
 

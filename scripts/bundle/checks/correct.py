@@ -7,8 +7,8 @@ import traceback
 import torch
 
 from checks import arrays, attention, far, patches, rows
-from checks.declarations import Problem
 from checks.case import error
+from checks.declarations import Problem
 from checks.sdpa import BACKENDS, sdpa_gradients
 
 REPETITIONS = 200

@@ -222,7 +222,6 @@ function showReport() {
 
 byId("smoothing").oninput = event => {
   view.smoothing = Number(event.target.value);
-  runsShown().forEach(pick);
   writeAddress();
   draw({ curves: true });
 };
