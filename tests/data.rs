@@ -6,6 +6,7 @@ mod bad;
 mod claims;
 mod decode;
 mod files;
+mod frame_cache;
 mod kinds;
 mod large;
 mod loader;

@@ -36,6 +36,8 @@ pub struct Decoding {
     pub seconds: Option<f64>,
     /// Files that were looked at, and all.
     pub files: [usize; 2],
+    /// Clips of all files, by those that were looked at.
+    pub clips: usize,
 }
 
 impl Decoding {
@@ -59,6 +61,7 @@ impl Decoding {
             return Ok(None);
         }
         let mut decoding = Self::of(&dataset);
+        decoding.clips = (decoding.clips as u128 * count as u128 / decoding.files[0] as u128) as usize;
         decoding.files[1] = count;
         if timed {
             decoding.seconds = dataset.seconds_of_a_clip();
@@ -75,7 +78,7 @@ impl Decoding {
     /// What the files of `dataset` take.
     pub fn of(dataset: &Dataset) -> Self {
         let files = dataset.files();
-        let mut decoding = Self { files: [files.len(); 2], ..Self::default() };
+        let mut decoding = Self { files: [files.len(); 2], clips: dataset.len(), ..Self::default() };
         for file in largest(files, LARGEST) {
             match file.media {
                 Media::Image => decoding.image = decoding.image.max(picture::memory(&file.path).unwrap_or(0)),

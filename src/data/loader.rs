@@ -1,9 +1,11 @@
 //! Decoding ahead of the step: threads that fill a bounded queue, in the order in which clips were asked for.
 //!
 //! The queue holds what is decoded and what is being decoded, so memory is bounded by its length. A clip that cannot be
-//! decoded is an error in its place, and the last thing that comes: training never goes on without a clip unawares.
+//! decoded is an error in its place, and the last thing that comes: training never goes on without a clip unawares. Where all
+//! clips together are small, each is decoded once ([`FrameCache`]).
 
 use super::dataset::{Clip, Dataset};
+use super::frame_cache::FrameCache;
 use super::frames::{Frames, Part};
 use super::order::Request;
 use crate::parallel::thread_refused;
@@ -20,7 +22,8 @@ use std::time::{Duration, Instant};
 pub struct Sample {
     pub request: Request,
     pub clip: Clip,
-    pub frames: Frames,
+    /// Shared with the cache of the clips decoded before.
+    pub frames: Arc<Frames>,
 }
 
 /// An iterator over the clips asked for, decoded by background threads. Dropping it stops them.
@@ -33,6 +36,7 @@ pub struct Loader {
 struct Shared {
     dataset: Arc<Dataset>,
     part: Part,
+    cache: FrameCache,
     prefetch: usize,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -64,9 +68,11 @@ impl Loader {
     ) -> Result<Self> {
         let prefetch = prefetch.max(1);
         let queue = Queue { requests: Box::new(requests), issued: 0, taken: 0, total: None, ready: BTreeMap::new() };
+        let cache = FrameCache::new(dataset.config(), dataset.len(), &part);
         let shared = Arc::new(Shared {
             dataset,
             part,
+            cache,
             prefetch,
             queue: Mutex::new(queue),
             changed: Condvar::new(),
@@ -184,7 +190,8 @@ impl Shared {
             )));
         }
         let clip = self.dataset.clip(request.clip);
-        let frames = self.dataset.part_until(&clip, &request.augment, &self.part, Some(&self.stop))?;
+        let decode = || self.dataset.part_until(&clip, &request.augment, &self.part, Some(&self.stop));
+        let frames = self.cache.get(&request, decode)?;
         Ok(Sample { request, clip, frames })
     }
 }

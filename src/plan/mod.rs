@@ -123,12 +123,12 @@ impl Plan {
         let grid = model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?;
         let parameters = crate::model::Model::count_of(model);
         let threads = phases::decoders(config, rehearsal);
-        let [images, videos] = decoding.map_or([0; 2], |one| [one.image, one.video].map(|bytes| threads * bytes));
+        let videos = decoding.map_or(0, |one| threads * one.video);
         let rank = |rank| {
             let shape = Shape::new(config, model, grid, rank)?;
-            let phases = phases(config, model, &shape, parameters, rehearsal, images);
+            let phases = phases(config, model, &shape, parameters, rehearsal, decoding);
             let copied = shape.copied(config) * model.num_layers as u64;
-            let host = phases::host(config, model, &shape, parameters, images + videos);
+            let host = phases::host(config, model, &shape, parameters, rehearsal, decoding);
             Ok(Rank { phases, disk: if config.stash.place == Place::Disk { copied } else { 0 }, host })
         };
         let ranks = (0..config.parallel.ranks).map(rank).collect::<Result<Vec<_>>>()?;

@@ -8,7 +8,7 @@ use super::buffers::{Groups, Panels, Stash, Tile};
 use super::shape::Shape;
 use super::{Part, Phase, part};
 use crate::config::{Place, RunConfig};
-use crate::data::Decoding;
+use crate::data::{Decoding, FrameCache};
 use crate::engine::Phase as At;
 use crate::model::{Model, ModelConfig};
 use crate::train::weights::IN_FLIGHT;
@@ -37,18 +37,21 @@ fn most<const N: usize>(moments: [Moment; N]) -> Moment {
     moments.into_iter().max_by_key(|parts| bytes(parts)).unwrap_or_default()
 }
 
-/// All phases of a step. A `rehearsal` has neither checkpoints nor samples; `decoders` have so many bytes.
+/// All phases of a step. A `rehearsal` has neither checkpoints nor samples; of clips whose `decoding` is not known, neither the
+/// decoders nor the cache is counted.
 pub fn phases(
     config: &RunConfig,
     model: &ModelConfig,
     shape: &Shape,
     parameters: usize,
     rehearsal: bool,
-    decoders: u64,
+    decoding: Option<&Decoding>,
 ) -> Vec<Phase> {
-    let mut state = state(config, model, shape, parameters, rehearsal);
+    let mut state = state(config, model, shape, parameters);
     if !shape.gpu {
-        state.push(part("images being decoded", decoders));
+        state.push(frames(config, shape, rehearsal, decoding));
+        let images = decoding.map_or(0, |decoding| decoding.image);
+        state.push(part("images being decoded", decoders(config, rehearsal) * images));
     }
     let step = Step {
         shape,
@@ -81,12 +84,20 @@ pub fn phases(
 }
 
 /// What a GPU's rank has in its host's memory; nothing for a rank on a CPU, whose memory that is.
-pub fn host(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usize, decoders: u64) -> Vec<Part> {
+pub fn host(
+    config: &RunConfig,
+    model: &ModelConfig,
+    shape: &Shape,
+    parameters: usize,
+    rehearsal: bool,
+    decoding: Option<&Decoding>,
+) -> Vec<Part> {
     if !shape.gpu {
         return vec![];
     }
     let stash = Stash::new(config, shape, model.num_layers as u64).host();
-    let frames = part("frames and prefetch queue", clips(config, false) * shape.frames);
+    let frames = frames(config, shape, rehearsal, decoding);
+    let decoders = decoders(config, rehearsal) * decoding.map_or(0, |one| one.image + one.video);
     let copy = part("copy of the moments, on rank 0", 8 * parameters as u64);
     let states = match config.train.sample_every {
         0 => 0,
@@ -94,6 +105,14 @@ pub fn host(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: 
     };
     let states = part("states of the sampler", states);
     [stash, vec![frames, part("decoders", decoders), copy, states], moments_in_flight(config, model)].concat()
+}
+
+/// Decoded clips: all that the run goes through, if they are kept, or else those in use and decoded ahead.
+fn frames(config: &RunConfig, shape: &Shape, rehearsal: bool, decoding: Option<&Decoding>) -> Part {
+    match decoding.map_or(0, |decoding| FrameCache::bytes(&config.data, decoding.clips, shape.frames)) {
+        0 => part("frames and prefetch queue", clips(config, rehearsal) * shape.frames),
+        kept => part("decoded clips, kept", kept.min(clips_of_a_run(config, rehearsal).saturating_mul(shape.frames))),
+    }
 }
 
 /// Clips that are in use and decoded ahead, if the run has so many.
@@ -121,8 +140,8 @@ fn sampler_states(config: &RunConfig, model: &ModelConfig, shape: &Shape) -> u64
     states * 4 * (clips * (shape.rows / shape.batch) * model.patch_in()) as u64
 }
 
-/// Weights, moments and frames.
-fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usize, rehearsal: bool) -> Vec<Part> {
+/// Weights, moments and a GPU's pixels.
+fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usize) -> Vec<Part> {
     let n = 4 * parameters as u64;
     let unit = 4 * Model::largest_unit(model) as u64;
     // What ZeRO shards from a stage on, and with it the unit that is whole while it is at work; of parameters, also the parts of the
@@ -131,17 +150,16 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usi
     let shard = |stage: usize, whole: u64| if zero >= stage { n.div_ceil(ranks) + whole } else { n };
     let moments = if config.train.moments == Place::Ram { 2 * shard(1, 0) } else { 0 };
     let average = if config.train.ema > 0.0 { moments / 2 } else { 0 };
-    let frames = match shape.gpu {
-        true => part("pixels of the micro-batch", config.train.batch as u64 * shape.frames),
-        false => part("frames and prefetch queue", clips(config, rehearsal) * shape.frames),
-    };
-    vec![
+    let mut parts = vec![
         part("parameters", shard(3, if ranks > 1 { 2 * unit } else { unit })),
         part("gradients", shard(2, unit)),
         part("optimizer moments", moments),
         part("moving average", average),
-        frames,
-    ]
+    ];
+    if shape.gpu {
+        parts.push(part("pixels of the micro-batch", config.train.batch as u64 * shape.frames));
+    }
+    parts
 }
 
 /// Moments and average that are out of their scratch file while the optimizer runs.

@@ -5,7 +5,7 @@
 use super::{Plan, flop};
 use crate::Result;
 use crate::config::RunConfig;
-use crate::data::Decoding;
+use crate::data::{Decoding, FrameCache};
 use crate::diffusion::{Guidance, Sampler, inference_sigmas, resolve_shift};
 use crate::model::ModelConfig;
 use crate::train::heldout::QUANTILES;
@@ -54,6 +54,7 @@ impl Times {
         let ranks = parallel.ranks as f64;
         let messages: u64 = plan.work.sent.iter().map(|sent| sent.1).sum();
         let step = plan.work.flop.iter().sum::<f64>() / ranks / rates.flops + messages as f64 / rates.bandwidth;
+        let decoded = decoding.map_or(train.steps, |decoding| steps_that_decode(config, plan, decoding));
         let decoding = decoding.and_then(|decoding| Some(decoding_of_a_step(config, plan, decoding.seconds?)));
         let forward = flop::forward(model, plan.tokens);
 
@@ -75,7 +76,7 @@ impl Times {
         Ok(Self {
             step,
             decoding,
-            steps: train.steps as f64 * step.max(decoding.unwrap_or(0.0)),
+            steps: train.steps as f64 * step + decoded as f64 * (decoding.unwrap_or(0.0) - step).max(0.0),
             heldout,
             samples,
             checkpoints: saved as f64 * bytes / DISK,
@@ -100,6 +101,16 @@ fn decoding_of_a_step(config: &RunConfig, plan: &Plan, seconds: f64) -> f64 {
     let frames = if config.data.frames > 1 { plan.part } else { 1.0 };
     let threads = (config.parallel.ranks * Decoding::threads(config)).min(Decoding::cores());
     clips * frames * seconds / threads as f64
+}
+
+/// Steps whose clips are decoded: all, or those of the first epoch where decoded clips are kept.
+fn steps_that_decode(config: &RunConfig, plan: &Plan, decoding: &Decoding) -> u64 {
+    let whole = (config.data.frames * config.data.height * config.data.width * 3) as f64;
+    if FrameCache::bytes(&config.data, decoding.clips, (plan.part * whole) as u64) == 0 {
+        return config.train.steps;
+    }
+    let batch = config.train.batch * config.train.accumulate * config.parallel.data;
+    (decoding.clips.div_ceil(batch) as u64).min(config.train.steps)
 }
 
 /// Passes of the network for one sample.

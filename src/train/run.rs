@@ -290,7 +290,7 @@ impl<'a> Rank<'a> {
             labels.push(if dropped { None } else { clip.class });
             let sigma = self.sigmas.draw(seed, step, number);
             let (pixels, noise) = (upload(&frames, self.job.device())?, training_key(seed, step, number));
-            clips.push(NoisyClip { frames: Arc::new(frames), pixels, sigma, noise });
+            clips.push(NoisyClip { frames, pixels, sigma, noise });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
         let prompt = sampling::prompt(&self.weights.model, &timesteps, &labels)?;

@@ -96,7 +96,7 @@ fn the_loader_gives_the_clips_in_order() {
         for (sample, request) in samples.iter().zip(&requests) {
             assert_eq!((sample.request, sample.clip.id), (*request, request.clip));
             assert_eq!((sample.frames.first, sample.frames.count()), (1, 2));
-            assert_eq!(sample.frames, dataset.frames(&sample.clip, &request.augment, 1..3).unwrap());
+            assert_eq!(*sample.frames, dataset.frames(&sample.clip, &request.augment, 1..3).unwrap());
         }
     }
 }

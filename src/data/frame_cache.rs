@@ -1,0 +1,60 @@
+//! Decoded clips that a rank keeps. Small clips cost more time to decode again every epoch than memory to keep.
+
+use super::frames::{Frames, Part};
+use super::order::Request;
+use crate::Result;
+use crate::config::{Crop, Data};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Bytes of pixels that a rank keeps at most: either all of its parts of all clips fit, or none is kept.
+pub const MOST: u64 = 64 << 20;
+
+/// The parts of clips that have been decoded so far, as pixels.
+pub struct FrameCache {
+    /// 2 where a clip's mirror image is kept beside it.
+    variants: usize,
+    /// Empty if nothing is kept.
+    parts: Mutex<Vec<Option<Arc<Frames>>>>,
+}
+
+impl FrameCache {
+    /// A cache for `clips` clips cut as `data` says, of each of which a rank needs `part`. It keeps nothing where
+    /// [`bytes`](Self::bytes) is 0.
+    pub fn new(data: &Data, clips: usize, part: &Part) -> Self {
+        let variants = variants(data);
+        let kept = Self::bytes(data, clips, part.bytes(data.width) as u64) > 0;
+        Self { variants, parts: Mutex::new(if kept { vec![None; clips * variants] } else { vec![] }) }
+    }
+
+    /// Bytes of pixels that a cache holds in the end, if a rank's part of a clip has `part` bytes. 0 if nothing is kept:
+    /// the clips are too many or too large, or each epoch crops them elsewhere.
+    pub fn bytes(data: &Data, clips: usize, part: u64) -> u64 {
+        let all = (clips as u64).saturating_mul(variants(data) as u64).saturating_mul(part);
+        if data.crop == Crop::Center && all <= MOST { all } else { 0 }
+    }
+
+    /// What `request` names, from the cache or else by `decode`. Threads that ask for the same clip at once may each decode it.
+    ///
+    /// # Errors
+    /// Those of `decode`; nothing is kept then.
+    pub fn get(&self, request: &Request, decode: impl FnOnce() -> Result<Frames>) -> Result<Arc<Frames>> {
+        let index = request.clip * self.variants + usize::from(request.augment.flip);
+        if let Some(Some(frames)) = self.lock().get(index) {
+            return Ok(frames.clone());
+        }
+        let frames = Arc::new(decode()?);
+        if let Some(part) = self.lock().get_mut(index) {
+            *part = Some(frames.clone());
+        }
+        Ok(frames)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Arc<Frames>>>> {
+        self.parts.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// A clip and, if it may be mirrored, its mirror image.
+fn variants(data: &Data) -> usize {
+    1 + usize::from(data.flip)
+}
