@@ -35,6 +35,7 @@ mod plan;
 mod quality;
 mod ring;
 mod runs;
+mod shell;
 mod stash;
 mod status;
 mod targets;

@@ -13,6 +13,7 @@ mod report;
 mod sample;
 mod sampling;
 mod scan;
+mod shell;
 mod status;
 mod train;
 mod verify;
@@ -26,7 +27,7 @@ use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, start_poo
 use crate::train::progress::Stderr;
 use crate::{Error, Result, bail, terminal};
 use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::error::Error as _;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -34,7 +35,7 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -60,6 +61,8 @@ enum Command {
     Watch(watch::WatchArgs),
     Report(report::ReportArgs),
     Bench(bench::BenchArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// The exit code of a step that was abandoned, as of a process that Ctrl-C ends.
@@ -98,6 +101,8 @@ pub fn main() -> ExitCode {
         Command::Watch(args) => alone(|| watch::run(&args)),
         Command::Report(args) => alone(|| report::run(&args)),
         Command::Bench(args) => alone(|| bench::run(args)),
+        Command::Completions(args) => alone(|| shell::completions(&args, Cli::command())),
+        Command::Man(args) => alone(|| shell::man(&args, Cli::command())),
     };
     match outcome {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -184,14 +189,12 @@ fn with_causes(error: &Error) -> String {
     text
 }
 
-/// The time of day of a log line, UTC to the second: `2026-11-30T01:35:19Z`.
+/// The time of day of a log line.
 struct Utc;
 
 impl FormatTime for Utc {
     fn format_time(&self, out: &mut format::Writer<'_>) -> std::fmt::Result {
-        let mut text = String::new();
-        SystemTime.format_time(&mut format::Writer::new(&mut text))?;
-        write!(out, "{}Z", terminal::shorten(&text, "2026-11-30T01:35:19".len()))
+        out.write_str(&terminal::utc())
     }
 }
 
