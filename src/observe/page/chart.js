@@ -120,7 +120,8 @@ class Chart {
     if (this.logarithmic)
       return high > low ? [low / (high / low) ** 0.05, high * (high / low) ** 0.05] : [low / 2, high * 2];
     if (this.unit && low >= 0) low = 0; // amounts are compared with nothing
-    const room = high > low ? (high - low) * 0.06 : Math.abs(high) * 0.1 || 1;
+    const share = rulers.length ? 0.2 : 0.06; // a ruler's label stands above it
+    const room = high > low ? (high - low) * share : Math.abs(high) * 0.2 || 1;
     return [low === 0 ? 0 : low - room, high + room];
   }
 

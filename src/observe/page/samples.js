@@ -3,7 +3,7 @@
 // their clip is wanted, so that what plays goes on playing when something new arrives.
 
 const STRIP = 8; // steps of a strip, evenly spread
-const MOST_SHOWN = 4; // clips of a run at one step
+const MOST_SHOWN = 12; // clips of a run at one step
 
 class Samples {
   constructor() {
