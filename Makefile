@@ -47,10 +47,8 @@ faults: setup ## kills, full disks, damaged files, hostile hubs, dead ranks: FAU
 fuzz: setup ## fuzz targets of the parsers, a minute each (scripts/fuzz.sh); needs cargo-fuzz
 	scripts/fuzz.sh
 
-lint: setup ## formatting and clippy, warnings being errors
-	$(CARGO) fmt --check
-	$(CARGO) clippy --release --locked --all-targets -- -D warnings
-	$(CARGO) clippy --release --locked --all-targets $(MPI) -- -D warnings
+lint: setup ## formatting, clippy, width of lines, shell and Python scripts; warnings are errors (scripts/lint.sh)
+	CARGO="$(CARGO)" scripts/lint.sh $(MPI)
 
 check-cuda: setup ## compile the CUDA kernels for every GPU and judge the result, without a GPU: nvcc comes from PyPI, 300 MB
 	scripts/check-cuda.sh

@@ -4,10 +4,10 @@
     benches/memory.py                      all rows (half an hour, most of it PyTorch's)
     benches/memory.py --tables 64 --docs   one table, and into docs/memory.md
 
-Each row adds one device to the one above. The first three are PyTorch's (diffusers' Wan, benches/peers/wan_step.py), whose
-resident memory is measured at three lengths: the longest sequence is where the parabola through them meets the budget. The others
-are ours: `longreel plan` finds the longest clip, and
-`longreel train --rehearse` measures a step of it. Rehearsals of more than --most TFLOP in linear layers are left out.
+Each row adds one device to the one above. The first three are PyTorch's (diffusers' Wan, benches/peers/wan_step.py),
+whose resident memory is measured at three lengths: the longest sequence is where the parabola through them meets the
+budget. The others are ours: `longreel plan` finds the longest clip, and `longreel train --rehearse` measures a step of
+it. Rehearsals of more than --most TFLOP in linear layers are left out.
 
 A last table asks the planner for networks of Wan 2.1's sizes on GPUs of 80 GiB; nothing of it is measured.
 """
@@ -26,7 +26,8 @@ import compare
 GIB = 1 << 30
 FILM = compare.ROOT / "datasets/film"
 
-# blocks, heads, head_dim; the lengths, in frames of 64 tokens, at which PyTorch's memory is measured; the side of our frames
+# blocks, heads, head_dim; the lengths, in frames of 64 tokens, at which PyTorch's memory is measured; the side of our
+# frames
 NETWORKS = [(12, 6, 64, (8, 16, 24), 128), (2, 2, 32, (16, 48, 80), 256)]
 PEERS = [
     ("materialised attention, activations kept", ["--math", "--no-checkpointing"]),
@@ -87,7 +88,9 @@ def plan(config, *words):
 def peer_bytes(network, flags, frames, args):
     """Resident bytes of PyTorch's step on `frames` of 64 tokens."""
     layers, heads, head_dim, *_ = network
-    shape = dict(frames=frames, height=16, width=16, layers=layers, heads=heads, head_dim=head_dim, steps=1, dtype=args.dtype)
+    shape = dict(
+        frames=frames, height=16, width=16, layers=layers, heads=heads, head_dim=head_dim, steps=1, dtype=args.dtype
+    )
     words = [word for key, value in shape.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     env = dict(os.environ)
     if compare.tcmalloc():
@@ -115,7 +118,9 @@ def peer_row(network, flags, args):
 
 def our_row(network, ranks, settings, args):
     layers, heads, head_dim, _, side = network
-    shape = dict(height=side, width=side, patch=[1, 4, 4], layers=layers, heads=heads, head_dim=head_dim, dtype=args.dtype)
+    shape = dict(
+        height=side, width=side, patch=[1, 4, 4], layers=layers, heads=heads, head_dim=head_dim, dtype=args.dtype
+    )
     sets = [word for setting in [f"parallel.ranks={ranks}", *settings] for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(folder, frames=1, ffn=4 * heads * head_dim, scratch=args.scratch, **shape)
@@ -155,7 +160,8 @@ def ladder(network, args):
 def wan(args):
     """The planner's answers for Wan's networks at 720p."""
     lines = [
-        "| network | GPUs of 80 GiB | a clip of 84 frames (75,600 tokens) needs | and, on rank 0, of its host | longest sequence |",
+        "| network | GPUs of 80 GiB | a clip of 84 frames (75,600 tokens) needs "
+        "| and, on rank 0, of its host | longest sequence |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, heads, head_dim, ffn, layers in WAN:
@@ -163,7 +169,9 @@ def wan(args):
             sets = ["train.device=cuda", "parallel.zero=3", f"parallel.ranks={ranks}"]
             sets = [word for setting in sets for word in ("--set", setting)]
             with tempfile.TemporaryDirectory() as folder:
-                shape = dict(frames=84, height=720, width=1280, patch=[4, 16, 16], layers=layers, heads=heads, dtype="bf16")
+                shape = dict(
+                    frames=84, height=720, width=1280, patch=[4, 16, 16], layers=layers, heads=heads, dtype="bf16"
+                )
                 config = write_config(folder, head_dim=head_dim, ffn=ffn, scratch=args.scratch, **shape)
 
                 def planned(patches):
@@ -176,7 +184,11 @@ def wan(args):
                 while beyond - fits > 1:
                     middle = (fits + beyond) // 2
                     fits, beyond = (middle, beyond) if planned(middle)["per_rank"] <= 80 * GIB else (fits, middle)
-            longest = "none: its state alone is larger" if fits == 0 else f"{3600 * fits:,}" + (" (no more positions)" if fits == 1024 else "")
+            longest = (
+                "none: its state alone is larger"
+                if fits == 0
+                else f"{3600 * fits:,}" + (" (no more positions)" if fits == 1024 else "")
+            )
             need, host = (f"{size / GIB:.1f} GiB a rank" for size in (clip["per_rank"], sum(clip["host"].values())))
             lines.append(f"| {name} | {ranks} | {need} | {host} | {longest} |")
             print(lines[-1], file=sys.stderr, flush=True)
@@ -190,8 +202,12 @@ def main():
     parser.add_argument("--tables", default="", metavar="REGEX", help=f"only some of {', '.join(tables)}")
     parser.add_argument("--budget", type=float, default=2, metavar="GIB", help="memory of each rank (%(default)s)")
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="bf16", help="of the first tables (%(default)s)")
-    parser.add_argument("--most", type=float, default=40, metavar="TFLOP", help="longer rehearsals are left out (%(default)s)")
-    parser.add_argument("--scratch", type=pathlib.Path, default=compare.ROOT / "runs", help="folder for stashes (%(default)s)")
+    parser.add_argument(
+        "--most", type=float, default=40, metavar="TFLOP", help="longer rehearsals are left out (%(default)s)"
+    )
+    parser.add_argument(
+        "--scratch", type=pathlib.Path, default=compare.ROOT / "runs", help="folder for stashes (%(default)s)"
+    )
     parser.add_argument("--docs", action="store_true", help="rewrite the tables of docs/memory.md")
     parser.add_argument("--peers", type=pathlib.Path, default=pathlib.Path.home() / ".cache/longreel-peers",
                         help="the environment of peers/setup.sh (%(default)s)")

@@ -3,11 +3,11 @@
 
     benches/plan.py [--longreel target/release/longreel] [--most TOKENS] [--docs] [--decoding]
 
-With --docs the table takes the place of that in docs/memory.md. Every clip is one grey picture, made here, so height and width
-make the tokens. Fails if a prediction is off by more than 5 % or 64 MiB, whichever is larger.
+With --docs the table takes the place of that in docs/memory.md. Every clip is one grey picture, made here, so height
+and width make the tokens. Fails if a prediction is off by more than 5 % or 64 MiB, whichever is larger.
 
-With --decoding, trains a network of next to nothing on large images and videos, made by the ffmpeg command line, instead: what they
-take while they are decoded is nearly all. Fails if a prediction is off by more than 15 %.
+With --decoding, trains a network of next to nothing on large images and videos, made by the ffmpeg command line,
+instead: what they take while they are decoded is nearly all. Fails if a prediction is off by more than 15 %.
 """
 
 import argparse
@@ -117,7 +117,10 @@ def decoding(args):
                 within = abs(off) <= 0.15
                 good &= within
                 mark = "" if within else " (!)"
-                table.append(f"| {name} | {frames} x {side} x {side} | {prefetch} | {predicted:.3f} | {measured:.3f} | {100 * off:+.1f} %{mark} |")
+                table.append(
+                    f"| {name} | {frames} x {side} x {side} | {prefetch} | {predicted:.3f} | {measured:.3f} "
+                    f"| {100 * off:+.1f} %{mark} |"
+                )
                 print(table[-1], flush=True)
     return table, good
 
@@ -145,7 +148,8 @@ def main():
             compare.rewrite("decoding", "\n".join(table), compare.ROOT / "docs/memory.md")
         sys.exit(0 if good else 1)
     table = [
-        "| tokens | width | blocks | settings | in use, GiB: predicted | measured | off | process, GiB: predicted | measured | off |",
+        "| tokens | width | blocks | settings | in use, GiB: predicted | measured | off "
+        "| process, GiB: predicted | measured | off |",
         "|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     print("\n".join(table), flush=True)

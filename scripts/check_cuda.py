@@ -9,7 +9,8 @@ import sys
 
 import wgmma_hazards
 
-# Per block, and per SM: shared memory with the 1 KiB a block that the GPU keeps; registers and threads are the same for both.
+# Per block, and per SM: shared memory with the 1 KiB a block that the GPU keeps; registers and threads are the same for
+# both.
 SHARED = {"sm_80": (163 << 10, 164 << 10), "sm_90": (227 << 10, 228 << 10), "sm_90a": (227 << 10, 228 << 10)}
 REGISTERS, THREADS, BLOCKS = 65536, 2048, 32
 
@@ -21,7 +22,10 @@ def needed(arch):
     """What the machine code of a flash kernel in bf16 must hold: name -> pattern."""
     common = {"cp.async": r"\bLDGSTS\b"}
     if arch == "sm_90a":
-        return common | {"wgmma": HGMMA, "fence between threads' and wgmma's views of memory": r"\bFENCE\.VIEW\.ASYNC\b"}
+        return common | {
+            "wgmma": HGMMA,
+            "fence between threads' and wgmma's views of memory": r"\bFENCE\.VIEW\.ASYNC\b",
+        }
     return common | {"mma.sync": HMMA, "ldmatrix": r"\bLDSM\.16\.M88\.4\b", "ldmatrix.trans": r"\bLDSM\.16\.MT88\.4\b"}
 
 

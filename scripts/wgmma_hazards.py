@@ -3,13 +3,13 @@
     cuobjdump --dump-sass KERNEL.cubin >KERNEL.sass
     wgmma_hazards.py KERNEL.sass|KERNEL.log...
 
-HGMMA reads and writes its registers until a WARPGROUP.DEPBAR has waited for its group, and needs those that were written before
-to be fenced by a WARPGROUP.ARRIVE (PTX ISA: wgmma.fence, wgmma.wait_group). Neither the compiler's order of the source nor the
-hardware enforces it. In a log of ptxas, a line that says that products are serialised, or that a fence or a wait was injected
-(C7508 to C7519), is an error, too.
+HGMMA reads and writes its registers until a WARPGROUP.DEPBAR has waited for its group, and needs those that were
+written before to be fenced by a WARPGROUP.ARRIVE (PTX ISA: wgmma.fence, wgmma.wait_group). Neither the compiler's order
+of the source nor the hardware enforces it. In a log of ptxas, a line that says that products are serialised, or that a
+fence or a wait was injected (C7508 to C7519), is an error, too.
 
-Prints a line a kernel and one for each hazard; exits with 1 if there is one. Code is read from top to bottom: a branch between
-a product and its wait is an error, as what comes next is not known.
+Prints a line a kernel and one for each hazard; exits with 1 if there is one. Code is read from top to bottom: a branch
+between a product and its wait is an error, as what comes next is not known.
 """
 
 import re
@@ -19,7 +19,21 @@ HGMMA = re.compile(r"HGMMA\.64x(\d+)x\d+\S* R(\d+), (?:R(\d+), )?u?gdesc")
 SERIALISED = re.compile(r".*\bC75(?:0[89]|1\d)\b.*")
 
 # Instructions without a register as their result, but for those whose first operand shows it.
-NO_RESULT = ("BRA", "BRX", "BSSY", "BSYNC", "CALL", "EXIT", "FCHK", "NANOSLEEP", "NOP", "R2P", "RET", "WARPSYNC", "YIELD")
+NO_RESULT = (
+    "BRA",
+    "BRX",
+    "BSSY",
+    "BSYNC",
+    "CALL",
+    "EXIT",
+    "FCHK",
+    "NANOSLEEP",
+    "NOP",
+    "R2P",
+    "RET",
+    "WARPSYNC",
+    "YIELD",
+)
 JUMPS = ("BRA", "BRX", "CALL", "EXIT", "JMP", "RET")
 
 

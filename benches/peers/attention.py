@@ -3,9 +3,9 @@
     python attention.py --tokens 8192 --heads 6 --head-dim 64
     python attention.py --device cuda --tokens 8192 131072 --head-dim 64 128 --dtype bf16 --backend flash cudnn
 
-Prints a JSON line for each shape, dtype and backend; what one of them cannot do is a line with "error", and exit code 1. GFLOP/s counts
-4 N^2 d H forward and 3.5 times that for forward+backward; the seconds are medians over --runs, after one run that does not count.
-Needs: torch==2.11.0.
+Prints a JSON line for each shape, dtype and backend; what one of them cannot do is a line with "error", and exit code
+1. GFLOP/s counts 4 N^2 d H forward and 3.5 times that for forward+backward; the seconds are medians over --runs, after
+one run that does not count. Needs: torch==2.11.0.
 """
 import argparse
 import contextlib
@@ -78,8 +78,17 @@ for tokens in a.tokens:
         for dtype in ("f32", "bf16") if a.dtype is None else (a.dtype,):
             for name in a.backend:
                 line = dict(
-                    peer="torch sdpa", torch=torch.__version__, preload=os.environ.get("LD_PRELOAD", ""), threads=a.threads,
-                    device=a.device, backend=name, dtype=dtype, tokens=tokens, heads=a.heads, head_dim=dim)
+                    peer="torch sdpa",
+                    torch=torch.__version__,
+                    preload=os.environ.get("LD_PRELOAD", ""),
+                    threads=a.threads,
+                    device=a.device,
+                    backend=name,
+                    dtype=dtype,
+                    tokens=tokens,
+                    heads=a.heads,
+                    head_dim=dim,
+                )
                 try:
                     line |= measure(tokens, dim, dtype, name)
                 except (RuntimeError, MemoryError) as error:  # no such backend here, or no room

@@ -11,7 +11,8 @@ PINNED = {"numpy": "numpy==2.4.6", "sklearn": "scikit-learn==1.9.1", "tomli": "t
 
 
 def need(*modules):
-    """Returns if `modules` can be imported; else starts this script again in ~/.cache/longreel-quality, which it makes."""
+    """Returns if `modules` can be imported; else starts this script again in ~/.cache/longreel-quality, which it
+    makes."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if not missing:
         return

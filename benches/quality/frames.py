@@ -17,7 +17,8 @@ class Problem(Exception):
 
 
 def ffmpeg(arguments, what, given=b""):
-    """Runs ffmpeg on the input `given` and returns its output; a failure becomes a Problem that quotes its last line."""
+    """Runs ffmpeg on the input `given` and returns its output; a failure becomes a Problem that quotes its last
+    line."""
     try:
         done = subprocess.run(["ffmpeg", "-v", "error", *arguments], input=given, capture_output=True, check=False)
     except FileNotFoundError:
@@ -29,8 +30,8 @@ def ffmpeg(arguments, what, given=b""):
 
 
 def read(path, height, width, frames=None, stride=1):
-    """One image or video, scaled and cropped to `height` x `width` as longreel does: [frames, height, width, 3]; at most
-    `frames` of it, one in `stride`."""
+    """One image or video, scaled and cropped to `height` x `width` as longreel does: [frames, height, width, 3]; at
+    most `frames` of it, one in `stride`."""
     limit = [] if frames is None else ["-frames:v", str(frames)]
     every = f"select=not(mod(n\\,{stride}))," if stride > 1 else ""
     # In RGB, as a crop of YUV is moved to an even pixel.

@@ -1,4 +1,5 @@
-"""Measures videos of scenes that a network has learnt by heart: how near each sample is to its scene, and whether patches show.
+"""Measures videos of scenes that a network has learnt by heart: how near each sample is to its scene, and whether
+patches show.
 
 Clips are bytes [n, t, h, w, 3]. Needs numpy alone.
 """
@@ -13,7 +14,8 @@ def psnr(clip, windows):
 
 
 def seam(clips, patch):
-    """The mean jump between neighbouring pixels across patch borders over that inside patches; patch is (height, width)."""
+    """The mean jump between neighbouring pixels across patch borders over that inside patches; patch is (height,
+    width)."""
     across, inside = [], []
     for axis, size in ((2, patch[0]), (3, patch[1])):
         jumps = np.abs(np.diff(clips.astype(np.float32), axis=axis)).mean(axis=(0, 1, 5 - axis, 4))
@@ -24,8 +26,8 @@ def seam(clips, patch):
 
 
 def changes(clips, frames):
-    """How much neighbouring frames of one patch differ over how much those of two patches do, and the share of neighbouring
-    frames that are equal to within half a step of a byte; `frames` are a patch's."""
+    """How much neighbouring frames of one patch differ over how much those of two patches do, and the share of
+    neighbouring frames that are equal to within half a step of a byte; `frames` are a patch's."""
     change = np.abs(np.diff(clips.astype(np.float32), axis=1)).mean(axis=(2, 3, 4))  # [n, t - 1]
     border = np.arange(1, change.shape[1] + 1) % frames == 0
     within = 1.0 if frames == 1 else float(change[:, ~border].mean() / change[:, border].mean())
@@ -33,8 +35,9 @@ def changes(clips, frames):
 
 
 def report(training, labels, names, sampled, patch):
-    """Rows {name: {measure: value}}: the scenes themselves, each of the sets `sampled` {name: (clips, asked)} as a whole and scene
-    by scene, and copies of the wrong scene as a floor. `patch` is the network's (frames, height, width)."""
+    """Rows {name: {measure: value}}: the scenes themselves, each of the sets `sampled` {name: (clips, asked)} as a
+    whole and scene by scene, and copies of the wrong scene as a floor. `patch` is the network's (frames, height,
+    width)."""
 
     def measure(clips, asked):
         distances = np.array([[psnr(clip, training[labels == k]) for k in range(len(names))] for clip in clips])
@@ -71,7 +74,8 @@ def _beside(parts, axis):
 
 
 def picture(real, sampled, columns=2, shown=4, scale=2):
-    """One image [h, w, 3]: of each scene `shown` real frames and below them those of a sample; clips are [n, t, h, w, 3]."""
+    """One image [h, w, 3]: of each scene `shown` real frames and below them those of a sample; clips are [n, t, h, w,
+    3]."""
     chosen = np.linspace(0, real.shape[1] - 1, shown).round().astype(int)
     strip = lambda clip: _beside([clip[t].repeat(scale, 0).repeat(scale, 1) for t in chosen], 1)
     pairs = [_beside([strip(one), strip(other)], 0) for one, other in zip(real, sampled)]

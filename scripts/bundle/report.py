@@ -3,8 +3,8 @@
 
     report.py --out FOLDER RESULTS...
 
-RESULTS are folders with results.jsonl or kernels.jsonl, lines of JSON each. Of what was measured twice the last counts. A line that was cut
-off is left out, and counted.
+RESULTS are folders with results.jsonl or kernels.jsonl, lines of JSON each. Of what was measured twice the last counts.
+A line that was cut off is left out, and counted.
 """
 
 import argparse
@@ -102,10 +102,16 @@ def constants(found):
 def kernels_section(lines):
     """The Python checks of the kernels alone."""
     checked = [line for line in lines if line.get("kind") in ("check", "bits")]
-    wrong = [line for line in checked if not line.get("passed")] + [line for line in lines if line.get("kind") == "error"]
+    wrong = [line for line in checked if not line.get("passed")] + [
+        line for line in lines if line.get("kind") == "error"
+    ]
     names = {line["kernel"] for line in checked if "kernel" in line}
     ended = any(line.get("kind") == "end" for line in lines)
-    out = [f"{len(checked)} results of {len(names)} kernels, {len(wrong)} wrong{'' if ended else '; it did not come to its end'}.", ""]
+    out = [
+        f"{len(checked)} results of {len(names)} kernels, {len(wrong)} wrong"
+        f"{'' if ended else '; it did not come to its end'}.",
+        "",
+    ]
     for line in wrong[:10]:
         what = " ".join(str(line[key]) for key in ("case", "kernel", "what") if line.get(key))
         said = line.get("message") or f"{number(line.get('error'))} over {number(line.get('bound'))}"
@@ -114,13 +120,19 @@ def kernels_section(lines):
     times = [line for line in lines if line.get("kind") == "time"]
     if times:
         out += ["", "| kernels | by | ms | rate | share |", "|---|---|---|---|---|"]
-        out += [f"| {line.get('what')} | {line.get('who')} | {number(line.get('seconds'), 1e3)} | {number(line.get('rate'))} "
-                f"{line.get('unit', '')} | {number(line.get('share'), 100)} % |" for line in times[:40]]
+        out += [
+            f"| {line.get('what')} | {line.get('who')} | {number(line.get('seconds'), 1e3)} | "
+            f"{number(line.get('rate'))} {line.get('unit', '')} | {number(line.get('share'), 100)} % |"
+            for line in times[:40]
+        ]
     return out
 
 
 def attention_section(found):
-    out = ["| attention | by | forward | forward and backward | TFLOP/s | of the products' rate |", "|---|---|---|---|---|---|"]
+    out = [
+        "| attention | by | forward | forward and backward | TFLOP/s | of the products' rate |",
+        "|---|---|---|---|---|---|",
+    ]
     lines = [("longreel", line) for line in found["attention"]]
     lines += [(f"PyTorch, {line.get('backend', 'default')}", line) for line in found["attention_torch"]]
     for who, line in sorted(lines, key=lambda pair: (pair[1].get("tokens", 0), pair[1].get("head_dim", 0))):
@@ -155,19 +167,36 @@ def markdown(found):
         passed = sum(line.get("state") == "passed" for line in found["checks"])
         out += ["", f"## The GPU's results against the CPU's: {passed} of {len(found['checks'])} passed", ""]
         out += ["| test | | s | |", "|---|---|---|---|"]
-        out += [f"| {line.get('name')} | {line.get('state')} | {line.get('seconds')} | {reason(line)} |" for line in found["checks"]]
+        out += [
+            f"| {line.get('name')} | {line.get('state')} | {line.get('seconds')} | {reason(line)} |"
+            for line in found["checks"]
+        ]
     if found["demo"]:
         demo = found["demo"]
-        out += ["", "## The demo", "", f"{demo.get('steps')} steps in {demo.get('seconds')} s: {demo.get('state')}; loss "
-                f"{number(demo.get('first_loss'))} to {number(demo.get('last_loss'))}, means of ten steps. {reason(demo)}".rstrip()]
+        out += [
+            "",
+            "## The demo",
+            "",
+            f"{demo.get('steps')} steps in {demo.get('seconds')} s: {demo.get('state')}; loss "
+            f"{number(demo.get('first_loss'))} to {number(demo.get('last_loss'))}, means of ten steps. "
+            f"{reason(demo)}".rstrip(),
+        ]
     if found["attention"] or found["attention_torch"]:
         out += ["", "## Attention", ""] + attention_section(found)
     if found["step"]:
-        out += ["", "## A step of DiT-S in bf16", "", "| tokens | s | in attention, s | tokens/s | TFLOP/s | memory of the GPU, GiB |",
-                "|---|---|---|---|---|---|"]
-        out += [f"| {line.get('tokens')} | {number(line.get('step_s'))} | {number(line.get('attention_s'))} | "
-                f"{number(line.get('tokens_per_s'))} | {number(line.get('step_gflops'), 1e-3)} | {number(line.get('gpu_gib'))} |"
-                for line in sorted(found["step"], key=lambda line: line.get("tokens", 0))]
+        out += [
+            "",
+            "## A step of DiT-S in bf16",
+            "",
+            "| tokens | s | in attention, s | tokens/s | TFLOP/s | memory of the GPU, GiB |",
+            "|---|---|---|---|---|---|",
+        ]
+        out += [
+            f"| {line.get('tokens')} | {number(line.get('step_s'))} | {number(line.get('attention_s'))} | "
+            f"{number(line.get('tokens_per_s'))} | {number(line.get('step_gflops'), 1e-3)} | "
+            f"{number(line.get('gpu_gib'))} |"
+            for line in sorted(found["step"], key=lambda line: line.get("tokens", 0))
+        ]
     rows = constants(found)
     if rows:
         out += ["", "## Constants of this GPU", "", "| | | |", "|---|---|---|"]
@@ -186,7 +215,9 @@ def write(path, text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FOLDER", help="where report.md and report.json go")
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, metavar="FOLDER", help="where report.md and report.json go"
+    )
     parser.add_argument("folders", type=pathlib.Path, nargs="+", metavar="RESULTS")
     args = parser.parse_args()
     found = collect(args.folders)

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Libraries to link against in place of CUDA's: the names of all functions that cudarc may call, and nothing behind them.
+"""Libraries to link against in place of CUDA's: the names of all functions that cudarc may call, and nothing behind
+them.
 
     scripts/bundle/stubs.py FOLDER
 
-A program that was linked against them finds the real ones where it runs, by the sonames they have there. cuBLAS alone would be a download
-of half a gigabyte, and libcuda comes with a driver only.
+A program that was linked against them finds the real ones where it runs, by the sonames they have there. cuBLAS alone
+would be a download of half a gigabyte, and libcuda comes with a driver only.
 """
 import json
 import re
@@ -24,7 +25,9 @@ LIBRARIES = [
 
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
-metadata = json.loads(subprocess.check_output(["cargo", "metadata", "--format-version", "1", "--locked", "--all-features"]))
+metadata = json.loads(
+    subprocess.check_output(["cargo", "metadata", "--format-version", "1", "--locked", "--all-features"])
+)
 [cudarc] = [Path(p["manifest_path"]).parent for p in metadata["packages"] if p["name"] == "cudarc"]
 for module, name, soname in LIBRARIES:
     functions = []

@@ -1,4 +1,5 @@
-"""What every campaign shares: a run small enough to be disturbed hundreds of times, commands with limits, and what counts as a fault."""
+"""What every campaign shares: a run small enough to be disturbed hundreds of times, commands with limits, and what
+counts as a fault."""
 
 import dataclasses
 import json
@@ -94,7 +95,8 @@ class Lab:
         return self.run(folder, "train", "config.toml", *more, **options)
 
     def run(self, folder, *args, seconds=60, memory=4 * GIB, env=None, prefix=(), text=None):
-        """Runs a command to its end. Slower, larger, a panic, an abort or raw control characters are faults, whatever it was given."""
+        """Runs a command to its end. Slower, larger, a panic, an abort or raw control characters are faults, whatever
+        it was given."""
         began = time.monotonic()
         try:
             done = subprocess.run(
@@ -103,7 +105,9 @@ class Lab:
                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, memory)),
             )
         except subprocess.TimeoutExpired as e:
-            raise Fault(f"{args} did not end within {seconds} s:\n{(e.stderr or b'').decode(errors='replace')[-2000:]}")
+            raise Fault(
+                f"{args} did not end within {seconds} s:\n{(e.stderr or b'').decode(errors='replace')[-2000:]}"
+            ) from e
         out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         result = Outcome(done.returncode, out, err, time.monotonic() - began)
         check_manners(args, result, killed=bool(prefix))
@@ -113,7 +117,11 @@ class Lab:
         """Starts a command that a trial is going to disturb; its stderr goes to a file beside the run."""
         with open(folder / "stderr.txt", "ab") as log:
             return subprocess.Popen(
-                [*prefix, *self.command(*args)], cwd=folder, stdout=log, stderr=log, env={**environment(), **(env or {})},
+                [*prefix, *self.command(*args)],
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                env={**environment(), **(env or {})},
                 start_new_session=True,
             )
 
@@ -170,7 +178,7 @@ def losses(run):
         try:
             entry = json.loads(line)
         except ValueError as e:
-            raise Fault(f"metrics.jsonl:{number}: {e}: {line[:100]!r}")
+            raise Fault(f"metrics.jsonl:{number}: {e}: {line[:100]!r}") from e
         if "loss" in entry:
             if entry["step"] in found:
                 raise Fault(f"metrics.jsonl:{number}: step {entry['step']} a second time")
@@ -180,7 +188,11 @@ def losses(run):
 
 def check_tidy(run):
     """Nothing of a killed process is left: no temporary names, no more checkpoints than are kept."""
-    odd = [str(f.relative_to(run)) for f in run.rglob("*") if f.name.startswith(".") or ".tmp" in f.name or ".part" in f.name]
+    odd = [
+        str(f.relative_to(run))
+        for f in run.rglob("*")
+        if f.name.startswith(".") or ".tmp" in f.name or ".part" in f.name
+    ]
     if odd:
         raise Fault(f"left over in the run's folder: {odd}")
     if len(kept := sorted(f.name for f in (run / "checkpoints").iterdir())) != 2:
@@ -213,7 +225,9 @@ def mutated(data, rng):
             case 3:
                 data[at:at] = rng.randbytes(rng.choice([1, 4, 100]))
             case 4:
-                data[at:at + 4] = rng.choice([0, 1, 0x7fffffff, 0x80000000, 0xffffffff]).to_bytes(4, rng.choice(["big", "little"]))
+                data[at : at + 4] = rng.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]).to_bytes(
+                    4, rng.choice(["big", "little"])
+                )
             case 5:
                 del data[at:]
             case 6:

@@ -1,4 +1,5 @@
-"""Full disks: tmpfs and ext4, too small for the run. What was saved stays good, and with room the run ends as an undisturbed one."""
+"""Full disks: tmpfs and ext4, too small for the run. What was saved stays good, and with room the run ends as an
+undisturbed one."""
 
 import os
 import shutil

@@ -1,4 +1,5 @@
-"""A hub that answers what it likes. Nothing is written outside the cache, the token goes nowhere else, and every call ends."""
+"""A hub that answers what it likes. Nothing is written outside the cache, the token goes nowhere else, and every call
+ends."""
 
 import hashlib
 import http.server
@@ -9,7 +10,19 @@ from campaign import ROOT, Fault, mutated
 
 MODEL = ROOT / "tests/golden/shards/transformer"
 INPUTS = ROOT / "tests/golden/shards/inputs.safetensors"
-EVIL = ["../../../evil", "/tmp/longreel-evil", "..", ".", "", "a/../../../evil", "\x1b[2J", "x" * 5000, "a\nb", "%2e%2e/evil", "refs/../../evil"]
+EVIL = [
+    "../../../evil",
+    "/tmp/longreel-evil",
+    "..",
+    ".",
+    "",
+    "a/../../../evil",
+    "\x1b[2J",
+    "x" * 5000,
+    "a\nb",
+    "%2e%2e/evil",
+    "refs/../../evil",
+]
 
 
 def answers(lab, rng, folder):
@@ -94,7 +107,11 @@ class Server:
     def info(self, request, wrong):
         siblings = [
             {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
-            | ({"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}} if name.endswith(".safetensors") else {})
+            | (
+                {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}}
+                if name.endswith(".safetensors")
+                else {}
+            )
             for name, data in self.files.items()
         ]
         answer = {"id": "lab/net", "sha": "0123456789abcdef0123456789abcdef01234567", "siblings": siblings}
@@ -128,7 +145,9 @@ class Server:
 
 def send(request, status, body, headers, wrong):
     """One answer; bytes of headers go out as they are, since http.server would refuse the wrong ones."""
-    length = {"longer": len(body) + 1000, "shorter": len(body) // 2, "huge": 1 << 50, "text": "many"}.get(wrong, len(body))
+    length = {"longer": len(body) + 1000, "shorter": len(body) // 2, "huge": 1 << 50, "text": "many"}.get(
+        wrong, len(body)
+    )
     lines = [f"HTTP/1.1 {status} Answer", *(f"{k}: {v}" for k, v in headers.items()), "Connection: close"]
     if wrong != "endless":
         lines.append(f"Content-Length: {length}")
@@ -142,5 +161,25 @@ def send(request, status, body, headers, wrong):
         request.wfile.write(body)
 
 
-WRONGS = ["sha", "name", "blob", "size", "mutated", "content", "redirect", "loop", "nowhere", "etag", "commit", "linked", "304", "longer", "shorter",
-          "huge", "text", "endless", "more", None]
+WRONGS = [
+    "sha",
+    "name",
+    "blob",
+    "size",
+    "mutated",
+    "content",
+    "redirect",
+    "loop",
+    "nowhere",
+    "etag",
+    "commit",
+    "linked",
+    "304",
+    "longer",
+    "shorter",
+    "huge",
+    "text",
+    "endless",
+    "more",
+    None,
+]

@@ -1,4 +1,5 @@
-"""Outside bytes, mutated: checkpoints, configs, media, model folders. Each ends well or with one error, in bounded time and memory."""
+"""Outside bytes, mutated: checkpoints, configs, media, model folders. Each ends well or with one error, in bounded time
+and memory."""
 
 import json
 import os
@@ -47,7 +48,22 @@ def configs(lab, rng, folder):
     if rng.random() < 0.5:  # a value that a person might write
         lines = text.split(b"\n")
         at = rng.choice([i for i, line in enumerate(lines) if b"=" in line])
-        value = rng.choice([b"-1", b"0", b"1e300", b"nan", b"inf", b"9223372036854775807", b"1000000000", b'""', b"[]", b"{}", b"true", b'"\x1b[2J"'])
+        value = rng.choice(
+            [
+                b"-1",
+                b"0",
+                b"1e300",
+                b"nan",
+                b"inf",
+                b"9223372036854775807",
+                b"1000000000",
+                b'""',
+                b"[]",
+                b"{}",
+                b"true",
+                b'"\x1b[2J"',
+            ]
+        )
         lines[at] = lines[at].split(b"=")[0] + b"= " + value
         text = b"\n".join(lines)
     else:
@@ -66,12 +82,21 @@ def media(lab, rng, folder):
     shutil.copy(next((lab.folder / "clips").iterdir()), clips / "good.mp4")
     shutil.copy(lab.folder / "config.toml", folder)
     frames = rng.choice([1, 4])
-    result = lab.run(folder, "scan", "clips", "--frames", frames, "--height", 16, "--width", 16, "--decode", "--sheet", "s.png")
+    result = lab.run(
+        folder, "scan", "clips", "--frames", frames, "--height", 16, "--width", 16, "--decode", "--sheet", "s.png"
+    )
     if result.code:
         raise Fault(f"one bad file ends the scan of all: {result.error()}")
     if "good.mp4" not in result.out:
         raise Fault(f"the good file is lost:\n{result.out}")
-    short = ["--set", "train.steps=2", "--set", "train.sample_every=0", "--set", f"data.frames={4 if frames == 4 else 2}"]
+    short = [
+        "--set",
+        "train.steps=2",
+        "--set",
+        "train.sample_every=0",
+        "--set",
+        f"data.frames={4 if frames == 4 else 2}",
+    ]
     trained = lab.train(folder, *short)
     if trained.code and source.name not in trained.error():
         raise Fault(f"training does not name {source.name}: {trained.error()}")
@@ -83,15 +108,40 @@ def sample_media(lab):
     if not folder.exists():
         folder.mkdir()
         still = ["-frames:v", "1"]
-        kinds = {"a.png": still, "b.jpg": still, "c.webp": still, "d.gif": [], "e.mp4": ["-c:v", "mpeg4"], "f.mkv": ["-c:v", "ffv1"],
-                 "g.webm": ["-c:v", "libvpx-vp9"], "h.mov": ["-c:v", "mjpeg"], "i.avi": ["-c:v", "rawvideo", "-pix_fmt", "yuv420p"], "j.bmp": still, "k.tiff": still,
-                 "l.ts": ["-c:v", "mpeg2video"]}
+        kinds = {
+            "a.png": still,
+            "b.jpg": still,
+            "c.webp": still,
+            "d.gif": [],
+            "e.mp4": ["-c:v", "mpeg4"],
+            "f.mkv": ["-c:v", "ffv1"],
+            "g.webm": ["-c:v", "libvpx-vp9"],
+            "h.mov": ["-c:v", "mjpeg"],
+            "i.avi": ["-c:v", "rawvideo", "-pix_fmt", "yuv420p"],
+            "j.bmp": still,
+            "k.tiff": still,
+            "l.ts": ["-c:v", "mpeg2video"],
+        }
         for name, options in kinds.items():
-            subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=8:duration=1", *options, folder / name], check=True)
+            subprocess.run(
+                [
+                    "ffmpeg",
+                    "-v",
+                    "error",
+                    "-f",
+                    "lavfi",
+                    "-i",
+                    "testsrc=size=64x48:rate=8:duration=1",
+                    *options,
+                    folder / name,
+                ],
+                check=True,
+            )
     return sorted(folder.iterdir())
 
 
-# Tests that spoil bytes themselves, for parsers that no command shows alone; what ranks of several machines greet each other with.
+# Tests that spoil bytes themselves, for parsers that no command shows alone; what ranks of several machines greet each
+# other with.
 SPOILING = [
     "data::claims::no_change_of_an_image_makes_a_decoder_panic",
     "data::files::no_change_of_metadata_makes_its_reader_panic",
@@ -106,8 +156,14 @@ def parsers(lab, rng, folder):
     if not built:
         raise NotHere("the tests, built (cargo test --release --no-run)")
     newest, seed = max(built, key=lambda f: f.stat().st_mtime), rng.randrange(1 << 32)
-    done = subprocess.run([newest, "--exact", rng.choice(SPOILING)], cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "LONGREEL_FAULTS_SEED": str(seed)})
+    done = subprocess.run(
+        [newest, "--exact", rng.choice(SPOILING)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "LONGREEL_FAULTS_SEED": str(seed)},
+    )
     if done.returncode or "1 passed" not in done.stdout:
         raise Fault(f"LONGREEL_FAULTS_SEED={seed}: {done.stdout[-3000:]}")
 
@@ -120,7 +176,9 @@ def models(lab, rng, folder):
     if file.suffix == ".json" and rng.random() < 0.6:
         entries = json.loads(file.read_text())
         key = rng.choice(sorted(entries))
-        entries[key] = rng.choice([0, -1, 1, 2**31 - 1, 2**63, 2**64 - 1, 1e300, None, "", [], [2**40] * 3, {"a": 1}, "\x1b[2J"])
+        entries[key] = rng.choice(
+            [0, -1, 1, 2**31 - 1, 2**63, 2**64 - 1, 1e300, None, "", [], [2**40] * 3, {"a": 1}, "\x1b[2J"]
+        )
         file.write_text(json.dumps(entries))
     else:
         head = rng.choice([200, None])

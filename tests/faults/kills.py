@@ -1,4 +1,5 @@
-"""Kills: at random instants, and before or after a chosen system call. Resumed runs must end as undisturbed ones, bit for bit."""
+"""Kills: at random instants, and before or after a chosen system call. Resumed runs must end as undisturbed ones, bit
+for bit."""
 
 import shutil
 import time
@@ -6,7 +7,17 @@ import time
 from campaign import Fault, NotHere, kill
 
 # What saving, pruning and logging are made of. strace ends the process as it makes the call the n-th time.
-CALLS = ["rename,renameat,renameat2", "fsync", "fdatasync", "unlink,unlinkat,rmdir", "mkdir,mkdirat", "openat", "ftruncate", "write", "flock,fcntl"]
+CALLS = [
+    "rename,renameat,renameat2",
+    "fsync",
+    "fdatasync",
+    "unlink,unlinkat,rmdir",
+    "mkdir,mkdirat",
+    "openat",
+    "ftruncate",
+    "write",
+    "flock,fcntl",
+]
 
 
 def at_random(lab, rng, folder):
@@ -24,7 +35,17 @@ def at_system_calls(lab, rng, folder):
     lab.fresh(folder)
     calls = rng.choice(CALLS)
     nth = rng.randrange(1, 4 if rng.random() < 0.3 else 120)
-    prefix = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:signal=SIGKILL:when={nth}"]
+    prefix = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"trace={calls}",
+        "-e",
+        f"inject={calls}:signal=SIGKILL:when={nth}",
+    ]
     lab.train(folder, prefix=prefix)
     if rng.random() < 0.3:
         lab.train(folder, "--resume", prefix=prefix)
@@ -32,13 +53,24 @@ def at_system_calls(lab, rng, folder):
 
 
 def failing_calls(lab, rng, folder):
-    """A system call that fails once, as on a disk that breaks: an error, or as if nothing had been; resuming gives the same."""
+    """A system call that fails once, as on a disk that breaks: an error, or as if nothing had been; resuming gives the
+    same."""
     if not shutil.which("strace"):
         raise NotHere("strace (apt-get install strace)")
     lab.fresh(folder)
     calls = rng.choice(["rename,renameat,renameat2", "fsync", "fdatasync", "unlink,unlinkat,rmdir", "write", "flock"])
     error, nth = rng.choice(["EIO", "ENOSPC", "EDQUOT", "EACCES", "EINTR"]), rng.randrange(1, 60)
-    prefix = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:error={error}:when={nth}"]
+    prefix = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"trace={calls}",
+        "-e",
+        f"inject={calls}:error={error}:when={nth}",
+    ]
     result = lab.train(folder, prefix=prefix)
     if result.code != 0 and calls != "write":  # a failing write to stderr takes the error's text along
         result.error()
@@ -55,7 +87,9 @@ def two_at_once(lab, rng, folder):
     second = lab.train(folder, "--resume")
     code = first.wait(60)
     if (code, second.code) not in [(0, 0), (0, 1), (1, 0)]:
-        raise Fault(f"exit codes {code} and {second.code}:\n{second.err[-1000:]}\n{(folder / 'stderr.txt').read_text()[-1000:]}")
+        raise Fault(
+            f"exit codes {code} and {second.code}:\n{second.err[-1000:]}\n{(folder / 'stderr.txt').read_text()[-1000:]}"
+        )
     if second.code and f"process {first.pid}" not in second.error():
         raise Fault(f"the second is not told who is at work: {second.error()}")
     lab.finish(folder)

@@ -1,4 +1,5 @@
-"""Ranks under MPI: one is killed or stopped at a random instant, and all end soon; resumed, the run gives what it would have."""
+"""Ranks under MPI: one is killed or stopped at a random instant, and all end soon; resumed, the run gives what it would
+have."""
 
 import os
 import pathlib
@@ -10,7 +11,11 @@ from campaign import STEPS, Fault, NotHere, losses, weights
 
 RANKS = 2
 MPIRUN = ["mpirun", "-n", str(RANKS), "--oversubscribe"]
-ROOT_OK = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_hwloc_base_binding_policy": "none"}
+ROOT_OK = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+}
 
 
 def dead(lab, rng, folder):
@@ -33,7 +38,9 @@ def dead(lab, rng, folder):
         except Exception:
             left = children(process.pid)
             os.killpg(process.pid, signal.SIGKILL)
-            raise Fault(f"{time.monotonic() - began:.0f} s after a rank was killed, {len(left)} ranks still run")
+            raise Fault(
+                f"{time.monotonic() - began:.0f} s after a rank was killed, {len(left)} ranks still run"
+            ) from None
     else:
         process.wait(60)
     job.run(folder, "train", "config.toml", "--resume").succeed()

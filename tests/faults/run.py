@@ -4,8 +4,9 @@
     tests/faults/run.py [--minutes 10] [--seed 1] [--longreel target/release/longreel]
     tests/faults/run.py --only kills.at_random --seed 1 --trial 17     one trial again, its folder kept
 
-Campaigns take turns until the time is over. Every trial is drawn from (seed, campaign, number), so that a fault can be had again,
-as far as its instant in a process lets it. The exit code is 1 if there was any fault. docs/reliability.md says what each promises.
+Campaigns take turns until the time is over. Every trial is drawn from (seed, campaign, number), so that a fault can be
+had again, as far as its instant in a process lets it. The exit code is 1 if there was any fault. docs/reliability.md
+says what each promises.
 """
 
 import argparse
@@ -79,7 +80,11 @@ def rounds(lab, chosen, names, args):
             shutil.rmtree(folder, ignore_errors=True)
     for campaign in chosen:
         found = sum(fault.startswith(f"{names[campaign]},") for fault in faults)
-        what = f"not run: this machine lacks {absent[campaign]}" if campaign in absent else f"{done[campaign]} trials, {found} faults"
+        what = (
+            f"not run: this machine lacks {absent[campaign]}"
+            if campaign in absent
+            else f"{done[campaign]} trials, {found} faults"
+        )
         print(f"{names[campaign]:24} {what}")
     print(f"{sum(done.values()) - len(faults)} passed, {len(faults)} failed")
     return faults

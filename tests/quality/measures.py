@@ -1,4 +1,5 @@
-"""Checks benches/quality/measures.py and scenes.py against values known by hand. Needs numpy; run by tests/quality.rs."""
+"""Checks benches/quality/measures.py and scenes.py against values known by hand. Needs numpy; run by
+tests/quality.rs."""
 
 import pathlib
 import sys

@@ -1,4 +1,5 @@
-"""Stands in for torch in tests of the GPU bundle: what benches/peers/attention.py calls, and a count of imports in $STAND_IN/torch."""
+"""Stands in for torch in tests of the GPU bundle: what benches/peers/attention.py calls, and a count of imports in
+$STAND_IN/torch."""
 import contextlib
 import os
 
