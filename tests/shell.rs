@@ -1,6 +1,6 @@
 //! Completions and manual pages.
 
-use crate::train::{fail, longreel, succeed, text};
+use crate::train::{longreel, succeed, text};
 use std::fs;
 use std::process::{Command, Stdio};
 
@@ -24,7 +24,9 @@ fn completions_are_scripts_that_shells_can_read() {
     );
     let done = Command::new("bash").args(["-c", &complete]).stderr(Stdio::inherit()).output().unwrap();
     assert_eq!(text(&done.stdout).trim(), "train");
-    assert!(fail(longreel().args(["completions", "tcsh"])).contains("tcsh"));
+    let refused = longreel().args(["completions", "tcsh"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("bash, elvish, fish, powershell, zsh"));
 }
 
 #[test]
