@@ -117,9 +117,9 @@ fn calls_beside_a_rank_count_bytes_and_no_time() {
     let spent = run_threads(2, 1, |comm| {
         let watch = Arc::new(Watch::default());
         let comm: Arc<dyn Communicator> = Arc::new(Watched::new(comm, watch.clone()));
-        let aside = comm.aside()?;
+        let dup = comm.dup()?;
         watch.begin(1);
-        for beside in [aside.split(0, aside.rank())?, aside] {
+        for beside in [dup.split(0, dup.rank())?, dup] {
             beside.all_reduce(&Tensor::zeros(6, DType::F32, &Device::Cpu)?, Reduce::Sum)?;
             beside.barrier()?;
         }

@@ -56,7 +56,7 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
     super::may_write(&args.output, args.force)?;
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
-    let (_, folder) = NamedModel::opened(&launch.in_turn(|| hub::resolve(&args.model))?)?;
+    let (_, folder) = NamedModel::opened(&launch.rank0_first(|| hub::resolve(&args.model))?)?;
     let config = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&config))?;
     let inputs = Inputs::read(&args.inputs, &config)?;

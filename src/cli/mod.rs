@@ -22,7 +22,7 @@ use crate::allocator::report_shortage;
 use crate::files::{check_target, expand_home};
 use crate::observe::warnings::KeepWarnings;
 use crate::ops::cpu;
-use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, start_pool, threads_per_rank};
+use crate::parallel::{Launch, LauncherEnv, Limits, is_first, is_to_tell, start_pool, threads_per_rank};
 use crate::train::progress::Stderr;
 use crate::{Error, Result, bail, terminal};
 use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
@@ -110,23 +110,23 @@ pub fn main() -> ExitCode {
 /// Runs a command whose ranks may be processes.
 fn on_ranks(command: impl FnOnce(&Launch) -> Result<()>) -> Result<()> {
     match Limits::from_environment().and_then(Launch::from_environment) {
-        Ok(launch) => launch.conduct(|launch| start_pool().and_then(|()| command(launch)), report),
-        Err(e) => told(Err(e)),
+        Ok(launch) => launch.run_to_exit(|launch| start_pool().and_then(|()| command(launch)), report),
+        Err(e) => report_once(Err(e)),
     }
 }
 
 /// Runs a command that is the work of one process.
 fn alone(command: impl FnOnce() -> Result<()>) -> Result<()> {
-    told(match Placement::here() {
-        Some(Placement { size, launcher, .. }) => Err(Error::Invalid(format!(
+    report_once(match LauncherEnv::here() {
+        Some(LauncherEnv { size, launcher, .. }) => Err(Error::Invalid(format!(
             "{launcher} started {size} processes of a command that is the work of one: start it without {launcher}"
         ))),
         None => start_pool().and_then(|()| command()),
     })
 }
 
-/// Reports an outcome of a process that has not joined others: mostly the same in all.
-fn told(outcome: Result<()>) -> Result<()> {
+/// Reports the outcome of processes that have not joined each other: once, where it is the same in all.
+fn report_once(outcome: Result<()>) -> Result<()> {
     if outcome.as_ref().map_or_else(is_to_tell, |()| is_first()) {
         report(&outcome);
     }

@@ -80,7 +80,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let kind = args.kind()?; // before hours of work
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
-    let (named, folder) = open(&launch.in_turn(|| hub::resolve(&args.from))?, launch)?;
+    let (named, folder) = open(&launch.rank0_first(|| hub::resolve(&args.from))?, launch)?;
     let Some(checkpoint) = &named.checkpoint else {
         bail!(
             "{}: is a model without state.json, so its clips' size and its prediction are not known; sampling needs a run or a \

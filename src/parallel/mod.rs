@@ -4,14 +4,17 @@
 //! as bytes (MPI) or from device to device (NCCL). Every collective is called by all ranks of a communicator in the same
 //! order; a backend that can see a disagreement fails loudly on all ranks rather than hang.
 
+mod bootstrap;
 mod check;
-pub mod frames;
+mod connection;
+mod control;
+#[cfg(any(feature = "mpi", feature = "nccl", test))]
+mod cpu_affinity;
 mod guests;
 pub mod handshake;
-mod job;
 mod launch;
-mod lines;
-mod meeting;
+mod launcher_env;
+mod links;
 mod mesh;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -19,12 +22,8 @@ mod mpi;
 mod nccl;
 #[cfg(any(feature = "nccl", test))]
 mod ordered;
-mod party;
-mod placement;
 #[cfg(any(feature = "nccl", test))]
-mod places;
-#[cfg(any(feature = "mpi", feature = "nccl", test))]
-mod processors;
+mod rank_info;
 mod rendezvous;
 mod secret;
 mod sequence;
@@ -33,24 +32,25 @@ mod spawn;
 mod split;
 mod sum;
 mod threads;
+mod torchrun_env;
 mod watched;
-mod wire;
+pub mod wire;
 
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 use crate::{Result, bail};
-pub use job::Job;
+pub use control::ControlPlane;
 pub use launch::{Launch, Limits, threads_per_rank};
+pub use launcher_env::{LauncherEnv, is_first, is_to_tell};
 pub use mesh::Mesh;
-pub use party::Party;
-pub use placement::{Placement, is_first, is_to_tell};
 pub use secret::{Key, Secret};
 pub use sequence::Sequence;
 pub use single::Single;
 pub use spawn::{start_pool, thread_refused};
 pub use split::Split;
 pub use threads::run as run_threads;
+pub use torchrun_env::TorchrunEnv;
 pub use watched::Watched;
 
 /// How [`Communicator::all_reduce`] combines.
@@ -95,7 +95,7 @@ pub trait Communicator: Send + Sync {
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>>;
 
     /// A communicator for the same ranks, for another thread to call while this one is called too.
-    fn aside(&self) -> Result<Arc<dyn Communicator>> {
+    fn dup(&self) -> Result<Arc<dyn Communicator>> {
         self.split(0, self.rank())
     }
 
@@ -111,9 +111,9 @@ pub trait Communicator: Send + Sync {
 /// # Errors
 /// [`Error::Invalid`](crate::Error::Invalid), the same on every rank; or what the gathering itself meets with.
 pub fn agree(comm: &dyn Communicator, what: &str, value: u64) -> Result<()> {
-    let mine = Tensor::new(&[value as i64], &Device::Cpu)?; // the same 64 bits: Candle has no u64
+    let own = Tensor::new(&[value as i64], &Device::Cpu)?; // the same 64 bits: Candle has no u64
     let mut values = Vec::with_capacity(comm.size());
-    for t in comm.all_gather(&mine, &vec![vec![1]; comm.size()])? {
+    for t in comm.all_gather(&own, &vec![vec![1]; comm.size()])? {
         values.push(t.to_vec1::<i64>()?[0] as u64);
     }
     if values.iter().all(|v| *v == values[0]) {

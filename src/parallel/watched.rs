@@ -91,7 +91,7 @@ impl Communicator for Watched {
         self.inner.reserve();
     }
 
-    fn aside(&self) -> Result<Arc<dyn Communicator>> {
-        Ok(Arc::new(Self { inner: self.inner.aside()?, watch: self.watch.clone(), timed: false }))
+    fn dup(&self) -> Result<Arc<dyn Communicator>> {
+        Ok(Arc::new(Self { inner: self.inner.dup()?, watch: self.watch.clone(), timed: false }))
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::job::Job;
 use crate::data::{Decoding, draw_sheet, report};
 use crate::files::atomic_write;
-use crate::parallel::Placement;
+use crate::parallel::LauncherEnv;
 use crate::plan::Plan;
 use crate::{Result, hub};
 
@@ -34,7 +34,7 @@ pub fn record(job: &Job) {
 /// What memory was planned: of the process whose peak the metrics have.
 fn plan(job: &Job) -> Result<()> {
     let plan = Plan::with_decoding(&job.config, &job.model, false, Some(&Decoding::of(&job.dataset)))?;
-    let alone = Placement::here().is_none(); // then all ranks are its threads
+    let alone = LauncherEnv::here().is_none(); // then all ranks are its threads
     let bytes = if alone { plan.total() } else { plan.per_rank() };
     let about = json!({
         "bytes": bytes, "ranks": plan.ranks.len(), "tokens_per_clip": plan.tokens, "tokens_per_step": job.tokens()?,

@@ -42,8 +42,8 @@ use crate::{Error, Result};
 /// once, and the checkpoint is that of the step before.
 pub fn run(config: RunConfig, start: Start, launch: &Launch, interrupted: &AtomicBool) -> Result<()> {
     let ranks = config.parallel.ranks;
-    let _lock = launch.in_turn(|| is_first().then(|| RunLock::take(&config.run.out)).transpose())?;
-    launch.in_turn(|| Job::fetch(&config))?;
+    let _lock = launch.rank0_first(|| is_first().then(|| RunLock::take(&config.run.out)).transpose())?;
+    launch.rank0_first(|| Job::fetch(&config))?;
     let job = Job::open(config, start, launch)?;
     if let Some(done) = job.resume.as_ref().map(|checkpoint| checkpoint.state().step)
         && done >= job.config.train.steps

@@ -16,7 +16,7 @@ const LATE: Duration = Duration::from_millis(300);
 /// What a rank does, ten times: another thread gathers while its own thread does; on rank 0 the one comes late, on rank 1 the other.
 fn rank(launch: &Launch) {
     let done = launch.run(2, |comm| {
-        let aside = comm.aside()?;
+        let aside = comm.dup()?;
         let rank = comm.rank();
         let gathered =
             |x: u32, device: &Device| -> longreel::Result<Tensor> { Ok(Tensor::new(&[x + rank as u32], device)?) };

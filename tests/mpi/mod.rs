@@ -78,7 +78,7 @@ fn child() {
                 eprintln!("error: {e}");
             }
         };
-        launch.conduct(work, report)
+        launch.run_to_exit(work, report)
     });
     std::process::exit(i32::from(outcome.map_err(|e: Error| e.to_string()).is_err()));
 }

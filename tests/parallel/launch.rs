@@ -1,12 +1,12 @@
 //! Where ranks come from: what launchers say in the environment, and what a build can do about it.
 
 use crate::train::{Place, fail, longreel, text};
-use longreel::parallel::{Launch, Placement};
+use longreel::parallel::{Launch, LauncherEnv};
 use std::process::Command;
 
 fn placed(variables: &[(&str, &str)]) -> Option<(usize, usize, &'static str)> {
     let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
-    Placement::from(get).map(|p| (p.rank, p.size, p.launcher))
+    LauncherEnv::from(get).map(|p| (p.rank, p.size, p.launcher))
 }
 
 #[test]
@@ -48,10 +48,10 @@ fn without_a_launcher_ranks_are_threads_as_many_as_asked_for() {
     assert_eq!(launch.processes(), None);
     assert_eq!((launch.ranks(None, "--ranks").unwrap(), launch.ranks(Some(3), "--ranks").unwrap()), (1, 3));
     assert_eq!(launch.ranks_here(3), 3);
-    assert_eq!(launch.in_turn(|| Ok(7)).unwrap(), 7);
+    assert_eq!(launch.rank0_first(|| Ok(7)).unwrap(), 7);
     assert_eq!(launch.run(3, |comm| Ok((comm.rank(), comm.size()))).unwrap(), [(0, 3), (1, 3), (2, 3)]);
     let mut reported = None;
-    let outcome = launch.conduct(|_| longreel::bail!("no"), |outcome| reported = Some(outcome.is_err()));
+    let outcome = launch.run_to_exit(|_| longreel::bail!("no"), |outcome| reported = Some(outcome.is_err()));
     assert_eq!((outcome.unwrap_err().to_string(), reported), ("no".to_owned(), Some(true)));
 }
 

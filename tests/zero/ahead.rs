@@ -50,8 +50,8 @@ impl Communicator for Counted {
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
         self.inner.split(color, key)
     }
-    fn aside(&self) -> Result<Arc<dyn Communicator>> {
-        Ok(Arc::new(Self { inner: self.inner.aside()?, gathers: self.gathers.clone(), beside: 1 }))
+    fn dup(&self) -> Result<Arc<dyn Communicator>> {
+        Ok(Arc::new(Self { inner: self.inner.dup()?, gathers: self.gathers.clone(), beside: 1 }))
     }
 }
 

@@ -1,5 +1,5 @@
-//! MPI's calls, and the memory they read and write: the one file of this room with unsafe code. Nothing here knows what a message
-//! is for.
+//! Wraps MPI's calls and the memory that they read and write: the one file of this room with unsafe code. Nothing here knows what a
+//! message is for.
 //!
 //! Only point-to-point messages are used. A message of any length goes, in parts: MPI counts bytes in a C int.
 

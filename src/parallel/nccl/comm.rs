@@ -1,7 +1,7 @@
 //! One communicator of NCCL with a CUDA stream of its own, and how to wait for it: never for ever, and never inside NCCL or CUDA,
 //! which would not hear that another rank has failed.
 //!
-//! Communicators are non-blocking: a call begins what is then asked for. While it is under way, the party's news, NCCL's
+//! Communicators are non-blocking: a call begins what is then asked for. While it is under way, the control plane's failures, NCCL's
 //! asynchronous errors and the time are looked at; whatever goes wrong, the communicator is aborted, which ends its kernels on the
 //! GPU.
 
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::library::{BYTES, Config, Handle, IN_PROGRESS, Nccl, UniqueId};
 use super::memory;
 use super::order::Order;
-use crate::parallel::{Limits, Party};
+use crate::parallel::{ControlPlane, Limits};
 use crate::{Error, Result, bail};
 
 /// The longest sleep between two looks at what is under way: short against what an exchange takes.
@@ -27,7 +27,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// What all communicators of a process share.
 pub(super) struct Gpu {
     pub nccl: Nccl,
-    pub party: Party,
+    pub control: ControlPlane,
     pub device: Device,
     /// The stream that Candle computes in.
     pub compute: Arc<CudaStream>,
@@ -42,7 +42,7 @@ impl Gpu {
         let began = Instant::now();
         let mut pause = Duration::from_micros(1);
         while !done()? {
-            self.party.check()?;
+            self.control.check()?;
             if began.elapsed() > limit {
                 bail!(
                     "{call} has not ended within {} s: do all ranks call the same, with shapes that fit? NCCL does not compare",
@@ -107,7 +107,7 @@ impl Comm {
     /// Does `work`, and aborts the communicator if it fails.
     fn guarded(&self, handle: &mut Option<Raw>, work: impl FnOnce(Raw) -> Result<()>) -> Result<()> {
         let Some(raw) = *handle else {
-            self.gpu.party.check()?;
+            self.gpu.control.check()?;
             bail!("this communicator was given up after an error; no rank can use it any more");
         };
         let done = work(raw);
@@ -171,11 +171,11 @@ impl Comm {
         tensors: impl IntoIterator<Item = &'a Tensor>,
         begin: impl FnOnce(Raw) -> Result<()>,
     ) -> Result<()> {
-        let kept: Vec<Tensor> = tensors.into_iter().cloned().collect();
+        let in_flight: Vec<Tensor> = tensors.into_iter().cloned().collect();
         let mut handle = self.lock();
         let (gpu, limit) = (&self.gpu, self.gpu.limits.exchange);
         let done = self.guarded(&mut handle, |raw| {
-            gpu.party.check()?;
+            gpu.control.check()?;
             let before = gpu.compute.record_event(None).map_err(driver)?; // makes the GPU's context this thread's
             self.stream.wait(&before).map_err(driver)?;
             begin(raw)?;
@@ -185,7 +185,7 @@ impl Comm {
             gpu.compute.wait(&after).map_err(driver)
         });
         if done.is_err() {
-            std::mem::forget(kept); // a kernel may still write there
+            std::mem::forget(in_flight); // a kernel may still write there
         }
         done.map_err(|e| at(call, e))
     }
@@ -215,7 +215,7 @@ impl Drop for Comm {
         let nccl = &self.gpu.nccl;
         // SAFETY: as in `ready`; the handle was taken, so this is its last use.
         unsafe {
-            let begun = self.gpu.party.check().and_then(|()| nccl.check((nccl.finalize)(raw.0)));
+            let begun = self.gpu.control.check().and_then(|()| nccl.check((nccl.finalize)(raw.0)));
             let ended = begun.and_then(|()| self.gpu.wait("ending a communicator", FAREWELL, || self.ready(raw)));
             if ended.is_ok() {
                 (nccl.destroy)(raw.0)

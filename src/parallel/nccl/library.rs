@@ -7,7 +7,7 @@ use libloading::Library;
 use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
-use crate::parallel::places;
+use crate::parallel::rank_info;
 use crate::{Error, Result, bail};
 
 /// What it is called: with its version by the packages that run programs, without by those that build them.
@@ -121,7 +121,7 @@ impl Nccl {
     fn recent(self) -> Result<Self> {
         let version = self.version()?;
         if version < OLDEST {
-            bail!("NCCL here is {}, and longreel needs 2.18 or newer: install one", places::version(version));
+            bail!("NCCL here is {}, and longreel needs 2.18 or newer: install one", rank_info::version(version));
         }
         Ok(self)
     }

@@ -44,7 +44,7 @@ impl Ahead {
         };
         let thread = std::thread::Builder::new().name("gather".into()).spawn(work);
         let thread = thread.map_err(|e| thread_refused("a thread to gather parameters", &e))?;
-        Ok(Self { ask: Some(ask), answers, aside: world.aside()?, unit: Cell::new(None), thread: Some(thread) })
+        Ok(Self { ask: Some(ask), answers, aside: world.dup()?, unit: Cell::new(None), thread: Some(thread) })
     }
 
     /// Begins to fetch a unit of so many `elements`, of which this rank has `own`.

@@ -1,24 +1,25 @@
-//! The lines of a [`Party`](super::Party): what comes by each, what became of who is at its other end, and the first failure,
-//! which ends all waiting. Of rank 0 they go to all others, of another rank to rank 0.
+//! The control connections: received messages, each peer's state, and the first failure, which wakes every waiter.
+//!
+//! Rank 0 has a link to every other rank, and every other rank has one to rank 0.
 
 use std::collections::VecDeque;
 use std::net::Shutdown;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Job;
-use super::frames::{self, Failure, Frame};
-use super::wire::{Incoming, Outgoing};
+use super::TorchrunEnv;
+use super::connection::{Incoming, Outgoing};
+use super::wire::{self, Failure, Frame};
 use crate::{Error, Result};
 
-/// How long a process that has failed leaves the others to hear of it before it ends.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a failed process stays for the others to hear of its failure.
+const LINGER: Duration = Duration::from_secs(3);
 
-pub(super) struct Lines {
+pub(super) struct Links {
     pub rank: usize,
     pub size: usize,
     /// From rank 1 on, or to rank 0 alone. Locked to send; a thread of each reads.
-    lines: Vec<Mutex<Outgoing>>,
+    links: Vec<Mutex<Outgoing>>,
     state: Mutex<State>,
     news: Condvar,
 }
@@ -26,11 +27,11 @@ pub(super) struct Lines {
 #[derive(Default)]
 struct State {
     failure: Option<Failure>,
-    /// It is being passed on: until that is done the lines must not end.
+    /// The failure is being passed on: the links must not close before that is done.
     telling: bool,
-    /// What has come by each line and was not taken yet.
+    /// Messages of each link that were received and not taken yet.
     inbox: Vec<VecDeque<Vec<u8>>>,
-    /// Whose work has ended well, by line.
+    /// Peers whose work has ended well, by link.
     left: Vec<bool>,
     closed: Vec<bool>,
     over: bool,
@@ -45,18 +46,18 @@ impl State {
     }
 }
 
-impl Lines {
-    /// Of a process of `job` that has met the others.
-    pub fn new(job: &Job, lines: Vec<Outgoing>) -> Self {
-        let n = lines.len();
+impl Links {
+    /// The links of a process of the job that `env` describes.
+    pub fn new(env: &TorchrunEnv, links: Vec<Outgoing>) -> Self {
+        let n = links.len();
         let state =
             State { inbox: vec![VecDeque::new(); n], left: vec![false; n], closed: vec![false; n], ..State::default() };
-        let lines = lines.into_iter().map(Mutex::new).collect();
-        Self { rank: job.rank, size: job.size, lines, state: Mutex::new(state), news: Condvar::new() }
+        let links = links.into_iter().map(Mutex::new).collect();
+        Self { rank: env.rank, size: env.size, links, state: Mutex::new(state), news: Condvar::new() }
     }
 
     pub fn count(&self) -> usize {
-        self.lines.len()
+        self.links.len()
     }
 
     pub fn check(&self) -> Result<()> {
@@ -69,17 +70,17 @@ impl Lines {
 
     /// Says that this rank's work has ended well; of rank 0: that of all has.
     pub fn leave(&self) -> Result<()> {
-        (0..self.count()).try_for_each(|line| self.send(line, &Frame::Left))
+        (0..self.count()).try_for_each(|link| self.send(link, &Frame::Left))
     }
 
     /// Waits until the other ends have left.
     pub fn all_left(&self) -> Result<()> {
         let waiting = self.wait(|state| match state.inbox.iter().position(|inbox| !inbox.is_empty()) {
-            Some(line) if self.rank == 0 => Ok(Some(Some(line))),
+            Some(link) if self.rank == 0 => Ok(Some(Some(link))),
             _ => Ok(state.left.iter().all(|left| *left).then_some(None)),
         })?;
-        let Some(line) = waiting else { return Ok(()) };
-        let message = format!("it ended while rank {} waits for it", self.other(line));
+        let Some(link) = waiting else { return Ok(()) };
+        let message = format!("it ended while rank {} waits for it", self.other(link));
         self.take_failure(Failure { rank: 0, message, lost: false }, None);
         self.check()
     }
@@ -88,21 +89,21 @@ impl Lines {
     pub fn close(&self) {
         lock(&self.state).over = true;
         self.news.notify_all();
-        for line in &self.lines {
-            lock(line).shutdown(Shutdown::Both);
+        for link in &self.links {
+            lock(link).shutdown(Shutdown::Both);
         }
     }
 
-    /// The rank at the other end of a line.
-    fn other(&self, line: usize) -> usize {
-        if self.rank == 0 { line + 1 } else { 0 }
+    /// The rank at the other end of a link.
+    fn other(&self, link: usize) -> usize {
+        if self.rank == 0 { link + 1 } else { 0 }
     }
 
-    pub fn send(&self, line: usize, frame: &Frame) -> Result<()> {
+    pub fn send(&self, link: usize, frame: &Frame) -> Result<()> {
         lock(&self.state).check()?;
-        let sent = lock(&self.lines[line]).send(frame);
+        let sent = lock(&self.links[link]).send(frame);
         sent.or_else(|e| {
-            self.lose(line, format!("nothing can be sent to it: {e}"));
+            self.lose(link, format!("nothing can be sent to it: {e}"));
             lock(&self.state).check()
         })
     }
@@ -119,46 +120,46 @@ impl Lines {
         }
     }
 
-    /// The next bytes that come by a line.
-    pub fn take(&self, line: usize) -> Result<Vec<u8>> {
-        let found = self.wait(|state| match state.inbox[line].pop_front() {
-            None if state.left[line] => Err(Error::Invalid(String::new())),
+    /// The next bytes that are received on a link.
+    pub fn take(&self, link: usize) -> Result<Vec<u8>> {
+        let found = self.wait(|state| match state.inbox[link].pop_front() {
+            None if state.left[link] => Err(Error::Invalid(String::new())),
             bytes => Ok(bytes),
         });
         found.or_else(|e| {
             if matches!(e, Error::Invalid(_)) {
                 let message = format!("it ended while rank {} waits for it", self.rank);
-                self.take_failure(Failure { rank: self.other(line), message, lost: false }, None);
+                self.take_failure(Failure { rank: self.other(link), message, lost: false }, None);
             }
             lock(&self.state).check().and(Err(e))
         })
     }
 
-    /// Reads what comes by a line, to its end.
-    pub fn listen(&self, line: usize, mut input: Incoming, silence: Duration) {
+    /// Reads a link's frames until it closes.
+    pub fn listen(&self, link: usize, mut input: Incoming, silence: Duration) {
         loop {
             let frame = input.next(silence);
             let mut state = lock(&self.state);
             match frame {
-                Ok(Frame::Beat | Frame::Ready) => {}
-                Ok(Frame::Left) => state.left[line] = true,
-                Ok(Frame::Data(_)) if state.inbox[line].len() > self.size => {
+                Ok(Frame::Heartbeat | Frame::Ready) => {}
+                Ok(Frame::Left) => state.left[link] = true,
+                Ok(Frame::Data(_)) if state.inbox[link].len() > self.size => {
                     drop(state);
-                    return self.lose(line, "it sends more than it is asked for".into());
+                    return self.lose(link, "it sends more than it is asked for".into());
                 }
-                Ok(Frame::Data(bytes)) => state.inbox[line].push_back(bytes),
+                Ok(Frame::Data(bytes)) => state.inbox[link].push_back(bytes),
                 Ok(Frame::Failed(failure)) => {
                     drop(state);
-                    self.take_failure(failure, Some(line));
+                    self.take_failure(failure, Some(link));
                     continue;
                 }
                 Err(e) => {
-                    state.closed[line] = true;
-                    let expected = state.left[line] || state.over;
+                    state.closed[link] = true;
+                    let expected = state.left[link] || state.over;
                     drop(state);
                     self.news.notify_all();
                     if !expected {
-                        self.lose(line, frames::told(&e, silence));
+                        self.lose(link, wire::reason_text(&e, silence));
                     }
                     return;
                 }
@@ -167,12 +168,12 @@ impl Lines {
         }
     }
 
-    /// Gives up the rank at the other end of a line.
-    fn lose(&self, line: usize, message: String) {
-        self.take_failure(Failure { rank: self.other(line), message, lost: true }, Some(line));
+    /// Declares the rank at the other end of a link lost.
+    fn lose(&self, link: usize, message: String) {
+        self.take_failure(Failure { rank: self.other(link), message, lost: true }, Some(link));
     }
 
-    /// Keeps the first failure, and passes it on by all lines but that by which it came.
+    /// Keeps the first failure, and passes it on by all links but that by which it came.
     pub fn take_failure(&self, failure: Failure, from: Option<usize>) {
         let mut state = lock(&self.state);
         if state.failure.is_some() {
@@ -181,8 +182,8 @@ impl Lines {
         state.failure = Some(failure.clone());
         state.telling = true;
         drop(state);
-        for (line, stream) in self.lines.iter().enumerate() {
-            if Some(line) != from {
+        for (link, stream) in self.links.iter().enumerate() {
+            if Some(link) != from {
                 let _ = lock(stream).send(&Frame::Failed(failure.clone()));
             }
         }
@@ -190,13 +191,13 @@ impl Lines {
         self.news.notify_all();
     }
 
-    /// Says every now and then that this process lives.
+    /// Sends a heartbeat on every link each `every`.
     pub fn beat(&self, every: Duration) {
         let mut state = lock(&self.state);
         while !state.over {
             drop(state);
-            for line in &self.lines {
-                let _ = lock(line).send(&Frame::Beat); // its reader sees what became of it
+            for link in &self.links {
+                let _ = lock(link).send(&Frame::Heartbeat); // its reader sees what became of it
             }
             let until = Instant::now() + every;
             state = lock(&self.state);
@@ -218,12 +219,12 @@ impl Lines {
         state
     }
 
-    /// Ends the lines, the last words of which the others are left time to read.
+    /// Closes the links, and leaves the others time to read the last frames.
     pub fn part(&self) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + LINGER;
         drop(self.rest(lock(&self.state), until, |state| !state.telling));
-        for line in &self.lines {
-            lock(line).shutdown(Shutdown::Write);
+        for link in &self.links {
+            lock(link).shutdown(Shutdown::Write);
         }
         drop(self.rest(lock(&self.state), until, |state| state.closed.iter().all(|closed| *closed)));
     }

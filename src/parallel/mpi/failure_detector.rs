@@ -1,8 +1,8 @@
-//! The watch that every process keeps over the others, on a channel and in a thread of its own, so that nobody waits for ever: for
-//! one that failed, one that returned, one that was killed or cut off, or all for each other.
+//! Detects ranks that failed, returned, were killed or cut off, or all wait for each other, so that no rank waits for ever.
 //!
-//! Each process tells all others that it lives and what it waits for (a beat every few seconds), that it has failed and why, and that
-//! it has returned. MPI itself would tell nothing: to it, a host that is gone is one that is slow.
+//! Each process has a thread and an MPI channel for this. It tells all others that it lives and what it waits for (a heartbeat every
+//! few seconds), that it has failed and why, and that it has returned. MPI itself would tell nothing: to MPI, a host that is gone is
+//! only slow.
 
 use serde::{Deserialize, Serialize};
 use std::ffi::c_int;
@@ -16,22 +16,22 @@ use super::Limits;
 use super::messages::{Channel, Flight};
 use crate::{Error, Result};
 
-/// How often a process says that it lives.
-const BEAT: Duration = Duration::from_secs(3);
-/// How often it looks for notes.
+/// Time between two heartbeats of a process.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Time between two looks for notes.
 const TICK: Duration = Duration::from_millis(20);
 /// A message may come after the note that its sender has returned, by another way, but not this much later.
 const GRACE: Duration = Duration::from_secs(2);
 /// Ranks that all wait, and have not moved for this long, never will: longer than news of a call takes to all.
 const STUCK: Duration = Duration::from_secs(8);
 /// How long a process that has failed waits for the others to notice, busy as they may be; then it ends without them.
-const PATIENCE: Duration = Duration::from_secs(10);
+const FAILURE_NOTICE: Duration = Duration::from_secs(10);
 const TAG: c_int = 0;
 
 /// What processes tell each other.
 #[derive(Serialize, Deserialize)]
 enum Note {
-    Beat(Presence),
+    Heartbeat(Presence),
     Failed(Failure),
     Left,
 }
@@ -43,8 +43,8 @@ struct Presence {
     calls: u64,
     /// The call in which it waits for others.
     waits: Option<String>,
-    /// It calls from other threads than its first too, so that it may go on though a call waits.
-    aside: bool,
+    /// It calls from threads beside its main one too, so it may go on although a call waits.
+    off_main: bool,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -63,13 +63,13 @@ struct Peer {
     left: Option<Instant>,
 }
 
-/// What one process knows of all.
-pub(super) struct Watch {
+/// What one process knows of all others. Its thread runs [`run`](Self::run).
+pub(super) struct FailureDetector {
     channel: Channel,
     pub rank: usize,
     limits: Limits,
-    /// Where each rank is, for people.
-    places: Mutex<Vec<String>>,
+    /// Process and host of each rank, for messages.
+    locations: Mutex<Vec<String>>,
     state: Mutex<State>,
     /// Set with the first failure.
     failed: AtomicBool,
@@ -89,7 +89,7 @@ struct State {
     settling: bool,
 }
 
-impl Watch {
+impl FailureDetector {
     /// For process `rank` of `size`, of whom the others hear by `channel`.
     pub fn new(channel: Channel, rank: usize, size: usize, limits: Limits) -> Self {
         let now = Instant::now();
@@ -102,14 +102,14 @@ impl Watch {
             outbox: vec![],
             settling: false,
         };
-        let places = Mutex::new(vec![String::new(); size]);
+        let locations = Mutex::new(vec![String::new(); size]);
         let (failed, stop) = Default::default();
-        Self { channel, rank, limits, places, state: Mutex::new(state), failed, stop }
+        Self { channel, rank, limits, locations, state: Mutex::new(state), failed, stop }
     }
 
-    /// Learns where each rank is, as text for people.
-    pub fn name(&self, places: Vec<String>) {
-        *lock(&self.places) = places;
+    /// Sets the process and host of each rank, for messages.
+    pub fn name(&self, locations: Vec<String>) {
+        *lock(&self.locations) = locations;
     }
 
     /// Says that the calling thread is the one that the rank's work runs in.
@@ -138,14 +138,14 @@ impl Watch {
         lock(&self.state).peers[rank].left.is_some_and(|left| left.elapsed() > GRACE)
     }
 
-    /// Waits until `done`, sleeping ever longer but never longer than `longest`: who waits leaves the processor to who works. With
-    /// the text of the `call` in which others are waited for, if it can come to that others wait for this rank meanwhile.
+    /// Waits until `done`. It sleeps longer each time, at most `longest`, so that a waiting rank leaves the processor to working ones.
+    /// `call` is the text of the call that waits for other ranks, if other ranks may wait for this one meanwhile.
     ///
     /// # Errors
     /// `done`'s, or the run's failure. What is done counts even if somebody has failed since.
     pub fn wait(&self, call: Option<&str>, longest: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
         let start = Instant::now();
-        let mut told = false;
+        let mut announced = false;
         let outcome = loop {
             match done() {
                 Ok(false) => {}
@@ -159,13 +159,13 @@ impl Watch {
                 thread::yield_now();
                 continue;
             }
-            if let Some(call) = call.filter(|_| !told) {
-                told = true;
+            if let Some(call) = call.filter(|_| !announced) {
+                announced = true;
                 self.present(|presence| presence.waits = Some(call.to_owned()));
             }
             thread::sleep((waited / 8).clamp(Duration::from_micros(10), longest));
         };
-        if told {
+        if announced {
             self.present(|presence| presence.waits = None);
         }
         outcome
@@ -173,10 +173,10 @@ impl Watch {
 
     /// Says that this rank begins a call.
     pub fn begin(&self) {
-        let aside = lock(&self.state).main.is_some_and(|main| main != thread::current().id());
+        let off_main = lock(&self.state).main.is_some_and(|main| main != thread::current().id());
         self.present(|presence| {
             presence.calls += 1;
-            presence.aside |= aside;
+            presence.off_main |= off_main;
         });
     }
 
@@ -208,29 +208,29 @@ impl Watch {
         }
     }
 
-    /// The watch, until [`stop`](Self::stop). If the run fails and this rank does not notice, being at work, it is given up after a
-    /// while: `give_up` is told whether to say why.
-    pub fn keep(&self, give_up: impl Fn(&Error)) {
-        let mut beaten: Option<Instant> = None;
+    /// The detector's thread, until [`stop`](Self::stop). A busy rank may not notice that the run has failed: it is given up after a
+    /// while, through `give_up`.
+    pub fn run(&self, give_up: impl Fn(&Error)) {
+        let mut last_heartbeat: Option<Instant> = None;
         let mut looked = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             let mut state = lock(&self.state);
             let gap = looked.elapsed();
             looked = Instant::now();
-            if gap > BEAT {
+            if gap > HEARTBEAT {
                 state.peers.iter_mut().for_each(|peer| peer.heard += gap); // it is this process that stood still
             }
             while let Ok(Some((from, text))) = self.channel.take(None, TAG) {
                 self.hear(&mut state, from, &text);
             }
-            if beaten.is_none_or(|at| at.elapsed() >= BEAT) {
-                beaten = Some(Instant::now());
+            if last_heartbeat.is_none_or(|last| last.elapsed() >= HEARTBEAT) {
+                last_heartbeat = Some(Instant::now());
                 let presence = state.peers[self.rank].presence.clone();
-                self.tell(&mut state, &Note::Beat(presence));
+                self.tell(&mut state, &Note::Heartbeat(presence));
                 self.look_for_the_lost(&mut state);
                 self.look_for_the_stuck(&mut state);
             }
-            let late = state.failure.is_some() && state.failed_at.elapsed() > PATIENCE && !state.settling;
+            let late = state.failure.is_some() && state.failed_at.elapsed() > FAILURE_NOTICE && !state.settling;
             drop(state);
             if late && let Err(e) = self.check() {
                 give_up(&e);
@@ -244,7 +244,7 @@ impl Watch {
         let now = Instant::now();
         state.peers[from].heard = now;
         match note {
-            Note::Beat(presence) => {
+            Note::Heartbeat(presence) => {
                 let peer = &mut state.peers[from];
                 if presence != peer.presence {
                     (peer.presence, peer.since) = (presence, now);
@@ -262,15 +262,15 @@ impl Watch {
             ranks.find(|&(rank, peer)| rank != self.rank && peer.left.is_none() && peer.heard.elapsed() > least)
         };
         let Some((rank, peer)) = silent(self.limits.silence) else { return };
-        let places = lock(&self.places);
+        let locations = lock(&self.locations);
         let mut message = format!("nothing was heard from it for {} s", peer.heard.elapsed().as_secs());
-        let _ = write!(message, " ({}): it was stopped or killed, or its host is down or cut off", places[rank]);
+        let _ = write!(message, " ({}): it was stopped or killed, or its host is down or cut off", locations[rank]);
         let others: Vec<String> = self.silent(state).filter(|&r| r != rank).map(|r| r.to_string()).collect();
         if !others.is_empty() {
             let ranks = if others.len() == 1 { "rank" } else { "ranks" };
             let _ = write!(message, "; nor from {ranks} {}", others.join(", "));
         }
-        drop(places);
+        drop(locations);
         self.take_failure(state, Failure { rank, message, lost: true });
     }
 
@@ -284,9 +284,9 @@ impl Watch {
     /// Rank 0 fails the run if all ranks wait and none has moved for a while.
     fn look_for_the_stuck(&self, state: &mut State) {
         // What was heard last may be old news of a rank that nothing is heard from any more.
-        let fresh = |rank: usize, peer: &Peer| rank == self.rank || peer.heard.elapsed() < 2 * BEAT;
+        let fresh = |rank: usize, peer: &Peer| rank == self.rank || peer.heard.elapsed() < 2 * HEARTBEAT;
         let still = |(rank, peer): (usize, &Peer)| {
-            let waits = peer.presence.waits.is_some() && !peer.presence.aside && peer.since.elapsed() > STUCK;
+            let waits = peer.presence.waits.is_some() && !peer.presence.off_main && peer.since.elapsed() > STUCK;
             peer.left.is_some() || (waits && fresh(rank, peer))
         };
         if self.rank != 0 || !state.peers.iter().enumerate().all(still) {
@@ -294,16 +294,16 @@ impl Watch {
         }
         let waiting =
             || state.peers.iter().enumerate().filter_map(|(r, peer)| Some((r, peer.presence.waits.as_ref()?)));
-        let all: Vec<String> = waiting().map(|(rank, call)| format!("rank {rank} waits in {call}")).collect();
+        let waits: Vec<String> = waiting().map(|(rank, call)| format!("rank {rank} waits in {call}")).collect();
         if let Some((rank, _)) = waiting().next() {
-            let message = format!("the ranks wait for each other and none can go on: {}", all.join("; "));
+            let message = format!("the ranks wait for each other and none can go on: {}", waits.join("; "));
             self.take_failure(state, Failure { rank, message, lost: false });
         }
     }
 
     /// Tells the others how this rank's work ended, and waits until all have ended. Returns how the run ended: as this rank's work
     /// did, or as the rank that failed first.
-    pub fn settle(&self, outcome: Result<()>) -> Result<()> {
+    pub fn finish_together(&self, outcome: Result<()>) -> Result<()> {
         let mut state = lock(&self.state);
         if let Err(e) = &outcome {
             let (rank, message) = match e {
@@ -336,9 +336,10 @@ impl Watch {
         if state.peers.iter().all(|peer| peer.left.is_some()) && state.outbox.is_empty() {
             return true;
         }
-        // Who speaks need not wait for the lost. The others leave it the time to do so, for they take it with them.
+        // The reporter need not wait for lost ranks. The others give it time to report, since their end ends it too.
         let lost = state.failure.as_ref().is_some_and(|f| f.lost);
-        (lost && self.speaker(&state)) || (state.failure.is_some() && state.failed_at.elapsed() > PATIENCE + BEAT)
+        (lost && self.speaker(&state))
+            || (state.failure.is_some() && state.failed_at.elapsed() > FAILURE_NOTICE + HEARTBEAT)
     }
 
     /// Whether all processes have ended their work, so that they can end together.
@@ -346,8 +347,8 @@ impl Watch {
         lock(&self.state).peers.iter().all(|peer| peer.left.is_some())
     }
 
-    /// Whether this is the rank to tell the user: the first, of those that are there.
-    pub fn speaks(&self) -> bool {
+    /// Whether this rank reports to the user: the first one that still answers.
+    pub fn is_reporter(&self) -> bool {
         self.speaker(&lock(&self.state))
     }
 
@@ -372,7 +373,7 @@ impl Watch {
         self.channel.abort();
     }
 
-    /// Ends [`keep`](Self::keep).
+    /// Ends [`run`](Self::run).
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }

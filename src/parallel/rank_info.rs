@@ -1,14 +1,14 @@
-//! Where the ranks of a job with GPUs are, as each tells the others, and whether that can be: the one judgement of all of them.
+//! Checks that the ranks of a job have GPUs that fit together, from what each rank tells the others about its machine.
 
 use serde::{Deserialize, Serialize};
 
-use super::processors::Processors;
+use super::cpu_affinity::CpuAffinity;
 use crate::{Result, bail};
 
 /// What a process tells of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Place {
-    pub processors: Processors,
+pub(super) struct RankInfo {
+    pub affinity: CpuAffinity,
     /// Its number on its machine.
     pub local: usize,
     /// What there is, or why nothing is.
@@ -23,36 +23,36 @@ pub(super) struct Gpus {
     pub nccl: i32,
 }
 
-/// Whether each rank has a GPU of its own and all can talk; `all` by rank.
-pub(super) fn judge(all: &[Place]) -> Result<()> {
+/// Refuses ranks that have no GPU of their own each, or whose machines differ. `ranks` is in rank order.
+pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
     let mut first: Option<(usize, &Gpus)> = None;
-    for (rank, place) in all.iter().enumerate() {
-        let host = &place.processors.host;
-        let gpus = match &place.gpus {
+    for (rank, info) in ranks.iter().enumerate() {
+        let host = &info.affinity.host;
+        let gpus = match &info.gpus {
             Ok(gpus) => gpus,
             Err(why) => bail!("rank {rank} on {host} cannot run on a GPU: {why}"),
         };
-        if place.local >= gpus.count {
+        if info.local >= gpus.count {
             bail!(
                 "rank {rank} on {host} has LOCAL_RANK {}, but may use {} GPUs there: start no more processes on a machine than it has GPUs, \
                  and see CUDA_VISIBLE_DEVICES",
-                place.local,
+                info.local,
                 gpus.count
             );
         }
         if let Some(other) =
-            all[..rank].iter().position(|other| other.processors.host == *host && other.local == place.local)
+            ranks[..rank].iter().position(|other| other.affinity.host == *host && other.local == info.local)
         {
             bail!(
                 "ranks {other} and {rank} both have LOCAL_RANK {} on {host}: each needs a GPU of its own",
-                place.local
+                info.local
             );
         }
         let Some((other, theirs)) = first else {
             first = Some((rank, gpus));
             continue;
         };
-        let there = &all[other].processors.host;
+        let there = &ranks[other].affinity.host;
         if gpus.count != theirs.count {
             bail!(
                 "rank {other} on {there} may use {} GPUs, and rank {rank} on {host} {}: use machines alike, or give each as many by \
@@ -80,40 +80,36 @@ pub(super) fn version(counted: i32) -> String {
 mod tests {
     use super::*;
 
-    fn place(host: &str, local: usize, count: usize, nccl: i32) -> Place {
-        let mut processors = Processors::here();
-        processors.host = host.into();
-        Place { processors, local, gpus: Ok(Gpus { count, nccl }) }
+    fn info(host: &str, local: usize, count: usize, nccl: i32) -> RankInfo {
+        let mut affinity = CpuAffinity::here();
+        affinity.host = host.into();
+        RankInfo { affinity, local, gpus: Ok(Gpus { count, nccl }) }
     }
 
-    fn refused(all: &[Place], expected: &str) {
-        let said = judge(all).unwrap_err().to_string();
+    fn refused(ranks: &[RankInfo], expected: &str) {
+        let said = judge(ranks).unwrap_err().to_string();
         assert!(said.contains(expected), "{said}");
     }
 
     #[test]
     fn each_rank_has_a_gpu_of_its_own_on_machines_that_are_alike() {
-        let fine =
-            [place("a", 0, 2, 22_304), place("a", 1, 2, 22_304), place("b", 0, 2, 22_304), place("b", 1, 2, 22_304)];
+        let fine = [info("a", 0, 2, 22_304), info("a", 1, 2, 22_304), info("b", 0, 2, 22_304), info("b", 1, 2, 22_304)];
         judge(&fine).unwrap();
         judge(&fine[..3]).unwrap(); // not all of a machine's GPUs
-        let with = |i: usize, other: Place| {
-            let mut all = fine.to_vec();
-            all[i] = other;
-            all
+        let with = |i: usize, other: RankInfo| {
+            let mut ranks = fine.to_vec();
+            ranks[i] = other;
+            ranks
         };
-        refused(&with(1, place("a", 2, 2, 22_304)), "rank 1 on a has LOCAL_RANK 2, but may use 2 GPUs there");
-        refused(&with(0, place("a", 0, 0, 22_304)), "rank 0 on a has LOCAL_RANK 0, but may use 0 GPUs there");
-        refused(&with(3, place("b", 0, 2, 22_304)), "ranks 2 and 3 both have LOCAL_RANK 0 on b");
-        refused(
-            &with(2, place("b", 0, 4, 22_304)),
-            "rank 0 on a may use 2 GPUs, and rank 2 on b 4: use machines alike",
-        );
-        refused(&with(2, place("b", 0, 2, 21_805)), "rank 0 on a has NCCL 2.23.4, and rank 2 on b 2.18.5");
-        let none = Place { gpus: Err("there is no libnccl".into()), ..place("b", 0, 0, 0) };
+        refused(&with(1, info("a", 2, 2, 22_304)), "rank 1 on a has LOCAL_RANK 2, but may use 2 GPUs there");
+        refused(&with(0, info("a", 0, 0, 22_304)), "rank 0 on a has LOCAL_RANK 0, but may use 0 GPUs there");
+        refused(&with(3, info("b", 0, 2, 22_304)), "ranks 2 and 3 both have LOCAL_RANK 0 on b");
+        refused(&with(2, info("b", 0, 4, 22_304)), "rank 0 on a may use 2 GPUs, and rank 2 on b 4: use machines alike");
+        refused(&with(2, info("b", 0, 2, 21_805)), "rank 0 on a has NCCL 2.23.4, and rank 2 on b 2.18.5");
+        let none = RankInfo { gpus: Err("there is no libnccl".into()), ..info("b", 0, 0, 0) };
         refused(&with(3, none.clone()), "rank 3 on b cannot run on a GPU: there is no libnccl");
         // It crosses from rank to rank as it is.
         let text = serde_json::to_vec(&none).unwrap();
-        assert_eq!(serde_json::from_slice::<Place>(&text).unwrap().gpus.unwrap_err(), "there is no libnccl");
+        assert_eq!(serde_json::from_slice::<RankInfo>(&text).unwrap().gpus.unwrap_err(), "there is no libnccl");
     }
 }

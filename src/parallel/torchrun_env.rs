@@ -1,4 +1,4 @@
-//! What torchrun and its like tell the processes that they start: a number, how many there are, and an address to meet at.
+//! Reads what torchrun and its like tell the processes that they start: rank, world size, and rank 0's address.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use crate::{Error, Result, bail};
 
 /// One process of a job, as its environment has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Job {
+pub struct TorchrunEnv {
     /// `RANK`.
     pub rank: usize,
     /// `WORLD_SIZE`.
@@ -23,7 +23,7 @@ pub struct Job {
     pub secret: Secret,
 }
 
-impl Job {
+impl TorchrunEnv {
     /// The variables without which there is no job.
     pub(super) const NEEDED: [&str; 4] = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"];
 

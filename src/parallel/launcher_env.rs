@@ -1,11 +1,11 @@
-//! What the environment says of this process: whether a launcher started it among others, which one, and which of them it is.
+//! Reads from the environment which launcher started this process, if any, its rank and the number of processes.
 
-use super::Job;
+use super::TorchrunEnv;
 use crate::Error;
 
-/// This process's place among those that a launcher started.
+/// This process among those that a launcher started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placement {
+pub struct LauncherEnv {
     pub rank: usize,
     /// Processes, at least two; none if torchrun's `WORLD_SIZE` is no number, which is refused in [`Launch::from_environment`](super::Launch::from_environment).
     pub size: usize,
@@ -23,7 +23,7 @@ const LAUNCHERS: [(&str, &str, &str); 3] = [
 
 pub(super) const TORCHRUN: &str = "torchrun";
 
-impl Placement {
+impl LauncherEnv {
     /// What the environment says; none where this process is alone.
     pub fn here() -> Option<Self> {
         Self::from(|name| std::env::var(name).ok())
@@ -35,7 +35,7 @@ impl Placement {
         let told = LAUNCHERS.iter().find_map(|&(size, rank, launcher)| Some((number(size)?, number(rank)?, launcher)));
         let told = told.map(|(size, rank, launcher)| Self { rank, size, launcher }).filter(|told| told.size > 1);
         // Nonsense counts as well: taken for a process that is alone, each would train.
-        let torchrun = Job::NEEDED.iter().all(|name| get(name).is_some()).then(|| {
+        let torchrun = TorchrunEnv::NEEDED.iter().all(|name| get(name).is_some()).then(|| {
             let (rank, size) = (number("RANK").unwrap_or(0), number("WORLD_SIZE").unwrap_or(0));
             Self { rank, size, launcher: TORCHRUN }
         });
@@ -51,13 +51,14 @@ impl Placement {
     }
 }
 
-/// Whether this process is the one to tell the user what concerns all: the only one, or the first.
+/// Whether this process reports what concerns all: it is the only one, or the first.
 pub fn is_first() -> bool {
-    Placement::here().is_none_or(|placement| placement.rank == 0)
+    LauncherEnv::here().is_none_or(|placement| placement.rank == 0)
 }
 
-/// Whether this process is the one to tell the user of an error it met before it had joined others: one of all is told by the
-/// first, one of its own by itself.
+/// Whether this process reports an error that it met before it had joined others: an error of all processes is reported by the first,
+/// an error of one process by itself.
 pub fn is_to_tell(error: &Error) -> bool {
-    is_first() || matches!(error, Error::Rank { rank, .. } if Placement::here().is_some_and(|here| here.rank == *rank))
+    is_first()
+        || matches!(error, Error::Rank { rank, .. } if LauncherEnv::here().is_some_and(|here| here.rank == *rank))
 }

@@ -1,12 +1,12 @@
-//! How many threads a rank has: its share of the processors that it may run on.
+//! Works out how many threads a rank has: its share of the processors that it may run on.
 
 use serde::{Deserialize, Serialize};
 
 use super::threads_per_rank;
 
-/// Where a process runs, as it tells the others.
+/// The host and processors that a process runs on, as it tells the others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Processors {
+pub(super) struct CpuAffinity {
     pub host: String,
     pid: u32,
     /// Numbers of the processors that it is bound to.
@@ -15,7 +15,7 @@ pub(super) struct Processors {
     available: usize,
 }
 
-impl Processors {
+impl CpuAffinity {
     /// This process's.
     pub fn here() -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -28,7 +28,7 @@ impl Processors {
 
     /// The process, for people.
     #[cfg(feature = "mpi")]
-    pub fn place(&self) -> String {
+    pub fn location(&self) -> String {
         format!("process {} on {}", self.pid, self.host)
     }
 
@@ -49,11 +49,11 @@ impl Processors {
 mod tests {
     use super::*;
 
-    fn process(host: &str, bound: std::ops::Range<u16>, available: usize) -> Processors {
-        Processors { host: host.into(), pid: 1, bound: bound.collect(), available }
+    fn process(host: &str, bound: std::ops::Range<u16>, available: usize) -> CpuAffinity {
+        CpuAffinity { host: host.into(), pid: 1, bound: bound.collect(), available }
     }
 
-    fn shares(all: &[Processors]) -> Vec<usize> {
+    fn shares(all: &[CpuAffinity]) -> Vec<usize> {
         all.iter().map(|p| p.share(all)).collect()
     }
 
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn this_process_has_what_the_system_says() {
-        let here = Processors::here();
+        let here = CpuAffinity::here();
         assert!(!here.host.is_empty() && !here.bound.is_empty());
         assert_eq!(here.share(std::slice::from_ref(&here)), threads_per_rank(1));
     }

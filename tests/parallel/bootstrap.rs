@@ -4,7 +4,7 @@
 
 use super::fails;
 use crate::train::{finish, signal, text};
-use longreel::parallel::{Job, Limits, Party, Secret};
+use longreel::parallel::{ControlPlane, Limits, Secret, TorchrunEnv};
 use longreel::{Error, Result};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -33,19 +33,19 @@ pub fn free_port() -> u16 {
     }
 }
 
-pub fn job(rank: usize, size: usize, port: u16) -> Job {
-    Job { rank, size, local: rank, host: "127.0.0.1".into(), port, secret: Secret::Text(SECRET.into()) }
+pub fn job(rank: usize, size: usize, port: u16) -> TorchrunEnv {
+    TorchrunEnv { rank, size, local: rank, host: "127.0.0.1".into(), port, secret: Secret::Text(SECRET.into()) }
 }
 
 /// Runs `work` on jobs, each a thread, under a watchdog.
-pub fn on_all<T, F>(jobs: Vec<Job>, limits: Limits, work: F) -> Vec<Result<T>>
+pub fn on_all<T, F>(jobs: Vec<TorchrunEnv>, limits: Limits, work: F) -> Vec<Result<T>>
 where
     T: Send + 'static,
-    F: Fn(Party) -> Result<T> + Clone + Send + 'static,
+    F: Fn(ControlPlane) -> Result<T> + Clone + Send + 'static,
 {
-    let start = |job: Job| {
+    let start = |job: TorchrunEnv| {
         let (work, (send, receive)) = (work.clone(), mpsc::channel());
-        thread::spawn(move || send.send(Party::join(&job, limits).and_then(work)));
+        thread::spawn(move || send.send(ControlPlane::join(&job, limits).and_then(work)));
         receive
     };
     let all: Vec<_> = jobs.into_iter().map(start).collect();
@@ -56,21 +56,21 @@ pub fn messages<T>(outcomes: Vec<Result<T>>) -> Vec<String> {
     outcomes.into_iter().map(|outcome| fails(outcome).to_string()).collect()
 }
 
-fn variables(changed: &[(&str, Option<&str>)]) -> Result<Job> {
+fn variables(changed: &[(&str, Option<&str>)]) -> Result<TorchrunEnv> {
     let usual =
         [("RANK", "2"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "b7"), ("MASTER_PORT", "29500")];
     let get = |name: &str| match changed.iter().find(|(n, _)| *n == name) {
         Some((_, value)) => value.map(str::to_owned),
         None => usual.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string()),
     };
-    Job::from(get)
+    TorchrunEnv::from(get)
 }
 
 #[test]
 fn a_job_is_what_the_environment_says() {
     let job = variables(&[]).unwrap();
     let secret = Secret::Missing;
-    assert_eq!(job, Job { rank: 2, size: 4, local: 0, host: "b7".into(), port: 29500, secret });
+    assert_eq!(job, TorchrunEnv { rank: 2, size: 4, local: 0, host: "b7".into(), port: 29500, secret });
     assert_eq!(variables(&[("MASTER_ADDR", Some("[fe80::1]"))]).unwrap().host, "fe80::1");
     assert_eq!(variables(&[("MASTER_ADDR", Some("::1"))]).unwrap().host, "::1");
     // torchrun itself listens at the port: the next one is ours.
@@ -103,7 +103,8 @@ fn a_secret_is_the_environments_or_on_one_machine_a_file() {
     assert!(short.contains("rank 2 failed: LONGREEL_JOB_SECRET has 8 bytes"), "{short}");
     // Without one nobody meets, and each process says so.
     for rank in [0, 1] {
-        let outcome = Party::join(&Job { secret: Secret::Missing, ..job(rank, 2, free_port()) }, limits());
+        let outcome =
+            ControlPlane::join(&TorchrunEnv { secret: Secret::Missing, ..job(rank, 2, free_port()) }, limits());
         let said = fails(outcome).to_string();
         assert!(said.contains("set LONGREEL_JOB_SECRET to the same random text"), "{said}");
         assert_eq!(said.starts_with("rank 1 failed: "), rank == 1, "{said}");
@@ -114,10 +115,10 @@ fn a_secret_is_the_environments_or_on_one_machine_a_file() {
 fn ranks_meet_by_a_file_that_rank_0_makes() {
     let folder = tempfile::tempdir().unwrap();
     let (path, port) = (folder.path().join("secret"), free_port());
-    let job = |rank| Job { secret: Secret::File(path.clone()), ..job(rank, 3, port) };
+    let job = |rank| TorchrunEnv { secret: Secret::File(path.clone()), ..job(rank, 3, port) };
     let outcomes = on_all([2, 0, 1].map(job).into(), limits(), |party| {
         let all = party.exchange(b"")?.len();
-        party.settle(Ok(()))?;
+        party.finish_together(Ok(()))?;
         Ok(all)
     });
     assert!(outcomes.into_iter().all(|outcome| outcome.unwrap() == 3));
@@ -159,18 +160,18 @@ fn all_ranks_hold_what_each_gave_however_many_they_are_and_whenever_they_come() 
     for size in 1..=5 {
         let port = free_port();
         // The last one first, and rank 0 in the middle, each after the one before has at least begun.
-        let mut jobs: Vec<Job> = (0..size).rev().map(|rank| job(rank, size, port)).collect();
+        let mut jobs: Vec<TorchrunEnv> = (0..size).rev().map(|rank| job(rank, size, port)).collect();
         jobs.rotate_left(size / 2);
         let ranks: Vec<usize> = jobs.iter().map(|job| job.rank).collect();
         let outcomes = on_all(jobs, limits(), |party| {
-            assert!(party.speaks() == (party.rank() == 0));
+            assert!(party.is_reporter() == (party.rank() == 0));
             let mut seen = vec![];
             for round in 0..3 {
                 // Uneven, one of them empty, one as long as may be.
                 let length = [0, 1, 1000, 64 << 10, 3][(party.rank() + round) % 5];
                 seen.push(party.exchange(&vec![party.rank() as u8; length])?);
             }
-            party.settle(Ok(()))?;
+            party.finish_together(Ok(()))?;
             Ok((party.rank(), party.size(), seen))
         });
         for (rank, outcome) in ranks.into_iter().zip(outcomes) {
@@ -193,13 +194,13 @@ fn ranks_meet_by_name_and_by_ipv6_and_when_rank_0_comes_last() {
             continue;
         }
         let port = free_port();
-        let named = |rank| Job { host: host.into(), ..job(rank, 2, port) };
+        let named = |rank| TorchrunEnv { host: host.into(), ..job(rank, 2, port) };
         // Rank 0 starts when something has been refused at the port: the other has come too early.
         let (send, early) = mpsc::channel();
         let other = named(1);
-        thread::spawn(move || send.send(Party::join(&other, limits()).and_then(|party| party.exchange(b"one"))));
+        thread::spawn(move || send.send(ControlPlane::join(&other, limits()).and_then(|party| party.exchange(b"one"))));
         assert!(early.recv_timeout(Duration::from_millis(200)).is_err(), "it must wait for rank 0");
-        let party = Party::join(&named(0), limits()).unwrap();
+        let party = ControlPlane::join(&named(0), limits()).unwrap();
         assert_eq!(party.exchange(b"zero").unwrap(), [b"zero".to_vec(), b"one".to_vec()], "{host}");
         assert!(early.recv_timeout(Duration::from_secs(20)).unwrap().is_ok());
     }
@@ -232,7 +233,7 @@ fn another_world_size_on_one_process_is_an_error_of_all() {
 fn a_port_in_use_is_named_and_who_answers_there_is_not_taken_for_rank_0() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let said = fails(Party::join(&job(0, 2, port), limits())).to_string();
+    let said = fails(ControlPlane::join(&job(0, 2, port), limits())).to_string();
     assert!(
         said.contains(&format!("rank 0 cannot listen at 127.0.0.1:{port}"))
             && said.contains("choose a free MASTER_PORT"),
@@ -243,7 +244,7 @@ fn a_port_in_use_is_named_and_who_answers_there_is_not_taken_for_rank_0() {
             let _ = (&stream).write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
         }
     });
-    let error = fails(Party::join(&job(1, 2, port), limits()));
+    let error = fails(ControlPlane::join(&job(1, 2, port), limits()));
     assert!(matches!(error, Error::Rank { rank: 1, .. }), "its own to tell: {error}");
     assert!(error.to_string().contains("what listens there"), "{error}");
 }
@@ -252,12 +253,12 @@ fn a_port_in_use_is_named_and_who_answers_there_is_not_taken_for_rank_0() {
 fn a_rank_0_that_cannot_be_reached_is_given_up_in_time_by_its_address() {
     let port = free_port();
     let began = Instant::now();
-    let said = fails(Party::join(&job(1, 2, port), limits())).to_string();
+    let said = fails(ControlPlane::join(&job(1, 2, port), limits())).to_string();
     let took = began.elapsed();
     assert!(said.contains(&format!("rank 1 did not reach rank 0 at 127.0.0.1:{port} within 1.5 s")), "{said}");
     assert!(took >= JOINING - Duration::from_millis(200) && took < JOINING + Duration::from_secs(5), "{took:?}");
-    let nowhere = Job { host: "no-such-machine.invalid".into(), ..job(1, 2, port) };
-    let said = fails(Party::join(&nowhere, limits())).to_string();
+    let nowhere = TorchrunEnv { host: "no-such-machine.invalid".into(), ..job(1, 2, port) };
+    let said = fails(ControlPlane::join(&nowhere, limits())).to_string();
     assert!(said.contains("MASTER_ADDR no-such-machine.invalid has no address"), "{said}");
 }
 
@@ -279,7 +280,7 @@ fn a_failing_rank_stops_all_others_with_its_message() {
                 true => Err(Error::Invalid("no room on the disk".into())),
                 false => party.exchange(b"").map(|_| ()),
             };
-            party.settle(work)
+            party.finish_together(work)
         });
         for (rank, said) in messages(outcomes).into_iter().enumerate() {
             let expected = "no room on the disk";
@@ -296,7 +297,7 @@ fn a_rank_that_ends_while_others_wait_for_it_is_an_error_of_all() {
         let jobs = (0..3).map(|rank| job(rank, 3, port)).collect();
         let outcomes = on_all(jobs, limits(), move |party| {
             let work = if party.rank() == ending { Ok(()) } else { party.exchange(b"").map(|_| ()) };
-            party.settle(work)
+            party.finish_together(work)
         });
         for said in messages(outcomes) {
             assert!(said.contains(&format!("rank {ending} failed: it ended while rank ")), "{said}");
@@ -318,7 +319,7 @@ fn what_is_too_long_is_refused_before_it_is_sent() {
 /// A process of rank `rank`, which joins, exchanges once, says so, and then does `work`.
 fn process(rank: usize, size: usize, port: u16, work: &str) -> std::process::Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "parallel::rendezvous::child", "--ignored", "--nocapture"]);
+    command.args(["--exact", "parallel::bootstrap::child", "--ignored", "--nocapture"]);
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string()).env("LOCAL_RANK", rank.to_string());
     command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string()).env("LONGREEL_TEST_WORK", work);
     command.env("TMPDIR", env!("CARGO_TARGET_TMPDIR")); // where the job's secret is then
@@ -329,9 +330,10 @@ fn process(rank: usize, size: usize, port: u16, work: &str) -> std::process::Chi
 #[ignore = "run by process"]
 fn child() {
     let Ok(work) = std::env::var("LONGREEL_TEST_WORK") else { return };
-    let outcome = Job::from(|name| std::env::var(name).ok()).and_then(|job| {
+    let outcome = TorchrunEnv::from(|name| std::env::var(name).ok()).and_then(|job| {
         let silence = Duration::from_secs(2);
-        let party = Party::join(&job, Limits { joining: Duration::from_secs(30), silence, ..Limits::default() })?;
+        let party =
+            ControlPlane::join(&job, Limits { joining: Duration::from_secs(30), silence, ..Limits::default() })?;
         let ended = party.exchange(b"").and_then(|_| {
             println!("met");
             match work.as_str() {
@@ -341,8 +343,8 @@ fn child() {
             }
             party.exchange(b"").map(|_| ())
         });
-        let ended = party.settle(ended);
-        if let (Err(e), true) = (&ended, party.speaks()) {
+        let ended = party.finish_together(ended);
+        if let (Err(e), true) = (&ended, party.is_reporter()) {
             eprintln!("error: {e}");
         }
         ended
