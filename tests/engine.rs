@@ -9,7 +9,7 @@ use longreel::ops::{read, write};
 use longreel::parallel::{Communicator, Mesh, Reduce, run_threads};
 use longreel::rng::{Key, Purpose};
 use longreel::train::optimizer::{clip_coefficient, sgd};
-use longreel::train::weights::Weights;
+use longreel::train::weights::TrainState;
 use longreel::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
@@ -279,7 +279,7 @@ fn the_same_ranks_give_the_same_bits() {
 /// Weights after one step of plain SGD, of clipped SGD and of clipped AdamW, and the reported gradient norm.
 fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
     let mut results = run_threads(case.ranks, 1, |comm| {
-        let weights = Weights::new(
+        let weights = TrainState::new(
             model(DType::F32, case.heads, case.bf16)?,
             &Train { clip: 0.05, weight_decay: 0.1, ..Train::default() },
             comm.clone(),

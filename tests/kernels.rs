@@ -5,7 +5,7 @@
 
 use candle_core::{Device, Tensor};
 use longreel::config::Train;
-use longreel::data::{Frames, Part, RowOrder};
+use longreel::data::{FrameRegion, Frames, RowOrder};
 use longreel::diffusion::{channel_first, noise_rows, noisy, training_key};
 use longreel::ops::{Param, Rope, Rows, Tape, rms_rope};
 use longreel::rng::{Key, Purpose};
@@ -286,7 +286,7 @@ fn normal(sample: u64, len: usize) -> Vec<f32> {
 fn patches(arrays: &mut Arrays, name: &str, tokens: Range<usize>) {
     let (patch, height, width) = ([1, 4, 5], 12, 10);
     let row = 3 * patch.iter().product::<usize>();
-    let part = Part::of_tokens(tokens.clone(), [6, 3, 2], patch);
+    let part = FrameRegion::of_tokens(tokens.clone(), [6, 3, 2], patch);
     let pixels: Vec<u8> = (0..part.bytes(width)).map(|i| (i * 37 + i / 256) as u8).collect();
     let (first, lines) = (part.frames.start, part.lines);
     let frames = Frames { first, lines: lines.clone(), height, width, data: pixels.clone() };

@@ -20,6 +20,7 @@ mod hub;
 mod kernels;
 mod limits;
 mod media;
+mod meter;
 mod metrics;
 mod model;
 #[cfg(feature = "mpi")]
@@ -41,6 +42,5 @@ mod targets;
 mod terminal;
 mod train;
 mod usage;
-mod watch;
 mod wgmma;
 mod zero;

@@ -1,5 +1,5 @@
-//! Ring attention: queries stay, runs of keys and values travel from rank to rank, so that more ranks than heads can share a clip
-//! (arXiv 2310.01889).
+//! Ring attention passes runs of keys and values from rank to rank, past queries that stay, so that more ranks than heads can share a
+//! clip (arXiv 2310.01889).
 //!
 //! Forward merges what a rank's queries get from each run by its share of the softmax; backward lets the gradients of a run travel
 //! with it and sends them home at the end. Until then everything is f32 (f64 for f64). Ranks take the runs in a fixed order, each
@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
 use super::{attend, check, differentiate};
+use crate::meter::StepMeter;
 use crate::ops::bytes;
 use crate::ops::{Real, Tape, add_assign, cast, read, write};
 use crate::parallel::{Communicator, Split};
-use crate::watch::Watch;
 use crate::{Result, bail};
 
 /// Attention among rows that are split over the ranks of a communicator by [`Split`].
@@ -25,7 +25,7 @@ pub struct Ring {
     rows: Split,
     /// Attention takes its memory and sends its messages, but is not computed: all these ranks meet in its place.
     rehearsing: Option<Arc<dyn Communicator>>,
-    watch: Arc<Watch>,
+    meter: Arc<StepMeter>,
 }
 
 impl Ring {
@@ -40,18 +40,18 @@ impl Ring {
                 "a ring of {ranks} ranks cannot share {rows} rows, since each needs at least one; use at most {rows} ranks"
             );
         }
-        Ok(Self { comm, rows: Split::new(rows, ranks), rehearsing: None, watch: Arc::default() })
+        Ok(Self { comm, rows: Split::new(rows, ranks), rehearsing: None, meter: Arc::default() })
     }
 
-    /// The same without the arithmetic: results are a constant, memory and messages as ever. The ranks of `all` hold their memory at
-    /// the same time, as they would if they computed.
+    /// The same without the arithmetic: results are a constant, memory and messages are unchanged. The ranks of `all` hold their memory
+    /// at the same time, as they would if they computed.
     pub fn rehearsing(self, all: Arc<dyn Communicator>) -> Self {
         Self { rehearsing: Some(all), ..self }
     }
 
-    /// The same, counting its work for `watch` and stopping when that says so: what it gives then is garbage.
-    pub fn watched(self, watch: Arc<Watch>) -> Self {
-        Self { watch, ..self }
+    /// The same, counting its work with `meter` and stopping when that says so: results are then garbage.
+    pub fn metered(self, meter: Arc<StepMeter>) -> Self {
+        Self { meter, ..self }
     }
 
     /// The rows that this rank holds.
@@ -69,7 +69,7 @@ impl Ring {
         let alone = self.comm.size() == 1; // then results are final
         let of = |k: &Tensor, v: &Tensor| match &self.rehearsing {
             Some(all) => rehearse_forward(q, k, v, scale, alone, &|| all.barrier()),
-            None => attend(q, k, v, scale, alone, &self.watch),
+            None => attend(q, k, v, scale, alone, &self.meter),
         };
         if alone {
             return of(k, v);
@@ -104,7 +104,7 @@ impl Ring {
         let (alone, statistics) = (self.comm.size() == 1, [lse, delta]);
         let of = |k: &Tensor, v: &Tensor| match &self.rehearsing {
             Some(all) => rehearse_backward(q, k, v, statistics, scale, alone, &|| all.barrier()),
-            None => differentiate(q, k, v, d_o, statistics, scale, alone, &self.watch),
+            None => differentiate(q, k, v, d_o, statistics, scale, alone, &self.meter),
         };
         if alone {
             return of(k, v);
@@ -172,7 +172,7 @@ fn merge_into(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Res
     }
 }
 
-/// Merges `more` `[B, H, S, d]`, what the same queries got from other keys, into `o`, and its `lse` `[B, H, S]` (f64) likewise.
+/// Merges `more` `[B, H, S, d]`, what the same queries got from other keys, into `o`, and `more_lse` `[B, H, S]` (f64) into `lse`.
 ///
 /// Weights are exp(lse - max), of which one is 1 and none overflows, over their sum.
 fn merge<T: Real>(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {

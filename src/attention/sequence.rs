@@ -1,4 +1,5 @@
-//! Attention over the ranks of a sequence: Ulysses within groups of neighbouring ranks, a ring across the groups.
+//! Puts Ulysses and the ring together to attention over the ranks of a sequence: Ulysses within groups of neighbouring ranks, a ring
+//! across the groups.
 //!
 //! Within a group all-to-alls exchange tokens for heads, so that a rank holds its heads of the group's tokens, which are one run of
 //! the clip. Groups split their heads alike, and the ranks that hold the same heads of different runs are the ring. This only puts
@@ -10,8 +11,8 @@ use std::sync::Arc;
 
 use super::ring::Ring;
 use super::ulysses::Ulysses;
+use crate::meter::StepMeter;
 use crate::parallel::{Communicator, Sequence, Split};
-use crate::watch::Watch;
 use crate::{Result, bail};
 
 /// Attention for clips of S tokens and networks of H heads on one rank of a sequence.
@@ -49,9 +50,9 @@ impl SequenceAttention {
         Self { ring: self.ring.rehearsing(self.all.clone()), ..self }
     }
 
-    /// The same for a rank that is watched, see [`Ring::watched`].
-    pub fn watched(self, watch: Arc<Watch>) -> Self {
-        Self { ring: self.ring.watched(watch), ..self }
+    /// The same, metered: see [`Ring::metered`].
+    pub fn metered(self, meter: Arc<StepMeter>) -> Self {
+        Self { ring: self.ring.metered(meter), ..self }
     }
 
     /// The tokens that this rank holds outside attention.
@@ -85,7 +86,7 @@ impl SequenceAttention {
         self.ring.forward(q, k, v, scale)
     }
 
-    /// As [`flash_backward`](super::flash_backward), likewise. Collective.
+    /// As [`flash_backward`](super::flash_backward) over all tokens of the clip. Collective.
     #[allow(clippy::too_many_arguments)]
     pub fn attend_backward(
         &self,

@@ -41,7 +41,7 @@ pub struct Ulysses {
 
 /// Which way tensors go.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Direction {
     SeqToHeads,
     HeadsToSeq,
 }
@@ -110,26 +110,26 @@ impl Ulysses {
 
     /// [`seq_to_heads`](Self::seq_to_heads) for several tensors of one dtype and batch size (q, k and v) in one message.
     pub fn seq_to_heads_many(&self, xs: &[&Tensor]) -> Result<Vec<Tensor>> {
-        self.exchange(xs, Way::SeqToHeads)
+        self.exchange(xs, Direction::SeqToHeads)
     }
 
     /// [`heads_to_seq`](Self::heads_to_seq) for several tensors of one dtype and batch size in one message.
     pub fn heads_to_seq_many(&self, ys: &[&Tensor]) -> Result<Vec<Tensor>> {
-        self.exchange(ys, Way::HeadsToSeq)
+        self.exchange(ys, Direction::HeadsToSeq)
     }
 
     /// Both directions are one: a tensor `[B, N_local, M, d]` becomes `[B, M_local, N, d]`, where N is split over ranks
     /// before and M after.
-    fn exchange(&self, xs: &[&Tensor], way: Way) -> Result<Vec<Tensor>> {
-        let (n, m) = match way {
-            Way::SeqToHeads => (&self.tokens, &self.heads),
-            Way::HeadsToSeq => (&self.heads, &self.tokens),
+    fn exchange(&self, xs: &[&Tensor], direction: Direction) -> Result<Vec<Tensor>> {
+        let (n, m) = match direction {
+            Direction::SeqToHeads => (&self.tokens, &self.heads),
+            Direction::HeadsToSeq => (&self.heads, &self.tokens),
         };
         let rank = self.comm.rank();
         let Some(&x0) = xs.first() else { return Ok(Vec::new()) };
         let (batch, dtype) = (x0.dims().first().copied().unwrap_or(0), x0.dtype());
         for x in xs {
-            self.check(x, [batch, n.count(rank), m.total()], dtype, way)?;
+            self.check(x, [batch, n.count(rank), m.total()], dtype, direction)?;
         }
         let widths: Vec<usize> = xs.iter().map(|x| width(x)).collect();
         let total: usize = widths.iter().sum();
@@ -231,10 +231,10 @@ impl Ulysses {
         Ok(outs)
     }
 
-    fn check(&self, x: &Tensor, expected: [usize; 3], dtype: DType, way: Way) -> Result<()> {
-        let (from, names) = match way {
-            Way::SeqToHeads => ("seq_to_heads", "[B, S_local, H] or [B, S_local, H, d]"),
-            Way::HeadsToSeq => ("heads_to_seq", "[B, H_local, S] or [B, H_local, S, d]"),
+    fn check(&self, x: &Tensor, expected: [usize; 3], dtype: DType, direction: Direction) -> Result<()> {
+        let (from, names) = match direction {
+            Direction::SeqToHeads => ("seq_to_heads", "[B, S_local, H] or [B, S_local, H, d]"),
+            Direction::HeadsToSeq => ("heads_to_seq", "[B, H_local, S] or [B, H_local, S, d]"),
         };
         if !matches!(x.rank(), 3 | 4) || x.dims()[..3] != expected {
             bail!(

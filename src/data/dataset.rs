@@ -9,7 +9,7 @@ use super::caught::caught;
 use super::cut::Cut;
 use super::decode;
 use super::deinterlace;
-use super::frames::{Frames, Part};
+use super::frames::{FrameRegion, Frames};
 use super::order::{Augment, Orders};
 use super::picture::Picture;
 use super::scale::Scaler;
@@ -251,14 +251,14 @@ impl Dataset {
     /// # Errors
     /// As [`part`](Self::part).
     pub fn frames(&self, clip: &Clip, augment: &Augment, range: Range<usize>) -> Result<Frames> {
-        self.part(clip, augment, &Part::whole(range, self.config.height))
+        self.part(clip, augment, &FrameRegion::whole(range, self.config.height))
     }
 
     /// Decodes `part` of `clip`, resized, cropped and mirrored.
     ///
     /// # Errors
     /// The file has changed or is damaged since it was probed; names the file and the reason. The part reaches past the clip.
-    pub fn part(&self, clip: &Clip, augment: &Augment, part: &Part) -> Result<Frames> {
+    pub fn part(&self, clip: &Clip, augment: &Augment, part: &FrameRegion) -> Result<Frames> {
         self.part_until(clip, augment, part, None)
     }
 
@@ -267,10 +267,10 @@ impl Dataset {
         &self,
         clip: &Clip,
         augment: &Augment,
-        part: &Part,
+        part: &FrameRegion,
         stop: Option<&AtomicBool>,
     ) -> Result<Frames> {
-        let Part { frames, lines } = part;
+        let FrameRegion { frames, lines } = part;
         let (count, height) = (self.config.frames, self.config.height);
         if frames.start > frames.end || frames.end > count || lines.start >= lines.end || lines.end > height {
             bail!("frames {frames:?}, lines {lines:?}, of a clip of {count} frames of {height} lines");
@@ -292,7 +292,7 @@ impl Dataset {
         &self,
         clip: &Clip,
         augment: &Augment,
-        part: &Part,
+        part: &FrameRegion,
         stop: Option<&AtomicBool>,
         out: &mut Frames,
     ) -> Reason<()> {

@@ -19,13 +19,13 @@ pub enum RowOrder {
 
 /// A part of a clip: the same lines of some consecutive frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct FrameRegion {
     pub frames: Range<usize>,
     /// Lines of pixels of each frame, at least one.
     pub lines: Range<usize>,
 }
 
-impl Part {
+impl FrameRegion {
     /// Whole frames, of `height` lines.
     pub fn whole(frames: Range<usize>, height: usize) -> Self {
         Self { frames, lines: 0..height }
@@ -90,8 +90,8 @@ pub fn token_grid(size: [usize; 3], patch: [usize; 3]) -> Result<[usize; 3]> {
 
 impl Frames {
     /// `part` of a black clip of `height` and `width`.
-    pub fn black(part: &Part, height: usize, width: usize) -> Self {
-        let Part { frames, lines } = part.clone();
+    pub fn black(part: &FrameRegion, height: usize, width: usize) -> Self {
+        let FrameRegion { frames, lines } = part.clone();
         Self { first: frames.start, lines, height, width, data: vec![0; part.bytes(width)] }
     }
 
@@ -186,8 +186,8 @@ impl Frames {
 
     fn layout(&self, patch: [usize; 3], tokens: &Range<usize>, values: usize) -> Result<Layout> {
         let [_, rows, columns] = token_grid([patch[0], self.height, self.width], patch)?;
-        let needed = Part::of_tokens(tokens.clone(), [0, rows, columns], patch);
-        let held = Part { frames: self.first..self.first + self.count(), lines: self.lines.clone() };
+        let needed = FrameRegion::of_tokens(tokens.clone(), [0, rows, columns], patch);
+        let held = FrameRegion { frames: self.first..self.first + self.count(), lines: self.lines.clone() };
         let within = |a: &Range<usize>, b: &Range<usize>| a.start >= b.start && a.end <= b.end;
         let there = within(&needed.frames, &held.frames) && within(&needed.lines, &held.lines);
         if !there && !tokens.is_empty() {

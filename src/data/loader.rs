@@ -4,7 +4,7 @@
 //! decoded is an error in its place, and the last thing that comes: training never goes on without a clip unawares.
 
 use super::dataset::{Clip, Dataset};
-use super::frames::{Frames, Part};
+use super::frames::{FrameRegion, Frames};
 use super::order::Request;
 use crate::parallel::thread_refused;
 use crate::{Error, Result};
@@ -32,7 +32,7 @@ pub struct Loader {
 
 struct Shared {
     dataset: Arc<Dataset>,
-    part: Part,
+    part: FrameRegion,
     prefetch: usize,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -58,7 +58,7 @@ impl Loader {
     /// The system refuses a thread.
     pub fn new(
         dataset: Arc<Dataset>,
-        part: Part,
+        part: FrameRegion,
         prefetch: usize,
         requests: impl Iterator<Item = Request> + Send + 'static,
     ) -> Result<Self> {

@@ -1,7 +1,7 @@
 //! Folders to clips to the frames that a rank's tokens lie in.
 //!
 //! [`Dataset`] walks a folder, finds out what each file holds and cuts it into [`Clip`]s; [`Dataset::frames`] decodes a
-//! [`Part`] of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile; [`Loader`]
+//! [`FrameRegion`] of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile; [`Loader`]
 //! does the decoding ahead of the step. Whatever is not used is a [`Skipped`] with its reason.
 //!
 //! Only the files marked as such talk to FFmpeg, and only `av` does so unsafely. `docs/data.md` tells the rules.
@@ -42,7 +42,7 @@ pub use captions::{CaptionLine, caption_lines};
 pub use cut::{Cut, resample};
 pub use dataset::{Clip, Dataset};
 pub use decoding::Decoding;
-pub use frames::{Frames, Part, RowOrder, level, token_grid};
+pub use frames::{FrameRegion, Frames, RowOrder, level, token_grid};
 pub use loader::{Loader, Sample};
 pub use order::{Augment, Request};
 pub use overlap::Overlaps;

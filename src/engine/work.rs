@@ -1,4 +1,4 @@
-//! How many operations a step is, for a [`Watch`](crate::watch::Watch) to say how far it is: products only, as this engine does them,
+//! How many operations a step is, for a [`StepMeter`](crate::meter::StepMeter) to say how far it is: products only, as this engine does them,
 //! recomputed ones counted too. What any engine would have to do at least is [`plan::flop`](crate::plan::flop)'s business.
 
 use std::sync::PoisonError;

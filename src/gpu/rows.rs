@@ -54,8 +54,8 @@ impl PerSample {
     pub const NONE: Self = Self { values: 0, stride: 0 };
 
     /// From number `offset` of what is held, for a kernel of `stream`, and what is to be dropped once that is launched.
-    pub fn at<'a>(held: &'a Lent, stream: &'a CudaStream, offset: usize, stride: usize) -> Result<(Self, Reading<'a>)> {
-        let (start, reading) = held.view::<f32>()?.view_ptr(stream);
+    pub fn at<'a>(lent: &'a Lent, stream: &'a CudaStream, offset: usize, stride: usize) -> Result<(Self, Reading<'a>)> {
+        let (start, reading) = lent.view::<f32>()?.view_ptr(stream);
         Ok((Self { values: start + 4 * offset as u64, stride: stride as i64 }, reading))
     }
 }

@@ -208,8 +208,8 @@ impl<O: Op1> CustomOp1 for Custom<O> {
         let dy = dy.contiguous()?;
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let held = [x, y, &dy].map(crate::gpu::Lent::new);
-            let [x, y, dy] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
+            let lent = [x, y, &dy].map(crate::gpu::Lent::new);
+            let [x, y, dy] = [lent[0].array(O::NAME)?, lent[1].array(O::NAME)?, lent[2].array(O::NAME)?];
             return Ok(Some(x.tensor(self.0.gpu_backward(x, y, dy)?)));
         }
         Ok(Some(match x.dtype() {
@@ -257,8 +257,8 @@ impl<O: Op2> CustomOp2 for Custom<O> {
         let dy = dy.contiguous()?;
         #[cfg(feature = "cuda")]
         if a.device().is_cuda() {
-            let held = [a, b, &dy].map(crate::gpu::Lent::new);
-            let [a, b, dy_array] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
+            let lent = [a, b, &dy].map(crate::gpu::Lent::new);
+            let [a, b, dy_array] = [lent[0].array(O::NAME)?, lent[1].array(O::NAME)?, lent[2].array(O::NAME)?];
             let [da, db] = self.0.gpu_backward(a, b, dy_array)?;
             let gradient =
                 |values: Option<Numbers>, like: Array| values.map_or_else(|| dy.clone(), |values| like.tensor(values));

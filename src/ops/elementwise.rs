@@ -161,7 +161,7 @@ impl Op1 for Silu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::held;
+    use crate::ops::storage_bytes;
     use candle_core::Device;
 
     #[test]
@@ -175,6 +175,6 @@ mod tests {
         {
             assert_eq!(*c, a + b);
         }
-        assert_eq!(held(&c), 4 * 3 * 6);
+        assert_eq!(storage_bytes(&c), 4 * 3 * 6);
     }
 }

@@ -84,8 +84,8 @@ impl Linear {
     pub fn accumulate(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let held = [x, dy].map(crate::gpu::Lent::new);
-            return self.accumulate_on_gpu(held[0].array("linear")?, held[1].array("linear")?);
+            let lent = [x, dy].map(crate::gpu::Lent::new);
+            return self.accumulate_on_gpu(lent[0].array("linear")?, lent[1].array("linear")?);
         }
         match x.dtype() {
             DType::F64 => self.add_grads::<f64>(&read(x)?, &read(dy)?),

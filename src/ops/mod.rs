@@ -59,7 +59,7 @@ pub use math::Real;
 pub use norm::{Affine, layer_norm, rms_norm, rms_rope};
 pub use param::Param;
 pub(crate) use products::packed_words;
-pub use release::{held, release, restore};
+pub use release::{release, restore, storage_bytes};
 pub use rope::Rope;
 pub use tape::Tape;
 

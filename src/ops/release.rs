@@ -7,16 +7,16 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail}
 
 /// Gives the memory of `t`'s storage back; nothing if that is done already.
 pub fn release(t: &Tensor) -> Result<()> {
-    if held(t) > 0 { t.inplace_op1(&Resize(0)) } else { Ok(()) }
+    if storage_bytes(t) > 0 { t.inplace_op1(&Resize(0)) } else { Ok(()) }
 }
 
 /// Takes memory for `t`, all of whose storage was [released](release), and fills it with zeros; as it is if it was not.
 pub fn restore(t: &Tensor) -> Result<()> {
-    if held(t) == 0 { t.inplace_op1(&Resize(t.elem_count())) } else { Ok(()) }
+    if storage_bytes(t) == 0 { t.inplace_op1(&Resize(t.elem_count())) } else { Ok(()) }
 }
 
 /// Bytes of the storage that `t` is in, or is a view of.
-pub fn held(t: &Tensor) -> usize {
+pub fn storage_bytes(t: &Tensor) -> usize {
     match &*t.storage_and_layout().0 {
         Storage::Cpu(CpuStorage::F32(values)) => size_of_val(values.as_slice()),
         Storage::Cpu(CpuStorage::F64(values)) => size_of_val(values.as_slice()),

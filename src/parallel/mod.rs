@@ -16,6 +16,7 @@ mod launch;
 mod launcher_env;
 mod links;
 mod mesh;
+mod metered;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "nccl")]
@@ -33,7 +34,6 @@ mod split;
 mod sum;
 mod threads;
 mod torchrun_env;
-mod watched;
 pub mod wire;
 
 use candle_core::{Device, Tensor};
@@ -44,6 +44,7 @@ pub use control::ControlPlane;
 pub use launch::{Launch, Limits, threads_per_rank};
 pub use launcher_env::{LauncherEnv, is_first, is_to_tell};
 pub use mesh::Mesh;
+pub use metered::Metered;
 pub use secret::{Key, Secret};
 pub use sequence::Sequence;
 pub use single::Single;
@@ -51,7 +52,6 @@ pub use spawn::{start_pool, thread_refused};
 pub use split::Split;
 pub use threads::run as run_threads;
 pub use torchrun_env::TorchrunEnv;
-pub use watched::Watched;
 
 /// How [`Communicator::all_reduce`] combines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

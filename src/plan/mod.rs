@@ -168,7 +168,7 @@ impl Plan {
 
 /// The network of a config: the sizes it names, or the config.json of the folder that it names. No weights are read.
 pub fn network(config: &RunConfig) -> Result<ModelConfig> {
-    let Some(from) = &config.model.from else { return Ok(crate::train::job::network(config)) };
+    let Some(from) = &config.model.from else { return Ok(crate::train::setup::network(config)) };
     let path = crate::train::named::NamedModel::find(&crate::hub::resolve(from)?)?.dir.join("config.json");
     let json = read_config(&path).map_err(|e| e.at("model.from"))?;
     ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))

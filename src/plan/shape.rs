@@ -4,7 +4,7 @@ use candle_core::DType;
 
 use crate::Result;
 use crate::config::{Compute, Hardware, RunConfig};
-use crate::data::Part;
+use crate::data::FrameRegion;
 use crate::engine::heads::shares;
 use crate::engine::stash::{self, Shapes};
 use crate::engine::{check_on_gpu, precision, tile_rows};
@@ -53,7 +53,7 @@ impl Shape {
             [heads, Split::new(heads, ulysses).count(within % ulysses)]
         };
         let local = Split::new(tokens, sequence).range(within);
-        let part = Part::of_tokens(local.clone(), grid, model.patch_size);
+        let part = FrameRegion::of_tokens(local.clone(), grid, model.patch_size);
         let rows = train.batch * local.len();
         let group_tokens = Split::new(tokens, ring).count(within / ulysses);
         let tile = tile_rows(train.tile, model.ffn_dim, train.device).min(rows);

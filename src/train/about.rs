@@ -1,11 +1,11 @@
-//! What a run records of itself besides its measurements, for whoever looks at its folder: what was planned, and what
-//! its data are. Nothing here ends a run: what cannot be written is a warning.
+//! Writes what was planned for a run, and what its data are, into its folder. Nothing here ends a run: what cannot be written is a
+//! warning.
 
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 
-use super::job::Job;
+use super::setup::RunSetup;
 use crate::data::{Decoding, draw_sheet, report};
 use crate::files::atomic_write;
 use crate::parallel::LauncherEnv;
@@ -23,8 +23,8 @@ const SHEET_TIME: Duration = Duration::from_secs(5);
 const LARGEST: usize = 4 << 20;
 
 /// Writes `plan.json`, `data.json` and `data.png` into the run's folder.
-pub fn record(job: &Job) {
-    for (what, written) in [("plan.json", plan(job)), ("data.json", data(job)), ("data.png", sheet(job))] {
+pub fn record(setup: &RunSetup) {
+    for (what, written) in [("plan.json", plan(setup)), ("data.json", data(setup)), ("data.png", sheet(setup))] {
         if let Err(e) = written {
             tracing::warn!("{what} is not written, and the run goes on without: {e}");
         }
@@ -32,22 +32,22 @@ pub fn record(job: &Job) {
 }
 
 /// What memory was planned: of the process whose peak the metrics have.
-fn plan(job: &Job) -> Result<()> {
-    let plan = Plan::with_decoding(&job.config, &job.model, false, Some(&Decoding::of(&job.dataset)))?;
+fn plan(setup: &RunSetup) -> Result<()> {
+    let plan = Plan::with_decoding(&setup.config, &setup.model, false, Some(&Decoding::of(&setup.dataset)))?;
     let alone = LauncherEnv::here().is_none(); // then all ranks are its threads
     let bytes = if alone { plan.total() } else { plan.per_rank() };
     let about = json!({
-        "bytes": bytes, "ranks": plan.ranks.len(), "tokens_per_clip": plan.tokens, "tokens_per_step": job.tokens()?,
+        "bytes": bytes, "ranks": plan.ranks.len(), "tokens_per_clip": plan.tokens, "tokens_per_step": setup.tokens()?,
         "parameters": plan.parameters,
     });
-    write(job, "plan.json", &about)
+    write(setup, "plan.json", &about)
 }
 
 /// What `longreel scan` says of the clips, of many files the first.
-fn data(job: &Job) -> Result<()> {
-    let root = hub::resolve(&job.config.data.path)?;
-    let tokens = job.model.grid([job.config.data.frames, job.config.data.height, job.config.data.width])?;
-    let mut about = report(&job.dataset, &root, Some(tokens.iter().product()));
+fn data(setup: &RunSetup) -> Result<()> {
+    let root = hub::resolve(&setup.config.data.path)?;
+    let tokens = setup.model.grid([setup.config.data.frames, setup.config.data.height, setup.config.data.width])?;
+    let mut about = report(&setup.dataset, &root, Some(tokens.iter().product()));
     for (list, count) in [("files", "file_count"), ("skipped", "skipped_count")] {
         let Some(named) = about[list].as_array_mut() else { continue };
         let all = named.len();
@@ -55,20 +55,20 @@ fn data(job: &Job) -> Result<()> {
         named.iter_mut().filter_map(Value::as_object_mut).for_each(|file| drop(file.remove("caption")));
         about[count] = all.into();
     }
-    write(job, "data.json", &about)
+    write(setup, "data.json", &about)
 }
 
-fn sheet(job: &Job) -> Result<()> {
-    let data = &job.config.data;
+fn sheet(setup: &RunSetup) -> Result<()> {
+    let data = &setup.config.data;
     let large = |height: usize, width: usize| height.saturating_mul(width) > LARGEST;
-    if large(data.height, data.width) || job.dataset.files().iter().any(|file| large(file.height, file.width)) {
+    if large(data.height, data.width) || setup.dataset.files().iter().any(|file| large(file.height, file.width)) {
         return Ok(());
     }
-    let path = job.folder.root().join("data.png");
+    let path = setup.folder.root().join("data.png");
     let root = hub::resolve(&data.path)?;
-    draw_sheet(&job.dataset, &root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
+    draw_sheet(&setup.dataset, &root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
 }
 
-fn write(job: &Job, name: impl AsRef<Path>, about: &Value) -> Result<()> {
-    atomic_write(&job.folder.root().join(name), |out| writeln!(out, "{about:#}"))
+fn write(setup: &RunSetup, name: impl AsRef<Path>, about: &Value) -> Result<()> {
+    atomic_write(&setup.folder.root().join(name), |out| writeln!(out, "{about:#}"))
 }

@@ -42,9 +42,9 @@ pub fn loss_curve(metrics: &Path, out: &Path) -> Result<()> {
         bail!("{}: there is no memory left to draw it, which takes up to {}", out.display(), gib(ROOM as u64));
     }
     let (mut raw, mut heldout) = (Thinned::default(), Thinned::default());
-    metrics::each(metrics, |Losses { step, loss, heldout: held }| {
+    metrics::each(metrics, |Losses { step, loss, heldout: heldout_loss }| {
         raw.push((step as f64, loss.min(HIGHEST)));
-        if let Some(loss) = held {
+        if let Some(loss) = heldout_loss {
             heldout.push((step as f64, loss.min(HIGHEST)));
         }
     })?;

@@ -1,4 +1,4 @@
-//! What a run shows while it goes: one line that renews itself on a terminal, a log line now and then elsewhere.
+//! Shows a run's progress: one line that renews itself on a terminal, a log line now and then elsewhere.
 
 use crate::files::gib;
 use crate::terminal::{self, clock, epoch, rate};
@@ -214,8 +214,8 @@ fn line(
     left: Option<Duration>,
 ) -> String {
     let epochs = format!("epoch {}/{}", epoch(times), epoch(times / step.max(1) as f64 * total as f64));
-    let (rate, held) = (rate(tokens_per_s), held(memory));
-    let line = format!("step {step}/{total}  {epochs}  loss {loss:.4}  {rate} tokens/s{held}");
+    let (rate, memory_text) = (rate(tokens_per_s), memory_text(memory));
+    let line = format!("step {step}/{total}  {epochs}  loss {loss:.4}  {rate} tokens/s{memory_text}");
     match left {
         Some(left) if step < total => line + "  ETA " + &clock(left),
         _ => line,
@@ -232,7 +232,7 @@ fn within(
     left: Option<Duration>,
     later: Option<Duration>,
 ) -> String {
-    let line = format!("step {step}/{total}  {:.1} %  {at}{}", 100.0 * share, held(memory));
+    let line = format!("step {step}/{total}  {:.1} %  {at}{}", 100.0 * share, memory_text(memory));
     match (left, later) {
         (None, _) => line,
         (Some(left), Some(later)) if !later.is_zero() => {
@@ -242,7 +242,7 @@ fn within(
     }
 }
 
-fn held(memory: Memory) -> String {
+fn memory_text(memory: Memory) -> String {
     match memory.now {
         0 => String::new(),
         now => format!("  {} (peak {})", gib(now), gib(memory.peak)),

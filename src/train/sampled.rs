@@ -1,11 +1,11 @@
-//! A sampled clip: its pixels, sharded over the ranks of its sequence, and their way to rank 0 and to a file.
+//! Takes a sampled clip's pixels, sharded over the ranks of its sequence, to rank 0 and to a file.
 
 use candle_core::Tensor;
 use std::ops::Range;
 use std::path::Path;
 
 use crate::data::write::{PngWriter, write_video};
-use crate::data::{Frames, Part, RowOrder, token_grid};
+use crate::data::{FrameRegion, Frames, RowOrder, token_grid};
 use crate::ops::read;
 use crate::parallel::{Communicator, Split};
 use crate::{Result, bail};
@@ -23,7 +23,7 @@ pub struct Sampled {
 /// The rate of clips whose data had none.
 pub const FPS_OF_IMAGES: f64 = 24.0;
 
-/// Numbers that travel to rank 0 at a time, if a line of patches has not more.
+/// Elements that travel to rank 0 at a time, unless a line of patches has more.
 const BAND: usize = 1 << 20;
 
 impl Sampled {
@@ -44,23 +44,23 @@ impl Sampled {
         let [times, lines, columns] = self.grid;
         let row = self.rows.dims()[1];
         let split = Split::new(times * lines * columns, comm.size());
-        let mine = split.range(comm.rank());
-        let within = |tokens: &Range<usize>, held: &Range<usize>| {
-            tokens.start.clamp(held.start, held.end)..tokens.end.clamp(held.start, held.end)
+        let own = split.range(comm.rank());
+        let within = |tokens: &Range<usize>, own: &Range<usize>| {
+            tokens.start.clamp(own.start, own.end)..tokens.end.clamp(own.start, own.end)
         };
         let band = (BAND / (columns * row)).clamp(1, lines);
         for (t, first) in (0..times).flat_map(|t| (0..lines).step_by(band).map(move |first| (t, first))) {
             let last = (first + band).min(lines);
             let tokens = (t * lines + first) * columns..(t * lines + last) * columns;
-            let to_send = within(&tokens, &mine);
+            let to_send = within(&tokens, &own);
             let empty = self.rows.narrow(0, 0, 0)?;
             let mut send = vec![empty; comm.size()];
-            send[0] = self.rows.narrow(0, to_send.start - mine.start, to_send.len())?;
+            send[0] = self.rows.narrow(0, to_send.start - own.start, to_send.len())?;
             let arriving = |rank| if comm.rank() == 0 { within(&tokens, &split.range(rank)) } else { 0..0 };
             let shapes: Vec<_> = (0..comm.size()).map(|rank| vec![arriving(rank).len(), row]).collect();
             let received = comm.all_to_all(send, &shapes)?;
             if comm.rank() == 0 {
-                let part = Part::of_tokens(tokens.clone(), self.grid, self.patch);
+                let part = FrameRegion::of_tokens(tokens.clone(), self.grid, self.patch);
                 let mut pixels = Frames::black(&part, self.size[1], self.size[2]);
                 for (rank, rows) in received.iter().enumerate() {
                     pixels.set_rows(self.patch, arriving(rank), RowOrder::ChannelLast, &read::<f32>(rows)?)?;
@@ -113,7 +113,7 @@ impl Sampled {
     /// Those of the ranks' exchange.
     pub fn collect(&self, comm: &dyn Communicator) -> Result<Option<Frames>> {
         let [frames, height, width] = self.size;
-        let mut clip = (comm.rank() == 0).then(|| Frames::black(&Part::whole(0..frames, height), height, width));
+        let mut clip = (comm.rank() == 0).then(|| Frames::black(&FrameRegion::whole(0..frames, height), height, width));
         self.bands(comm, |band| {
             if let Some(clip) = &mut clip {
                 clip.place(&band);

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use longreel::config::{Diffusion, Prediction, Sample, SamplerKind};
 use longreel::data::write::{PngWriter, write_image};
-use longreel::data::{Frames, Part, RowOrder};
+use longreel::data::{FrameRegion, Frames, RowOrder};
 use longreel::diffusion::{
     Guidance, Objective, Sampler, channel_first, inference_sigmas, noise_rows, sample_key, timestep,
 };
@@ -227,7 +227,7 @@ fn wide() -> (Vec<f32>, Frames) {
     let mut rows = vec![0.0; 4096 * 768];
     noise_rows(sample_key(3, 3), 0..4096, 768, &mut rows);
     rows.iter_mut().for_each(|v| *v *= 0.6);
-    let mut frames = Frames::black(&Part::whole(0..1, 64), 64, 16384);
+    let mut frames = Frames::black(&FrameRegion::whole(0..1, 64), 64, 16384);
     frames.set_rows([1, 16, 16], 0..4096, RowOrder::ChannelLast, &rows).unwrap();
     (rows, frames)
 }
@@ -269,7 +269,7 @@ fn a_clip_of_several_frames_comes_frame_by_frame() {
     let (size, patch) = ([4, 8, 12], [2, 4, 4]); // 12 tokens
     let mut rows = vec![0.0; 12 * 96];
     noise_rows(sample_key(3, 4), 0..12, 96, &mut rows);
-    let mut frames = Frames::black(&Part::whole(0..4, 8), 8, 12);
+    let mut frames = Frames::black(&FrameRegion::whole(0..4, 8), 8, 12);
     frames.set_rows(patch, 0..12, RowOrder::ChannelLast, &rows).unwrap();
     let clips = run_threads(5, 1, |comm| {
         let mine = Split::new(12, 5).range(comm.rank());

@@ -22,10 +22,10 @@ use super::pieces::{self, Pieces};
 use super::queries::{Layout, Saved, pack_queries};
 use super::weights::{Band, Pairs, Weights};
 use super::{PACKED, band, by_row, wide};
+use crate::meter::StepMeter;
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right, strip};
-use crate::watch::Watch;
 
 /// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of dq's sums follows
 /// from it.
@@ -35,7 +35,7 @@ const GROUP: usize = 384;
 /// heads matter for it, since the order of the sums of dk and dv follows from it.
 const HALVED: usize = 8192;
 
-/// dq, dk and dv, each like q, k and v, rounded to `O`. Once `watch` says stop, what is left of them is garbage.
+/// dq, dk and dv, each like q, k and v, rounded to `O`. Once `meter` says stop, what is left of them is garbage.
 pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     q: Heads<E>,
     k: Heads<E>,
@@ -43,7 +43,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     saved: Saved<E>,
     all: usize,
     scale: f64,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> [Vec<O>; 3] {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let (blocks, groups) = (sq.div_ceil(S::WIDTH), sk.div_ceil(GROUP));
@@ -58,7 +58,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
     let mut sums = Scratch::take(sums_words);
     let chunk_grads = dk.chunks_mut(at_once * sk * d).zip(dv.chunks_mut(at_once * sk * d));
     for (chunk, (dq, (dk, dv))) in dq.chunks_mut(at_once * sq * d).zip(chunk_grads).enumerate() {
-        if watch.stops() {
+        if meter.stops() {
             break;
         }
         let first = chunk * at_once;
@@ -75,7 +75,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
         let of_head =
             |head: usize| [head * blocks..head * blocks + middle, head * blocks + middle..(head + 1) * blocks];
         let of_all = (0..count).flat_map(of_head).filter(|blocks| !blocks.is_empty()).collect();
-        let lanes = Lanes::new(sums, sums_len, of_all, groups, watch);
+        let lanes = Lanes::new(sums, sums_len, of_all, groups, meter);
         let rows = dk.chunks_mut(sk * d).zip(dv.chunks_mut(sk * d));
         let grads = rows.flat_map(|(dk, dv)| dk.chunks_mut(GROUP * d).zip(dv.chunks_mut(GROUP * d)));
         let grads: Vec<_> = grads.map(|(dk, dv)| Mutex::new(Grads { dk, dv, half: None })).collect();
@@ -105,7 +105,7 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
                     scale,
                     grads: &grads[head * groups + group],
                     halves,
-                    watch,
+                    meter,
                 };
                 // SAFETY: this unit was chosen for this CPU.
                 unsafe { S::run(keys) }
@@ -177,7 +177,7 @@ struct Keys<'a, E, O> {
     grads: &'a Mutex<Grads<'a, O>>,
     /// Whether another task does the same keys with the head's other queries.
     halves: bool,
-    watch: &'a Watch,
+    meter: &'a StepMeter,
 }
 
 impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
@@ -260,7 +260,7 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
         if stopped {
             return;
         }
-        self.watch.add(super::BACKWARD * (keys * self.queries * d) as u64);
+        self.meter.add(super::BACKWARD * (keys * self.queries * d) as u64);
         let mut grads = self.grads.lock().unwrap_or_else(PoisonError::into_inner);
         match grads.half.take() {
             Some(mut half) => sums.floats().iter_mut().zip(half.floats()).for_each(|(x, half)| *x += *half),

@@ -14,10 +14,10 @@ use super::pack::{Element, Heads, columns_words, rows_words, steps};
 use super::pieces::{self, Pieces};
 use super::softmax::{Running, Softmax};
 use super::{PACKED, band, by_row, wide};
+use crate::meter::StepMeter;
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right};
-use crate::watch::Watch;
 
 /// Bands of a task at most: their sums and words stay in L2 while a key panel stays in L1.
 const BANDS: usize = 8;
@@ -25,14 +25,14 @@ const BANDS: usize = 8;
 /// o `[B, H, Sq, d]`, rounded to `O`, and lse `[B, H, Sq]`.
 ///
 /// lse is f64: merging the results of several runs of keys takes differences of it, and an f32 near 1e4 is off by 5e-4.
-/// Once `watch` says stop, what is left of both stays 0.
+/// Once `meter` says stop, what is left of both stays 0.
 pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
     q: Heads<E>,
     k: Heads<E>,
     v: Heads<E>,
     all: usize,
     scale: f64,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> (Vec<O>, Vec<f64>) {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let panels = sk.div_ceil(S::WIDTH);
@@ -46,7 +46,7 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
     let mut packed = Scratch::take(words);
     let chunks = o.chunks_mut(at_once * sq * d).zip(lse.chunks_mut(at_once * sq)).enumerate();
     for (chunk, (o, lse)) in chunks {
-        if watch.stops() {
+        if meter.stops() {
             break;
         }
         let first = chunk * at_once;
@@ -63,7 +63,7 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
             let rows = o.par_chunks_mut(block * d).zip(lse.par_chunks_mut(block)).enumerate().with_max_len(1);
             rows.for_each(|(i, (o, lse))| {
                 let panels = &packed[head * panels * panel..][..panels * panel];
-                let task = Rows { q: &q, head: first + head, first: i * block, panels, sk, scale, o, lse, watch };
+                let task = Rows { q: &q, head: first + head, first: i * block, panels, sk, scale, o, lse, meter };
                 // SAFETY: this unit was chosen for this CPU.
                 unsafe { S::run(task) }
             });
@@ -89,7 +89,7 @@ struct Rows<'a, E, O> {
     scale: f64,
     o: &'a mut [O],
     lse: &'a mut [f64],
-    watch: &'a Watch,
+    meter: &'a StepMeter,
 }
 
 impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
@@ -117,13 +117,13 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             squares: squares.floats().as_mut_ptr(),
         };
         let pieces = bands * self.sk.div_ceil(S::WIDTH);
-        let mut stopped = self.watch.stops();
+        let mut stopped = self.meter.stops();
         if !stopped {
             // Woven only over several bands, since weights rescale the sums of their rows.
             // SAFETY: the features are there, and the pieces; nothing else touches what the pass points to.
             unsafe {
                 pieces::take::<S, _>(&pass, pieces, S::MATRIX && bands > 1, |i| {
-                    stopped = (i + 1).is_multiple_of(bands) && i + 1 < pieces && self.watch.stops();
+                    stopped = (i + 1).is_multiple_of(bands) && i + 1 < pieces && self.meter.stops();
                     !stopped
                 });
             }
@@ -141,7 +141,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             let log2 = f64::from(max) + f64::from(sum).log2();
             *lse = log2 * std::f64::consts::LN_2;
         }
-        self.watch.add(super::FORWARD * (rows * self.sk * d) as u64);
+        self.meter.add(super::FORWARD * (rows * self.sk * d) as u64);
     }
 }
 

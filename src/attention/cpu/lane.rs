@@ -3,14 +3,14 @@
 //! Each *lane* (a head, or a half of one) has blocks of its own, which `groups` tasks visit from first to last; a task may touch
 //! a block once the task before it has left that block. Tasks follow each other a block apart and the sums' order does not depend
 //! on who runs them. Tasks must be started in order, each by a thread that runs it to the end: then the oldest unfinished one
-//! never waits, and no wait is forever. A panic of one is passed on to those that wait for it; where a [`Watch`] says stop, nobody
+//! never waits, and no wait is forever. A panic of one is passed on to those that wait for it; where a [`StepMeter`] says stop, nobody
 //! waits any more and sums stay as they are.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::watch::Watch;
+use crate::meter::StepMeter;
 
 /// The shared sums of all lanes.
 pub(super) struct Lanes<'a> {
@@ -23,7 +23,7 @@ pub(super) struct Lanes<'a> {
     /// Blocks that each (lane, group) has left.
     left: Vec<AtomicUsize>,
     failed: AtomicBool,
-    watch: &'a Watch,
+    meter: &'a StepMeter,
     borrow: PhantomData<&'a mut [f32]>,
 }
 
@@ -35,12 +35,12 @@ impl<'a> Lanes<'a> {
     ///
     /// # Panics
     /// If lanes share a block, or have one that is not there.
-    pub fn new(sums: &'a mut [f32], len: usize, lanes: Vec<Range<usize>>, groups: usize, watch: &'a Watch) -> Self {
+    pub fn new(sums: &'a mut [f32], len: usize, lanes: Vec<Range<usize>>, groups: usize, meter: &'a StepMeter) -> Self {
         let left = (0..lanes.len() * groups).map(|_| AtomicUsize::new(0)).collect();
         let failed = AtomicBool::new(false);
         assert!(lanes.windows(2).all(|two| two[0].end <= two[1].start), "lanes apart");
         assert!(lanes.iter().all(|lane| lane.end * len <= sums.len()), "blocks of lanes are there");
-        Self { sums: sums.as_mut_ptr(), len, lanes, groups, left, failed, watch, borrow: PhantomData }
+        Self { sums: sums.as_mut_ptr(), len, lanes, groups, left, failed, meter, borrow: PhantomData }
     }
 
     /// The number of lanes.
@@ -75,7 +75,7 @@ impl Task<'_> {
     /// Waits for the task before to leave block `block` of the lane, then holds the block until the guard is dropped. Blocks are visited in
     /// order, from 0. None: the pass is to stop, and so must the task.
     pub fn visit(&mut self, block: usize) -> Option<Visit<'_>> {
-        if self.lanes.watch.stops() {
+        if self.lanes.meter.stops() {
             return None;
         }
         let at = self.lane * self.lanes.groups + self.group;
@@ -87,7 +87,7 @@ impl Task<'_> {
             let mut spins = 0u32;
             while before.load(Ordering::Acquire) <= block {
                 assert!(!self.lanes.failed.load(Ordering::Relaxed), "another thread of this pass panicked");
-                if self.lanes.watch.stops() {
+                if self.lanes.meter.stops() {
                     return None;
                 }
                 spins += 1;
@@ -145,8 +145,8 @@ mod tests {
         let run = |threads: usize| {
             let (len, groups, lanes) = (3, 7, vec![0..5, 5..8]);
             let mut sums = vec![f32::NAN; 8 * len];
-            let watch = Watch::default();
-            let shared = Lanes::new(&mut sums, len, lanes, groups, &watch);
+            let meter = StepMeter::default();
+            let shared = Lanes::new(&mut sums, len, lanes, groups, &meter);
             let tasks = Mutex::new((0..groups).flat_map(|g| (0..shared.count()).map(move |l| (l, g))));
             std::thread::scope(|scope| {
                 for _ in 0..threads {

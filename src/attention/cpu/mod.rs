@@ -18,10 +18,10 @@ use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD};
+use crate::meter::StepMeter;
 pub use crate::ops::cpu::Path;
 use crate::ops::cpu::simd::{Simd, WIDTH};
 use crate::ops::cpu::with_unit;
-use crate::watch::Watch;
 use crate::{Result, bail};
 use pack::{Element, Heads};
 
@@ -52,9 +52,9 @@ pub(super) fn attend(
     v: &Tensor,
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor)> {
-    forward_as(Path::best(), q, k, v, scale, rounded, watch)
+    forward_as(Path::best(), q, k, v, scale, rounded, meter)
 }
 
 /// [`super::differentiate`] on the CPU.
@@ -67,14 +67,14 @@ pub(super) fn differentiate(
     [lse, delta]: [&Tensor; 2],
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    backward_as(Path::best(), q, k, v, d_o, [lse, delta], scale, rounded, watch)
+    backward_as(Path::best(), q, k, v, d_o, [lse, delta], scale, rounded, meter)
 }
 
 /// [`super::flash`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
 pub fn forward_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-    forward_as(path, q, k, v, scale, true, &Watch::default())
+    forward_as(path, q, k, v, scale, true, &StepMeter::default())
 }
 
 /// o and lse: `rounded` to q's dtype and to its [`statistic`](check::statistic)'s, or in f32 and in f64.
@@ -85,18 +85,18 @@ fn forward_as(
     v: &Tensor,
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor)> {
     let [b, h, sq, d] = check_on(path, q, k, v, scale)?;
     if q.dtype() == DType::F64 {
-        watch.add(check::operations(FORWARD, [b, h, sq, d], k));
+        meter.add(check::operations(FORWARD, [b, h, sq, d], k));
         return super::reference::attention(q, k, v, scale);
     }
     let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
     macro_rules! run {
         ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
-            let (o, lse) = with_unit!(path, $bf16, S => forward::forward::<S, $element, $out>(q, k, v, b * h, scale, watch));
+            let (o, lse) = with_unit!(path, $bf16, S => forward::forward::<S, $element, $out>(q, k, v, b * h, scale, meter));
             (Tensor::from_vec(o, (b, h, sq, d), &Device::Cpu)?, lse)
         }};
     }
@@ -121,7 +121,7 @@ pub fn backward_on(
     delta: &Tensor,
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    backward_as(path, q, k, v, d_o, [lse, delta], scale, true, &Watch::default())
+    backward_as(path, q, k, v, d_o, [lse, delta], scale, true, &StepMeter::default())
 }
 
 /// The gradients, `rounded` to q's dtype or in f32.
@@ -135,13 +135,13 @@ fn backward_as(
     [lse, delta]: [&Tensor; 2],
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let [b, h, sq, d] = check_on(path, q, k, v, scale)?;
     let sk = k.dims()[2];
     check::saved(q, d_o, [lse, delta])?;
     if q.dtype() == DType::F64 {
-        watch.add(check::operations(BACKWARD, [b, h, sq, d], k));
+        meter.add(check::operations(BACKWARD, [b, h, sq, d], k));
         return super::reference::attention_backward(q, k, v, d_o, lse, delta, scale);
     }
     let (lse, delta) = (lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?);
@@ -152,7 +152,7 @@ fn backward_as(
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
             let saved = queries::Saved { d_o: heads(&os)?, lse: &lse, delta: &delta };
             let [dq, dk, dv] =
-                with_unit!(path, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale, watch));
+                with_unit!(path, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale, meter));
             let tensor = |x, rows| Tensor::from_vec(x, (b, h, rows, d), &Device::Cpu);
             (tensor(dq, sq)?, tensor(dk, sk)?, tensor(dv, sk)?)
         }};

@@ -20,11 +20,11 @@ pub(crate) fn merge(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) 
         bail!("a ring adds up contiguous tensors")
     }
     let kernel = Kernel::of(&device_of(o)?, "ring_merge")?;
-    let (held, held_lse) = (Lent::new(more), Lent::new(more_lse));
+    let (lent, held_lse) = (Lent::new(more), Lent::new(more_lse));
     let (count, dim) = (rows as i64, d as i32);
     change_as::<f32, _>(o, |mut o| {
         change_as::<f64, _>(lse, |mut lse| {
-            let (more, more_lse) = (held.view::<f32>()?, held_lse.view::<f64>()?);
+            let (more, more_lse) = (lent.view::<f32>()?, held_lse.view::<f64>()?);
             let mut call = kernel.call();
             call.arg(&mut o).arg(&mut lse).arg(&more).arg(&more_lse).arg(&count).arg(&dim);
             // SAFETY: the kernel's arguments, all within their tensors.

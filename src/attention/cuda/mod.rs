@@ -13,7 +13,7 @@ use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD, operations};
 use crate::gpu::{Kernel, Lent, device_of, empty, tensor};
-use crate::watch::Watch;
+use crate::meter::StepMeter;
 use crate::{Result, bail};
 pub(super) use copy::{copy_rows, side_by_side};
 pub(super) use merge::merge;
@@ -79,7 +79,7 @@ pub(super) fn attend(
     v: &Tensor,
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor)> {
     let shape = check::operands(q, k, v, scale)?;
     let kernels = Kernels::of(q.dtype(), shape[3], !rounded)?;
@@ -89,7 +89,7 @@ pub(super) fn attend(
         (DType::BF16, false) => forward::<bf16, f32, f64>(&kernels, &q, &k, &v, scale)?,
         _ => forward::<f32, f32, f32>(&kernels, &q, &k, &v, scale)?,
     };
-    watch.add(operations(FORWARD, shape, &k));
+    meter.add(operations(FORWARD, shape, &k));
     let lse = if rounded { lse } else { lse.to_dtype(DType::F64)? };
     Ok((o, lse))
 }
@@ -104,7 +104,7 @@ pub(super) fn differentiate(
     [lse, delta]: [&Tensor; 2],
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let shape = check::operands(q, k, v, scale)?;
     check::saved(q, d_o, [lse, delta])?;
@@ -115,7 +115,7 @@ pub(super) fn differentiate(
         (DType::BF16, false) => backward::<bf16, f32>(&kernels, &inputs, scale)?,
         _ => backward::<f32, f32>(&kernels, &inputs, scale)?,
     };
-    watch.add(operations(BACKWARD, shape, k));
+    meter.add(operations(BACKWARD, shape, k));
     Ok(gradients)
 }
 
@@ -129,8 +129,8 @@ where
     let device = device_of(q)?;
     let (mut o, mut lse) = (empty::<O>(&device, b * h * sq * d)?, empty::<L>(&device, b * h * sq)?);
     let kernel = Kernel::of(&device, kernels.names[0])?;
-    let held = [q, k, v].map(Lent::new);
-    let [q_view, k_view, v_view] = [held[0].view::<T>()?, held[1].view::<T>()?, held[2].view::<T>()?];
+    let lent = [q, k, v].map(Lent::new);
+    let [q_view, k_view, v_view] = [lent[0].view::<T>()?, lent[1].view::<T>()?, lent[2].view::<T>()?];
     let [q_at, k_at, v_at] = [q, k, v].map(strides);
     let (queries, keys, dim, scale) = (sq as i32, k.dims()[2] as i32, d as i32, scale as f32);
     let mut call = kernel.call();
@@ -156,10 +156,10 @@ where
     let device = device_of(q)?;
     let [mut dq, mut dk, mut dv] =
         [empty::<O>(&device, b * h * sq * d)?, empty(&device, b * h * sk * d)?, empty(&device, b * h * sk * d)?];
-    let held = [q, k, v, d_o, lse, delta].map(Lent::new);
+    let lent = [q, k, v, d_o, lse, delta].map(Lent::new);
     let [q_view, k_view, v_view, d_o_view] =
-        [held[0].view::<T>()?, held[1].view::<T>()?, held[2].view::<T>()?, held[3].view::<T>()?];
-    let [lse_view, delta_view] = [held[4].view::<f32>()?, held[5].view::<f32>()?];
+        [lent[0].view::<T>()?, lent[1].view::<T>()?, lent[2].view::<T>()?, lent[3].view::<T>()?];
+    let [lse_view, delta_view] = [lent[4].view::<f32>()?, lent[5].view::<f32>()?];
     let at = [q, k, v, d_o].map(strides);
     let (queries, keys, dim, scale) = (sq as i32, sk as i32, d as i32, scale as f32);
     for (name, rows, block, of_keys) in

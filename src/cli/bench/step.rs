@@ -15,7 +15,7 @@ use crate::model::{Model, ModelConfig};
 use crate::ops::cpu::Path;
 use crate::parallel::{Communicator, Reduce, Sequence, run_threads};
 use crate::train::progress::page_faults;
-use crate::train::weights::Weights;
+use crate::train::weights::TrainState;
 use crate::{Result, bail};
 
 /// One training step of a Wan transformer on a random latent: forward, backward, AdamW.
@@ -98,7 +98,7 @@ fn measure(
     let bf16 = args.shape.dtype == Compute::Bf16;
     let train = Train { ema: 0.0, ..Train::default() };
     let model = Model::init(network, DType::F32, bf16, 0)?.to_device(device)?;
-    let weights = Weights::new(model, &train, comm.clone(), 0, None)?;
+    let weights = TrainState::new(model, &train, comm.clone(), 0, None)?;
     let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank(), device)?;
     let stash = Arc::new(Mutex::new(stash));
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;

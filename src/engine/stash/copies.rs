@@ -1,4 +1,4 @@
-//! Two threads that copy blocks to a store behind forward and from it ahead of backward.
+//! Two threads copy blocks to a store behind forward, and from it ahead of backward, so that neither waits.
 //!
 //! They are told nothing: each looks for a block that waits to be written, else for the block that is wanted next, and
 //! takes it. Two blocks at most wait or are being written, and one is read ahead, so what is in flight does not grow.
@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::pack::{Copier, Layout, Point, Pool};
-use super::{Copy, Hook, Saved, Settings, Shapes, not_there};
+use super::{Copy, Hook, Residuals, Settings, Shapes, not_there};
 use crate::parallel::thread_refused;
 use crate::{Error, Result, bail};
 
@@ -77,11 +77,11 @@ enum Block {
     /// Not put, or taken.
     Nowhere,
     /// Computed at this point.
-    Waits(Saved, Point),
+    Waits(Residuals, Point),
     Writing,
     Stored,
     Reading,
-    Ready(Saved),
+    Ready(Residuals),
 }
 
 impl Copies {
@@ -118,16 +118,16 @@ impl Copies {
         Ok(size)
     }
 
-    pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {
+    pub fn put(&mut self, i: usize, residuals: Residuals) -> Result<()> {
         let flying = |block: &&Block| matches!(block, Block::Waits(..) | Block::Writing);
         let state = self.shared.lock();
         let mut state = self.shared.wait(state, |state| state.blocks.iter().filter(flying).count() < FLYING)?;
         let blocks = state.blocks.len();
         let Some(layout) = &state.layout else { bail!("stash: no step has begun") };
-        let saved = layout.stored(saved)?;
+        let residuals = layout.stored(residuals)?;
         let now = self.shared.pool.now()?;
         match state.blocks.get_mut(i) {
-            Some(block @ Block::Nowhere) => *block = Block::Waits(saved, now.clone()),
+            Some(block @ Block::Nowhere) => *block = Block::Waits(residuals, now.clone()),
             _ => bail!("stash: block {i} of {blocks} was put twice, or there is no such block"),
         }
         // Backward begins with the last block.
@@ -136,7 +136,7 @@ impl Copies {
         Ok(())
     }
 
-    pub fn take(&mut self, i: usize) -> Result<Saved> {
+    pub fn take(&mut self, i: usize) -> Result<Residuals> {
         let now = self.shared.pool.now()?; // all that uses the block above was asked for
         let mut state = self.shared.lock();
         match state.blocks.get(i) {
@@ -149,7 +149,7 @@ impl Copies {
         state.wanted = i.checked_sub(1).map(|below| (below, now));
         self.shared.bell.notify_all();
         match (std::mem::replace(&mut state.blocks[i], Block::Nowhere), &state.layout) {
-            (Block::Ready(saved), Some(layout)) => layout.widened(saved),
+            (Block::Ready(residuals), Some(layout)) => layout.widened(residuals),
             _ => Err(not_there(i)),
         }
     }
@@ -219,12 +219,18 @@ impl Shared {
     }
 
     /// Writes what waited, or else reads; and where the block is then.
-    fn copy(&self, i: usize, waiting: Option<Saved>, layout: Option<&Layout>, copier: &mut Copier) -> Result<Block> {
+    fn copy(
+        &self,
+        i: usize,
+        waiting: Option<Residuals>,
+        layout: Option<&Layout>,
+        copier: &mut Copier,
+    ) -> Result<Block> {
         let Some(layout) = layout else { bail!("stash: no step has begun") };
         match waiting {
-            Some(saved) => {
+            Some(residuals) => {
                 (self.hook)(Copy::Write(i))?;
-                layout.write(self.store.as_ref(), i, &saved, copier)?;
+                layout.write(self.store.as_ref(), i, &residuals, copier)?;
                 Ok(Block::Stored)
             }
             None => {
@@ -237,14 +243,14 @@ impl Shared {
 
 impl State {
     /// The next copy, marked as begun: a block, when it may be copied, and what is to be written of it if it is not to be read.
-    fn next(&mut self) -> Option<(usize, Point, Option<Saved>)> {
+    fn next(&mut self) -> Option<(usize, Point, Option<Residuals>)> {
         if self.failure.is_some() {
             return None;
         }
         if let Some(i) = self.blocks.iter().position(|block| matches!(block, Block::Waits(..))) {
             let block = std::mem::replace(&mut self.blocks[i], Block::Writing);
-            let Block::Waits(saved, point) = block else { return None };
-            return Some((i, point, Some(saved)));
+            let Block::Waits(residuals, point) = block else { return None };
+            return Some((i, point, Some(residuals)));
         }
         let (i, point) = self.wanted.take_if(|(i, _)| matches!(self.blocks.get(*i), Some(Block::Stored)))?;
         self.blocks[i] = Block::Reading;

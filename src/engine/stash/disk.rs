@@ -1,4 +1,4 @@
-//! The stash in a scratch file, one a rank, opened once a run and used again by every step.
+//! Keeps the stash in a scratch file, one a rank, opened once a run and used again by every step.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

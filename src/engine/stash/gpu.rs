@@ -1,4 +1,4 @@
-//! Blocks of a GPU: pinned memory of the host for them, and copies there and back in streams of their own, beside the computing.
+//! Copies a GPU's blocks to pinned host memory and back, in streams of their own beside the computing stream.
 //!
 //! A copy waits for an event of the computing stream: one that was recorded when the block was put, for its tensors are computed by
 //! then, or when the block above was taken, for nothing uses its buffers any more then. cudarc keeps events with each allocation too,
@@ -183,7 +183,7 @@ impl Lane {
 /// A contiguous tensor's bytes.
 fn bytes_of<'a>(lent: &'a Lent, t: &Tensor) -> Result<CudaView<'a, u8>> {
     let n = t.elem_count();
-    // SAFETY: numbers are bytes of any value, as many as the view has.
+    // SAFETY: elements are bytes of any value, as many as the view has.
     let bytes = match t.dtype() {
         DType::F32 => unsafe { lent.view::<f32>()?.transmute(4 * n) },
         DType::BF16 => unsafe { lent.view::<bf16>()?.transmute(2 * n) },
@@ -196,7 +196,7 @@ fn bytes_of<'a>(lent: &'a Lent, t: &Tensor) -> Result<CudaView<'a, u8>> {
 fn change_bytes(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, u8>) -> Result<()>) -> Result<()> {
     let n = t.elem_count();
     let short = || Error::Invalid(format!("stash: {:?} is more than its storage holds", t.dims()));
-    // SAFETY (of both): as in `bytes_of`, and any bytes are numbers.
+    // SAFETY (of both): as in `bytes_of`, and any bytes are elements.
     match t.dtype() {
         DType::F32 => {
             change_as::<f32, _>(t, |mut to| Ok(unsafe { to.transmute_mut(4 * n) }.ok_or_else(short).and_then(f)))?

@@ -1,4 +1,4 @@
-//! A block as bytes in a store: where each tensor lies, rounding on the way out, and buffers to read into.
+//! Packs a block's tensors into bytes of a store, rounded to bf16 or not, and reads them back into buffers.
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::copies::Store;
 #[cfg(feature = "cuda")]
 use super::gpu::{Lane, Recorded};
-use super::{Attention, Saved, Shapes};
+use super::{Attention, Residuals, Shapes};
 use crate::config::{Compute, Stash as Settings};
 use crate::ops::bytes;
 use crate::ops::{Stored, Tape, cast, read, write};
@@ -99,34 +99,34 @@ impl Layout {
     }
 
     /// A block as it is stored, where that is a matter for its GPU: rounded and in order there, before it is copied.
-    pub fn stored(&self, saved: Saved) -> Result<Saved> {
-        self.convert(saved, |field| field.stored)
+    pub fn stored(&self, residuals: Residuals) -> Result<Residuals> {
+        self.convert(residuals, |field| field.stored)
     }
 
     /// A block as it was put, where that is a matter for its GPU.
-    pub fn widened(&self, saved: Saved) -> Result<Saved> {
-        self.convert(saved, |field| field.dtype)
+    pub fn widened(&self, residuals: Residuals) -> Result<Residuals> {
+        self.convert(residuals, |field| field.dtype)
     }
 
-    fn convert(&self, saved: Saved, dtype: impl Fn(&Field) -> DType) -> Result<Saved> {
-        let attention = match (&self.attention, saved.attention) {
+    fn convert(&self, residuals: Residuals, dtype: impl Fn(&Field) -> DType) -> Result<Residuals> {
+        let attention = match (&self.attention, residuals.attention) {
             (Some((field, _)), Some(Attention { o, lse })) if !o.device().is_cpu() => {
                 Some(Attention { o: cast(&Tape::off(), &o, dtype(field))?.contiguous()?, lse: lse.contiguous()? })
             }
             (_, other) => other,
         };
-        let x = if saved.x.device().is_cpu() {
-            saved.x
+        let x = if residuals.x.device().is_cpu() {
+            residuals.x
         } else {
-            cast(&Tape::off(), &saved.x, dtype(&self.x))?.contiguous()?
+            cast(&Tape::off(), &residuals.x, dtype(&self.x))?.contiguous()?
         };
-        Ok(Saved { x, attention })
+        Ok(Residuals { x, attention })
     }
 
     /// Writes a block.
-    pub fn write(&self, store: &dyn Store, block: usize, saved: &Saved, copier: &mut Copier) -> Result<()> {
-        self.x.write(store, block, &saved.x, copier)?;
-        match (&self.attention, &saved.attention) {
+    pub fn write(&self, store: &dyn Store, block: usize, residuals: &Residuals, copier: &mut Copier) -> Result<()> {
+        self.x.write(store, block, &residuals.x, copier)?;
+        match (&self.attention, &residuals.attention) {
             (Some((o, lse)), Some(attention)) => {
                 o.write(store, block, &attention.o, copier)?;
                 lse.write(store, block, &attention.lse, copier)
@@ -137,7 +137,7 @@ impl Layout {
     }
 
     /// Reads a block into new tensors, or on a GPU into buffers of the pool.
-    pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, copier: &mut Copier) -> Result<Saved> {
+    pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, copier: &mut Copier) -> Result<Residuals> {
         // The block above is still in use; the one above that is not, so two buffers take turns.
         let mut turn = pool.turns[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
         // On a GPU a new tensor would be taken behind what is computed, and copied to after it. Memory that only the block's user
@@ -153,7 +153,7 @@ impl Layout {
             lse.read(store, block, &to.lse, copier)?;
             attention = Some(to);
         }
-        Ok(Saved { x, attention })
+        Ok(Residuals { x, attention })
     }
 }
 

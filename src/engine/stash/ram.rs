@@ -1,15 +1,15 @@
-//! The stash in memory: tensors handed over as they are, without a copy; or, where they are rounded, bytes.
+//! Keeps the stash in memory: tensors handed over as they are, without a copy; or, where they are rounded, bytes.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use super::copies::Store;
-use super::{Saved, not_there};
+use super::{Residuals, not_there};
 use crate::{Result, bail};
 
 /// A place for each block's tensors.
 #[derive(Default)]
-pub(super) struct Tensors(Vec<Option<Saved>>);
+pub(super) struct Tensors(Vec<Option<Residuals>>);
 
 impl Tensors {
     pub fn begin(&mut self, blocks: usize) {
@@ -17,14 +17,14 @@ impl Tensors {
         self.0.resize_with(blocks, || None);
     }
 
-    pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {
+    pub fn put(&mut self, i: usize, residuals: Residuals) -> Result<()> {
         let blocks = self.0.len();
         let Some(place) = self.0.get_mut(i) else { bail!("stash: block {i} of {blocks}") };
-        *place = Some(saved);
+        *place = Some(residuals);
         Ok(())
     }
 
-    pub fn take(&mut self, i: usize) -> Result<Saved> {
+    pub fn take(&mut self, i: usize) -> Result<Residuals> {
         self.0.get_mut(i).and_then(Option::take).ok_or_else(|| not_there(i))
     }
 }

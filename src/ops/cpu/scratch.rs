@@ -70,8 +70,8 @@ impl Drop for Scratch {
             return;
         }
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        let held: usize = free.iter().map(|l| l.len() * 64).sum();
-        if held + lines.len() * 64 <= KEPT {
+        let kept_bytes: usize = free.iter().map(|l| l.len() * 64).sum();
+        if kept_bytes + lines.len() * 64 <= KEPT {
             free.push(lines);
         }
     }

@@ -135,17 +135,17 @@ pub(in crate::ops) fn gelu_backward(x: &CudaSlice<f32>, dy: Array) -> Result<Num
 
 impl Gate {
     /// The gates of all samples, in the modulation that is held, and from one sample's to the next.
-    fn per_sample<'a>(&self, held: &'a Lent, stream: &'a CudaStream) -> Result<((PerSample, Reading<'a>), usize)> {
+    fn per_sample<'a>(&self, lent: &'a Lent, stream: &'a CudaStream) -> Result<((PerSample, Reading<'a>), usize)> {
         let dims = self.modulation.value.dims();
         let stride = dims[1] * dims[2];
-        Ok((PerSample::at(held, stream, self.index * dims[2], stride)?, stride))
+        Ok((PerSample::at(lent, stream, self.index * dims[2], stride)?, stride))
     }
 
     /// residual + gate * y.
     pub(in crate::ops) fn on_gpu(&self, residual: Array, y: &CudaSlice<f32>) -> Result<Numbers> {
         let ([n, width], device) = (residual.rows()?, residual.device());
-        let (held, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
-        let ((gate, _reading), _) = self.per_sample(&held, &stream)?;
+        let (lent, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
+        let ((gate, _reading), _) = self.per_sample(&lent, &stream)?;
         let mut out = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "gate_forward_f32")?;
         let (x, rows, count, features) = (residual.view()?, TileRows::new(Some(self.rows)), n as i64, width as i32);
@@ -163,8 +163,8 @@ impl Gate {
         let [first, samples, runs] = rows.samples(n);
         let (mut dy, mut parts) = (empty::<f32>(device, n * width)?, empty::<f32>(device, samples * runs * width)?);
         let stride = {
-            let (held, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
-            let ((gate, _reading), stride) = self.per_sample(&held, &stream)?;
+            let (lent, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
+            let ((gate, _reading), stride) = self.per_sample(&lent, &stream)?;
             let kernel = Kernel::of(device, "gate_backward_f32")?;
             let (d_out, count, features) = (d_out.view()?, n as i64, width as i32);
             let mut call = kernel.call();

@@ -69,13 +69,13 @@ fn draw(
     wanted: [Option<&mut CudaSlice<f32>>; 3],
 ) -> Result<()> {
     let stream = device.cuda_stream();
-    let mut held = vec![]; // until the kernels are launched
+    let mut guards = vec![]; // until the kernels are launched
     let mut addresses = [0; 3];
     for (address, slice) in addresses.iter_mut().zip(wanted) {
         if let Some(slice) = slice {
             let (at, guard) = slice.device_ptr_mut(&stream);
             *address = at;
-            held.push(guard);
+            guards.push(guard);
         }
     }
     let kernel = Kernel::of(device, "noisy_patches")?;
@@ -83,7 +83,7 @@ fn draw(
         let (Some(pixels), row) = (&clip.pixels, clips.row()) else { bail!("a clip's pixels are not on the GPU") };
         let lent = Lent::new(pixels);
         let view = lent.view::<u8>()?;
-        let (pixels, _held) = view.device_ptr(&stream);
+        let (pixels, _guard) = view.device_ptr(&stream);
         let (frames, key) = (frames(clip, pixels, clips.patch), Words(clip.noise.words()));
         let (token, count) = (tokens.start as i64, tokens.len() as i32);
         let (keep, add) = ((1.0 - clip.sigma) as f32, clip.sigma as f32);

@@ -66,7 +66,7 @@ pub(in crate::train) fn update(step: &Step, shard: &Shard, no_decay: &[Range<usi
         None => launch(0)?,
         Some(average) => change(average, |mut average| {
             let stream = device.cuda_stream();
-            let (at, _held) = average.device_ptr_mut(&stream);
+            let (at, _guard) = average.device_ptr_mut(&stream);
             launch(at)
         })?,
     }

@@ -1,4 +1,4 @@
-//! A unit's flat buffer over all ranks: whose part is which, and the collectives that sum it, put it together and take it apart.
+//! Shards a unit's flat buffer over all ranks, with the collectives that sum, gather and collect it.
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;

@@ -1,11 +1,11 @@
-//! [`Watch`]: how far a rank is with its step, what it is at, where the time went, and whether it is to stop.
+//! The step meter counts a rank's operations, time and bytes during a step, and carries the request to stop.
 //!
-//! The rank's own work tells it, other threads ask it. Work is counted in operations, one relaxed addition for hundreds of rows of
-//! attention or a tile, so watching costs nothing that could be measured. Time always belongs to exactly one [`Part`], so parts add
-//! up to the step. Who shows any of it, and who decides to stop, is not known here.
+//! The rank's own work updates it, other threads read it. Work is counted in operations, one relaxed addition for hundreds of rows of
+//! attention or a tile, so metering costs nothing that could be measured. Time always belongs to exactly one [`Section`], so sections
+//! add up to the step. Who shows any of it, and who decides to stop, is not known here.
 //!
-//! Stopping is a matter of each rank alone and never an error: work that is left is skipped, results are then garbage, but messages
-//! are sent as ever, so that no rank waits for one that has stopped. [`Watch::skipped`] says that a step's numbers mean nothing.
+//! Each rank stops on its own, and stopping is never an error: remaining work is skipped and results are garbage, but all messages are
+//! still sent, so that no rank waits for one that has stopped. [`StepMeter::skipped`] says that a step's results are garbage.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -31,8 +31,8 @@ macro_rules! named {
 }
 
 named! {
-    /// What a rank spends its time on.
-    Part {
+    /// The sections of a step that a rank's time is divided into.
+    Section {
         Data: "waiting for clips",
         Embed: "embedding",
         Before: "before attention",
@@ -51,8 +51,8 @@ named! {
 }
 
 named! {
-    /// What bytes leave a rank by, or pass to and from its stash.
-    Way {
+    /// The collectives by which bytes leave a rank, and the ways to and from its stash.
+    Traffic {
         AllToAll: "all-to-all",
         AllGather: "all-gather",
         ReduceScatter: "reduce-scatter",
@@ -63,44 +63,44 @@ named! {
     }
 }
 
-/// Where a step's time went, by [`Part::ALL`], and its bytes, by [`Way::ALL`].
+/// Where a step's time went, by [`Section::ALL`], and its bytes, by [`Traffic::ALL`].
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Spent {
-    pub time: [Duration; Part::ALL.len()],
-    pub bytes: [u64; Way::ALL.len()],
+pub struct StepTimes {
+    pub time: [Duration; Section::ALL.len()],
+    pub bytes: [u64; Traffic::ALL.len()],
 }
 
-impl Spent {
+impl StepTimes {
     /// Adds another's.
     pub fn add(&mut self, other: &Self) {
         self.time.iter_mut().zip(other.time).for_each(|(sum, x)| *sum += x);
         self.bytes.iter_mut().zip(other.bytes).for_each(|(sum, x)| *sum += x);
     }
 
-    /// The time of one part.
-    pub fn of(&self, part: Part) -> Duration {
-        self.time[part as usize]
+    /// The time of one section.
+    pub fn of(&self, section: Section) -> Duration {
+        self.time[section as usize]
     }
 
-    /// The bytes of one way.
-    pub fn moved(&self, way: Way) -> u64 {
-        self.bytes[way as usize]
+    /// The bytes of one kind of traffic.
+    pub fn moved(&self, traffic: Traffic) -> u64 {
+        self.bytes[traffic as usize]
     }
 }
 
 /// What a rank is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    pub part: Part,
+    pub section: Section,
     /// Number of the block, from 0.
     pub block: Option<usize>,
     /// When its step began; none between steps.
     pub began: Option<Instant>,
 }
 
-/// Watches one rank. Any thread may ask; `begin`, `during` and `end` are for the rank's own.
+/// Meters one rank. Any thread may read it; `begin`, `during` and `end` are for the rank's own thread.
 #[derive(Debug)]
-pub struct Watch {
+pub struct StepMeter {
     /// Operations of the step that are done, and all of them.
     done: AtomicU64,
     total: AtomicU64,
@@ -112,49 +112,49 @@ pub struct Watch {
 #[derive(Debug)]
 struct Clock {
     now: Now,
-    /// Since when the part runs.
+    /// When the current section began.
     since: Instant,
-    spent: Spent,
+    spent: StepTimes,
 }
 
-impl Default for Watch {
+impl Default for StepMeter {
     /// Between steps, not asked to stop.
     fn default() -> Self {
-        let now = Now { part: Part::Rest, block: None, began: None };
+        let now = Now { section: Section::Rest, block: None, began: None };
         Self {
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             skipped: AtomicBool::new(false),
-            clock: Mutex::new(Clock { now, since: Instant::now(), spent: Spent::default() }),
+            clock: Mutex::new(Clock { now, since: Instant::now(), spent: StepTimes::default() }),
         }
     }
 }
 
-impl Watch {
+impl StepMeter {
     /// A step of `total` operations begins: counts and times start from nothing.
     pub fn begin(&self, total: u64) {
         let mut clock = self.clock();
         self.done.store(0, Relaxed);
         self.total.store(total, Relaxed);
         let start = Instant::now();
-        clock.now = Now { part: Part::Rest, block: None, began: Some(start) };
-        (clock.since, clock.spent) = (start, Spent::default());
+        clock.now = Now { section: Section::Rest, block: None, began: Some(start) };
+        (clock.since, clock.spent) = (start, StepTimes::default());
     }
 
     /// The step has ended: where its time went.
-    pub fn end(&self) -> Spent {
+    pub fn end(&self) -> StepTimes {
         let mut clock = self.clock();
-        clock.switch(Part::Rest);
-        clock.now = Now { part: Part::Rest, block: None, began: None };
+        clock.switch(Section::Rest);
+        clock.now = Now { section: Section::Rest, block: None, began: None };
         clock.spent.clone()
     }
 
     /// Where time went so far, since the step began, or ever where none has.
-    pub fn spent(&self) -> Spent {
+    pub fn spent(&self) -> StepTimes {
         let mut clock = self.clock();
-        let part = clock.now.part;
-        clock.switch(part);
+        let section = clock.now.section;
+        clock.switch(section);
         clock.spent.clone()
     }
 
@@ -164,8 +164,8 @@ impl Watch {
     }
 
     /// Counts `bytes` as moved.
-    pub fn moved(&self, way: Way, bytes: u64) {
-        self.clock().spent.bytes[way as usize] += bytes;
+    pub fn moved(&self, traffic: Traffic, bytes: u64) {
+        self.clock().spent.bytes[traffic as usize] += bytes;
     }
 
     /// Operations of the step: done, and all.
@@ -173,16 +173,16 @@ impl Watch {
         [self.done.load(Relaxed), self.total.load(Relaxed)]
     }
 
-    /// Does `work`, whose time belongs to `part`; afterwards time belongs to what it belonged to before.
-    pub fn during<T>(&self, part: Part, work: impl FnOnce() -> T) -> T {
-        let before = self.clock().switch(part);
+    /// Does `work`, whose time belongs to `section`; afterwards time belongs to what it belonged to before.
+    pub fn during<T>(&self, section: Section, work: impl FnOnce() -> T) -> T {
+        let before = self.clock().switch(section);
         let result = work();
         self.clock().switch(before);
         result
     }
 
-    /// The rank comes to this block, or leaves all of them.
-    pub fn at(&self, block: Option<usize>) {
+    /// Says that the rank enters this block, or leaves all blocks.
+    pub fn enter_block(&self, block: Option<usize>) {
         self.clock().now.block = block;
     }
 
@@ -217,12 +217,12 @@ impl Watch {
 }
 
 impl Clock {
-    /// Gives the time since the last switch to the part that ran, and lets `part` run; returns the one that did.
-    fn switch(&mut self, part: Part) -> Part {
+    /// Adds the time since the last switch to the current section, and switches to `section`; returns the one before.
+    fn switch(&mut self, section: Section) -> Section {
         let now = Instant::now();
-        self.spent.time[self.now.part as usize] += now - self.since;
+        self.spent.time[self.now.section as usize] += now - self.since;
         self.since = now;
-        std::mem::replace(&mut self.now.part, part)
+        std::mem::replace(&mut self.now.section, section)
     }
 }
 
@@ -232,35 +232,35 @@ mod tests {
     use std::thread::sleep;
 
     #[test]
-    fn time_belongs_to_one_part_at_a_time() {
-        let (watch, pause) = (Watch::default(), Duration::from_millis(20));
-        watch.begin(10);
+    fn times_of_sections_add_up_to_the_step() {
+        let (meter, pause) = (StepMeter::default(), Duration::from_millis(20));
+        meter.begin(10);
         let start = Instant::now();
-        watch.during(Part::Attention, || {
+        meter.during(Section::Attention, || {
             sleep(pause);
-            watch.during(Part::Exchange, || sleep(3 * pause)); // within attention, and not attention's
-            assert_eq!(watch.now().part, Part::Attention);
+            meter.during(Section::Exchange, || sleep(3 * pause)); // within attention, and not attention's
+            assert_eq!(meter.now().section, Section::Attention);
             sleep(pause);
         });
         sleep(pause);
-        let (spent, whole) = (watch.end(), start.elapsed());
-        let share = |part| spent.of(part).as_secs_f64() / pause.as_secs_f64();
-        for (part, least) in [(Part::Attention, 2.0), (Part::Exchange, 3.0), (Part::Rest, 1.0)] {
-            assert!((least..least + 0.9).contains(&share(part)), "{}: {}", part.name(), share(part));
+        let (spent, whole) = (meter.end(), start.elapsed());
+        let share = |section| spent.of(section).as_secs_f64() / pause.as_secs_f64();
+        for (section, least) in [(Section::Attention, 2.0), (Section::Exchange, 3.0), (Section::Rest, 1.0)] {
+            assert!((least..least + 0.9).contains(&share(section)), "{}: {}", section.name(), share(section));
         }
         let sum: Duration = spent.time.iter().sum();
         assert!(sum.abs_diff(whole) < Duration::from_millis(2), "{sum:?} of {whole:?}");
-        watch.begin(5);
-        assert_eq!((watch.work(), watch.spent().moved(Way::AllToAll)), ([0, 5], 0));
-        assert!(watch.spent().time.iter().sum::<Duration>() < pause, "a step starts from nothing");
+        meter.begin(5);
+        assert_eq!((meter.work(), meter.spent().moved(Traffic::AllToAll)), ([0, 5], 0));
+        assert!(meter.spent().time.iter().sum::<Duration>() < pause, "a step starts from nothing");
     }
 
     #[test]
-    fn who_was_never_asked_has_skipped_nothing() {
-        let watch = Watch::default();
-        assert!(!watch.stops() && !watch.skipped());
-        watch.ask_to_stop();
-        assert!(!watch.skipped(), "asked, but all work was done");
-        assert!(watch.stops() && watch.skipped());
+    fn meter_that_is_not_asked_to_stop_skips_nothing() {
+        let meter = StepMeter::default();
+        assert!(!meter.stops() && !meter.skipped());
+        meter.ask_to_stop();
+        assert!(!meter.skipped(), "asked, but all work was done");
+        assert!(meter.stops() && meter.skipped());
     }
 }

@@ -1,7 +1,7 @@
-//! Parameters of the next unit, fetched from all ranks by a thread of its own while the present unit is at work (ZeRO's stage 3).
+//! Prefetches the next unit's parameters from all ranks, on a thread of its own, while the engine uses the present unit (ZeRO's stage 3).
 //!
-//! The engine takes units in a fixed order, so all ranks ask for the same ones; what was asked for and is not wanted after all is
-//! dropped, on all ranks alike. Nothing here knows what a unit is.
+//! The engine takes units in a fixed order, so all ranks ask for the same ones; what was asked for and is not used after all is dropped,
+//! on all ranks alike. Nothing here knows what a unit is.
 
 use candle_core::Tensor;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -20,17 +20,17 @@ type Wanted = (Shards, Tensor);
 type Parts = Result<Vec<Tensor>>;
 
 /// The thread, and what it was asked for.
-pub(super) struct Ahead {
+pub(super) struct Prefetch {
     ask: Option<Sender<Wanted>>,
     answers: Receiver<Parts>,
     /// The communicator that only the thread calls.
-    aside: Arc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
     /// The unit that is under way, if any.
     unit: Cell<Option<usize>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Ahead {
+impl Prefetch {
     /// A thread that has nothing to do yet, for the ranks of `world`. A collective.
     pub fn new(world: &dyn Communicator) -> Result<Self> {
         let (ask, asked) = bounded::<Wanted>(1);
@@ -44,15 +44,15 @@ impl Ahead {
         };
         let thread = std::thread::Builder::new().name("gather".into()).spawn(work);
         let thread = thread.map_err(|e| thread_refused("a thread to gather parameters", &e))?;
-        Ok(Self { ask: Some(ask), answers, aside: world.dup()?, unit: Cell::new(None), thread: Some(thread) })
+        Ok(Self { ask: Some(ask), answers, comm: world.dup()?, unit: Cell::new(None), thread: Some(thread) })
     }
 
     /// Begins to fetch a unit of so many `elements`, of which this rank has `own`.
     pub fn start(&self, unit: usize, elements: usize, own: &Tensor) -> Result<()> {
         self.forget()?;
         self.unit.set(Some(unit));
-        self.aside.reserve();
-        let wanted = (Shards::new(elements, self.aside.clone()), own.clone());
+        self.comm.reserve();
+        let wanted = (Shards::new(elements, self.comm.clone()), own.clone());
         self.ask.as_ref().and_then(|ask| ask.send(wanted).ok()).ok_or_else(gone)
     }
 
@@ -78,7 +78,7 @@ fn gone() -> Error {
     Error::Invalid("the thread that gathers parameters is gone".into())
 }
 
-impl Drop for Ahead {
+impl Drop for Prefetch {
     fn drop(&mut self) {
         self.ask = None; // the thread ends with what it is at: all ranks have asked for it, or this one's failure ends theirs
         if let Some(thread) = self.thread.take() {

@@ -1,4 +1,4 @@
-//! What a training run is made of before its first step: clips, network, folder; opened once, checked, shared by all ranks.
+//! Opens and checks what a training run needs before its first step (clips, network, folder), once, for all its ranks.
 
 use candle_core::{DType, Device};
 use std::fs::File;
@@ -31,7 +31,7 @@ pub enum Start {
 }
 
 /// A run, ready for its ranks.
-pub struct Job {
+pub struct RunSetup {
     pub config: RunConfig,
     pub dataset: Arc<Dataset>,
     pub heldout: Option<Arc<Dataset>>,
@@ -46,7 +46,7 @@ pub struct Job {
     pub name: String,
 }
 
-impl Job {
+impl RunSetup {
     /// Fetches what `config` names on a hub, so that [`open`](Self::open) finds it on this machine.
     pub fn fetch(config: &RunConfig) -> Result<()> {
         let names = [config.model.from.as_ref(), Some(&config.data.path), config.data.heldout.as_ref()];

@@ -1,4 +1,4 @@
-//! A communicator whose time and bytes are counted by a [`Watch`]; the work is another's.
+//! Wraps a communicator to count its time and bytes with a [`StepMeter`].
 //!
 //! Bytes are those that a rank has to send at least, whatever the backend: of an all-to-all what is for others, of a gather its own
 //! tensor once to each, of a sum its share of a ring algorithm's, 1 / P of the buffer P - 1 times, twice where all need the result.
@@ -8,31 +8,31 @@ use std::sync::Arc;
 
 use super::{Communicator, Reduce};
 use crate::Result;
-use crate::watch::{Part, Watch, Way};
+use crate::meter::{Section, StepMeter, Traffic};
 
-/// `inner`, watched; so are the communicators that are split from it.
-pub struct Watched {
+/// A communicator whose calls are metered, as are those of the communicators that are split from it.
+pub struct Metered {
     inner: Arc<dyn Communicator>,
-    watch: Arc<Watch>,
-    /// Whether time is counted too: not that of a thread beside the rank's own.
+    meter: Arc<StepMeter>,
+    /// Whether time is counted too: that of other threads than the rank's own is not.
     timed: bool,
 }
 
-impl Watched {
-    pub fn new(inner: Arc<dyn Communicator>, watch: Arc<Watch>) -> Self {
-        Self { inner, watch, timed: true }
+impl Metered {
+    pub fn new(inner: Arc<dyn Communicator>, meter: Arc<StepMeter>) -> Self {
+        Self { inner, meter, timed: true }
     }
 
     /// Does `call`, in which this rank sends `bytes`.
-    fn call<T>(&self, way: Way, bytes: u64, call: impl FnOnce(&dyn Communicator) -> Result<T>) -> Result<T> {
-        self.watch.moved(way, bytes);
+    fn call<T>(&self, traffic: Traffic, bytes: u64, call: impl FnOnce(&dyn Communicator) -> Result<T>) -> Result<T> {
+        self.meter.moved(traffic, bytes);
         self.during(call)
     }
 
     /// Does `call`, in the rank's own time or beside it.
     fn during<T>(&self, call: impl FnOnce(&dyn Communicator) -> T) -> T {
         let call = || call(self.inner.as_ref());
-        if self.timed { self.watch.during(Part::Exchange, call) } else { call() }
+        if self.timed { self.meter.during(Section::Exchange, call) } else { call() }
     }
 
     /// `bytes` to all others.
@@ -45,7 +45,7 @@ fn bytes(t: &Tensor) -> u64 {
     (t.elem_count() * t.dtype().size_in_bytes()) as u64
 }
 
-impl Communicator for Watched {
+impl Communicator for Metered {
     fn rank(&self) -> usize {
         self.inner.rank()
     }
@@ -57,26 +57,26 @@ impl Communicator for Watched {
     fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
         let mine = self.rank();
         let sent = send.iter().enumerate().filter(|(to, _)| *to != mine).map(|(_, t)| bytes(t)).sum();
-        self.call(Way::AllToAll, sent, |inner| inner.all_to_all(send, shapes))
+        self.call(Traffic::AllToAll, sent, |inner| inner.all_to_all(send, shapes))
     }
 
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        self.call(Way::AllGather, self.to_others(bytes(send)), |inner| inner.all_gather(send, shapes))
+        self.call(Traffic::AllGather, self.to_others(bytes(send)), |inner| inner.all_gather(send, shapes))
     }
 
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
         let sent = self.to_others(bytes(buffer)) / self.size() as u64;
-        self.call(Way::ReduceScatter, sent, |inner| inner.reduce_scatter(buffer, counts))
+        self.call(Traffic::ReduceScatter, sent, |inner| inner.reduce_scatter(buffer, counts))
     }
 
     fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
         let sent = 2 * self.to_others(bytes(buffer)) / self.size() as u64;
-        self.call(Way::AllReduce, sent, |inner| inner.all_reduce(buffer, op))
+        self.call(Traffic::AllReduce, sent, |inner| inner.all_reduce(buffer, op))
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
         let sent = if self.rank() == root { self.to_others(bytes(buffer)) } else { 0 };
-        self.call(Way::Broadcast, sent, |inner| inner.broadcast(buffer, root))
+        self.call(Traffic::Broadcast, sent, |inner| inner.broadcast(buffer, root))
     }
 
     fn barrier(&self) -> Result<()> {
@@ -84,7 +84,7 @@ impl Communicator for Watched {
     }
 
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
-        Ok(Arc::new(Self { inner: self.inner.split(color, key)?, watch: self.watch.clone(), timed: self.timed }))
+        Ok(Arc::new(Self { inner: self.inner.split(color, key)?, meter: self.meter.clone(), timed: self.timed }))
     }
 
     fn reserve(&self) {
@@ -92,6 +92,6 @@ impl Communicator for Watched {
     }
 
     fn dup(&self) -> Result<Arc<dyn Communicator>> {
-        Ok(Arc::new(Self { inner: self.inner.dup()?, watch: self.watch.clone(), timed: false }))
+        Ok(Arc::new(Self { inner: self.inner.dup()?, meter: self.meter.clone(), timed: false }))
     }
 }

@@ -1,7 +1,7 @@
-//! While steps run: a thread beside the ranks that shows how far the running step is, and abandons it where the user wants to stop and
-//! it would go on for long.
+//! A thread beside the ranks shows the progress of a running step, and abandons the step if the user wants to stop and it would go on
+//! for long.
 //!
-//! It only reads what the ranks' [`Watch`]es say; what is left of a step that is abandoned the ranks skip themselves.
+//! It only reads the ranks' [`StepMeter`]s. The ranks themselves skip what is left of an abandoned step.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::progress::Progress;
 use crate::Result;
+use crate::meter::{Now, Section, StepMeter};
 use crate::parallel::thread_refused;
-use crate::watch::{Now, Part, Watch};
 
-/// How often it looks.
+/// Time between two looks at the meters.
 const TICK: Duration = Duration::from_millis(200);
 
 /// A step that is longer than this is shown while it runs.
@@ -22,15 +22,15 @@ const LONG: Duration = Duration::from_secs(2);
 /// How long a step may go on once the user wants to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The share of a step from which on its pace says when it ends: before that it has done nothing of its bulk, attention.
-const TELLING: f64 = 1e-3;
+/// Fraction of a step's FLOPs after which its speed gives the ETA; earlier, attention (most of the work) has not started.
+const ETA_FROM: f64 = 1e-3;
 
-/// Runs `ranks`, with the thread beside them. `blocks` is the network's number of them.
+/// Runs `ranks`, with the monitor's thread beside them. `blocks` is the network's number of blocks.
 ///
 /// # Errors
 /// Those of `ranks`; or the system refuses a thread.
-pub fn minding<T>(
-    watches: &[Arc<Watch>],
+pub fn with_monitor<T>(
+    meters: &[Arc<StepMeter>],
     blocks: usize,
     progress: &Progress,
     interrupted: &AtomicBool,
@@ -38,8 +38,8 @@ pub fn minding<T>(
 ) -> Result<T> {
     let (end, ended) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        let mind = move || mind(watches, blocks, progress, interrupted, &ended);
-        let thread = std::thread::Builder::new().name("pace".into()).spawn_scoped(scope, mind);
+        let monitor = move || monitor(meters, blocks, progress, interrupted, &ended);
+        let thread = std::thread::Builder::new().name("monitor".into()).spawn_scoped(scope, monitor);
         thread.map_err(|e| thread_refused("a thread to watch the ranks", &e))?;
         let result = ranks();
         drop(end);
@@ -47,17 +47,23 @@ pub fn minding<T>(
     })
 }
 
-fn mind(watches: &[Arc<Watch>], blocks: usize, progress: &Progress, interrupted: &AtomicBool, ended: &Receiver<()>) {
-    let (mut pace, mut asked, mut abandoned) = (Pace::default(), None, false);
+fn monitor(
+    meters: &[Arc<StepMeter>],
+    blocks: usize,
+    progress: &Progress,
+    interrupted: &AtomicBool,
+    ended: &Receiver<()>,
+) {
+    let (mut eta, mut asked, mut abandoned) = (EtaEstimator::default(), None, false);
     while matches!(ended.recv_timeout(TICK), Err(RecvTimeoutError::Timeout)) {
         let now = Instant::now();
         if interrupted.load(Ordering::SeqCst) {
             asked.get_or_insert(now);
         }
-        let at = watches[0].now();
+        let at = meters[0].now();
         let Some(began) = at.began else { continue };
-        let [done, total] = watches.iter().map(|watch| watch.work()).fold([0, 0], |a, b| [a[0] + b[0], a[1] + b[1]]);
-        let left = pace.left(now, began, [done, total]);
+        let [done, total] = meters.iter().map(|meter| meter.work()).fold([0, 0], |a, b| [a[0] + b[0], a[1] + b[1]]);
+        let left = eta.left(now, began, [done, total]);
         if now - began >= LONG {
             progress.within(share([done, total]), &place(at, blocks), left);
         }
@@ -66,7 +72,7 @@ fn mind(watches: &[Arc<Watch>], blocks: usize, progress: &Progress, interrupted:
             && now + left.unwrap_or_default() > asked + GRACE
         {
             abandoned = true;
-            watches.iter().for_each(|watch| watch.ask_to_stop());
+            meters.iter().for_each(|meter| meter.ask_to_stop());
         }
     }
 }
@@ -77,9 +83,9 @@ fn share([done, total]: [u64; 2]) -> f64 {
 
 /// "block 1/4, attention, backward".
 fn place(now: Now, blocks: usize) -> String {
-    let name = match now.part {
-        Part::Rest => "",
-        part => part.name(),
+    let name = match now.section {
+        Section::Rest => "",
+        section => section.name(),
     };
     match now.block {
         Some(block) => format!("block {}/{blocks}, {name}", block + 1),
@@ -87,21 +93,21 @@ fn place(now: Now, blocks: usize) -> String {
     }
 }
 
-/// How fast the running step goes, measured from where it has begun in earnest.
+/// Estimates when the running step ends, from its speed since [`ETA_FROM`].
 #[derive(Debug, Default)]
-struct Pace {
+struct EtaEstimator {
     began: Option<Instant>,
     /// From when on, and what was done by then.
     base: Option<(Instant, u64)>,
 }
 
-impl Pace {
+impl EtaEstimator {
     /// How long the step that began at `began` will go on, of whose operations `[done, all]` are done.
     fn left(&mut self, now: Instant, began: Instant, [done, total]: [u64; 2]) -> Option<Duration> {
         if self.began != Some(began) {
             *self = Self { began: Some(began), base: None };
         }
-        if share([done, total]) < TELLING {
+        if share([done, total]) < ETA_FROM {
             return None;
         }
         let (since, before) = *self.base.get_or_insert((now, done));
@@ -116,36 +122,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_estimate_begins_with_the_bulk_of_a_step() {
+    fn eta_starts_once_attention_has_begun() {
         let began = Instant::now();
         let at = |s: u64| began + Duration::from_secs(s);
-        let mut pace = Pace::default();
-        let mut left = |s: u64, done: u64| pace.left(at(s), began, [done, 100_000]);
+        let mut eta = EtaEstimator::default();
+        let mut left = |s: u64, done: u64| eta.left(at(s), began, [done, 100_000]);
         assert_eq!([left(1, 0), left(40, 99)], [None; 2], "the slow beginning tells nothing");
         assert_eq!(left(50, 1_000), None, "nor does a single look");
         assert_eq!(left(60, 2_000), Some(Duration::from_secs(980)));
         assert_eq!(left(60 + 490, 51_000), Some(Duration::from_secs(490)));
         assert_eq!(left(1040, 100_000), Some(Duration::ZERO));
         // The next step is another.
-        assert_eq!(pace.left(at(2000), at(1990), [5_000, 100_000]), None);
+        assert_eq!(eta.left(at(2000), at(1990), [5_000, 100_000]), None);
     }
 
     #[test]
-    fn a_long_step_is_abandoned_and_a_short_one_is_not() {
+    fn interrupted_step_is_abandoned_only_if_it_is_long() {
         for (done, expected) in [(500, true), (99_900, false)] {
-            let watch = Arc::new(Watch::default());
+            let meter = Arc::new(StepMeter::default());
             let (progress, interrupted) = (Progress::new(1, 0), AtomicBool::new(false));
-            watch.begin(100_000);
-            let stopped = minding(std::slice::from_ref(&watch), 1, &progress, &interrupted, || {
-                watch.add(done);
+            meter.begin(100_000);
+            let stopped = with_monitor(std::slice::from_ref(&meter), 1, &progress, &interrupted, || {
+                meter.add(done);
                 std::thread::sleep(2 * TICK);
                 interrupted.store(true, Ordering::SeqCst);
                 let start = Instant::now();
-                while start.elapsed() < Duration::from_secs(2) && !watch.stops() {
-                    watch.add(5); // a few hundred a second
+                while start.elapsed() < Duration::from_secs(2) && !meter.stops() {
+                    meter.add(5); // a few hundred a second
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                Ok(watch.skipped())
+                Ok(meter.skipped())
             });
             assert_eq!(stopped.unwrap(), expected, "{done} of 100000 done");
         }

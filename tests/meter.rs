@@ -9,9 +9,9 @@ use longreel::attention::Ring;
 use longreel::config::Stash as Settings;
 use longreel::engine::stash::Stash;
 use longreel::engine::{Engine, Objective, Source};
-use longreel::parallel::{Communicator, Mesh, Reduce, Single, Watched, run_threads};
+use longreel::meter::{Section, StepMeter, StepTimes, Traffic};
+use longreel::parallel::{Communicator, Mesh, Metered, Reduce, Single, run_threads};
 use longreel::plan::flop;
-use longreel::watch::{Part, Spent, Watch, Way};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -40,22 +40,22 @@ fn step(
     case: Case,
     threads: usize,
     keep_attention: bool,
-    then: impl Fn(&Watch, usize) + Sync,
-) -> Vec<([u64; 2], Spent)> {
+    then: impl Fn(&StepMeter, usize) + Sync,
+) -> Vec<([u64; 2], StepTimes)> {
     let ranks = run_threads(case.ranks, threads, |comm| {
-        let (rank, watch) = (comm.rank(), Arc::new(Watch::default()));
-        let mesh = Mesh::new(Arc::new(Watched::new(comm, watch.clone())), case.data, case.heads, case.ring)?;
+        let (rank, meter) = (comm.rank(), Arc::new(StepMeter::default()));
+        let mesh = Mesh::new(Arc::new(Metered::new(comm, meter.clone())), case.data, case.heads, case.ring)?;
         let (model, clips) = (model(case.dtype, case.heads, case.bf16)?, vec![0, 1]);
         let stash = Stash::open(&Settings { keep_attention, ..Settings::default() }, rank, &Device::Cpu)?;
         let engine = Engine::new(&model, &mesh.sequence, GRID, 2, case.tile)?
-            .with_watch(watch.clone())
+            .with_meter(meter.clone())
             .with_stash(Arc::new(Mutex::new(stash)))
             .in_head_groups(case.head_groups)?; // called last, it must not forget the watch
         let squares =
             Squares { clips: clips.clone(), tokens: engine.local_tokens(), dtype: case.dtype, weight: case.scale };
-        watch.begin(engine.operations());
-        engine.loss_and_gradients(&prompt(&clips)?, &Before { squares, then: &|| then(&watch, rank) })?;
-        Ok((watch.work(), watch.end()))
+        meter.begin(engine.operations());
+        engine.loss_and_gradients(&prompt(&clips)?, &Before { squares, then: &|| then(&meter, rank) })?;
+        Ok((meter.work(), meter.end()))
     });
     ranks.unwrap()
 }
@@ -98,8 +98,8 @@ fn linear(heads: usize, groups: usize, keep: bool) -> f64 {
 fn parts_and_bytes_are_told_apart() {
     let spent = step(Case { ranks: 2, ..ONE }, 1, true, |_, _| std::thread::sleep(Duration::from_millis(20)));
     for (_, spent) in &spent {
-        assert!(spent.of(Part::Head) > Duration::from_millis(20), "{spent:?}");
-        for part in [Part::Embed, Part::Before, Part::Attention, Part::After, Part::Exchange] {
+        assert!(spent.of(Section::Head) > Duration::from_millis(20), "{spent:?}");
+        for part in [Section::Embed, Section::Before, Section::Attention, Section::After, Section::Exchange] {
             assert!(!spent.of(part).is_zero() && spent.of(part) < Duration::from_secs(5), "{}", part.name());
         }
     }
@@ -107,30 +107,30 @@ fn parts_and_bytes_are_told_apart() {
     // other's 23 tokens (o, dq, dk, dv), of two clips, in two blocks, as f32.
     let [tokens, heads] = [22 * 3, 23 * 2];
     let expected = 2 * 2 * 4 * (7 * 8 * tokens + tokens + 4 * 8 * heads);
-    assert_eq!(spent[0].1.moved(Way::AllToAll), expected);
-    assert_eq!(spent[0].1.moved(Way::AllReduce), 0, "the engine sums nothing over ranks");
+    assert_eq!(spent[0].1.moved(Traffic::AllToAll), expected);
+    assert_eq!(spent[0].1.moved(Traffic::AllReduce), 0, "the engine sums nothing over ranks");
 }
 
 /// Time belongs to one part at a time, and the rank is at another while a thread beside it waits for messages.
 #[test]
 fn calls_beside_a_rank_count_bytes_and_no_time() {
     let spent = run_threads(2, 1, |comm| {
-        let watch = Arc::new(Watch::default());
-        let comm: Arc<dyn Communicator> = Arc::new(Watched::new(comm, watch.clone()));
+        let meter = Arc::new(StepMeter::default());
+        let comm: Arc<dyn Communicator> = Arc::new(Metered::new(comm, meter.clone()));
         let dup = comm.dup()?;
-        watch.begin(1);
+        meter.begin(1);
         for beside in [dup.split(0, dup.rank())?, dup] {
             beside.all_reduce(&Tensor::zeros(6, DType::F32, &Device::Cpu)?, Reduce::Sum)?;
             beside.barrier()?;
         }
-        let beside = watch.spent();
+        let beside = meter.spent();
         comm.barrier()?;
-        Ok([beside, watch.end()])
+        Ok([beside, meter.end()])
     });
     for [beside, all] in spent.unwrap() {
-        assert!(beside.of(Part::Exchange).is_zero(), "{beside:?}");
-        assert_eq!(beside.moved(Way::AllReduce), 2 * 6 * 4); // half of six f32 twice, by two calls
-        assert!(!all.of(Part::Exchange).is_zero(), "the rank's own calls take time");
+        assert!(beside.of(Section::Exchange).is_zero(), "{beside:?}");
+        assert_eq!(beside.moved(Traffic::AllReduce), 2 * 6 * 4); // half of six f32 twice, by two calls
+        assert!(!all.of(Section::Exchange).is_zero(), "the rank's own calls take time");
     }
 }
 
@@ -138,9 +138,9 @@ fn calls_beside_a_rank_count_bytes_and_no_time() {
 fn whoever_stops_keeps_nobody_waiting() {
     for (ranks, ring, heads) in [(1, 1, 5), (2, 1, 5), (3, 3, 2), (4, 2, 5)] {
         let case = Case { ranks, ring, heads, tile: 8, ..ONE };
-        let watched = step(case, 2, true, |watch, rank| {
+        let watched = step(case, 2, true, |meter, rank| {
             if rank == 0 {
-                watch.ask_to_stop(); // within its head's first tile
+                meter.ask_to_stop(); // within its head's first tile
             }
         });
         let [done, total] = watched[0].0;
@@ -157,15 +157,15 @@ fn attention_stops_in_the_midst_of_a_pass() {
     let delta = delta(d_o, v);
     let all = 4 * 64 * 40_000u64.pow(2);
     for (backward, total) in [(false, all), (true, all / 4 * 10)] {
-        let watch = Arc::new(Watch::default());
-        watch.begin(total);
-        let ring = Ring::new(Arc::new(Single), 40_000).unwrap().watched(watch.clone());
+        let meter = Arc::new(StepMeter::default());
+        meter.begin(total);
+        let ring = Ring::new(Arc::new(Single), 40_000).unwrap().metered(meter.clone());
         let ended = std::thread::scope(|scope| {
             let asked = scope.spawn(|| {
-                while watch.work()[0] == 0 {
+                while meter.work()[0] == 0 {
                     std::thread::sleep(Duration::from_millis(1)); // until some rows are done
                 }
-                watch.ask_to_stop();
+                meter.ask_to_stop();
                 Instant::now()
             });
             let pass = |_: Arc<dyn Communicator>| match backward {
@@ -175,8 +175,8 @@ fn attention_stops_in_the_midst_of_a_pass() {
             run_threads(1, 2, pass).unwrap();
             asked.join().unwrap().elapsed()
         });
-        let [done, _] = watch.work();
-        assert!(done > 0 && done < total / 4 && watch.skipped(), "backward {backward}: {done} of {total}");
+        let [done, _] = meter.work();
+        assert!(done > 0 && done < total / 4 && meter.skipped(), "backward {backward}: {done} of {total}");
         assert!(ended < Duration::from_secs(2), "backward {backward}: it took {ended:?} more");
     }
 }

@@ -4,7 +4,7 @@ use super::{Case, values};
 use candle_core::Tensor;
 use longreel::Result;
 use longreel::config::Train;
-use longreel::engine::{Keeper, Pass};
+use longreel::engine::{ParamHooks, Pass};
 use longreel::parallel::{Communicator, Reduce, run_threads};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -72,14 +72,14 @@ fn the_next_unit_comes_while_this_one_is_at_work() {
         };
         let last = weights.model.units.len() - 1;
         for unit in 0..last {
-            weights.begin(unit, Pass::Forward)?;
+            weights.before_use(unit, Pass::Forward)?;
             counts([1, unit + 1]); // the first one was not asked for before
-            weights.end(unit, Pass::Forward)?;
+            weights.after_use(unit, Pass::Forward)?;
         }
         for unit in (0..=last).rev() {
-            weights.begin(unit, Pass::Backward)?;
+            weights.before_use(unit, Pass::Backward)?;
             counts([1, 2 * last + 1 - unit.max(1)]);
-            weights.end(unit, Pass::Backward)?;
+            weights.after_use(unit, Pass::Backward)?;
         }
         Ok(())
     })
@@ -92,12 +92,12 @@ fn what_was_fetched_before_a_change_is_not_used_after_it() {
         let weights = CASE.weights(comm.clone(), &Train::default())?;
         let before = values(&weights)?;
         CASE.gradients(comm, &weights)?;
-        weights.begin(0, Pass::Forward)?; // a pass that ends here, with unit 1 on its way
-        weights.end(0, Pass::Forward)?;
+        weights.before_use(0, Pass::Forward)?; // a pass that ends here, with unit 1 on its way
+        weights.after_use(0, Pass::Forward)?;
         weights.descend(0.05, 1.0)?;
-        weights.begin(1, Pass::Forward)?;
+        weights.before_use(1, Pass::Forward)?;
         let found = weights.model.units[1].value.to_vec1::<f32>()?;
-        weights.end(1, Pass::Forward)?;
+        weights.after_use(1, Pass::Forward)?;
         let after = values(&weights)?;
         let first = weights.model.units[0].value.elem_count();
         assert_eq!(found, after[first..first + found.len()]);
