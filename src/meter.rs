@@ -205,7 +205,7 @@ impl StepMeter {
         stops
     }
 
-    /// Whether work was skipped: the step's numbers mean nothing.
+    /// Whether work was skipped: the step's results are garbage.
     pub fn skipped(&self) -> bool {
         self.skipped.load(Relaxed)
     }

@@ -267,7 +267,7 @@ fn a_failed_write_leaves_the_old_file() {
     assert!(atomic_write(Path::new("/"), |_| Ok(())).unwrap_err().to_string().contains("not a name"));
 }
 
-/// A new file takes the old one's name, not its place: nobody can find half of it, not even who has the old one open.
+/// A new file takes the old one's name, not its place: nobody can find half of it, not even a reader that has the old one open.
 #[test]
 fn who_reads_the_old_file_reads_all_of_it() {
     let temp = tempdir().unwrap();

@@ -66,7 +66,7 @@ fn logits_of_ten_thousand_merge_without_loss() {
     }
 }
 
-/// Whole logits of 10000, 10001 and 10002, exact in f32: the runs' shares hang on differences that an f32 lse would have off by 5e-4.
+/// Whole logits of 10000, 10001 and 10002, exact in f32: the runs' shares depend on differences that an f32 lse would have off by 5e-4.
 #[test]
 fn nearly_equal_logits_near_ten_thousand_keep_their_shares() {
     let (rows, d) = (9, 16);

@@ -1,4 +1,4 @@
-//! What attention takes and how much work it is, on whatever computes it: the checks that all kernels share.
+//! Checks the arguments of attention, the same for all kernels, and counts its operations.
 
 use candle_core::{DType, Tensor};
 
@@ -46,7 +46,7 @@ pub(super) fn operands(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result
 }
 
 /// Checks what backward takes beside checked operands.
-pub(super) fn saved(q: &Tensor, d_o: &Tensor, [lse, delta]: [&Tensor; 2]) -> Result<()> {
+pub(super) fn saved_rows(q: &Tensor, d_o: &Tensor, [lse, delta]: [&Tensor; 2]) -> Result<()> {
     operand("d_o", d_o, q.dims(), q)?;
     let (expected, stat) = (&q.dims()[..3], statistic(q.dtype()));
     for (name, x) in [("lse", lse), ("delta", delta)] {

@@ -1,5 +1,5 @@
-//! Ulysses: two all-to-alls turn "all heads of my tokens" into "my heads of all tokens" and back, so that attention runs on
-//! whole heads while everything else runs on a part of the tokens (DeepSpeed-Ulysses, arXiv 2309.14509).
+//! Ulysses turns "all heads of my tokens" into "my heads of all tokens" and back by two all-to-alls, so that attention runs on whole
+//! heads while everything else runs on a part of the tokens (DeepSpeed-Ulysses, arXiv 2309.14509).
 //!
 //! Tokens and heads are both split by [`Split`], so neither count need be a multiple of the ranks. Only data moves here: what
 //! is done with the heads is the caller's business, and the gradient of either direction is the other direction.

@@ -79,7 +79,7 @@ pub fn main() -> ExitCode {
         }
     };
     let ready = start_logging()
-        .and_then(|()| interrupt::outlive_file_limit().and_then(|()| cpu::Path::allowed()).map_err(|e| e.to_string()))
+        .and_then(|()| interrupt::outlive_file_limit().and_then(|()| cpu::Isa::allowed()).map_err(|e| e.to_string()))
         .and_then(|_| report_shortage().map_err(|e| format!("SIGABRT cannot be caught: {e}")));
     if let Err(message) = ready {
         if is_first() {

@@ -24,7 +24,7 @@ pub struct ScanArgs {
     /// Frames of a clip [default: 16]
     #[arg(long, value_parser = at_least_1)]
     pub frames: Option<usize>,
-    /// Every how many-th frame is taken [default: 1]
+    /// Take every n-th frame [default: 1]
     #[arg(long, value_parser = at_least_1)]
     pub stride: Option<usize>,
     /// Height of a clip in pixels [default: 64]

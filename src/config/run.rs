@@ -28,7 +28,7 @@ pub struct RunConfig {
     pub sample: Sample,
 }
 
-/// `[run]`: where the run lives and what its random numbers hang on.
+/// `[run]`: the run's folder, and the seed of its random numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Run {
@@ -53,7 +53,7 @@ pub struct Data {
     pub height: usize,
     /// Width of a clip in pixels.
     pub width: usize,
-    /// Every how many-th frame of the source is taken.
+    /// Take every n-th frame of the source.
     #[serde(default = "one")]
     pub stride: usize,
     /// Frames per second to resample the source to, before `stride`; none: the source's own frames.

@@ -10,7 +10,7 @@
 pub struct Cut {
     /// Frames of a clip; at least 1.
     pub frames: usize,
-    /// Every how many-th frame is taken; at least 1.
+    /// Every `stride`-th frame is taken; at least 1.
     pub stride: usize,
 }
 

@@ -1,7 +1,7 @@
 //! A dataset: the usable files of a folder, cut into numbered clips.
 //!
-//! Which files are used, and in what order, hangs on their paths and contents alone, so every rank that opens the same
-//! folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
+//! Which files are used, and in what order, depends on their paths and contents alone, so every rank that opens the same folder sees the
+//! same clips under the same numbers. Files are probed in parallel, once a run.
 
 use super::apart::Apart;
 use super::av::Reason;

@@ -1,6 +1,6 @@
 //! A folder's files, sorted: those that may be clips, those that go with them, and all others with a reason.
 //!
-//! The order is that of the paths' bytes, so it does not hang on the file system. Symbolic links are followed (a hub's
+//! The order is that of the paths' bytes, so it does not depend on the file system. Symbolic links are followed (a hub's
 //! cache is made of them). Contents are not looked at here, except for captions.
 
 use super::apart::Apart;

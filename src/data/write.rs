@@ -166,7 +166,7 @@ fn encode_gif(
     width: usize,
     fps: f64,
 ) -> image::ImageResult<()> {
-    let speed = (height * width / GIF_SAMPLE).clamp(1, 30) as i32; // every how many-th pixel
+    let speed = (height * width / GIF_SAMPLE).clamp(1, 30) as i32; // every `speed`-th pixel
     let mut encoder = GifEncoder::new_with_speed(out, speed);
     encoder.set_repeat(Repeat::Infinite)?;
     let hundredths = |i: usize| (i as f64 * 100.0 / fps).round() as u64;

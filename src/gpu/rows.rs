@@ -19,7 +19,7 @@ pub(crate) struct TileRows {
     tokens: i64,
 }
 
-// SAFETY: plain numbers, laid out as in C.
+// SAFETY: plain values, laid out as in C.
 unsafe impl DeviceRepr for TileRows {}
 
 impl TileRows {

@@ -65,7 +65,7 @@ pub(crate) fn clear(t: &Tensor) -> Result<()> {
     })
 }
 
-/// Calls `f` with the numbers of the contiguous f32 tensor `t`, to be changed in place. Counterpart of [`crate::ops::write`].
+/// Calls `f` with the elements of the contiguous f32 tensor `t`, to be changed in place. Counterpart of [`crate::ops::write`].
 pub(crate) fn change<R>(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, f32>) -> Result<R>) -> Result<R> {
     change_as::<f32, R>(t, f)
 }

@@ -17,7 +17,7 @@ use candle_core::{DType, Tensor};
 use super::cross::cross_attention;
 use super::{Condition, ModelConfig, Unit};
 use crate::Result;
-use crate::ops::{Affine, Held, Linear, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
+use crate::ops::{Affine, Linear, PackedGuard, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
 
 /// One block's weights.
 pub struct Block {
@@ -50,7 +50,7 @@ struct Cross {
 pub struct BlockCondition {
     modulation: Param,            // [B, 6, D]
     text: Option<(Param, Param)>, // keys, values [B, L, D]
-    _held: Vec<Held>,             // the tiles' weights stay packed
+    _packed: Vec<PackedGuard>,    // the tiles' weights stay packed
 }
 
 impl Attention {
@@ -103,8 +103,8 @@ impl Block {
             }
             _ => None,
         };
-        let _held = self.layers().map(Linear::hold).collect();
-        Ok(BlockCondition { modulation: Param::leaf("modulation", modulation)?, text, _held })
+        let _packed = self.layers().map(Linear::pin_packed).collect();
+        Ok(BlockCondition { modulation: Param::leaf("modulation", modulation)?, text, _packed })
     }
 
     /// The layers that every tile goes through.

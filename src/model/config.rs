@@ -82,12 +82,12 @@ impl ModelConfig {
         self.num_attention_heads * self.attention_head_dim
     }
 
-    /// Numbers in a patch of the input: channels x frames x height x width.
+    /// Elements in a patch of the input: channels x frames x height x width.
     pub fn patch_in(&self) -> usize {
         self.in_channels * self.patch_size.iter().product::<usize>()
     }
 
-    /// Numbers in a patch of the output.
+    /// Elements in a patch of the output.
     pub fn patch_out(&self) -> usize {
         self.out_channels * self.patch_size.iter().product::<usize>()
     }

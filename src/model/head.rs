@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{Condition, ModelConfig, Unit};
 use crate::Result;
-use crate::ops::{Affine, Held, Linear, Param, Rows, Tape, layer_norm};
+use crate::ops::{Affine, Linear, PackedGuard, Param, Rows, Tape, layer_norm};
 
 /// `proj_out` and the head's `scale_shift_table`.
 pub struct Head {
@@ -16,7 +16,7 @@ pub struct Head {
 /// Shift and scale of each sample, once for all tiles: table + time embedding.
 pub struct HeadCondition {
     modulation: Param, // [B, 2, D]
-    _held: Held,
+    _packed: PackedGuard,
 }
 
 impl Head {
@@ -28,7 +28,7 @@ impl Head {
     /// The head's view of the condition.
     pub fn begin(&self, condition: &Condition) -> Result<HeadCondition> {
         let modulation = condition.time.value.unsqueeze(1)?.broadcast_add(&self.table.value)?;
-        Ok(HeadCondition { modulation: Param::leaf("head modulation", modulation)?, _held: self.out.hold() })
+        Ok(HeadCondition { modulation: Param::leaf("head modulation", modulation)?, _packed: self.out.pin_packed() })
     }
 
     /// Takes the gradients that the tiles have left in `mine` on to the table and to `condition`.

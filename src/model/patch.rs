@@ -22,7 +22,7 @@ impl Patches {
         std::array::from_fn(|axis| self.size[axis] / self.patch[axis])
     }
 
-    /// Numbers in a patch.
+    /// Elements in a patch.
     pub fn row(&self) -> usize {
         self.channels * self.patch.iter().product::<usize>()
     }

@@ -1,4 +1,4 @@
-//! The bridge between Candle's storages and plain slices: [`read`], [`write`], and custom ops written once for f32 and f64.
+//! Bridges Candle's storages and plain slices ([`read`], [`write`]) to write custom ops once for f32 and f64.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -57,15 +57,15 @@ impl<T: WithDType> std::ops::Deref for Values<'_, T> {
     }
 }
 
-/// A dtype whose CPU storage can be changed in place.
-pub trait Stored: WithDType {
+/// A tensor's element whose CPU storage can be changed in place.
+pub trait Element: WithDType {
     /// The storage's values, if it is of this dtype.
     fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 }
 
-macro_rules! stored {
+macro_rules! elements {
     ($($t:ty: $variant:ident),*) => {$(
-        impl Stored for $t {
+        impl Element for $t {
             fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
                 match storage {
                     CpuStorage::$variant(values) => Some(values),
@@ -75,16 +75,16 @@ macro_rules! stored {
         }
     )*};
 }
-stored!(f32: F32, f64: F64, half::bf16: BF16, u8: U8);
+elements!(f32: F32, f64: F64, half::bf16: BF16, u8: U8);
 
 /// Calls `f` with the values of the contiguous tensor `t`, to be changed in place. Those on a GPU are copied from it and back, with
 /// all of their storage: for what is small or seldom.
 ///
-/// `f` must not touch another tensor of the same storage: the storage is locked meanwhile. Nor may any job that the pool has to give
-/// away then: a thread that waits in `f` for others takes up what there is.
-pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<R> {
+/// `f` must not touch another tensor of the same storage, which is locked meanwhile. Work stealing makes this subtle: while `f` waits in
+/// rayon, its thread may run any queued job, so no queued job may touch this storage either.
+pub fn write<T: Element, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<R> {
     struct Write<F, R, T>(Mutex<(Option<F>, Option<R>)>, PhantomData<T>);
-    impl<T: Stored, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Write<F, R, T> {
+    impl<T: Element, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Write<F, R, T> {
         fn name(&self) -> &'static str {
             "write"
         }

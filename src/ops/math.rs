@@ -1,11 +1,11 @@
-//! The number types ops are written for, and the few functions of one number that they need fast.
+//! Defines the number types that ops are written for, and the few fast functions that they need of one number.
 
-use super::custom::Stored;
+use super::custom::Element;
 use super::products::Products;
 
 /// f32, or f64 for checks.
 pub trait Real:
-    Stored
+    Element
     + Products
     + num_traits::Float
     + std::ops::AddAssign

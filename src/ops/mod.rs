@@ -1,4 +1,4 @@
-//! Differentiable fused ops, what holds their weights ([`Param`]) and the [`Tape`] that differentiates them.
+//! Differentiable fused ops, the [`Param`]s that hold their weights, and the [`Tape`] that differentiates them.
 //!
 //! A tape lives for one tile of tokens. The ops here are Candle custom ops written once for f32 and f64. An op that owns a
 //! weight adds the weight's gradient straight into the [`Param`]'s buffer during backward and returns only the gradient of its
@@ -50,11 +50,11 @@ use on_gpu;
 
 pub use cast::cast;
 pub(crate) use custom::{Custom, Op1};
-pub use custom::{Stored, Values, read, write};
+pub use custom::{Element, Values, read, write};
 pub use elementwise::{add, add_assign, clear, row_dot, silu, sum_columns};
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::{Array, Numbers, numbers};
-pub use linear::{Held, Linear};
+pub use linear::{Linear, PackedGuard};
 pub use math::Real;
 pub use norm::{Affine, layer_norm, rms_norm, rms_rope};
 pub use param::Param;

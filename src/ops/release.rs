@@ -1,5 +1,5 @@
-//! Giving the memory of a tensor back while views of it live on, and taking it again: parameters and gradients that are sharded
-//! over ranks exist as a whole only while a unit is at work, but the layers' views of them are made once.
+//! Releases the memory of a tensor while views of it live on, and takes it again: parameters and gradients that are sharded over ranks
+//! exist as a whole only while their unit is used, but the layers' views of them are made once.
 //!
 //! A view of what is released must not be read or written: [`read`](super::read) and [`write`](super::write) refuse it.
 
@@ -29,7 +29,7 @@ pub fn storage_bytes(t: &Tensor) -> usize {
     }
 }
 
-/// Numbers left of what is released on a GPU: CUDA allocates nothing of no bytes, and no unit has but one parameter.
+/// Elements left of what is released on a GPU: CUDA allocates nothing of no bytes, and no unit has but one parameter.
 #[cfg(feature = "cuda")]
 const RELEASED: usize = 1;
 

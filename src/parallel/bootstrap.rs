@@ -20,7 +20,7 @@ use super::wire::{Failure, Frame};
 use super::{Limits, TorchrunEnv};
 use crate::{Result, bail};
 
-/// How often rank 0 looks who has come.
+/// Time between two looks of rank 0 for new connections.
 const LOOK: Duration = Duration::from_millis(5);
 /// How often the others look whether it is there.
 const RETRY: Duration = Duration::from_millis(100);
@@ -88,7 +88,7 @@ fn same_secret() -> String {
     format!("give all processes of a job the same {}", secret::TEXT)
 }
 
-/// Who has not come, and what was odd about those who have.
+/// The ranks that have not come, and what was odd about those that have.
 fn missing(env: &TorchrunEnv, limit: Duration, come: &[Option<Connection>], odd: &BTreeSet<String>) -> String {
     let missing: Vec<String> =
         (1..env.size).filter(|&rank| come[rank - 1].is_none()).map(|rank| rank.to_string()).collect();

@@ -124,7 +124,7 @@ impl ControlPlane {
         match &outcome {
             Err(Error::Rank { rank, message }) => self.fail(*rank, message),
             Err(e) => self.fail(links.rank, &e.to_string()),
-            // The others first, then rank 0: who has its note knows that all have ended.
+            // The others first, then rank 0: a rank that has rank 0's note knows that all have ended.
             Ok(()) => drop(match links.rank {
                 0 => links.all_left().and_then(|()| links.leave()),
                 _ => links.leave().and_then(|()| links.all_left()),

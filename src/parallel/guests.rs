@@ -38,7 +38,7 @@ impl Guests {
         Self { key, size, limit, guests: vec![] }
     }
 
-    /// Takes in who has come, hears what they say, and returns those who have said all.
+    /// Accepts new connections, reads what they send, and returns those whose handshake has ended.
     pub fn look(&mut self, listener: &TcpListener) -> Vec<Arrival> {
         for _ in 0..MOST {
             let Ok((stream, address)) = listener.accept() else { break };
@@ -78,7 +78,7 @@ impl Guests {
         arrivals
     }
 
-    /// The oldest guest of the address that has most: who comes often drives nobody away but himself.
+    /// The oldest guest of the address that has most, so that an address that connects often drives away only its own.
     fn crowded(&self) -> usize {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         self.guests.iter().for_each(|guest| *counts.entry(guest.address.ip()).or_default() += 1);

@@ -21,7 +21,7 @@ use crate::{Error, Result, bail, terminal};
 pub(super) const TEXT: &str = "LONGREEL_JOB_SECRET";
 /// The variable that names a file with one.
 pub(super) const FILE: &str = "LONGREEL_JOB_SECRET_FILE";
-/// Bytes of a secret: a shorter one could be guessed by who has recorded a handshake.
+/// Bytes of a secret: a shorter one could be guessed from a recorded handshake.
 const SHORTEST: usize = 16;
 const LONGEST: usize = 4096;
 /// How often a rank looks for the file that rank 0 makes.

@@ -1,4 +1,4 @@
-//! A batch of noisy clips as the engine sees it: input rows and the loss, made tile by tile from u8 frames and counted noise.
+//! Makes input rows and the loss of a batch of noisy clips for the engine, tile by tile, from u8 frames and counter-based noise.
 //!
 //! Nothing of the whole clip exists but its u8 frames: x0, noise, x_sigma, target and prediction live for one tile.
 
@@ -48,12 +48,12 @@ pub struct NoisyClips<'a> {
 }
 
 impl NoisyClips<'_> {
-    /// Numbers in a patch.
+    /// Elements in a patch.
     fn row(&self) -> usize {
         3 * self.patch.iter().product::<usize>()
     }
 
-    /// Calls `f` for each run of rows of one clip: the clip, its tokens, and where they lie in the tile, in numbers.
+    /// Calls `f` for each run of rows of one clip: the clip, its tokens, and where they lie in the tile, in elements.
     fn runs(
         &self,
         rows: Range<usize>,

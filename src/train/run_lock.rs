@@ -110,7 +110,7 @@ fn introduce(file: &mut File) -> io::Result<()> {
     file.write_all(format!("{}\n", serde_json::to_string(&holder)?).as_bytes())
 }
 
-/// The error of one who comes second.
+/// The error of a second process.
 fn taken(root: &Path, path: &Path) -> Error {
     let read = || read_holder(&File::open(path)?);
     let start = SystemTime::now();

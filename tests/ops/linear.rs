@@ -3,7 +3,7 @@
 use super::norm::gathered;
 use super::{Op, RUNS, SAMPLES, close, normal, values};
 use candle_core::{DType, Device, Tensor, Var};
-use longreel::ops::cpu::Path;
+use longreel::ops::cpu::Isa;
 use longreel::ops::{Linear, Param, Rows, Tape, plain};
 
 fn layer(params: &[Param], bf16: bool) -> Linear {
@@ -11,8 +11,8 @@ fn layer(params: &[Param], bf16: bool) -> Linear {
 }
 
 /// Every vector unit this CPU has.
-fn paths() -> impl Iterator<Item = Path> {
-    Path::ALL.into_iter().filter(|path| path.is_available())
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
 }
 
 #[test]
@@ -101,9 +101,9 @@ fn every_unit_multiplies_operands_of_any_size() {
             // By way of f32: from f64, Candle takes near ties for ties.
             let round = |t: &Tensor| if bf16 { f32(t).to_dtype(DType::BF16).unwrap() } else { t.clone() };
             let [rx, rw, rdy] = [&x, &w, &dy].map(|t| round(t).to_dtype(DType::F64).unwrap());
-            for path in paths() {
-                let what = |name: &str| format!("{path:?} bf16 {bf16} [{n}, {width}] to {out}: {name}");
-                let l = layer(&[&w, &b].map(|t| Param::leaf("p", f32(t)).unwrap()), bf16).on(path);
+            for isa in isas() {
+                let what = |name: &str| format!("{isa:?} bf16 {bf16} [{n}, {width}] to {out}: {name}");
+                let l = layer(&[&w, &b].map(|t| Param::leaf("p", f32(t)).unwrap()), bf16).on(isa);
                 l.weight.accumulate(&f32(&w)).unwrap();
                 let (tape, input) = (Tape::recording(), f32(&x));
                 let y = l.forward(&tape, &input).unwrap();
@@ -125,7 +125,7 @@ fn held_weights_stay_packed() {
     let l = layer(&[f32(normal(2, (40, 24))), f32(normal(3, 40))].map(|t| Param::leaf("p", t).unwrap()), false);
     let x = f32(normal(1, (7, 24)));
     let run = |l: &Linear| values(&l.forward(&Tape::off(), &x).unwrap());
-    let held = l.hold();
+    let held = l.pin_packed();
     let first = run(&l);
     longreel::ops::write(&l.weight.value, |w: &mut [f32]| w.fill(0.5)).unwrap();
     assert!(run(&l) == first && run(&l.clone()) == first);

@@ -20,7 +20,7 @@ pub fn limits() -> Limits {
     Limits { joining: JOINING, silence: Duration::from_secs(5), ..Limits::default() }
 }
 
-/// A port that was free a moment ago, below those that the system gives to who asks for any.
+/// A port that was free a moment ago, below those that the system gives to programs that ask for any.
 pub fn free_port() -> u16 {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -110,7 +110,7 @@ fn samples_come_into_tensorboard_as_animations_and_pictures() {
         assert_eq!((frames.len(), frames[0].buffer().dimensions()), (4, (40, 16)));
     }
     assert_ne!(animations[0].3, animations[1].3);
-    // The samples themselves are files as ever, and of a picture the same pixels are in both.
+    // The samples themselves are files too, and of a picture the same pixels are in both.
     for index in 0..2 {
         assert!(place.path(&format!("run/samples/step-00000002-{index}.mp4")).is_file());
     }

@@ -1,13 +1,13 @@
-//! What the backward pass takes of queries, packed block by block for all groups of keys.
+//! Packs what the backward pass takes of queries, block by block, once for all groups of keys.
 
 use std::f64::consts::LOG2_E;
 
-use super::pack::{Element, Heads, columns_words, rows_words};
+use super::pack::{Heads, PackedElement, columns_words, rows_words};
 use crate::ops::cpu::simd::Simd;
 
 /// What the forward pass left and the caller's cotangent.
 #[derive(Clone, Copy)]
-pub(super) struct Saved<'a, E> {
+pub(super) struct SavedRows<'a, E> {
     pub d_o: Heads<'a, E>,
     /// `[B, H, Sq]`
     pub lse: &'a [f32],
@@ -34,9 +34,9 @@ impl Layout {
 }
 
 /// One block of queries in the layouts that every group of keys needs.
-pub(super) fn pack_queries<S: Simd, E: Element>(
+pub(super) fn pack_queries<S: Simd, E: PackedElement>(
     q: &Heads<E>,
-    saved: &Saved<E>,
+    saved: &SavedRows<E>,
     layout: Layout,
     head: usize,
     first: usize,

@@ -1,4 +1,4 @@
-//! Attention on a GPU: which of the kernels of kernels/flash_*.cu, and their arguments. Counterpart of [`super::cpu`].
+//! Runs attention on a GPU: chooses among the kernels of kernels/flash_*.cu and passes their arguments. Counterpart of [`super::cpu`].
 //!
 //! bf16 with heads of 64, 96 or 128 takes the tensor cores; f32 the plain kernels, which are for checks. **It has run on an
 //! emulated driver (kernels/host/driver), on no GPU.**
@@ -27,7 +27,7 @@ struct Strides {
     row: i64,
 }
 
-// SAFETY: plain numbers, laid out as in C.
+// SAFETY: plain values, laid out as in C.
 unsafe impl DeviceRepr for Strides {}
 
 /// The kernels for one dtype and head dim: forward, backward for keys and values, backward for queries.
@@ -94,7 +94,7 @@ pub(super) fn attend(
     Ok((o, lse))
 }
 
-/// As [`super::cpu::differentiate`], likewise.
+/// As [`super::cpu::differentiate`], on the GPU that q, k and v are on.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn differentiate(
     q: &Tensor,
@@ -107,7 +107,7 @@ pub(super) fn differentiate(
     meter: &StepMeter,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let shape = check::operands(q, k, v, scale)?;
-    check::saved(q, d_o, [lse, delta])?;
+    check::saved_rows(q, d_o, [lse, delta])?;
     let kernels = Kernels::of(q.dtype(), shape[3], !rounded)?;
     let inputs = [aligned(q)?, aligned(k)?, aligned(v)?, aligned(d_o)?, lse.contiguous()?, delta.contiguous()?];
     let gradients = match (q.dtype(), rounded) {

@@ -15,7 +15,7 @@ use crate::cli::at_least_1;
 use crate::config::Compute;
 use crate::engine::Engine;
 use crate::model::Model;
-use crate::ops::cpu::Path;
+use crate::ops::cpu::Isa;
 use crate::parallel::{Sequence, Single};
 use crate::{Result, bail};
 
@@ -49,7 +49,7 @@ fn measure(args: &BlockArgs, threads: usize) -> Result<Report> {
     let engines = [engine(&models[0])?, engine(&models[1])?];
     let latent = Latent::draw(args.shape.size(), &config, 0..tokens);
     let prompt = prompt()?;
-    let peak = peak_of(Path::best(), args.shape.dtype);
+    let peak = peak_of(Isa::best(), args.shape.dtype);
     let forward = difference(args.runs, &engines, |engine| engine.predict(&prompt, &latent, |_, _| Ok(())))?;
     let both = difference(args.runs, &engines, |engine| engine.loss_and_gradients(&prompt, &latent).map(drop))?;
     let (attention, linears) = flop::block(&config, tokens);

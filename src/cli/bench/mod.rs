@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compute, Hardware};
-use crate::ops::cpu::{Path, peak as unit_peak};
+use crate::ops::cpu::{Isa, peak as isa_peak};
 use crate::parallel::{Launch, run_threads};
 use crate::plan::flop;
 use crate::rng::{Key, Purpose};
@@ -73,14 +73,14 @@ fn on_threads<T: Send>(threads: Option<usize>, f: impl Fn(usize) -> Result<T> + 
 }
 
 /// FLOP/s that the current threads reach on the unit that `dtype` computes on.
-fn peak_of(path: Path, dtype: Compute) -> f64 {
-    unit_peak::peak(path, dtype == Compute::Bf16, PEAK_TIME)
+fn peak_of(isa: Isa, dtype: Compute) -> f64 {
+    isa_peak::peak(isa, dtype == Compute::Bf16, PEAK_TIME)
 }
 
-/// FLOP/s that `device` reaches in `dtype`: these threads on the vector unit of `path`, or a GPU in large products by cuBLAS.
-fn peak_on(device: &Device, path: Path, dtype: Compute) -> Result<f64> {
+/// FLOP/s that `device` reaches in `dtype`: these threads on the vector unit of `isa`, or a GPU in large products by cuBLAS.
+fn peak_on(device: &Device, isa: Isa, dtype: Compute) -> Result<f64> {
     if device.is_cpu() {
-        return Ok(peak_of(path, dtype));
+        return Ok(peak_of(isa, dtype));
     }
     const N: usize = 8192;
     const RUNS: usize = 8;
@@ -98,7 +98,7 @@ fn peak_on(device: &Device, path: Path, dtype: Compute) -> Result<f64> {
 
 /// FLOP/s of all processors in `dtype`, and bytes/s of copying memory.
 pub(super) fn machine(dtype: Compute) -> Result<[f64; 2]> {
-    on_threads(None, |_| Ok([peak_of(Path::best(), dtype), 1e9 * peak::copy()]))
+    on_threads(None, |_| Ok([peak_of(Isa::best(), dtype), 1e9 * peak::copy()]))
 }
 
 /// The median of seconds.

@@ -6,12 +6,12 @@ use rayon::prelude::*;
 use serde_json::json;
 use std::time::Instant;
 
-use super::{PEAK_TIME, Report, device_of, on_threads, peak_on, unit_peak};
+use super::{PEAK_TIME, Report, device_of, isa_peak, on_threads, peak_on};
 #[cfg(feature = "cuda")]
 use crate::Error;
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
-use crate::ops::cpu::Path;
+use crate::ops::cpu::Isa;
 use crate::{Result, bail};
 
 /// The arithmetic peak of the best vector unit, on one thread and on all, and the bandwidth of memory. With --device cuda: matrix products
@@ -38,10 +38,10 @@ pub fn run(args: &PeakArgs) -> Result<Report> {
         }
         return on_gpu(&device);
     }
-    let peaks = |_| Ok([false, true].map(|bf16| unit_peak::peak(Path::best(), bf16, PEAK_TIME) / 1e9));
+    let peaks = |_| Ok([false, true].map(|bf16| isa_peak::peak(Isa::best(), bf16, PEAK_TIME) / 1e9));
     let one = on_threads(Some(1), peaks)?;
     let (threads, all, copy) = on_threads(args.threads, |threads| Ok((threads, peaks(threads)?, copy())))?;
-    let facts = vec![("path", json!(Path::best().name())), ("threads", json!(threads))];
+    let facts = vec![("path", json!(Isa::best().name())), ("threads", json!(threads))];
     Ok(Report::new("peak", facts)
         .with("f32_gflops_1", "f32, one thread, GFLOP/s", one[0])
         .with("f32_gflops", "f32, all threads, GFLOP/s", all[0])
@@ -52,7 +52,7 @@ pub fn run(args: &PeakArgs) -> Result<Report> {
 
 /// Measures a GPU.
 fn on_gpu(device: &Device) -> Result<Report> {
-    let products = |dtype| Ok::<_, crate::Error>(peak_on(device, Path::best(), dtype)? / 1e9);
+    let products = |dtype| Ok::<_, crate::Error>(peak_on(device, Isa::best(), dtype)? / 1e9);
     let mut report = Report::new("peak", vec![("path", json!("cuda"))])
         .with("f32_gflops", "products in f32, GFLOP/s", products(Compute::F32)?)
         .with("bf16_gflops", "products in bf16, GFLOP/s", products(Compute::Bf16)?);

@@ -12,7 +12,7 @@ use crate::cli::{at_least_1, threads_per_rank};
 use crate::config::{self, Compute, Hardware, Place, Train};
 use crate::engine::{Engine, Stash};
 use crate::model::{Model, ModelConfig};
-use crate::ops::cpu::Path;
+use crate::ops::cpu::Isa;
 use crate::parallel::{Communicator, Reduce, Sequence, run_threads};
 use crate::train::progress::page_faults;
 use crate::train::weights::TrainState;
@@ -106,7 +106,7 @@ fn measure(
     let latent = Latent::draw(args.shape.size(), network, engine.local_tokens());
     let prompt = prompt()?;
     comm.barrier()?;
-    let peak = peak_on(device, Path::best(), args.shape.dtype)?;
+    let peak = peak_on(device, Isa::best(), args.shape.dtype)?;
     let (mut steps, mut loss) = (vec![], 0.0);
     for step in 0..(args.warmup + args.steps) as u64 {
         comm.barrier()?;

@@ -79,7 +79,7 @@ enum Block {
     /// Computed at this point.
     Waits(Residuals, Point),
     Writing,
-    Stored,
+    Element,
     Reading,
     Ready(Residuals),
 }
@@ -231,7 +231,7 @@ impl Shared {
             Some(residuals) => {
                 (self.hook)(Copy::Write(i))?;
                 layout.write(self.store.as_ref(), i, &residuals, copier)?;
-                Ok(Block::Stored)
+                Ok(Block::Element)
             }
             None => {
                 (self.hook)(Copy::Read(i))?;
@@ -252,7 +252,7 @@ impl State {
             let Block::Waits(residuals, point) = block else { return None };
             return Some((i, point, Some(residuals)));
         }
-        let (i, point) = self.wanted.take_if(|(i, _)| matches!(self.blocks.get(*i), Some(Block::Stored)))?;
+        let (i, point) = self.wanted.take_if(|(i, _)| matches!(self.blocks.get(*i), Some(Block::Element)))?;
         self.blocks[i] = Block::Reading;
         Some((i, point, None))
     }

@@ -107,12 +107,12 @@ impl Store for Pinned {
 }
 
 /// A copy thread's stream, and pinned bytes on the way to a store that has none of its own.
-pub(super) struct Lane {
+pub(super) struct CopyStream {
     stream: Arc<CudaStream>,
     staging: Option<PinnedHostSlice<u8>>,
 }
 
-impl Lane {
+impl CopyStream {
     /// A stream of the device's.
     ///
     /// # Errors

@@ -7,11 +7,11 @@ use std::sync::{Mutex, PoisonError};
 
 use super::copies::Store;
 #[cfg(feature = "cuda")]
-use super::gpu::{Lane, Recorded};
+use super::gpu::{CopyStream, Recorded};
 use super::{Attention, Residuals, Shapes};
 use crate::config::{Compute, Stash as Settings};
 use crate::ops::bytes;
-use crate::ops::{Stored, Tape, cast, read, write};
+use crate::ops::{Element, Tape, cast, read, write};
 use crate::{Result, bail};
 
 /// Tensors start at multiples of this, as pages do.
@@ -45,7 +45,7 @@ pub(super) struct Copier {
     /// Where it rounds.
     chunk: Vec<bf16>,
     #[cfg(feature = "cuda")]
-    lane: Option<Lane>,
+    copy_stream: Option<CopyStream>,
 }
 
 impl Copier {
@@ -53,7 +53,7 @@ impl Copier {
     pub fn new(device: &Device) -> Result<Self> {
         Ok(match device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(device) => Self { lane: Some(Lane::new(device)?), ..Self::default() },
+            Device::Cuda(device) => Self { copy_stream: Some(CopyStream::new(device)?), ..Self::default() },
             _ => Self::default(),
         })
     }
@@ -61,8 +61,8 @@ impl Copier {
     /// Has later copies begin when the GPU has computed what came before `point`.
     pub fn after(&self, point: &Point) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let (Some(lane), Some(event)) = (&self.lane, &point.event) {
-            return lane.after(event);
+        if let (Some(copy_stream), Some(event)) = (&self.copy_stream, &point.event) {
+            return copy_stream.after(event);
         }
         let _ = point;
         Ok(())
@@ -214,8 +214,8 @@ impl Field {
         }
         store.start(block, self.at, self.stored.size_in_bytes() * t.elem_count())?;
         #[cfg(feature = "cuda")]
-        if let Some(lane) = &mut copier.lane {
-            return lane.store(store, block, self.at, &t);
+        if let Some(copy_stream) = &mut copier.copy_stream {
+            return copy_stream.store(store, block, self.at, &t);
         }
         if self.stored == self.dtype {
             let (storage, layout) = t.storage_and_layout();
@@ -239,8 +239,8 @@ impl Field {
 
     fn read_into(&self, store: &dyn Store, block: usize, t: &Tensor, copier: &mut Copier) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let Some(lane) = &mut copier.lane {
-            return lane.load(store, block, self.at, t);
+        if let Some(copy_stream) = &mut copier.copy_stream {
+            return copy_stream.load(store, block, self.at, t);
         }
         if self.stored == self.dtype {
             // Not by bytes::overwrite, which makes a Candle error of ours.
@@ -277,7 +277,7 @@ impl Field {
     }
 
     /// Reads rounded values into `t`.
-    fn widen<T: Stored>(
+    fn widen<T: Element>(
         &self,
         store: &dyn Store,
         block: usize,

@@ -1,7 +1,7 @@
 //! AMX: the matrix unit beside AVX-512 BF16 on Intel's CPUs since Sapphire Rapids. One `tdpbf16ps` adds the product of 16 x 32
 //! by 32 x 16 bf16 to 16 x 16 sums in f32, sixteen times the work of a `vdpbf16ps` in a cycle.
 //!
-//! Its operands are those of [`super::tile`]: rows of words on the left, strips of words on the right. What is not a product runs on
+//! Its operands are those of [`super::tile`]: rows of words on the left, column blocks of words on the right. What is not a product runs on
 //! the vector unit ([`super::avx512_bf16`]). Rust's intrinsics for it are unstable yet, hence the assembly.
 
 use std::arch::asm;
@@ -169,7 +169,7 @@ pub(super) unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Ri
     for (i, column) in (0..out.width).step_by(b.step).enumerate() {
         let wide = b.step.min(out.width - column) > SIDE;
         for row in (0..out.rows).step_by(2 * SIDE) {
-            // SAFETY: a strip and its one or two tiles of columns, and two tiles of rows, of the operands. Tiles are no one else's
+            // SAFETY: a column block and its one or two tiles of columns, and two tiles of rows, of the operands. Tiles are no one else's
             // between `Tiles::configure` and its drop.
             unsafe {
                 let to = out.values.add(row * out.stride + column);
@@ -192,7 +192,7 @@ pub(super) unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Ri
                     left,
                     below: left.add(SIDE * a.row),
                     row: 4 * a.row,
-                    right: b.words.add(i * b.strip),
+                    right: b.words.add(i * b.column_block),
                     step: 4 * b.step,
                 };
                 let mut left = steps / SIDE;

@@ -1,4 +1,4 @@
-//! Row-major f32 matrices to the packed words that [`super::tile`] multiplies.
+//! Packs row-major f32 matrices into the words that [`super::tile`] multiplies.
 //!
 //! A word holds one f32 or, on units with pairs, two bf16 that are neighbours along the contracted dimension; units for bf16
 //! round on the way. Contractions are padded with a zero where pairs do not divide them. Three layouts serve all products of a
@@ -102,7 +102,7 @@ fn across_by<S: Simd>(m: Matrix, width: usize, turned: bool) -> Panels {
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
-            // SAFETY: this unit was chosen for this CPU.
+            // SAFETY: this instruction set was chosen for this CPU.
             unsafe { S::run(Across { m, first: i * width, width, turned, words }) }
         });
     }
@@ -166,7 +166,7 @@ pub(crate) fn along<S: Simd>(m: Matrix) -> Panels {
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
-            // SAFETY: this unit was chosen for this CPU.
+            // SAFETY: this instruction set was chosen for this CPU.
             unsafe { S::run(Along { m, first: i * width, width, words }) }
         });
     }
@@ -215,7 +215,7 @@ impl Kernel for Along<'_> {
 /// columns as `to` has rows.
 ///
 /// # Safety
-/// The CPU has the unit's features; `from` holds a square of `LANES`.
+/// The CPU has the features of `S`; `from` holds a square of `LANES`.
 #[inline(always)]
 pub(crate) unsafe fn turn<S: Simd>(from: *const u32, stride: usize, to: &mut [u32], width: usize, lane: usize) {
     let mut square = [0u32; 16 * 16];
@@ -229,7 +229,7 @@ pub(crate) unsafe fn turn<S: Simd>(from: *const u32, stride: usize, to: &mut [u3
 /// Writes `values` as words, a pair's missing half being zero; up to two vectors beyond the end are written too.
 ///
 /// # Safety
-/// The CPU has the unit's features; `to` holds the words rounded up to two vectors.
+/// The CPU has the features of `S`; `to` holds the words rounded up to two vectors.
 #[inline(always)]
 unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
     let both = 2 * S::LANES;
@@ -249,8 +249,8 @@ unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
     }
 }
 
-/// A matrix word after word: the left operand of a contraction over its columns. A block of it is packed when it is wanted, by who wants
-/// it; f32 units read the matrix itself.
+/// A matrix word after word: the left operand of a contraction over its columns. The task that needs a block packs it; f32 instruction
+/// sets read the matrix itself.
 pub(crate) struct Lines<'a> {
     m: Matrix<'a>,
     /// Words from one row to the next.
@@ -281,7 +281,7 @@ impl<'a> Lines<'a> {
         let mut words = Scratch::take(count.next_multiple_of(S::ROWS) * stride);
         let (rows, none) = words.split_at_mut(count * stride);
         if S::HALF {
-            // SAFETY: this unit was chosen for this CPU.
+            // SAFETY: this instruction set was chosen for this CPU.
             unsafe { S::run(Rows { m, first, stride, words: rows }) }
         } else {
             rows.copy_from_slice(bytemuck::cast_slice(values));

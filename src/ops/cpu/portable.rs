@@ -71,7 +71,7 @@ impl<const BF16: bool> Simd for Portable<BF16> {
     unsafe fn exp2(x: V) -> V {
         // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits.
         const MAGIC: f32 = 12_582_912.0;
-        // SAFETY: this unit needs no features.
+        // SAFETY: this code needs no features.
         unsafe {
             let x = Self::max([-126.5; 4], x); // which comes out as 0 below
             let z = map2(x, [0.5; 4], |x, half| (x - half) + MAGIC);
@@ -95,7 +95,7 @@ impl<const BF16: bool> Simd for Portable<BF16> {
     }
     #[inline(always)]
     unsafe fn dot(acc: V, a: V, b: V) -> V {
-        // SAFETY: this unit needs no features.
+        // SAFETY: this code needs no features.
         unsafe { Self::mul_add(a, b, acc) }
     }
     #[inline(always)]
@@ -117,7 +117,7 @@ impl<const BF16: bool> Simd for Portable<BF16> {
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {
-        // SAFETY: this unit needs no features.
+        // SAFETY: this code needs no features.
         unsafe { kernel.run::<Self>() }
     }
 }

@@ -1,4 +1,4 @@
-//! What a vector unit must offer to run the kernels: a few f32 operations, and the dot product of *words*.
+//! The trait that an instruction set implements to run the kernels: a few f32 operations, and the dot product of *words*.
 //!
 //! A word is the 32-bit unit of every packed panel: one f32, or a pair of neighbouring bf16 along the dimension that a
 //! product contracts. `dot(acc, a, b)` adds the product of words lane by lane, so one set of kernels serves both kinds: the
@@ -9,14 +9,14 @@
 //! The layer knows nothing of attention: [`super::tile`] builds matrix products on it.
 
 // SAFETY (of the whole layer): the functions of an implementation need the CPU features that it names. They are reached only
-// through `Simd::run`, and `super::Path` lets an implementation run only on a CPU that has its features.
+// through `Simd::run`, and `super::Isa` lets an implementation run only on a CPU that has its features.
 
 use super::tile::{Left, Out, Right};
 
 /// Rows of a panel by columns: keys or queries that are lanes together, on every unit.
 pub(crate) const WIDTH: usize = 64;
 
-/// One vector unit. All functions are unsafe for the features they need; pointers need no alignment.
+/// One instruction set. All functions are unsafe for the features they need; pointers need no alignment.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// A vector of `LANES` f32.
     type V: Copy;
@@ -152,6 +152,6 @@ impl Beside for () {
 /// Work to be compiled for a unit: `run` must be `#[inline(always)]`, as must be everything hot that it calls.
 pub(crate) trait Kernel {
     /// # Safety
-    /// The CPU has the unit's features.
+    /// The CPU has the features of `S`.
     unsafe fn run<S: Simd>(self);
 }

@@ -24,7 +24,7 @@ struct Constants {
     average: f32,
 }
 
-// SAFETY: plain numbers, laid out as in C.
+// SAFETY: plain values, laid out as in C.
 unsafe impl DeviceRepr for Constants {}
 
 /// Counterpart of [`super::Shard`]: flat f32 tensors on a GPU, of one length.

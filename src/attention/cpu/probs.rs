@@ -1,44 +1,45 @@
-//! The backward pass's weights: P and dS of a band of keys, two keys at a time, so that a matrix unit can multiply meanwhile.
+//! Computes the backward pass's probabilities P and dS of a row block of keys, two keys at a time, so that a matrix unit can multiply
+//! meanwhile.
 
 use std::marker::PhantomData;
 
-use super::{band, by_row};
+use super::{by_row, row_block};
 use crate::ops::cpu::simd::{Beside, Simd};
 
-/// What a band of keys by a block of queries passes through, each row a key; used over and over.
+/// What a row block of keys by a block of queries passes through, each row a key; used over and over.
 #[derive(Clone, Copy)]
-pub(super) struct Band {
+pub(super) struct RowBlock {
     /// Logits, then P as words paired over queries, a row every [`by_row`].
     pub s: *mut f32,
-    /// dP, then dS likewise.
+    /// dP, then dS as words paired over queries, a row every [`by_row`].
     pub dp: *mut f32,
 }
 
-impl Band {
+impl RowBlock {
     /// Words of one.
     pub fn words<S: Simd>() -> usize {
-        2 * band::<S>() * by_row::<S>()
+        2 * row_block::<S>() * by_row::<S>()
     }
 
     /// Over `words`, as many as it has.
     pub fn new<S: Simd>(words: &mut [u32]) -> Self {
-        let (s, dp) = words.split_at_mut(band::<S>() * by_row::<S>());
+        let (s, dp) = words.split_at_mut(row_block::<S>() * by_row::<S>());
         Self { s: s.as_mut_ptr().cast(), dp: dp.as_mut_ptr().cast() }
     }
 }
 
-/// Where dS of a group goes, paired over keys: a step's words from `words + step * step` on, each two vectors of queries `strip` from
+/// Where dS of a group goes, paired over keys: a step's words from `words + step * step` on, each two vectors of queries `column_block` from
 /// those before.
 #[derive(Clone, Copy)]
 pub(super) struct Pairs {
     pub words: *mut u32,
     pub step: usize,
-    pub strip: usize,
+    pub column_block: usize,
 }
 
-/// P and dS of a band of keys from logits and dP, two keys at a time: by rows in their place, and dS once more paired over keys.
+/// P and dS of a row block of keys from logits and dP, two keys at a time: by rows in their place, and dS once more paired over keys.
 #[derive(Clone, Copy)]
-pub(super) struct Weights<S> {
+pub(super) struct Probs<S> {
     /// Twos of keys that are left, and how slowly to take them.
     pub left: usize,
     pub pace: usize,
@@ -53,7 +54,7 @@ pub(super) struct Weights<S> {
     pub unit: PhantomData<S>,
 }
 
-impl<S: Simd> Beside for Weights<S> {
+impl<S: Simd> Beside for Probs<S> {
     type Row = Self;
     const TWOS: usize = S::WIDTH / (2 * S::LANES);
     #[inline(always)]
@@ -99,7 +100,7 @@ impl<S: Simd> Beside for Weights<S> {
                     S::put_row(row.dp.cast::<u32>().add(words), ds[0], ds[1]);
                 }
             }
-            let to = row.pairs.words.add(i * row.pairs.strip);
+            let to = row.pairs.words.add(i * row.pairs.column_block);
             S::put_rows(to, S::WIDTH, ds[0][0], ds[1][0]);
             S::put_rows(to.add(S::LANES), S::WIDTH, ds[0][1], ds[1][1]);
         }
