@@ -197,7 +197,7 @@ fn damaged_parts_of_a_checkpoint_are_named() {
     assert!(
         message.contains("transformer/diffusion_pytorch_model.safetensors") && message.contains("1 not known (`b.c`)")
     );
-    // Cut short.
+    // Windows short.
     for file in ["optimizer.safetensors", "transformer/diffusion_pytorch_model.safetensors"] {
         let path = checkpoint.dir().join(file);
         let bytes = std::fs::read(&path).unwrap();

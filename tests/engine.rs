@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use longreel::config::Train;
 use longreel::engine::{Engine, Objective, Source};
-use longreel::model::{Model, ModelConfig, Prompt};
+use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::ops::{read, write};
 use longreel::parallel::{Communicator, Mesh, Reduce, run_threads};
 use longreel::rng::{Key, Purpose};
@@ -53,9 +53,9 @@ pub fn model(dtype: DType, heads: usize, bf16: bool) -> Result<Model> {
 }
 
 /// Clips `clips` of a global batch, each with its own time, class and text.
-pub fn prompt(clips: &[usize]) -> Result<Prompt> {
+pub fn conditioning(clips: &[usize]) -> Result<Conditioning> {
     let text: Vec<f32> = clips.iter().flat_map(|&clip| normal(20 + clip as u64, 7 * 6)).collect();
-    Ok(Prompt {
+    Ok(Conditioning {
         timesteps: clips.iter().map(|&clip| 150.0 + 200.0 * clip as f64).collect(),
         text: Some(Tensor::from_vec(text, (clips.len(), 7, 6), &Device::Cpu)?),
         labels: Some(clips.iter().map(|&clip| clip % 5).collect()),
@@ -147,7 +147,7 @@ fn gradients(case: Case, model: &Model, comm: Arc<dyn Communicator>) -> Result<f
             dtype: case.dtype,
             weight: case.scale / elements as f64,
         };
-        loss += engine.loss_and_gradients(&prompt(&clips)?, &squares)?;
+        loss += engine.loss_and_gradients(&conditioning(&clips)?, &squares)?;
     }
     let loss = Tensor::new(&[loss], &Device::Cpu)?;
     mesh.world.all_reduce(&loss, Reduce::Sum)?;

@@ -189,7 +189,7 @@ fn every_truncation_and_damage_is_an_error_with_the_files_name() {
     }
     std::fs::write(&path, header(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#)).unwrap();
     let folder = Folder::open(&dir).unwrap();
-    // Cut short while it is open: an error still, where a memory map would end the process.
+    // Windows short while it is open: an error still, where a memory map would end the process.
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(67).unwrap();
     let message = folder.read_f32("a").unwrap_err().to_string();
     assert!(message.contains("cut short while it was read (tensor `a`)"), "{message}");

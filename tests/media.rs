@@ -2,7 +2,7 @@
 
 use ffmpeg_next as ffmpeg;
 use image::AnimationDecoder;
-use longreel::data::sheet::{FrameScale, Strip, check_size, contact_sheet};
+use longreel::data::contact_sheet::{FrameScale, Strip, check_size, contact_sheet};
 use longreel::data::write::{Container, Kind, Preview, VideoWriter, write_file, write_video};
 use longreel::{Error, bail};
 use std::fs::{self, File};

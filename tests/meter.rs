@@ -2,7 +2,7 @@
 //! stop skips the rest at once, and nobody waits for it in vain.
 
 use crate::attention::{delta, inputs};
-use crate::engine::{Case, GRID, ONE, Squares, model, prompt};
+use crate::engine::{Case, GRID, ONE, Squares, conditioning, model};
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
 use longreel::attention::Ring;
@@ -11,7 +11,7 @@ use longreel::engine::stash::Stash;
 use longreel::engine::{Engine, Objective, Source};
 use longreel::meter::{Section, StepMeter, StepTimes, Traffic};
 use longreel::parallel::{Communicator, Mesh, Metered, Reduce, Single, run_threads};
-use longreel::plan::flop;
+use longreel::plan::flops;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ fn step(
         let squares =
             Squares { clips: clips.clone(), tokens: engine.local_tokens(), dtype: case.dtype, weight: case.scale };
         meter.begin(engine.operations());
-        engine.loss_and_gradients(&prompt(&clips)?, &Before { squares, then: &|| then(&meter, rank) })?;
+        engine.loss_and_gradients(&conditioning(&clips)?, &Before { squares, then: &|| then(&meter, rank) })?;
         Ok((meter.work(), meter.end()))
     });
     ranks.unwrap()
@@ -75,8 +75,8 @@ fn what_is_counted_comes_to_the_total() {
                 }
                 // Ranks have shares of one work, of which attention's part is known elsewhere: two clips, two blocks.
                 let all: u64 = watched.iter().map(|(work, _)| work[1]).sum();
-                let passes = flop::ATTENTION_BOTH + if keep { 0.0 } else { 1.0 };
-                let attention = 4.0 * passes * flop::attention(45, heads, 8);
+                let passes = flops::ATTENTION_BOTH + if keep { 0.0 } else { 1.0 };
+                let attention = 4.0 * passes * flops::attention(45, heads, 8);
                 let linear = linear(heads, head_groups, keep);
                 assert_eq!(all as f64, attention + linear, "{what}");
             }
@@ -88,10 +88,10 @@ fn what_is_counted_comes_to_the_total() {
 /// those in backward.
 fn linear(heads: usize, groups: usize, keep: bool) -> f64 {
     let (d, n, groups) = (8 * heads, 90, groups as f64);
-    let square = flop::linear(n, d, d);
+    let square = flops::linear(n, d, d);
     let before = 3.0 * square * (groups * if keep { 2.0 } else { 3.0 } + 3.0);
-    let after = 4.0 * (3.0 * square + flop::linear(n, d, 24) + flop::linear(n, 24, d)); // with text: two more squares, less its keys'
-    2.0 * (before + after) + 2.0 * flop::linear(n, 3, d) + 3.0 * flop::linear(n, d, 2)
+    let after = 4.0 * (3.0 * square + flops::linear(n, d, 24) + flops::linear(n, 24, d)); // with text: two more squares, less its keys'
+    2.0 * (before + after) + 2.0 * flops::linear(n, 3, d) + 3.0 * flops::linear(n, d, 2)
 }
 
 #[test]

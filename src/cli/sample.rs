@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use super::sampling::SamplingProgress;
 use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
-use crate::data::sheet::{FrameScale, Strip, check_size, contact_sheet};
+use crate::data::contact_sheet::{FrameScale, Strip, check_size, contact_sheet};
 use crate::data::write::Kind;
 use crate::diffusion::Objective;
 use crate::model::folder::Folder;

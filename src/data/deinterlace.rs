@@ -4,8 +4,8 @@
 //! each frame. It needs the frames before and after, so they are decoded along: what comes out does not depend on where decoding
 //! began. The filter goes down columns only, so any layout of samples within a line will do.
 
-use super::av::{self, Reason};
 use super::decode;
+use super::ffmpeg::{self, Reason};
 use super::probe::VideoIndex;
 use ffmpeg_next::frame;
 use std::path::Path;
@@ -63,7 +63,7 @@ fn progressive(
         return Ok(out);
     }
     let format = frame.format();
-    let (bytes, most) = av::samples(format).ok_or_else(|| {
+    let (bytes, most) = ffmpeg::samples(format).ok_or_else(|| {
         format!("its interlaced frames of {format:?} cannot be deinterlaced: data.deinterlace = false leaves them")
     })?;
     let kind = |f: &frame::Video| (f.format(), f.width(), f.height());

@@ -1,4 +1,4 @@
-//! Decoded frames of a clip as u8, and the patch rows of any run of tokens made from them.
+//! Holds decoded frames of a clip as u8, and makes the patch rows of any run of tokens from them.
 //!
 //! A rank holds only the frames its tokens lie in, and of an image, or where all its tokens lie in one patch of frames, only
 //! the lines of pixels; a tile asks for only its tokens' rows. Tokens are ordered (t, h, w): token n of a grid of T x H x W
@@ -17,7 +17,7 @@ pub enum RowOrder {
     ChannelLast,
 }
 
-/// A part of a clip: the same lines of some consecutive frames.
+/// A region of a clip: the same lines of some consecutive frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameRegion {
     pub frames: Range<usize>,
@@ -68,7 +68,7 @@ pub struct Frames {
 
 /// A u8 pixel value as the network sees it, in [-1, 1].
 #[inline]
-pub fn level(value: u8) -> f32 {
+pub fn u8_to_unit(value: u8) -> f32 {
     value as f32 / 127.5 - 1.0
 }
 
@@ -89,10 +89,10 @@ pub fn token_grid(size: [usize; 3], patch: [usize; 3]) -> Result<[usize; 3]> {
 }
 
 impl Frames {
-    /// `part` of a black clip of `height` and `width`.
-    pub fn black(part: &FrameRegion, height: usize, width: usize) -> Self {
-        let FrameRegion { frames, lines } = part.clone();
-        Self { first: frames.start, lines, height, width, data: vec![0; part.bytes(width)] }
+    /// `region` of a black clip of `height` and `width`.
+    pub fn black(region: &FrameRegion, height: usize, width: usize) -> Self {
+        let FrameRegion { frames, lines } = region.clone();
+        Self { first: frames.start, lines, height, width, data: vec![0; region.bytes(width)] }
     }
 
     /// How many frames are held, whole or in part.
@@ -125,7 +125,7 @@ impl Frames {
                 match order {
                     RowOrder::ChannelLast => {
                         for (value, &pixel) in row[taken * 3..].iter_mut().zip(pixels) {
-                            *value = level(pixel);
+                            *value = u8_to_unit(pixel);
                         }
                     }
                     RowOrder::ChannelFirst => {
@@ -134,7 +134,7 @@ impl Frames {
                         let (green, blue) = rest.split_at_mut(plane);
                         let channels = red[taken..].iter_mut().zip(&mut green[taken..]).zip(&mut blue[taken..]);
                         for (((r, g), b), pixel) in channels.zip(pixels.chunks_exact(3)) {
-                            (*r, *g, *b) = (level(pixel[0]), level(pixel[1]), level(pixel[2]));
+                            (*r, *g, *b) = (u8_to_unit(pixel[0]), u8_to_unit(pixel[1]), u8_to_unit(pixel[2]));
                         }
                     }
                 }
@@ -166,16 +166,16 @@ impl Frames {
         Ok(())
     }
 
-    /// Copies what `part`, of the same clip, holds of the frames and lines held here.
-    pub fn place(&mut self, part: &Self) {
+    /// Copies what `region`, of the same clip, holds of the frames and lines held here.
+    pub fn place(&mut self, region: &Self) {
         let line = self.width * 3;
         let size = self.frame_bytes();
-        for i in 0..part.count() {
-            let (frame, from) = (part.first + i, part.frame(i));
+        for i in 0..region.count() {
+            let (frame, from) = (region.first + i, region.frame(i));
             if !(self.first..self.first + self.count()).contains(&frame) {
                 continue;
             }
-            for (y, pixels) in part.lines.clone().zip(from.chunks_exact(line)) {
+            for (y, pixels) in region.lines.clone().zip(from.chunks_exact(line)) {
                 if self.lines.contains(&y) {
                     let at = (frame - self.first) * size + (y - self.lines.start) * line;
                     self.data[at..at + line].copy_from_slice(pixels);

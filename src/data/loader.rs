@@ -5,7 +5,7 @@
 
 use super::dataset::{Clip, Dataset};
 use super::frames::{FrameRegion, Frames};
-use super::order::Request;
+use super::shuffle::Request;
 use crate::parallel::thread_refused;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -184,7 +184,7 @@ impl Shared {
             )));
         }
         let clip = self.dataset.clip(request.clip);
-        let frames = self.dataset.part_until(&clip, &request.augment, &self.part, Some(&self.stop))?;
+        let frames = self.dataset.region_until(&clip, &request.augment, &self.part, Some(&self.stop))?;
         Ok(Sample { request, clip, frames })
     }
 }

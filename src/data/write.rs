@@ -1,4 +1,4 @@
-//! Writing clips and images: MP4, WebM, GIF, WebP, PNG or a folder of PNGs, chosen by the path's extension.
+//! Writes clips and images: MP4, WebM, GIF, WebP, PNG or a folder of PNGs, chosen by the path's extension.
 //!
 //! What is written appears under its name only when whole: until then it has a temporary name beside it, and a failure
 //! leaves whatever was there as it was. Reading is the business of the other files of this room.

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::work::BOTH;
+use super::flops::BOTH;
 use super::{Attention, Engine, Objective, Pass, Phase, Residuals, Stash};
 use crate::Result;
 use crate::attention::side_by_side;
@@ -60,17 +60,17 @@ impl Engine<'_> {
     /// Turns `dx`, the gradient of the block's output, into that of its input, in place.
     fn block_backward(&self, condition: &Condition, block: &Block, residuals: Residuals, dx: &Tensor) -> Result<()> {
         let Residuals { x, attention } = residuals;
-        let mine = block.begin(condition)?;
+        let cond = block.begin(condition)?;
         let Attention { o, lse } = match attention {
             Some(attention) => attention,
-            None => self.attend(block, &mine, &x, [Phase::AgainExchange, Phase::AgainAttention])?,
+            None => self.attend(block, &cond, &x, [Phase::AgainExchange, Phase::AgainAttention])?,
         };
         self.enter(Phase::BackwardAfter);
         let d_o = self.buffer(self.model.config.width(), self.compute())?;
         let delta = self.buffer(self.heads(), self.dtype())?;
         self.each_tile(Section::AfterBackward, BOTH * self.per_row.after, |tile| {
             let (tape, x, o) = (Tape::recording(), self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
-            let y = block.after(&tape, &x, &o, &mine, self.sample_rows(&tile))?;
+            let y = block.after(&tape, &x, &o, &cond, self.sample_rows(&tile))?;
             let gradients = tape.backward(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
             set_rows(dx, &gradients[0], tile.start)?;
             set_rows(&d_o, &gradients[1], tile.start)?;
@@ -84,7 +84,7 @@ impl Engine<'_> {
         let [mut dq, mut dk, mut dv] = [vec![], vec![], vec![]];
         for group in &self.groups {
             self.enter(Phase::BackwardExchange);
-            let [q, k, v] = self.queries_keys_values(block, &mine, &x, group)?;
+            let [q, k, v] = self.queries_keys_values(block, &cond, &x, group)?;
             let to_heads = |x| self.meter.during(Section::Exchange, || group.to_heads(x));
             let (d_o, delta) = (to_heads(&d_o)?, to_heads(&delta)?); // [B, my heads, S, d], [B, my heads, S]
             let heads = delta.dims()[1];
@@ -105,11 +105,11 @@ impl Engine<'_> {
         self.enter(Phase::BackwardBefore);
         self.each_tile(Section::BeforeBackward, BOTH * self.per_row.before, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
-            let outputs = block.before(&tape, &x, &mine, &self.rope, self.sample_rows(&tile))?;
+            let outputs = block.before(&tape, &x, &cond, &self.rope, self.sample_rows(&tile))?;
             let gradients = [self.rows_of(&dq, &tile)?, self.rows_of(&dk, &tile)?, self.rows_of(&dv, &tile)?];
             let pairs: Vec<(&Tensor, &Tensor)> = outputs.iter().zip(&gradients).collect();
             Ok(add_assign(&self.rows_of(dx, &tile)?, &tape.backward(&pairs, &[&x])?[0])?)
         })?;
-        block.end(condition, &mine)
+        block.end(condition, &cond)
     }
 }

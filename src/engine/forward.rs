@@ -7,16 +7,16 @@ use super::{Attention, Engine, Pass, Phase, Residuals, Source, Stash};
 use crate::Result;
 use crate::attention::side_by_side;
 use crate::meter::{Section, Traffic};
-use crate::model::{Block, BlockCondition, Condition, Prompt};
+use crate::model::{Block, BlockCondition, Condition, Conditioning};
 use crate::ops::Tape;
 use crate::ops::bytes::set_rows;
 
 impl Engine<'_> {
     /// The condition, and the residual stream `[rows, D]` before the first block.
-    pub(super) fn embed(&self, prompt: &Prompt, source: &dyn Source) -> Result<(Condition, Tensor)> {
+    pub(super) fn embed(&self, conditioning: &Conditioning, source: &dyn Source) -> Result<(Condition, Tensor)> {
         self.enter(Phase::Embed);
         self.with_unit(0, Pass::Forward, || {
-            let condition = self.model.conditioner.forward(prompt)?;
+            let condition = self.model.conditioner.forward(conditioning)?;
             let x = self.buffer(self.model.config.width(), self.dtype())?;
             self.each_tile(Section::Embed, self.per_row.embed, |tile| {
                 let input = self.input(source, &tile)?;
@@ -38,14 +38,14 @@ impl Engine<'_> {
         for (i, block) in self.model.blocks.iter().enumerate() {
             self.meter.enter_block(Some(i));
             let (next, attention) = self.with_unit(i + 1, Pass::Forward, || {
-                let mine = block.begin(condition)?;
+                let cond = block.begin(condition)?;
                 let phases = [Phase::ForwardExchange, Phase::ForwardAttention];
-                let attention = self.attend(block, &mine, &x, phases)?;
+                let attention = self.attend(block, &cond, &x, phases)?;
                 self.enter(Phase::ForwardAfter);
                 let next = self.buffer(self.model.config.width(), self.dtype())?;
                 self.each_tile(Section::After, self.per_row.after, |tile| {
                     let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&attention.o, &tile)?);
-                    set_rows(&next, &block.after(&Tape::off(), &x, &o, &mine, self.sample_rows(&tile))?, tile.start)
+                    set_rows(&next, &block.after(&Tape::off(), &x, &o, &cond, self.sample_rows(&tile))?, tile.start)
                 })?;
                 Ok((next, attention))
             })?;
@@ -64,14 +64,14 @@ impl Engine<'_> {
     pub(super) fn attend(
         &self,
         block: &Block,
-        mine: &BlockCondition,
+        cond: &BlockCondition,
         x: &Tensor,
         phases: [Phase; 2],
     ) -> Result<Attention> {
         let (mut outputs, mut statistics) = (vec![], vec![]);
         for group in &self.groups {
             self.enter(phases[0]);
-            let [q, k, v] = self.queries_keys_values(block, mine, x, group)?;
+            let [q, k, v] = self.queries_keys_values(block, cond, x, group)?;
             self.enter(phases[1]);
             let (o, lse) =
                 self.meter.during(Section::Attention, || group.attention.attend(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
@@ -88,7 +88,7 @@ impl Engine<'_> {
     pub(super) fn queries_keys_values(
         &self,
         block: &Block,
-        mine: &BlockCondition,
+        cond: &BlockCondition,
         x: &Tensor,
         group: &HeadGroup,
     ) -> Result<[Tensor; 3]> {
@@ -97,7 +97,7 @@ impl Engine<'_> {
         let [q, k, v] = [buffer()?, buffer()?, buffer()?];
         self.each_tile(Section::Before, self.per_row.before, |tile| {
             let parts =
-                block.before(&Tape::off(), &self.rows_of(x, &tile)?, mine, &self.rope, self.sample_rows(&tile))?;
+                block.before(&Tape::off(), &self.rows_of(x, &tile)?, cond, &self.rope, self.sample_rows(&tile))?;
             for (whole, part) in [&q, &k, &v].into_iter().zip(parts) {
                 set_rows(whole, &group.columns(&part, d)?, tile.start)?;
             }

@@ -10,6 +10,7 @@
 //! [`Objective`]. The engine itself sees no file; gradients are left in the model's units, summed over this rank's tokens only.
 
 mod backward;
+mod flops;
 mod forward;
 pub(crate) mod heads;
 mod hooks;
@@ -17,7 +18,6 @@ mod phase;
 pub mod precision;
 pub mod stash;
 mod tile;
-mod work;
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
@@ -26,11 +26,12 @@ use std::time::Duration;
 
 use crate::config::Hardware;
 use crate::meter::{Section, StepMeter};
-use crate::model::{Model, Prompt};
+use crate::model::{Conditioning, Model};
 use crate::ops::bytes;
 use crate::ops::{Rope, Rows, Tape};
 use crate::parallel::Sequence;
 use crate::{Result, bail};
+use flops::PerRow;
 use heads::HeadGroup;
 pub use hooks::{ParamHooks, Pass};
 pub use phase::Phase;
@@ -38,7 +39,6 @@ pub use stash::Stash;
 use stash::{Attention, Residuals, Shapes};
 pub(crate) use tile::check_on_gpu;
 pub use tile::tile_rows;
-use work::PerRow;
 
 /// Base of the rotary frequencies, Wan's.
 const THETA: f64 = 10_000.0;
@@ -167,11 +167,11 @@ impl<'a> Engine<'a> {
     /// The network's outputs, tile by tile: `take` gets each run of rows and its output `[n, pt ph pw C]`.
     pub fn predict(
         &self,
-        prompt: &Prompt,
+        conditioning: &Conditioning,
         source: &dyn Source,
         mut take: impl FnMut(Range<usize>, Tensor) -> Result<()>,
     ) -> Result<()> {
-        let (condition, x) = self.embed(prompt, source)?;
+        let (condition, x) = self.embed(conditioning, source)?;
         let x = self.forward(&condition, x, None)?;
         self.with_unit(self.head_unit(), Pass::Forward, || {
             let head = self.model.head.begin(&condition)?;
@@ -184,10 +184,10 @@ impl<'a> Engine<'a> {
     }
 
     /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's gradient.
-    pub fn loss_and_gradients(&self, prompt: &Prompt, objective: &dyn Objective) -> Result<f64> {
+    pub fn loss_and_gradients(&self, conditioning: &Conditioning, objective: &dyn Objective) -> Result<f64> {
         let mut stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
         stash.begin(self.model.blocks.len(), &self.shapes())?;
-        let (condition, x) = self.embed(prompt, objective)?;
+        let (condition, x) = self.embed(conditioning, objective)?;
         let x = self.forward(&condition, x, Some(&mut stash))?;
         self.backward(&condition, objective, x, &mut stash)
     }

@@ -1,5 +1,5 @@
-//! Cross-attention of a tile's queries to the few tokens of its samples' text: token-local in the queries, so it runs inside the
-//! tile. Gradients of keys and values are added to their leaves.
+//! Computes cross-attention of a tile's queries to the few tokens of its samples' text. It is token-local in the queries, so it runs
+//! inside the tile. Gradients of keys and values are added to their leaves.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -84,9 +84,9 @@ impl Cross {
                 flash_backward(&q_run, &k, &v, &d_o, &lse, &delta, scale).map_err(crate::Error::into_candle)?;
             dq.push(self.rows_first(&dq_run, q.dtype())?);
             for (leaf, gradient) in [(&self.k, dk), (&self.v, dv)] {
-                let mine =
+                let of_sample =
                     Param { name: leaf.name.clone(), value: leaf.value.get(sample)?, grad: leaf.grad.get(sample)? };
-                mine.accumulate(&self.rows_first(&gradient, leaf.grad.dtype())?)?;
+                of_sample.accumulate(&self.rows_first(&gradient, leaf.grad.dtype())?)?;
             }
         }
         Tensor::cat(&dq, 0)

@@ -1,4 +1,4 @@
-//! The head: LayerNorm modulated by the time embedding, then a linear map to the patch, in (pt, ph, pw, C) order.
+//! The head maps the residual stream to patches: LayerNorm modulated by the time embedding, then a linear layer, in (pt, ph, pw, C) order.
 
 use candle_core::Tensor;
 
@@ -31,15 +31,15 @@ impl Head {
         Ok(HeadCondition { modulation: Param::leaf("head modulation", modulation)?, _packed: self.out.pin_packed() })
     }
 
-    /// Takes the gradients that the tiles have left in `mine` on to the table and to `condition`.
-    pub fn end(&self, condition: &Condition, mine: &HeadCondition) -> Result<()> {
-        self.table.accumulate(&mine.modulation.grad.sum_keepdim(0)?)?;
-        Ok(condition.time.accumulate(&mine.modulation.grad.sum(1)?)?)
+    /// Takes the gradients that the tiles have left in `cond` on to the table and to `condition`.
+    pub fn end(&self, condition: &Condition, cond: &HeadCondition) -> Result<()> {
+        self.table.accumulate(&cond.modulation.grad.sum_keepdim(0)?)?;
+        Ok(condition.time.accumulate(&cond.modulation.grad.sum(1)?)?)
     }
 
     /// Predictions `[n, pt ph pw C]` of a tile `x` `[n, D]`. Differentiable in x.
-    pub fn forward(&self, tape: &Tape, x: &Tensor, mine: &HeadCondition, rows: Rows) -> Result<Tensor> {
-        let affine = Affine::Modulation { modulation: mine.modulation.clone(), shift: 0, scale: 1, rows };
+    pub fn forward(&self, tape: &Tape, x: &Tensor, cond: &HeadCondition, rows: Rows) -> Result<Tensor> {
+        let affine = Affine::Modulation { modulation: cond.modulation.clone(), shift: 0, scale: 1, rows };
         Ok(self.out.forward(tape, &layer_norm(tape, x, affine, self.eps)?)?)
     }
 }

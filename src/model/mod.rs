@@ -23,7 +23,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::ops::clear;
 use crate::{Result, bail};
 pub use block::{Block, BlockCondition};
-pub use condition::{Condition, Conditioner, Prompt};
+pub use condition::{Condition, Conditioner, Conditioning};
 pub use config::ModelConfig;
 pub use cross::cross_attention;
 pub use embed::Embed;

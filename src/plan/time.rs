@@ -2,7 +2,7 @@
 //!
 //! Nothing is taken to overlap but decoding, which runs beside the step: a step takes as long as the longer of the two.
 
-use super::{Plan, flop};
+use super::{Plan, flops};
 use crate::Result;
 use crate::config::RunConfig;
 use crate::data::Decoding;
@@ -55,7 +55,7 @@ impl Times {
         let messages: u64 = plan.work.sent.iter().map(|sent| sent.1).sum();
         let step = plan.work.flop.iter().sum::<f64>() / ranks / rates.flops + messages as f64 / rates.bandwidth;
         let decoding = decoding.and_then(|decoding| Some(decoding_of_a_step(config, plan, decoding.seconds?)));
-        let forward = flop::forward(model, plan.tokens);
+        let forward = flops::forward(model, plan.tokens);
 
         let every = |every: u64| train.steps.checked_div(every).unwrap_or(0);
         let and_last = |every: u64| u64::from(every == 0 || !train.steps.is_multiple_of(every));

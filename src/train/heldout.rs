@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 use super::clips::{NoisyClip, NoisyClips, squared_errors, upload};
-use super::sampling::prompt;
+use super::sampling::conditioning;
 use super::setup::RunSetup;
 use crate::Result;
 use crate::config::Label;
@@ -45,11 +45,11 @@ impl<'a> Heldout<'a> {
         let engine = Engine::new(model, &self.mesh.sequence, grid, QUANTILES, self.setup.config.train.tile)?
             .in_head_groups(self.setup.config.parallel.head_groups)?;
         let tokens = engine.local_tokens();
-        let part = FrameRegion::of_tokens(tokens.clone(), grid, model.config.patch_size);
+        let region = FrameRegion::of_tokens(tokens.clone(), grid, model.config.patch_size);
         let mut sums = vec![0.0; QUANTILES];
         for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
             let clip = dataset.clip(number);
-            let frames = Arc::new(dataset.part(&clip, &dataset.plain(number).augment, &part)?);
+            let frames = Arc::new(dataset.region(&clip, &dataset.plain(number).augment, &region)?);
             let pixels = upload(&frames, self.setup.device())?;
             let noisy = |(i, &sigma): (usize, &f64)| NoisyClip {
                 frames: frames.clone(),
@@ -60,11 +60,11 @@ impl<'a> Heldout<'a> {
             let clips: Vec<NoisyClip> = self.sigmas.iter().enumerate().map(noisy).collect();
             let label = if data.label == Label::None { None } else { clip.class };
             let timesteps: Vec<f64> = self.sigmas.iter().map(|&sigma| timestep(sigma)).collect();
-            let prompt = prompt(model, &timesteps, &[label; QUANTILES])?;
+            let conditioning = conditioning(model, &timesteps, &[label; QUANTILES])?;
             let patch = model.config.patch_size;
             let clips =
                 NoisyClips { clips: &clips, objective: self.objective, tokens: tokens.clone(), patch, weight: 1.0 };
-            engine.predict(&prompt, &clips, |rows, output| squared_errors(&clips, rows, &output, &mut sums))?;
+            engine.predict(&conditioning, &clips, |rows, output| squared_errors(&clips, rows, &output, &mut sums))?;
         }
         let elements = dataset.len() * grid.iter().product::<usize>() * model.config.patch_out();
         let sums = Tensor::from_vec(sums, QUANTILES, &Device::Cpu)?;

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use serde::Deserialize;
 use std::path::Path;
 
-use crate::data::sheet::{FONT, register_font};
+use crate::data::contact_sheet::{FONT, register_font};
 use crate::data::write::write_image;
 use crate::files::gib;
 use crate::observe::metrics;

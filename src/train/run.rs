@@ -264,7 +264,7 @@ impl<'a> Rank<'a> {
             .flat_map(|m| (0..train.batch).map(move |i| (m, i)))
             .map(|(m, i)| self.clip_number(m, i))
             .collect();
-        let part = data::FrameRegion::of_tokens(engine.local_tokens(), self.grid, self.setup.model.patch_size);
+        let region = data::FrameRegion::of_tokens(engine.local_tokens(), self.grid, self.setup.model.patch_size);
         let batch = self.global_batch();
         let positions = (0..steps).flat_map(move |step| {
             let numbers = numbers.clone();
@@ -272,8 +272,8 @@ impl<'a> Rank<'a> {
         });
         let requests = positions.map(move |position| dataset.training(seed, position));
         // A step's clips decode while the step before runs, and one more.
-        let ahead = self.setup.config.data.prefetch.max(train.batch);
-        Loader::new(self.setup.dataset.clone(), part, ahead, requests)
+        let prefetch = self.setup.config.data.prefetch.max(train.batch);
+        Loader::new(self.setup.dataset.clone(), region, prefetch, requests)
     }
 
     /// Forward and backward of one micro-batch: this rank's share of the loss.
@@ -293,7 +293,7 @@ impl<'a> Rank<'a> {
             clips.push(NoisyClip { frames: Arc::new(frames), pixels, sigma, noise });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
-        let prompt = sampling::prompt(&self.weights.model, &timesteps, &labels)?;
+        let conditioning = sampling::conditioning(&self.weights.model, &timesteps, &labels)?;
         let tokens: usize = self.grid.iter().product();
         let elements = self.global_batch() as usize * tokens * self.setup.model.patch_out();
         let clips = NoisyClips {
@@ -303,7 +303,7 @@ impl<'a> Rank<'a> {
             patch: self.setup.model.patch_size,
             weight: 1.0 / elements as f64,
         };
-        engine.loss_and_gradients(&prompt, &clips)
+        engine.loss_and_gradients(&conditioning, &clips)
     }
 
     /// Each number's sum over all ranks.

@@ -60,8 +60,8 @@ impl Sampled {
             let shapes: Vec<_> = (0..comm.size()).map(|rank| vec![arriving(rank).len(), row]).collect();
             let received = comm.all_to_all(send, &shapes)?;
             if comm.rank() == 0 {
-                let part = FrameRegion::of_tokens(tokens.clone(), self.grid, self.patch);
-                let mut pixels = Frames::black(&part, self.size[1], self.size[2]);
+                let region = FrameRegion::of_tokens(tokens.clone(), self.grid, self.patch);
+                let mut pixels = Frames::black(&region, self.size[1], self.size[2]);
                 for (rank, rows) in received.iter().enumerate() {
                     pixels.set_rows(self.patch, arriving(rank), RowOrder::ChannelLast, &read::<f32>(rows)?)?;
                 }

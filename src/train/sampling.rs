@@ -1,5 +1,5 @@
-//! Sampling clips from a model, over the ranks of a sequence: several clips in a batch, whose state stays sharded and is moved tile
-//! by tile.
+//! Samples clips from a model, over the ranks of a sequence: several clips in a batch, whose state stays sharded and is updated tile by
+//! tile.
 //!
 //! What a clip begins from is drawn token by token from (seed, the clip's index), and nothing that the network does to one row depends on
 //! which other rows there are. So a clip has the same bits in a batch of any size, and but for rounding on any number of ranks.
@@ -14,7 +14,7 @@ use crate::diffusion::{
     resolve_shift, sample_key, timestep,
 };
 use crate::engine::{Engine, Source};
-use crate::model::{Model, ModelConfig, Prompt};
+use crate::model::{Conditioning, Model, ModelConfig};
 use crate::ops::read;
 use crate::parallel::Sequence;
 use crate::{Error, Result, bail};
@@ -221,8 +221,8 @@ impl Network<'_> {
             .iter()
             .flat_map(|condition| self.labels.iter().map(move |label| label.filter(|_| *condition == Condition::Given)))
             .collect();
-        let prompt = prompt(self.of.model, &vec![timestep(sigma); labels.len()], &labels)?;
-        engine.predict(&prompt, &Input { state, rows: self.rows }, |rows, output| {
+        let conditioning = conditioning(self.of.model, &vec![timestep(sigma); labels.len()], &labels)?;
+        engine.predict(&conditioning, &Input { state, rows: self.rows }, |rows, output| {
             for (pass, part, at) in by_pass(&rows, self.rows) {
                 let x = state(&part)?;
                 let output = output.narrow(0, at, part.len())?;
@@ -294,9 +294,9 @@ impl Source for Input<'_> {
     }
 }
 
-/// The network's prompt for samples at `timesteps` with their classes; none is the null class. Text models get one empty token:
+/// The network's conditioning of samples at `timesteps` with their classes; none is the null class. Text models get one empty token:
 /// captions are not encoded here.
-pub fn prompt(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) -> Result<Prompt> {
+pub fn conditioning(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) -> Result<Conditioning> {
     let config = &model.config;
     let labels = match config.num_classes {
         0 => None,
@@ -306,5 +306,5 @@ pub fn prompt(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) -> Res
         0 => None,
         features => Some(Tensor::zeros((timesteps.len(), 1, features), DType::F32, &Device::Cpu)?),
     };
-    Ok(Prompt { timesteps: timesteps.to_vec(), text, labels })
+    Ok(Conditioning { timesteps: timesteps.to_vec(), text, labels })
 }

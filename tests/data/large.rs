@@ -91,7 +91,7 @@ fn ranks_hold_the_lines_of_their_tokens() {
                 let mut held = 0;
                 for rank in 0..ranks {
                     let range = FrameRegion::of_tokens(Split::new(30, ranks).range(rank), grid, [1, 4, 8]);
-                    let part = dataset.part(&clip, &augment, &range).unwrap();
+                    let part = dataset.region(&clip, &augment, &range).unwrap();
                     held += part.data.len();
                     let bytes = range.lines.start * 120..range.lines.end * 120;
                     assert_eq!(part.lines, range.lines);
@@ -103,7 +103,7 @@ fn ranks_hold_the_lines_of_their_tokens() {
         }
     }
     let clip = dataset.clip(0);
-    let refused = |frames, lines| message(dataset.part(&clip, &Augment::PLAIN, &FrameRegion { frames, lines }));
+    let refused = |frames, lines| message(dataset.region(&clip, &Augment::PLAIN, &FrameRegion { frames, lines }));
     assert!(refused(0..1, 8..25).contains("lines 8..25"));
     assert!(refused(0..1, 8..8).contains("lines 8..8"));
     assert!(refused(0..2, 0..8).contains("frames 0..2"));
@@ -189,7 +189,7 @@ fn child_decodes_a_quarter() {
     let dataset = open(&config(1, height, width), &place());
     let lines = height / 2..height * 3 / 4;
     let part =
-        dataset.part(&dataset.clip(0), &Augment::PLAIN, &FrameRegion { frames: 0..1, lines: lines.clone() }).unwrap();
+        dataset.region(&dataset.clip(0), &Augment::PLAIN, &FrameRegion { frames: 0..1, lines: lines.clone() }).unwrap();
     for (y, line) in lines.zip(part.data.chunks_exact(width * 3)) {
         assert_eq!((line[0], line[48 * 7 + 5]), ((y / 16) as u8, (7 ^ (y / 16)) as u8), "line {y}");
     }
@@ -201,6 +201,6 @@ fn child_decodes_a_quarter() {
 fn child_shrinks_to_a_quarter_of_1080_lines() {
     let dataset = open(&config(1, 1080, 1920), &place());
     let part = FrameRegion { frames: 0..1, lines: 540..810 };
-    assert_eq!(dataset.part(&dataset.clip(0), &Augment::PLAIN, &part).unwrap().data.len(), 270 * 1920 * 3);
+    assert_eq!(dataset.region(&dataset.clip(0), &Augment::PLAIN, &part).unwrap().data.len(), 270 * 1920 * 3);
     peak();
 }

@@ -73,7 +73,7 @@ fn ranks_together_hold_the_whole_clip_and_each_only_its_part() {
         for ranks in [1, 2, 3, 7] {
             for rank in 0..ranks {
                 let range = FrameRegion::of_tokens(Split::new(tokens, ranks).range(rank), grid, patch);
-                let part = dataset.part(&clip, &request.augment, &range).unwrap();
+                let part = dataset.region(&clip, &request.augment, &range).unwrap();
                 assert_eq!((part.first, part.count()), (range.frames.start, range.frames.len()));
                 for (i, n) in range.frames.enumerate() {
                     let lines = range.lines.start * 48 * 3..range.lines.end * 48 * 3;

@@ -1,7 +1,7 @@
 //! Arithmetic without files: windows, resampling, patch rows.
 
 use super::media::message;
-use longreel::data::{Cut, FrameRegion, Frames, RowOrder, level, resample, token_grid};
+use longreel::data::{FrameRegion, Frames, RowOrder, Windows, resample, token_grid, u8_to_unit};
 use longreel::parallel::Split;
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ proptest! {
 
     #[test]
     fn windows_fit_do_not_overlap_and_leave_less_than_one(n in 0usize..400, frames in 1usize..20, stride in 1usize..9) {
-        let cut = Cut { frames, stride };
+        let cut = Windows { frames, stride };
         let count = cut.count(n);
         prop_assert_eq!(count == 0, cut.missing(n) > 0);
         prop_assert_eq!(cut.count(n + cut.missing(n)), count.max(1));
@@ -120,8 +120,9 @@ fn plain_part(tokens: std::ops::Range<usize>, patch: [usize; 3], [_, gh, gw]: [u
 /// All rows, value by value, straight from the definition.
 fn plain_rows(clip: &Frames, [pt, ph, pw]: [usize; 3], [gt, gh, gw]: [usize; 3], order: RowOrder) -> Vec<f32> {
     let mut rows = Vec::new();
-    let value =
-        |f: usize, y: usize, x: usize, c: usize| level(clip.data[((f * clip.height + y) * clip.width + x) * 3 + c]);
+    let value = |f: usize, y: usize, x: usize, c: usize| {
+        u8_to_unit(clip.data[((f * clip.height + y) * clip.width + x) * 3 + c])
+    };
     for token in 0..gt * gh * gw {
         let (t, h, w) = (token / (gh * gw), token / gw % gh, token % gw);
         for i in 0..3 * pt * ph * pw {
@@ -137,9 +138,9 @@ fn plain_rows(clip: &Frames, [pt, ph, pw]: [usize; 3], [gt, gh, gw]: [usize; 3],
 
 #[test]
 fn levels_reach_from_minus_one_to_one_and_back() {
-    assert_eq!((level(0), level(255)), (-1.0, 1.0));
+    assert_eq!((u8_to_unit(0), u8_to_unit(255)), (-1.0, 1.0));
     let mut frames = Frames::black(&FrameRegion::whole(0..1, 1), 1, 256);
-    let rows: Vec<f32> = (0..=255u8).flat_map(|v| [level(v); 3]).collect();
+    let rows: Vec<f32> = (0..=255u8).flat_map(|v| [u8_to_unit(v); 3]).collect();
     frames.set_rows([1, 1, 1], 0..256, RowOrder::ChannelLast, &rows).unwrap();
     assert_eq!(frames.data, (0..=255u8).flat_map(|v| [v; 3]).collect::<Vec<_>>());
     let wild = [-7.0, 3.0, f32::NAN];

@@ -14,7 +14,7 @@ use longreel::ops::read;
 use longreel::parallel::{Sequence, Split, run_threads};
 use longreel::rng::{Key, Purpose};
 use longreel::train::sampled::Sampled;
-use longreel::train::sampling::{ClipSampler, ClipSpec, Request, SamplingState, prompt};
+use longreel::train::sampling::{ClipSampler, ClipSpec, Request, SamplingState, conditioning};
 use longreel::{Error, Result};
 use std::fs;
 use std::ops::Range;
@@ -98,7 +98,7 @@ fn plain(model: &Model, objective: &Objective, sequence: &Sequence, request: &Re
     sampler.run(x, |x, sigma| {
         let velocity = |label| {
             let mut rows = vec![];
-            engine.predict(&prompt(model, &[timestep(sigma)], &[label])?, &State(x), |_, output| {
+            engine.predict(&conditioning(model, &[timestep(sigma)], &[label])?, &State(x), |_, output| {
                 rows.extend_from_slice(&read::<f32>(&output)?);
                 Ok(())
             })?;

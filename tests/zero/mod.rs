@@ -7,7 +7,7 @@ mod runs;
 use candle_core::{DType, Device, Tensor};
 use longreel::config::{Place, Train};
 use longreel::engine::{Engine, Objective, ParamHooks, Pass, Source};
-use longreel::model::{Model, ModelConfig, Prompt};
+use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::ops::{read, storage_bytes, write};
 use longreel::parallel::{Communicator, Mesh, run_threads};
 use longreel::rng::{Key, Purpose};
@@ -120,12 +120,12 @@ impl Case {
         for i in 0..self.accumulate {
             let first = (i * self.data + mesh.data.rank()) * micro;
             let squares = Squares { clips: first..first + micro, tokens: engine.local_tokens() };
-            let prompt = Prompt {
+            let conditioning = Conditioning {
                 timesteps: squares.clips.clone().map(|clip| 100.0 + 150.0 * clip as f64).collect(),
                 text: None,
                 labels: Some(squares.clips.clone().map(|clip| clip % 5).collect()),
             };
-            engine.loss_and_gradients(&prompt, &squares)?;
+            engine.loss_and_gradients(&conditioning, &squares)?;
         }
         weights.sum_gradients()
     }

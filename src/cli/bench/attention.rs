@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use serde_json::json;
 
-use super::{Report, device_of, flop, normal, on_threads, peak_on, timed};
+use super::{Report, device_of, flops, normal, on_threads, peak_on, timed};
 use crate::attention::cpu::{backward_on, forward_on};
 use crate::attention::{flash, flash_backward};
 use crate::cli::at_least_1;
@@ -88,7 +88,7 @@ fn measure(args: &AttentionArgs, isa: Isa, device: &Device, threads: usize) -> R
         }?;
         done()
     })?;
-    let flop = flop::attention(tokens, heads, head_dim);
+    let flop = flops::attention(tokens, heads, head_dim);
     let facts = vec![
         ("tokens", json!(tokens)),
         ("heads", json!(heads)),
@@ -101,6 +101,6 @@ fn measure(args: &AttentionArgs, isa: Isa, device: &Device, threads: usize) -> R
         "forward+backward",
         "fwdbwd",
         both,
-        flop::ATTENTION_BOTH * flop,
+        flops::ATTENTION_BOTH * flop,
     ))
 }

@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::json;
 use std::ops::Range;
 
-use super::{Report, flop, normal, on_threads, peak_of, timed};
+use super::{Report, flops, normal, on_threads, peak_of, timed};
 use crate::Result;
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
@@ -74,7 +74,7 @@ fn measure(args: &LinearArgs, threads: usize) -> Result<Report> {
             Ok(())
         })
     })?;
-    let flop = flop::linear(tokens, inner, out);
+    let flop = flops::linear(tokens, inner, out);
     let facts = vec![
         ("tokens", json!(tokens)),
         ("in", json!(inner)),
@@ -87,6 +87,6 @@ fn measure(args: &LinearArgs, threads: usize) -> Result<Report> {
         "forward+backward",
         "fwdbwd",
         both,
-        flop::LINEAR_BOTH * flop,
+        flops::LINEAR_BOTH * flop,
     ))
 }

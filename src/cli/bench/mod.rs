@@ -1,7 +1,7 @@
 //! `longreel bench`: how long the work of training takes on this machine, alone or side by side with benches/peers/.
 //!
 //! Each kind of work has a file with its flags and what it counts; [`report`] prints it. Seconds are medians after one
-//! run that does not count. Operations are counted from the shapes ([`crate::plan::flop`]), whatever the code really did, and their
+//! run that does not count. Operations are counted from the shapes ([`crate::plan::flops`]), whatever the code really did, and their
 //! share is of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
 
 mod attention;
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Compute, Hardware};
 use crate::ops::cpu::{Isa, peak as isa_peak};
 use crate::parallel::{Launch, run_threads};
-use crate::plan::flop;
+use crate::plan::flops;
 use crate::rng::{Key, Purpose};
 use crate::train::device::device;
 use crate::{Result, bail};

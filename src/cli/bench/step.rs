@@ -6,8 +6,8 @@ use serde_json::json;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::latent::{Latent, ShapeArgs, prompt};
-use super::{Report, device_of, flop, median, peak_on};
+use super::latent::{Latent, ShapeArgs, conditioning};
+use super::{Report, device_of, flops, median, peak_on};
 use crate::cli::{at_least_1, threads_per_rank};
 use crate::config::{self, Compute, Hardware, Place, Train};
 use crate::engine::{Engine, Stash};
@@ -80,7 +80,7 @@ pub fn run(args: &StepArgs) -> Result<Report> {
     Ok(Report::new("step", facts)
         .on(&device)
         .against(ranks.iter().map(|rank| rank.peak).sum(), tokens)
-        .pass("step", "step", step(|s| s.whole), flop::step(&config, tokens))
+        .pass("step", "step", step(|s| s.whole), flops::step(&config, tokens))
         .with("tokens_per_s", "", tokens as f64 / step(|s| s.whole))
         .with("attention_s", "in attention, s", step(|s| s.attention))
         .with("update_s", "in gradient sums and AdamW, s", step(|s| s.update))
@@ -104,7 +104,7 @@ fn measure(
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;
     let engine = Engine::new(&weights.model, &sequence, grid, 1, args.shape.tile)?.with_stash(stash);
     let latent = Latent::draw(args.shape.size(), network, engine.local_tokens());
-    let prompt = prompt()?;
+    let conditioning = conditioning()?;
     comm.barrier()?;
     let peak = peak_on(device, Isa::best(), args.shape.dtype)?;
     let (mut steps, mut loss) = (vec![], 0.0);
@@ -112,7 +112,7 @@ fn measure(
         comm.barrier()?;
         let (start, attention, faults) = (Instant::now(), engine.attention_time(), page_faults());
         weights.zero_gradients()?;
-        let share = Tensor::new(&[engine.loss_and_gradients(&prompt, &latent)?], &Device::Cpu)?;
+        let share = Tensor::new(&[engine.loss_and_gradients(&conditioning, &latent)?], &Device::Cpu)?;
         let backward = Instant::now();
         comm.all_reduce(&share, Reduce::Sum)?;
         weights.sum_gradients()?;

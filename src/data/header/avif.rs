@@ -3,7 +3,7 @@
 //! FFmpeg reads an AVIF's first picture alone. Turns, crops, tiles and transparency are properties and items beside it, and whether
 //! they are applied depends on FFmpeg's version. ISO/IEC 14496-12 and 23008-12.
 
-use crate::data::av::Reason;
+use crate::data::ffmpeg::Reason;
 
 /// Bytes of boxes that are looked at: they stand before the picture.
 pub const HEAD: u64 = 1 << 16;

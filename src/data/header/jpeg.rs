@@ -1,7 +1,7 @@
 //! The segments of a JPEG. ITU-T T.81, annex B.
 
 use super::{Found, exif, orientation, take};
-use crate::data::av::Reason;
+use crate::data::ffmpeg::Reason;
 use image::metadata::Orientation;
 use std::io::{BufRead, Seek, SeekFrom};
 

@@ -1,4 +1,4 @@
-//! Reads what an image file says of itself, before anything is decoded, and refuses claims that cannot be true or are too dear.
+//! Reads an image file's header before anything is decoded, and refuses claims that cannot be true or are too dear.
 //!
 //! A header of thirty bytes can claim pixels of gigabytes. Two limits stand before every decoder. A file must have as many bytes as
 //! its format needs for so many pixels, however simple they are: this refuses no image that is whole. And the memory that a decoder
@@ -13,7 +13,7 @@ mod plain;
 mod png;
 mod webp;
 
-use super::av::Reason;
+use super::ffmpeg::Reason;
 use crate::files::gib;
 use image::ImageFormat;
 use image::metadata::Orientation;

@@ -1,4 +1,4 @@
-//! Which clip stands at which position of a run, and how it is cropped and mirrored there.
+//! Shuffles clips over the positions of a run, and draws how each is cropped and mirrored there.
 //!
 //! Positions count the clips of a run, epoch after epoch; each epoch goes through all clips once, in an order of its
 //! own. A position names everything, so a resume is a number, and data ranks need only take different positions.
@@ -46,27 +46,27 @@ pub struct Request {
 
 /// Permutations of the epochs last asked for.
 #[derive(Debug, Default)]
-pub(super) struct Orders(Mutex<Vec<Order>>);
+pub(super) struct Shuffles(Mutex<Vec<Shuffle>>);
 
 #[derive(Debug)]
-struct Order {
+struct Shuffle {
     seed: u64,
     epoch: u64,
     clips: Arc<Vec<usize>>,
 }
 
-impl Orders {
+impl Shuffles {
     fn get(&self, seed: u64, epoch: u64, count: usize) -> Arc<Vec<usize>> {
         let mut known = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(order) = known.iter().find(|o| (o.seed, o.epoch) == (seed, epoch)) {
-            return order.clips.clone();
+        if let Some(shuffle) = known.iter().find(|o| (o.seed, o.epoch) == (seed, epoch)) {
+            return shuffle.clips.clone();
         }
         let key = Key { seed, purpose: Purpose::Order, step: epoch, sample: 0 };
         let clips = Arc::new(key.stream(0).permutation(count));
         if known.len() == 2 {
             known.remove(0); // a batch lies in two epochs at most, unless there are fewer clips than that
         }
-        known.push(Order { seed, epoch, clips: clips.clone() });
+        known.push(Shuffle { seed, epoch, clips: clips.clone() });
         clips
     }
 }
@@ -76,7 +76,7 @@ impl Dataset {
     pub fn clip_at(&self, seed: u64, position: u64) -> (usize, u64) {
         let count = self.len() as u64;
         let epoch = position / count;
-        (self.orders.get(seed, epoch, self.len())[(position % count) as usize], epoch)
+        (self.shuffles.get(seed, epoch, self.len())[(position % count) as usize], epoch)
     }
 
     /// What is trained on at `position` of a run with `seed`.

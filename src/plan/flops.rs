@@ -1,8 +1,11 @@
-//! Operations of the work, counted from its shapes: what any implementation has to do at least.
+//! Counts a step's operations, and the bytes that a rank sends in it, from the shapes.
 //!
-//! Recomputing more is not counted, so it is not faster for it. Attention's backward has five products of the size of
-//! its forward's two; a linear layer's has two of the size of its one.
+//! The functions count what any implementation has to do at least: one that recomputes more does not count as faster. Attention's backward
+//! has five products of the size of its forward's two; a linear layer's has two of the size of its one. [`Work`] counts what
+//! src/engine/ and src/attention/ do.
 
+use super::shape::Shape;
+use crate::config::RunConfig;
 use crate::model::ModelConfig;
 
 /// Forward and backward over forward, for attention and for a linear layer.
@@ -46,6 +49,41 @@ pub fn step(config: &ModelConfig, tokens: usize) -> f64 {
     let (attention, linears) = block(config, tokens);
     let ends = LINEAR_BOTH * ends(config, tokens);
     config.num_layers as f64 * (ATTENTION_BOTH * attention + LINEAR_BOTH * linears) + ends
+}
+
+/// What a step does.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Operations of all ranks: linear layers, attention.
+    pub flop: [f64; 2],
+    /// Bytes that rank 0 sends in a step, by collective.
+    pub sent: Vec<(&'static str, u64)>,
+}
+
+impl Work {
+    pub fn new(config: &RunConfig, model: &ModelConfig, s: &Shape, tokens: usize, parameters: usize) -> Self {
+        let clips = (config.train.batch * config.train.accumulate * config.parallel.data) as f64;
+        let layers = model.num_layers;
+        let (attention, _) = block(model, tokens);
+        let passes = ATTENTION_BOTH + if config.stash.keep_attention { 0.0 } else { 1.0 };
+        let all = step(model, tokens);
+        let linear = all - layers as f64 * ATTENTION_BOTH * attention;
+
+        let (times, layers) = (config.train.accumulate as u64, layers as u64);
+        let rows = s.attended();
+        let forward = if config.stash.keep_attention { 4 } else { 8 };
+        let leaves = |bytes: u64, ranks: usize| bytes / ranks as u64 * (ranks as u64 - 1);
+        let (exchanged, passed) = ((forward + 7) * rows, (s.ring as u64 - 1) * rows);
+        let runs = if config.stash.keep_attention { 4 } else { 6 }; // k and v: forward (twice), backward
+        let gradients = 2 * s.ring as u64 * rows * (4 / s.element()); // dk and dv in f32, and home
+        let ring = if s.ring > 1 { runs * passed + gradients } else { 0 };
+        let sent = vec![
+            ("all-to-alls between tokens and heads", times * layers * leaves(exchanged, s.ulysses)),
+            ("keys, values and their gradients around the ring", times * layers * ring),
+            ("sums of gradients", 2 * leaves(4 * parameters as u64, s.ranks)),
+        ];
+        Self { flop: [clips * linear, clips * layers as f64 * passes * attention], sent }
+    }
 }
 
 #[cfg(test)]

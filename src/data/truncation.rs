@@ -1,4 +1,4 @@
-//! Whether a video file's own structure says that its end is missing, found without decoding anything.
+//! Finds truncated video files by the lengths that their own structure announces, without decoding anything.
 //!
 //! A format announces lengths: of chunks, segments, or the whole. None means that they reach past the end of the
 //! file, or make no sense. FFmpeg lets some of these pass: a cut Matroska file just ends.

@@ -1,5 +1,5 @@
-//! How many operations a step is, for a [`StepMeter`](crate::meter::StepMeter) to say how far it is: products only, as this engine does them,
-//! recomputed ones counted too. What any engine would have to do at least is [`plan::flop`](crate::plan::flop)'s business.
+//! Counts the operations of a step, so that a [`StepMeter`](crate::meter::StepMeter) can say how far it is: products only, as this engine
+//! does them, recomputed ones counted too. [`plan::flops`](crate::plan::flops) counts what any engine would have to do at least.
 
 use std::sync::PoisonError;
 

@@ -1,4 +1,4 @@
-//! Pictures in FFmpeg's hands: what a frame says of itself, and swscale where its safe interface does not reach.
+//! Reads what FFmpeg says of a frame and its pixel format, and sets swscale's colours where its safe interface does not reach.
 
 use ff::ffi;
 use ff::format::Pixel;

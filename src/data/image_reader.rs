@@ -1,15 +1,15 @@
-//! Still images, upright and opaque, line by line.
+//! Reads still images upright and opaque, line by line.
 //!
 //! A PNG is decoded as its lines are asked for; of other formats, interlaced PNGs, and what must be turned, the decoded u8 image
 //! is held whole. At indexing only headers and the file's structure are read. Every decoder stands behind the limits of
 //! [`header`].
 
-use super::av::Reason;
+use super::ffmpeg::Reason;
 use super::header::{self, Header, MOST_MEMORY};
 use super::scale::blend;
 use crate::terminal::one_line;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -49,9 +49,9 @@ pub fn sniff(path: &Path) -> Reason<Kind> {
 /// The reason why it cannot be used: also where FFmpeg would decode it, which this does not.
 pub fn check_image(bytes: &[u8]) -> Reason<(usize, usize)> {
     header::check_other(bytes, bytes.len() as u64)?;
-    let picture = Picture::read_from(Cursor::new(bytes), bytes.len() as u64)?;
-    let size = (picture.width, picture.height);
-    picture.finish().map(|()| size)
+    let reader = ImageReader::read_from(Cursor::new(bytes), bytes.len() as u64)?;
+    let size = (reader.width, reader.height);
+    reader.finish().map(|()| size)
 }
 
 /// Width and height of the upright image.
@@ -86,7 +86,7 @@ fn rewind(file: &mut impl Seek) -> Reason<()> {
 }
 
 fn decoder<'a>(file: impl BufRead + Seek + 'a, format: ImageFormat) -> image::ImageResult<impl ImageDecoder + 'a> {
-    let mut reader = ImageReader::with_format(file, format);
+    let mut reader = image::ImageReader::with_format(file, format);
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(MOST_MEMORY);
     reader.limits(limits);
@@ -94,7 +94,7 @@ fn decoder<'a>(file: impl BufRead + Seek + 'a, format: ImageFormat) -> image::Im
 }
 
 /// An image being read from top to bottom: its upright lines over white, as RGB.
-pub struct Picture<R: BufRead + Seek = BufReader<File>> {
+pub struct ImageReader<R: BufRead + Seek = BufReader<File>> {
     pub width: usize,
     pub height: usize,
     /// Lines that have been read.
@@ -111,7 +111,7 @@ enum Source<R: BufRead + Seek> {
     },
 }
 
-impl Picture {
+impl ImageReader {
     /// Opens the image; unless it is a PNG that can be read line by line, decodes it.
     pub fn open(path: &Path) -> Reason<Self> {
         let (file, length) = opened(path)?;
@@ -119,8 +119,8 @@ impl Picture {
     }
 }
 
-impl<R: BufRead + Seek> Picture<R> {
-    /// As [`open`](Picture::open), of a file of `length` bytes that is at its first one.
+impl<R: BufRead + Seek> ImageReader<R> {
+    /// As [`open`](ImageReader::open), of a file of `length` bytes that is at its first one.
     pub fn read_from(mut file: R, length: u64) -> Reason<Self> {
         let head = file.fill_buf().map_err(|e| format!("it cannot be read ({e})"))?;
         let format = header::sniff(&head[..head.len().min(64)]).ok_or("it is not an image that is read by itself")?;

@@ -1,25 +1,25 @@
-//! Makes lines of a clip from a still image: resized to cover, cropped and mirrored.
+//! Fits a still image to a clip's lines: resized to cover, cropped and mirrored.
 //!
 //! The image comes from top to bottom and is never whole here: an image that already has the size is copied line by line, any
 //! other is shrunk as its lines come. Reading ends with the last line asked for.
 
-use super::av::Reason;
-use super::order::Augment;
-use super::picture::Picture;
+use super::ffmpeg::Reason;
+use super::image_reader::ImageReader;
 use super::scale::{corner, cover};
 use super::shrink::Shrink;
+use super::shuffle::Augment;
 use std::io::{BufRead, Seek};
 use std::ops::Range;
 
 /// Writes lines `lines` of the clip's frame of [height, width], [lines, width, 3], to `out`.
-pub fn fit<R: BufRead + Seek>(
-    picture: &mut Picture<R>,
+pub fn fit_image<R: BufRead + Seek>(
+    image: &mut ImageReader<R>,
     [height, width]: [usize; 2],
     augment: &Augment,
     lines: Range<usize>,
     out: &mut [u8],
 ) -> Reason<()> {
-    let source = (picture.width, picture.height);
+    let source = (image.width, image.height);
     if source.0 < width || source.1 < height {
         return Err(format!("it is too small: {}x{} (width x height), a clip is {width}x{height}", source.0, source.1));
     }
@@ -31,7 +31,7 @@ pub fn fit<R: BufRead + Seek>(
     let mut read = 0;
     for out in out.chunks_exact_mut(width * 3).take(lines.len()) {
         loop {
-            picture.read(&mut line)?;
+            image.read(&mut line)?;
             read += 1;
             if size != source {
                 if shrink.push(&line, out) {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_of_the_size_is_copied() {
+    fn image_of_the_clips_size_is_copied_unscaled() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
         // Noise with some structure, so that no two lines are alike.
@@ -67,7 +67,7 @@ mod tests {
         for (flip, lines) in [(false, 0..180), (true, 33..34), (false, 179..180)] {
             let augment = Augment { flip, crop: [0.9, 0.4] };
             let mut out = vec![0; lines.len() * 150 * 3];
-            fit(&mut Picture::open(&path).unwrap(), [180, 150], &augment, lines.clone(), &mut out).unwrap();
+            fit_image(&mut ImageReader::open(&path).unwrap(), [180, 150], &augment, lines.clone(), &mut out).unwrap();
             for (y, line) in lines.zip(out.chunks_exact(150 * 3)) {
                 let plain = &image.as_raw()[(y + 27) * 450..][..450]; // floor(0.9 * 31)
                 let expected: Vec<u8> = match flip {

@@ -1,5 +1,4 @@
-//! FFmpeg behind a safe face: opening a file, one video stream's packets and frames in order, seeking, and what the
-//! stream says of orientation and pixel shape.
+//! Wraps FFmpeg safely to read a file's video stream: packets and frames in order, seeking, orientation and pixel shape.
 //!
 //! All `unsafe` of reading videos is here and in the modules below; which frames are wanted, and why, is `decode`'s business.
 //! FFmpeg prints nothing: its log is off and its errors come back as text for a message that names the file.
@@ -9,9 +8,9 @@
 //! that reading lands on comes from the list of the file's packets ([`Reader::follow`]).
 
 mod open;
-mod picture;
+mod pixels;
 
-pub use picture::{has_alpha, is_damaged, samples, set_colors};
+pub use pixels::{has_alpha, is_damaged, samples, set_colors};
 
 use ff::ffi;
 use ff::format::context::Input;
@@ -30,8 +29,8 @@ pub type Reason<T> = std::result::Result<T, String>;
 const FORMATS: &str =
     "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,ogg,asf,mxf,m4v,h264,hevc,ivf,yuv4mpegpipe,nut";
 
-/// How often in a row a damaged packet is passed over before the file counts as over.
-const PATIENCE: usize = 64;
+/// Damaged packets in a row that are passed over before the file counts as over.
+const MOST_DAMAGED: usize = 64;
 
 /// So many packets in front of a key packet reading starts in a container without packets of its own.
 const PARSED: usize = 3;
@@ -312,7 +311,7 @@ impl<'a> Reader<'a> {
 
     /// Reads the stream's next packet into `self.packet`; false at the end.
     fn read_packet(&mut self) -> Reason<bool> {
-        for _ in 0..PATIENCE {
+        for _ in 0..MOST_DAMAGED {
             loop {
                 if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
                     return Err("stopped".to_owned());

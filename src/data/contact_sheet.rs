@@ -1,4 +1,4 @@
-//! Contact sheets: clips as captioned strips of frames on one PNG, to look at a dataset or at samples in one glance.
+//! Draws contact sheets: clips as captioned strips of frames on one PNG, to look at a dataset or at samples in one glance.
 //!
 //! Which clips and frames are shown is the caller's business; the sheet scales them to one height and lays them out.
 
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_keep_the_end_of_a_path_and_the_beginning_of_a_caption() {
+    fn long_label_keeps_the_paths_end_and_the_captions_beginning() {
         let path = "a/very/long/way/of/folders/down/to/where/it/lies/clip-0042.mp4";
         let short = label(path, "a cat", 150).unwrap();
         assert!(short.starts_with('…') && short.ends_with("/clip-0042.mp4") && short.len() < path.len(), "{short}");

@@ -1,4 +1,4 @@
-//! Windows: how a file's frames become clips, and how a frame rate is changed before that.
+//! Cuts a file's frames into windows, one a clip, and resamples the frame rate before that.
 //!
 //! Pure arithmetic on counts and timestamps; nothing here opens a file.
 
@@ -7,14 +7,14 @@
 /// Clip w takes the frames `w * frames * stride + i * stride` for i in 0..frames. Clips do not overlap, none reaches
 /// past the end, and what is left over at the end is less than a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct Windows {
     /// Frames of a clip; at least 1.
     pub frames: usize,
     /// Every `stride`-th frame is taken; at least 1.
     pub stride: usize,
 }
 
-impl Cut {
+impl Windows {
     /// Frames from a clip's first to its last, both included: what a file must at least have.
     pub fn span(&self) -> usize {
         (self.frames - 1).saturating_mul(self.stride).saturating_add(1)
