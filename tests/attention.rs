@@ -103,7 +103,7 @@ fn reference_gradients_match_finite_differences() {
 }
 
 #[test]
-fn f32_matches_f64_on_every_path() {
+fn f32_matches_f64_on_every_isa() {
     for d in DIMS {
         for lengths in LENGTHS {
             let x = inputs(1, 2, lengths, d, DType::F32);
@@ -163,7 +163,7 @@ pub fn extreme(lengths: [usize; 2], d: usize, peak: f64, dtype: DType) -> (Input
 }
 
 #[test]
-fn logits_of_ten_thousand_neither_overflow_nor_lose_the_largest() {
+fn logits_of_ten_thousand_do_not_overflow() {
     for lengths in [[33, 65], [130, 257], [7, 1]] {
         let (x, scale) = extreme(lengths, 64, 1e4, DType::F32);
         let (truth, plain) = (exact(&x, scale), run_reference(&x, scale));
@@ -265,7 +265,7 @@ fn bits_do_not_depend_on_the_run_or_on_threads() {
 
 /// Heads so long that backward takes them in halves, on any number of threads and in any company: groups of heads change no bit.
 #[test]
-fn long_heads_are_exact_and_their_bits_their_own() {
+fn long_head_split_in_two_pipelines_is_exact() {
     let scale = 0.25;
     for dtype in [DType::F32, DType::BF16] {
         let x = inputs(1, 2, [8230, 390], 16, dtype);
@@ -299,7 +299,7 @@ fn long_heads_are_exact_and_their_bits_their_own() {
 }
 
 #[test]
-fn public_entry_points_take_the_best_path_and_f64_the_reference() {
+fn flash_uses_the_best_isa_and_the_reference_for_f64() {
     let x @ [q, k, v, d_o] = &inputs(1, 2, [20, 70], 32, DType::BF16);
     let (o, lse) = flash(q, k, v, 0.2).unwrap();
     let (dq, dk, dv) = flash_backward(q, k, v, d_o, &lse, &delta(d_o, &o), 0.2).unwrap();
@@ -313,7 +313,7 @@ fn public_entry_points_take_the_best_path_and_f64_the_reference() {
 }
 
 #[test]
-fn a_nan_reaches_the_rows_it_touches_and_no_others() {
+fn nan_stays_in_the_rows_that_it_touches() {
     for dtype in [DType::F32, DType::BF16] {
         let mut x = inputs(1, 1, [10, 70], 16, dtype);
         let bad = Tensor::full(f32::NAN, (1, 1, 1, 16), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
@@ -343,7 +343,7 @@ fn a_nan_reaches_the_rows_it_touches_and_no_others() {
 }
 
 #[test]
-fn bad_input_is_refused_with_what_was_expected() {
+fn bad_attention_input_is_an_error() {
     let [q, k, v, d_o] = inputs(1, 2, [4, 6], 16, DType::F32);
     let refused = |q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, words: &[&str]| {
         let error = flash(q, k, v, scale).unwrap_err().to_string();

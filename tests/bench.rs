@@ -44,7 +44,7 @@ fn check(result: &Value, facts: Value, passes: &[(&str, f64)]) {
 }
 
 #[test]
-fn attention_in_both_dtypes_on_every_path() {
+fn bench_attention_runs_in_both_dtypes_on_every_isa() {
     for path in Isa::ALL.into_iter().filter(|path| path.is_available()) {
         for dtype in ["f32", "bf16"] {
             let args = [ATTENTION, &["--dtype", dtype, "--path", path.name(), "--threads", "1"]].concat();
@@ -61,7 +61,7 @@ fn attention_in_both_dtypes_on_every_path() {
 }
 
 #[test]
-fn a_linear_layer() {
+fn bench_linear_counts_its_operations() {
     for dtype in ["f32", "bf16"] {
         let facts = json!({"what": "linear", "tokens": 70, "in": 32, "out": 48, "dtype": dtype, "tile": 32});
         let flop = 2.0 * 70.0 * 32.0 * 48.0;
@@ -70,7 +70,7 @@ fn a_linear_layer() {
 }
 
 #[test]
-fn a_block_and_a_step() {
+fn bench_block_and_step_report_their_speed() {
     let (n, d) = (1024.0, 48.0);
     let (attention, linears) = (4.0 * n * n * d, 2.0 * n * (6.0 * d * d + 2.0 * 4.0 * d * d));
     let facts = json!({"tokens": 1024, "dim": 48, "heads": 3, "head_dim": 16, "dtype": "bf16", "layers": 1});
@@ -99,7 +99,7 @@ fn a_block_and_a_step() {
 }
 
 #[test]
-fn peaks_of_the_machine() {
+fn bench_peak_reports_the_machine() {
     let peak = measured(&["peak", "--threads", "2"]);
     assert_eq!((&peak["path"], &peak["threads"]), (&json!(Isa::best().name()), &json!(2)));
     for key in ["f32_gflops_1", "f32_gflops", "bf16_gflops_1", "bf16_gflops", "copy_gb_s"] {
@@ -110,7 +110,7 @@ fn peaks_of_the_machine() {
 /// Freed tensors stay with the process: after the first steps none is fetched from the system anew. Of some thousands, were nothing
 /// kept. Two ranks meet otherwise in each of the first steps, so that a little more is in use at once than before.
 #[test]
-fn a_steady_step_asks_for_no_memory() {
+fn steady_step_makes_few_page_faults() {
     for (ranks, frames, warmup) in [("1", "8", "2"), ("2", "4", "16")] {
         let shape = ["step", "--frames", frames, "--height", "32", "--width", "32", "--layers", "2"];
         let step =
@@ -120,7 +120,7 @@ fn a_steady_step_asks_for_no_memory() {
 }
 
 #[test]
-fn tables_for_people() {
+fn bench_prints_a_table_without_json() {
     for (args, words) in [
         (ATTENTION, &["attention: tokens 70, heads 2", "GFLOP/s", "forward+backward", "peak", "memory at most"][..]),
         (&["peak"], &["f32, one thread, GFLOP/s", "copying memory, GB/s"]),
@@ -161,7 +161,7 @@ fn masked_features_are_not_used() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused() {
+fn unmeasurable_bench_is_an_error() {
     let available: Vec<_> = Isa::ALL.into_iter().filter(|path| path.is_available()).map(Isa::name).collect();
     let available = available.join(", ");
     let no_path = format!("--path mmx: no such path; this CPU can run {available}");

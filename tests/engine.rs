@@ -330,7 +330,7 @@ fn one_step_on_any_mesh_is_that_of_one_rank() {
 }
 
 #[test]
-fn too_many_ranks_are_refused_on_all() {
+fn too_many_ranks_are_an_error_on_all_ranks() {
     for (ranks, ring, heads, head_groups, expected) in [
         (46, 0, 5, 1, "46 sequence-parallel ranks cannot share a clip of 45 tokens"),
         (6, 1, 5, 1, "6 sequence-parallel ranks cannot share 5 attention heads"),

@@ -109,7 +109,7 @@ fn other_float_types_are_widened() {
 }
 
 #[test]
-fn incomplete_folders_say_what_is_missing() {
+fn incomplete_model_folder_error_names_what_is_missing() {
     let (temp, dir) = model();
     assert!(error(&temp.path().join("nowhere")).contains("nowhere: is not a folder"));
     assert!(error(temp.path()).contains("has no config.json, so it is not a model folder"));
@@ -269,7 +269,7 @@ fn a_failed_write_leaves_the_old_file() {
 
 /// A new file takes the old one's name, not its place: nobody can find half of it, not even a reader that has the old one open.
 #[test]
-fn who_reads_the_old_file_reads_all_of_it() {
+fn reader_of_a_replaced_file_still_reads_all_of_it() {
     let temp = tempdir().unwrap();
     let path = temp.path().join("f");
     atomic_write(&path, |out| out.write_all(b"old")).unwrap();
@@ -380,7 +380,7 @@ proptest! {
 
     /// One byte changed anywhere in the header: an error or another reading, never a panic.
     #[test]
-    fn no_damage_makes_it_panic(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn damaged_safetensors_never_panic(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let (_temp, dir) = model();
         let path = dir.join(WEIGHTS);
         let mut bytes = std::fs::read(&path).unwrap();

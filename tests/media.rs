@@ -299,7 +299,7 @@ fn png_is_exact_alone_side_by_side_and_in_a_folder() {
 }
 
 #[test]
-fn what_cannot_be_written_says_why_and_leaves_the_old_file() {
+fn failed_write_names_its_reason_and_leaves_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let frames = smooth(2, 8, 8);

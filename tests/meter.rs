@@ -61,7 +61,7 @@ fn step(
 }
 
 #[test]
-fn what_is_counted_comes_to_the_total() {
+fn counted_operations_add_up_to_the_announced_total() {
     let grids = [(1, 0, 5, 1), (1, 0, 5, 3), (2, 1, 5, 2), (2, 2, 3, 3), (3, 3, 4, 3), (4, 2, 5, 2), (5, 0, 5, 1)];
     for (ranks, ring, heads, head_groups) in grids {
         for (bf16, dtype) in [(false, DType::F32), (true, DType::F32), (false, DType::F64)] {
@@ -95,7 +95,7 @@ fn linear(heads: usize, groups: usize, keep: bool) -> f64 {
 }
 
 #[test]
-fn parts_and_bytes_are_told_apart() {
+fn meter_separates_sections_and_traffic() {
     let spent = step(Case { ranks: 2, ..ONE }, 1, true, |_, _| std::thread::sleep(Duration::from_millis(20)));
     for (_, spent) in &spent {
         assert!(spent.of(Section::Head) > Duration::from_millis(20), "{spent:?}");
@@ -113,7 +113,7 @@ fn parts_and_bytes_are_told_apart() {
 
 /// Time belongs to one part at a time, and the rank is at another while a thread beside it waits for messages.
 #[test]
-fn calls_beside_a_rank_count_bytes_and_no_time() {
+fn calls_from_other_threads_count_bytes_but_no_time() {
     let spent = run_threads(2, 1, |comm| {
         let meter = Arc::new(StepMeter::default());
         let comm: Arc<dyn Communicator> = Arc::new(Metered::new(comm, meter.clone()));
@@ -135,7 +135,7 @@ fn calls_beside_a_rank_count_bytes_and_no_time() {
 }
 
 #[test]
-fn whoever_stops_keeps_nobody_waiting() {
+fn stopped_rank_keeps_no_other_rank_waiting() {
     for (ranks, ring, heads) in [(1, 1, 5), (2, 1, 5), (3, 3, 2), (4, 2, 5)] {
         let case = Case { ranks, ring, heads, tile: 8, ..ONE };
         let watched = step(case, 2, true, |meter, rank| {

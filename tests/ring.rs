@@ -121,7 +121,7 @@ fn a_nan_of_one_rank_reaches_the_rows_of_all() {
 }
 
 #[test]
-fn rows_that_do_not_fit_are_refused() {
+fn ring_rows_of_another_rank_are_an_error() {
     let error = run_threads(3, 1, |comm| Ring::new(comm, 2).map(|_| ())).unwrap_err();
     assert!(error.to_string().contains("a ring of 3 ranks cannot share 2 rows"), "{error}");
     assert!(Ring::new(Arc::new(Single), 0).is_err());

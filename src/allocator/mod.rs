@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_zeros_whoever_had_the_block_before() {
+    fn zeroed_block_is_zero_even_if_reused() {
         let large = layout(1 << 20);
         // SAFETY: each block is freed once, with its layout.
         unsafe {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_stay_when_a_block_grows_and_shrinks() {
+    fn realloc_keeps_contents() {
         let sizes = [100, LARGE - 1, LARGE, LARGE + 1, 3 << 20, (3 << 20) + 1, 5 << 20, LARGE, 200];
         // SAFETY: the block is reallocated from the layout that it has, and freed with its last one.
         unsafe {

@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_every_kind_can_be_searched() {
+    fn every_container_can_seek_to_its_key_frames() {
         let every_12: Vec<u32> = (0..96).step_by(12).collect();
         let h264 = ["-c:v", "libx264", "-bf", "2", "-sc_threshold", "0"];
         let mpeg2 = ["-c:v", "mpeg2video", "-bf", "2", "-sc_threshold", "1000000000"];

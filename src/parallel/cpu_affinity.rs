@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn processors_are_shared_however_processes_are_bound() {
+    fn threads_per_rank_follow_cpu_affinity() {
         let free = process("a", 0..8, 8);
         assert_eq!(shares(&vec![free.clone(); 2]), [4, 4]);
         assert_eq!(shares(&vec![free.clone(); 3]), [2, 2, 2]);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_what_the_system_says() {
+    fn affinity_of_this_process_is_read_from_the_system() {
         let here = CpuAffinity::here();
         assert!(!here.host.is_empty() && !here.bound.is_empty());
         assert_eq!(here.share(std::slice::from_ref(&here)), threads_per_rank(1));

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rank_has_a_gpu_of_its_own_on_machines_that_are_alike() {
+    fn rank_without_its_own_gpu_or_on_an_unlike_machine_is_an_error() {
         let fine = [info("a", 0, 2, 22_304), info("a", 1, 2, 22_304), info("b", 0, 2, 22_304), info("b", 1, 2, 22_304)];
         judge(&fine).unwrap();
         judge(&fine[..3]).unwrap(); // not all of a machine's GPUs

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_could_have_read_or_made_is_refused() {
+    fn secret_file_readable_by_others_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         let put = |text: &str, mode: u32| {

@@ -135,7 +135,7 @@ mod tests {
     use super::words;
 
     #[test]
-    fn a_time_has_its_two_largest_units() {
+    fn duration_shows_its_two_largest_units() {
         let all = [0.354, 9.994, 59.6, 61.0, 725.2, 7920.0, 273_600.0, 3.2e13].map(words);
         assert_eq!(
             all,

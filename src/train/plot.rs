@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_of_a_run_of_a_million_steps_are_few_and_even() {
+    fn plot_thins_a_million_points_evenly() {
         for count in [1, 2, DRAWN, DRAWN + 1, 1_000_000] {
             let mut thinned = Thinned::default();
             (1..=count).for_each(|step| thinned.push((step as f64, 0.5)));

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_says_all() {
+    fn progress_line_has_step_loss_speed_memory_and_eta() {
         let memory = Memory { now: 3 << 29, peak: 2 << 30 };
         let left = Some(Duration::from_secs(200));
         let expected = "step 12/1000  epoch 1/9  loss 0.1235  18.2k tokens/s  1.50 GiB (peak 2.00 GiB)  ETA 3m 20s";

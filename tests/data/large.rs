@@ -68,7 +68,7 @@ fn every_kind_of_png_is_read_as_the_image_crate_reads_it() {
 }
 
 #[test]
-fn ranks_hold_the_lines_of_their_tokens() {
+fn rank_loads_only_the_lines_of_its_tokens() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
     let rgb = image::DynamicImage::from(deep()).to_rgb8();

@@ -37,7 +37,7 @@ fn every_epoch_goes_through_all_clips_in_an_order_of_its_own() {
 }
 
 #[test]
-fn order_crops_and_flips_hang_on_the_position_alone() {
+fn order_crops_and_flips_depend_on_the_position_alone() {
     let (_folder, dataset) = eleven();
     let whole: Vec<Request> = (0..36).map(|p| dataset.training(3, p)).collect();
     for ranks in [1u64, 2, 3] {
@@ -61,7 +61,7 @@ fn order_crops_and_flips_hang_on_the_position_alone() {
 }
 
 #[test]
-fn ranks_together_hold_the_whole_clip_and_each_only_its_part() {
+fn ranks_load_disjoint_regions_that_cover_the_clip() {
     let (_folder, dataset) = eleven();
     let patch = [2, 8, 8];
     let grid = token_grid([4, 40, 48], patch).unwrap();
@@ -102,7 +102,7 @@ fn the_loader_gives_the_clips_in_order() {
 }
 
 #[test]
-fn the_queue_is_bounded() {
+fn loader_queue_is_bounded() {
     let (_folder, dataset) = eleven();
     let asked = Arc::new(AtomicUsize::new(0));
     let (count, source) = (asked.clone(), dataset.clone());
@@ -124,7 +124,7 @@ fn the_queue_is_bounded() {
 }
 
 #[test]
-fn a_damaged_clip_is_an_error_in_its_place_and_the_last_thing() {
+fn damaged_clip_is_an_error_in_its_place_and_ends_the_loader() {
     let (folder, dataset) = eleven();
     std::fs::write(folder.path().join("b.mkv"), b"gone").unwrap();
     let requests: Vec<Request> = [0, 1, 2, 9, 3, 4, 5].into_iter().map(|clip| dataset.plain(clip)).collect();

@@ -9,7 +9,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn windows_fit_do_not_overlap_and_leave_less_than_one(n in 0usize..400, frames in 1usize..20, stride in 1usize..9) {
+    fn windows_do_not_overlap_and_leave_less_than_one(n in 0usize..400, frames in 1usize..20, stride in 1usize..9) {
         let cut = Windows { frames, stride };
         let count = cut.count(n);
         prop_assert_eq!(count == 0, cut.missing(n) > 0);
@@ -137,7 +137,7 @@ fn plain_rows(clip: &Frames, [pt, ph, pw]: [usize; 3], [gt, gh, gw]: [usize; 3],
 }
 
 #[test]
-fn levels_reach_from_minus_one_to_one_and_back() {
+fn u8_to_unit_covers_minus_one_to_one_and_round_trips() {
     assert_eq!((u8_to_unit(0), u8_to_unit(255)), (-1.0, 1.0));
     let mut frames = Frames::black(&FrameRegion::whole(0..1, 1), 1, 256);
     let rows: Vec<f32> = (0..=255u8).flat_map(|v| [u8_to_unit(v); 3]).collect();
@@ -149,7 +149,7 @@ fn levels_reach_from_minus_one_to_one_and_back() {
 }
 
 #[test]
-fn rows_that_cannot_be_made_are_errors() {
+fn patch_rows_outside_the_region_are_an_error() {
     let frames = noise([4, 8, 8], 1);
     let held = part(&frames, &FrameRegion::whole(2..4, 8));
     let mut rows = vec![0.0; 4 * 24];
@@ -171,7 +171,7 @@ fn rows_that_cannot_be_made_are_errors() {
 }
 
 #[test]
-fn parts_are_placed_where_they_belong() {
+fn regions_are_placed_at_their_lines_and_frames() {
     let whole = noise([3, 6, 4], 9);
     let mut back = Frames::black(&FrameRegion { frames: 1..3, lines: 1..6 }, 6, 4);
     for (frames, lines) in [(0..2, 0..3), (1..3, 3..5), (2..3, 0..3), (1..3, 5..6)] {

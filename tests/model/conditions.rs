@@ -62,7 +62,7 @@ fn a_class_moves_the_condition_of_its_sample_alone() {
 
 /// Gradients collected from tiles are set back to zero, and the condition serves again.
 #[test]
-fn a_condition_serves_again_after_zeroing() {
+fn condition_can_be_reused_after_zero_grad() {
     for dtype in [DType::F32, DType::F64] {
         let config = tiny();
         let model = random(&config, dtype);
@@ -78,7 +78,7 @@ fn a_condition_serves_again_after_zeroing() {
 }
 
 #[test]
-fn prompts_that_do_not_fit_the_model_are_refused() {
+fn conditioning_that_does_not_fit_the_model_is_an_error() {
     let with = |change: &dyn Fn(&mut ModelConfig)| {
         let mut config = tiny();
         change(&mut config);

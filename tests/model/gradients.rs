@@ -155,7 +155,7 @@ fn gradients_are_those_of_finite_differences() {
 /// Tiles are how it is computed, not what: any tile gives the same loss and gradients; and a second backward adds the
 /// same again.
 #[test]
-fn tiles_change_nothing_and_gradients_add_up() {
+fn gradients_are_the_same_for_any_tile_and_add_up() {
     let config = tiny();
     let (conditioning, objective) = (conditioning(&config, &LABELS, DType::F64), Quadratic::new(&config, DType::F64));
     let run = |tile: usize, times: usize| {

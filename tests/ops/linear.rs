@@ -32,7 +32,7 @@ fn linear() {
 }
 
 #[test]
-fn linear_with_what_follows_it() {
+fn fused_linear_epilogues_match_the_plain_form() {
     for (n, start, tokens) in RUNS {
         let at = Rows { start, tokens };
         for (inner, out) in [(24, 40), (40, 7), (33, 1)] {
@@ -92,7 +92,7 @@ fn accumulate_gives_the_weight_gradients_of_backward() {
 /// gradient is not rounded. Sizes around the tiles' 6 rows, the panels' 48 and 64 lanes, the tasks' 96 rows, and the runs of
 /// 96 words of a contraction; the weight's gradient is added to what is there.
 #[test]
-fn every_unit_multiplies_operands_of_any_size() {
+fn every_isa_multiplies_operands_of_any_size() {
     let sizes = [(1, 1, 1), (7, 24, 40), (33, 200, 40), (150, 40, 200), (6, 64, 48), (97, 385, 65), (203, 97, 130)];
     for (n, width, out) in sizes {
         let [x, w, b, dy] = [normal(1, (n, width)), normal(2, (out, width)), normal(3, out), normal(4, (n, out))];
@@ -120,7 +120,7 @@ fn every_unit_multiplies_operands_of_any_size() {
 
 /// While a layer is held its weights are packed once: a change is not seen before the guard is gone, by no clone.
 #[test]
-fn held_weights_stay_packed() {
+fn pinned_weights_stay_packed() {
     let f32 = |t: Tensor| t.to_dtype(DType::F32).unwrap();
     let l = layer(&[f32(normal(2, (40, 24))), f32(normal(3, 40))].map(|t| Param::leaf("p", t).unwrap()), false);
     let x = f32(normal(1, (7, 24)));
@@ -177,7 +177,7 @@ fn f64_is_never_rounded() {
 }
 
 #[test]
-fn unusable_inputs_are_refused() {
+fn bad_linear_input_is_an_error() {
     let params = [normal(2, (7, 24)), normal(3, 7)].map(|t| Param::leaf("proj.weight", t).unwrap());
     let l = layer(&params, false);
     let refused = |x: &Tensor, word: &str| {

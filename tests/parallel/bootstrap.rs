@@ -67,7 +67,7 @@ fn variables(changed: &[(&str, Option<&str>)]) -> Result<TorchrunEnv> {
 }
 
 #[test]
-fn a_job_is_what_the_environment_says() {
+fn torchrun_env_is_read_from_the_environment() {
     let job = variables(&[]).unwrap();
     let secret = Secret::Missing;
     assert_eq!(job, TorchrunEnv { rank: 2, size: 4, local: 0, host: "b7".into(), port: 29500, secret });
@@ -156,7 +156,7 @@ fn a_missing_or_mistyped_variable_is_named() {
 }
 
 #[test]
-fn all_ranks_hold_what_each_gave_however_many_they_are_and_whenever_they_come() {
+fn exchange_gives_every_rank_all_messages_in_rank_order() {
     for size in 1..=5 {
         let port = free_port();
         // The last one first, and rank 0 in the middle, each after the one before has at least begun.
@@ -230,7 +230,7 @@ fn another_world_size_on_one_process_is_an_error_of_all() {
 }
 
 #[test]
-fn a_port_in_use_is_named_and_who_answers_there_is_not_taken_for_rank_0() {
+fn port_in_use_is_an_error_and_its_listener_is_not_taken_for_rank_0() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let said = fails(ControlPlane::join(&job(0, 2, port), limits())).to_string();
@@ -263,7 +263,7 @@ fn a_rank_0_that_cannot_be_reached_is_given_up_in_time_by_its_address() {
 }
 
 #[test]
-fn ranks_that_do_not_come_are_named_to_those_who_have() {
+fn missing_ranks_are_named_to_all_that_have_come() {
     let port = free_port();
     for said in messages(on_all(vec![job(0, 4, port), job(2, 4, port)], limits(), |_| Ok(()))) {
         assert!(said.contains("of 4 processes 2 did not come") && said.contains("within 1.5 s: rank 1, 3;"), "{said}");
@@ -306,7 +306,7 @@ fn a_rank_that_ends_while_others_wait_for_it_is_an_error_of_all() {
 }
 
 #[test]
-fn what_is_too_long_is_refused_before_it_is_sent() {
+fn too_long_message_is_an_error_before_it_is_sent() {
     let port = free_port();
     let outcomes = on_all(vec![job(0, 2, port), job(1, 2, port)], limits(), |party| {
         let said = fails(party.exchange(&vec![0; (64 << 10) + 1])).to_string();

@@ -10,7 +10,7 @@ fn placed(variables: &[(&str, &str)]) -> Option<(usize, usize, &'static str)> {
 }
 
 #[test]
-fn launchers_are_known_by_what_they_tell_their_processes() {
+fn launcher_is_recognised_by_its_variables() {
     assert_eq!(placed(&[]), None);
     let ompi = [("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_RANK", "2"), ("PMIX_RANK", "2")];
     assert_eq!(placed(&ompi), Some((2, 4, "mpirun")));
@@ -62,7 +62,7 @@ fn as_rank(mut command: Command, rank: usize) -> Command {
 }
 
 #[test]
-fn what_is_the_work_of_one_process_is_refused_as_one_of_several() {
+fn single_process_command_under_a_launcher_is_an_error() {
     let scan = || {
         let mut command = longreel();
         command.args(["scan", "."]);
@@ -81,7 +81,7 @@ fn what_is_the_work_of_one_process_is_refused_as_one_of_several() {
 
 #[cfg(not(feature = "mpi"))]
 #[test]
-fn a_build_without_mpi_refuses_to_be_one_of_several() {
+fn build_without_mpi_under_mpirun_is_an_error() {
     let place = Place::pictures();
     let error = fail(&mut as_rank(place.command("run", &[]), 0));
     assert!(error.contains("mpirun started 4 processes of a longreel that was built without MPI"), "{error}");
@@ -117,7 +117,7 @@ fn as_torchruns(place: &Place, rank: &str, changed: &[(&str, &str)]) -> Command 
 
 #[cfg(not(feature = "nccl"))]
 #[test]
-fn a_build_without_nccl_refuses_to_be_one_of_torchruns() {
+fn build_without_nccl_under_torchrun_is_an_error() {
     let place = Place::pictures();
     let error = fail(&mut as_torchruns(&place, "0", &[]));
     assert!(error.contains("torchrun started 2 processes of a longreel that was built without NCCL"), "{error}");
@@ -128,7 +128,7 @@ fn a_build_without_nccl_refuses_to_be_one_of_torchruns() {
 }
 
 #[test]
-fn what_is_wrong_with_torchruns_variables_is_said_by_the_process_that_has_it() {
+fn bad_torchrun_variable_is_reported_by_its_own_process() {
     let place = Place::pictures();
     for (rank, name, value, expected) in [
         ("0", "WORLD_SIZE", "two", "WORLD_SIZE is \"two\": it must be a whole number"),

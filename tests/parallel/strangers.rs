@@ -203,7 +203,7 @@ fn more_strangers_than_are_kept_drive_nobody_away_for_good() {
 }
 
 #[test]
-fn who_sends_a_byte_now_and_then_is_sent_away_in_time() {
+fn slow_stranger_is_sent_away_in_time() {
     let port = free_port();
     let limits = Limits { joining: Duration::from_secs(20), ..limits() };
     let zero = good(job(0, 2, port), limits);
@@ -276,7 +276,7 @@ fn ranks_with_different_secrets_are_an_error_of_all() {
 }
 
 #[test]
-fn who_listens_in_the_place_of_rank_0_without_the_secret_is_not_taken_for_it() {
+fn listener_without_the_secret_is_not_taken_for_rank_0() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -291,7 +291,7 @@ fn who_listens_in_the_place_of_rank_0_without_the_secret_is_not_taken_for_it() {
 }
 
 #[test]
-fn a_rank_that_sends_nonsense_is_given_up_and_no_memory_taken_for_it() {
+fn rank_that_sends_nonsense_is_lost_and_takes_no_memory() {
     let flip = |mut frame: Vec<u8>, at: usize| {
         frame[at] ^= 1;
         frame
@@ -319,7 +319,7 @@ fn a_rank_that_sends_nonsense_is_given_up_and_no_memory_taken_for_it() {
 }
 
 #[test]
-fn a_rank_that_sends_a_byte_now_and_then_is_as_good_as_silent() {
+fn rank_that_sends_single_bytes_counts_as_silent() {
     let port = free_port();
     let silence = Duration::from_secs(1);
     let zero = good(job(0, 2, port), Limits { silence, ..limits() });

@@ -26,7 +26,7 @@ fn round_trip(stash: &mut Stash, step: u64, blocks: usize, rows: usize, dtypes: 
 }
 
 #[test]
-fn what_is_put_comes_back_however_late_copies_are() {
+fn stash_returns_residuals_however_late_copies_are() {
     let folder = tempfile::tempdir().unwrap();
     let all = [ram(), bf16(ram()), disk(folder.path()), bf16(disk(folder.path()))];
     let all = all.into_iter().flat_map(|s| [s.clone(), Settings { keep_attention: false, ..s }]);
@@ -165,7 +165,7 @@ fn bf16_and_keep_attention_halve_the_file() {
 }
 
 #[test]
-fn a_step_that_broke_off_does_not_spoil_the_next() {
+fn aborted_step_does_not_spoil_the_next() {
     let folder = tempfile::tempdir().unwrap();
     for settings in [ram(), bf16(ram()), disk(folder.path())] {
         let mut stash = Stash::open_with(&settings, 0, late()).unwrap();

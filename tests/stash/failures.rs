@@ -24,7 +24,7 @@ fn a_folder_that_cannot_be_used_is_named() {
 }
 
 #[test]
-fn no_room_is_said_before_anything_is_written() {
+fn lack_of_disk_space_is_an_error_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     for (rows, width) in [(1 << 24, 1 << 20), (usize::MAX, usize::MAX)] {
         let mut stash = Stash::open(&disk(folder.path()), 3, &Device::Cpu).unwrap();
@@ -102,7 +102,7 @@ fn one_ranks_failure_ends_all() {
 }
 
 #[test]
-fn a_file_cut_short_under_our_feet_is_said_by_all_ranks() {
+fn truncated_scratch_file_is_an_error_on_all_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().to_owned();
     let hook = |rank| -> Hook {
@@ -124,7 +124,7 @@ fn a_file_cut_short_under_our_feet_is_said_by_all_ranks() {
 }
 
 #[test]
-fn misuse_is_an_error() {
+fn stash_misuse_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     for settings in [ram(), disk(folder.path())] {
         let mut stash = Stash::open(&settings, 0, &Device::Cpu).unwrap();

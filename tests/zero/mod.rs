@@ -239,7 +239,7 @@ fn memory_of(train: Train, zero: usize, sequence: usize) -> Vec<StateBytes> {
 }
 
 #[test]
-fn a_rank_holds_its_part_only() {
+fn rank_holds_only_its_shard() {
     let whole = 4 * model().unwrap().count();
     let disk = Train { moments: Place::Disk, ..Train::default() };
     assert_eq!(memory_of(disk, 0, 1)[0], StateBytes { parameters: whole, gradients: whole, moments: 0, average: 0 });
@@ -266,7 +266,7 @@ fn a_rank_holds_its_part_only() {
 }
 
 #[test]
-fn a_unit_is_whole_only_while_it_is_used() {
+fn unit_is_gathered_only_while_it_is_used() {
     let case = Case { sequence: 2, data: 1, accumulate: 1, zero: 3 };
     run_threads(2, 1, |comm| {
         let weights = case.weights(comm, &Train::default())?;

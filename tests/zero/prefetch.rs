@@ -56,7 +56,7 @@ impl Communicator for Counted {
 }
 
 #[test]
-fn the_next_unit_comes_while_this_one_is_at_work() {
+fn next_unit_is_prefetched_while_this_one_is_used() {
     run_threads(2, 1, |comm| {
         let gathers: Arc<[AtomicUsize; 2]> = Arc::default();
         let comm = Arc::new(Counted { inner: comm, gathers: gathers.clone(), beside: 0 });
@@ -87,7 +87,7 @@ fn the_next_unit_comes_while_this_one_is_at_work() {
 }
 
 #[test]
-fn what_was_fetched_before_a_change_is_not_used_after_it() {
+fn prefetched_parameters_are_dropped_after_an_update() {
     run_threads(2, 1, |comm| {
         let weights = CASE.weights(comm.clone(), &Train::default())?;
         let before = values(&weights)?;

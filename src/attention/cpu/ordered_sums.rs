@@ -147,7 +147,7 @@ mod tests {
 
     /// Sums that depend on the order of their terms come out the same from any number of threads.
     #[test]
-    fn order_of_sums_does_not_depend_on_threads() {
+    fn order_of_sums_is_the_same_for_any_number_of_threads() {
         let run = |threads: usize| {
             let (len, groups, pipelines) = (3, 7, vec![0..5, 5..8]);
             let mut sums = vec![f32::NAN; 8 * len];

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_tensors_are_drawn_in_pieces_that_differ_and_do_not_depend_on_threads() {
+    fn random_tensor_is_the_same_for_any_number_of_threads() {
         let draw = |threads| {
             on_threads(Some(threads), |_| Ok(normal(&[2, DRAWN + 3], 5)?.flatten_all()?.to_vec1::<f32>()?)).unwrap()
         };

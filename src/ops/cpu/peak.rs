@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_unit_has_a_rate_that_a_cpu_can_have() {
+    fn peak_of_every_isa_is_plausible() {
         let threads = rayon::current_num_threads() as f64;
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for bf16 in [false, true] {
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_does_its_operations() {
+    fn peak_counts_the_operations_it_does() {
         let (mut values, mut flop) = ([[1.0_f32; WIDEST]; MOST], 0);
         let work = Chains { values: &mut values, flop: &mut flop };
         // SAFETY: the portable code needs no features.
