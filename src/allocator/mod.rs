@@ -63,15 +63,15 @@ fn pooled(layout: Layout) -> Option<usize> {
 /// A block of `len` bytes, and whether they are zeros; null where the system has none.
 fn take(len: usize) -> (*mut u8, bool) {
     let mut books = books();
-    let kept = books.take(len);
+    let reused = books.take(len);
     while let Some(block) = books.excess() {
         drop(books);
         unmap(block);
         books = self::books();
     }
     drop(books);
-    if let Some(at) = kept {
-        return (std::ptr::with_exposed_provenance_mut(at), false);
+    if let Some(address) = reused {
+        return (std::ptr::with_exposed_provenance_mut(address), false);
     }
     match map(len) {
         Some(at) => (at, true),
@@ -215,15 +215,15 @@ mod tests {
         let sizes = [100, LARGE - 1, LARGE, LARGE + 1, 3 << 20, (3 << 20) + 1, 5 << 20, LARGE, 200];
         // SAFETY: the block is reallocated from the layout that it has, and freed with its last one.
         unsafe {
-            let mut at = Allocator.alloc(layout(sizes[0]));
-            bytes(at, sizes[0]).fill(1);
+            let mut block = Allocator.alloc(layout(sizes[0]));
+            bytes(block, sizes[0]).fill(1);
             for pair in sizes.windows(2) {
-                at = Allocator.realloc(at, layout(pair[0]), pair[1]);
-                let kept = pair[0].min(pair[1]);
-                assert!(bytes(at, kept).iter().all(|&byte| byte == 1), "{pair:?}");
-                bytes(at, pair[1]).fill(1);
+                block = Allocator.realloc(block, layout(pair[0]), pair[1]);
+                let common = pair[0].min(pair[1]);
+                assert!(bytes(block, common).iter().all(|&byte| byte == 1), "{pair:?}");
+                bytes(block, pair[1]).fill(1);
             }
-            Allocator.dealloc(at, layout(200));
+            Allocator.dealloc(block, layout(200));
         }
     }
 }

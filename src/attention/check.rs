@@ -51,8 +51,8 @@ pub(super) fn saved_rows(q: &Tensor, d_o: &Tensor, [lse, delta]: [&Tensor; 2]) -
     let (expected, stat) = (&q.dims()[..3], statistic(q.dtype()));
     for (name, x) in [("lse", lse), ("delta", delta)] {
         if x.dims() != expected || x.dtype() != stat || !x.device().same_device(q.device()) {
-            let (shape, dtype, place) = (x.dims(), x.dtype(), q.device().location());
-            bail!("attention backward: {name} is {dtype:?} {shape:?}, expected {stat:?} {expected:?} on {place:?}");
+            let (shape, dtype, location) = (x.dims(), x.dtype(), q.device().location());
+            bail!("attention backward: {name} is {dtype:?} {shape:?}, expected {stat:?} {expected:?} on {location:?}");
         }
     }
     Ok(())
@@ -62,8 +62,8 @@ pub(super) fn saved_rows(q: &Tensor, d_o: &Tensor, [lse, delta]: [&Tensor; 2]) -
 fn operand(name: &str, x: &Tensor, shape: &[usize], like: &Tensor) -> Result<()> {
     let dtype = like.dtype();
     if x.dims() != shape || x.dtype() != dtype || !x.device().same_device(like.device()) {
-        let (has, is, place) = (x.dims(), x.dtype(), like.device().location());
-        bail!("attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on {place:?}");
+        let (has, is, location) = (x.dims(), x.dtype(), like.device().location());
+        bail!("attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on {location:?}");
     }
     if x.dim(3)? > 1 && x.stride()[3] != 1 {
         bail!("attention: {name}'s last dim is not contiguous (strides {:?}); call contiguous() on it", x.stride());

@@ -151,10 +151,14 @@ impl Ring {
     }
 
     fn check(&self, x: &Tensor) -> Result<()> {
-        let mine = self.local_rows();
-        if x.rank() != 4 || x.dims()[2] != mine.len() {
+        let own_rows = self.local_rows();
+        if x.rank() != 4 || x.dims()[2] != own_rows.len() {
             let (rank, ranks) = (self.comm.rank(), self.comm.size());
-            bail!("ring attention on rank {rank} of {ranks}: expected [B, H, {}, d], got {:?}", mine.len(), x.dims());
+            bail!(
+                "ring attention on rank {rank} of {ranks}: expected [B, H, {}, d], got {:?}",
+                own_rows.len(),
+                x.dims()
+            );
         }
         Ok(())
     }
@@ -181,10 +185,10 @@ fn merge<T: Real>(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) ->
     let shares = write(lse, |lse: &mut [f64]| {
         let merged = lse.par_iter_mut().zip(&more_lse[..]).map(|(lse, &more)| {
             let max = lse.max(more);
-            let (mine, other) = ((*lse - max).exp(), (more - max).exp());
-            let sum = mine + other;
+            let (weight, more_weight) = ((*lse - max).exp(), (more - max).exp());
+            let sum = weight + more_weight;
             *lse = max + sum.ln();
-            [T::of(mine / sum), T::of(other / sum)]
+            [T::of(weight / sum), T::of(more_weight / sum)]
         });
         merged.collect::<Vec<_>>()
     })?;

@@ -37,12 +37,12 @@ impl SequenceAttention {
                  use at most {tokens} sequence ranks, longer or larger clips, or smaller patches"
             );
         }
-        let all = Split::new(tokens, ranks);
+        let split = Split::new(tokens, ranks);
         let (group, size) = (sequence.ring.rank(), sequence.ulysses.size());
-        let ulysses = Ulysses::of_a_run(sequence.ulysses.clone(), all, group * size, heads)?;
+        let ulysses = Ulysses::of_a_run(sequence.ulysses.clone(), split, group * size, heads)?;
         // floor(g S / r) is floor(g u S / P): the ring's split of S is that of the groups.
         let ring = Ring::new(sequence.ring.clone(), tokens)?;
-        Ok(Self { tokens: all.range(sequence.all.rank()), ulysses, ring, all: sequence.all.clone() })
+        Ok(Self { tokens: split.range(sequence.all.rank()), ulysses, ring, all: sequence.all.clone() })
     }
 
     /// The same without attention's arithmetic, see [`Ring::rehearsing`].

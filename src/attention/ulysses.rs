@@ -152,9 +152,9 @@ impl Ulysses {
             let dims = [batch, m.count(j), n.count(rank), total];
             send.push(bytes::build(dtype, &dims, |mut out| {
                 for x in xs {
-                    let here;
-                    (here, out) = out.split_at_mut(batch * dims[1] * dims[2] * width(x) * dtype.size_in_bytes());
-                    pack(here, x, m.range(j))?;
+                    let message;
+                    (message, out) = out.split_at_mut(batch * dims[1] * dims[2] * width(x) * dtype.size_in_bytes());
+                    pack(message, x, m.range(j))?;
                 }
                 Ok(())
             })?);

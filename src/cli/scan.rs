@@ -116,8 +116,8 @@ pub fn run(args: ScanArgs) -> Result<()> {
         return Ok(());
     }
     let shown = draw_sheet(&dataset, &root, &sheet, SHOWN, None)?;
-    let all = counted(dataset.files().len(), "file", "files");
-    tracing::info!("{}: {shown} of {all}", sheet.display());
+    let total = counted(dataset.files().len(), "file", "files");
+    tracing::info!("{}: {shown} of {total}", sheet.display());
     Ok(())
 }
 
@@ -239,9 +239,9 @@ impl Report<'_> {
             counted(dataset.len(), "clip", "clips")
         );
         if let Some(tokens) = self.tokens {
-            let all = tokens * dataset.len();
+            let total = tokens * dataset.len();
             let _ =
-                write!(out, " of {}, {} in all", counted(tokens, "token", "tokens"), counted(all, "token", "tokens"));
+                write!(out, " of {}, {} in all", counted(tokens, "token", "tokens"), counted(total, "token", "tokens"));
         }
         if let Some((width, height)) = dataset.largest_size() {
             let _ =

@@ -68,14 +68,14 @@ fn progressive(
     })?;
     let kind = |f: &frame::Video| (f.format(), f.width(), f.height());
     let around = before.zip(after).filter(|(b, a)| kind(b) == kind(frame) && kind(a) == kind(frame));
-    let kept = usize::from(!frame.is_top_first()); // the field that is shown first
+    let kept_field = usize::from(!frame.is_top_first()); // the field that is shown first
     for plane in 0..frame.planes() {
         let picture = |f: &frame::Video| Plane::read(f, plane, bytes);
         let current = picture(frame);
         let around = around.map(|(b, a)| (picture(b), picture(a)));
         let stride = out.stride(plane);
         let lines = out.data_mut(plane).chunks_exact_mut(stride);
-        for (y, line) in lines.enumerate().filter(|(y, _)| y % 2 != kept) {
+        for (y, line) in lines.enumerate().filter(|(y, _)| y % 2 != kept_field) {
             let near = Near::of(y, current.height, bytes);
             let values = (0..current.width).map(|x| match &around {
                 Some((before, after)) => between(before, &current, after, x, &near, most),

@@ -240,8 +240,8 @@ impl<'a> Reader<'a> {
         // find its feet.
         let (to, flag) = if matches!(self.input.format().name(), "mpegts" | "mpeg") {
             let earlier = self.known.get(..=number.saturating_sub(PARSED)).unwrap_or(&[]);
-            let place = earlier.iter().rev().find(|known| known.position >= 0).map_or(0, |known| known.position);
-            (place, ffi::AVSEEK_FLAG_BYTE)
+            let position = earlier.iter().rev().find(|known| known.position >= 0).map_or(0, |known| known.position);
+            (position, ffi::AVSEEK_FLAG_BYTE)
         } else {
             (stamp.ok_or("it cannot be searched (a key frame without a timestamp)")?, ffi::AVSEEK_FLAG_BACKWARD)
         };

@@ -177,8 +177,8 @@ impl Frames {
             }
             for (y, pixels) in region.lines.clone().zip(from.chunks_exact(line)) {
                 if self.lines.contains(&y) {
-                    let at = (frame - self.first) * size + (y - self.lines.start) * line;
-                    self.data[at..at + line].copy_from_slice(pixels);
+                    let start = (frame - self.first) * size + (y - self.lines.start) * line;
+                    self.data[start..start + line].copy_from_slice(pixels);
                 }
             }
         }
@@ -187,16 +187,16 @@ impl Frames {
     fn layout(&self, patch: [usize; 3], tokens: &Range<usize>, values: usize) -> Result<Layout> {
         let [_, rows, columns] = token_grid([patch[0], self.height, self.width], patch)?;
         let needed = FrameRegion::of_tokens(tokens.clone(), [0, rows, columns], patch);
-        let held = FrameRegion { frames: self.first..self.first + self.count(), lines: self.lines.clone() };
+        let decoded = FrameRegion { frames: self.first..self.first + self.count(), lines: self.lines.clone() };
         let within = |a: &Range<usize>, b: &Range<usize>| a.start >= b.start && a.end <= b.end;
-        let there = within(&needed.frames, &held.frames) && within(&needed.lines, &held.lines);
-        if !there && !tokens.is_empty() {
+        let is_decoded = within(&needed.frames, &decoded.frames) && within(&needed.lines, &decoded.lines);
+        if !is_decoded && !tokens.is_empty() {
             bail!(
                 "tokens {tokens:?} lie in frames {:?} of the clip, lines {:?}, but frames {:?}, lines {:?}, are held",
                 needed.frames,
                 needed.lines,
-                held.frames,
-                held.lines
+                decoded.frames,
+                decoded.lines
             );
         }
         let row = 3 * patch.iter().product::<usize>();

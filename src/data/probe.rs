@@ -260,11 +260,11 @@ fn from_packets(path: &Path, packets: &[PacketInfo]) -> Reason<Option<Found>> {
         next = key;
     }
     while reader.next_frame(&mut frame)? {
-        let place = number(&frame).and_then(|number| order.iter().rposition(|&known| known == number));
-        if place.is_some_and(|place| place < next) {
+        let position = number(&frame).and_then(|number| order.iter().rposition(|&known| known == number));
+        if position.is_some_and(|position| position < next) {
             continue; // the seek went further back than asked
         }
-        if place != Some(next) || next >= order.len() || ffmpeg::is_damaged(&frame) {
+        if position != Some(next) || next >= order.len() || ffmpeg::is_damaged(&frame) {
             return Ok(None);
         }
         sizes.note(next, Size::of(&mut frame, &mut reader));

@@ -68,8 +68,8 @@ struct Conversion {
 }
 
 impl Conversion {
-    /// Converts `source` to `format` at `size`, with `kept`'s set-up if it fits.
-    fn run(kept: &mut Option<Self>, source: &frame::Video, format: Pixel, size: (u32, u32)) -> Reason<()> {
+    /// Converts `source` to `format` at `size`, with the set-up of `cached` if it fits.
+    fn run(cached: &mut Option<Self>, source: &frame::Video, format: Pixel, size: (u32, u32)) -> Reason<()> {
         let kind = (
             source.format(),
             source.width(),
@@ -77,12 +77,12 @@ impl Conversion {
             matrix(source.color_space(), source.width(), source.height()),
             full_range(source),
         );
-        if !kept.as_ref().is_some_and(|c| (c.kind, c.size) == (kind, size)) {
+        if !cached.as_ref().is_some_and(|c| (c.kind, c.size) == (kind, size)) {
             let mut context = context((kind.0, kind.1, kind.2), format, size)?;
             ffmpeg::set_colors(&mut context, kind.3, kind.4);
-            *kept = Some(Self { kind, size, context, target: frame::Video::new(format, size.0, size.1) });
+            *cached = Some(Self { kind, size, context, target: frame::Video::new(format, size.0, size.1) });
         }
-        let Some(conversion) = kept else { return Err("it cannot be resized".to_owned()) };
+        let Some(conversion) = cached else { return Err("it cannot be resized".to_owned()) };
         conversion
             .context
             .run(source, &mut conversion.target)

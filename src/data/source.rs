@@ -175,7 +175,7 @@ impl SourceFile {
         };
         let windowing = Windows { frames: config.frames, stride: config.stride };
         let count = windowing.count(picks.as_ref().map_or(index.pts.len(), Vec::len));
-        let number = |place: usize| picks.as_ref().map_or(place as u32, |picks| picks[place]);
+        let number = |position: usize| picks.as_ref().map_or(position as u32, |picks| picks[position]);
         let fits = |w: &u32| !(0..windowing.frames).any(|i| small(number(windowing.frame(*w as usize, i))));
         let windows: Vec<u32> = (0..count as u32).filter(fits).collect();
         let listed = runs.iter().take(4).map(|(from, size)| {

@@ -144,8 +144,8 @@ fn tile(frames: &[u8], height: usize, width: usize, n: usize) -> Result<RgbImage
     let mut sheet = vec![0; rows * height * stride];
     for (i, line) in frames.chunks_exact(width * 3).enumerate() {
         let (frame, y) = (i / height, i % height);
-        let at = (frame / columns * height + y) * stride + frame % columns * width * 3;
-        sheet[at..at + line.len()].copy_from_slice(line);
+        let start = (frame / columns * height + y) * stride + frame % columns * width * 3;
+        sheet[start..start + line.len()].copy_from_slice(line);
     }
     frame_image(&sheet, rows * height, columns * width, 0)
 }

@@ -87,8 +87,8 @@ impl Sampler {
 
     fn tiled_euler(&self, x: &State, velocity: &mut dyn Velocity) -> Result<()> {
         for (from, to) in self.steps() {
-            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, here, v| {
-                x.set(&rows, &combine(&[(1.0, here), (to - from, &v)])?)
+            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, state, v| {
+                x.set(&rows, &combine(&[(1.0, state), (to - from, &v)])?)
             })?;
         }
         Ok(())
@@ -97,8 +97,8 @@ impl Sampler {
     fn tiled_heun(&self, x: &State, velocity: &mut dyn Velocity) -> Result<()> {
         let first = State::like(&x.0)?;
         for (from, to) in self.steps() {
-            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, here, v| match to {
-                0.0 => x.set(&rows, &combine(&[(1.0, here), (to - from, &v)])?),
+            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, state, v| match to {
+                0.0 => x.set(&rows, &combine(&[(1.0, state), (to - from, &v)])?),
                 _ => first.set(&rows, &v),
             })?;
             if to == 0.0 {
@@ -119,10 +119,10 @@ impl Sampler {
         let clean = State::like(&x.0)?; // what was predicted at `previous`
         let mut previous: Option<f64> = None;
         for (from, to) in self.steps() {
-            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, here, v| {
-                let current = Prediction::of(here, from, &v)?;
+            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, state, v| {
+                let current = Prediction::of(state, from, &v)?;
                 let old = at(previous, &clean, &rows)?;
-                x.set(&rows, &predict(here, &current, old.as_ref(), to)?)?;
+                x.set(&rows, &predict(state, &current, old.as_ref(), to)?)?;
                 clean.set(&rows, &current.clean)
             })?;
             previous = Some(from);
@@ -136,15 +136,15 @@ impl Sampler {
         let (mut newer, mut older) = (State::like(&x.0)?, State::like(&x.0)?);
         let (mut last, mut previous): (Option<f64>, Option<f64>) = (None, None);
         for (from, to) in self.steps() {
-            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, here, v| {
-                let current = Prediction::of(here, from, &v)?;
+            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, state, v| {
+                let current = Prediction::of(state, from, &v)?;
                 let at_start = at(last, &newer, &rows)?;
                 let corrected = match &at_start {
                     Some(at_start) => {
                         let before = at(previous, &older, &rows)?;
                         correct(&start.rows(&rows)?, &current, at_start, before.as_ref())?
                     }
-                    None => here.clone(),
+                    None => state.clone(),
                 };
                 let end = predict(&corrected, &current, at_start.as_ref(), to)?;
                 start.set(&rows, &corrected)?;

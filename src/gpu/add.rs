@@ -17,9 +17,9 @@ pub(crate) fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
             values.is_contiguous()
         )
     }
-    let held = Lent::new(values);
+    let lent = Lent::new(values);
     change(to, |mut to| {
-        let (values, count) = (held.view::<f32>()?, n as i64);
+        let (values, count) = (lent.view::<f32>()?, n as i64);
         let mut call = kernel.call();
         call.arg(&mut to).arg(&values).arg(&count);
         // SAFETY: the kernel's arguments, of `n` numbers each.

@@ -76,8 +76,8 @@ impl Model {
         let model = Self::zeros_on(&self.config, self.units[0].value.dtype(), self.bf16, device)?;
         for (to, from) in model.units.iter().zip(&self.units) {
             let flat = Tensor::zeros(to.value.dims(), from.value.dtype(), from.value.device())?;
-            for (there, here) in to.entries.iter().zip(&from.entries) {
-                flat.slice_set(&from.value.narrow(0, here.range.start, here.range.len())?, 0, there.range.start)?;
+            for (target, source) in to.entries.iter().zip(&from.entries) {
+                flat.slice_set(&from.value.narrow(0, source.range.start, source.range.len())?, 0, target.range.start)?;
             }
             to.value.slice_set(&flat.to_device(device)?, 0, 0)?;
         }

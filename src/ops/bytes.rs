@@ -269,17 +269,17 @@ pub(crate) fn weave(dst: &mut [u8], parts: &[(&[u8], usize)]) {
         .collect(); // part i lies at starts[i]..starts[i + 1] of a group
     let group = starts[parts.len()];
     dst.par_chunks_mut(PIECE).enumerate().for_each(|(piece, dst)| {
-        let mut at = piece * PIECE;
+        let mut position = piece * PIECE;
         let mut rest = dst;
         while !rest.is_empty() {
-            let within = at % group;
+            let within = position % group;
             let part = starts.partition_point(|&start| start <= within) - 1;
             let (bytes, run) = parts[part];
             let n = (starts[part + 1] - within).min(rest.len());
             let (now, later) = rest.split_at_mut(n);
-            let from = at / group * run + within - starts[part];
+            let from = position / group * run + within - starts[part];
             now.copy_from_slice(&bytes[from..from + n]);
-            at += n;
+            position += n;
             rest = later;
         }
     });

@@ -75,13 +75,13 @@ pub struct Rows {
 impl Rows {
     /// The runs of rows of one sample each: (sample, first row in the tile, rows), cut so that none is longer than `most`.
     pub fn runs(&self, rows: usize, most: usize) -> Vec<(usize, usize, usize)> {
-        let (mut runs, mut at) = (vec![], 0);
-        while at < rows {
-            let global = self.start + at;
+        let (mut runs, mut row) = (vec![], 0);
+        while row < rows {
+            let global = self.start + row;
             let left = self.tokens - global % self.tokens; // rows of this sample still to come
-            let count = left.min(rows - at).min(most);
-            runs.push((global / self.tokens, at, count));
-            at += count;
+            let count = left.min(rows - row).min(most);
+            runs.push((global / self.tokens, row, count));
+            row += count;
         }
         runs
     }

@@ -136,10 +136,10 @@ fn listen(env: &TorchrunEnv) -> Result<TcpListener> {
     // here and for its network elsewhere, and an address may be that of a gateway before it: both mean all of its networks.
     let exact = env.host == "localhost" || env.host.parse::<std::net::IpAddr>().is_ok();
     let exact: Vec<SocketAddr> = if exact { resolve(env)? } else { vec![] };
-    let all =
+    let unspecified =
         [SocketAddr::from((Ipv6Addr::UNSPECIFIED, env.port)), SocketAddr::from((Ipv4Addr::UNSPECIFIED, env.port))];
     let mut why = None;
-    for address in exact.into_iter().chain(all) {
+    for address in exact.into_iter().chain(unspecified) {
         let bound = TcpListener::bind(address).and_then(|listener| {
             listener.set_nonblocking(true)?;
             Ok(listener)

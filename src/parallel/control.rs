@@ -96,15 +96,15 @@ impl ControlPlane {
             links.send(0, &Frame::Data(bytes.to_vec()))?;
             return (0..links.size).map(|_| links.take(0)).collect();
         }
-        let mut all = vec![Frame::Data(bytes.to_vec())];
+        let mut frames = vec![Frame::Data(bytes.to_vec())];
         for link in 0..links.count() {
-            all.push(Frame::Data(links.take(link)?));
+            frames.push(Frame::Data(links.take(link)?));
         }
         for link in 0..links.count() {
-            all.iter().try_for_each(|frame| links.send(link, frame))?;
+            frames.iter().try_for_each(|frame| links.send(link, frame))?;
         }
         let data = |frame| if let Frame::Data(bytes) = frame { bytes } else { vec![] };
-        Ok(all.into_iter().map(data).collect())
+        Ok(frames.into_iter().map(data).collect())
     }
 
     /// The failure that ended the run, if one has.

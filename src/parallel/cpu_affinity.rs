@@ -20,8 +20,8 @@ impl CpuAffinity {
     pub fn here() -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let bound = rustix::thread::sched_getaffinity(None).map_or(vec![], |set| {
-            let all = 0..rustix::thread::CpuSet::MAX_CPU as u16;
-            all.filter(|&i| set.is_set(usize::from(i))).collect()
+            let possible = 0..rustix::thread::CpuSet::MAX_CPU as u16;
+            possible.filter(|&i| set.is_set(usize::from(i))).collect()
         });
         Self { host, pid: std::process::id(), bound, available: threads_per_rank(1) }
     }
@@ -32,16 +32,16 @@ impl CpuAffinity {
         format!("process {} on {}", self.pid, self.host)
     }
 
-    /// How many threads this process, one of `all`, has: a processor that several processes of a host are bound to counts for each in
+    /// How many threads this process, one of `processes`, has: a processor that several processes of a host are bound to counts for each in
     /// part, so that it does not matter whether the launcher has bound them, or how. At least one.
-    pub fn share(&self, all: &[Self]) -> usize {
-        let here = || all.iter().filter(|other| other.host == self.host);
-        let users = |i: &u16| here().filter(|other| other.bound.contains(i)).count().max(1);
+    pub fn share(&self, processes: &[Self]) -> usize {
+        let on_host = || processes.iter().filter(|other| other.host == self.host);
+        let users = |i: &u16| on_host().filter(|other| other.bound.contains(i)).count().max(1);
         let share: f64 = self.bound.iter().map(|i| 1.0 / users(i) as f64).sum();
-        let part =
-            if self.bound.is_empty() { 1.0 / here().count().max(1) as f64 } else { share / self.bound.len() as f64 };
+        let fraction =
+            if self.bound.is_empty() { 1.0 / on_host().count().max(1) as f64 } else { share / self.bound.len() as f64 };
         // A hair more, for sums of thirds.
-        ((self.available as f64 * part + 1e-6) as usize).max(1)
+        ((self.available as f64 * fraction + 1e-6) as usize).max(1)
     }
 }
 
@@ -53,8 +53,8 @@ mod tests {
         CpuAffinity { host: host.into(), pid: 1, bound: bound.collect(), available }
     }
 
-    fn shares(all: &[CpuAffinity]) -> Vec<usize> {
-        all.iter().map(|p| p.share(all)).collect()
+    fn shares(processes: &[CpuAffinity]) -> Vec<usize> {
+        processes.iter().map(|p| p.share(processes)).collect()
     }
 
     #[test]
@@ -82,8 +82,8 @@ mod tests {
 
     #[test]
     fn affinity_of_this_process_is_read_from_the_system() {
-        let here = CpuAffinity::here();
-        assert!(!here.host.is_empty() && !here.bound.is_empty());
-        assert_eq!(here.share(std::slice::from_ref(&here)), threads_per_rank(1));
+        let affinity = CpuAffinity::here();
+        assert!(!affinity.host.is_empty() && !affinity.bound.is_empty());
+        assert_eq!(affinity.share(std::slice::from_ref(&affinity)), threads_per_rank(1));
     }
 }

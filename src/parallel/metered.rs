@@ -55,8 +55,8 @@ impl Communicator for Metered {
     }
 
     fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        let mine = self.rank();
-        let sent = send.iter().enumerate().filter(|(to, _)| *to != mine).map(|(_, t)| bytes(t)).sum();
+        let own = self.rank();
+        let sent = send.iter().enumerate().filter(|(to, _)| *to != own).map(|(_, t)| bytes(t)).sum();
         self.call(Traffic::AllToAll, sent, |inner| inner.all_to_all(send, shapes))
     }
 

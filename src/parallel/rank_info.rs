@@ -52,10 +52,10 @@ pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
             first = Some((rank, gpus));
             continue;
         };
-        let there = &ranks[other].affinity.host;
+        let other_host = &ranks[other].affinity.host;
         if gpus.count != theirs.count {
             bail!(
-                "rank {other} on {there} may use {} GPUs, and rank {rank} on {host} {}: use machines alike, or give each as many by \
+                "rank {other} on {other_host} may use {} GPUs, and rank {rank} on {host} {}: use machines alike, or give each as many by \
                  CUDA_VISIBLE_DEVICES",
                 theirs.count,
                 gpus.count
@@ -64,7 +64,7 @@ pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
         if gpus.nccl != theirs.nccl {
             let [one, two] = [theirs.nccl, gpus.nccl].map(version);
             bail!(
-                "rank {other} on {there} has NCCL {one}, and rank {rank} on {host} {two}: install the same on all machines"
+                "rank {other} on {other_host} has NCCL {one}, and rank {rank} on {host} {two}: install the same on all machines"
             );
         }
     }

@@ -181,8 +181,8 @@ impl State {
         if self.ranks.iter().all(stands_still)
             && let Some((_, first)) = waiting().next()
         {
-            let all: Vec<String> = waiting().map(|(&key, call)| call.describe(key)).collect();
-            let message = format!("the ranks wait for each other and none can go on: {}", all.join("; "));
+            let calls: Vec<String> = waiting().map(|(&key, call)| call.describe(key)).collect();
+            let message = format!("the ranks wait for each other and none can go on: {}", calls.join("; "));
             let rank = first.members.iter().zip(&first.args).find_map(|(&rank, o)| o.as_ref().map(|_| rank));
             self.failure = Some((rank.unwrap_or(0), message));
         }
@@ -192,15 +192,15 @@ impl State {
 impl PendingCall {
     /// "ranks [0, 2] wait in barrier (call 4 of ranks [0, 1, 2])".
     fn describe(&self, (_, ticket): (u64, u64)) -> String {
-        let here: Vec<usize> = self
+        let waiting: Vec<usize> = self
             .members
             .iter()
             .zip(&self.args)
             .filter_map(|(&rank, own_args)| own_args.as_ref().map(|_| rank))
             .collect();
         let call = self.args.iter().flatten().next().map_or("", |own_args| &own_args.call);
-        let verb = if here.len() == 1 { "rank" } else { "ranks" };
-        format!("{verb} {} waits in {call} (call {} of ranks {:?})", list(&here), call_number(ticket), self.members)
+        let verb = if waiting.len() == 1 { "rank" } else { "ranks" };
+        format!("{verb} {} waits in {call} (call {} of ranks {:?})", list(&waiting), call_number(ticket), self.members)
     }
 }
 

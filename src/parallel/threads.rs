@@ -291,8 +291,8 @@ fn reduce_share(args: &[CallArgs], start: usize, count: usize, op: Reduce) -> Re
     let views: Vec<_> = args.iter().map(|args| args.tensors[0].storage_and_layout()).collect();
     let mut parts = Vec::with_capacity(views.len());
     for (storage, layout) in &views {
-        let all = bytes::view(bytes::raw(storage)?, layout, dtype)?;
-        parts.push(&all[start * size..(start + count) * size]);
+        let data = bytes::view(bytes::raw(storage)?, layout, dtype)?;
+        parts.push(&data[start * size..(start + count) * size]);
     }
     bytes::build(dtype, &[count], |out| sum::reduce(out, &parts, dtype, op))
 }

@@ -62,7 +62,7 @@ impl TorchrunEnv {
             bail!("MASTER_PORT is 0: it is the port at which rank 0 listens, 1 to 65535");
         }
         // torchrun listens there itself then.
-        if get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|held| held.trim().eq_ignore_ascii_case("true")) {
+        if get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value.trim().eq_ignore_ascii_case("true")) {
             port = match port.checked_add(1) {
                 Some(next) => next,
                 None => bail!(
@@ -72,7 +72,7 @@ impl TorchrunEnv {
         }
         // torchrun says how many there are on a machine, whatever it calls the machine.
         let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-        let together = get("LOCAL_WORLD_SIZE").is_some_and(|here| here.trim() == size.to_string());
+        let together = get("LOCAL_WORLD_SIZE").is_some_and(|count| count.trim() == size.to_string());
         let secret = Secret::from(&get, loopback || together).map_err(own)?;
         Ok(Self { rank, size, local, host, port, secret })
     }

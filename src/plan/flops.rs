@@ -66,8 +66,8 @@ impl Work {
         let layers = model.num_layers;
         let (attention, _) = block(model, tokens);
         let passes = ATTENTION_BOTH + if config.stash.keep_attention { 0.0 } else { 1.0 };
-        let all = step(model, tokens);
-        let linear = all - layers as f64 * ATTENTION_BOTH * attention;
+        let total = step(model, tokens);
+        let linear = total - layers as f64 * ATTENTION_BOTH * attention;
 
         let (times, layers) = (config.train.accumulate as u64, layers as u64);
         let rows = s.attended();

@@ -48,7 +48,7 @@ impl Shape {
         }
         let within = rank % sequence;
         let split = shares(heads, parallel.head_groups, ulysses)?;
-        let mine = |i| {
+        let group_heads = |i| {
             let heads = split.count(i);
             [heads, Split::new(heads, ulysses).count(within % ulysses)]
         };
@@ -69,7 +69,7 @@ impl Shape {
             ulysses,
             ring,
             ranks: parallel.ranks,
-            groups: (0..split.parts).map(mine).collect(),
+            groups: (0..split.parts).map(group_heads).collect(),
             width: model.width(),
             head_dim: model.attention_head_dim,
             tile,

@@ -50,10 +50,10 @@ fn data(setup: &RunSetup) -> Result<()> {
     let mut about = report(&setup.dataset, &root, Some(tokens.iter().product()));
     for (list, count) in [("files", "file_count"), ("skipped", "skipped_count")] {
         let Some(named) = about[list].as_array_mut() else { continue };
-        let all = named.len();
+        let total = named.len();
         named.truncate(NAMED);
         named.iter_mut().filter_map(Value::as_object_mut).for_each(|file| drop(file.remove("caption")));
-        about[count] = all.into();
+        about[count] = total.into();
     }
     write(setup, "data.json", &about)
 }

@@ -60,14 +60,14 @@ impl NoisyClips<'_> {
         mut f: impl FnMut(&NoisyClip, Range<usize>, Range<usize>) -> Result<()>,
     ) -> Result<()> {
         let (tokens, row) = (self.tokens.len(), self.row());
-        let mut at = rows.start;
-        while at < rows.end {
-            let (clip, first) = (at / tokens, at % tokens);
-            let count = (tokens - first).min(rows.end - at);
+        let mut position = rows.start;
+        while position < rows.end {
+            let (clip, first) = (position / tokens, position % tokens);
+            let count = (tokens - first).min(rows.end - position);
             let start = self.tokens.start + first;
-            let values = (at - rows.start) * row..(at - rows.start + count) * row;
+            let values = (position - rows.start) * row..(position - rows.start + count) * row;
             f(&self.clips[clip], start..start + count, values)?;
-            at += count;
+            position += count;
         }
         Ok(())
     }

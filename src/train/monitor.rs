@@ -60,12 +60,12 @@ fn monitor(
         if interrupted.load(Ordering::SeqCst) {
             asked.get_or_insert(now);
         }
-        let at = meters[0].now();
-        let Some(began) = at.began else { continue };
+        let section = meters[0].now();
+        let Some(began) = section.began else { continue };
         let [done, total] = meters.iter().map(|meter| meter.work()).fold([0, 0], |a, b| [a[0] + b[0], a[1] + b[1]]);
         let left = eta.left(now, began, [done, total]);
         if now - began >= LONG {
-            progress.within(share([done, total]), &place(at, blocks), left);
+            progress.within(share([done, total]), &place(section, blocks), left);
         }
         if let Some(asked) = asked
             && !abandoned

@@ -156,15 +156,15 @@ impl ClipSampler<'_> {
 
         let shift = resolve_shift(request.shift, request.shift_base_tokens, grid.iter().product())?;
         let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, shift)?)?;
-        let (all, mut done) = (sampler.calls(), 0);
-        report([0, all]);
+        let (calls, mut done) = (sampler.calls(), 0);
+        report([0, calls]);
         let labels = clips.iter().map(|clip| clip.label).collect();
         let mut network = Network { of: self, single, both, labels, rows: x.dims()[0], given: None };
         let mut velocity = Reporting {
             network: &mut network,
             report: &mut || {
                 done += 1;
-                report([done, all])
+                report([done, calls])
             },
         };
         let rows = sampler.run_in_tiles(x, &mut velocity)?;
@@ -223,9 +223,9 @@ impl Network<'_> {
             .collect();
         let conditioning = conditioning(self.of.model, &vec![timestep(sigma); labels.len()], &labels)?;
         engine.predict(&conditioning, &Input { state, rows: self.rows }, |rows, output| {
-            for (pass, part, at) in by_pass(&rows, self.rows) {
+            for (pass, part, first) in by_pass(&rows, self.rows) {
                 let x = state(&part)?;
-                let output = output.narrow(0, at, part.len())?;
+                let output = output.narrow(0, first, part.len())?;
                 let v = self.of.objective.velocity(&output.reshape(x.shape())?, &x, sigma)?;
                 take(conditions[pass], part, &x, v)?;
             }
@@ -283,11 +283,11 @@ struct Input<'a> {
 impl Source for Input<'_> {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
         let mut input = vec![];
-        for (_, part, at) in by_pass(&rows, self.rows) {
+        for (_, part, first) in by_pass(&rows, self.rows) {
             let x = (self.state)(&part)?; // [n, pt ph pw C]
             let (count, row) = x.dims2()?;
-            input.resize((at + count) * row, 0.0);
-            channel_first(&read::<f32>(&x)?, row, 3, &mut input[at * row..]);
+            input.resize((first + count) * row, 0.0);
+            channel_first(&read::<f32>(&x)?, row, 3, &mut input[first * row..]);
         }
         let row = input.len() / rows.len();
         Ok(Tensor::from_vec(input, (rows.len(), row), &Device::Cpu)?)

@@ -84,12 +84,12 @@ impl Task<'_> {
         if self.sums.meter.stops() {
             return None;
         }
-        let at = self.pipeline * self.sums.groups + self.group;
-        let left = &self.sums.left[at];
+        let counter = self.pipeline * self.sums.groups + self.group;
+        let left = &self.sums.left[counter];
         let pipeline = self.sums.blocks(self.pipeline);
         assert!(block < pipeline.len() && left.load(Ordering::Relaxed) == block, "visits go in order");
         if self.group > 0 {
-            let before = &self.sums.left[at - 1];
+            let before = &self.sums.left[counter - 1];
             let mut spins = 0u32;
             while before.load(Ordering::Acquire) <= block {
                 assert!(!self.sums.failed.load(Ordering::Relaxed), "another thread of this pass panicked");

@@ -125,8 +125,8 @@ impl<'a, E: PackedElement> Heads<'a, E> {
     /// Row `row` of head `head` in 0..B * H.
     pub fn row(&self, head: usize, row: usize) -> &'a [E] {
         let [batch, of_head, of_row] = self.strides;
-        let at = head / self.heads * batch + head % self.heads * of_head + row * of_row;
-        &self.data[at..at + self.dim]
+        let start = head / self.heads * batch + head % self.heads * of_head + row * of_row;
+        &self.data[start..start + self.dim]
     }
 
     /// Row `row` of those from `first` on, if it is one of `count`.

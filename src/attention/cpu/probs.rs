@@ -85,12 +85,12 @@ impl<S: Simd> Beside for Probs<S> {
             let c = S::splat(row.factor);
             let mut ds = [[c; 2]; 2]; // two rows of two vectors: what either pairing takes
             for (r, ds) in ds.iter_mut().enumerate() {
-                let (at, words) = (r * by_row::<S>() + column, r * by_row::<S>() + column / S::PAIR);
+                let (offset, words) = (r * by_row::<S>() + column, r * by_row::<S>() + column / S::PAIR);
                 let mut p = [c; 2];
                 for (v, (p, ds)) in p.iter_mut().zip(ds.iter_mut()).enumerate() {
                     let x = v * S::LANES;
-                    let s = S::load(row.s.add(at + x));
-                    let dp = S::load(row.dp.add(at + x));
+                    let s = S::load(row.s.add(offset + x));
+                    let dp = S::load(row.dp.add(offset + x));
                     *p = S::exp2(S::mul_sub(s, c, S::load(row.lse.add(column + x))));
                     *ds = S::mul(*p, S::sub(dp, S::load(row.delta.add(column + x))));
                 }

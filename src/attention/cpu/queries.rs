@@ -50,11 +50,11 @@ pub(super) fn pack_queries<S: Simd, E: PackedElement>(
     }
     let stats: &mut [f32] = bytemuck::cast_slice_mut(&mut words[2 * (layout.columns + layout.rows)..]);
     let (lse, delta) = stats.split_at_mut(S::WIDTH);
-    let at = head * q.rows + first;
+    let row = head * q.rows + first;
     lse.fill(f32::INFINITY); // no weight for rows that are not there
     delta.fill(0.0);
-    for (to, x) in lse.iter_mut().zip(&saved.lse[at..at + count]) {
+    for (to, x) in lse.iter_mut().zip(&saved.lse[row..row + count]) {
         *to = (f64::from(*x) * LOG2_E) as f32;
     }
-    delta[..count].copy_from_slice(&saved.delta[at..at + count]);
+    delta[..count].copy_from_slice(&saved.delta[row..row + count]);
 }

@@ -19,19 +19,19 @@ pub type Meet<'a> = &'a dyn Fn() -> Result<()>;
 /// Small, so that a rehearsed step overflows nowhere; not 0, whose pages need not be touched.
 const FILL: f32 = 1e-6;
 
-/// Words of packed keys and values that a forward pass holds, over `all` heads with `sk` keys of `d` features.
-pub fn forward_words(half: bool, all: usize, sk: usize, d: usize) -> usize {
+/// Words of packed keys and values that a forward pass holds, over `heads` heads with `sk` keys of `d` features.
+pub fn forward_words(half: bool, heads: usize, sk: usize, d: usize) -> usize {
     match half {
-        true => with_isa!(Isa::best(), true, S => forward::packed::<S>(all, sk, d).1),
-        false => with_isa!(Isa::best(), false, S => forward::packed::<S>(all, sk, d).1),
+        true => with_isa!(Isa::best(), true, S => forward::packed::<S>(heads, sk, d).1),
+        false => with_isa!(Isa::best(), false, S => forward::packed::<S>(heads, sk, d).1),
     }
 }
 
-/// Words of packed queries, and of sums, that a backward pass holds, over `all` heads with `sq` queries of `d` features.
-pub fn backward_words(half: bool, all: usize, sq: usize, d: usize) -> [usize; 2] {
+/// Words of packed queries, and of sums, that a backward pass holds, over `heads` heads with `sq` queries of `d` features.
+pub fn backward_words(half: bool, heads: usize, sq: usize, d: usize) -> [usize; 2] {
     match half {
-        true => with_isa!(Isa::best(), true, S => backward::packed::<S>(all, sq, d).1),
-        false => with_isa!(Isa::best(), false, S => backward::packed::<S>(all, sq, d).1),
+        true => with_isa!(Isa::best(), true, S => backward::packed::<S>(heads, sq, d).1),
+        false => with_isa!(Isa::best(), false, S => backward::packed::<S>(heads, sq, d).1),
     }
 }
 

@@ -160,7 +160,7 @@ where
     let [q_view, k_view, v_view, d_o_view] =
         [lent[0].view::<T>()?, lent[1].view::<T>()?, lent[2].view::<T>()?, lent[3].view::<T>()?];
     let [lse_view, delta_view] = [lent[4].view::<f32>()?, lent[5].view::<f32>()?];
-    let at = [q, k, v, d_o].map(strides);
+    let input_strides = [q, k, v, d_o].map(strides);
     let (queries, keys, dim, scale) = (sq as i32, sk as i32, d as i32, scale as f32);
     for (name, rows, block, of_keys) in
         [(kernels.names[1], sk, kernels.rows[1], true), (kernels.names[2], sq, kernels.rows[2], false)]
@@ -173,7 +173,12 @@ where
         } else {
             call.arg(&mut dq);
         }
-        call.arg(&at[0]).arg(&at[1]).arg(&at[2]).arg(&at[3]).arg(&queries).arg(&keys);
+        call.arg(&input_strides[0])
+            .arg(&input_strides[1])
+            .arg(&input_strides[2])
+            .arg(&input_strides[3])
+            .arg(&queries)
+            .arg(&keys);
         if kernels.any_dim {
             call.arg(&dim);
         }

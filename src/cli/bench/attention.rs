@@ -59,11 +59,11 @@ pub fn run(args: &AttentionArgs) -> Result<Report> {
 
 /// The path of this name, which this CPU must have.
 fn named(name: &str) -> Result<Isa> {
-    let here: Vec<&str> = Isa::ALL.into_iter().filter(|p| p.is_available()).map(Isa::name).collect();
+    let available: Vec<&str> = Isa::ALL.into_iter().filter(|p| p.is_available()).map(Isa::name).collect();
     match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
         Some(isa) if isa.is_available() => Ok(isa),
-        Some(_) => bail!("--path {name}: this CPU lacks its features; it can run {}", here.join(", ")),
-        None => bail!("--path {name}: no such path; this CPU can run {}", here.join(", ")),
+        Some(_) => bail!("--path {name}: this CPU lacks its features; it can run {}", available.join(", ")),
+        None => bail!("--path {name}: no such path; this CPU can run {}", available.join(", ")),
     }
 }
 

@@ -40,13 +40,13 @@ pub fn run(args: &PeakArgs) -> Result<Report> {
     }
     let peaks = |_| Ok([false, true].map(|bf16| isa_peak::peak(Isa::best(), bf16, PEAK_TIME) / 1e9));
     let one = on_threads(Some(1), peaks)?;
-    let (threads, all, copy) = on_threads(args.threads, |threads| Ok((threads, peaks(threads)?, copy())))?;
+    let (threads, all_threads, copy) = on_threads(args.threads, |threads| Ok((threads, peaks(threads)?, copy())))?;
     let facts = vec![("path", json!(Isa::best().name())), ("threads", json!(threads))];
     Ok(Report::new("peak", facts)
         .with("f32_gflops_1", "f32, one thread, GFLOP/s", one[0])
-        .with("f32_gflops", "f32, all threads, GFLOP/s", all[0])
+        .with("f32_gflops", "f32, all threads, GFLOP/s", all_threads[0])
         .with("bf16_gflops_1", "bf16, one thread, GFLOP/s", one[1])
-        .with("bf16_gflops", "bf16, all threads, GFLOP/s", all[1])
+        .with("bf16_gflops", "bf16, all threads, GFLOP/s", all_threads[1])
         .with("copy_gb_s", "copying memory, GB/s", copy))
 }
 

@@ -19,22 +19,22 @@ use crate::{Error, Result, bail};
 /// Blocks that wait or are being written at a time, and threads.
 pub const FLYING: usize = 2;
 
-/// Where bytes go. `at` counts from the block's first byte.
+/// Where bytes go. `offset` counts from the block's first byte.
 pub(super) trait Store: Send + Sync {
     /// Makes room for `blocks` blocks of `size` bytes, no copy being under way.
     fn reserve(&self, blocks: usize, size: u64) -> Result<()>;
 
-    fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()>;
+    fn write(&self, block: usize, offset: u64, from: &[u8]) -> Result<()>;
 
-    fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()>;
+    fn read(&self, block: usize, offset: u64, to: &mut [u8]) -> Result<()>;
 
-    /// A tensor of so many bytes is about to be written from `at` on, from its first byte to its last.
-    fn start(&self, _block: usize, _at: u64, _bytes: usize) -> Result<()> {
+    /// A tensor of so many bytes is about to be written from `offset` on, from its first byte to its last.
+    fn start(&self, _block: usize, _offset: u64, _bytes: usize) -> Result<()> {
         Ok(())
     }
 
-    /// The tensor at `at` was read and will not be again: memory that holds it may go.
-    fn forget(&self, _block: usize, _at: u64) -> Result<()> {
+    /// The tensor at `offset` was read and will not be again: memory that holds it may go.
+    fn forget(&self, _block: usize, _offset: u64) -> Result<()> {
         Ok(())
     }
 

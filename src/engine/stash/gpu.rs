@@ -53,11 +53,11 @@ impl Pinned {
         Self { context: device.cuda_stream().context().clone(), blocks: RwLock::default() }
     }
 
-    /// Calls `f` with the `length` bytes of a block from `at` on.
-    fn with(&self, block: usize, at: u64, length: usize, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    /// Calls `f` with the `length` bytes of a block from `offset` on.
+    fn with(&self, block: usize, offset: u64, length: usize, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
         let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = blocks[block].lock().unwrap_or_else(PoisonError::into_inner);
-        let range = at as usize..at as usize + length;
+        let range = offset as usize..offset as usize + length;
         let Some(part) = bytes.as_mut_slice().map_err(failed)?.get_mut(range.clone()) else {
             bail!("stash: bytes {range:?} were not reserved")
         };
@@ -68,28 +68,28 @@ impl Pinned {
 impl Store for Pinned {
     fn reserve(&self, blocks: usize, size: u64) -> Result<()> {
         let size = size as usize;
-        let mut all = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
         let fits =
             |block: &Mutex<PinnedHostSlice<u8>>| block.lock().unwrap_or_else(PoisonError::into_inner).len() == size;
-        if all.len() == blocks && all.iter().all(fits) {
+        if slots.len() == blocks && slots.iter().all(fits) {
             return Ok(());
         }
-        all.clear(); // the old ones go before the new ones come
+        slots.clear(); // the old ones go before the new ones come
         for _ in 0..blocks {
-            all.push(Mutex::new(pin(&self.context, size)?));
+            slots.push(Mutex::new(pin(&self.context, size)?));
         }
         Ok(())
     }
 
-    fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()> {
-        self.with(block, at, from.len(), |bytes| {
+    fn write(&self, block: usize, offset: u64, from: &[u8]) -> Result<()> {
+        self.with(block, offset, from.len(), |bytes| {
             bytes.copy_from_slice(from);
             Ok(())
         })
     }
 
-    fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()> {
-        self.with(block, at, to.len(), |bytes| {
+    fn read(&self, block: usize, offset: u64, to: &mut [u8]) -> Result<()> {
+        self.with(block, offset, to.len(), |bytes| {
             to.copy_from_slice(bytes);
             Ok(())
         })
@@ -98,11 +98,11 @@ impl Store for Pinned {
     fn pinned(
         &self,
         block: usize,
-        at: u64,
+        offset: u64,
         length: usize,
         f: &mut dyn FnMut(&mut [u8]) -> Result<()>,
     ) -> Option<Result<()>> {
-        Some(self.with(block, at, length, f))
+        Some(self.with(block, offset, length, f))
     }
 }
 
@@ -127,14 +127,14 @@ impl CopyStream {
     }
 
     /// Copies a contiguous tensor into a block's bytes, and waits until it is there.
-    pub fn store(&mut self, store: &dyn Store, block: usize, at: u64, t: &Tensor) -> Result<()> {
+    pub fn store(&mut self, store: &dyn Store, block: usize, offset: u64, t: &Tensor) -> Result<()> {
         let lent = Lent::new(t);
         let from = bytes_of(&lent, t)?;
         let stream = self.stream.clone();
         let copy = |from: &CudaView<u8>, to: &mut [u8]| {
             stream.memcpy_dtoh(from, to).and_then(|()| stream.synchronize()).map_err(failed)
         };
-        if let Some(done) = store.pinned(block, at, from.len(), &mut |to| copy(&from, to)) {
+        if let Some(done) = store.pinned(block, offset, from.len(), &mut |to| copy(&from, to)) {
             return done;
         }
         let staging = self.staging()?;
@@ -142,27 +142,27 @@ impl CopyStream {
             let piece = from.slice(start..(start + STAGED).min(from.len()));
             let staging = &mut staging[..piece.len()];
             copy(&piece, staging)?;
-            store.write(block, at + start as u64, staging)?;
+            store.write(block, offset + start as u64, staging)?;
         }
         Ok(())
     }
 
     /// Copies a block's bytes into a contiguous tensor, and waits until they are there.
-    pub fn load(&mut self, store: &dyn Store, block: usize, at: u64, t: &Tensor) -> Result<()> {
+    pub fn load(&mut self, store: &dyn Store, block: usize, offset: u64, t: &Tensor) -> Result<()> {
         let stream = self.stream.clone();
         let copy = |from: &[u8], to: &mut CudaViewMut<u8>| {
             stream.memcpy_htod(from, to).and_then(|()| stream.synchronize()).map_err(failed)
         };
         change_bytes(t, |mut to| {
             let length = to.len();
-            if let Some(done) = store.pinned(block, at, length, &mut |from| copy(from, &mut to)) {
+            if let Some(done) = store.pinned(block, offset, length, &mut |from| copy(from, &mut to)) {
                 return done;
             }
             let staging = self.staging()?;
             for start in (0..length).step_by(STAGED) {
                 let mut piece = to.slice_mut(start..(start + STAGED).min(length));
                 let staging = &mut staging[..piece.len()];
-                store.read(block, at + start as u64, staging)?;
+                store.read(block, offset + start as u64, staging)?;
                 copy(staging, &mut piece)?;
             }
             Ok(())

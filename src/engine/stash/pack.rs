@@ -27,7 +27,7 @@ struct Field {
     dtype: DType,
     stored: DType,
     /// Its first byte, from the block's first.
-    at: u64,
+    offset: u64,
 }
 
 /// Where the tensors of a block lie.
@@ -81,7 +81,7 @@ impl Layout {
         let mut size = 0u64;
         let mut field = |(dims, dtype): &(Vec<usize>, DType), round: bool| {
             let stored = if round { DType::BF16 } else { *dtype };
-            let field = Field { dims: dims.clone(), dtype: *dtype, stored, at: size };
+            let field = Field { dims: dims.clone(), dtype: *dtype, stored, offset: size };
             // Absurd sizes are for the check of free space to refuse.
             let bytes = dims.iter().fold(stored.size_in_bytes() as u64, |n, &d| n.saturating_mul(d as u64));
             size = size.saturating_add(bytes.div_ceil(PAGE).saturating_mul(PAGE));
@@ -187,17 +187,17 @@ impl Pool {
 }
 
 impl Field {
-    /// The buffer in `place`, or a new one there if that has another shape.
-    fn buffer(&self, place: &mut Option<Tensor>, pool: &Pool, copier: &Copier) -> Result<Tensor> {
+    /// The buffer in `slot`, or a new one there if that has another shape.
+    fn buffer(&self, slot: &mut Option<Tensor>, pool: &Pool, copier: &Copier) -> Result<Tensor> {
         let device = &pool.device;
         let dtype = if device.is_cpu() { self.dtype } else { self.stored };
-        if let Some(t) = place
+        if let Some(t) = slot
             && (t.dims(), t.dtype()) == (&self.dims, dtype)
         {
             return Ok(t.clone());
         }
-        *place = None; // the old one goes before the new one comes
-        let buffer = place.insert(Tensor::zeros(self.dims.as_slice(), dtype, device)?).clone();
+        *slot = None; // the old one goes before the new one comes
+        let buffer = slot.insert(Tensor::zeros(self.dims.as_slice(), dtype, device)?).clone();
         copier.after(&pool.now()?)?; // it is there, and zeros, when the GPU has come to that
         Ok(buffer)
     }
@@ -212,14 +212,14 @@ impl Field {
         if t.elem_count() == 0 {
             return Ok(());
         }
-        store.start(block, self.at, self.stored.size_in_bytes() * t.elem_count())?;
+        store.start(block, self.offset, self.stored.size_in_bytes() * t.elem_count())?;
         #[cfg(feature = "cuda")]
         if let Some(copy_stream) = &mut copier.copy_stream {
-            return copy_stream.store(store, block, self.at, &t);
+            return copy_stream.store(store, block, self.offset, &t);
         }
         if self.stored == self.dtype {
             let (storage, layout) = t.storage_and_layout();
-            return store.write(block, self.at, bytes::view(bytes::raw(&storage)?, layout, self.dtype)?);
+            return store.write(block, self.offset, bytes::view(bytes::raw(&storage)?, layout, self.dtype)?);
         }
         match self.dtype {
             DType::F64 => self
@@ -234,20 +234,22 @@ impl Field {
             return Ok(());
         }
         self.read_into(store, block, t, copier)?;
-        store.forget(block, self.at)
+        store.forget(block, self.offset)
     }
 
     fn read_into(&self, store: &dyn Store, block: usize, t: &Tensor, copier: &mut Copier) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Some(copy_stream) = &mut copier.copy_stream {
-            return copy_stream.load(store, block, self.at, t);
+            return copy_stream.load(store, block, self.offset, t);
         }
         if self.stored == self.dtype {
             // Not by bytes::overwrite, which makes a Candle error of ours.
             return match self.dtype {
-                DType::F64 => write(t, |to: &mut [f64]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
-                DType::BF16 => write(t, |to: &mut [bf16]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
-                _ => write(t, |to: &mut [f32]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
+                DType::F64 => write(t, |to: &mut [f64]| store.read(block, self.offset, bytemuck::cast_slice_mut(to)))?,
+                DType::BF16 => {
+                    write(t, |to: &mut [bf16]| store.read(block, self.offset, bytemuck::cast_slice_mut(to)))?
+                }
+                _ => write(t, |to: &mut [f32]| store.read(block, self.offset, bytemuck::cast_slice_mut(to)))?,
             };
         }
         match self.dtype {
@@ -271,7 +273,7 @@ impl Field {
         for (n, values) in values.chunks(CHUNK).enumerate() {
             let rounded = &mut chunk[..values.len()];
             convert(rounded, values);
-            store.write(block, self.at + (2 * n * CHUNK) as u64, bytemuck::cast_slice(rounded))?;
+            store.write(block, self.offset + (2 * n * CHUNK) as u64, bytemuck::cast_slice(rounded))?;
         }
         Ok(())
     }
@@ -289,7 +291,7 @@ impl Field {
         write(t, |values: &mut [T]| {
             for (n, values) in values.chunks_mut(CHUNK).enumerate() {
                 let rounded = &mut chunk[..values.len()];
-                store.read(block, self.at + (2 * n * CHUNK) as u64, bytemuck::cast_slice_mut(rounded))?;
+                store.read(block, self.offset + (2 * n * CHUNK) as u64, bytemuck::cast_slice_mut(rounded))?;
                 convert(rounded, values);
             }
             Ok(())

@@ -19,8 +19,8 @@ impl Tensors {
 
     pub fn put(&mut self, i: usize, residuals: Residuals) -> Result<()> {
         let blocks = self.0.len();
-        let Some(place) = self.0.get_mut(i) else { bail!("stash: block {i} of {blocks}") };
-        *place = Some(residuals);
+        let Some(slot) = self.0.get_mut(i) else { bail!("stash: block {i} of {blocks}") };
+        *slot = Some(residuals);
         Ok(())
     }
 
@@ -48,43 +48,43 @@ impl Bytes {
     }
 }
 
-/// The tensor that the byte at `at` belongs to, and which of its bytes that is.
-fn tensor(tensors: &mut TensorBytes, at: u64) -> Option<(&mut Vec<u8>, usize)> {
-    let (start, bytes) = tensors.range_mut(..=at).next_back()?;
-    Some((bytes, (at - start) as usize))
+/// The tensor that the byte at `offset` belongs to, and which of its bytes that is.
+fn tensor(tensors: &mut TensorBytes, offset: u64) -> Option<(&mut Vec<u8>, usize)> {
+    let (start, bytes) = tensors.range_mut(..=offset).next_back()?;
+    Some((bytes, (offset - start) as usize))
 }
 
 impl Store for Bytes {
     fn reserve(&self, blocks: usize, _: u64) -> Result<()> {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        all.clear(); // a step that failed half-way leaves bytes behind
-        all.resize_with(blocks, Mutex::default);
+        let mut slots = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        slots.clear(); // a step that failed half-way leaves bytes behind
+        slots.resize_with(blocks, Mutex::default);
         Ok(())
     }
 
-    fn start(&self, block: usize, at: u64, bytes: usize) -> Result<()> {
+    fn start(&self, block: usize, offset: u64, bytes: usize) -> Result<()> {
         self.with(block, |tensors| {
-            tensors.insert(at, Vec::with_capacity(bytes));
+            tensors.insert(offset, Vec::with_capacity(bytes));
             Some(())
         })
     }
 
-    fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()> {
+    fn write(&self, block: usize, offset: u64, from: &[u8]) -> Result<()> {
         self.with(block, |tensors| {
-            let (bytes, at) = tensor(tensors, at)?;
-            (bytes.len() == at && bytes.capacity() - at >= from.len()).then(|| bytes.extend_from_slice(from))
+            let (bytes, offset) = tensor(tensors, offset)?;
+            (bytes.len() == offset && bytes.capacity() - offset >= from.len()).then(|| bytes.extend_from_slice(from))
         })
     }
 
-    fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()> {
+    fn read(&self, block: usize, offset: u64, to: &mut [u8]) -> Result<()> {
         self.with(block, |tensors| {
-            let (bytes, at) = tensor(tensors, at)?;
-            to.copy_from_slice(bytes.get(at..at + to.len())?);
+            let (bytes, offset) = tensor(tensors, offset)?;
+            to.copy_from_slice(bytes.get(offset..offset + to.len())?);
             Some(())
         })
     }
 
-    fn forget(&self, block: usize, at: u64) -> Result<()> {
-        self.with(block, |tensors| tensors.remove(&at).map(drop))
+    fn forget(&self, block: usize, offset: u64) -> Result<()> {
+        self.with(block, |tensors| tensors.remove(&offset).map(drop))
     }
 }

@@ -236,9 +236,9 @@ unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
     let whole = values.len() / both * both;
     // SAFETY: reads end at `whole`; the last, partial group is copied to where two vectors can be read.
     unsafe {
-        for at in (0..whole).step_by(both) {
-            let p = values.as_ptr().add(at);
-            S::put_row(to.add(at / S::PAIR), S::element(S::load(p)), S::element(S::load(p.add(S::LANES))));
+        for i in (0..whole).step_by(both) {
+            let p = values.as_ptr().add(i);
+            S::put_row(to.add(i / S::PAIR), S::element(S::load(p)), S::element(S::load(p.add(S::LANES))));
         }
         if whole < values.len() {
             let mut end = [0f32; 32];

@@ -157,9 +157,9 @@ unsafe fn tile<S: Simd, const ROW: usize, const R: usize, const C: usize>(
         }
         for (r, sums) in sums.into_iter().enumerate() {
             for (c, sum) in sums.into_iter().enumerate() {
-                let at = out.values.add(r * out.stride + c * S::LANES);
+                let target = out.values.add(r * out.stride + c * S::LANES);
                 // Added last, not first: the first steps then wait for no load, and adders are idle anyway.
-                S::store(at, if out.add { S::add(S::load(at), sum) } else { sum });
+                S::store(target, if out.add { S::add(S::load(target), sum) } else { sum });
             }
         }
     }

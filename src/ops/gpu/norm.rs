@@ -130,9 +130,9 @@ impl RmsNorm {
     ) -> (Turn, Option<Reading<'a>>, TileRows) {
         match (&self.turn, table) {
             (Some((rope, rows)), Some(table)) => {
-                let (place, reading) = table.device_ptr(stream);
+                let (pointer, reading) = table.device_ptr(stream);
                 let turn = Turn {
-                    table: place,
+                    table: pointer,
                     grid: rope.grid.map(|n| n as i32),
                     first: rope.first as i64,
                     d: rope.d as i32,

@@ -143,28 +143,29 @@ impl Group {
     fn reduce(&self, buffer: &Tensor, part: impl Fn(usize) -> Range<usize>, op: Reduce) -> Result<Tensor> {
         let (dtype, tag) = (buffer.dtype(), self.tags()[1]);
         let step = (PIECE.min(self.link.limits.message) / dtype.size_in_bytes()).max(1);
-        let pieces = |range: Range<usize>| range.clone().step_by(step).map(move |at| (at, step.min(range.end - at)));
+        let pieces =
+            |range: Range<usize>| range.clone().step_by(step).map(move |start| (start, step.min(range.end - start)));
         let mut sends = self.flight();
         for (i, member) in self.others() {
-            for (at, count) in pieces(part(i)) {
-                sends.send(&self.link.channel, &buffer.narrow(0, at, count)?, member, tag)?;
+            for (start, count) in pieces(part(i)) {
+                sends.send(&self.link.channel, &buffer.narrow(0, start, count)?, member, tag)?;
             }
         }
         let own = part(self.rank);
         let share = bytes::build(dtype, &[own.len()], |_| Ok(()))?;
-        let post = |(at, count): (usize, usize)| -> Result<_> {
+        let post = |(start, count): (usize, usize)| -> Result<_> {
             let mut flight = self.flight();
             let mut parts = Vec::with_capacity(self.members.len());
             for (i, &member) in self.members.iter().enumerate() {
                 if i == self.rank {
-                    parts.push(buffer.narrow(0, at, count)?);
+                    parts.push(buffer.narrow(0, start, count)?);
                     continue;
                 }
                 let piece = bytes::build(dtype, &[count], |_| Ok(()))?;
                 flight.receive(&self.link.channel, &piece, member, tag)?;
                 parts.push(piece);
             }
-            Ok((flight, parts, share.narrow(0, at - own.start, count)?))
+            Ok((flight, parts, share.narrow(0, start - own.start, count)?))
         };
         let mut ahead = pieces(own.clone()).map(post);
         let mut next = ahead.next();

@@ -84,34 +84,34 @@ impl Flight {
 
     /// Starts to send a contiguous tensor, which must not be written to until this is done.
     pub fn send(&mut self, channel: &Channel, tensor: &Tensor, to: usize, tag: c_int) -> Result<()> {
-        let (at, length) = {
+        let (pointer, length) = {
             let (storage, layout) = tensor.storage_and_layout();
             let bytes = bytes::view(bytes::raw(&storage)?, layout, tensor.dtype())?;
             (bytes.as_ptr(), bytes.len())
         };
         self.tensors.push(tensor.clone());
-        // SAFETY: `at` is memory of the tensor's storage, which `self.tensors` keeps until MPI is done with it.
-        unsafe { self.post(channel, at, [length, self.longest], to, tag) }
+        // SAFETY: `pointer` is memory of the tensor's storage, which `self.tensors` keeps until MPI is done with it.
+        unsafe { self.post(channel, pointer, [length, self.longest], to, tag) }
     }
 
     /// Starts to receive into a contiguous tensor, as many bytes as it has; nobody may look at it until this is done.
     pub fn receive(&mut self, channel: &Channel, tensor: &Tensor, from: usize, tag: c_int) -> Result<()> {
-        let place = Cell::new((ptr::null_mut::<u8>(), 0));
+        let pointer_and_length = Cell::new((ptr::null_mut::<u8>(), 0));
         bytes::overwrite(tensor, |out| {
-            place.set((out.as_mut_ptr(), out.len()));
+            pointer_and_length.set((out.as_mut_ptr(), out.len()));
             Ok(())
         })?;
         self.tensors.push(tensor.clone());
-        let (at, length) = place.get();
+        let (pointer, length) = pointer_and_length.get();
         for start in (0..length).step_by(self.longest) {
             let count = self.longest.min(length - start) as c_int;
             let mut request = MaybeUninit::uninit();
             // SAFETY: the part lies within the tensor's storage, which `self.tensors` keeps until MPI is done with it, never
             // moves (no tensor op resizes a storage), and is read by nobody meanwhile, as the caller has promised.
             unsafe {
-                let (at, comm) = (at.add(start).cast(), channel.0);
+                let (pointer, comm) = (pointer.add(start).cast(), channel.0);
                 let request = request.as_mut_ptr();
-                check(ffi::MPI_Irecv(at, count, ffi::RSMPI_UINT8_T, from as c_int, tag, comm, request))?;
+                check(ffi::MPI_Irecv(pointer, count, ffi::RSMPI_UINT8_T, from as c_int, tag, comm, request))?;
             }
             // SAFETY: set by the call above.
             self.requests.push(unsafe { request.assume_init() });
@@ -124,10 +124,10 @@ impl Flight {
         if bytes.len() > c_int::MAX as usize {
             bail!("a note of {} bytes to rank {to} is too long for MPI", bytes.len());
         }
-        let (at, length) = (bytes.as_ptr(), bytes.len());
+        let (pointer, length) = (bytes.as_ptr(), bytes.len());
         self.bytes.push(bytes);
-        // SAFETY: `at` is the heap memory of a vector that `self.bytes` keeps, unchanged, until MPI is done with it.
-        unsafe { self.post(channel, at, [length; 2], to, tag) }
+        // SAFETY: `pointer` is the heap memory of a vector that `self.bytes` keeps, unchanged, until MPI is done with it.
+        unsafe { self.post(channel, pointer, [length; 2], to, tag) }
     }
 
     /// Whether all messages are done: sent ones may be overwritten, received ones are there.
@@ -144,14 +144,14 @@ impl Flight {
         Ok(true)
     }
 
-    /// Starts to send `length` bytes from `at` on, in parts of at most `longest`.
+    /// Starts to send `length` bytes from `pointer` on, in parts of at most `longest`.
     ///
     /// # Safety
     /// They are there, and stay as they are, until the flight is done or leaked.
     unsafe fn post(
         &mut self,
         channel: &Channel,
-        at: *const u8,
+        pointer: *const u8,
         [length, longest]: [usize; 2],
         to: usize,
         tag: c_int,
@@ -161,8 +161,8 @@ impl Flight {
             let mut request = MaybeUninit::uninit();
             // SAFETY: the caller's promise; the part lies within the `length` bytes.
             unsafe {
-                let (at, to, comm) = (at.add(start).cast(), to as c_int, channel.0);
-                check(ffi::MPI_Isend(at, count, ffi::RSMPI_UINT8_T, to, tag, comm, request.as_mut_ptr()))?;
+                let (pointer, to, comm) = (pointer.add(start).cast(), to as c_int, channel.0);
+                check(ffi::MPI_Isend(pointer, count, ffi::RSMPI_UINT8_T, to, tag, comm, request.as_mut_ptr()))?;
             }
             // SAFETY: set by the call above.
             self.requests.push(unsafe { request.assume_init() });

@@ -129,18 +129,19 @@ impl Comm {
                 nccl.check((nccl.group_start)())?;
                 let mut begun = Ok(());
                 for (peer, tensor) in sends {
-                    let place = memory::place(tensor, &self.gpu.compute);
+                    let memory_range = memory::place(tensor, &self.gpu.compute);
                     let send = |at, n| {
                         nccl.check((nccl.send)(at as *const _, n, BYTES, *peer as c_int, raw.0, self.raw_stream()))
                     };
-                    begun = begun.and(place).and_then(|place| send(place.at, place.bytes));
+                    begun = begun.and(memory_range).and_then(|memory_range| send(memory_range.at, memory_range.bytes));
                 }
                 for (peer, tensor) in receives {
-                    let place = memory::place(tensor, &self.gpu.compute);
+                    let memory_range = memory::place(tensor, &self.gpu.compute);
                     let receive = |at, n| {
                         nccl.check((nccl.receive)(at as *mut _, n, BYTES, *peer as c_int, raw.0, self.raw_stream()))
                     };
-                    begun = begun.and(place).and_then(|place| receive(place.at, place.bytes));
+                    begun =
+                        begun.and(memory_range).and_then(|memory_range| receive(memory_range.at, memory_range.bytes));
                 }
                 let ended = nccl.check((nccl.group_end)()); // in any case: a group left open would swallow later calls
                 begun.and(ended)

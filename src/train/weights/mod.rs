@@ -221,10 +221,10 @@ impl TrainState {
                 break;
             }
         }
-        let all = self.world.all_gather(&Tensor::new(&first, &Device::Cpu)?, &vec![vec![3]; self.world.size()])?;
-        let all = all.iter().map(Tensor::to_vec1::<f64>).collect::<candle_core::Result<Vec<_>>>()?;
+        let firsts = self.world.all_gather(&Tensor::new(&first, &Device::Cpu)?, &vec![vec![3]; self.world.size()])?;
+        let firsts = firsts.iter().map(Tensor::to_vec1::<f64>).collect::<candle_core::Result<Vec<_>>>()?;
         // Parts are in rank order, so of several ranks in one unit the lowest has the first element.
-        let Some(first) = all.iter().min_by(|a, b| a[0].total_cmp(&b[0])) else { return Ok(None) };
+        let Some(first) = firsts.iter().min_by(|a, b| a[0].total_cmp(&b[0])) else { return Ok(None) };
         let Some(unit) = self.model.units.get(first[0] as usize) else { return Ok(None) };
         let entry = unit.entries.iter().find(|e| e.range.contains(&(first[1] as usize)));
         let tensor = format!("{what}{}", entry.map_or(unit.name.as_str(), |e| &e.name));

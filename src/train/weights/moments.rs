@@ -63,11 +63,11 @@ impl Moments {
             Place::Ram => {
                 let zeros = |len: &usize| zeros(&[*len], DType::F32, device);
                 let unit = |(unit, len)| -> Result<Vec<Tensor>> {
-                    let mut all = vec![zeros(len)?, zeros(len)?];
+                    let mut buffers = vec![zeros(len)?, zeros(len)?];
                     if let Some(average) = average {
-                        all.push(average(unit)?);
+                        buffers.push(average(unit)?);
                     }
-                    Ok(all)
+                    Ok(buffers)
                 };
                 Home::Memory(lens.iter().enumerate().map(unit).collect::<Result<_>>()?)
             }
