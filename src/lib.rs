@@ -1,8 +1,8 @@
 //! longreel trains diffusion transformers on video clips and images whose token sequences are millions long, sharded by
 //! sequence over ranks.
 //!
-//! Everything but attention is token-local, so a network is an alternation of token-local pieces, which run tile by tile,
-//! and attention, the only place where ranks talk. `docs/design.md` tells the whole; the rooms, from the top:
+//! Everything but attention is token-local, so a network is an alternation of token-local pieces, which run tile by
+//! tile, and attention, the only place where ranks talk. `docs/design.md` tells the whole; the rooms, from the top:
 //!
 //! - [`cli`]: the commands; [`config`]: what a user may write.
 //! - [`train`]: the loop, optimizer, EMA, checkpoints; [`observe`]: metrics, and what shows them.

@@ -1,11 +1,13 @@
 //! The step meter counts a rank's operations, time and bytes during a step, and carries the request to stop.
 //!
-//! The rank's own work updates it, other threads read it. Work is counted in operations, one relaxed addition for hundreds of rows of
-//! attention or a tile, so metering costs nothing that could be measured. Time always belongs to exactly one [`Section`], so sections
-//! add up to the step. Who shows any of it, and who decides to stop, is not known here.
+//! The rank's own work updates it, other threads read it. Work is counted in operations, one relaxed addition for
+//! hundreds of rows of attention or a tile, so metering costs nothing that could be measured. Time always belongs to
+//! exactly one [`Section`], so sections add up to the step. Who shows any of it, and who decides to stop, is not known
+//! here.
 //!
-//! Each rank stops on its own, and stopping is never an error: remaining work is skipped and results are garbage, but all messages are
-//! still sent, so that no rank waits for one that has stopped. [`StepMeter::skipped`] says that a step's results are garbage.
+//! Each rank stops on its own, and stopping is never an error: remaining work is skipped and results are garbage, but
+//! all messages are still sent, so that no rank waits for one that has stopped. [`StepMeter::skipped`] says that a
+//! step's results are garbage.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};

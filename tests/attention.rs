@@ -1,4 +1,5 @@
-//! CPU attention: every path against the f64 reference, forward and backward; the reference against finite differences.
+//! Tests attention on the CPU: every instruction set against the f64 reference, forward and backward; the reference
+//! against finite differences.
 
 use candle_core::{D, DType, Device, Tensor};
 use longreel::attention::cpu::{Isa, backward_on, forward_on};
@@ -176,7 +177,8 @@ fn logits_of_ten_thousand_do_not_overflow() {
                     assert!(values(x).iter().all(|x| x.abs() < 1e-2), "{isa:?} {lengths:?}: {}", NAMES[i]);
                     continue;
                 }
-                // An f32 lse of 1e4 is off by 5e-4, so P in backward is off by 5e-4 of itself; most of dq and dk cancels.
+                // An f32 lse of 1e4 is off by 5e-4, so P in backward is off by 5e-4 of itself; most of dq and dk
+                // cancels.
                 let ((ours, _), (theirs, _)) = (errors(x, &truth[i]), errors(&plain[i], &truth[i]));
                 let bound = if i < 2 { 2e-6 } else { 4.0 * theirs + 1e-3 };
                 assert!(
@@ -215,7 +217,8 @@ fn rising_and_falling_logits_match_the_reference() {
     }
 }
 
-/// Several row blocks of rows by several panels, where a matrix unit's products and exponentials are woven, at each of their paces.
+/// Several row blocks of rows by several panels, where a matrix unit's products and exponentials are woven, at each of
+/// their paces.
 #[test]
 fn rising_and_falling_logits_err_at_most_twice_as_much_as_plain_bf16() {
     for (direction, d) in [(1.0, 64), (-1.0, 64), (1.0, 128), (1.0, 256)] {
@@ -263,7 +266,8 @@ fn bits_do_not_depend_on_the_run_or_on_threads() {
     }
 }
 
-/// Heads so long that backward takes them in halves, on any number of threads and in any company: groups of heads change no bit.
+/// Heads so long that backward takes them in halves, on any number of threads and in any company: groups of heads
+/// change no bit.
 #[test]
 fn long_head_split_in_two_pipelines_is_exact() {
     let scale = 0.25;

@@ -1,5 +1,5 @@
-//! `longreel bench` on tiny shapes: every kind runs, says what it measured and refuses what it cannot; and the scripts
-//! of benches/ that put it beside PyTorch, without PyTorch.
+//! Tests `longreel bench` on tiny shapes: every kind runs, says what it measured and refuses what it cannot; and the
+//! scripts of benches/ that put it beside PyTorch, without PyTorch.
 
 use crate::train::{fail, longreel, succeed, text};
 use longreel::ops::cpu::{self, Isa};
@@ -107,8 +107,9 @@ fn bench_peak_reports_the_machine() {
     }
 }
 
-/// Freed tensors stay with the process: after the first steps none is fetched from the system anew. Of some thousands, were nothing
-/// kept. Two ranks meet otherwise in each of the first steps, so that a little more is in use at once than before.
+/// Freed tensors stay with the process: after the first steps none is fetched from the system anew. Of some thousands,
+/// were nothing kept. Two ranks meet otherwise in each of the first steps, so that a little more is in use at once than
+/// before.
 #[test]
 fn steady_step_makes_few_page_faults() {
     for (ranks, frames, warmup) in [("1", "8", "2"), ("2", "4", "16")] {

@@ -1,4 +1,4 @@
-//! Checkpoints: they come back as they were, appear whole or not at all, and older ones go only for newer ones.
+//! Tests checkpoints: they come back as they were, appear whole or not at all, and older ones go only for newer ones.
 
 use longreel::config::RunConfig;
 use longreel::train::checkpoint::{Checkpoint, RunFolder, Saving, State};

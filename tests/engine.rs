@@ -1,5 +1,6 @@
-//! The engine over ranks: loss and every parameter's gradient on P ranks against one, for uneven everything; tiles; data x sequence
-//! meshes; one optimizer step. The network itself is checked in `model.rs`, Ulysses in `parallel/`.
+//! Tests the engine over ranks: loss and every parameter's gradient on P ranks against one, for uneven everything;
+//! tiles; data x sequence meshes; one optimizer step. The network itself is checked in `model.rs`, Ulysses in
+//! `parallel/`.
 
 use candle_core::{DType, Device, Tensor};
 use longreel::config::Train;
@@ -303,7 +304,8 @@ fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
             Ok(stepped)
         };
         let (plain, clipped) = (by_sgd(1.0)?, by_sgd(clip_coefficient(norm, 0.05))?);
-        // AdamW divides by the gradient's own size, which magnifies rounding where that is nothing: such elements are zeroed.
+        // AdamW divides by the gradient's own size, which magnifies rounding where that is nothing: such elements are
+        // zeroed.
         for unit in &weights.model.units {
             write(&unit.grad, |g: &mut [f32]| g.iter_mut().filter(|g| g.abs() < 1e-4).for_each(|g| *g = 0.0))?;
         }

@@ -1,4 +1,4 @@
-//! Atomic files, safetensors and model folders: what is written comes back, and whatever is wrong is named.
+//! Tests atomic files, safetensors and model folders: what is written comes back, and whatever is wrong is named.
 
 use crate::train::FILES_LIMITED;
 use longreel::files::{NewFolder, Tensors, atomic_write, remove_leftovers, write_tensors};
@@ -267,7 +267,8 @@ fn a_failed_write_leaves_the_old_file() {
     assert!(atomic_write(Path::new("/"), |_| Ok(())).unwrap_err().to_string().contains("not a name"));
 }
 
-/// A new file takes the old one's name, not its place: nobody can find half of it, not even a reader that has the old one open.
+/// A new file takes the old one's name, not its place: nobody can find half of it, not even a reader that has the old
+/// one open.
 #[test]
 fn reader_of_a_replaced_file_still_reads_all_of_it() {
     let temp = tempdir().unwrap();

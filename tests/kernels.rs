@@ -1,5 +1,6 @@
-//! The CUDA kernels, run on the CPU by the emulator of `kernels/host`: forward and backward against f64 references and against
-//! what the crate computes, in several orders of threads. Kernels that are broken on purpose must be caught.
+//! Tests the CUDA kernels, run on the CPU by the emulator of `kernels/host`: forward and backward against f64
+//! references and against what the crate computes, in several orders of threads. Kernels that are broken on purpose
+//! must be caught.
 //!
 //! This proves logic, not speed, and stands in for no run on a GPU. It needs a C++20 compiler as `c++`.
 
@@ -148,7 +149,8 @@ fn computed(workshop: &Workshop) -> PathBuf {
     file
 }
 
-/// Kernels write what the emulated driver is told that they write, and depend on nothing but what it is told that they read.
+/// Kernels write what the emulated driver is told that they write, and depend on nothing but what it is told that they
+/// read.
 #[test]
 fn the_emulated_driver_is_told_what_kernels_touch() {
     let workshop = Workshop::new();

@@ -1,4 +1,4 @@
-//! Written files read back: MP4 through FFmpeg's decoder, GIF and PNG through `image`; contact sheets.
+//! Tests written files by reading them back: MP4 through FFmpeg's decoder, GIF and PNG through `image`; contact sheets.
 
 use ffmpeg_next as ffmpeg;
 use image::AnimationDecoder;

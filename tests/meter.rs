@@ -1,5 +1,5 @@
-//! What a watch says of an engine's step: work that is counted comes to the total announced, to the operation; a rank that is asked to
-//! stop skips the rest at once, and nobody waits for it in vain.
+//! Tests what a step meter says of an engine's step: the operations counted come to the total announced, to the
+//! operation; a rank that is asked to stop skips the rest at once, and no other rank waits for it.
 
 use crate::attention::{delta, inputs};
 use crate::engine::{Case, GRID, ONE, Squares, conditioning, model};
@@ -50,7 +50,7 @@ fn step(
         let engine = Engine::new(&model, &mesh.sequence, GRID, 2, case.tile)?
             .with_meter(meter.clone())
             .with_stash(Arc::new(Mutex::new(stash)))
-            .in_head_groups(case.head_groups)?; // called last, it must not forget the watch
+            .in_head_groups(case.head_groups)?; // called last, it must not forget the meter
         let squares =
             Squares { clips: clips.clone(), tokens: engine.local_tokens(), dtype: case.dtype, weight: case.scale };
         meter.begin(engine.operations());
@@ -84,13 +84,14 @@ fn counted_operations_add_up_to_the_announced_total() {
     }
 }
 
-/// Products of all tokens of two clips through two blocks and the ends: forward once, again what is recomputed, and two for each of
-/// those in backward.
+/// Products of all tokens of two clips through two blocks and the ends: forward once, again what is recomputed, and two
+/// for each of those in backward.
 fn linear(heads: usize, groups: usize, keep: bool) -> f64 {
     let (d, n, groups) = (8 * heads, 90, groups as f64);
     let square = flops::linear(n, d, d);
     let before = 3.0 * square * (groups * if keep { 2.0 } else { 3.0 } + 3.0);
-    let after = 4.0 * (3.0 * square + flops::linear(n, d, 24) + flops::linear(n, 24, d)); // with text: two more squares, less its keys'
+    // with text: two more squares, less its keys'
+    let after = 4.0 * (3.0 * square + flops::linear(n, d, 24) + flops::linear(n, 24, d));
     2.0 * (before + after) + 2.0 * flops::linear(n, 3, d) + 3.0 * flops::linear(n, d, 2)
 }
 
@@ -103,8 +104,8 @@ fn meter_separates_sections_and_traffic() {
             assert!(!spent.of(part).is_zero() && spent.of(part) < Duration::from_secs(5), "{}", part.name());
         }
     }
-    // Rank 0 has 22 of 45 tokens and 2 of 5 heads. It sends its tokens of the other's 3 heads (q, k, v, do; delta) and its heads of the
-    // other's 23 tokens (o, dq, dk, dv), of two clips, in two blocks, as f32.
+    // Rank 0 has 22 of 45 tokens and 2 of 5 heads. It sends its tokens of the other's 3 heads (q, k, v, do; delta) and
+    // its heads of the other's 23 tokens (o, dq, dk, dv), of two clips, in two blocks, as f32.
     let [tokens, heads] = [22 * 3, 23 * 2];
     let expected = 2 * 2 * 4 * (7 * 8 * tokens + tokens + 4 * 8 * heads);
     assert_eq!(spent[0].1.moved(Traffic::AllToAll), expected);

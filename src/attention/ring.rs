@@ -1,9 +1,10 @@
-//! Ring attention passes runs of keys and values from rank to rank, past queries that stay, so that more ranks than heads can share a
-//! clip (arXiv 2310.01889).
+//! Ring attention passes runs of keys and values from rank to rank, past queries that stay, so that more ranks than
+//! heads can share a clip (arXiv 2310.01889).
 //!
-//! Forward merges what a rank's queries get from each run by its share of the softmax; backward lets the gradients of a run travel
-//! with it and sends them home at the end. Until then everything is f32 (f64 for f64). Ranks take the runs in a fixed order, each
-//! its own first, so sums have the same bits every time. Which rows a rank has, and how heads got there, is not known here.
+//! Forward merges what a rank's queries get from each run by its share of the softmax; backward lets the gradients of a
+//! run travel with it and sends them home at the end. Until then everything is f32 (f64 for f64). Ranks take the runs
+//! in a fixed order, each its own first, so sums have the same bits every time. Which rows a rank has, and how heads
+//! got there, is not known here.
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -43,8 +44,8 @@ impl Ring {
         Ok(Self { comm, rows: Split::new(rows, ranks), rehearsing: None, meter: Arc::default() })
     }
 
-    /// The same without the arithmetic: results are a constant, memory and messages are unchanged. The ranks of `all` hold their memory
-    /// at the same time, as they would if they computed.
+    /// The same without the arithmetic: results are a constant, memory and messages are unchanged. The ranks of `all`
+    /// hold their memory at the same time, as they would if they computed.
     pub fn rehearsing(self, all: Arc<dyn Communicator>) -> Self {
         Self { rehearsing: Some(all), ..self }
     }
@@ -59,10 +60,12 @@ impl Ring {
         self.rows.range(self.comm.rank())
     }
 
-    /// As [`flash`], of this rank's queries and all ranks' keys and values; the arguments are this rank's rows. Collective.
+    /// As [`flash`], of this rank's queries and all ranks' keys and values; the arguments are this rank's rows.
+    /// Collective.
     ///
     /// # Errors
-    /// If an argument is not as [`flash`] wants it or has other rows than [`local_rows`](Self::local_rows), or a rank fails.
+    /// If an argument is not as [`flash`] wants it or has other rows than [`local_rows`](Self::local_rows), or a rank
+    /// fails.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
         self.check(q)?;
         self.check(k)?;
@@ -135,8 +138,8 @@ impl Ring {
 
     /// Gives `x` `[B, H, rows, d]` to the next rank and takes rank `run`'s rows from the rank before.
     ///
-    /// An all-to-all with nothing for the others says the same as a send and a receive, so that no backend needs a call of its own
-    /// for it.
+    /// An all-to-all with nothing for the others says the same as a send and a receive, so that no backend needs a call
+    /// of its own for it.
     fn pass(&self, x: Tensor, run: usize) -> Result<Tensor> {
         let (rank, ranks) = (self.comm.rank(), self.comm.size());
         let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
@@ -176,7 +179,8 @@ fn merge_into(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Res
     }
 }
 
-/// Merges `more` `[B, H, S, d]`, what the same queries got from other keys, into `o`, and `more_lse` `[B, H, S]` (f64) into `lse`.
+/// Merges `more` `[B, H, S, d]`, what the same queries got from other keys, into `o`, and `more_lse` `[B, H, S]` (f64)
+/// into `lse`.
 ///
 /// Weights are exp(lse - max), of which one is 1 and none overflows, over their sum.
 fn merge<T: Real>(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {

@@ -1,9 +1,9 @@
-//! Puts Ulysses and the ring together to attention over the ranks of a sequence: Ulysses within groups of neighbouring ranks, a ring
-//! across the groups.
+//! Puts Ulysses and the ring together to attention over the ranks of a sequence: Ulysses within groups of neighbouring
+//! ranks, a ring across the groups.
 //!
-//! Within a group all-to-alls exchange tokens for heads, so that a rank holds its heads of the group's tokens, which are one run of
-//! the clip. Groups split their heads alike, and the ranks that hold the same heads of different runs are the ring. This only puts
-//! [`Ulysses`] and [`Ring`] together; with one group it is Ulysses alone.
+//! Within a group all-to-alls exchange tokens for heads, so that a rank holds its heads of the group's tokens, which
+//! are one run of the clip. Groups split their heads alike, and the ranks that hold the same heads of different runs
+//! are the ring. This only puts [`Ulysses`] and [`Ring`] together; with one group it is Ulysses alone.
 
 use candle_core::Tensor;
 use std::ops::Range;
@@ -70,8 +70,8 @@ impl SequenceAttention {
         self.ring.local_rows().len()
     }
 
-    /// My tokens of all heads, `[B, S_local, H, d]` or `[B, S_local, H]`, to my heads of my group's tokens, `[B, H_local, S_group, d]`
-    /// or `[B, H_local, S_group]`. Collective.
+    /// My tokens of all heads, `[B, S_local, H, d]` or `[B, S_local, H]`, to my heads of my group's tokens, `[B,
+    /// H_local, S_group, d]` or `[B, H_local, S_group]`. Collective.
     pub fn to_heads(&self, x: &Tensor) -> Result<Tensor> {
         self.ulysses.seq_to_heads(x)
     }
@@ -81,7 +81,8 @@ impl SequenceAttention {
         self.ulysses.heads_to_seq(x)
     }
 
-    /// As [`flash`](super::flash) over all tokens of the clip; the arguments are what [`to_heads`](Self::to_heads) gave. Collective.
+    /// As [`flash`](super::flash) over all tokens of the clip; the arguments are what [`to_heads`](Self::to_heads)
+    /// gave. Collective.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
         self.ring.forward(q, k, v, scale)
     }

@@ -1,8 +1,9 @@
-//! Ulysses turns "all heads of my tokens" into "my heads of all tokens" and back by two all-to-alls, so that attention runs on whole
-//! heads while everything else runs on a part of the tokens (DeepSpeed-Ulysses, arXiv 2309.14509).
+//! Ulysses turns "all heads of my tokens" into "my heads of all tokens" and back by two all-to-alls, so that attention
+//! runs on whole heads while everything else runs on a part of the tokens (DeepSpeed-Ulysses, arXiv 2309.14509).
 //!
-//! Tokens and heads are both split by [`Split`], so neither count need be a multiple of the ranks. Only data moves here: what
-//! is done with the heads is the caller's business, and the gradient of either direction is the other direction.
+//! Tokens and heads are both split by [`Split`], so neither count need be a multiple of the ranks. Only data moves
+//! here: what is done with the heads is the caller's business, and the gradient of either direction is the other
+//! direction.
 
 use candle_core::{DType, Tensor};
 use std::ops::Range;
@@ -68,8 +69,8 @@ impl Ulysses {
         Self::of_a_run(comm, Split::new(tokens, ranks), 0, heads)
     }
 
-    /// An exchange among the ranks of `comm` that hold parts `first`, `first + 1`, ... of the clip's `tokens`: to them their tokens
-    /// are all there are.
+    /// An exchange among the ranks of `comm` that hold parts `first`, `first + 1`, ... of the clip's `tokens`: to them
+    /// their tokens are all there are.
     pub(super) fn of_a_run(comm: Arc<dyn Communicator>, tokens: Split, first: usize, heads: usize) -> Result<Self> {
         let ranks = comm.size();
         if ranks > heads {
@@ -99,8 +100,8 @@ impl Ulysses {
         self.seq_to_heads_many(&[x]).map(first)
     }
 
-    /// `[B, H_local, S, d]` to `[B, S_local, H, d]` contiguous, or `[B, H_local, S]` to `[B, S_local, H]`: the inverse of
-    /// [`seq_to_heads`](Self::seq_to_heads), under the same conditions.
+    /// `[B, H_local, S, d]` to `[B, S_local, H, d]` contiguous, or `[B, H_local, S]` to `[B, S_local, H]`: the inverse
+    /// of [`seq_to_heads`](Self::seq_to_heads), under the same conditions.
     ///
     /// # Errors
     /// If the shape is another, or a rank fails.
@@ -108,7 +109,8 @@ impl Ulysses {
         self.heads_to_seq_many(&[y]).map(first)
     }
 
-    /// [`seq_to_heads`](Self::seq_to_heads) for several tensors of one dtype and batch size (q, k and v) in one message.
+    /// [`seq_to_heads`](Self::seq_to_heads) for several tensors of one dtype and batch size (q, k and v) in one
+    /// message.
     pub fn seq_to_heads_many(&self, xs: &[&Tensor]) -> Result<Vec<Tensor>> {
         self.exchange(xs, Direction::SeqToHeads)
     }
@@ -145,8 +147,8 @@ impl Ulysses {
             return xs.iter().map(swap).collect();
         }
 
-        // The message to rank j: each tensor's [B, M_j, N_local, d], one after another; the receiver only has to weave the
-        // runs of all ranks together. Its dims say what is in it, so that a disagreement is seen.
+        // The message to rank j: each tensor's [B, M_j, N_local, d], one after another; the receiver only has to weave
+        // the runs of all ranks together. Its dims say what is in it, so that a disagreement is seen.
         let mut send = Vec::with_capacity(self.comm.size());
         for j in 0..self.comm.size() {
             let dims = [batch, m.count(j), n.count(rank), total];

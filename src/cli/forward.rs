@@ -1,4 +1,4 @@
-//! `longreel forward`: a model folder on given inputs, to check this implementation against another.
+//! Runs `longreel forward`, a model folder on given inputs, to check this implementation against another.
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
@@ -22,7 +22,8 @@ use crate::{Result, bail, hub};
 /// mean(sample^2) and `grad.NAME` for every parameter.
 #[derive(Debug, Args)]
 pub struct ForwardArgs {
-    /// A transformer or pipeline folder in diffusers' layout, a run, a checkpoint or a part of it, or `hf://owner/name[@revision][/path]`
+    /// A transformer or pipeline folder in diffusers' layout, a run, a checkpoint or a part of it, or
+    /// `hf://owner/name[@revision][/path]`
     #[arg(value_name = "MODEL_DIR", value_parser = super::place())]
     pub model: String,
     /// The inputs

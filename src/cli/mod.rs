@@ -1,4 +1,5 @@
-//! The command line: parse, run, exit code. Each command has a file of its own with its arguments and its `run`.
+//! Parses the command line, runs the command, and turns its result into an exit code. Each command has a file of its
+//! own with its arguments and its `run`.
 //!
 //! Errors are printed once, as `error: ...` on stderr; the exit code is 1, 2 where the command line itself is wrong, or
 //! 130 where Ctrl-C has cut work short.
@@ -65,7 +66,8 @@ enum Command {
 /// The exit code of a step that was abandoned, as of a process that Ctrl-C ends.
 const ABANDONED: u8 = 130;
 
-/// Runs the command that the process was started with; of several processes that are ranks, the first one speaks for all.
+/// Runs the command that the process was started with; of several processes that are ranks, the first one speaks for
+/// all.
 pub fn main() -> ExitCode {
     #[cfg(feature = "cuda")]
     crate::gpu::before_start();
@@ -144,9 +146,9 @@ fn report(outcome: &Result<()>) {
     }
 }
 
-/// Says what is wrong with the command line; `--help` and `--version` come here too. Colours are left out where an argument holds
-/// control characters, since escaping takes all of them, and where [`terminal::has_colours`] says no: clap's own rule has colours on
-/// any terminal that a CI service watches.
+/// Says what is wrong with the command line; `--help` and `--version` come here too. Colours are left out where an
+/// argument holds control characters, since escaping takes all of them, and where [`terminal::has_colours`] says no:
+/// clap's own rule has colours on any terminal that a CI service watches.
 fn refuse(error: &clap::Error) {
     let plain = error.to_string();
     let shown = terminal::lines(&plain);

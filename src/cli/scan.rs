@@ -1,4 +1,4 @@
-//! `longreel scan`: a dataset folder to a report of what would be used and what not, with the reasons.
+//! Runs `longreel scan` to report which files of a dataset folder would be used, which not, and why.
 //!
 //! It cuts clips exactly as training does; what it says is what `longreel train` will see. Nothing in the folder is
 //! changed.
@@ -87,7 +87,8 @@ const SHOWN: usize = 48;
 pub fn run(args: ScanArgs) -> Result<()> {
     let sheet = args.sheet.clone().unwrap_or_else(|| SHEET.into());
     if !args.no_sheet {
-        // Before every file is looked at. Whoever scans again and again, and names no sheet, is not stopped by the last one.
+        // Before every file is looked at. Whoever scans again and again, and names no sheet, is not stopped by the last
+        // one.
         super::may_write(&sheet, args.force || args.sheet.is_none())?;
     }
     let (data, patch, apart) = settings(&args)?;

@@ -1,4 +1,5 @@
-//! Draws contact sheets: clips as captioned strips of frames on one PNG, to look at a dataset or at samples in one glance.
+//! Draws contact sheets: clips as captioned strips of frames on one PNG, to look at a dataset or at samples in one
+//! glance.
 //!
 //! Which clips and frames are shown is the caller's business; the sheet scales them to one height and lays them out.
 
@@ -56,8 +57,8 @@ impl Strip {
         fit(frame, FrameScale::Row)
     }
 
-    /// The clip `frames` [n, height, width, 3] as `count` frames at even distances, the first and the last among them, at the size
-    /// that they have on a sheet.
+    /// The clip `frames` [n, height, width, 3] as `count` frames at even distances, the first and the last among them,
+    /// at the size that they have on a sheet.
     pub fn from_clip(
         caption: &str,
         frames: &[u8],
@@ -85,8 +86,8 @@ pub fn contact_sheet(strips: &[Strip], scale: FrameScale, path: &Path) -> Result
     write::write_image(path, &sheet)
 }
 
-/// Refuses a sheet of `clips` clips, of `frames` frames of `height` x `width` pixels each, that [`contact_sheet`] would refuse for its
-/// size: before the clips are there.
+/// Refuses a sheet of `clips` clips, of `frames` frames of `height` x `width` pixels each, that [`contact_sheet`] would
+/// refuse for its size: before the clips are there.
 ///
 /// # Errors
 /// That.
@@ -164,7 +165,8 @@ fn grid(n: u64, cell_width: u64, cell_height: u64) -> (u64, u64) {
     (n.div_ceil(rows), rows)
 }
 
-/// A frame's size on the sheet: as it is, or down to [`ROW`] lines, or up by the largest whole factor that stays within.
+/// A frame's size on the sheet: as it is, or down to [`ROW`] lines, or up by the largest whole factor that stays
+/// within.
 fn fitted((w, h): (u32, u32), scale: FrameScale) -> (u32, u32) {
     if scale == FrameScale::Real {
         (w, h)
@@ -188,8 +190,8 @@ fn resized(frame: &RgbImage, size: (u32, u32)) -> RgbImage {
     imageops::resize(frame, size.0, size.1, filter)
 }
 
-/// `name` and `caption` in one line no wider than `width` pixels, cut where it must be: the caption at its end, the name at its
-/// beginning, since a path's end tells more.
+/// `name` and `caption` in one line no wider than `width` pixels, cut where it must be: the caption at its end, the
+/// name at its beginning, since a path's end tells more.
 fn label(name: &str, caption: &str, width: u32) -> Result<String> {
     let plain = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
     let (name, caption) = (plain(name), plain(caption));

@@ -1,7 +1,7 @@
 //! Opens a dataset: the usable files of a folder, cut into numbered clips.
 //!
-//! Which files are used, and in what order, depends on their paths and contents alone, so every rank that opens the same folder sees the
-//! same clips under the same numbers. Files are probed in parallel, once a run.
+//! Which files are used, and in what order, depends on their paths and contents alone, so every rank that opens the
+//! same folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
 
 use super::apart::Apart;
 use super::caught::caught;
@@ -257,7 +257,8 @@ impl Dataset {
     /// Decodes `region` of `clip`, resized, cropped and mirrored.
     ///
     /// # Errors
-    /// The file has changed or is damaged since it was probed; names the file and the reason. The part reaches past the clip.
+    /// The file has changed or is damaged since it was probed; names the file and the reason. The part reaches past the
+    /// clip.
     pub fn region(&self, clip: &Clip, augment: &Augment, region: &FrameRegion) -> Result<Frames> {
         self.region_until(clip, augment, region, None)
     }

@@ -1,4 +1,5 @@
-//! Decodes exactly the wanted frames of a video: forward from the key frame before them, dropping all others unconverted.
+//! Decodes exactly the wanted frames of a video: forward from the key frame before them, dropping all others
+//! unconverted.
 //!
 //! A frame is known by its packet. If one does not come (a group of pictures that leans on the one before it, a demuxer
 //! that misses its mark), decoding starts again one key frame earlier, then at the file's start; then it is an error.

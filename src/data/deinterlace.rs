@@ -1,8 +1,9 @@
-//! Interlaced frames to progressive ones: the lines of one field are kept, those of the other made from what surrounds them.
+//! Turns interlaced frames into progressive ones: keeps the lines of one field, and makes those of the other from what
+//! surrounds them.
 //!
-//! The method is that of FFmpeg's bwdif filter (Weston's three-field filter within yadif's bounds), bit for bit, one frame for
-//! each frame. It needs the frames before and after, so they are decoded along: what comes out does not depend on where decoding
-//! began. The filter goes down columns only, so any layout of samples within a line will do.
+//! The method is that of FFmpeg's bwdif filter (Weston's three-field filter within yadif's bounds), bit for bit, one
+//! frame for each frame. It needs the frames before and after, so they are decoded along: what comes out does not
+//! depend on where decoding began. The filter goes down columns only, so any layout of samples within a line will do.
 
 use super::decode;
 use super::ffmpeg::{self, Reason};
@@ -118,7 +119,8 @@ impl Plane {
     }
 }
 
-/// A line, and how far from it those lines lie that stand for the ones 1 and 3 above and below, which an edge may cut off.
+/// A line, and how far from it those lines lie that stand for the ones 1 and 3 above and below, which an edge may cut
+/// off.
 struct Near {
     y: usize,
     above: isize,

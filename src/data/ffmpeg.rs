@@ -1,11 +1,12 @@
-//! Wraps FFmpeg safely to read a file's video stream: packets and frames in order, seeking, orientation and pixel shape.
+//! Wraps FFmpeg safely to read a file's video stream: packets and frames in order, seeking, orientation and pixel
+//! shape.
 //!
-//! All `unsafe` of reading videos is here and in the modules below; which frames are wanted, and why, is `decode`'s business.
-//! FFmpeg prints nothing: its log is off and its errors come back as text for a message that names the file.
+//! All `unsafe` of reading videos is here and in the modules below; which frames are wanted, and why, is `decode`'s
+//! business. FFmpeg prints nothing: its log is off and its errors come back as text for a message that names the file.
 //!
 //! Packets are numbered in the order of the file, and a frame carries the number of its packet instead of a timestamp:
-//! timestamps repeat, fall or are missing in files that play well, and numbers do not. After a seek, the number of the packet
-//! that reading lands on comes from the list of the file's packets ([`Reader::follow`]).
+//! timestamps repeat, fall or are missing in files that play well, and numbers do not. After a seek, the number of the
+//! packet that reading lands on comes from the list of the file's packets ([`Reader::follow`]).
 
 mod open;
 mod pixels;
@@ -114,8 +115,8 @@ pub struct Reader<'a> {
     stop: Option<&'a AtomicBool>,
     /// The first thing that went wrong since the last [`seek`](Self::seek), though reading went on.
     pub trouble: Option<String>,
-    /// Numbers of the packets that could not be decoded since then; none where that is not known. A decoder goes on after such
-    /// a packet and may hand out grey frames without a word: what leans on it is not to be trusted.
+    /// Numbers of the packets that could not be decoded since then; none where that is not known. A decoder goes on
+    /// after such a packet and may hand out grey frames without a word: what leans on it is not to be trusted.
     pub lost: Vec<Option<usize>>,
 }
 
@@ -236,8 +237,8 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// The container cannot be searched, or reading landed behind that packet.
     pub fn seek(&mut self, number: usize, stamp: Option<i64>) -> Reason<()> {
-        // These containers have no index, but places in them are exact. A parser splits them into frames: it gets a few to
-        // find its feet.
+        // These containers have no index, but places in them are exact. A parser splits them into frames: it gets a few
+        // to find its feet.
         let (to, flag) = if matches!(self.input.format().name(), "mpegts" | "mpeg") {
             let earlier = self.known.get(..=number.saturating_sub(PARSED)).unwrap_or(&[]);
             let position = earlier.iter().rev().find(|known| known.position >= 0).map_or(0, |known| known.position);
@@ -289,7 +290,8 @@ impl<'a> Reader<'a> {
         self.note(format!("it cannot be decoded ({error})"), self.number);
     }
 
-    /// Reads the stream's next packet into `self.packet` and numbers it; false at the end. Damage is noted and passed over.
+    /// Reads the stream's next packet into `self.packet` and numbers it; false at the end. Damage is noted and passed
+    /// over.
     fn read(&mut self) -> Reason<bool> {
         if !self.read_packet()? {
             return Ok(false);
@@ -339,7 +341,8 @@ impl<'a> Reader<'a> {
     }
 
     fn packet_info(&self) -> PacketInfo {
-        // SAFETY: the packet is alive; `flags` is a plain integer, whose bit for hidden packets ffmpeg-next does not name.
+        // SAFETY: the packet is alive; `flags` is a plain integer, whose bit for hidden packets ffmpeg-next does not
+        // name.
         let flags = unsafe { (*packet::Ref::as_ptr(&self.packet)).flags };
         let changed = [packet::side_data::Type::NewExtraData, packet::side_data::Type::ParamChange];
         PacketInfo {

@@ -1,7 +1,7 @@
 //! Fits a still image to a clip's lines: resized to cover, cropped and mirrored.
 //!
-//! The image comes from top to bottom and is never whole here: an image that already has the size is copied line by line, any
-//! other is shrunk as its lines come. Reading ends with the last line asked for.
+//! The image comes from top to bottom and is never whole here: an image that already has the size is copied line by
+//! line, any other is shrunk as its lines come. Reading ends with the last line asked for.
 
 use super::ffmpeg::Reason;
 use super::image_reader::ImageReader;

@@ -1,8 +1,8 @@
 //! Holds decoded frames of a clip as u8, and makes the patch rows of any run of tokens from them.
 //!
-//! A rank holds only the frames its tokens lie in, and of an image, or where all its tokens lie in one patch of frames, only
-//! the lines of pixels; a tile asks for only its tokens' rows. Tokens are ordered (t, h, w): token n of a grid of T x H x W
-//! patches is the patch at t = n / (H W), h = n / W mod H, w = n mod W.
+//! A rank holds only the frames its tokens lie in, and of an image, or where all its tokens lie in one patch of frames,
+//! only the lines of pixels; a tile asks for only its tokens' rows. Tokens are ordered (t, h, w): token n of a grid of
+//! T x H x W patches is the patch at t = n / (H W), h = n / W mod H, w = n mod W.
 
 use crate::{Result, bail};
 use rayon::prelude::*;
@@ -31,8 +31,8 @@ impl FrameRegion {
         Self { frames, lines: 0..height }
     }
 
-    /// What `tokens` lie in, `grid` counting patches along (t, h, w): their frames, and the lines of one patch of frames, or all
-    /// lines where they lie in several. No tokens lie in no frames.
+    /// What `tokens` lie in, `grid` counting patches along (t, h, w): their frames, and the lines of one patch of
+    /// frames, or all lines where they lie in several. No tokens lie in no frames.
     pub fn of_tokens(tokens: Range<usize>, grid: [usize; 3], patch: [usize; 3]) -> Self {
         let height = grid[1] * patch[1];
         if tokens.is_empty() {

@@ -1,8 +1,8 @@
 //! Reads still images upright and opaque, line by line.
 //!
-//! A PNG is decoded as its lines are asked for; of other formats, interlaced PNGs, and what must be turned, the decoded u8 image
-//! is held whole. At indexing only headers and the file's structure are read. Every decoder stands behind the limits of
-//! [`header`].
+//! A PNG is decoded as its lines are asked for; of other formats, interlaced PNGs, and what must be turned, the decoded
+//! u8 image is held whole. At indexing only headers and the file's structure are read. Every decoder stands behind the
+//! limits of [`header`].
 
 use super::ffmpeg::Reason;
 use super::header::{self, Header, MOST_MEMORY};

@@ -1,8 +1,8 @@
 //! Reads folders of videos and images into clips, and decodes the frames that a rank's tokens lie in.
 //!
 //! [`Dataset`] walks a folder, finds out what each file holds and cuts it into [`Clip`]s; [`Dataset::frames`] decodes a
-//! [`FrameRegion`] of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile; [`Loader`]
-//! does the decoding ahead of the step. Whatever is not used is a [`Skipped`] with its reason.
+//! [`FrameRegion`] of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile;
+//! [`Loader`] does the decoding ahead of the step. Whatever is not used is a [`Skipped`] with its reason.
 //!
 //! Only the files marked as such talk to FFmpeg, and only `ffmpeg` does so unsafely. `docs/data.md` tells the rules.
 

@@ -183,7 +183,8 @@ impl Found {
             let info = &packets[packet];
             info.key.then_some(Key { frame, packet: packet as u32, stamp: info.pts.or(info.dts) })
         });
-        // Of key frames that are out of order, those count that come after all others so far, in the file and on the screen.
+        // Of key frames that are out of order, those count that come after all others so far, in the file and on the
+        // screen.
         let mut last = None;
         let keys = keys.filter(|key| last.replace(key.packet).is_none_or(|before| before < key.packet)).collect();
         if !numbered {
@@ -213,8 +214,8 @@ impl Found {
     }
 }
 
-/// When each frame is shown, and the unit of that: by presentation times, else by decoding times (AVI has no others), else at
-/// the rate that the header claims.
+/// When each frame is shown, and the unit of that: by presentation times, else by decoding times (AVI has no others),
+/// else at the rate that the header claims.
 fn times(order: &[Option<usize>], packets: &[PacketInfo], reader: &Reader) -> (Vec<i64>, f64) {
     let tick = reader.time_base();
     let stamps: Vec<Option<i64>> = order.iter().map(|number| packets[(*number)?].pts).collect();

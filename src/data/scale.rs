@@ -127,7 +127,8 @@ impl Scaler {
         Self { tonemap, opaque: None, resize: None }
     }
 
-    /// Writes `lines` of `source` as [height, width, 3] to `out`: turned as `shape` says, resized to cover, cropped and mirrored.
+    /// Writes `lines` of `source` as [height, width, 3] to `out`: turned as `shape` says, resized to cover, cropped and
+    /// mirrored.
     pub fn fit(
         &mut self,
         source: &frame::Video,

@@ -1,4 +1,4 @@
-//! The sizes of a video's frames, which may change on the way.
+//! Records the sizes of a video's frames, which may change on the way.
 
 use super::ffmpeg::Reader;
 use super::scale::Shape;

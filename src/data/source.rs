@@ -159,7 +159,8 @@ impl SourceFile {
         }
     }
 
-    /// Leaves out the clips that reach into frames smaller than a clip, where the size changes on the way, and notes that.
+    /// Leaves out the clips that reach into frames smaller than a clip, where the size changes on the way, and notes
+    /// that.
     ///
     /// # Errors
     /// No clip is left.

@@ -36,10 +36,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind `path` names: `.mp4`, `.webm`, `.webp`, `.gif`, `.png`, or a folder: a path that ends with `/`, has no extension, or is
-    /// one already.
-    /// Any other extension is an error, and so is what is there but neither a regular file nor a folder. Lets a command refuse a
-    /// path before it works for hours.
+    /// The kind `path` names: `.mp4`, `.webm`, `.webp`, `.gif`, `.png`, or a folder: a path that ends with `/`, has no
+    /// extension, or is one already. Any other extension is an error, and so is what is there but neither a regular
+    /// file nor a folder. Lets a command refuse a path before it works for hours.
     pub fn of(path: &Path) -> Result<Self> {
         if path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
             return Ok(Self::Folder);
@@ -193,7 +192,8 @@ pub struct Preview {
 pub const PREVIEW_PIXELS: usize = 4 << 20;
 
 impl Preview {
-    /// Of the clip `frames` [n, height, width, 3] at `fps` frames per second: made smaller where it has more than [`PREVIEW_PIXELS`].
+    /// Of the clip `frames` [n, height, width, 3] at `fps` frames per second: made smaller where it has more than
+    /// [`PREVIEW_PIXELS`].
     ///
     /// # Errors
     /// These are no frames; or they are too many for any preview.

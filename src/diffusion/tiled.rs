@@ -1,10 +1,11 @@
-//! The samplers tile by tile: the same steps as [`Sampler::run`], which is the plain form of them, with the state changed in
-//! place.
+//! Runs the samplers tile by tile: the same steps as [`Sampler::run`], the plain form of them, with the state changed
+//! in place.
 //!
-//! A step is the same for every element, and the network has read the whole state before it gives its first velocity. So each
-//! tile of velocities moves its tile of the state at once, and nothing of the state's size is held but the state and what the
-//! sampler remembers: nothing for Euler, the velocity at the step's start for Heun, the last prediction for DPM-Solver++, and
-//! two predictions and the state that they led from for UniPC. Both forms do the same arithmetic, so results have the same bits.
+//! A step is the same for every element, and the network has read the whole state before it gives its first velocity.
+//! So each tile of velocities moves its tile of the state at once, and nothing of the state's size is held but the
+//! state and what the sampler remembers: nothing for Euler, the velocity at the step's start for Heun, the last
+//! prediction for DPM-Solver++, and two predictions and the state that they led from for UniPC. Both forms do the same
+//! arithmetic, so results have the same bits.
 
 use super::Sampler;
 use super::sampler::{Prediction, combine, correct, predict};
@@ -22,11 +23,11 @@ pub type Take<'a> = &'a mut dyn FnMut(Range<usize>, &Tensor, Tensor) -> Result<(
 
 /// The velocity of a state that is made and moved tile by tile.
 pub trait Velocity {
-    /// Calls `take(rows, x, v)` for runs of rows, in any order, that together are all rows once: `x` is the state there as
-    /// `state(rows)` gives it, `v` its velocity at `sigma`, which is above 0.
+    /// Calls `take(rows, x, v)` for runs of rows, in any order, that together are all rows once: `x` is the state there
+    /// as `state(rows)` gives it, `v` its velocity at `sigma`, which is above 0.
     ///
-    /// `take` changes what `state` gives for its rows. So whatever is needed of all of the state is read before the first
-    /// `take`, and after it only the rows that have not been taken.
+    /// `take` changes what `state` gives for its rows. So whatever is needed of all of the state is read before the
+    /// first `take`, and after it only the rows that have not been taken.
     ///
     /// # Errors
     /// Those of `state`, `take` and the network.
@@ -69,8 +70,8 @@ impl SamplerKind {
 }
 
 impl Sampler {
-    /// Integrates from `x`, `[rows, width]` (f32 or f64), at the first sigma to the last, in the memory of `x`: nobody else may
-    /// use it. The result has the bits of [`run`](Self::run)'s.
+    /// Integrates from `x`, `[rows, width]` (f32 or f64), at the first sigma to the last, in the memory of `x`: nobody
+    /// else may use it. The result has the bits of [`run`](Self::run)'s.
     ///
     /// # Errors
     /// Those of `velocity`, and a velocity of another shape or dtype.

@@ -1,4 +1,5 @@
-//! The backward pass recomputes and differentiates head and loss, then block by block, tile by tile, to the gradients of all parameters.
+//! The backward pass recomputes and differentiates head and loss, then block by block, tile by tile, to the gradients
+//! of all parameters.
 
 use candle_core::Tensor;
 

@@ -1,5 +1,6 @@
-//! Counts the operations of a step, so that a [`StepMeter`](crate::meter::StepMeter) can say how far it is: products only, as this engine
-//! does them, recomputed ones counted too. [`plan::flops`](crate::plan::flops) counts what any engine would have to do at least.
+//! Counts the operations of a step, so that a [`StepMeter`](crate::meter::StepMeter) can say how far it is: products
+//! only, as this engine does them, recomputed ones counted too. [`plan::flops`](crate::plan::flops) counts what any
+//! engine would have to do at least.
 
 use std::sync::PoisonError;
 
@@ -32,8 +33,8 @@ impl PerRow {
 }
 
 impl Engine<'_> {
-    /// Operations of [`loss_and_gradients`](Self::loss_and_gradients) on this rank. Attention's are those of a rank that computes it,
-    /// also where it only rehearses.
+    /// Operations of [`loss_and_gradients`](Self::loss_and_gradients) on this rank. Attention's are those of a rank
+    /// that computes it, also where it only rehearses.
     pub fn operations(&self) -> u64 {
         let (each, rows) = (&self.per_row, self.rows() as u64);
         let keeps = self.stash.lock().unwrap_or_else(PoisonError::into_inner).keeps_attention();

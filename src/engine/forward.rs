@@ -1,4 +1,5 @@
-//! The forward pass takes the residual stream through embedding and blocks, and stashes each block's residuals for backward.
+//! The forward pass takes the residual stream through embedding and blocks, and stashes each block's residuals for
+//! backward.
 
 use candle_core::Tensor;
 
@@ -27,8 +28,8 @@ impl Engine<'_> {
         })
     }
 
-    /// The residual stream `[rows, D]` after the last block, from that before the first, `x`. With a stash, each block's input,
-    /// attention output and row statistic are put there.
+    /// The residual stream `[rows, D]` after the last block, from that before the first, `x`. With a stash, each
+    /// block's input, attention output and row statistic are put there.
     pub(super) fn forward(
         &self,
         condition: &Condition,
@@ -60,7 +61,8 @@ impl Engine<'_> {
         Ok(x)
     }
 
-    /// A block's attention, from its input: my heads of each group in turn. `phases`: what its exchange and attention are.
+    /// A block's attention, from its input: my heads of each group in turn. `phases`: what its exchange and attention
+    /// are.
     pub(super) fn attend(
         &self,
         block: &Block,
@@ -74,7 +76,8 @@ impl Engine<'_> {
             let [q, k, v] = self.queries_keys_values(block, cond, x, group)?;
             self.enter(phases[1]);
             let (o, lse) =
-                self.meter.during(Section::Attention, || group.attention.attend(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
+                // [B, my heads, S, d]
+                self.meter.during(Section::Attention, || group.attention.attend(&q, &k, &v, self.scale()))?;
             drop((q, k, v));
             outputs.push(self.to_rows(&o, group)?);
             statistics.push(lse);
@@ -84,7 +87,8 @@ impl Engine<'_> {
 
     /// A group's q, k and v, `[B, my heads, S, d]`, from its block's input.
     ///
-    /// All heads are computed (their norm is over all of them) and one group's are kept, so that only these are ever whole.
+    /// All heads are computed (their norm is over all of them) and one group's are kept, so that only these are ever
+    /// whole.
     pub(super) fn queries_keys_values(
         &self,
         block: &Block,

@@ -1,6 +1,8 @@
-//! Splits heads into groups that attention takes one after another, so that its buffers are of one group's heads at a time.
+//! Splits heads into groups that attention takes one after another, so that its buffers are of one group's heads at a
+//! time.
 //!
-//! Heads know nothing of each other, so groups change no bit. Each is an exchange of its own: to a group its heads are all there are.
+//! Heads know nothing of each other, so groups change no bit. Each is an exchange of its own: to a group its heads are
+//! all there are.
 
 use candle_core::Tensor;
 use std::ops::Range;

@@ -1,7 +1,7 @@
-//! Called before and after the engine uses a unit's parameters, so that sharded parameters can be gathered and released.
+//! Calls hooks before and after the engine uses a unit's parameters, to gather and release sharded parameters.
 //!
-//! The engine goes through the model a unit at a time, forward and then backward. So of parameters and gradients that are sharded over
-//! ranks, no more than a unit need be gathered at once. How they are sharded is not known here.
+//! The engine goes through the model a unit at a time, forward and then backward. So of parameters and gradients that
+//! are sharded over ranks, no more than a unit need be gathered at once. How they are sharded is not known here.
 
 use super::Engine;
 use crate::Result;
@@ -15,15 +15,16 @@ pub enum Pass {
     Backward,
 }
 
-/// The owner of a model's parameters and gradients. Units are numbered as in [`Model::units`](crate::model::Model::units).
+/// The owner of a model's parameters and gradients. Units are numbered as in
+/// [`Model::units`](crate::model::Model::units).
 ///
 /// All ranks call the same hooks in the same order, so that a hook may call collectives.
 pub trait ParamHooks {
     /// Called before the engine uses the unit (FSDP: unshard).
     fn before_use(&self, unit: usize, pass: Pass) -> Result<()>;
 
-    /// Called after the engine has used the unit (FSDP: reshard). After [`Pass::Backward`], its gradient is that of this micro-batch on
-    /// this rank.
+    /// Called after the engine has used the unit (FSDP: reshard). After [`Pass::Backward`], its gradient is that of
+    /// this micro-batch on this rank.
     fn after_use(&self, unit: usize, pass: Pass) -> Result<()>;
 }
 

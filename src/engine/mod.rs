@@ -1,13 +1,15 @@
-//! The engine runs a model forward and backward over the ranks of a sequence, alternating token-local tiles and attention.
+//! The engine runs a model forward and backward over the ranks of a sequence, alternating token-local tiles and
+//! attention.
 //!
 //! ```text
 //! embed | before_0 | ATTEND | after_0 | before_1 | ATTEND | after_1 | ... | head + loss
 //! ```
 //!
-//! Token-local pieces run tile by tile and keep no intermediate: backward recomputes a tile and differentiates it there and then.
-//! Between forward and backward only each block's input, attention output and row statistic are remembered, in the [`Stash`];
-//! in memory or in a scratch file. Where the rows of a clip come from and what the loss is are the caller's: [`Source`] and
-//! [`Objective`]. The engine itself sees no file; gradients are left in the model's units, summed over this rank's tokens only.
+//! Token-local pieces run tile by tile and keep no intermediate: backward recomputes a tile and differentiates it there
+//! and then. Between forward and backward only each block's input, attention output and row statistic are remembered,
+//! in the [`Stash`]; in memory or in a scratch file. Where the rows of a clip come from and what the loss is are the
+//! caller's: [`Source`] and [`Objective`]. The engine itself sees no file; gradients are left in the model's units,
+//! summed over this rank's tokens only.
 
 mod backward;
 mod flops;
@@ -45,14 +47,16 @@ const THETA: f64 = 10_000.0;
 
 /// Where the network's input comes from. Rows are this rank's tokens of the flattened `[B, local tokens]`.
 pub trait Source {
-    /// Patches of `rows` in (C, pt, ph, pw) order: `[n, C pt ph pw]`, in the model's dtype, on the CPU or where the model is.
+    /// Patches of `rows` in (C, pt, ph, pw) order: `[n, C pt ph pw]`, in the model's dtype, on the CPU or where the
+    /// model is.
     fn input(&self, rows: Range<usize>) -> Result<Tensor>;
 }
 
 /// A source with a loss.
 pub trait Objective: Source {
-    /// For the network's output `[n, pt ph pw C]` on `rows`, which is where the model is: this tile's share of the loss, and the
-    /// gradient of the loss with respect to the output, there or on the CPU. Shares of all tiles and ranks add up to the loss.
+    /// For the network's output `[n, pt ph pw C]` on `rows`, which is where the model is: this tile's share of the
+    /// loss, and the gradient of the loss with respect to the output, there or on the CPU. Shares of all tiles and
+    /// ranks add up to the loss.
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)>;
 }
 
@@ -77,9 +81,8 @@ pub struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `sequence`; `tile` rows at a time (0:
-    /// [`tile_rows`]). Fails if there are more ranks than tokens, or the grid
-    /// is one for more heads.
+    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `sequence`; `tile` rows
+    /// at a time (0: [`tile_rows`]). Fails if there are more ranks than tokens, or the grid is one for more heads.
     pub fn new(model: &'a Model, sequence: &Sequence, grid: [usize; 3], batch: usize, tile: usize) -> Result<Self> {
         if batch == 0 {
             bail!("a batch of no clips")
@@ -110,7 +113,8 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// The same, attention going over the heads in `groups` groups: less memory, the same bits, and a block's `before` once a group.
+    /// The same, attention going over the heads in `groups` groups: less memory, the same bits, and a block's `before`
+    /// once a group.
     ///
     /// # Errors
     /// If a group would have fewer heads than a Ulysses group has ranks.
@@ -120,14 +124,14 @@ impl<'a> Engine<'a> {
         Ok(Self { groups, ..self }.with_meter(meter))
     }
 
-    /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so that clips
-    /// of several shapes use one scratch file.
+    /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so
+    /// that clips of several shapes use one scratch file.
     pub fn with_stash(self, stash: Arc<Mutex<Stash>>) -> Self {
         Self { stash, ..self }
     }
 
-    /// The same, called last, without attention's arithmetic: a step holds, sends and stashes the same tensors, but their values mean
-    /// nothing. For measuring the memory of a long step in a short time.
+    /// The same, called last, without attention's arithmetic: a step holds, sends and stashes the same tensors, but
+    /// their values mean nothing. For measuring the memory of a long step in a short time.
     pub fn rehearsing(mut self) -> Self {
         for group in &mut self.groups {
             group.attention = group.attention.clone().rehearsing();
@@ -143,7 +147,8 @@ impl<'a> Engine<'a> {
         Self { meter, ..self }
     }
 
-    /// The same engine, which calls `hooks` before and after it uses a unit. Without hooks, all units must be there all the time.
+    /// The same engine, which calls `hooks` before and after it uses a unit. Without hooks, all units must be there all
+    /// the time.
     pub fn with_hooks(self, hooks: &'a dyn ParamHooks) -> Self {
         Self { hooks: Some(hooks), ..self }
     }
@@ -183,7 +188,8 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's gradient.
+    /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's
+    /// gradient.
     pub fn loss_and_gradients(&self, conditioning: &Conditioning, objective: &dyn Objective) -> Result<f64> {
         let mut stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
         stash.begin(self.model.blocks.len(), &self.shapes())?;
@@ -192,8 +198,8 @@ impl<'a> Engine<'a> {
         self.backward(&condition, objective, x, &mut stash)
     }
 
-    /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of a step
-    /// grows with the number of tokens only.
+    /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of
+    /// a step grows with the number of tokens only.
     pub fn attention_time(&self) -> Duration {
         let spent = self.meter.spent();
         spent.of(Section::Attention) + spent.of(Section::AttentionBackward)
@@ -206,8 +212,8 @@ impl<'a> Engine<'a> {
         Shapes::new(self.rows(), self.model.config.width(), lse, self.dtype(), self.compute())
     }
 
-    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is `section`'s, and a row is so many
-    /// operations.
+    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is `section`'s, and a row
+    /// is so many operations.
     fn each_tile(
         &self,
         section: Section,

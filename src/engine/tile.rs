@@ -1,4 +1,5 @@
-//! Chooses how many rows a tile has where the user does not say, from the CPU's cache or a GPU's memory and the network's widest rows.
+//! Chooses how many rows a tile has where the user does not say, from the CPU's cache or a GPU's memory and the
+//! network's widest rows.
 
 use std::fs;
 use std::path::Path;
@@ -13,12 +14,12 @@ const MOST: usize = 512;
 /// Fewer would spend their time on packing weights, whatever the cache.
 const LEAST: usize = 128;
 
-/// What three of the widest rows of a GPU's tile may take together: small against its memory, and so many rows that a kernel's launch is
-/// small against its work.
+/// What three of the widest rows of a GPU's tile may take together: small against its memory, and so many rows that a
+/// kernel's launch is small against its work.
 const ON_GPU: usize = 512 << 20;
 
-/// Elements up to which a GPU's tile may be handed to Candle's kernels: they count in 32 bits and, beyond this, do elements again or never
-/// end. What is longer than a tile is left to kernels that count in 64.
+/// Elements up to which a GPU's tile may be handed to Candle's kernels: they count in 32 bits and, beyond this, do
+/// elements again or never end. What is longer than a tile is left to kernels that count in 64.
 const CANDLES_MOST: usize = 1 << 31;
 
 /// Rows of a GPU's tile up to which sums over 64 of them each are launched at once: a grid has no more blocks along y.
@@ -38,9 +39,9 @@ pub(crate) fn check_on_gpu(rows: usize, width: usize) -> Result<()> {
 
 /// Rows of a tile. `asked` is taken as it is, but 0 is automatic.
 ///
-/// On a CPU: as many as let three rows of `width` f32 (`ffn_dim`) fit a quarter of the last-level cache, 128 to 512. Three, for the input,
-/// the output and a gradient; a quarter, since ranks and neighbours share that cache. 512 if the system does not say how large it is.
-/// On a GPU: as many as let these rows fit 512 MiB, 1024 to 65536.
+/// On a CPU: as many as let three rows of `width` f32 (`ffn_dim`) fit a quarter of the last-level cache, 128 to 512.
+/// Three, for the input, the output and a gradient; a quarter, since ranks and neighbours share that cache. 512 if the
+/// system does not say how large it is. On a GPU: as many as let these rows fit 512 MiB, 1024 to 65536.
 pub fn tile_rows(asked: usize, width: usize, on: Hardware) -> usize {
     static CACHE: LazyLock<Option<usize>> =
         LazyLock::new(|| last_level(Path::new("/sys/devices/system/cpu/cpu0/cache")));

@@ -1,4 +1,4 @@
-//! What kernels/rows.cuh declares, and the sums over rows that become gradients of parameters.
+//! Mirrors what kernels/rows.cuh declares, and sums over rows to make gradients of parameters.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, PushKernelArg, SyncOnDrop};
 use candle_core::{CudaDevice, Result, Tensor};
@@ -39,7 +39,7 @@ impl TileRows {
     }
 }
 
-/// `PerSample`: a row of numbers for each sample, or one for all, or none.
+/// `PerSample`: a row of elements for each sample, or one for all, or none.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct PerSample {
@@ -60,7 +60,8 @@ impl PerSample {
     }
 }
 
-/// Numbers that a kernel reads by their address: dropped after the launch, it records that they are read until then, for other streams.
+/// Elements that a kernel reads by their address: dropped after the launch, it records that they are read until then,
+/// for other streams.
 pub(crate) type Reading<'a> = SyncOnDrop<'a>;
 
 /// Which of the sums that a kernel left in `parts` `[samples, runs, count, width]` goes to a gradient, and where there.

@@ -1,4 +1,4 @@
-//! Why a request or a download came to nothing, and what that means to the user.
+//! Says why a request or a download came to nothing, and what that means to the user.
 
 use crate::Error;
 

@@ -1,6 +1,7 @@
-//! A transformer block, in the two token-local halves around attention: [`Block::before`] and [`Block::after`].
+//! Computes a transformer block in the two token-local halves around attention: [`Block::before`] and [`Block::after`].
 //!
-//! With scale_shift_table + modulation as six rows of width D, a shift, a scale and a gate of attention (msa) and of the MLP:
+//! With scale_shift_table + modulation as six rows of width D, a shift, a scale and a gate of attention (msa) and of
+//! the MLP:
 //!
 //! ```text
 //! q, k, v = rope(rms(Wq h)), rope(rms(Wk h)), Wv h     h = LN(x) (1 + scale_msa) + shift_msa     before

@@ -1,9 +1,9 @@
-//! Makes what all tokens of a sample share (the time embedding, its projection to modulations, text tokens and the class) from a
-//! [`Conditioning`].
+//! Makes what all tokens of a sample share (the time embedding, its projection to modulations, text tokens and the
+//! class) from a [`Conditioning`].
 //!
-//! The results are leaves ([`Param`]) that collect gradients from every tile and block; [`Conditioner::backward`] takes the sums
-//! through the small network once. Each rank does so with its own tokens' share: the map is linear in the gradient, so the sum
-//! of parameter gradients over ranks comes out right.
+//! The results are leaves ([`Param`]) that collect gradients from every tile and block; [`Conditioner::backward`] takes
+//! the sums through the small network once. Each rank does so with its own tokens' share: the map is linear in the
+//! gradient, so the sum of parameter gradients over ranks comes out right.
 
 use candle_core::Tensor;
 

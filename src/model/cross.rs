@@ -1,5 +1,5 @@
-//! Computes cross-attention of a tile's queries to the few tokens of its samples' text. It is token-local in the queries, so it runs
-//! inside the tile. Gradients of keys and values are added to their leaves.
+//! Computes cross-attention of a tile's queries to the few tokens of its samples' text. It is token-local in the
+//! queries, so it runs inside the tile. Gradients of keys and values are added to their leaves.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -7,7 +7,8 @@ use crate::attention::{flash, flash_backward};
 use crate::ops::bytes::in_order;
 use crate::ops::{Custom, Op1, Param, Real, Rows, Tape, cast};
 
-/// softmax(q kᵀ / sqrt(d)) v for queries `[n, H d]` against keys and values `[B, L, H d]` of their own sample. Differentiable in q.
+/// softmax(q kᵀ / sqrt(d)) v for queries `[n, H d]` against keys and values `[B, L, H d]` of their own sample.
+/// Differentiable in q.
 pub fn cross_attention(
     tape: &Tape,
     q: &Tensor,

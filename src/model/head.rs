@@ -1,4 +1,5 @@
-//! The head maps the residual stream to patches: LayerNorm modulated by the time embedding, then a linear layer, in (pt, ph, pw, C) order.
+//! The head maps the residual stream to patches: LayerNorm modulated by the time embedding, then a linear layer, in
+//! (pt, ph, pw, C) order.
 
 use candle_core::Tensor;
 

@@ -1,7 +1,9 @@
-//! Copies tensors as plain bytes, by rows and blocks, parallel over the current rayon pool, to move messages, tiles and heads.
+//! Copies tensors as plain bytes, by rows and blocks, parallel over the current rayon pool, to move messages, tiles and
+//! heads.
 //!
-//! Moving data does not depend on what it means, so all of it is done on bytes: one kernel serves f32, bf16 and f64. Candle's own copies
-//! are single-threaded, and the strided ones go element by element. CPU tensors, unless a function says more.
+//! Moving data does not depend on what it means, so all of it is done on bytes: one kernel serves f32, bf16 and f64.
+//! Candle's own copies are single-threaded, and the strided ones go element by element. CPU tensors, unless a function
+//! says more.
 
 use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor};
 use half::{bf16, f16};
@@ -258,8 +260,8 @@ pub(crate) fn gather(dst: &mut [u8], src: &[u8], rows: Rows) {
     });
 }
 
-/// Concatenates along an inner dim: `dst` is a sequence of groups, each made of one run of every part in turn; a part is
-/// given as its bytes (its runs one after another) and the length of a run.
+/// Concatenates along an inner dim: `dst` is a sequence of groups, each made of one run of every part in turn; a part
+/// is given as its bytes (its runs one after another) and the length of a run.
 pub(crate) fn weave(dst: &mut [u8], parts: &[(&[u8], usize)]) {
     let starts: Vec<usize> = std::iter::once(0)
         .chain(parts.iter().scan(0, |end, part| {

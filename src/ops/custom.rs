@@ -77,11 +77,11 @@ macro_rules! elements {
 }
 elements!(f32: F32, f64: F64, half::bf16: BF16, u8: U8);
 
-/// Calls `f` with the values of the contiguous tensor `t`, to be changed in place. Those on a GPU are copied from it and back, with
-/// all of their storage: for what is small or seldom.
+/// Calls `f` with the values of the contiguous tensor `t`, to be changed in place. Those on a GPU are copied from it
+/// and back, with all of their storage: for what is small or seldom.
 ///
-/// `f` must not touch another tensor of the same storage, which is locked meanwhile. Work stealing makes this subtle: while `f` waits in
-/// rayon, its thread may run any queued job, so no queued job may touch this storage either.
+/// `f` must not touch another tensor of the same storage, which is locked meanwhile. Work stealing makes this subtle:
+/// while `f` waits in rayon, its thread may run any queued job, so no queued job may touch this storage either.
 pub fn write<T: Element, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<R> {
     struct Write<F, R, T>(Mutex<(Option<F>, Option<R>)>, PhantomData<T>);
     impl<T: Element, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Write<F, R, T> {
@@ -120,7 +120,8 @@ pub fn write<T: Element, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle
     }
 }
 
-/// A differentiable op of one tensor, written once for f32 and f64. Shapes are `[rows, width]` unless it says otherwise.
+/// A differentiable op of one tensor, written once for f32 and f64. Shapes are `[rows, width]` unless it says
+/// otherwise.
 pub(crate) trait Op1: Send + Sync + 'static {
     const NAME: &'static str;
 
@@ -141,7 +142,7 @@ pub(crate) trait Op1: Send + Sync + 'static {
         host1(x, |x, dims| self.forward::<f32>(x, dims))
     }
 
-    /// [`backward`](Self::backward) likewise.
+    /// [`backward`](Self::backward) does the same.
     #[cfg(feature = "cuda")]
     fn gpu_backward(&self, x: Array, y: Array, dy: Array) -> Candle<Numbers> {
         let (x_host, y_host) = (x.to_host()?, y.to_host()?);
@@ -165,7 +166,7 @@ pub(crate) trait Op2: Send + Sync + 'static {
         host2(a, b, |ab, dims| self.forward::<f32>(ab[0], ab[1], dims))
     }
 
-    /// [`backward`](Self::backward) likewise.
+    /// [`backward`](Self::backward) does the same.
     #[cfg(feature = "cuda")]
     fn gpu_backward(&self, a: Array, b: Array, dy: Array) -> Candle<[Option<Numbers>; 2]> {
         let (a_host, b_host, dy_host) = (a.to_host()?, b.to_host()?, dy.to_host()?);

@@ -1,8 +1,9 @@
-//! The linear layer computes y = x Wᵀ + b with a fused epilogue (GELU, a residual, a gated residual), and adds its weight gradients in
-//! place.
+//! The linear layer computes y = x Wᵀ + b with a fused epilogue (GELU, a residual, a gated residual), and adds its
+//! weight gradients in place.
 //!
-//! With bf16 compute both operands of each of the three products are rounded to bf16 and summed in f32, as a dot-product unit
-//! does; activations and gradients stay f32. While a layer is [pinned](Linear::pin_packed), its weights are packed once for all tiles.
+//! With bf16 compute both operands of each of the three products are rounded to bf16 and summed in f32, as a
+//! dot-product unit does; activations and gradients stay f32. While a layer is [pinned](Linear::pin_packed), its
+//! weights are packed once for all tiles.
 
 use candle_core::{DType, Result, Tensor};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -45,7 +46,8 @@ impl Linear {
         Self { isa, packed: Arc::default(), ..self }
     }
 
-    /// Keeps the weights packed, for all clones of this layer, until the guard is dropped. They must not change meanwhile.
+    /// Keeps the weights packed, for all clones of this layer, until the guard is dropped. They must not change
+    /// meanwhile.
     pub fn pin_packed(&self) -> PackedGuard {
         PackedGuard(self.packed())
     }
@@ -65,8 +67,8 @@ impl Linear {
         tape.two(residual, x, Custom(WithResidual(self.clone())))
     }
 
-    /// residual + gate * (x Wᵀ + b), differentiable in residual and x. The gate of a row is `modulation[sample, index]` of
-    /// `modulation` `[B, k, out]`; its gradient is added to the modulation's.
+    /// residual + gate * (x Wᵀ + b), differentiable in residual and x. The gate of a row is `modulation[sample, index]`
+    /// of `modulation` `[B, k, out]`; its gradient is added to the modulation's.
     pub fn gate_to(
         &self,
         tape: &Tape,
@@ -83,8 +85,8 @@ impl Linear {
         )
     }
 
-    /// Adds the weight and bias gradients for input `x` `[n, in]` and output gradient `dy` `[n, out]`, for where the input's
-    /// own gradient is not wanted.
+    /// Adds the weight and bias gradients for input `x` `[n, in]` and output gradient `dy` `[n, out]`, for where the
+    /// input's own gradient is not wanted.
     pub fn accumulate(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
@@ -118,7 +120,8 @@ impl Linear {
         f(&WeightMatrix { values: &values, out, inner, isa: self.isa, bf16: self.bf16, packed: &packed })
     }
 
-    /// epilogue(x Wᵀ) for `x` of shape `dims`; its second result, the preactivation, goes to `saved` if backward needs it.
+    /// epilogue(x Wᵀ) for `x` of shape `dims`; its second result, the preactivation, goes to `saved` if backward needs
+    /// it.
     fn product<T: Real>(
         &self,
         x: &[T],
@@ -142,8 +145,8 @@ impl Linear {
 
     /// Adds the gradients of weight and bias; returns that of `x`.
     fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
-        // At once, so that no thread waits for another between them. Neither locks what the other changes: one reads the weights, and may
-        // pack them, the other reads them and adds to the storage of gradients.
+        // At once, so that no thread waits for another between them. Neither locks what the other changes: one reads
+        // the weights, and may pack them, the other reads them and adds to the storage of gradients.
         let gradient = || self.with_weights(|w| Ok(T::input_gradient(w, dy, x.len() / w.inner)));
         let (dx, added) = rayon::join(gradient, || self.add_grads(x, dy));
         added.and(dx)

@@ -1,9 +1,9 @@
-//! Differentiable fused ops, the [`Param`]s that hold their weights, and the [`Tape`] that differentiates them.
+//! Defines differentiable fused ops, the [`Param`]s that hold their weights, and the [`Tape`] that differentiates them.
 //!
-//! A tape lives for one tile of tokens. The ops here are Candle custom ops written once for f32 and f64. An op that owns a
-//! weight adds the weight's gradient straight into the [`Param`]'s buffer during backward and returns only the gradient of its
-//! activation; so no tape holds a parameter, and none outlives a tile. Each op stands beside a form made of Candle's own
-//! differentiable ops in [`plain`], against which the tests compare it.
+//! A tape lives for one tile of tokens. The ops here are Candle custom ops written once for f32 and f64. An op that
+//! owns a weight adds the weight's gradient straight into the [`Param`]'s buffer during backward and returns only the
+//! gradient of its activation; so no tape holds a parameter, and none outlives a tile. Each op stands beside a form
+//! made of Candle's own differentiable ops in [`plain`], against which the tests compare it.
 //!
 //! Nothing here knows of ranks, models or files.
 
@@ -73,7 +73,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// The runs of rows of one sample each: (sample, first row in the tile, rows), cut so that none is longer than `most`.
+    /// The runs of rows of one sample each: (sample, first row in the tile, rows), cut so that none is longer than
+    /// `most`.
     pub fn runs(&self, rows: usize, most: usize) -> Vec<(usize, usize, usize)> {
         let (mut runs, mut row) = (vec![], 0);
         while row < rows {

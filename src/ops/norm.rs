@@ -1,5 +1,5 @@
-//! Computes LayerNorm with what follows it (a modulation, an affine map or nothing) in one pass, and RMSNorm. Backward recomputes the
-//! statistics of a row.
+//! Computes LayerNorm with what follows it (a modulation, an affine map or nothing) in one pass, and RMSNorm. Backward
+//! recomputes the statistics of a row.
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
@@ -21,8 +21,8 @@ pub enum Affine {
     Modulation { modulation: Param, shift: usize, scale: usize, rows: Rows },
 }
 
-/// (x - mean) / sqrt(variance + eps) of each row of `x` `[n, D]`, then `affine`. Differentiable in x; gradients of the affine's
-/// parameters are added to them.
+/// (x - mean) / sqrt(variance + eps) of each row of `x` `[n, D]`, then `affine`. Differentiable in x; gradients of the
+/// affine's parameters are added to them.
 pub fn layer_norm(tape: &Tape, x: &Tensor, affine: Affine, eps: f64) -> Result<Tensor> {
     tape.one(x, Custom(LayerNorm { affine, eps }))
 }
@@ -290,7 +290,8 @@ fn rms_forward_row<T: Real>(row: &mut [T], weight: &[T], eps: T) {
     }
 }
 
-/// Turns `dx`, which holds dy, into the row's dx, and adds dy * xhat to `dw`. With g = dy * w: dx = r (g - xhat mean(g xhat)).
+/// Turns `dx`, which holds dy, into the row's dx, and adds dy * xhat to `dw`. With g = dy * w: dx = r (g - xhat mean(g
+/// xhat)).
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn rms_backward_row<T: Real>(dx: &mut [T], x: &[T], weight: &[T], eps: T, dw: &mut [T]) {
     let n = T::of(x.len() as f64);

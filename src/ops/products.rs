@@ -1,5 +1,5 @@
-//! Computes the three matrix products of a linear layer on slices: in f32 on the CPU's vector units with packed operands, and in f64,
-//! which is for checks, through the `gemm` crate.
+//! Computes the three matrix products of a linear layer on slices: in f32 on the CPU's vector units with packed
+//! operands, and in f64, which is for checks, through the `gemm` crate.
 
 use std::sync::OnceLock;
 
@@ -43,7 +43,8 @@ pub(crate) fn packed_words(out: usize, inner: usize, bf16: bool) -> [usize; 2] {
 
 /// A number type that linear layers compute in.
 pub trait Products: Sized {
-    /// `epilogue(x Wᵀ)` for `x` `[n, inner]`, and the epilogue's second result, which is as large, or empty if it is not wanted.
+    /// `epilogue(x Wᵀ)` for `x` `[n, inner]`, and the epilogue's second result, which is as large, or empty if it is
+    /// not wanted.
     fn forward(
         w: &WeightMatrix<Self>,
         x: &[Self],

@@ -1,5 +1,5 @@
-//! Releases the memory of a tensor while views of it live on, and takes it again: parameters and gradients that are sharded over ranks
-//! exist as a whole only while their unit is used, but the layers' views of them are made once.
+//! Releases the memory of a tensor while views of it live on, and takes it again: parameters and gradients that are
+//! sharded over ranks exist as a whole only while their unit is used, but the layers' views of them are made once.
 //!
 //! A view of what is released must not be read or written: [`read`](super::read) and [`write`](super::write) refuse it.
 

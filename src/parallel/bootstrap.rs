@@ -1,9 +1,9 @@
-//! Connects processes that know only rank 0's address: rank 0 listens, the others connect, and in the end each has a link to rank 0.
-//! What they then say is of no concern here.
+//! Connects processes that know only rank 0's address: rank 0 listens, the others connect, and in the end each has a
+//! link to rank 0. What they then say is of no concern here.
 //!
 //! The port is open to anybody. A process that connects must prove within a few seconds that it knows the job's secret
-//! ([`handshake`](super::handshake)), or it is sent away. No more of what it sends is read than a handshake has bytes. So a stranger
-//! becomes no rank, ends nothing, and keeps nobody waiting.
+//! ([`handshake`](super::handshake)), or it is sent away. No more of what it sends is read than a handshake has bytes.
+//! So a stranger becomes no rank, ends nothing, and keeps nobody waiting.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -132,8 +132,9 @@ fn seat(
 
 /// Listens where the others are told to come.
 fn listen(env: &TorchrunEnv) -> Result<TcpListener> {
-    // An address is listened at as it is, so that one of this machine alone stays so. A name may stand for this machine's loopback
-    // here and for its network elsewhere, and an address may be that of a gateway before it: both mean all of its networks.
+    // An address is listened at as it is, so that one of this machine alone stays so. A name may stand for this
+    // machine's loopback here and for its network elsewhere, and an address may be that of a gateway before it: both
+    // mean all of its networks.
     let exact = env.host == "localhost" || env.host.parse::<std::net::IpAddr>().is_ok();
     let exact: Vec<SocketAddr> = if exact { resolve(env)? } else { vec![] };
     let unspecified =

@@ -1,6 +1,7 @@
 //! A connection carries authenticated frames between two processes of a job, each frame within a time limit.
 //!
-//! A limit holds for a whole frame, and for a whole handshake, so that a peer that sends a byte now and then gets no more time.
+//! A limit holds for a whole frame, and for a whole handshake, so that a peer that sends a byte now and then gets no
+//! more time.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};

@@ -1,7 +1,8 @@
-//! The control plane: processes exchange small messages and report failures through rank 0, so that none waits for one that is lost.
+//! The control plane carries small messages and failures between processes through rank 0, so that no process waits for
+//! one that is lost.
 //!
-//! They have found each other by [`bootstrap`](super::bootstrap), and each has a link to rank 0, which passes messages on. A thread
-//! for each link reads its frames: a kind, a length that is checked first, and bytes.
+//! They have found each other by [`bootstrap`](super::bootstrap), and each has a link to rank 0, which passes messages
+//! on. A thread for each link reads its frames: a kind, a length that is checked first, and bytes.
 
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -30,7 +31,8 @@ impl ControlPlane {
     /// Meets the other processes of the job that `env` describes.
     ///
     /// # Errors
-    /// They do not come, cannot be reached, or do not fit together: within `limits.joining`, and a little, on all that have come.
+    /// They do not come, cannot be reached, or do not fit together: within `limits.joining`, and a little, on all that
+    /// have come.
     pub fn join(env: &TorchrunEnv, limits: Limits) -> Result<Self> {
         let until = Instant::now() + limits.joining;
         let own = |e: Error| if env.rank == 0 { e } else { Error::Rank { rank: env.rank, message: e.to_string() } };
@@ -82,7 +84,8 @@ impl ControlPlane {
         self.links.size
     }
 
-    /// Gives `bytes` to all and returns what each gave, in rank order. All ranks call it, and it waits for those still at work.
+    /// Gives `bytes` to all and returns what each gave, in rank order. All ranks call it, and it waits for those still
+    /// at work.
     ///
     /// # Errors
     /// A rank failed, has ended or is lost, or the bytes are more than is sent this way.
@@ -112,13 +115,14 @@ impl ControlPlane {
         self.links.check()
     }
 
-    /// Makes all pending and later calls of all ranks fail with what went wrong at `rank`. Only the first failure counts.
+    /// Makes all pending and later calls of all ranks fail with what went wrong at `rank`. Only the first failure
+    /// counts.
     pub fn fail(&self, rank: usize, message: &str) {
         self.links.take_failure(Failure { rank, message: message.to_owned(), lost: false }, None);
     }
 
-    /// Tells the others how this rank's work ended, and waits until that of all has; returns how the run ended, as this rank's
-    /// work did or as that of the rank that failed first.
+    /// Tells the others how this rank's work ended, and waits until that of all has; returns how the run ended, as this
+    /// rank's work did or as that of the rank that failed first.
     pub fn finish_together(&self, outcome: Result<()>) -> Result<()> {
         let links = &*self.links;
         match &outcome {

@@ -32,8 +32,9 @@ impl CpuAffinity {
         format!("process {} on {}", self.pid, self.host)
     }
 
-    /// How many threads this process, one of `processes`, has: a processor that several processes of a host are bound to counts for each in
-    /// part, so that it does not matter whether the launcher has bound them, or how. At least one.
+    /// How many threads this process, one of `processes`, has: a processor that several processes of a host are bound
+    /// to counts for each in part, so that it does not matter whether the launcher has bound them, or how. At least
+    /// one.
     pub fn share(&self, processes: &[Self]) -> usize {
         let on_host = || processes.iter().filter(|other| other.host == self.host);
         let users = |i: &u16| on_host().filter(|other| other.bound.contains(i)).count().max(1);

@@ -1,4 +1,5 @@
-//! Holds the connections to rank 0 that have not yet proven that they are of its job: few, for a short time, and nobody waits for them.
+//! Holds the connections to rank 0 that have not yet proven that they are of its job: few, for a short time, and nobody
+//! waits for them.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};

@@ -1,5 +1,5 @@
-//! Decides whether ranks are threads of this process or the processes that a launcher (mpirun, srun, torchrun) started, and runs them.
-//! What a rank then does is the same.
+//! Decides whether ranks are threads of this process or the processes that a launcher (mpirun, srun, torchrun) started,
+//! and runs them. What a rank then does is the same.
 
 use candle_core::{Device, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,8 +12,8 @@ use super::threads::{in_pool, panicked};
 use super::{Communicator, LauncherEnv, TorchrunEnv, run_threads};
 use crate::{Result, bail};
 
-/// The machine's processors (those this process is bound to, or fewer where a container's quota says so), shared out to `ranks` ranks
-/// of this process: at least one thread each.
+/// The machine's processors (those this process is bound to, or fewer where a container's quota says so), shared out to
+/// `ranks` ranks of this process: at least one thread each.
 pub fn threads_per_rank(ranks: usize) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
     (processors / ranks).max(1)
@@ -22,7 +22,8 @@ pub fn threads_per_rank(ranks: usize) -> usize {
 /// What processes that are ranks have to keep to; the defaults are right outside tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The most bytes in one message, a multiple of 8; longer ones go in parts. MPI counts in C ints, so it is below 2 GiB.
+    /// The most bytes in one message, a multiple of 8; longer ones go in parts. MPI counts in C ints, so it is below 2
+    /// GiB.
     pub message: usize,
     /// A process that nothing is heard from for so long is lost.
     pub silence: Duration,
@@ -100,10 +101,12 @@ impl Launch {
         Self(None)
     }
 
-    /// As the environment says: ranks are the processes that a launcher started, if it started several, and else threads.
+    /// As the environment says: ranks are the processes that a launcher started, if it started several, and else
+    /// threads.
     ///
     /// # Errors
-    /// There are several, but longreel was built without the feature `mpi` (`nccl` for torchrun), or they cannot join each other.
+    /// There are several, but longreel was built without the feature `mpi` (`nccl` for torchrun), or they cannot join
+    /// each other.
     pub fn from_environment(limits: Limits) -> Result<Self> {
         let join = |env: LauncherEnv| match env.launcher {
             TORCHRUN => join_on_gpus(&TorchrunEnv::from(|name| std::env::var(name).ok())?, limits),
@@ -122,7 +125,8 @@ impl Launch {
         self.0.as_ref().map(|processes| processes.hosts().len())
     }
 
-    /// How many ranks a run has that was asked for `asked`, which the user calls `name`: by default the launcher's, or one.
+    /// How many ranks a run has that was asked for `asked`, which the user calls `name`: by default the launcher's, or
+    /// one.
     ///
     /// # Errors
     /// There are processes, but not as many.
@@ -143,7 +147,8 @@ impl Launch {
         hosts.iter().filter(|host| **host == hosts[rank]).count()
     }
 
-    /// Runs `f` on `ranks` ranks and returns what those of this process returned: all, in rank order, or this process's own.
+    /// Runs `f` on `ranks` ranks and returns what those of this process returned: all, in rank order, or this process's
+    /// own.
     ///
     /// A rank has a rayon pool of its own, with its share of the machine's processors.
     ///
@@ -174,8 +179,8 @@ impl Launch {
         Ok(vec![in_pool(rank, threads, span, work)?])
     }
 
-    /// Runs `f` on rank 0, then on the first rank of each machine, then on the others: for what ranks must not do at once, such as
-    /// fetching files into a cache that they share.
+    /// Runs `f` on rank 0, then on the first rank of each machine, then on the others: for what ranks must not do at
+    /// once, such as fetching files into a cache that they share.
     pub fn rank0_first<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some(processes) = &self.0 else { return f() };
         let (comm, hosts) = (processes.communicator(), processes.hosts());
@@ -198,8 +203,8 @@ impl Launch {
         Ok(values[0].to_vec1::<i64>()?[0] as u64)
     }
 
-    /// Runs the work of this process and ends it together with the others: an error on one is the error of all. `report` is given the
-    /// outcome on the one process that is to tell the user.
+    /// Runs the work of this process and ends it together with the others: an error on one is the error of all.
+    /// `report` is given the outcome on the one process that is to tell the user.
     pub fn run_to_exit(self, work: impl FnOnce(&Self) -> Result<()>, report: impl FnOnce(&Result<()>)) -> Result<()> {
         let Some(processes) = &self.0 else {
             let outcome = work(&self);

@@ -7,14 +7,15 @@ use crate::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LauncherEnv {
     pub rank: usize,
-    /// Processes, at least two; none if torchrun's `WORLD_SIZE` is no number, which is refused in [`Launch::from_environment`](super::Launch::from_environment).
+    /// Processes, at least two; none if torchrun's `WORLD_SIZE` is no number, which is refused in
+    /// [`Launch::from_environment`](super::Launch::from_environment).
     pub size: usize,
     /// What started them, for people.
     pub launcher: &'static str,
 }
 
-/// What launchers tell their processes: how many there are, and which this one is. The first that is there counts, for mpirun
-/// may itself be started by srun.
+/// What launchers tell their processes: how many there are, and which this one is. The first that is there counts, for
+/// mpirun may itself be started by srun.
 const LAUNCHERS: [(&str, &str, &str); 3] = [
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun"), // Open MPI
     ("PMI_SIZE", "PMI_RANK", "mpiexec"),                        // MPICH and its kin; Slurm's PMI-2
@@ -40,7 +41,8 @@ impl LauncherEnv {
             Self { rank, size, launcher: TORCHRUN }
         });
         match (told, torchrun.filter(|torchrun| torchrun.size != 1)) {
-            // A script that hands mpirun's or srun's numbers on in torchrun's variables: the build says what they are for.
+            // A script that hands mpirun's or srun's numbers on in torchrun's variables: the build says what they are
+            // for.
             (Some(told), Some(torchrun)) if (told.rank, told.size) == (torchrun.rank, torchrun.size) => {
                 Some(if cfg!(feature = "nccl") { torchrun } else { told })
             }
@@ -56,8 +58,8 @@ pub fn is_first() -> bool {
     LauncherEnv::here().is_none_or(|placement| placement.rank == 0)
 }
 
-/// Whether this process reports an error that it met before it had joined others: an error of all processes is reported by the first,
-/// an error of one process by itself.
+/// Whether this process reports an error that it met before it had joined others: an error of all processes is reported
+/// by the first, an error of one process by itself.
 pub fn is_to_tell(error: &Error) -> bool {
     is_first()
         || matches!(error, Error::Rank { rank, .. } if LauncherEnv::here().is_some_and(|here| here.rank == *rank))

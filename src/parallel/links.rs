@@ -1,4 +1,5 @@
-//! The control connections: received messages, each peer's state, and the first failure, which wakes every waiter.
+//! Runs the control connections: keeps received messages, each peer's state, and the first failure, which wakes every
+//! waiter.
 //!
 //! Rank 0 has a link to every other rank, and every other rank has one to rank 0.
 

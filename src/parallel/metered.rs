@@ -1,7 +1,8 @@
 //! Wraps a communicator to count its time and bytes with a [`StepMeter`].
 //!
-//! Bytes are those that a rank has to send at least, whatever the backend: of an all-to-all what is for others, of a gather its own
-//! tensor once to each, of a sum its share of a ring algorithm's, 1 / P of the buffer P - 1 times, twice where all need the result.
+//! Bytes are those that a rank has to send at least, whatever the backend: of an all-to-all what is for others, of a
+//! gather its own tensor once to each, of a sum its share of a ring algorithm's, 1 / P of the buffer P - 1 times, twice
+//! where all need the result.
 
 use candle_core::Tensor;
 use std::sync::Arc;

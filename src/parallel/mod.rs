@@ -1,8 +1,9 @@
-//! Ranks and how they talk: the [`Communicator`] trait, its backends, the [`Mesh`] of axes and the split of tokens and heads.
+//! Defines ranks and how they talk: the [`Communicator`] trait, its backends, the [`Mesh`] of axes, and the split of
+//! tokens and heads.
 //!
-//! Nothing here knows of models. Messages are Candle tensors, so that a backend may hand them over without a copy (threads),
-//! as bytes (MPI) or from device to device (NCCL). Every collective is called by all ranks of a communicator in the same
-//! order; a backend that can see a disagreement fails loudly on all ranks rather than hang.
+//! Nothing here knows of models. Messages are Candle tensors, so that a backend may hand them over without a copy
+//! (threads), as bytes (MPI) or from device to device (NCCL). Every collective is called by all ranks of a communicator
+//! in the same order; a backend that can see a disagreement fails loudly on all ranks rather than hang.
 
 mod bootstrap;
 mod check;
@@ -63,8 +64,9 @@ pub enum Reduce {
 
 /// The collectives of a group of ranks.
 ///
-/// All reductions go in rank order, so every rank holds the same bits afterwards, and every backend gives the same ones.
-/// If a rank fails or leaves, the calls of all others return [`Error::Rank`](crate::Error::Rank) with that rank's message.
+/// All reductions go in rank order, so every rank holds the same bits afterwards, and every backend gives the same
+/// ones. If a rank fails or leaves, the calls of all others return [`Error::Rank`](crate::Error::Rank) with that rank's
+/// message.
 pub trait Communicator: Send + Sync {
     /// This rank, in 0..size.
     fn rank(&self) -> usize;
@@ -72,14 +74,16 @@ pub trait Communicator: Send + Sync {
     /// How many ranks there are.
     fn size(&self) -> usize;
 
-    /// Sends `send[j]` to rank j; `result[i]` came from rank i and has `shapes[i]`. Counts may be uneven or zero. The tensors
-    /// are given away: a receiver may hold the very same memory, so the sender must not write into them afterwards.
+    /// Sends `send[j]` to rank j; `result[i]` came from rank i and has `shapes[i]`. Counts may be uneven or zero. The
+    /// tensors are given away: a receiver may hold the very same memory, so the sender must not write into them
+    /// afterwards.
     fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>>;
 
     /// Every rank's tensor, in rank order; rank i's has `shapes[i]`. All are this rank's own copies.
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>>;
 
-    /// Sums the 1-D f32 or f64 `buffer` over ranks and returns this rank's part: `counts[r]` elements for rank r, in order.
+    /// Sums the 1-D f32 or f64 `buffer` over ranks and returns this rank's part: `counts[r]` elements for rank r, in
+    /// order.
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor>;
 
     /// Combines `buffer` (f32 or f64, contiguous, any shape) over ranks in place, with the same bits on every rank.
@@ -105,8 +109,8 @@ pub trait Communicator: Send + Sync {
     fn reserve(&self) {}
 }
 
-/// Fails on all ranks of `comm`, naming them, unless all gave the same `value`: for what every rank works out for itself and
-/// must agree on, such as a hash of the configuration. `what` names it in the message.
+/// Fails on all ranks of `comm`, naming them, unless all gave the same `value`: for what every rank works out for
+/// itself and must agree on, such as a hash of the configuration. `what` names it in the message.
 ///
 /// # Errors
 /// [`Error::Invalid`](crate::Error::Invalid), the same on every rank; or what the gathering itself meets with.

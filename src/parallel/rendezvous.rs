@@ -1,8 +1,9 @@
-//! A barrier with a payload: each rank deposits its arguments; when the last arrives, all read all.
+//! The rendezvous is a barrier with a payload: each rank deposits its arguments; when the last arrives, all ranks read
+//! all arguments.
 //!
-//! One lock and one condition variable serve all groups of a run. So every call that can never complete is seen at once and ends in an
-//! error rather than a hang: a rank failed, a rank returned while another waits for it, or all ranks wait for each other. Nothing here
-//! knows what the collectives mean; see `threads.rs`.
+//! One lock and one condition variable serve all groups of a run. So every call that can never complete is seen at once
+//! and ends in an error rather than a hang: a rank failed, a rank returned while another waits for it, or all ranks
+//! wait for each other. Nothing here knows what the collectives mean; see `threads.rs`.
 
 use candle_core::Tensor;
 use std::collections::BTreeMap;

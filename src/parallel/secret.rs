@@ -1,4 +1,4 @@
-//! The secret of a job: what its processes know and nobody else does, so that a rank takes no stranger for another rank.
+//! Reads or makes the secret that the processes of a job share, so that a rank takes no stranger for another rank.
 //!
 //! It comes from the environment, or from a file of this user's which rank 0 makes. It never travels: a
 //! [`handshake`](super::handshake) proves that both sides know it.
@@ -50,7 +50,8 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Of variables that `get` gives. Without one, ranks of `one_machine` share a file in the folder for temporary files.
+    /// Of variables that `get` gives. Without one, ranks of `one_machine` share a file in the folder for temporary
+    /// files.
     ///
     /// # Errors
     /// Both variables are set, or the secret is too short or too long.
@@ -71,10 +72,12 @@ impl Secret {
         }
     }
 
-    /// The key that is made of the secret. Rank 0 makes the file of a [`Secret::File`]; the others wait for it `until` then.
+    /// The key that is made of the secret. Rank 0 makes the file of a [`Secret::File`]; the others wait for it `until`
+    /// then.
     ///
     /// # Errors
-    /// There is no secret; its file cannot be read or made, others than this user could read or change it, or it does not come.
+    /// There is no secret; its file cannot be read or made, others than this user could read or change it, or it does
+    /// not come.
     pub(super) fn key(&self, rank: usize, until: Instant) -> Result<Key> {
         let path = match self {
             Self::Text(text) => return Ok(Key::new(text.as_bytes())),

@@ -1,11 +1,11 @@
 //! Runs ranks as threads of one process, and implements their collectives.
 //!
 //! What is copied, so that nobody ever sees another rank's later writes:
-//! - `all_to_all` hands a tensor over as it is when the tensor is all of its storage (the sender gives it away and must not
-//!   write into it afterwards); a view into something larger is copied by the sender.
+//! - `all_to_all` hands a tensor over as it is when the tensor is all of its storage (the sender gives it away and must
+//!   not write into it afterwards); a view into something larger is copied by the sender.
 //! - `all_gather` copies on every receiver; `broadcast` once on the root, then on every receiver.
-//! - `reduce_scatter` and `all_reduce` read the other ranks' buffers in place: each rank reduces its share of the elements,
-//!   in rank order, and shares are then exchanged. No rank returns, or writes, before all have read.
+//! - `reduce_scatter` and `all_reduce` read the other ranks' buffers in place: each rank reduces its share of the
+//!   elements, in rank order, and shares are then exchanged. No rank returns, or writes, before all have read.
 
 use candle_core::Tensor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,10 +24,10 @@ const STACK: usize = 64 << 20;
 
 /// Runs `f` on `ranks` ranks and returns what each returned, in rank order.
 ///
-/// A rank is a thread called `rank-N` within a rayon pool of its own with `threads_per_rank` threads; its log lines carry
-/// the rank. If a rank returns an error or panics, the calls of all others, pending or later, return
-/// [`Error::Rank`], also through communicators made by `split`; so they do if a rank returns while others still wait for it,
-/// or if all ranks wait for each other.
+/// A rank is a thread called `rank-N` within a rayon pool of its own with `threads_per_rank` threads; its log lines
+/// carry the rank. If a rank returns an error or panics, the calls of all others, pending or later, return
+/// [`Error::Rank`], also through communicators made by `split`; so they do if a rank returns while others still wait
+/// for it, or if all ranks wait for each other.
 ///
 /// # Errors
 /// The first failing rank's own error; a panic becomes [`Error::Rank`] with the panic's text.
@@ -139,8 +139,8 @@ impl Threads {
 }
 
 impl Call<'_> {
-    /// Waits until all ranks have made this call; `checked` says whether this rank's arguments were sound. Fails on every rank alike
-    /// if one refuses or two disagree.
+    /// Waits until all ranks have made this call; `checked` says whether this rank's arguments were sound. Fails on
+    /// every rank alike if one refuses or two disagree.
     fn meet(&mut self, checked: Result<()>, own_args: CallArgs) -> Result<Arc<Vec<CallArgs>>> {
         let Threads { rendezvous, group, rank, .. } = self.comm;
         let refusal = checked.err().map(|e| e.to_string());

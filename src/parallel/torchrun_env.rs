@@ -30,8 +30,8 @@ impl TorchrunEnv {
     /// Of variables that `get` gives.
     ///
     /// # Errors
-    /// One is missing or no number, or they contradict each other. What only this process can know is wrong is an error of its
-    /// rank.
+    /// One is missing or no number, or they contradict each other. What only this process can know is wrong is an error
+    /// of its rank.
     pub fn from(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let text = |name: &str| match get(name) {
             Some(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),

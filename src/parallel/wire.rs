@@ -1,4 +1,5 @@
-//! The wire format of the [`ControlPlane`](super::ControlPlane): frames of a kind, a length, bytes, and a tag that authenticates them.
+//! The wire format of the [`ControlPlane`](super::ControlPlane): frames of a kind, a length, bytes, and a tag that
+//! authenticates them.
 //!
 //! A received length is checked first, and no more memory is taken than that.
 

@@ -1,8 +1,8 @@
 //! Counts a step's operations, and the bytes that a rank sends in it, from the shapes.
 //!
-//! The functions count what any implementation has to do at least: one that recomputes more does not count as faster. Attention's backward
-//! has five products of the size of its forward's two; a linear layer's has two of the size of its one. [`Work`] counts what
-//! src/engine/ and src/attention/ do.
+//! The functions count what any implementation has to do at least: one that recomputes more does not count as faster.
+//! Attention's backward has five products of the size of its forward's two; a linear layer's has two of the size of its
+//! one. [`Work`] counts what src/engine/ and src/attention/ do.
 
 use super::shape::Shape;
 use crate::config::RunConfig;

@@ -1,4 +1,5 @@
-//! One rank's sizes: its tokens, its heads of each group, its place in the mesh. Splits are those that the ranks use.
+//! Computes one rank's sizes: its tokens, its heads of each group, its place in the mesh. Splits are those that the
+//! ranks use.
 
 use candle_core::DType;
 

@@ -1,5 +1,5 @@
-//! Writes what was planned for a run, and what its data are, into its folder. Nothing here ends a run: what cannot be written is a
-//! warning.
+//! Writes what was planned for a run, and what its data are, into its folder. Nothing here ends a run: what cannot be
+//! written is a warning.
 
 use serde_json::{Value, json};
 use std::path::Path;

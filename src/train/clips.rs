@@ -1,4 +1,5 @@
-//! Makes input rows and the loss of a batch of noisy clips for the engine, tile by tile, from u8 frames and counter-based noise.
+//! Makes input rows and the loss of a batch of noisy clips for the engine, tile by tile, from u8 frames and
+//! counter-based noise.
 //!
 //! Nothing of the whole clip exists but its u8 frames: x0, noise, x_sigma, target and prediction live for one tile.
 
@@ -126,7 +127,8 @@ impl engine::Objective for NoisyClips<'_> {
     }
 }
 
-/// The squared error of a batch without gradients, for held-out clips: the sum over this rank's elements, for each clip.
+/// The squared error of a batch without gradients, for held-out clips: the sum over this rank's elements, for each
+/// clip.
 pub fn squared_errors(clips: &NoisyClips, rows: Range<usize>, output: &Tensor, sums: &mut [f64]) -> Result<()> {
     let output = output.flatten_all()?.to_vec1::<f32>()?;
     let mut clip_number = rows.start / clips.tokens.len();

@@ -1,5 +1,5 @@
-//! Measures the held-out loss on clips never trained on, at fixed quantiles of the timestep distribution, with fixed noise. Between two
-//! calls only the weights differ, so the curve moves only as the weights do.
+//! Measures the held-out loss on clips never trained on, at fixed quantiles of the timestep distribution, with fixed
+//! noise. Between two calls only the weights differ, so the curve moves only as the weights do.
 
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
@@ -37,7 +37,8 @@ impl<'a> Heldout<'a> {
         Ok(setup.heldout.as_ref().map(|_| Self { setup, mesh, objective, sigmas: sigmas.heldout(QUANTILES) }))
     }
 
-    /// The mean loss at each quantile, in ascending sigma, over all clips and ranks. Clips are dealt to data ranks in turn.
+    /// The mean loss at each quantile, in ascending sigma, over all clips and ranks. Clips are dealt to data ranks in
+    /// turn.
     pub fn losses(&self, model: &Model) -> Result<Vec<f64>> {
         let Some(dataset) = &self.setup.heldout else { return Ok(vec![]) };
         let data = &self.setup.config.data;

@@ -1,4 +1,5 @@
-//! Training: the loop, optimizer, moving average, checkpoints; and sampling, which the loop and `longreel sample` share.
+//! Trains: the loop, optimizer, moving average, checkpoints; and samples, by code that the loop and `longreel sample`
+//! share.
 
 pub mod checkpoint;
 pub mod device;

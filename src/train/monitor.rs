@@ -1,5 +1,5 @@
-//! A thread beside the ranks shows the progress of a running step, and abandons the step if the user wants to stop and it would go on
-//! for long.
+//! Monitors a running step from a thread beside the ranks: shows its progress, and abandons it if the user wants to
+//! stop and it would go on for long.
 //!
 //! It only reads the ranks' [`StepMeter`]s. The ranks themselves skip what is left of an abandoned step.
 
@@ -22,7 +22,8 @@ const LONG: Duration = Duration::from_secs(2);
 /// How long a step may go on once the user wants to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Fraction of a step's FLOPs after which its speed gives the ETA; earlier, attention (most of the work) has not started.
+/// Fraction of a step's FLOPs after which its speed gives the ETA; earlier, attention (most of the work) has not
+/// started.
 const ETA_FROM: f64 = 1e-3;
 
 /// Runs `ranks`, with the monitor's thread beside them. `blocks` is the network's number of blocks.

@@ -126,7 +126,8 @@ impl AdamW {
     }
 }
 
-/// The step on some elements; `decay` is the share of a parameter that goes, as 1 minus it would be rounded much more coarsely.
+/// The step on some elements; `decay` is the share of a parameter that goes, as 1 minus it would be rounded much more
+/// coarsely.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn apply(step: &Step, (params, grads): (&mut [f32], &[f32]), (m, v): (&mut [f32], &mut [f32]), decay: f32) {
     for ((param, &grad), (m, v)) in params.iter_mut().zip(grads).zip(m.iter_mut().zip(v)) {

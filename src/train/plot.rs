@@ -1,4 +1,4 @@
-//! The loss curve of a run as a PNG, from its metrics file.
+//! Draws the loss curve of a run as a PNG, from its metrics file.
 
 use image::RgbImage;
 use image::imageops::{self, FilterType};
@@ -25,7 +25,8 @@ const HELDOUT: RGBColor = RGBColor(214, 96, 20);
 const WINDOW: f64 = 0.03;
 /// The smoothed curve has no more points than this.
 const POINTS: usize = 400;
-/// Losses that are drawn at most. Of a longer run every second, fourth, ... is drawn, so that memory does not grow with the run.
+/// Losses that are drawn at most. Of a longer run every second, fourth, ... is drawn, so that memory does not grow with
+/// the run.
 const DRAWN: usize = 20_000;
 /// Losses above this are drawn as this: the search for round numbers beside the axis does not end for much larger ones.
 const HIGHEST: f64 = 1e30;

@@ -23,7 +23,8 @@ pub fn memory() -> Memory {
     parse_memory(&status)
 }
 
-/// Page faults of this process so far that read nothing from disk, from `/proc/self/stat`; 0 where the system does not tell.
+/// Page faults of this process so far that read nothing from disk, from `/proc/self/stat`; 0 where the system does not
+/// tell.
 pub fn page_faults() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The tenth field; the second is the program's name in brackets, which may hold anything.
@@ -62,8 +63,8 @@ impl Write for Stderr {
     }
 }
 
-/// A line that renews itself, of which `done` parts of `length` are done, if stderr is a terminal that can do so. Log lines step aside
-/// for it until [`leave`].
+/// A line that renews itself, of which `done` parts of `length` are done, if stderr is a terminal that can do so. Log
+/// lines step aside for it until [`leave`].
 pub(crate) fn bar(length: u64, done: u64) -> Option<ProgressBar> {
     terminal::renews_lines().then(|| {
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
@@ -81,8 +82,8 @@ pub(crate) fn leave() {
     *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
 }
 
-/// Progress of a run: step, loss, tokens per second, memory and the time left; within a long step, how far that is. Ranks and whoever
-/// watches them share it.
+/// Progress of a run: step, loss, tokens per second, memory and the time left; within a long step, how far that is.
+/// Ranks and whoever watches them share it.
 #[derive(Debug)]
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -117,7 +118,8 @@ impl Progress {
         Self { bar, total, log_every, state: Mutex::new(state) }
     }
 
-    /// Reports that `step` is done, and with it the data gone through `times` times. Without a terminal this logs the first step, the last, and one now and then.
+    /// Reports that `step` is done, and with it the data gone through `times` times. Without a terminal this logs the
+    /// first step, the last, and one now and then.
     pub fn update(&self, step: u64, times: f64, loss: f64, tokens_per_s: f64) {
         let now = Instant::now();
         let mut state = self.state();
@@ -130,8 +132,8 @@ impl Progress {
         state.first &= !due;
     }
 
-    /// Reports that of the step after the last one reported a `share` (0 to 1) is done, that it is `at` something, and how long it
-    /// will go on, if that is known. Without a terminal this logs now and then.
+    /// Reports that of the step after the last one reported a `share` (0 to 1) is done, that it is `at` something, and
+    /// how long it will go on, if that is known. Without a terminal this logs now and then.
     pub fn within(&self, share: f64, at: &str, left: Option<Duration>) {
         let now = Instant::now();
         let mut state = self.state();

@@ -1,4 +1,5 @@
-//! Measures a rehearsal's memory, the process's peak and the buffers in use by phase of a step, to compare it with the plan.
+//! Measures a rehearsal's memory, the process's peak and the buffers in use by phase of a step, to compare it with the
+//! plan.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -38,7 +39,8 @@ impl Rehearsal {
 /// The most in use in each phase; before the first one, under no name.
 pub(super) type Seen = BTreeMap<Option<Phase>, u64>;
 
-/// Keeps the most that each phase of a rank had in use. Ranks share what they measure: the most of all of them is the process's.
+/// Keeps the most that each phase of a rank had in use. Ranks share what they measure: the most of all of them is the
+/// process's.
 #[derive(Default)]
 pub(super) struct Phases {
     phase: Cell<Option<Phase>>,

@@ -1,5 +1,5 @@
-//! Reports a run while it trains: metrics, TensorBoard events, the progress line, samples. Only world rank 0 reports; on other ranks
-//! every call does nothing. A failure of what only shows the run never ends it.
+//! Reports a run while it trains: metrics, TensorBoard events, the progress line, samples. Only world rank 0 reports;
+//! on other ranks every call does nothing. A failure of what only shows the run never ends it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -73,8 +73,8 @@ struct Voice<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Opens the files of a run that has `done` steps behind it, or makes the folder of a new one; a step is `tokens` tokens
-    /// over all ranks. Nothing is written before: what cannot be trained leaves no trace.
+    /// Opens the files of a run that has `done` steps behind it, or makes the folder of a new one; a step is `tokens`
+    /// tokens over all ranks. Nothing is written before: what cannot be trained leaves no trace.
     pub fn start(
         setup: &'a RunSetup,
         mesh: &Mesh,
@@ -184,13 +184,14 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// Makes the metrics durable that a checkpoint is about to count; it may be saved in any case, and the run shall end if this fails.
+    /// Makes the metrics durable that a checkpoint is about to count; it may be saved in any case, and the run shall
+    /// end if this fails.
     pub fn sync(&mut self) -> Result<()> {
         self.0.as_mut().map_or(Ok(()), |voice| voice.metrics.sync())
     }
 
-    /// Writes sample number `index` of a step, which `comm`'s ranks hold: each of them calls this. A sample that cannot be written is
-    /// a warning: the run does without.
+    /// Writes sample number `index` of a step, which `comm`'s ranks hold: each of them calls this. A sample that cannot
+    /// be written is a warning: the run does without.
     pub fn sample(&mut self, step: u64, index: usize, clip: &Sampled, comm: &dyn Communicator) -> Result<()> {
         let Some(voice) = &mut self.0 else { return clip.bands(comm, |_| Ok(())) };
         let [frames, height, width] = clip.size;
@@ -199,7 +200,8 @@ impl<'a> Report<'a> {
         let path = folder.join(format!("step-{step:08}-{index}.{kind}"));
         let made = create_folders(&folder);
         let written = if frames == 1 && height * width > PREVIEW_PIXELS {
-            clip.write_png(comm, &path)? // so large a picture is never whole in memory, and has no place in TensorBoard's file
+            // so large a picture is never whole in memory, and has no place in TensorBoard's file
+            clip.write_png(comm, &path)?
         } else if let Some(clip) = clip.collect(comm)? {
             let fps = voice.setup.fps().unwrap_or(FPS_OF_IMAGES);
             if let Ok(Preview { height, width, encoded }) = Preview::new(&clip.data, clip.height, clip.width, fps) {

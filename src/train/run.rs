@@ -1,8 +1,9 @@
 //! Runs the training loop of one rank, readable from top to bottom.
 //!
-//! Every rank runs it. Clips are numbered through the run and a step's global batch is cut over data ranks, each clip's tokens over
-//! the ranks of a sequence; whatever is drawn for clip g of a step depends on (seed, step, g) alone. The loss is a sum over this
-//! rank's tokens divided by the global count, so that sums over all ranks are the loss and the gradients of the whole batch.
+//! Every rank runs it. Clips are numbered through the run and a step's global batch is cut over data ranks, each clip's
+//! tokens over the ranks of a sequence; whatever is drawn for clip g of a step depends on (seed, step, g) alone. The
+//! loss is a sum over this rank's tokens divided by the global count, so that sums over all ranks are the loss and the
+//! gradients of the whole batch.
 
 use candle_core::{Device, Tensor};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,13 +34,13 @@ use crate::parallel::{Communicator, Launch, Mesh, Metered, Reduce, agree, is_fir
 use crate::plan::Plan;
 use crate::{Error, Result};
 
-/// Trains as `config` says, on ranks that `launch` runs, until its last step or until `interrupted` is set, on any of them; either way a
-/// checkpoint is saved at the end. It begins where `start` says. Meanwhile no other process may train in the run's folder.
+/// Trains as `config` says, on ranks that `launch` runs, until its last step or until `interrupted` is set, on any of
+/// them; either way a checkpoint is saved at the end. It begins where `start` says. Meanwhile no other process may
+/// train in the run's folder.
 ///
 /// # Errors
-/// One does already; or
-/// [`Error::Abandoned`] if the running step would have gone on for more than ten seconds after `interrupted` was set: it is left at
-/// once, and the checkpoint is that of the step before.
+/// One does already; or [`Error::Abandoned`] if the running step would have gone on for more than ten seconds after
+/// `interrupted` was set: it is left at once, and the checkpoint is that of the step before.
 pub fn run(config: RunConfig, start: Start, launch: &Launch, interrupted: &AtomicBool) -> Result<()> {
     let ranks = config.parallel.ranks;
     let _lock = launch.rank0_first(|| is_first().then(|| RunLock::take(&config.run.out)).transpose())?;
@@ -75,8 +76,8 @@ pub fn run(config: RunConfig, start: Start, launch: &Launch, interrupted: &Atomi
 /// Steps of a rehearsal, unless the run has fewer: what the first one leaves behind, the second one finds.
 pub(crate) const REHEARSED: u64 = 2;
 
-/// Runs steps as `config` says, but without attention's arithmetic: memory, messages and stash are unchanged, values mean nothing.
-/// Saves nothing.
+/// Runs steps as `config` says, but without attention's arithmetic: memory, messages and stash are unchanged, values
+/// mean nothing. Saves nothing.
 pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
     let setup = RunSetup::open(config, Start::New, launch)?;
@@ -188,7 +189,8 @@ impl<'a> Rank<'a> {
         }
         self.meter.end();
         if saved != Some(step) {
-            self.save(step, position + (step - first) * batch, &mut report)?; // after no steps at all, the initial weights
+            // after no steps at all, the initial weights
+            self.save(step, position + (step - first) * batch, &mut report)?;
         }
         report.finish(step, abandoned.is_none() && step < train.steps)?;
         Ok(abandoned)
@@ -314,8 +316,8 @@ impl<'a> Rank<'a> {
         Ok(std::array::from_fn(|i| sums[i]))
     }
 
-    /// Samples `[sample] count` clips from the averaged weights; every sequence group does so, the first one reports. A batch of them has
-    /// no more clips than one of training, whose memory it then does with.
+    /// Samples `[sample] count` clips from the averaged weights; every sequence group does so, the first one reports. A
+    /// batch of them has no more clips than one of training, whose memory it then does with.
     fn sample(&self, step: u64, report: &mut Report) -> Result<()> {
         let config = &self.setup.config;
         let (request, sequence) = (&Request::from_config(config)?, &self.mesh.sequence);

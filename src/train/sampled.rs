@@ -27,7 +27,8 @@ pub const FPS_OF_IMAGES: f64 = 24.0;
 const BAND: usize = 1 << 20;
 
 impl Sampled {
-    /// From this rank's `rows`, [local S, pt ph pw 3], of a clip of `size` (frames, height, width) in patches of `patch`.
+    /// From this rank's `rows`, [local S, pt ph pw 3], of a clip of `size` (frames, height, width) in patches of
+    /// `patch`.
     ///
     /// # Errors
     /// The patch does not divide the size.
@@ -35,8 +36,9 @@ impl Sampled {
         Ok(Self { rows, size, patch, grid: token_grid(size, patch)? })
     }
 
-    /// Hands the clip to rank 0 in bands: `take` is called there, with some lines of one patch of frames at a time, from top to
-    /// bottom and from first frame to last. A collective of the sequence's ranks; of the others each sends its rows.
+    /// Hands the clip to rank 0 in bands: `take` is called there, with some lines of one patch of frames at a time,
+    /// from top to bottom and from first frame to last. A collective of the sequence's ranks; of the others each sends
+    /// its rows.
     ///
     /// # Errors
     /// Those of `take`, on all ranks.
@@ -71,12 +73,12 @@ impl Sampled {
         Ok(())
     }
 
-    /// Writes the clip, of one frame, to the PNG `path`, by rank 0 as its lines arrive. A collective. The inner result is that of
-    /// writing: the ranks' exchange is complete then, so that a run can go on without its picture.
+    /// Writes the clip, of one frame, to the PNG `path`, by rank 0 as its lines arrive. A collective. The inner result
+    /// is that of writing: the ranks' exchange is complete then, so that a run can go on without its picture.
     ///
     /// # Errors
-    /// The clip has more frames; those of the ranks' exchange. Within: the file cannot be written; nothing is left behind or
-    /// overwritten then.
+    /// The clip has more frames; those of the ranks' exchange. Within: the file cannot be written; nothing is left
+    /// behind or overwritten then.
     pub fn write_png(&self, comm: &dyn Communicator, path: &Path) -> Result<Result<()>> {
         let [frames, height, width] = self.size;
         if frames != 1 {
@@ -94,8 +96,8 @@ impl Sampled {
         Ok(writer.and_then(|writer| writer.map_or(Ok(()), PngWriter::finish)))
     }
 
-    /// Writes the clip to `path`, as its extension says, at `fps` frames per second; a PNG of one frame line by line. A collective.
-    /// The inner result is that of writing, as of [`write_png`](Self::write_png).
+    /// Writes the clip to `path`, as its extension says, at `fps` frames per second; a PNG of one frame line by line. A
+    /// collective. The inner result is that of writing, as of [`write_png`](Self::write_png).
     ///
     /// # Errors
     /// Those of the ranks' exchange. Within: the file cannot be written.

@@ -1,8 +1,9 @@
-//! Samples clips from a model, over the ranks of a sequence: several clips in a batch, whose state stays sharded and is updated tile by
-//! tile.
+//! Samples clips from a model, over the ranks of a sequence: several clips in a batch, whose state stays sharded and is
+//! updated tile by tile.
 //!
-//! What a clip begins from is drawn token by token from (seed, the clip's index), and nothing that the network does to one row depends on
-//! which other rows there are. So a clip has the same bits in a batch of any size, and but for rounding on any number of ranks.
+//! What a clip begins from is drawn token by token from (seed, the clip's index), and nothing that the network does to
+//! one row depends on which other rows there are. So a clip has the same bits in a batch of any size, and but for
+//! rounding on any number of ranks.
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
@@ -93,8 +94,9 @@ pub struct ClipSampler<'a> {
 }
 
 impl ClipSampler<'_> {
-    /// Samples `clips` in batches of at most `most` clips, and hands each to `take` with its place among them, in order. `report` is
-    /// called as a batch begins and each time that the sampler has asked the network. A collective of the sequence's ranks; each gets its tokens' rows.
+    /// Samples `clips` in batches of at most `most` clips, and hands each to `take` with its place among them, in
+    /// order. `report` is called as a batch begins and each time that the sampler has asked the network. A collective
+    /// of the sequence's ranks; each gets its tokens' rows.
     ///
     /// # Errors
     /// The request does not fit the network; those of the ranks' exchange and of `take`.
@@ -124,8 +126,8 @@ impl ClipSampler<'_> {
         sampled.into_iter().next().ok_or_else(|| Error::Invalid("a batch of one clip is empty".to_owned()))
     }
 
-    /// Clips that a batch holds at most where nothing else limits it: as many as bring a rank [`ENOUGH_TOKENS`]. So a batch takes no
-    /// more memory than one clip of so many tokens, whatever the network.
+    /// Clips that a batch holds at most where nothing else limits it: as many as bring a rank [`ENOUGH_TOKENS`]. So a
+    /// batch takes no more memory than one clip of so many tokens, whatever the network.
     ///
     /// # Errors
     /// The request's size does not fit the network.
@@ -134,7 +136,8 @@ impl ClipSampler<'_> {
         Ok((ENOUGH_TOKENS / tokens.div_ceil(self.sequence.all.size())).max(1)) // the same on all ranks
     }
 
-    /// Samples `clips` at once. With guidance, the two passes are one where the network may take `most` clips and they are no more.
+    /// Samples `clips` at once. With guidance, the two passes are one where the network may take `most` clips and they
+    /// are no more.
     fn sample_batch(&self, clips: &[ClipSpec], most: usize, report: &dyn Fn([usize; 2])) -> Result<Vec<Sampled>> {
         let (config, request) = (&self.model.config, self.request);
         if config.in_channels != 3 || config.out_channels != 3 {
@@ -262,8 +265,8 @@ impl Velocity for Network<'_> {
     }
 }
 
-/// A tile's `rows` of a batch in which the state's rows come several times, once a pass: the pass, the rows of the state, and where
-/// they begin in the tile.
+/// A tile's `rows` of a batch in which the state's rows come several times, once a pass: the pass, the rows of the
+/// state, and where they begin in the tile.
 fn by_pass(rows: &Range<usize>, state: usize) -> impl Iterator<Item = (usize, Range<usize>, usize)> + use<> {
     let (start, end) = (rows.start, rows.end);
     let passes = start / state..end.div_ceil(state);
@@ -294,8 +297,8 @@ impl Source for Input<'_> {
     }
 }
 
-/// The network's conditioning of samples at `timesteps` with their classes; none is the null class. Text models get one empty token:
-/// captions are not encoded here.
+/// The network's conditioning of samples at `timesteps` with their classes; none is the null class. Text models get one
+/// empty token: captions are not encoded here.
 pub fn conditioning(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) -> Result<Conditioning> {
     let config = &model.config;
     let labels = match config.num_classes {

@@ -24,7 +24,8 @@ use crate::{Error, Result, bail, hub};
 pub enum Start {
     /// At its beginning; a folder that holds checkpoints is refused.
     New,
-    /// After its last checkpoint; at its beginning where there is none, so that a job that was killed early can be queued again as it is.
+    /// After its last checkpoint; at its beginning where there is none, so that a job that was killed early can be
+    /// queued again as it is.
     Last,
     /// After the checkpoint of this step; those after it are set aside.
     Step(u64),

@@ -1,4 +1,5 @@
-//! Still images line by line: the pixels that decoding the whole gives, the parts that ranks hold, and how much memory that takes.
+//! Tests still images line by line: the pixels that decoding the whole gives, the regions that ranks hold, and how much
+//! memory that takes.
 
 use super::media::*;
 use longreel::config::Crop;
@@ -72,7 +73,8 @@ fn rank_loads_only_the_lines_of_its_tokens() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
     let rgb = image::DynamicImage::from(deep()).to_rgb8();
-    let tall = image::imageops::resize(&rgb, 40, 37, image::imageops::FilterType::Triangle); // the size but for its height
+    // the size but for its height
+    let tall = image::imageops::resize(&rgb, 40, 37, image::imageops::FilterType::Triangle);
     let large = image::imageops::resize(&rgb, 93, 120, image::imageops::FilterType::Triangle);
     for (name, image) in [("same.png", &rgb), ("tall.png", &tall), ("large.png", &large), ("large.webp", &large)] {
         image.save(at(name)).unwrap();

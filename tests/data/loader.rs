@@ -1,4 +1,4 @@
-//! The order of clips and the prefetch queue.
+//! Tests the order of clips and the prefetch queue.
 
 use super::media::*;
 use longreel::config::Crop;

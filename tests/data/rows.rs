@@ -1,4 +1,4 @@
-//! Arithmetic without files: windows, resampling, patch rows.
+//! Tests arithmetic without files: windows, resampling, patch rows.
 
 use super::media::message;
 use longreel::data::{FrameRegion, Frames, RowOrder, Windows, resample, token_grid, u8_to_unit};

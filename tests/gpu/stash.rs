@@ -1,5 +1,6 @@
-//! The stash on a GPU copies what was computed, not what lay there before: milliseconds of attention stand before all that is put, so
-//! that a copy which does not wait comes too early. On the emulated driver such a copy ends the process, however short the work.
+//! Tests the stash on a GPU: it copies what was computed, not what lay there before. Milliseconds of attention stand
+//! before all that is put, so that a copy which does not wait comes too early. On the emulated driver such a copy ends
+//! the process, however short the work.
 
 use candle_core::{DType, Device, Tensor};
 use longreel::attention::flash;
@@ -21,7 +22,8 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// Attention on 32K tokens of 12 heads takes some 15 ms of an H200 (arithmetic), a copy of 16 MB to the host 0.3 ms.
+    /// Attention on 32K tokens of 12 heads takes some 15 ms of an H200 (arithmetic), a copy of 16 MB to the host 0.3
+    /// ms.
     fn new(gpu: &Device) -> Self {
         let name = gpu.as_cuda_device().unwrap().cuda_stream().context().name().unwrap();
         match name.as_str() {
@@ -48,8 +50,8 @@ impl Work {
     }
 }
 
-/// A block of `number`s in buffers of zeros, which are filled after the work: x as tiles fill it, o and lse as groups of heads are
-/// joined.
+/// A block of `number`s in buffers of zeros, which are filled after the work: x as tiles fill it, o and lse as groups
+/// of heads are joined.
 fn computed(sizes: &Sizes, work: &Work, number: f64, gpu: &Device) -> Residuals {
     let Sizes { rows, width, .. } = *sizes;
     let x = Tensor::zeros((rows, width), DType::F32, gpu).unwrap();

@@ -1,5 +1,5 @@
-//! Time, text and classes: the null class, gradients that reach the rows that were used, and prompts that do not fit;
-//! and the fixed positions of the embedding.
+//! Tests time, text and classes: the null class, gradients that reach the rows that were used, and conditioning that
+//! does not fit; and the fixed positions of the embedding.
 
 use super::{Helpers, conditioning, normal, random, tiny};
 use candle_core::{DType, Device, Tensor};

@@ -1,5 +1,5 @@
-//! The gradient of a whole network through the engine: finite and non-zero for every number of every parameter, and
-//! equal to finite differences of the loss, with two samples and tiles that straddle them.
+//! Tests the gradient of a whole network through the engine: finite and non-zero for every element of every parameter,
+//! and equal to finite differences of the loss, with two samples and tiles that straddle them.
 
 use super::{Helpers, conditioning, normal, random, tiny};
 use candle_core::{DType, Device, Tensor};

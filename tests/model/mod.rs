@@ -1,5 +1,5 @@
-//! The network: its names, shapes and sizes, its config.json, patches, initial values, conditions, and the gradient of
-//! the whole against finite differences.
+//! Tests the network: its names, shapes and sizes, its config.json, patches, initial values, conditions, and the
+//! gradient of the whole against finite differences.
 //!
 //! Not here: agreement with diffusers' numbers (`golden.rs`), single ops (`ops/`), ranks against one another
 //! (`engine.rs`).
@@ -87,7 +87,7 @@ impl Helpers for Model {
     }
 }
 
-/// A prompt of as many samples as `labels`, for whatever the model has.
+/// Conditioning of as many samples as `labels`, for whatever the model has.
 fn conditioning(config: &ModelConfig, labels: &[usize], dtype: DType) -> Conditioning {
     let b = labels.len();
     let text = |features: usize| {

@@ -1,4 +1,4 @@
-//! The files of examples/launch and the script of two hosts: what they start trains.
+//! Tests that what the files of examples/launch and the script of two hosts start trains.
 
 use super::*;
 use crate::train::{Place, longreel};

@@ -1,4 +1,4 @@
-//! The linear layer, in full precision and with operands rounded to bf16.
+//! Tests the linear layer, in full precision and with operands rounded to bf16.
 
 use super::norm::gathered;
 use super::{Op, RUNS, SAMPLES, close, normal, values};
@@ -10,7 +10,7 @@ fn layer(params: &[Param], bf16: bool) -> Linear {
     Linear::new(params[0].clone(), params[1].clone(), bf16)
 }
 
-/// Every vector unit this CPU has.
+/// Every instruction set that this CPU has.
 fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available())
 }
@@ -37,7 +37,8 @@ fn fused_linear_epilogues_match_the_plain_form() {
         let at = Rows { start, tokens };
         for (inner, out) in [(24, 40), (40, 7), (33, 1)] {
             let (x, residual) = (normal(1, (n, inner)), normal(6, (n, out)));
-            // Small weights, and small inputs to GELU: sums stay where GELU's curve is gentle enough for finite differences.
+            // Small weights, and small inputs to GELU: sums stay where GELU's curve is gentle enough for finite
+            // differences.
             let params = || vec![(normal(2, (out, inner)) * 0.05).unwrap(), normal(3, out)];
             Op {
                 name: format!("linear and gelu [{n}, {inner}] to {out}"),
@@ -88,9 +89,9 @@ fn accumulate_gives_the_weight_gradients_of_backward() {
     }
 }
 
-/// On every unit, in f32 and bf16, each of the three products is that of the (rounded) operands with an f32 sum, and the bias
-/// gradient is not rounded. Sizes around the tiles' 6 rows, the panels' 48 and 64 lanes, the tasks' 96 rows, and the runs of
-/// 96 words of a contraction; the weight's gradient is added to what is there.
+/// On every instruction set, in f32 and bf16, each of the three products is that of the (rounded) operands with an f32
+/// sum, and the bias gradient is not rounded. Sizes around the tiles' 6 rows, the panels' 48 and 64 lanes, the tasks'
+/// 96 rows, and the runs of 96 words of a contraction; the weight's gradient is added to what is there.
 #[test]
 fn every_isa_multiplies_operands_of_any_size() {
     let sizes = [(1, 1, 1), (7, 24, 40), (33, 200, 40), (150, 40, 200), (6, 64, 48), (97, 385, 65), (203, 97, 130)];

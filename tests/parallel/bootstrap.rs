@@ -1,6 +1,6 @@
-//! Processes that find each other by torchrun's variables and give each other small bytes: what can go wrong has one clear error,
-//! and nobody waits for ever. Ranks are threads here, or this test binary again ([`child`]) where a process must die; sockets are
-//! real.
+//! Tests processes that find each other by torchrun's variables and exchange small messages: what can go wrong has one
+//! clear error, and no process waits for ever. Ranks are threads here, or this test binary again ([`child`]) where a
+//! process must die; sockets are real.
 
 use super::fails;
 use crate::train::{finish, signal, text};

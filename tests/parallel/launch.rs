@@ -1,4 +1,4 @@
-//! Where ranks come from: what launchers say in the environment, and what a build can do about it.
+//! Tests where ranks come from: what launchers say in the environment, and what a build can do about it.
 
 use crate::train::{Place, fail, longreel, text};
 use longreel::parallel::{Launch, LauncherEnv};
@@ -27,7 +27,8 @@ fn launcher_is_recognised_by_its_variables() {
         let others: Vec<_> = torchrun.iter().enumerate().filter(|(i, _)| *i != missing).map(|(_, v)| *v).collect();
         assert_eq!(placed(&others), None, "one of the four alone may be anybody's");
     }
-    // srun or mpirun has started a torchrun on each machine; or a script has handed the numbers of ranks on in other names.
+    // srun or mpirun has started a torchrun on each machine; or a script has handed the numbers of ranks on in other
+    // names.
     for outer in [&slurm[..], &ompi] {
         assert_eq!(placed(&[outer, &torchrun].concat()), Some((1, 8, "torchrun")));
     }

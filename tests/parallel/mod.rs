@@ -1,4 +1,5 @@
-//! Ranks and how they talk: collectives against plain sums, failures that must not hang, the split, the mesh and Ulysses.
+//! Tests ranks and how they talk: collectives against plain sums, failures that must not hang, the split, the mesh and
+//! Ulysses.
 
 mod bootstrap;
 pub mod collectives;

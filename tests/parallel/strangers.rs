@@ -1,5 +1,5 @@
-//! Strangers at the port where ranks meet, and ranks that lie: nobody gets in, ends the job of others, keeps it waiting, or takes memory.
-//! What they say is made here, byte by byte, from the description of the protocol.
+//! Tests strangers at the port where ranks meet, and ranks that lie: no stranger gets in, ends the job of others, keeps
+//! it waiting, or takes memory. What they say is made here, byte by byte, from the description of the protocol.
 
 use super::bootstrap::{SECRET, free_port, job, limits, messages, on_all};
 use super::fails;
@@ -283,7 +283,8 @@ fn listener_without_the_secret_is_not_taken_for_rank_0() {
         for mut stream in listener.incoming().flatten() {
             let mut said = [0; 52];
             let _ = stream.read_exact(&mut said).and_then(|()| stream.write_all(&hello(0, 2)));
-            let _ = stream.read_exact(&mut said[..32]).and_then(|()| stream.write_all(&said[..32])); // the rank's own proof
+            // the rank's own proof
+            let _ = stream.read_exact(&mut said[..32]).and_then(|()| stream.write_all(&said[..32]));
         }
     });
     let said = fails(ControlPlane::join(&job(1, 2, port), limits())).to_string();

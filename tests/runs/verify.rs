@@ -1,4 +1,4 @@
-//! `longreel verify`, and going on from a chosen checkpoint.
+//! Tests `longreel verify`, and going on from a chosen checkpoint.
 
 use super::*;
 use crate::train::{fail, longreel, numbers, succeed, text};

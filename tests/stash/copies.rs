@@ -1,4 +1,4 @@
-//! The stash alone: contents and order of copies, what is in flight, rounding, and the scratch file.
+//! Tests the stash alone: contents and order of copies, what is in flight, rounding, and the scratch file.
 
 use super::*;
 use std::os::unix::fs::MetadataExt;

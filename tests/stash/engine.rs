@@ -1,4 +1,4 @@
-//! The engine with each kind of stash: the same bits as from memory, over steps, shapes and ranks.
+//! Tests the engine with each kind of stash: the same bits as from memory, over steps, shapes and ranks.
 
 use super::*;
 use longreel::engine::{Engine, Objective, Source};

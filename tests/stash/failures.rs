@@ -1,4 +1,4 @@
-//! What goes wrong with a stash: one clear error, on every later call and from all ranks, and no hang.
+//! Tests what goes wrong with a stash: one clear error, on every later call and from all ranks, and no hang.
 
 use super::engine::{Case, gradients};
 use super::*;

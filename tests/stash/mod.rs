@@ -1,5 +1,5 @@
-//! The stash: whatever is put comes back, from memory and from a scratch file, however slow or late the copies are; and
-//! whatever fails is said once, by all ranks.
+//! Tests the stash: whatever is put comes back, from memory and from a scratch file, however slow or late the copies
+//! are; and whatever fails is said once, by all ranks.
 
 mod copies;
 mod engine;

@@ -1,5 +1,5 @@
-//! What a run leaves behind: metrics, TensorBoard events, the loss curve, samples, checkpoints that others can read; and what it
-//! says on the way.
+//! Tests what a run leaves behind: metrics, TensorBoard events, the loss curve, samples, checkpoints that others can
+//! read; and what it says on the way.
 
 use super::{Place, finish, longreel, numbers, succeed, text};
 use crate::metrics::{Field, fields, tfrecords, value};

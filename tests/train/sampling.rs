@@ -1,4 +1,5 @@
-//! Sampling over ranks, tile by tile, against the plain sampler on a whole state; and a large picture's way to its file.
+//! Tests sampling over ranks, tile by tile, against the plain sampler on a whole state; and a large image's way to its
+//! file.
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
@@ -87,7 +88,8 @@ impl Source for State<'_> {
 /// The clip whose samples are compared.
 const CLIP: ClipSpec = ClipSpec { index: 2, label: Some(1) };
 
-/// A rank's rows of the clip with every tensor whole: network outputs are collected, guided, and handed to the plain sampler.
+/// A rank's rows of the clip with every tensor whole: network outputs are collected, guided, and handed to the plain
+/// sampler.
 fn plain(model: &Model, objective: &Objective, sequence: &Sequence, request: &Request) -> Result<Tensor> {
     let engine = Engine::new(model, sequence, model.config.grid(SIZE)?, 1, 4)?;
     let tokens = engine.local_tokens();
@@ -154,8 +156,8 @@ fn tiles_on_any_ranks_sample_what_the_whole_state_does() {
     }
 }
 
-/// In a batch, a clip has the bits that it has alone: of any size, with guidance in one pass of the network or two, with classes that
-/// differ, in f32 and bf16, and on several ranks.
+/// In a batch, a clip has the bits that it has alone: of any size, with guidance in one pass of the network or two,
+/// with classes that differ, in f32 and bf16, and on several ranks.
 #[test]
 fn a_clip_does_not_depend_on_the_batch_that_it_is_sampled_in() {
     let objective = Objective::new(&Diffusion { prediction: Prediction::X, ..Default::default() }).unwrap();
@@ -176,7 +178,8 @@ fn a_clip_does_not_depend_on_the_batch_that_it_is_sampled_in() {
                 let alone = clips.iter().map(|&clip| Ok(numbers(&sampler.sample(clip)?.rows)));
                 let alone = alone.collect::<Result<Vec<_>>>()?;
                 assert!(alone.windows(2).all(|two| two[0] != two[1]), "all clips are one");
-                // Of 10 at once, the five with both conditions; of 5, all, first with one condition, then with the other.
+                // Of 10 at once, the five with both conditions; of 5, all, first with one condition, then with the
+                // other.
                 for (most, batches) in [(1, &[1, 1, 1, 1, 1][..]), (2, &[1, 2, 2]), (3, &[2, 3]), (5, &[5]), (10, &[5])]
                 {
                     let (mut sampled, told) = (vec![], std::cell::RefCell::new(vec![]));
@@ -222,7 +225,8 @@ fn a_failure_to_take_a_clip_ends_the_sampling() {
     assert!(result.expect_err("clip 1 fails").to_string().contains("no room for clip 1"));
 }
 
-/// Rows of a picture of 64x16384 in patches of 16x16, of which a line of patches is a band of its own; and its pixels.
+/// Rows of an image of 64x16384 in patches of 16x16, of which a line of patches is a block of rows of its own; and its
+/// pixels.
 fn wide() -> (Vec<f32>, Frames) {
     let mut rows = vec![0.0; 4096 * 768];
     noise_rows(sample_key(3, 3), 0..4096, 768, &mut rows);

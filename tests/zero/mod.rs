@@ -1,5 +1,5 @@
-//! ZeRO: in every stage and on every mesh, a step is that of one rank which holds everything, and a rank holds its part only. Whole
-//! runs: `runs.rs`; fetching ahead: `ahead.rs`.
+//! Tests ZeRO: in every stage and on every mesh, a step is that of one rank which holds everything, and a rank holds
+//! its part only. Whole runs: `runs.rs`; prefetching: `prefetch.rs`.
 
 mod prefetch;
 mod runs;
@@ -173,8 +173,8 @@ fn values(weights: &TrainState) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Two steps of `case` give norms and weights of one rank, to 1e-6, and the same bits as stage 0 on the same mesh where each unit's
-/// gradient is summed over ranks only once.
+/// Two steps of `case` give norms and weights of one rank, to 1e-6, and the same bits as stage 0 on the same mesh where
+/// each unit's gradient is summed over ranks only once.
 fn agrees(case: Case, by: By, one: &([f64; 2], Vec<Vec<f32>>), plain: &([f64; 2], Vec<Vec<f32>>)) {
     let (norms, ranks) = case.steps(by).unwrap();
     for (norm, want) in norms.iter().zip(&one.0) {

@@ -1,4 +1,5 @@
-//! Stage 3 fetches the next unit while the present one is at work, and never uses what it fetched before a change.
+//! Tests stage 3: it prefetches the next unit while the present one is at work, and never uses what it fetched before a
+//! change.
 
 use super::{Case, values};
 use candle_core::Tensor;

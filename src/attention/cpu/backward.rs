@@ -1,12 +1,13 @@
-//! The backward pass computes the gradients in five products, with the same bits for any number of threads, and no locks but one at the
-//! end of a group.
+//! The backward pass computes the gradients in five products, with the same bits for any number of threads, and no
+//! locks but one at the end of a group.
 //!
-//! With P = exp(scale q kᵀ - lse) and dS = P * (dO vᵀ - delta): dv = Pᵀ dO, dk = scale dSᵀ q, dq = scale dS k. A task owns a *group* of
-//! keys and goes over all blocks of queries; the group's dk and dv stay in L2. Every group adds to dq as well. Key groups of one head form
-//! a pipeline over query blocks: group g updates a block only after group g - 1, so sums are always taken in the order of groups. A slow
-//! group holds up all behind it, so each head (each half of a long one) is its own pipeline, and a group is begun in all pipelines before
-//! the next one is in any. Logits are computed transposed (a row a key, a lane a query), so that lse and delta are vectors and two of the
-//! three products take P and dS as they come.
+//! With P = exp(scale q kᵀ - lse) and dS = P * (dO vᵀ - delta): dv = Pᵀ dO, dk = scale dSᵀ q, dq = scale dS k. A task
+//! owns a *group* of keys and goes over all blocks of queries; the group's dk and dv stay in L2. Every group adds to dq
+//! as well. Key groups of one head form a pipeline over query blocks: group g updates a block only after group g - 1,
+//! so sums are always taken in the order of groups. A slow group holds up all behind it, so each head (each half of a
+//! long one) is its own pipeline, and a group is begun in all pipelines before the next one is in any. Logits are
+//! computed transposed (a row a key, a lane a query), so that lse and delta are vectors and two of the three products
+//! take P and dS as they come.
 //!
 //! FlashAttention-2, arXiv 2307.08691.
 
@@ -28,12 +29,12 @@ use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right, column_block};
 
-/// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of dq's sums follows
-/// from it.
+/// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of
+/// dq's sums follows from it.
 const GROUP: usize = 384;
 
-/// Queries from which a head is two pipelines, each with half of them: packing the keys' panels twice then costs a percent. No other
-/// heads matter for it, since the order of the sums of dk and dv follows from it.
+/// Queries from which a head is two pipelines, each with half of them: packing the keys' panels twice then costs a
+/// percent. No other heads matter for it, since the order of the sums of dk and dv follows from it.
 const HALVED: usize = 8192;
 
 /// dq, dk and dv, each like q, k and v, rounded to `O`. Once `meter` says stop, what is left of them is garbage.
@@ -193,7 +194,8 @@ impl<E: PackedElement, O: PackedElement> Kernel for Keys<'_, E, O> {
         self.k.tiles::<S>(self.head, self.first, keys, k_left);
         self.v.tiles::<S>(self.head, self.first, keys, v_left);
         let of_keys = padded / S::PAIR; // steps of a contraction over the group
-        let mut k_of_dq; // k as the product that gives dq takes it, or dqᵀ on a matrix unit, which wants dS on the right
+        // k as the product that gives dq takes it, or dqᵀ on a matrix unit, which wants dS on the right
+        let mut k_of_dq;
         if S::MATRIX {
             k_of_dq = Scratch::take(sums_words::<S>(d) / S::WIDTH * of_keys);
             self.k.turned::<S>(self.head, self.first, keys, of_keys, &mut k_of_dq);
@@ -299,7 +301,8 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Piece `i`: its first key and its keys (`rows`), and the packed queries and output gradients of its block, and their statistics.
+    /// Piece `i`: its first key and its keys (`rows`), and the packed queries and output gradients of its block, and
+    /// their statistics.
     #[inline(always)]
     fn piece<S: Simd>(&self, i: usize) -> (usize, usize, [&[u32]; 3]) {
         let row = i % self.row_blocks * row_block::<S>();

@@ -1,8 +1,8 @@
 //! The forward pass computes o = softmax(scale q kᵀ) v by panels of keys, with an online softmax.
 //!
-//! K and V are packed once a head. A task owns some rows of one head and walks over all key panels: a tile of `ROWS` rows
-//! takes its logits against `WIDTH` keys, turns them into exponentials in base 2 and adds their product with V to its
-//! f32 sums. A row's result does not depend on how rows are split into tasks, hence not on the number of threads.
+//! K and V are packed once a head. A task owns some rows of one head and walks over all key panels: a tile of `ROWS`
+//! rows takes its logits against `WIDTH` keys, turns them into exponentials in base 2 and adds their product with V to
+//! its f32 sums. A row's result does not depend on how rows are split into tasks, hence not on the number of threads.
 //!
 //! FlashAttention-2, arXiv 2307.08691; online softmax, arXiv 1805.02867.
 

@@ -1,8 +1,8 @@
 //! Runs attention on the CPU: chooses the instruction set and its kernels.
 //!
-//! On the units of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the algorithms, [`softmax`] and
-//! [`probs`] what they do between products, [`schedule`] the order of both.
-//! Every unit runs the same algorithm, so tests can hold each against the reference.
+//! On the instruction sets of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the
+//! algorithms, [`softmax`] and [`probs`] what they do between products, [`schedule`] the order of both. Every
+//! instruction set runs the same algorithm, so tests can hold each against the reference.
 
 mod backward;
 mod forward;
@@ -28,19 +28,20 @@ use pack::{Heads, PackedElement};
 /// Words of packed panels that a pass holds at once, unless one head needs more.
 const PACKED: usize = (256 << 20) / 4;
 
-/// Rows (forward) or keys (backward) that go through each stage together: one stage's latency hides behind the next row's work, and the
-/// panels of a large head dim pass through L1 once for all of them.
+/// Rows (forward) or keys (backward) that go through each stage together: one stage's latency hides behind the next
+/// row's work, and the panels of a large head dim pass through L1 once for all of them.
 fn row_block<S: Simd>() -> usize {
     if S::MATRIX { S::ROWS } else { 4 * S::ROWS }
 }
 
-/// Words from one row of a square to the next: of logits, which become probabilities where they are, as L1 is small for both. On vector units
-/// a number that the compiler knows, on a matrix unit an odd number of cache lines, as rows of sixteen would share a few sets of L1.
+/// Words from one row of a square to the next: of logits, which become probabilities where they are, as L1 is small for
+/// both. On vector units a number that the compiler knows, on a matrix unit an odd number of cache lines, as rows of
+/// sixteen would share a few sets of L1.
 fn by_row<S: Simd>() -> usize {
     if S::MATRIX { S::WIDTH + S::LANES } else { WIDTH }
 }
 
-/// Columns of f32 sums of d values: whole vectors of any unit.
+/// Columns of f32 sums of d values: whole vectors of any instruction set.
 fn wide(d: usize) -> usize {
     d.next_multiple_of(16)
 }
@@ -96,7 +97,8 @@ fn forward_as(
     macro_rules! run {
         ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
-            let (o, lse) = with_isa!(isa, $bf16, S => forward::forward::<S, $element, $out>(q, k, v, b * h, scale, meter));
+            let (o, lse) =
+                with_isa!(isa, $bf16, S => forward::forward::<S, $element, $out>(q, k, v, b * h, scale, meter));
             (Tensor::from_vec(o, (b, h, sq, d), &Device::Cpu)?, lse)
         }};
     }
@@ -109,7 +111,8 @@ fn forward_as(
     Ok((o, if rounded { lse.to_dtype(check::statistic(q.dtype()))? } else { lse }))
 }
 
-/// [`super::flash_backward`] on one instruction set, for tests and benchmarks; f64 takes the plain reference on every one.
+/// [`super::flash_backward`] on one instruction set, for tests and benchmarks; f64 takes the plain reference on every
+/// one.
 #[allow(clippy::too_many_arguments)]
 pub fn backward_on(
     isa: Isa,
@@ -151,8 +154,9 @@ fn backward_as(
         ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
             let saved = queries::SavedRows { d_o: heads(&os)?, lse: &lse, delta: &delta };
-            let [dq, dk, dv] =
-                with_isa!(isa, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale, meter));
+            let [dq, dk, dv] = with_isa!(
+                isa, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale, meter)
+            );
             let tensor = |x, rows| Tensor::from_vec(x, (b, h, rows, d), &Device::Cpu);
             (tensor(dq, sq)?, tensor(dk, sk)?, tensor(dv, sk)?)
         }};

@@ -1,10 +1,10 @@
 //! Lets tasks add to shared sums one after another, block by block, in a fixed order and without locks.
 //!
-//! Each *pipeline* (a head, or a half of one) has blocks of its own, which `groups` tasks visit from first to last; a task may touch a
-//! block once the task before it has left that block. Tasks follow each other a block apart, and the sums' order does not depend on the
-//! threads that run them. Tasks must be started in order, each by a thread that runs it to the end: then the oldest unfinished one never
-//! waits, and no wait is forever. A task's panic is passed on to the tasks that wait for it; where a [`StepMeter`] says stop, no task
-//! waits any more and sums stay as they are.
+//! Each *pipeline* (a head, or a half of one) has blocks of its own, which `groups` tasks visit from first to last; a
+//! task may touch a block once the task before it has left that block. Tasks follow each other a block apart, and the
+//! sums' order does not depend on the threads that run them. Tasks must be started in order, each by a thread that runs
+//! it to the end: then the oldest unfinished one never waits, and no wait is forever. A task's panic is passed on to
+//! the tasks that wait for it; where a [`StepMeter`] says stop, no task waits any more and sums stay as they are.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
@@ -78,8 +78,8 @@ impl Task<'_> {
         self.group == 0
     }
 
-    /// Waits for the task before to leave block `block` of the pipeline, then holds the block until the guard is dropped. Blocks are visited in
-    /// order, from 0. None: the pass is to stop, and so must the task.
+    /// Waits for the task before to leave block `block` of the pipeline, then holds the block until the guard is
+    /// dropped. Blocks are visited in order, from 0. None: the pass is to stop, and so must the task.
     pub fn visit(&mut self, block: usize) -> Option<Visit<'_>> {
         if self.sums.meter.stops() {
             return None;
@@ -101,7 +101,8 @@ impl Task<'_> {
             }
         }
         let start = (pipeline.start + block) * self.sums.len;
-        // SAFETY: a block of this pipeline, which `new` saw to be within `sums` and in no other; the task before has left the block, the one after waits until the guard's drop.
+        // SAFETY: a block of this pipeline, which `new` saw to be within `sums` and in no other; the task before has
+        // left the block, the one after waits until the guard's drop.
         let sums = unsafe { std::slice::from_raw_parts_mut(self.sums.sums.add(start), self.sums.len) };
         Some(Visit { sums, left })
     }

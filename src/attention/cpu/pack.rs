@@ -1,7 +1,7 @@
 //! Packs tensors into panels, in the layouts that make every load of the kernels contiguous.
 //!
-//! A word holds one f32 or two bf16 that are neighbours along the contracted dimension (see [`crate::ops::cpu::simd`]). Of a block of
-//! rows x `[n, d]` the products need these layouts, all zero-padded:
+//! A word holds one f32 or two bf16 that are neighbours along the contracted dimension (see [`crate::ops::cpu::simd`]).
+//! Of a block of rows x `[n, d]` the products need these layouts, all zero-padded:
 //! - [`columns`]: `[steps][WIDTH]`, contraction over d with a lane a row: the right operand of q kᵀ;
 //! - [`rows`]: `[n / PAIR][wide]`, contraction over rows with a lane a column: the right operand of p v;
 //!   right operands are cut into column blocks ([`Right`]);
@@ -164,7 +164,8 @@ impl<'a, E: PackedElement> Heads<'a, E> {
         [0, 1].map(|i| self.some_row(head, first, count, step * S::PAIR + i))
     }
 
-    /// The `count` rows from `first` as a left operand, in `panel` of `n` times steps, with `n` at least `count` whole tiles.
+    /// The `count` rows from `first` as a left operand, in `panel` of `n` times steps, with `n` at least `count` whole
+    /// tiles.
     pub fn tiles<S: Simd>(&self, head: usize, first: usize, count: usize, panel: &mut [u32]) {
         let steps = steps::<S>(self.dim);
         if S::MATRIX {
@@ -182,7 +183,8 @@ impl<'a, E: PackedElement> Heads<'a, E> {
         }
     }
 
-    /// The columns of the `count` rows from `first` as rows `[n][steps]` in `panel`, with `steps` for at least `count` rows.
+    /// The columns of the `count` rows from `first` as rows `[n][steps]` in `panel`, with `steps` for at least `count`
+    /// rows.
     pub fn turned<S: Simd>(&self, head: usize, first: usize, count: usize, steps: usize, panel: &mut [u32]) {
         let mut square = [0; SQUARE];
         for (column, step) in squares(S::LANES, panel.len() / steps, steps) {
@@ -191,13 +193,14 @@ impl<'a, E: PackedElement> Heads<'a, E> {
             }
             let to = &mut panel[column * steps + step..];
             debug_assert!(to.len() >= (S::LANES - 1) * steps + S::LANES);
-            // SAFETY: this instruction set was chosen for this CPU; a square lies within the panel, since both its sides are whole ones.
+            // SAFETY: this instruction set was chosen for this CPU; a square lies within the panel, since both its
+            // sides are whole ones.
             unsafe { S::transpose(square.as_ptr(), S::LANES, to.as_mut_ptr(), steps) }
         }
     }
 }
 
-/// Words of a square of any unit's lanes.
+/// Words of a square of any instruction set's lanes.
 const SQUARE: usize = 16 * 16;
 
 /// Where squares of `side` begin that cover `width` by `height`.

@@ -1,5 +1,5 @@
-//! Computes the backward pass's probabilities P and dS of a row block of keys, two keys at a time, so that a matrix unit can multiply
-//! meanwhile.
+//! Computes the backward pass's probabilities P and dS of a row block of keys, two keys at a time, so that a matrix
+//! unit can multiply meanwhile.
 
 use std::marker::PhantomData;
 
@@ -28,8 +28,8 @@ impl RowBlock {
     }
 }
 
-/// Where dS of a group goes, paired over keys: a step's words from `words + step * step` on, each two vectors of queries `column_block` from
-/// those before.
+/// Where dS of a group goes, paired over keys: a step's words from `words + step * step` on, each two vectors of
+/// queries `column_block` from those before.
 #[derive(Clone, Copy)]
 pub(super) struct Pairs {
     pub words: *mut u32,
@@ -37,7 +37,8 @@ pub(super) struct Pairs {
     pub column_block: usize,
 }
 
-/// P and dS of a row block of keys from logits and dP, two keys at a time: by rows in their place, and dS once more paired over keys.
+/// P and dS of a row block of keys from logits and dP, two keys at a time: by rows in their place, and dS once more
+/// paired over keys.
 #[derive(Clone, Copy)]
 pub(super) struct Probs<S> {
     /// Twos of keys that are left, and how slowly to take them.

@@ -1,7 +1,8 @@
-//! Sizes and takes the kernels' memory without their arithmetic: `longreel plan` counts it, rehearsals of a step take it.
+//! Sizes and takes the kernels' memory without their arithmetic: `longreel plan` counts it, rehearsals of a step take
+//! it.
 //!
-//! Sizes come from the functions that the kernels themselves allocate by. Results hold a constant, written so that their pages
-//! are really there.
+//! Sizes come from the functions that the kernels themselves allocate by. Results hold a constant, written so that
+//! their pages are really there.
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -12,8 +13,8 @@ use crate::attention::check::{operands, statistic};
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::with_isa;
 
-/// Called while all of a pass's memory is held. Passes take time, so ranks hold theirs at the same time; a rank that computes nothing
-/// has to wait for the others to do the same.
+/// Called while all of a pass's memory is held. Passes take time, so ranks hold theirs at the same time; a rank that
+/// computes nothing has to wait for the others to do the same.
 pub type Meet<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Small, so that a rehearsed step overflows nowhere; not 0, whose pages need not be touched.
@@ -27,7 +28,8 @@ pub fn forward_words(half: bool, heads: usize, sk: usize, d: usize) -> usize {
     }
 }
 
-/// Words of packed queries, and of sums, that a backward pass holds, over `heads` heads with `sq` queries of `d` features.
+/// Words of packed queries, and of sums, that a backward pass holds, over `heads` heads with `sq` queries of `d`
+/// features.
 pub fn backward_words(half: bool, heads: usize, sq: usize, d: usize) -> [usize; 2] {
     match half {
         true => with_isa!(Isa::best(), true, S => backward::packed::<S>(heads, sq, d).1),

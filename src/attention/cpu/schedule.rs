@@ -1,9 +1,9 @@
-//! Schedules the pieces of a task of either pass: a row block against a panel of lanes, all row blocks for one panel after another.
-//! Each piece goes through logits, probabilities, and what the probabilities add to sums.
+//! Schedules the pieces of a task of either pass: a row block against a panel of lanes, all row blocks for one panel
+//! after another. Each piece goes through logits, probabilities, and what the probabilities add to sums.
 
 use crate::ops::cpu::simd::{Beside, Simd};
 
-/// A task's pieces. All functions need the unit's features, and the pieces they name.
+/// A task's pieces. All functions need the instruction set's features, and the pieces they name.
 pub(super) trait Schedule<S: Simd> {
     /// Makes probabilities of logits.
     type Work: Beside;
@@ -15,11 +15,11 @@ pub(super) trait Schedule<S: Simd> {
     unsafe fn sums(&self, i: usize, beside: &mut impl Beside);
 }
 
-/// Takes `count` pieces through all stages. `probs_done(i)` is called when piece `i` has its probabilities, before the next one makes any; once it
-/// says no, the rest is left.
+/// Takes `count` pieces through all stages. `probs_done(i)` is called when piece `i` has its probabilities, before the
+/// next one makes any; once it says no, the rest is left.
 ///
-/// Where `woven`, a piece's probabilities are made while the products of its neighbours run, which may then be no pieces of the same rows if
-/// making probabilities changes those rows' sums.
+/// Where `woven`, a piece's probabilities are made while the products of its neighbours run, which may then be no
+/// pieces of the same rows if making probabilities changes those rows' sums.
 ///
 /// # Safety
 /// The CPU has the features of `S`, and the task these pieces.

@@ -1,7 +1,8 @@
-//! Computes the forward pass's online softmax over a row block of logits, row by row, so that a matrix unit can multiply meanwhile.
+//! Computes the forward pass's online softmax over a row block of logits, row by row, so that a matrix unit can
+//! multiply meanwhile.
 //!
-//! The running maximum moves only when a logit exceeds it by more than 2^8 (as FlashAttention-4 does): values up to 256 lose nothing in
-//! floating point, and rescaling nearly vanishes. Online softmax: arXiv 1805.02867.
+//! The running maximum moves only when a logit exceeds it by more than 2^8 (as FlashAttention-4 does): values up to 256
+//! lose nothing in floating point, and rescaling nearly vanishes. Online softmax: arXiv 1805.02867.
 
 use std::marker::PhantomData;
 

@@ -8,8 +8,8 @@ use crate::gpu::{Kernel, Lent, THREADS, change_as, device_of};
 /// Rows that a block of `ring_merge` takes, a warp each.
 const ROWS: usize = THREADS / 32;
 
-/// As the CPU's merge: `more` `[B, H, S, d]` in f32, what the same queries got from other keys, into `o`, and `more_lse` `[B, H, S]` in f64
-/// into `lse`. All are contiguous.
+/// As the CPU's merge: `more` `[B, H, S, d]` in f32, what the same queries got from other keys, into `o`, and
+/// `more_lse` `[B, H, S]` in f64 into `lse`. All are contiguous.
 pub(crate) fn merge(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {
     let (b, h, s, d) = o.dims4()?;
     let rows = b * h * s;

@@ -1,7 +1,8 @@
-//! Runs attention on a GPU: chooses among the kernels of kernels/flash_*.cu and passes their arguments. Counterpart of [`super::cpu`].
+//! Runs attention on a GPU: chooses among the kernels of kernels/flash_*.cu and passes their arguments. Counterpart of
+//! [`super::cpu`].
 //!
-//! bf16 with heads of 64, 96 or 128 takes the tensor cores; f32 the plain kernels, which are for checks. **It has run on an
-//! emulated driver (kernels/host/driver), on no GPU.**
+//! bf16 with heads of 64, 96 or 128 takes the tensor cores; f32 the plain kernels, which are for checks. **It has run
+//! on an emulated driver (kernels/host/driver), on no GPU.**
 
 mod copy;
 mod merge;

@@ -1,4 +1,4 @@
-//! Attention of one clip, forward and forward+backward, on any of the kernels' paths. Counterpart:
+//! Times attention of one clip, forward and forward+backward, on any instruction set. Counterpart:
 //! benches/peers/attention.py.
 
 use candle_core::{DType, Device, Tensor};

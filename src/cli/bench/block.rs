@@ -1,4 +1,4 @@
-//! One transformer block within a model: both its halves and its attention, and nothing around it.
+//! Times one transformer block within a model: both its halves and its attention, and nothing around it.
 //!
 //! The engine runs whole models only, so a model of two blocks is timed in turn with a model of one, and the difference
 //! is the block's: patch embedding, conditioning, head and loss are in both and drop out.

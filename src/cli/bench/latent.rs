@@ -1,4 +1,5 @@
-//! What `block` and `step` run on: a Wan transformer of the shapes of benches/peers/wan_step.py and a random latent.
+//! Makes what `block` and `step` run on: a Wan transformer of the shapes of benches/peers/wan_step.py and a random
+//! latent.
 
 use candle_core::{Device, Tensor};
 use clap::Args;

@@ -1,4 +1,4 @@
-//! A linear layer, tile by tile as training runs it. Counterpart: benches/peers/linear.py.
+//! Times a linear layer, tile by tile as training runs it. Counterpart: benches/peers/linear.py.
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;

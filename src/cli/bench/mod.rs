@@ -1,8 +1,8 @@
-//! `longreel bench`: how long the work of training takes on this machine, alone or side by side with benches/peers/.
+//! Runs `longreel bench` to time the work of training on this machine, alone or side by side with benches/peers/.
 //!
 //! Each kind of work has a file with its flags and what it counts; [`report`] prints it. Seconds are medians after one
-//! run that does not count. Operations are counted from the shapes ([`crate::plan::flops`]), whatever the code really did, and their
-//! share is of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
+//! run that does not count. Operations are counted from the shapes ([`crate::plan::flops`]), whatever the code really
+//! did, and their share is of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
 
 mod attention;
 mod block;
@@ -72,12 +72,13 @@ fn on_threads<T: Send>(threads: Option<usize>, f: impl Fn(usize) -> Result<T> + 
     Ok(result)
 }
 
-/// FLOP/s that the current threads reach on the unit that `dtype` computes on.
+/// FLOP/s that the current threads reach on what `dtype` computes on.
 fn peak_of(isa: Isa, dtype: Compute) -> f64 {
     isa_peak::peak(isa, dtype == Compute::Bf16, PEAK_TIME)
 }
 
-/// FLOP/s that `device` reaches in `dtype`: these threads on the vector unit of `isa`, or a GPU in large products by cuBLAS.
+/// FLOP/s that `device` reaches in `dtype`: these threads on `isa`, or a GPU in large products by
+/// cuBLAS.
 fn peak_on(device: &Device, isa: Isa, dtype: Compute) -> Result<f64> {
     if device.is_cpu() {
         return Ok(peak_of(isa, dtype));
@@ -119,8 +120,8 @@ fn timed(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(median(seconds))
 }
 
-/// Values of a tensor that one stream of random numbers makes. All threads draw such pieces: one alone would take minutes for q, k, v of
-/// a long clip.
+/// Values of a tensor that one stream of random numbers makes. All threads draw such pieces: one alone would take
+/// minutes for q, k, v of a long clip.
 const DRAWN: usize = 1 << 20;
 
 /// A tensor of normal random numbers in f32, the same for the same `sample`, on any number of threads.

@@ -1,4 +1,5 @@
-//! What this machine can do at most: multiply-adds on registers or a GPU's products, and bytes to and from memory.
+//! Measures what this machine can do at most: multiply-adds on registers or a GPU's products, and bytes to and from
+//! memory.
 
 use candle_core::Device;
 use clap::Args;
@@ -14,8 +15,8 @@ use crate::config::{Compute, Hardware};
 use crate::ops::cpu::Isa;
 use crate::{Result, bail};
 
-/// The arithmetic peak of the best vector unit, on one thread and on all, and the bandwidth of memory. With --device cuda: matrix products
-/// by cuBLAS, and the bandwidth of the GPU's memory and of copies from and to its host.
+/// The arithmetic peak of the best instruction set, on one thread and on all, and the bandwidth of memory. With
+/// --device cuda: matrix products by cuBLAS, and the bandwidth of the GPU's memory and of copies from and to its host.
 #[derive(Debug, Args)]
 pub struct PeakArgs {
     /// Threads of "all"; default: one for each processor

@@ -1,4 +1,4 @@
-//! One training step on a random latent: forward, backward, AdamW. Counterpart: benches/peers/wan_step.py.
+//! Times one training step on a random latent: forward, backward, AdamW. Counterpart: benches/peers/wan_step.py.
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;

@@ -18,8 +18,8 @@ const MOST_PIXELS: u64 = 1 << 27;
 /// Pixels that a byte of a file is believed to hold: many more than even a black picture has.
 const PIXELS_A_BYTE: u64 = 4096;
 
-/// The most pixels that a frame of the file at `path` may have. A header of some bytes can claim gigabytes, so a claim above
-/// 8K has to be in proportion to the file.
+/// The most pixels that a frame of the file at `path` may have. A header of some bytes can claim gigabytes, so a claim
+/// above 8K has to be in proportion to the file.
 pub fn pixel_limit(path: &Path) -> i64 {
     let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
     bytes.saturating_mul(PIXELS_A_BYTE).clamp(PIXELS, MOST_PIXELS) as i64
@@ -34,8 +34,8 @@ pub fn input(path: &Path, pixels: i64) -> Reason<Input> {
     options.set("format_whitelist", FORMATS);
     let unreadable = |status: c_int| format!("it cannot be read as a video ({})", ff::Error::from(status));
     let mut context = std::ptr::null_mut();
-    // SAFETY: the url is a C string that outlives the call; FFmpeg takes the options' entries that it knows and hands the rest
-    // back, which `own` frees; the context is null, so FFmpeg allocates it, and frees it where it fails.
+    // SAFETY: the url is a C string that outlives the call; FFmpeg takes the options' entries that it knows and hands
+    // the rest back, which `own` frees; the context is null, so FFmpeg allocates it, and frees it where it fails.
     let status = unsafe {
         let mut options = options.disown();
         let status = ffi::avformat_open_input(&mut context, url.as_ptr(), std::ptr::null(), &mut options);
@@ -64,8 +64,8 @@ pub fn input(path: &Path, pixels: i64) -> Reason<Input> {
     if status < 0 { Err(unreadable(status)) } else { Ok(input) }
 }
 
-/// The video stream that is the film, and how many it was chosen from: no cover picture, no thumbnails; rather one that is more
-/// than a single frame, then one marked as default, then the one of more pixels, then the first.
+/// The video stream that is the film, and how many it was chosen from: no cover picture, no thumbnails; rather one that
+/// is more than a single frame, then one marked as default, then the one of more pixels, then the first.
 ///
 /// FFmpeg's `av_find_best_stream` takes a thumbnail that is the first stream, or marked as default, for the film.
 pub fn best_stream(input: &Input) -> Reason<(usize, usize)> {
@@ -113,7 +113,8 @@ pub fn decoder(input: &Input, stream: usize, pixels: i64) -> Reason<decoder::Vid
         Id::VP9 if transparent => "libvpx-vp9",
         _ => return decoder.video().map_err(cannot),
     };
-    // FFmpeg's own decoders of VP8 and VP9 do not look at the transparency, which is a second picture beside each frame.
+    // FFmpeg's own decoders of VP8 and VP9 do not look at the transparency, which is a second picture beside each
+    // frame.
     let Some(codec) = decoder::find_by_name(library) else {
         return Err(format!("it is transparent {}, which needs an FFmpeg with {library}", id.name()));
     };
@@ -127,8 +128,8 @@ fn claimed_size(parameters: &Parameters) -> (i64, i64) {
     (i64::from(width.max(0)), i64::from(height.max(0)))
 }
 
-/// Whether the decoder's fourth component is padding, whatever the pixel format says: 32 bits of an uncompressed AVI without a
-/// code of its own (BI_RGB, BI_BITFIELDS, "DIB "), of which Windows leaves the last byte unused.
+/// Whether the decoder's fourth component is padding, whatever the pixel format says: 32 bits of an uncompressed AVI
+/// without a code of its own (BI_RGB, BI_BITFIELDS, "DIB "), of which Windows leaves the last byte unused.
 pub fn is_padded(input: &Input, stream: usize) -> bool {
     let Some(stream) = input.stream(stream) else { return false };
     // SAFETY: the parameters are those of a live stream; the field is a plain integer.

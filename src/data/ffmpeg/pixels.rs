@@ -1,4 +1,5 @@
-//! Reads what FFmpeg says of a frame and its pixel format, and sets swscale's colours where its safe interface does not reach.
+//! Reads what FFmpeg says of a frame and its pixel format, and sets swscale's colours where its safe interface does not
+//! reach.
 
 use ff::ffi;
 use ff::format::Pixel;
@@ -21,7 +22,8 @@ pub fn has_alpha(format: Pixel) -> bool {
     }
 }
 
-/// Bytes of a sample and its largest value, where all samples of the format are whole bytes or little-endian pairs of them.
+/// Bytes of a sample and its largest value, where all samples of the format are whole bytes or little-endian pairs of
+/// them.
 pub fn samples(format: Pixel) -> Option<(usize, i32)> {
     let unlike = ffi::AV_PIX_FMT_FLAG_BE
         | ffi::AV_PIX_FMT_FLAG_PAL

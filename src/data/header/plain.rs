@@ -1,4 +1,4 @@
-//! BMP, TIFF and the portable maps (PBM, PGM, PPM, PAM), whose decoders read a header alone.
+//! Reads the headers of BMP, TIFF and the portable maps (PBM, PGM, PPM, PAM), whose decoders read a header alone.
 
 use super::{Found, MOST_MEMORY};
 use crate::data::ffmpeg::Reason;

@@ -38,7 +38,8 @@ pub(super) trait Store: Send + Sync {
         Ok(())
     }
 
-    /// Calls `f` with `length` of the block's bytes, if they are memory that a GPU copies to and from by itself; None if not.
+    /// Calls `f` with `length` of the block's bytes, if they are memory that a GPU copies to and from by itself; None
+    /// if not.
     #[cfg(feature = "cuda")]
     fn pinned(&self, _: usize, _: u64, _: usize, _: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Option<Result<()>> {
         None
@@ -242,7 +243,8 @@ impl Shared {
 }
 
 impl State {
-    /// The next copy, marked as begun: a block, when it may be copied, and what is to be written of it if it is not to be read.
+    /// The next copy, marked as begun: a block, when it may be copied, and what is to be written of it if it is not to
+    /// be read.
     fn next(&mut self) -> Option<(usize, Point, Option<Residuals>)> {
         if self.failure.is_some() {
             return None;

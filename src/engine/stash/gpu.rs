@@ -1,10 +1,11 @@
 //! Copies a GPU's blocks to pinned host memory and back, in streams of their own beside the computing stream.
 //!
-//! A copy waits for an event of the computing stream: one that was recorded when the block was put, for its tensors are computed by
-//! then, or when the block above was taken, for nothing uses its buffers any more then. cudarc keeps events with each allocation too,
-//! but Candle's kernels write through arguments that cudarc takes for reads, so those events do not tell when a tensor is there. The
-//! computing stream never waits for a copy: the copy thread does, before it gives a block back. Pinned memory is taken once a run,
-//! and is not write-combined, for the CPU reads it where blocks go on to a scratch file.
+//! A copy waits for an event of the computing stream: one that was recorded when the block was put, for its tensors are
+//! computed by then, or when the block above was taken, for nothing uses its buffers any more then. cudarc keeps events
+//! with each allocation too, but Candle's kernels write through arguments that cudarc takes for reads, so those events
+//! do not tell when a tensor is there. The computing stream never waits for a copy: the copy thread does, before it
+//! gives a block back. Pinned memory is taken once a run, and is not write-combined, for the CPU reads it where blocks
+//! go on to a scratch file.
 
 use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaEvent, CudaStream, CudaView, CudaViewMut, DriverError, PinnedHostSlice,

@@ -23,8 +23,8 @@ use crate::{Error, Result};
 use copies::{Copies, Store};
 use pack::Layout;
 
-/// What backward needs of a block's forward pass. On a GPU, `x` and `o` are lent until the next block is taken: their memory is then
-/// read into again, so they must not be kept, nor given to another rank.
+/// What backward needs of a block's forward pass. On a GPU, `x` and `o` are lent until the next block is taken: their
+/// memory is then read into again, so they must not be kept, nor given to another rank.
 pub struct Residuals {
     /// The block's input `[rows, D]`.
     pub x: Tensor,
@@ -178,8 +178,8 @@ const STAGED: usize = 32 << 20;
 /// Bytes that the copy threads round in.
 pub const CHUNKS: usize = copies::FLYING * pack::CHUNK * size_of::<half::bf16>();
 
-/// Bytes of a block of these shapes where they are copied, to a scratch file, rounded, or from a GPU; 0 where tensors are kept as they
-/// are.
+/// Bytes of a block of these shapes where they are copied, to a scratch file, rounded, or from a GPU; 0 where tensors
+/// are kept as they are.
 pub fn copied(settings: &Settings, from_gpu: bool, shapes: &Shapes) -> u64 {
     match (settings.place, settings.dtype) {
         (Place::Ram, Compute::F32) if !from_gpu => 0,

@@ -69,7 +69,8 @@ impl Copier {
     }
 }
 
-/// A point in the order of what a GPU computes: all that was asked of it until then. What a CPU computes is done already.
+/// A point in the order of what a GPU computes: all that was asked of it until then. What a CPU computes is done
+/// already.
 #[derive(Clone, Default)]
 pub(super) struct Point {
     #[cfg(feature = "cuda")]
@@ -140,8 +141,8 @@ impl Layout {
     pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, copier: &mut Copier) -> Result<Residuals> {
         // The block above is still in use; the one above that is not, so two buffers take turns.
         let mut turn = pool.turns[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
-        // On a GPU a new tensor would be taken behind what is computed, and copied to after it. Memory that only the block's user
-        // holds goes back as soon as it is not needed, and between steps there is none.
+        // On a GPU a new tensor would be taken behind what is computed, and copied to after it. Memory that only the
+        // block's user holds goes back as soon as it is not needed, and between steps there is none.
         let buffers = if pool.device.is_cpu() { &mut Buffers::default() } else { &mut *turn };
         let x = self.x.buffer(&mut buffers.x, pool, copier)?;
         self.x.read(store, block, &x, copier)?;

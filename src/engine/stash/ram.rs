@@ -29,8 +29,8 @@ impl Tensors {
     }
 }
 
-/// A place for each block's tensors as bytes, which take memory from when they are written until they are read: none between steps.
-/// Each block is behind a lock of its own, as blocks are copied by several threads.
+/// A place for each block's tensors as bytes, which take memory from when they are written until they are read: none
+/// between steps. Each block is behind a lock of its own, as blocks are copied by several threads.
 #[derive(Default)]
 pub(super) struct Bytes(RwLock<Vec<Mutex<TensorBytes>>>);
 

@@ -1,9 +1,9 @@
-//! Polynomials and a table for 2^x: the heart of every unit's `exp2`.
+//! Approximates 2^x by polynomials and a table, for every instruction set's `exp2`.
 //!
-//! Coefficients are minimax in the relative error with p(0) = 1 exactly (fitted by Lawson's reweighted least squares), so
-//! that a row of one key keeps its value. Either the caller splits x into floor(x) and f in [0, 1] and puts floor(x) into the
-//! exponent ([`two_to_fraction`]), or into n + j / 8 and what is near, |g| <= 1/16 ([`EIGHTHS`], [`NEAR`]): three multiply-adds
-//! less, for units that look eight numbers up at once.
+//! Coefficients are minimax in the relative error with p(0) = 1 exactly (fitted by Lawson's reweighted least squares),
+//! so that a row of one key keeps its value. Either the caller splits x into floor(x) and f in [0, 1] and puts floor(x)
+//! into the exponent ([`two_to_fraction`]), or into n + j / 8 and what is near, |g| <= 1/16 ([`EIGHTHS`], [`NEAR`]):
+//! three multiply-adds less, for instruction sets that look eight values up at once.
 
 use super::simd::Simd;
 
@@ -72,7 +72,7 @@ mod tests {
             for bf16 in [false, true] {
                 let (mut to, mut pair) = (vec![f32::NAN; of.len()], 0);
                 let powers = Powers { of: &of, to: &mut to, pair: &mut pair };
-                // SAFETY: the path is available.
+                // SAFETY: the instruction set is available.
                 match bf16 {
                     false => with_isa!(isa, false, S => unsafe { S::run(powers) }),
                     true => with_isa!(isa, true, S => unsafe { S::run(powers) }),

@@ -1,9 +1,10 @@
 //! Runs matrix products on the CPU's instruction sets, for attention and the linear layers.
 //!
-//! From below: [`simd`] is the trait that `avx512_bf16`, `avx512`, `avx2` and `portable` implement; [`tile`] multiplies packed panels on
-//! registers, `amx` on a matrix unit; [`scratch`] is their working memory and [`uninit_vec`] new results; [`panel`] packs matrices and
-//! [`product`] multiplies them whole; [`mod@peak`] measures what an instruction set can do. Code is written once for all of them and runs
-//! on the one that [`Isa`] names, so tests can compare each with a plain form.
+//! From below: [`simd`] is the trait that `avx512_bf16`, `avx512`, `avx2` and `portable` implement; [`tile`] multiplies
+//! packed panels on registers, `amx` on a matrix unit; [`scratch`] is their working memory and [`uninit_vec`] new
+//! results; [`panel`] packs matrices and [`product`] multiplies them whole; [`mod@peak`] measures what an instruction
+//! set can do. Code is written once for all of them and runs on the one that [`Isa`] names, so tests can compare each
+//! with a plain form.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -29,8 +30,8 @@ mod x86;
 use crate::{Error, Result};
 use std::sync::LazyLock;
 
-/// The environment variable that masks CPU features, for tests and benchmarks: kernels use the instruction set of this name, and nothing
-/// newer, so that one machine runs what an older one would.
+/// The environment variable that masks CPU features, for tests and benchmarks: kernels use the instruction set of this
+/// name, and nothing newer, so that one machine runs what an older one would.
 pub const CPU_VARIABLE: &str = "LONGREEL_CPU";
 
 /// The instruction set that the kernels run on.
@@ -118,7 +119,8 @@ impl Isa {
     }
 }
 
-/// Runs an expression with `$S` the [`Simd`](simd::Simd) of an instruction set for f32 (`false`) or bf16 (`true`) elements.
+/// Runs an expression with `$S` the [`Simd`](simd::Simd) of an instruction set for f32 (`false`) or bf16 (`true`)
+/// elements.
 macro_rules! with_isa {
     ($isa:expr, $bf16:literal, $S:ident => $body:expr) => {
         match $isa {

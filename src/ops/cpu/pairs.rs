@@ -1,5 +1,5 @@
-//! A unit that any CPU can run and that has pairs of bf16 in a word, as AVX-512 BF16 has them: so that tests reach the code for
-//! pairs on CPUs without those instructions, and with `TILES` the code for a matrix unit. Not for work: it is slower than
+//! Emulates pairs of bf16 in a word, as AVX-512 BF16 has them, on any CPU, so that tests reach the code for pairs on
+//! CPUs without those instructions, and with `TILES` the code for a matrix unit. Not for work: it is slower than
 //! [`super::portable`].
 
 use super::portable::Portable;
@@ -9,7 +9,7 @@ use super::tile::{Left, Out, Right};
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs<const TILES: bool>;
 
-/// The f32 unit it is made of.
+/// The f32 instruction set that it is made of.
 type Floats = Portable<false>;
 type V = <Floats as Simd>::V;
 type W = [u32; 4];

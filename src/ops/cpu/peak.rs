@@ -1,7 +1,7 @@
 //! Measures the arithmetic peak of an instruction set: its multiply-adds a second when nothing is loaded or stored.
 //!
-//! A kernel's speed is given as a share of this. It is the rate of the instructions that the products here are made of: on a matrix
-//! unit, that unit's in bf16.
+//! A kernel's speed is given as a share of this. It is the rate of the instructions that the products here are made of:
+//! on a matrix unit, that unit's in bf16.
 
 use std::time::{Duration, Instant};
 

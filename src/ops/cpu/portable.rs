@@ -1,7 +1,8 @@
-//! The unit any CPU has: arrays of four f32, which the compiler turns into whatever vectors the target offers.
+//! Implements [`Simd`](super::Simd) for any CPU, with arrays of four f32 that the compiler turns into whatever vectors
+//! the target offers.
 //!
-//! `BF16`: matrices that are packed are rounded to bf16, which f32 words hold. Multiply-add is two roundings here, because
-//! a fused one is a function call on targets without it.
+//! `BF16`: matrices that are packed are rounded to bf16, which f32 words hold. Multiply-add is two roundings here,
+//! because a fused one is a function call on targets without it.
 
 use super::exp::two_to_fraction;
 use super::simd::{Kernel, Simd};

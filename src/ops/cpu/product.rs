@@ -1,7 +1,8 @@
-//! Multiplies whole matrices with a packed right operand, and applies an *epilogue* to the sums while they are still in cache.
+//! Multiplies whole matrices with a packed right operand, and applies an *epilogue* to the sums while they are still in
+//! cache.
 //!
-//! Rows are shared out to threads, which pack those of the left operand; columns are taken panel by panel, and the contraction in runs
-//! that stay in cache.
+//! Rows are shared out to threads, which pack those of the left operand; columns are taken panel by panel, and the
+//! contraction in runs that stay in cache.
 //!
 //! Each element's sum is taken in one order whatever the threads, so results have the same bits for any number of them.
 
@@ -13,8 +14,8 @@ use super::simd::{Kernel, Simd};
 use super::tile::{Out, Right};
 use super::uninit_vec::UninitVec;
 
-/// Words of the right operand taken at a time: 20 KiB, which stay in L1 beside the rows of the left one. A matrix unit, which takes
-/// longer over its sums than over its operands, has more.
+/// Words of the right operand taken at a time: 20 KiB, which stay in L1 beside the rows of the left one. A matrix unit,
+/// which takes longer over its sums than over its operands, has more.
 fn words<S: Simd>() -> usize {
     if S::MATRIX { 16 << 10 } else { 5 << 10 }
 }
@@ -29,8 +30,8 @@ fn block_rows<S: Simd>() -> usize {
 
 /// An operation that is fused behind a product: it turns sums into results.
 pub trait Epilogue<T>: Sync {
-    /// Turns the sums `out` of row `row` from column `column` on into results; `beside` is the same part of a second result, or
-    /// empty.
+    /// Turns the sums `out` of row `row` from column `column` on into results; `beside` is the same part of a second
+    /// result, or empty.
     fn apply(&self, out: &mut [T], beside: &mut [T], row: usize, column: usize);
 }
 
@@ -40,7 +41,8 @@ impl<T> Epilogue<T> for () {
     fn apply(&self, _: &mut [T], _: &mut [T], _: usize, _: usize) {}
 }
 
-/// `epilogue(left right)`, row-major `[rows, lanes of right]`, and the epilogue's second result, as large, or empty if it is not wanted.
+/// `epilogue(left right)`, row-major `[rows, lanes of right]`, and the epilogue's second result, as large, or empty if
+/// it is not wanted.
 pub(crate) fn product<S: Simd, T: Epilogue<f32>>(
     left: &Lines,
     right: &Panels,
@@ -113,7 +115,8 @@ impl<T: Epilogue<f32>> Kernel for Task<'_, T> {
                 let left = block.at_step(step);
                 let right = Right { words: words[step * width..].as_ptr(), step: width, column_block: 0 };
                 let add = step > 0 || (add && direct);
-                // SAFETY: the operands are as long as their steps say; out or the scratch holds `padded` rows of `vectors`.
+                // SAFETY: the operands are as long as their steps say; out or the scratch holds `padded` rows of
+                // `vectors`.
                 unsafe { S::product(steps, left, right, Out { values, stride, rows: padded, width: vectors, add }) }
             }
             if let (false, Some(edge)) = (direct, &mut edge) {

@@ -10,11 +10,11 @@ use super::simd::Simd;
 /// Rows of a vector unit's register tile, [`Simd::ROWS`].
 const ROWS: usize = 6;
 
-/// The left operand: word (tile, row in it, step) lies at `words + tile * tile_stride + row * row_stride + step * step_stride`.
-/// A matrix unit's steps are neighbours, and its tiles follow each other: all rows are `row` apart.
+/// The left operand: word (tile, row in it, step) lies at `words + tile * tile_stride + row * row_stride + step *
+/// step_stride`. A matrix unit's steps are neighbours, and its tiles follow each other: all rows are `row` apart.
 ///
-/// `ROW` is the stride of a vector unit's rows where the compiler knows it, and a tile's addresses then need no arithmetic; where it
-/// is 0, `row` is the stride.
+/// `ROW` is the stride of a vector unit's rows where the compiler knows it, and a tile's addresses then need no
+/// arithmetic; where it is 0, `row` is the stride.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<const ROW: usize> {
     pub words: *const u32,
@@ -45,8 +45,9 @@ impl Left<1> {
     }
 }
 
-/// The right operand, in column blocks of [`column_block`] columns: step k's words of column block s are contiguous from `words + s * column_block + k * step`.
-/// What a register tile reads is then one run, which hardware prefetches; of rows of all columns it would be every fourth line.
+/// The right operand, in column blocks of [`column_block`] columns: step k's words of column block s are contiguous
+/// from `words + s * column_block + k * step`. What a register tile reads is then one run, which hardware prefetches;
+/// of rows of all columns it would be every fourth line.
 #[derive(Clone, Copy)]
 pub(crate) struct Right {
     pub words: *const u32,
@@ -68,7 +69,8 @@ impl Right {
     }
 }
 
-/// Columns of a column block of a right operand with `width` of them: as even as register tiles allow, 5 vectors being 3 + 2, not 4 + 1.
+/// Columns of a column block of a right operand with `width` of them: as even as register tiles allow, 5 vectors being
+/// 3 + 2, not 4 + 1.
 pub(crate) fn column_block<S: Simd>(width: usize) -> usize {
     let vectors = width / S::LANES;
     vectors.div_ceil(vectors.div_ceil(S::COLS)) * S::LANES
@@ -84,8 +86,9 @@ pub(crate) struct Out {
     pub add: bool,
 }
 
-/// `out = A B` or `out += A B` over `steps` steps on a vector unit. `rows` is a multiple of [`ROWS`], or 4 more than one; `width` a
-/// multiple of the unit's lanes. Called through [`Simd::product`], which compiles it once for each unit; a matrix unit has its own.
+/// `out = A B` or `out += A B` over `steps` steps on a vector unit. `rows` is a multiple of [`ROWS`], or 4 more than
+/// one; `width` a multiple of the instruction set's lanes. Called through [`Simd::product`], which compiles it once for
+/// each instruction set; a matrix unit has its own.
 ///
 /// # Safety
 /// The CPU has the features of `S`; the operands hold what `out` and `steps` ask for; `out` is no one else's.

@@ -1,5 +1,5 @@
-//! Uninitialised vectors filled chunk by chunk in parallel, so that no single thread zeroes the whole and each chunk is in cache when
-//! first used.
+//! Fills uninitialised vectors chunk by chunk in parallel, so that no single thread zeroes the whole and each chunk is
+//! in cache when first used.
 
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -114,7 +114,8 @@ mod tests {
         let half = std::panic::catch_unwind(|| {
             let mut vector = UninitVec::new(4);
             vector.chunks(2).take(1).for_each(|chunk| chunk.filled(0)[0] = 1);
-            vector.chunks(2).skip(1).for_each(|chunk| chunk.filled(0)[0] = 1); // the first chunk counts as unwritten again
+            // the first chunk counts as unwritten again
+            vector.chunks(2).skip(1).for_each(|chunk| chunk.filled(0)[0] = 1);
             vector.into_vec()
         });
         assert!(half.is_err());

@@ -1,4 +1,5 @@
-//! The linear layer and what follows it: cuBLAS, which adds to what is there, and the kernels of gelu.cu and gate.cu.
+//! Computes the linear layer and what follows it on a GPU: cuBLAS, which adds to what is there, and the kernels of
+//! gelu.cu and gate.cu.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, PushKernelArg};
 use candle_core::{CudaDevice, Result};
@@ -115,7 +116,7 @@ pub(in crate::ops) fn gelu(device: &CudaDevice, x: &CudaSlice<f32>) -> Result<Nu
     let n = x.len() as i64;
     let mut call = kernel.call();
     call.arg(x).arg(&mut y).arg(&n);
-    // SAFETY: the kernel's arguments, of `n` numbers each.
+    // SAFETY: the kernel's arguments, of `n` elements each.
     unsafe { kernel.launch(call, [x.len().div_ceil(THREADS), 1, 1]) }?;
     Ok(y)
 }

@@ -1,4 +1,4 @@
-//! LayerNorm and RMSNorm with RoPE, by the kernels of kernels/layer_norm.cu and rms_rope.cu.
+//! Computes LayerNorm and RMSNorm with RoPE on a GPU, by the kernels of kernels/layer_norm.cu and rms_rope.cu.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, PushKernelArg};
 use candle_core::{CudaDevice, Result};
@@ -19,7 +19,7 @@ struct Turn {
     d: i32,
 }
 
-// SAFETY: an address on the device and numbers, laid out as in C.
+// SAFETY: an address on the device and plain values, laid out as in C.
 unsafe impl DeviceRepr for Turn {}
 
 /// What a row is multiplied with and shifted by, `one` of kernels/layer_norm.cu, and whose row it is.
@@ -88,7 +88,7 @@ impl LayerNorm {
         let kernel = Kernel::of(device, "layer_norm_backward_f32")?;
         let mut call = kernel.call();
         call.arg(&x).arg(&dy).arg(&mut dx).arg(&mut saved).arg(&scale).arg(&rows).arg(&features).arg(&one).arg(&eps);
-        // SAFETY: the kernel's arguments; a row is a block, and leaves two numbers in `saved`.
+        // SAFETY: the kernel's arguments; a row is a block, and leaves two values in `saved`.
         unsafe { kernel.launch(call, [n, 1, 1]) }?;
         drop(_reading);
         if lent.is_empty() {

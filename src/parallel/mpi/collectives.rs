@@ -1,8 +1,8 @@
-//! The collectives of a group of processes, made of MPI's point-to-point messages.
+//! Implements the collectives of a group of processes with MPI's point-to-point messages.
 //!
-//! Every call begins with a rendezvous: each rank sends its call's arguments to all others, so that all see a disagreement before any
-//! data is sent. Then the data goes, from and to the tensors' own memory. Reductions receive piece by piece and add in rank order,
-//! which gives the same bits as every other backend.
+//! Every call begins with a rendezvous: each rank sends its call's arguments to all others, so that all see a
+//! disagreement before any data is sent. Then the data goes, from and to the tensors' own memory. Reductions receive
+//! piece by piece and add in rank order, which gives the same bits as every other backend.
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -19,10 +19,11 @@ use crate::parallel::split::{group_of, range_of};
 use crate::parallel::{Communicator, Reduce, Single, Split, check, sum};
 use crate::{Error, Result, bail};
 
-/// Bytes that are received from each rank before they are reduced: large against the cost of a message, small against memory.
+/// Bytes that are received from each rank before they are reduced: large against the cost of a message, small against
+/// memory.
 const PIECE: usize = 16 << 20;
-/// The longest sleep while others have not come to a call, and while they send. The second is short, as shared memory and sockets
-/// take only so much before both sides must look after them.
+/// The longest sleep while others have not come to a call, and while they send. The second is short, as shared memory
+/// and sockets take only so much before both sides must look after them.
 const RENDEZVOUS_SLEEP: Duration = Duration::from_millis(1);
 const TRANSFER_SLEEP: Duration = Duration::from_micros(100);
 /// MPI has at least 32768 tags; a group takes two.
@@ -101,8 +102,8 @@ impl Group {
         Ok(texts.into_iter().flatten().collect())
     }
 
-    /// Waits until all ranks have made this call. `checked` says whether this rank's arguments were sound, and `numbers(i)` are for
-    /// rank i. Fails on every rank alike if one refuses or two disagree.
+    /// Waits until all ranks have made this call. `checked` says whether this rank's arguments were sound, and
+    /// `numbers(i)` are for rank i. Fails on every rank alike if one refuses or two disagree.
     fn meet(&self, checked: Result<()>, call: String, numbers: impl Fn(usize) -> Vec<u64>) -> Result<MatchedCall> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let refusal = checked.err().map(|e| e.to_string());
@@ -138,8 +139,8 @@ impl Group {
         Err(Error::Invalid(message))
     }
 
-    /// Sends the parts of the 1-D `buffer` that `part` gives to the others, and returns this rank's part, reduced over all ranks in rank
-    /// order. The buffer may be written to afterwards.
+    /// Sends the parts of the 1-D `buffer` that `part` gives to the others, and returns this rank's part, reduced over
+    /// all ranks in rank order. The buffer may be written to afterwards.
     fn reduce(&self, buffer: &Tensor, part: impl Fn(usize) -> Range<usize>, op: Reduce) -> Result<Tensor> {
         let (dtype, tag) = (buffer.dtype(), self.tags()[1]);
         let step = (PIECE.min(self.link.limits.message) / dtype.size_in_bytes()).max(1);

@@ -1,8 +1,9 @@
-//! Detects ranks that failed, returned, were killed or cut off, or all wait for each other, so that no rank waits for ever.
+//! Detects ranks that failed, returned, were killed or cut off, or all wait for each other, so that no rank waits for
+//! ever.
 //!
-//! Each process has a thread and an MPI channel for this. It tells all others that it lives and what it waits for (a heartbeat every
-//! few seconds), that it has failed and why, and that it has returned. MPI itself would tell nothing: to MPI, a host that is gone is
-//! only slow.
+//! Each process has a thread and an MPI channel for this. It tells all others that it lives and what it waits for (a
+//! heartbeat every few seconds), that it has failed and why, and that it has returned. MPI itself would tell nothing:
+//! to MPI, a host that is gone is only slow.
 
 use serde::{Deserialize, Serialize};
 use std::ffi::c_int;
@@ -138,8 +139,9 @@ impl FailureDetector {
         lock(&self.state).peers[rank].left.is_some_and(|left| left.elapsed() > GRACE)
     }
 
-    /// Waits until `done`. It sleeps longer each time, at most `longest`, so that a waiting rank leaves the processor to working ones.
-    /// `call` is the text of the call that waits for other ranks, if other ranks may wait for this one meanwhile.
+    /// Waits until `done`. It sleeps longer each time, at most `longest`, so that a waiting rank leaves the processor
+    /// to working ones. `call` is the text of the call that waits for other ranks, if other ranks may wait for this one
+    /// meanwhile.
     ///
     /// # Errors
     /// `done`'s, or the run's failure. What is done counts even if somebody has failed since.
@@ -208,8 +210,8 @@ impl FailureDetector {
         }
     }
 
-    /// The detector's thread, until [`stop`](Self::stop). A busy rank may not notice that the run has failed: it is given up after a
-    /// while, through `give_up`.
+    /// The detector's thread, until [`stop`](Self::stop). A busy rank may not notice that the run has failed: it is
+    /// given up after a while, through `give_up`.
     pub fn run(&self, give_up: impl Fn(&Error)) {
         let mut last_heartbeat: Option<Instant> = None;
         let mut looked = Instant::now();
@@ -301,8 +303,8 @@ impl FailureDetector {
         }
     }
 
-    /// Tells the others how this rank's work ended, and waits until all have ended. Returns how the run ended: as this rank's work
-    /// did, or as the rank that failed first.
+    /// Tells the others how this rank's work ended, and waits until all have ended. Returns how the run ended: as this
+    /// rank's work did, or as the rank that failed first.
     pub fn finish_together(&self, outcome: Result<()>) -> Result<()> {
         let mut state = lock(&self.state);
         if let Err(e) = &outcome {
@@ -321,7 +323,8 @@ impl FailureDetector {
         }
         match (self.check(), outcome) {
             (Ok(()), outcome) => outcome,
-            // The rank that failed keeps its own error, with its kind; so do those that failed alike, as by a bad config.
+            // The rank that failed keeps its own error, with its kind; so do those that failed alike, as by a bad
+            // config.
             (Err(Error::Rank { rank, message }), Err(own)) if rank == self.rank || own.to_string() == message => {
                 Err(own)
             }

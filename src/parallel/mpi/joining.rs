@@ -1,7 +1,7 @@
 //! Limits the time that MPI may take to start, since MPI waits for ever for a process that hangs before it has joined.
 //!
-//! Before MPI has started no rank can tell another anything. What can be seen is the processes of the same job on the same machine, and
-//! whether they wait as well: those have a thread of a known name.
+//! Before MPI has started no rank can tell another anything. What can be seen is the processes of the same job on the
+//! same machine, and whether they wait as well: those have a thread of a known name.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +20,8 @@ use crate::{Error, Result, terminal};
 const NAME: &str = "mpi-joining";
 /// What launchers call a job: the variables are equal in all its processes, and in no other's.
 const JOBS: [&str; 4] = ["PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMI_PORT"];
-/// How long a process stays after its report, so that others whose time is up see that it reports; and how long it takes to end.
+/// How long a process stays after its report, so that others whose time is up see that it reports; and how long it
+/// takes to end.
 const END: Duration = Duration::from_secs(2);
 
 /// Ends the process if it is not dropped in time.
@@ -30,7 +31,7 @@ pub(super) struct Joining {
 }
 
 impl Joining {
-    /// Starts to watch the process of this `env`, which is about to start MPI.
+    /// Starts to time the process of this `env`, which is about to start MPI.
     pub fn watch(env: &LauncherEnv, limit: Duration) -> Result<Self> {
         let (joined, wait) = mpsc::channel();
         let env = env.clone();
@@ -100,7 +101,8 @@ fn missing(env: &LauncherEnv, siblings_here: &BTreeMap<usize, Sibling>, limit: D
     ))
 }
 
-/// The processes of the same job on this machine, by rank; of a rank that is a script, the script counts until its longreel waits.
+/// The processes of the same job on this machine, by rank; of a rank that is a script, the script counts until its
+/// longreel waits.
 fn siblings(own: &LauncherEnv) -> BTreeMap<usize, Sibling> {
     let mut found = BTreeMap::new();
     let job = JOBS.map(|name| std::env::var(name).ok());

@@ -1,5 +1,5 @@
-//! Wraps MPI's calls and the memory that they read and write: the one file of this room with unsafe code. Nothing here knows what a
-//! message is for.
+//! Wraps MPI's calls and the memory that they read and write: the one file of this room with unsafe code. Nothing here
+//! knows what a message is for.
 //!
 //! Only point-to-point messages are used. A message of any length goes, in parts: MPI counts bytes in a C int.
 
@@ -16,7 +16,8 @@ use crate::{Error, Result, bail};
 /// A communicator of all processes, whose messages never meet another channel's.
 pub(super) struct Channel(ffi::MPI_Comm);
 
-// SAFETY: the handle lives as long as the process, and MPI was started with MPI_THREAD_MULTIPLE: any thread may call with it.
+// SAFETY: the handle lives as long as the process, and MPI was started with MPI_THREAD_MULTIPLE: any thread may call
+// with it.
 unsafe impl Send for Channel {}
 // SAFETY: as above, and also several threads at once.
 unsafe impl Sync for Channel {}
@@ -25,7 +26,8 @@ impl Channel {
     /// A new one. All processes call it, in the same order.
     pub fn new() -> Result<Self> {
         let mut comm = MaybeUninit::uninit();
-        // SAFETY: MPI is initialised (only `World::start` calls this); MPI writes the handle that is read after its success.
+        // SAFETY: MPI is initialised (only `World::start` calls this); MPI writes the handle that is read after its
+        // success.
         unsafe {
             check(ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, comm.as_mut_ptr()))?;
             let comm = comm.assume_init();
@@ -34,12 +36,13 @@ impl Channel {
         }
     }
 
-    /// The next message with `tag`, from the rank `from` or else from any: its sender and bytes. None if none has come. Of one
-    /// (sender, tag) only one thread at a time may ask.
+    /// The next message with `tag`, from the rank `from` or else from any: its sender and bytes. None if none has come.
+    /// Of one (sender, tag) only one thread at a time may ask.
     pub fn take(&self, from: Option<usize>, tag: c_int) -> Result<Option<(usize, Vec<u8>)>> {
         let (mut there, mut status, mut count) = (0, MaybeUninit::uninit(), 0);
-        // SAFETY: plain calls with pointers to locals; the status is read only after MPI has set it, and the buffer has the length
-        // that MPI says the message has. The message is there, so that receiving it does not wait for its sender's next step.
+        // SAFETY: plain calls with pointers to locals; the status is read only after MPI has set it, and the buffer has
+        // the length that MPI says the message has. The message is there, so that receiving it does not wait for its
+        // sender's next step.
         unsafe {
             let source = from.map_or(ffi::RSMPI_ANY_SOURCE, |rank| rank as c_int);
             check(ffi::MPI_Iprobe(source, tag, self.0, &mut there, status.as_mut_ptr()))?;
@@ -62,8 +65,8 @@ impl Channel {
     }
 }
 
-/// Messages under way, with the memory that they read and write. Given up before they are done, that memory is leaked, for MPI may
-/// still use it: so it is only where a run has failed, and the process ends.
+/// Messages under way, with the memory that they read and write. Given up before they are done, that memory is leaked,
+/// for MPI may still use it: so it is only where a run has failed, and the process ends.
 pub(super) struct Flight {
     requests: Vec<ffi::MPI_Request>,
     tensors: ManuallyDrop<Vec<Tensor>>,
@@ -106,8 +109,9 @@ impl Flight {
         for start in (0..length).step_by(self.longest) {
             let count = self.longest.min(length - start) as c_int;
             let mut request = MaybeUninit::uninit();
-            // SAFETY: the part lies within the tensor's storage, which `self.tensors` keeps until MPI is done with it, never
-            // moves (no tensor op resizes a storage), and is read by nobody meanwhile, as the caller has promised.
+            // SAFETY: the part lies within the tensor's storage, which `self.tensors` keeps until MPI is done with it,
+            // never moves (no tensor op resizes a storage), and is read by nobody meanwhile, as the caller has
+            // promised.
             unsafe {
                 let (pointer, comm) = (pointer.add(start).cast(), channel.0);
                 let request = request.as_mut_ptr();
@@ -126,7 +130,8 @@ impl Flight {
         }
         let (pointer, length) = (bytes.as_ptr(), bytes.len());
         self.bytes.push(bytes);
-        // SAFETY: `pointer` is the heap memory of a vector that `self.bytes` keeps, unchanged, until MPI is done with it.
+        // SAFETY: `pointer` is the heap memory of a vector that `self.bytes` keeps, unchanged, until MPI is done with
+        // it.
         unsafe { self.post(channel, pointer, [length; 2], to, tag) }
     }
 

@@ -5,9 +5,9 @@
 //! - `failure_detector`: which ranks failed, returned or are lost, so that no rank waits for ever;
 //! - `collectives`: the [`Communicator`].
 //!
-//! MPI's own collectives are not used. They would sum in an order of their choice, wait at full load, hang where ranks disagree or one
-//! is gone, and count in C ints; its communicators are made by calls that do the same. So groups of ranks are numbers that tag their
-//! messages.
+//! MPI's own collectives are not used. They would sum in an order of their choice, wait at full load, hang where ranks
+//! disagree or one is gone, and count in C ints; its communicators are made by calls that do the same. So groups of
+//! ranks are numbers that tag their messages.
 
 mod collectives;
 mod failure_detector;
@@ -34,7 +34,8 @@ use crate::{Error, Result, bail};
 
 /// How long MPI may take to end before the process ends without it.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How long after a host was found lost the launcher is left to find so too. Told to end the job before, it would wait for that host.
+/// How long after a host was found lost the launcher is left to find so too. Told to end the job before, it would wait
+/// for that host.
 const LAUNCHER: Duration = Duration::from_secs(18);
 
 /// This process among those of its job.

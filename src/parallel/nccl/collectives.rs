@@ -1,11 +1,12 @@
-//! The collectives of a group of GPU ranks, made of NCCL's sends and receives; only a broadcast is NCCL's own.
+//! Implements the collectives of a group of GPU ranks with NCCL's sends and receives; only a broadcast is NCCL's own.
 //!
-//! NCCL's reductions are not used: they add in an order that depends on its rings and trees, their number and the message's
-//! length, so that sums would differ from those of other backends, and from one cluster to the next. Here every rank receives all
-//! others' elements for its part and adds them in rank order, by Candle, on the GPU: as many bytes as a ring sends, and memory for
-//! a piece a rank.
+//! NCCL's reductions are not used: they add in an order that depends on its rings and trees, their number and the
+//! message's length, so that sums would differ from those of other backends, and from one cluster to the next. Here
+//! every rank receives all others' elements for its part and adds them in rank order, by Candle, on the GPU: as many
+//! bytes as a ring sends, and memory for a piece a rank.
 //!
-//! Tensors in the CPU's memory are taken too, and results for them are in memory again: for the few values that ranks agree on.
+//! Tensors in the CPU's memory are taken too, and results for them are in memory again: for the few values that ranks
+//! agree on.
 
 use candle_core::{DType, Device, Tensor};
 use std::collections::VecDeque;
@@ -22,7 +23,8 @@ use crate::parallel::split::{group_of, range_of};
 use crate::parallel::{Communicator, Reduce, Split, check, ordered};
 use crate::{Error, Result};
 
-/// Bytes that are received from each rank before they are reduced: large against a launch, small against a GPU's memory.
+/// Bytes that are received from each rank before they are reduced: large against a launch, small against a GPU's
+/// memory.
 const PIECE: usize = 64 << 20;
 
 /// One rank's side of a group.
@@ -61,7 +63,8 @@ impl Group {
         Ok(Self { gpu, comm, members, rank, calls: AtomicU64::new(0), reserved: Mutex::default() })
     }
 
-    /// Begins a call when its turn has come; or this rank's refusal, which the others are told, as NCCL would have them wait.
+    /// Begins a call when its turn has come; or this rank's refusal, which the others are told, as NCCL would have them
+    /// wait.
     fn begin(&self, checked: Result<()>, call: String) -> Result<Call> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let turn = self.comm.is_some().then(|| self.reserved().pop_front().unwrap_or_else(|| self.gpu.order.take()));

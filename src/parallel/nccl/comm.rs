@@ -1,9 +1,9 @@
-//! One communicator of NCCL with a CUDA stream of its own, and how to wait for it: never for ever, and never inside NCCL or CUDA,
-//! which would not hear that another rank has failed.
+//! Wraps one NCCL communicator with a CUDA stream of its own, and waits for it: never for ever, and never inside NCCL
+//! or CUDA, which would not hear that another rank has failed.
 //!
-//! Communicators are non-blocking: a call begins what is then asked for. While it is under way, the control plane's failures, NCCL's
-//! asynchronous errors and the time are looked at; whatever goes wrong, the communicator is aborted, which ends its kernels on the
-//! GPU.
+//! Communicators are non-blocking: a call begins what is then asked for. While it is under way, the control plane's
+//! failures, NCCL's asynchronous errors and the time are looked at; whatever goes wrong, the communicator is aborted,
+//! which ends its kernels on the GPU.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DriverError};
 use candle_core::{Device, Tensor};
@@ -78,8 +78,8 @@ impl Comm {
     pub fn new(gpu: Arc<Gpu>, id: UniqueId, rank: usize, size: usize) -> Result<Self> {
         let stream = gpu.compute.context().new_stream().map_err(driver)?; // and makes its context this thread's
         let (mut raw, mut config) = (ptr::null_mut(), Config::new());
-        // SAFETY: pointers to locals that outlive the call; NCCL copies the configuration and the id, and has set the handle when
-        // a call that is not to wait returns.
+        // SAFETY: pointers to locals that outlive the call; NCCL copies the configuration and the id, and has set the
+        // handle when a call that is not to wait returns.
         let code = unsafe { (gpu.nccl.init_rank)(&mut raw, size as c_int, id, rank as c_int, &mut config) };
         let handle = Mutex::new((!raw.is_null()).then_some(Raw(raw)));
         let comm = Self { gpu, stream, handle };
@@ -123,8 +123,8 @@ impl Comm {
     pub fn exchange(&self, call: &str, sends: &[Message], receives: &[Message]) -> Result<()> {
         let nccl = &self.gpu.nccl;
         self.run(call, sends.iter().chain(receives).map(|(_, tensor)| tensor), |raw| {
-            // SAFETY: plain calls. Addresses and lengths are of tensors that are there until all is done (`run` sees to it), on
-            // the GPU of the communicator and its stream.
+            // SAFETY: plain calls. Addresses and lengths are of tensors that are there until all is done (`run` sees to
+            // it), on the GPU of the communicator and its stream.
             unsafe {
                 nccl.check((nccl.group_start)())?;
                 let mut begun = Ok(());
@@ -164,8 +164,8 @@ impl Comm {
         self.stream.cu_stream().cast()
     }
 
-    /// Begins work in the communicator's stream, after all that was begun in Candle's, and waits for it; what is begun in Candle's
-    /// afterwards comes after it.
+    /// Begins work in the communicator's stream, after all that was begun in Candle's, and waits for it; what is begun
+    /// in Candle's afterwards comes after it.
     fn run<'a>(
         &self,
         call: &str,

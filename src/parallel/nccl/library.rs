@@ -1,7 +1,7 @@
-//! libnccl: found when a run starts, by the names that its packages give it, and the few of its functions that are used.
+//! Loads libnccl when a run starts, by the names that its packages give it, and the few of its functions that are used.
 //!
-//! Not linked: a build needs no NCCL, and one that is missing is an error with words instead of a process that does not start.
-//! cudarc would load it as well, but not beside Candle, which has cudarc link what it binds.
+//! Not linked: a build needs no NCCL, and one that is missing is an error with words instead of a process that does not
+//! start. cudarc would load it as well, but not beside Candle, which has cudarc link what it binds.
 
 use libloading::Library;
 use std::error::Error as _;
@@ -147,8 +147,8 @@ impl Nccl {
         if code == SUCCESS || code == IN_PROGRESS {
             return Ok(());
         }
-        // SAFETY: NCCL gives constant strings for every code; the last error is a buffer of its own, which is copied at once, and
-        // whose communicator may be none.
+        // SAFETY: NCCL gives constant strings for every code; the last error is a buffer of its own, which is copied at
+        // once, and whose communicator may be none.
         let [what, last] = unsafe {
             [(self.get_error_string)(code), (self.get_last_error)(std::ptr::null_mut())].map(|text| owned(text))
         };

@@ -1,4 +1,5 @@
-//! AdamW and squared norms of what is on a GPU, by kernels/adamw.cu: the arithmetic of [`super::AdamW`] and [`super::norm_squared`].
+//! Runs AdamW and squared norms on a GPU, by kernels/adamw.cu, with the arithmetic of [`super::AdamW`] and
+//! [`super::norm_squared`].
 
 use candle_core::cuda_backend::cudarc::driver::{DevicePtrMut, DeviceRepr, PushKernelArg};
 use candle_core::{CudaDevice, Tensor};
@@ -96,7 +97,8 @@ fn launch(
                 let mut call = kernel.call();
                 call.arg(&mut params).arg(&grads).arg(&mut m).arg(&mut v).arg(&average).arg(&count).arg(constants);
                 call.arg(&bounds).arg(&ranges);
-                // SAFETY: the kernel's arguments: arrays of `n` numbers, an address that is held or null, `ranges` pairs.
+                // SAFETY: the kernel's arguments: arrays of `n` elements, an address that is held or null, `ranges`
+                // pairs.
                 unsafe { kernel.launch(call, [n.div_ceil(THREADS), 1, 1]) }?;
                 Ok(())
             })

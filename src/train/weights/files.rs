@@ -1,5 +1,5 @@
-//! Saves weights, average and moments to a checkpoint and loads them. A checkpoint has them whole: it does not show how many ranks wrote
-//! it, nor what they had sharded.
+//! Saves weights, average and moments to a checkpoint and loads them. A checkpoint has them whole: it does not show how
+//! many ranks wrote it, nor what they had sharded.
 
 use candle_core::{Device, Tensor};
 use std::ops::Range;
@@ -13,7 +13,8 @@ use crate::train::checkpoint::{Checkpoint, Saving};
 use crate::{Result, bail};
 
 impl TrainState {
-    /// Writes weights, average and moments into a checkpoint, which rank 0 gives; what is sharded is handed to it unit by unit.
+    /// Writes weights, average and moments into a checkpoint, which rank 0 gives; what is sharded is handed to it unit
+    /// by unit.
     ///
     /// A collective: all ranks call it.
     pub fn save(&self, saving: Option<&Saving>) -> Result<()> {
@@ -61,8 +62,8 @@ impl TrainState {
         self.check_read(&moments)
     }
 
-    /// Checks that all ranks have read the same bytes, and that they are those that were saved: each has read what it holds a part of,
-    /// and together they have read the file.
+    /// Checks that all ranks have read the same bytes, and that they are those that were saved: each has read what it
+    /// holds a part of, and together they have read the file.
     ///
     /// A collective: all ranks call it.
     fn check_read(&self, tensors: &Tensors) -> Result<()> {

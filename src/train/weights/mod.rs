@@ -1,8 +1,9 @@
-//! The state that a run carries from step to step (weights, their moving average, AdamW's moments), and how a step changes it. Which part
-//! of it a rank holds depends on ZeRO's stage (arXiv 1910.02054).
+//! Holds the state that a run carries from step to step (weights, their moving average, AdamW's moments), and changes
+//! it in a step. Which part of it a rank holds depends on ZeRO's stage (arXiv 1910.02054).
 //!
-//! By stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too. A rank's part of a unit
-//! is a run of its flat buffer, whatever parameters lie there. Sums over ranks have the same bits in every stage.
+//! By stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too. A rank's part
+//! of a unit is a run of its flat buffer, whatever parameters lie there. Sums over ranks have the same bits in every
+//! stage.
 
 mod files;
 mod moments;
@@ -75,8 +76,8 @@ pub struct StateBytes {
 }
 
 impl TrainState {
-    /// `model` before its first step, held as ZeRO's stage `zero` has it over the ranks of `world`, all of which have the same model.
-    /// `scratch` is the folder of scratch files, if not the system's.
+    /// `model` before its first step, held as ZeRO's stage `zero` has it over the ranks of `world`, all of which have
+    /// the same model. `scratch` is the folder of scratch files, if not the system's.
     ///
     /// # Errors
     /// Moments shall be on disk, and the folder cannot be written to or has no room.
@@ -149,8 +150,8 @@ impl TrainState {
         Ok(())
     }
 
-    /// Calls `f` with the model's weights replaced by their moving average, if there is one. Meanwhile they are there as a whole,
-    /// in stage 3 too. If `f` fails, so does the run, and the weights are not put back.
+    /// Calls `f` with the model's weights replaced by their moving average, if there is one. Meanwhile they are there
+    /// as a whole, in stage 3 too. If `f` fails, so does the run, and the weights are not put back.
     ///
     /// A collective: all ranks call it.
     pub fn averaged<R>(&self, f: impl FnOnce(&Model) -> Result<R>) -> Result<R> {
@@ -204,8 +205,8 @@ impl TrainState {
         self.non_finite(step, "", own)?.map_or(Ok(()), Err)
     }
 
-    /// The error about the first element that is not finite in any rank's part of a unit, which `own` gives: the rank whose it is
-    /// tells the others.
+    /// The error about the first element that is not finite in any rank's part of a unit, which `own` gives: the rank
+    /// whose it is tells the others.
     fn non_finite(
         &self,
         step: u64,
@@ -237,7 +238,8 @@ impl TrainState {
 }
 
 impl TrainState {
-    /// Stage 3: puts together all parameters of unit `number`, and begins to fetch those of the unit after it on the engine's way.
+    /// Stage 3: puts together all parameters of unit `number`, and begins to fetch those of the unit after it on the
+    /// engine's way.
     fn gather(&self, number: usize, pass: Pass) -> Result<()> {
         let (unit, state) = (&self.model.units[number], &self.units[number]);
         let Some(shard) = &state.value else { return Ok(()) };

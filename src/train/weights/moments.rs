@@ -1,7 +1,8 @@
-//! Keeps AdamW's moments and the moving average, of the part of each unit that this rank updates, in memory or in a scratch file.
+//! Keeps AdamW's moments and the moving average, of the part of each unit that this rank updates, in memory or in a
+//! scratch file.
 //!
-//! In the file they take twelve bytes a parameter, and memory holds those of three units at most: one being read, one being updated,
-//! one being written, each by a thread of its own.
+//! In the file they take twelve bytes a parameter, and memory holds those of three units at most: one being read, one
+//! being updated, one being written, each by a thread of its own.
 
 use candle_core::{DType, Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -47,7 +48,8 @@ pub const IN_FLIGHT: usize = 3;
 type Numbers = Vec<f32>;
 
 impl Moments {
-    /// Of units of so many elements; moments are zero, averages are what `average` gives for each unit. Memory is the `device`'s.
+    /// Of units of so many elements; moments are zero, averages are what `average` gives for each unit. Memory is the
+    /// `device`'s.
     ///
     /// # Errors
     /// The scratch folder cannot be written to, or has no room.
@@ -88,7 +90,8 @@ impl Moments {
         Ok(new)
     }
 
-    /// One kind of a unit's values; None: there is no average. From memory it is the tensor itself, which changes in later steps.
+    /// One kind of a unit's values; None: there is no average. From memory it is the tensor itself, which changes in
+    /// later steps.
     pub fn get(&self, unit: usize, kind: Kind) -> Result<Option<Tensor>> {
         if kind as usize >= self.kinds {
             return Ok(None);
@@ -122,8 +125,8 @@ impl Moments {
         Ok(())
     }
 
-    /// Lets `f` change both moments and the average of every unit, in order. From a file they are read a unit ahead and written a unit
-    /// behind.
+    /// Lets `f` change both moments and the average of every unit, in order. From a file they are read a unit ahead and
+    /// written a unit behind.
     pub fn each(
         &self,
         mut f: impl FnMut(usize, &mut [f32], &mut [f32], Option<&mut [f32]>) -> Result<()>,

@@ -1,7 +1,8 @@
-//! Prefetches the next unit's parameters from all ranks, on a thread of its own, while the engine uses the present unit (ZeRO's stage 3).
+//! Prefetches the next unit's parameters from all ranks, on a thread of its own, while the engine uses the present unit
+//! (ZeRO's stage 3).
 //!
-//! The engine takes units in a fixed order, so all ranks ask for the same ones; what was asked for and is not used after all is dropped,
-//! on all ranks alike. Nothing here knows what a unit is.
+//! The engine takes units in a fixed order, so all ranks ask for the same ones; what was asked for and is not used
+//! after all is dropped, on all ranks alike. Nothing here knows what a unit is.
 
 use candle_core::Tensor;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -80,7 +81,8 @@ fn gone() -> Error {
 
 impl Drop for Prefetch {
     fn drop(&mut self) {
-        self.ask = None; // the thread ends with what it is at: all ranks have asked for it, or this one's failure ends theirs
+        // the thread ends with what it is at: all ranks have asked for it, or this one's failure ends theirs
+        self.ask = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

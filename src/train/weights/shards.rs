@@ -48,7 +48,8 @@ impl Shards {
         Ok(())
     }
 
-    /// This rank's part of the sum of all ranks' `whole`, which it has the same bits of as [`Communicator::all_reduce`].
+    /// This rank's part of the sum of all ranks' `whole`, which it has the same bits of as
+    /// [`Communicator::all_reduce`].
     pub fn reduce(&self, whole: &Tensor) -> Result<Tensor> {
         let counts: Vec<usize> = (0..self.split.parts).map(|rank| self.split.count(rank)).collect();
         self.world.reduce_scatter(whole, &counts)

@@ -1,4 +1,5 @@
-//! Runs an optimizer step on what this rank holds: sums gradients over ranks, takes their norm, changes the weights and shares them again.
+//! Runs an optimizer step on what this rank holds: sums gradients over ranks, takes their norm, changes the weights and
+//! shares them again.
 
 use candle_core::{Device, Tensor};
 
@@ -13,7 +14,8 @@ use crate::train::optimizer::gpu;
 use crate::train::optimizer::{Shard, clip_coefficient, norm_squared, sgd};
 
 impl TrainState {
-    /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's was ready.
+    /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's
+    /// was ready.
     pub fn sum_gradients(&self) -> Result<()> {
         for (unit, state) in self.each() {
             match self.zero {
@@ -93,7 +95,8 @@ impl TrainState {
         clip_coefficient(norm, if self.clip > 0.0 { self.clip } else { f64::INFINITY })
     }
 
-    /// Changes the part of unit `i`'s parameters that this rank updates, by the gradient there; then all ranks have all of them.
+    /// Changes the part of unit `i`'s parameters that this rank updates, by the gradient there; then all ranks have all
+    /// of them.
     fn change(&self, i: usize, change: impl FnOnce(&UnitState, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
         let (unit, state) = (&self.model.units[i], &self.units[i]);
         let grads = match &state.grad {

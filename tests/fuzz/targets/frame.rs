@@ -1,4 +1,4 @@
-//! What ranks send each other: a hello, then frames. What is read is written as it came.
+//! Fuzzes what ranks send each other: a hello, then frames. What is read is written as it came.
 #![no_main]
 
 use longreel::parallel::wire::Frame;
