@@ -1,8 +1,8 @@
 //! longreel trains diffusion transformers on video clips and images whose token sequences are millions long, sharded by
 //! sequence over ranks.
 //!
-//! Everything but attention is token-local, so a network is an alternation of token-local pieces, which run tile by tile,
-//! and attention, the only place where ranks talk. `docs/design.md` tells the whole; the rooms, from the top:
+//! Everything but attention is token-local, so a network is an alternation of token-local pieces, which run tile by
+//! tile, and attention, the only place where ranks talk. `docs/design.md` tells the whole; the rooms, from the top:
 //!
 //! - [`cli`]: the commands; [`config`]: what a user may write.
 //! - [`train`]: the loop, optimizer, EMA, checkpoints; [`observe`]: metrics, and what shows them.
@@ -12,7 +12,7 @@
 //! - [`attention`]: the global operation; [`parallel`]: communicators and sharding; [`ops`]: differentiable fused ops.
 //! - [`files`]: atomic writes and safetensors; [`hub`]: `hf://` names; [`rng`]: counter-based random numbers.
 //! - [`terminal`]: what may be shown there of text from outside.
-//! - [`watch`]: how far a rank is, where its time goes, and whether it is to stop.
+//! - [`meter`]: how far a rank is with its step, where its time goes, and whether it is to stop.
 
 pub mod allocator;
 pub mod attention;
@@ -26,6 +26,7 @@ pub mod files;
 #[cfg(feature = "cuda")]
 mod gpu;
 pub mod hub;
+pub mod meter;
 pub mod model;
 pub mod observe;
 pub mod ops;
@@ -34,6 +35,5 @@ pub mod plan;
 pub mod rng;
 pub mod terminal;
 pub mod train;
-pub mod watch;
 
 pub use error::{Error, Result};

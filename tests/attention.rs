@@ -1,7 +1,8 @@
-//! CPU attention: every path against the f64 reference, forward and backward; the reference against finite differences.
+//! Tests attention on the CPU: every instruction set against the f64 reference, forward and backward; the reference
+//! against finite differences.
 
 use candle_core::{D, DType, Device, Tensor};
-use longreel::attention::cpu::{Path, backward_on, forward_on};
+use longreel::attention::cpu::{Isa, backward_on, forward_on};
 use longreel::attention::{flash, flash_backward, reference};
 use longreel::rng::{Key, Purpose};
 
@@ -18,8 +19,8 @@ pub fn inputs(b: usize, h: usize, [sq, sk]: [usize; 2], d: usize, dtype: DType) 
     [(sq, 0), (sk, 1), (sk, 2), (sq, 3)].map(|(s, which)| normal(&[b, h, s, d], which).to_dtype(dtype).unwrap())
 }
 
-fn available() -> impl Iterator<Item = Path> {
-    Path::ALL.into_iter().filter(|path| path.is_available())
+fn available() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
 }
 
 pub fn delta(d_o: &Tensor, o: &Tensor) -> Tensor {
@@ -28,9 +29,9 @@ pub fn delta(d_o: &Tensor, o: &Tensor) -> Tensor {
 }
 
 /// o, lse, dq, dk, dv of a path.
-fn run(path: Path, [q, k, v, d_o]: &Inputs, scale: f64) -> [Tensor; 5] {
-    let (o, lse) = forward_on(path, q, k, v, scale).unwrap();
-    let (dq, dk, dv) = backward_on(path, q, k, v, d_o, &lse, &delta(d_o, &o), scale).unwrap();
+fn run(isa: Isa, [q, k, v, d_o]: &Inputs, scale: f64) -> [Tensor; 5] {
+    let (o, lse) = forward_on(isa, q, k, v, scale).unwrap();
+    let (dq, dk, dv) = backward_on(isa, q, k, v, d_o, &lse, &delta(d_o, &o), scale).unwrap();
     [o, lse, dq, dk, dv]
 }
 
@@ -49,7 +50,7 @@ pub fn values(x: &Tensor) -> Vec<f64> {
     x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Largest difference over the largest magnitude, and root mean square of both, likewise.
+/// Largest difference over the largest magnitude, and root mean square of the differences over that of the magnitudes.
 pub fn errors(x: &Tensor, truth: &Tensor) -> (f64, f64) {
     assert_eq!(x.dims(), truth.dims());
     let (x, truth) = (values(x), values(truth));
@@ -103,21 +104,21 @@ fn reference_gradients_match_finite_differences() {
 }
 
 #[test]
-fn f32_matches_f64_on_every_path() {
+fn f32_matches_f64_on_every_isa() {
     for d in DIMS {
         for lengths in LENGTHS {
             let x = inputs(1, 2, lengths, d, DType::F32);
             let scale = 1.0 / (d as f64).sqrt();
             let truth = exact(&x, scale);
-            for path in available() {
-                for (name, (x, truth)) in NAMES.iter().zip(run(path, &x, scale).iter().zip(&truth)) {
+            for isa in available() {
+                for (name, (x, truth)) in NAMES.iter().zip(run(isa, &x, scale).iter().zip(&truth)) {
                     // With one key P is 1 and the gradients of q and k cancel to 0.
                     if lengths[1] == 1 && ["dq", "dk"].contains(name) {
-                        assert!(values(x).iter().all(|x| x.abs() < 3e-5), "{path:?} {lengths:?} d {d}: {name}");
+                        assert!(values(x).iter().all(|x| x.abs() < 3e-5), "{isa:?} {lengths:?} d {d}: {name}");
                         continue;
                     }
                     let (max, _) = errors(x, truth);
-                    assert!(max < 4e-6, "{path:?} {lengths:?} d {d}: {name} is off by {max:.1e}");
+                    assert!(max < 4e-6, "{isa:?} {lengths:?} d {d}: {name} is off by {max:.1e}");
                 }
             }
         }
@@ -131,8 +132,8 @@ fn bf16_errs_at_most_twice_as_much_as_plain_bf16() {
             let x = inputs(2, 1, lengths, d, DType::BF16);
             let scale = 1.0 / (d as f64).sqrt();
             let (truth, plain) = (exact(&x, scale), run_reference(&x, scale));
-            for path in available() {
-                check_bf16(&run(path, &x, scale), &plain, &truth, &format!("{path:?} {lengths:?} d {d}"));
+            for isa in available() {
+                check_bf16(&run(isa, &x, scale), &plain, &truth, &format!("{isa:?} {lengths:?} d {d}"));
             }
         }
     }
@@ -163,29 +164,30 @@ pub fn extreme(lengths: [usize; 2], d: usize, peak: f64, dtype: DType) -> (Input
 }
 
 #[test]
-fn logits_of_ten_thousand_neither_overflow_nor_lose_the_largest() {
+fn logits_of_ten_thousand_do_not_overflow() {
     for lengths in [[33, 65], [130, 257], [7, 1]] {
         let (x, scale) = extreme(lengths, 64, 1e4, DType::F32);
         let (truth, plain) = (exact(&x, scale), run_reference(&x, scale));
         let (half, half_scale) = extreme(lengths, 64, 1e4, DType::BF16);
         let (half_truth, half_plain) = (exact(&half, half_scale), run_reference(&half, half_scale));
-        for path in available() {
-            for (i, x) in run(path, &x, scale).iter().enumerate() {
+        for isa in available() {
+            for (i, x) in run(isa, &x, scale).iter().enumerate() {
                 if lengths[1] == 1 && i > 1 && i < 4 {
                     // P is 1, so dP - delta cancels to 0; dP alone would give thousands.
-                    assert!(values(x).iter().all(|x| x.abs() < 1e-2), "{path:?} {lengths:?}: {}", NAMES[i]);
+                    assert!(values(x).iter().all(|x| x.abs() < 1e-2), "{isa:?} {lengths:?}: {}", NAMES[i]);
                     continue;
                 }
-                // An f32 lse of 1e4 is off by 5e-4, so P in backward is off by 5e-4 of itself; most of dq and dk cancels.
+                // An f32 lse of 1e4 is off by 5e-4, so P in backward is off by 5e-4 of itself; most of dq and dk
+                // cancels.
                 let ((ours, _), (theirs, _)) = (errors(x, &truth[i]), errors(&plain[i], &truth[i]));
                 let bound = if i < 2 { 2e-6 } else { 4.0 * theirs + 1e-3 };
                 assert!(
                     ours < bound,
-                    "{path:?} {lengths:?}: {} is off by {ours:.1e}, plain f32 by {theirs:.1e}",
+                    "{isa:?} {lengths:?}: {} is off by {ours:.1e}, plain f32 by {theirs:.1e}",
                     NAMES[i]
                 );
             }
-            check_bf16(&run(path, &half, half_scale), &half_plain, &half_truth, &format!("{path:?} {lengths:?}"));
+            check_bf16(&run(isa, &half, half_scale), &half_plain, &half_truth, &format!("{isa:?} {lengths:?}"));
         }
     }
 }
@@ -206,23 +208,24 @@ fn rising_and_falling_logits_match_the_reference() {
     for direction in [1.0, -1.0] {
         let x = ramp(direction, [9, 520], 16, DType::F32);
         let truth = exact(&x, 0.25);
-        for path in available() {
-            for (name, (x, truth)) in NAMES.iter().zip(run(path, &x, 0.25).iter().zip(&truth)) {
+        for isa in available() {
+            for (name, (x, truth)) in NAMES.iter().zip(run(isa, &x, 0.25).iter().zip(&truth)) {
                 let (max, _) = errors(x, truth);
-                assert!(max < 1e-4, "{path:?} {direction}: {name} is off by {max:.1e}");
+                assert!(max < 1e-4, "{isa:?} {direction}: {name} is off by {max:.1e}");
             }
         }
     }
 }
 
-/// Several bands of rows by several panels, where a matrix unit's products and exponentials are woven, at each of their paces.
+/// Several row blocks of rows by several panels, where a matrix unit's products and exponentials are woven, at each of
+/// their paces.
 #[test]
 fn rising_and_falling_logits_err_at_most_twice_as_much_as_plain_bf16() {
     for (direction, d) in [(1.0, 64), (-1.0, 64), (1.0, 128), (1.0, 256)] {
         let x = ramp(direction, [530, 700], d, DType::BF16);
         let (truth, plain) = (exact(&x, 0.25), run_reference(&x, 0.25));
-        for path in available() {
-            check_bf16(&run(path, &x, 0.25), &plain, &truth, &format!("{path:?} {direction} {d}"));
+        for isa in available() {
+            check_bf16(&run(isa, &x, 0.25), &plain, &truth, &format!("{isa:?} {direction} {d}"));
         }
     }
 }
@@ -238,8 +241,8 @@ fn strided_views_give_the_bits_of_contiguous_tensors() {
         });
         assert!(!views[0].is_contiguous());
         let copies = views.each_ref().map(|x| x.contiguous().unwrap());
-        for path in available() {
-            assert_same_bits(&run(path, &views, 0.3), &run(path, &copies, 0.3), &format!("{path:?} {dtype:?}"));
+        for isa in available() {
+            assert_same_bits(&run(isa, &views, 0.3), &run(isa, &copies, 0.3), &format!("{isa:?} {dtype:?}"));
         }
     }
 }
@@ -249,32 +252,33 @@ fn bits_do_not_depend_on_the_run_or_on_threads() {
     for (b, h, lengths) in [(1, 1, [300, 700]), (2, 2, [70, 200]), (1, 1, [1, 5])] {
         for dtype in [DType::F32, DType::BF16] {
             let x = inputs(b, h, lengths, 40, dtype);
-            for path in available() {
+            for isa in available() {
                 let with = |threads| {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                    pool.install(|| run(path, &x, 0.2))
+                    pool.install(|| run(isa, &x, 0.2))
                 };
                 let one = with(1);
                 for threads in [1, 2, 3, 7] {
-                    assert_same_bits(&one, &with(threads), &format!("{path:?} {dtype:?}, {threads} threads"));
+                    assert_same_bits(&one, &with(threads), &format!("{isa:?} {dtype:?}, {threads} threads"));
                 }
             }
         }
     }
 }
 
-/// Heads so long that backward takes them in halves, on any number of threads and in any company: groups of heads change no bit.
+/// Heads so long that backward takes them in halves, on any number of threads and in any company: groups of heads
+/// change no bit.
 #[test]
-fn long_heads_are_exact_and_their_bits_their_own() {
+fn long_head_split_in_two_pipelines_is_exact() {
     let scale = 0.25;
     for dtype in [DType::F32, DType::BF16] {
         let x = inputs(1, 2, [8230, 390], 16, dtype);
         let (truth, plain) = (exact(&x, scale), run_reference(&x, scale));
-        for path in available() {
-            let what = format!("{path:?} {dtype:?}");
+        for isa in available() {
+            let what = format!("{isa:?} {dtype:?}");
             let with = |threads, x: &Inputs| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| run(path, x, scale))
+                pool.install(|| run(isa, x, scale))
             };
             let both = with(1, &x);
             if dtype == DType::BF16 {
@@ -299,43 +303,43 @@ fn long_heads_are_exact_and_their_bits_their_own() {
 }
 
 #[test]
-fn public_entry_points_take_the_best_path_and_f64_the_reference() {
+fn flash_uses_the_best_isa_and_the_reference_for_f64() {
     let x @ [q, k, v, d_o] = &inputs(1, 2, [20, 70], 32, DType::BF16);
     let (o, lse) = flash(q, k, v, 0.2).unwrap();
     let (dq, dk, dv) = flash_backward(q, k, v, d_o, &lse, &delta(d_o, &o), 0.2).unwrap();
     assert!(o.dtype() == DType::BF16 && lse.dtype() == DType::F32 && dq.is_contiguous());
-    assert_same_bits(&[o, lse, dq, dk, dv], &run(Path::best(), x, 0.2), "best path");
+    assert_same_bits(&[o, lse, dq, dk, dv], &run(Isa::best(), x, 0.2), "best path");
 
     let x = inputs(1, 2, [20, 70], 32, DType::F64);
-    for path in available() {
-        assert_same_bits(&run(path, &x, 0.2), &run_reference(&x, 0.2), "f64");
+    for isa in available() {
+        assert_same_bits(&run(isa, &x, 0.2), &run_reference(&x, 0.2), "f64");
     }
 }
 
 #[test]
-fn a_nan_reaches_the_rows_it_touches_and_no_others() {
+fn nan_stays_in_the_rows_that_it_touches() {
     for dtype in [DType::F32, DType::BF16] {
         let mut x = inputs(1, 1, [10, 70], 16, dtype);
         let bad = Tensor::full(f32::NAN, (1, 1, 1, 16), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
         x[0] = x[0].slice_assign(&[0..1, 0..1, 7..8, 0..16], &bad).unwrap();
-        for path in available() {
-            let [o, _, dq, dk, _] = run(path, &x, 0.25);
+        for isa in available() {
+            let [o, _, dq, dk, _] = run(isa, &x, 0.25);
             for x in [&o, &dq] {
                 let nan: Vec<bool> = values(x).chunks(16).map(|row| row.iter().all(|x| x.is_nan())).collect();
                 let finite = values(x).chunks(16).filter(|row| row.iter().all(|x| x.is_finite())).count();
-                assert!(nan[7] && finite == 9, "{path:?} {dtype:?}: {nan:?}");
+                assert!(nan[7] && finite == 9, "{isa:?} {dtype:?}: {nan:?}");
             }
-            assert!(values(&dk).iter().all(|x| x.is_nan()), "{path:?} {dtype:?}: every key met the row");
+            assert!(values(&dk).iter().all(|x| x.is_nan()), "{isa:?} {dtype:?}: every key met the row");
         }
         // One bad key among good ones, in the first panel and in the last: every row meets it.
         for key in [3, 68] {
             let [q, k, v, d_o] = inputs(1, 1, [10, 70], 16, dtype);
             let k = k.slice_assign(&[0..1, 0..1, key..key + 1, 0..16], &bad).unwrap();
             let x = [q, k, v, d_o];
-            for path in available() {
-                let [o, lse, dq, ..] = run(path, &x, 0.25);
+            for isa in available() {
+                let [o, lse, dq, ..] = run(isa, &x, 0.25);
                 for x in [&o, &lse, &dq] {
-                    assert!(values(x).iter().all(|x| x.is_nan()), "{path:?} {dtype:?}, key {key}");
+                    assert!(values(x).iter().all(|x| x.is_nan()), "{isa:?} {dtype:?}, key {key}");
                 }
             }
         }
@@ -343,7 +347,7 @@ fn a_nan_reaches_the_rows_it_touches_and_no_others() {
 }
 
 #[test]
-fn bad_input_is_refused_with_what_was_expected() {
+fn bad_attention_input_is_an_error() {
     let [q, k, v, d_o] = inputs(1, 2, [4, 6], 16, DType::F32);
     let refused = |q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, words: &[&str]| {
         let error = flash(q, k, v, scale).unwrap_err().to_string();

@@ -1,8 +1,8 @@
-//! `longreel bench` on tiny shapes: every kind runs, says what it measured and refuses what it cannot; and the scripts
-//! of benches/ that put it beside PyTorch, without PyTorch.
+//! Tests `longreel bench` on tiny shapes: every kind runs, says what it measured and refuses what it cannot; and the
+//! scripts of benches/ that put it beside PyTorch, without PyTorch.
 
 use crate::train::{fail, longreel, succeed, text};
-use longreel::ops::cpu::{self, Path as Unit};
+use longreel::ops::cpu::{self, Isa};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,8 +44,8 @@ fn check(result: &Value, facts: Value, passes: &[(&str, f64)]) {
 }
 
 #[test]
-fn attention_in_both_dtypes_on_every_path() {
-    for path in Unit::ALL.into_iter().filter(|path| path.is_available()) {
+fn bench_attention_runs_in_both_dtypes_on_every_isa() {
+    for path in Isa::ALL.into_iter().filter(|path| path.is_available()) {
         for dtype in ["f32", "bf16"] {
             let args = [ATTENTION, &["--dtype", dtype, "--path", path.name(), "--threads", "1"]].concat();
             let facts = json!({
@@ -57,11 +57,11 @@ fn attention_in_both_dtypes_on_every_path() {
         }
     }
     let best = measured(&[ATTENTION, &["--threads", "3"]].concat());
-    assert_eq!((&best["path"], &best["threads"]), (&json!(Unit::best().name()), &json!(3)));
+    assert_eq!((&best["path"], &best["threads"]), (&json!(Isa::best().name()), &json!(3)));
 }
 
 #[test]
-fn a_linear_layer() {
+fn bench_linear_counts_its_operations() {
     for dtype in ["f32", "bf16"] {
         let facts = json!({"what": "linear", "tokens": 70, "in": 32, "out": 48, "dtype": dtype, "tile": 32});
         let flop = 2.0 * 70.0 * 32.0 * 48.0;
@@ -70,7 +70,7 @@ fn a_linear_layer() {
 }
 
 #[test]
-fn a_block_and_a_step() {
+fn bench_block_and_step_report_their_speed() {
     let (n, d) = (1024.0, 48.0);
     let (attention, linears) = (4.0 * n * n * d, 2.0 * n * (6.0 * d * d + 2.0 * 4.0 * d * d));
     let facts = json!({"tokens": 1024, "dim": 48, "heads": 3, "head_dim": 16, "dtype": "bf16", "layers": 1});
@@ -99,18 +99,19 @@ fn a_block_and_a_step() {
 }
 
 #[test]
-fn peaks_of_the_machine() {
+fn bench_peak_reports_the_machine() {
     let peak = measured(&["peak", "--threads", "2"]);
-    assert_eq!((&peak["path"], &peak["threads"]), (&json!(Unit::best().name()), &json!(2)));
+    assert_eq!((&peak["path"], &peak["threads"]), (&json!(Isa::best().name()), &json!(2)));
     for key in ["f32_gflops_1", "f32_gflops", "bf16_gflops_1", "bf16_gflops", "copy_gb_s"] {
         assert!((0.1..20_000.0).contains(&number(&peak, key)), "{peak}");
     }
 }
 
-/// Freed tensors stay with the process: after the first steps none is fetched from the system anew. Of some thousands, were nothing
-/// kept. Two ranks meet otherwise in each of the first steps, so that a little more is in use at once than before.
+/// Freed tensors stay with the process: after the first steps none is fetched from the system anew. Of some thousands,
+/// were nothing kept. Two ranks meet otherwise in each of the first steps, so that a little more is in use at once than
+/// before.
 #[test]
-fn a_steady_step_asks_for_no_memory() {
+fn steady_step_makes_few_page_faults() {
     for (ranks, frames, warmup) in [("1", "8", "2"), ("2", "4", "16")] {
         let shape = ["step", "--frames", frames, "--height", "32", "--width", "32", "--layers", "2"];
         let step =
@@ -120,7 +121,7 @@ fn a_steady_step_asks_for_no_memory() {
 }
 
 #[test]
-fn tables_for_people() {
+fn bench_prints_a_table_without_json() {
     for (args, words) in [
         (ATTENTION, &["attention: tokens 70, heads 2", "GFLOP/s", "forward+backward", "peak", "memory at most"][..]),
         (&["peak"], &["f32, one thread, GFLOP/s", "copying memory, GB/s"]),
@@ -134,8 +135,8 @@ fn tables_for_people() {
 /// A CPU of any age, as far as this one (or a mask on the whole test run) goes.
 #[test]
 fn masked_features_are_not_used() {
-    assert!(Unit::allowed().is_ok(), "{} of the tests themselves", cpu::CPU_VARIABLE);
-    for newest in Unit::ALL.into_iter().filter(|&path| path >= Unit::Portable && path.is_available()) {
+    assert!(Isa::allowed().is_ok(), "{} of the tests themselves", cpu::CPU_VARIABLE);
+    for newest in Isa::ALL.into_iter().filter(|&path| path >= Isa::Portable && path.is_available()) {
         let masked = |args: &[&str]| {
             let mut command = bench(args);
             command.env(cpu::CPU_VARIABLE, newest.name());
@@ -143,10 +144,10 @@ fn masked_features_are_not_used() {
         };
         let best = succeed(&mut masked(&[ATTENTION, &["--json"]].concat()));
         assert_eq!(serde_json::from_slice::<Value>(&best.stdout).unwrap()["path"], newest.name());
-        let here: Vec<_> = Unit::ALL.into_iter().filter(|&path| path <= newest).map(Unit::name).collect();
+        let here: Vec<_> = Isa::ALL.into_iter().filter(|&path| path <= newest).map(Isa::name).collect();
         let error = fail(&mut masked(&["attention", "--path", "mmx"]));
         assert!(error.ends_with(&format!("this CPU can run {}", here.join(", "))), "{error}");
-        for newer in Unit::ALL.into_iter().filter(|&path| path > newest) {
+        for newer in Isa::ALL.into_iter().filter(|&path| path > newest) {
             let error = fail(&mut masked(&["attention", "--path", newer.name()]));
             assert!(error.contains("this CPU lacks its features"), "{error}");
         }
@@ -161,8 +162,8 @@ fn masked_features_are_not_used() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused() {
-    let available: Vec<_> = Unit::ALL.into_iter().filter(|path| path.is_available()).map(Unit::name).collect();
+fn unmeasurable_bench_is_an_error() {
+    let available: Vec<_> = Isa::ALL.into_iter().filter(|path| path.is_available()).map(Isa::name).collect();
     let available = available.join(", ");
     let no_path = format!("--path mmx: no such path; this CPU can run {available}");
     for (args, expected) in [
@@ -179,7 +180,7 @@ fn what_cannot_be_measured_is_refused() {
         let error = fail(&mut bench(args));
         assert!(error.contains(expected), "{args:?}: {error}");
     }
-    for path in Unit::ALL.into_iter().filter(|path| !path.is_available()) {
+    for path in Isa::ALL.into_iter().filter(|path| !path.is_available()) {
         let error = fail(&mut bench(&["attention", "--path", path.name()]));
         let expected = format!("--path {}: this CPU lacks its features; it can run {available}", path.name());
         assert!(error.ends_with(&expected), "{error}");

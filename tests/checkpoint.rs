@@ -1,4 +1,4 @@
-//! Checkpoints: they come back as they were, appear whole or not at all, and older ones go only for newer ones.
+//! Tests checkpoints: they come back as they were, appear whole or not at all, and older ones go only for newer ones.
 
 use longreel::config::RunConfig;
 use longreel::train::checkpoint::{Checkpoint, RunFolder, Saving, State};
@@ -63,7 +63,7 @@ fn entries(run: &RunFolder) -> Vec<String> {
 }
 
 #[test]
-fn a_checkpoint_comes_back_as_it_was() {
+fn checkpoint_round_trips() {
     let (_temp, run) = run();
     assert_eq!(run.latest().unwrap(), None);
     save(&run, 100, 3);
@@ -96,7 +96,7 @@ fn a_checkpoint_comes_back_as_it_was() {
 }
 
 #[test]
-fn the_last_ones_are_kept() {
+fn only_the_last_checkpoints_are_kept() {
     let (_temp, run) = run();
     for step in [5, 10, 100_000_000, 100_000_005] {
         save(&run, step, 2);
@@ -109,7 +109,7 @@ fn the_last_ones_are_kept() {
 }
 
 #[test]
-fn an_older_one_goes_only_when_the_newer_one_is_there() {
+fn older_checkpoint_is_removed_only_after_the_newer_is_complete() {
     let (_temp, run) = run();
     save(&run, 1, 1);
     let saving = run.begin(2).unwrap();
@@ -162,7 +162,7 @@ fn a_new_run_does_not_mix_with_an_old_one() {
 }
 
 #[test]
-fn what_is_no_checkpoint_is_refused() {
+fn folder_that_is_no_checkpoint_is_an_error() {
     let (temp, run) = run();
     let error = |path: &Path| Checkpoint::open(path).map(|_| ()).unwrap_err().to_string();
     assert!(error(&temp.path().join("nowhere")).contains("nowhere: is not a folder"));
@@ -197,7 +197,7 @@ fn damaged_parts_of_a_checkpoint_are_named() {
     assert!(
         message.contains("transformer/diffusion_pytorch_model.safetensors") && message.contains("1 not known (`b.c`)")
     );
-    // Cut short.
+    // Windows short.
     for file in ["optimizer.safetensors", "transformer/diffusion_pytorch_model.safetensors"] {
         let path = checkpoint.dir().join(file);
         let bytes = std::fs::read(&path).unwrap();

@@ -1,15 +1,16 @@
-//! The engine over ranks: loss and every parameter's gradient on P ranks against one, for uneven everything; tiles; data x sequence
-//! meshes; one optimizer step. The network itself is checked in `model.rs`, Ulysses in `parallel/`.
+//! Tests the engine over ranks: loss and every parameter's gradient on P ranks against one, for uneven everything;
+//! tiles; data x sequence meshes; one optimizer step. The network itself is checked in `model.rs`, Ulysses in
+//! `parallel/`.
 
 use candle_core::{DType, Device, Tensor};
 use longreel::config::Train;
 use longreel::engine::{Engine, Objective, Source};
-use longreel::model::{Model, ModelConfig, Prompt};
+use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::ops::{read, write};
 use longreel::parallel::{Communicator, Mesh, Reduce, run_threads};
 use longreel::rng::{Key, Purpose};
 use longreel::train::optimizer::{clip_coefficient, sgd};
-use longreel::train::weights::Weights;
+use longreel::train::weights::TrainState;
 use longreel::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
@@ -53,9 +54,9 @@ pub fn model(dtype: DType, heads: usize, bf16: bool) -> Result<Model> {
 }
 
 /// Clips `clips` of a global batch, each with its own time, class and text.
-pub fn prompt(clips: &[usize]) -> Result<Prompt> {
+pub fn conditioning(clips: &[usize]) -> Result<Conditioning> {
     let text: Vec<f32> = clips.iter().flat_map(|&clip| normal(20 + clip as u64, 7 * 6)).collect();
-    Ok(Prompt {
+    Ok(Conditioning {
         timesteps: clips.iter().map(|&clip| 150.0 + 200.0 * clip as f64).collect(),
         text: Some(Tensor::from_vec(text, (clips.len(), 7, 6), &Device::Cpu)?),
         labels: Some(clips.iter().map(|&clip| clip % 5).collect()),
@@ -147,7 +148,7 @@ fn gradients(case: Case, model: &Model, comm: Arc<dyn Communicator>) -> Result<f
             dtype: case.dtype,
             weight: case.scale / elements as f64,
         };
-        loss += engine.loss_and_gradients(&prompt(&clips)?, &squares)?;
+        loss += engine.loss_and_gradients(&conditioning(&clips)?, &squares)?;
     }
     let loss = Tensor::new(&[loss], &Device::Cpu)?;
     mesh.world.all_reduce(&loss, Reduce::Sum)?;
@@ -279,7 +280,7 @@ fn the_same_ranks_give_the_same_bits() {
 /// Weights after one step of plain SGD, of clipped SGD and of clipped AdamW, and the reported gradient norm.
 fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
     let mut results = run_threads(case.ranks, 1, |comm| {
-        let weights = Weights::new(
+        let weights = TrainState::new(
             model(DType::F32, case.heads, case.bf16)?,
             &Train { clip: 0.05, weight_decay: 0.1, ..Train::default() },
             comm.clone(),
@@ -303,7 +304,8 @@ fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
             Ok(stepped)
         };
         let (plain, clipped) = (by_sgd(1.0)?, by_sgd(clip_coefficient(norm, 0.05))?);
-        // AdamW divides by the gradient's own size, which magnifies rounding where that is nothing: such elements are zeroed.
+        // AdamW divides by the gradient's own size, which magnifies rounding where that is nothing: such elements are
+        // zeroed.
         for unit in &weights.model.units {
             write(&unit.grad, |g: &mut [f32]| g.iter_mut().filter(|g| g.abs() < 1e-4).for_each(|g| *g = 0.0))?;
         }
@@ -330,7 +332,7 @@ fn one_step_on_any_mesh_is_that_of_one_rank() {
 }
 
 #[test]
-fn too_many_ranks_are_refused_on_all() {
+fn too_many_ranks_are_an_error_on_all_ranks() {
     for (ranks, ring, heads, head_groups, expected) in [
         (46, 0, 5, 1, "46 sequence-parallel ranks cannot share a clip of 45 tokens"),
         (6, 1, 5, 1, "6 sequence-parallel ranks cannot share 5 attention heads"),

@@ -1,4 +1,4 @@
-//! Atomic files, safetensors and model folders: what is written comes back, and whatever is wrong is named.
+//! Tests atomic files, safetensors and model folders: what is written comes back, and whatever is wrong is named.
 
 use crate::train::FILES_LIMITED;
 use longreel::files::{NewFolder, Tensors, atomic_write, remove_leftovers, write_tensors};
@@ -109,7 +109,7 @@ fn other_float_types_are_widened() {
 }
 
 #[test]
-fn incomplete_folders_say_what_is_missing() {
+fn incomplete_model_folder_error_names_what_is_missing() {
     let (temp, dir) = model();
     assert!(error(&temp.path().join("nowhere")).contains("nowhere: is not a folder"));
     assert!(error(temp.path()).contains("has no config.json, so it is not a model folder"));
@@ -189,7 +189,7 @@ fn every_truncation_and_damage_is_an_error_with_the_files_name() {
     }
     std::fs::write(&path, header(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#)).unwrap();
     let folder = Folder::open(&dir).unwrap();
-    // Cut short while it is open: an error still, where a memory map would end the process.
+    // Windows short while it is open: an error still, where a memory map would end the process.
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(67).unwrap();
     let message = folder.read_f32("a").unwrap_err().to_string();
     assert!(message.contains("cut short while it was read (tensor `a`)"), "{message}");
@@ -267,9 +267,10 @@ fn a_failed_write_leaves_the_old_file() {
     assert!(atomic_write(Path::new("/"), |_| Ok(())).unwrap_err().to_string().contains("not a name"));
 }
 
-/// A new file takes the old one's name, not its place: nobody can find half of it, not even who has the old one open.
+/// A new file takes the old one's name, not its place: nobody can find half of it, not even a reader that has the old
+/// one open.
 #[test]
-fn who_reads_the_old_file_reads_all_of_it() {
+fn reader_of_a_replaced_file_still_reads_all_of_it() {
     let temp = tempdir().unwrap();
     let path = temp.path().join("f");
     atomic_write(&path, |out| out.write_all(b"old")).unwrap();
@@ -380,7 +381,7 @@ proptest! {
 
     /// One byte changed anywhere in the header: an error or another reading, never a panic.
     #[test]
-    fn no_damage_makes_it_panic(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn damaged_safetensors_never_panic(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let (_temp, dir) = model();
         let path = dir.join(WEIGHTS);
         let mut bytes = std::fs::read(&path).unwrap();

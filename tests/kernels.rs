@@ -1,11 +1,12 @@
-//! The CUDA kernels, run on the CPU by the emulator of `kernels/host`: forward and backward against f64 references and against
-//! what the crate computes, in several orders of threads. Kernels that are broken on purpose must be caught.
+//! Tests the CUDA kernels, run on the CPU by the emulator of `kernels/host`: forward and backward against f64
+//! references and against what the crate computes, in several orders of threads. Kernels that are broken on purpose
+//! must be caught.
 //!
 //! This proves logic, not speed, and stands in for no run on a GPU. It needs a C++20 compiler as `c++`.
 
 use candle_core::{Device, Tensor};
 use longreel::config::Train;
-use longreel::data::{Frames, Part, RowOrder};
+use longreel::data::{FrameRegion, Frames, RowOrder};
 use longreel::diffusion::{channel_first, noise_rows, noisy, training_key};
 use longreel::ops::{Param, Rope, Rows, Tape, rms_rope};
 use longreel::rng::{Key, Purpose};
@@ -148,7 +149,8 @@ fn computed(workshop: &Workshop) -> PathBuf {
     file
 }
 
-/// Kernels write what the emulated driver is told that they write, and depend on nothing but what it is told that they read.
+/// Kernels write what the emulated driver is told that they write, and depend on nothing but what it is told that they
+/// read.
 #[test]
 fn the_emulated_driver_is_told_what_kernels_touch() {
     let workshop = Workshop::new();
@@ -286,7 +288,7 @@ fn normal(sample: u64, len: usize) -> Vec<f32> {
 fn patches(arrays: &mut Arrays, name: &str, tokens: Range<usize>) {
     let (patch, height, width) = ([1, 4, 5], 12, 10);
     let row = 3 * patch.iter().product::<usize>();
-    let part = Part::of_tokens(tokens.clone(), [6, 3, 2], patch);
+    let part = FrameRegion::of_tokens(tokens.clone(), [6, 3, 2], patch);
     let pixels: Vec<u8> = (0..part.bytes(width)).map(|i| (i * 37 + i / 256) as u8).collect();
     let (first, lines) = (part.frames.start, part.lines);
     let frames = Frames { first, lines: lines.clone(), height, width, data: pixels.clone() };

@@ -1,8 +1,8 @@
-//! Written files read back: MP4 through FFmpeg's decoder, GIF and PNG through `image`; contact sheets.
+//! Tests written files by reading them back: MP4 through FFmpeg's decoder, GIF and PNG through `image`; contact sheets.
 
 use ffmpeg_next as ffmpeg;
 use image::AnimationDecoder;
-use longreel::data::sheet::{FrameScale, Strip, check_size, contact_sheet};
+use longreel::data::contact_sheet::{FrameScale, Strip, check_size, contact_sheet};
 use longreel::data::write::{Container, Kind, Preview, VideoWriter, write_file, write_video};
 use longreel::{Error, bail};
 use std::fs::{self, File};
@@ -299,7 +299,7 @@ fn png_is_exact_alone_side_by_side_and_in_a_folder() {
 }
 
 #[test]
-fn what_cannot_be_written_says_why_and_leaves_the_old_file() {
+fn failed_write_names_its_reason_and_leaves_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let frames = smooth(2, 8, 8);

@@ -1,5 +1,5 @@
-//! Ring attention over ranks against the f64 reference on one: uneven rows, rows alone, extreme logits, bf16, the bits of a second
-//! run. Rings within the engine are tested in `engine.rs`.
+//! Tests ring attention over ranks against the f64 reference on one: uneven rows, rows alone, extreme logits, bf16, the
+//! bits of a second run. Rings within the engine are tested in `engine.rs`.
 
 use crate::attention::{
     Inputs, NAMES, assert_same_bits, check_bf16, delta, errors, exact, extreme, inputs, run_reference, values,
@@ -48,7 +48,8 @@ fn one_rank_is_flash_attention_bit_for_bit() {
     }
 }
 
-/// Runs of keys differ by thousands in their logits, or hardly at all: neither overflows, and the lesser share is not lost.
+/// Runs of keys differ by thousands in their logits, or hardly at all: neither overflows, and the lesser share is not
+/// lost.
 #[test]
 fn logits_of_ten_thousand_merge_without_loss() {
     for (ranks, rows) in [(2, 2), (3, 3), (4, 65), (3, 130)] {
@@ -66,7 +67,8 @@ fn logits_of_ten_thousand_merge_without_loss() {
     }
 }
 
-/// Whole logits of 10000, 10001 and 10002, exact in f32: the runs' shares hang on differences that an f32 lse would have off by 5e-4.
+/// Whole logits of 10000, 10001 and 10002, exact in f32: the runs' shares depend on differences that an f32 lse would
+/// have off by 5e-4.
 #[test]
 fn nearly_equal_logits_near_ten_thousand_keep_their_shares() {
     let (rows, d) = (9, 16);
@@ -121,7 +123,7 @@ fn a_nan_of_one_rank_reaches_the_rows_of_all() {
 }
 
 #[test]
-fn rows_that_do_not_fit_are_refused() {
+fn ring_rows_of_another_rank_are_an_error() {
     let error = run_threads(3, 1, |comm| Ring::new(comm, 2).map(|_| ())).unwrap_err();
     assert!(error.to_string().contains("a ring of 3 ranks cannot share 2 rows"), "{error}");
     assert!(Ring::new(Arc::new(Single), 0).is_err());

@@ -20,6 +20,7 @@ mod hub;
 mod kernels;
 mod limits;
 mod media;
+mod meter;
 mod metrics;
 mod model;
 #[cfg(feature = "mpi")]
@@ -42,6 +43,5 @@ mod targets;
 mod terminal;
 mod train;
 mod usage;
-mod watch;
 mod wgmma;
 mod zero;

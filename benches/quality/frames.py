@@ -96,7 +96,7 @@ def read_classes(folder, frames, height, width, most=None, stride=1):
     return np.concatenate(parts), labels, names
 
 
-# Where `longreel sample --real-size` puts frames on a contact sheet, in pixels: src/data/sheet.rs.
+# Where `longreel sample --real-size` puts frames on a contact sheet, in pixels: src/data/contact_sheet.rs.
 MARGIN, CAPTION, FRAME_GAP, STRIP_GAP, NARROWEST = 16, 19, 2, 18, 110
 
 

@@ -1,12 +1,13 @@
-//! The process's allocator: mimalloc, told to keep what is freed, and for large blocks a pool that knows how much is in use.
+//! Allocates the process's memory: mimalloc, set to keep what is freed, and for large blocks a pool that counts what is
+//! in use.
 //!
-//! A step asks for the same tensors again and again. Memory that goes back to the system in between comes back as page faults,
-//! a tenth of a step's time, so freed memory stays with the process and is handed out again: the pool of every tensor, Candle's
-//! own included. What that costs is that the process never shrinks below its peak.
+//! A step asks for the same tensors again and again. Memory that goes back to the system in between comes back as page
+//! faults, a tenth of a step's time, so freed memory stays with the process and is handed out again: the pool of every
+//! tensor, Candle's own included. What that costs is that the process never shrinks below its peak.
 //!
-//! Large blocks are mapped one by one and reused for their own length only (`ledger`). An allocator that cuts them from larger
-//! pieces holds more than was ever in use, how much more depending on the order of sizes; this one holds what was, and so a plan of
-//! buffers is a plan of memory.
+//! Large blocks are mapped one by one and reused for their own length only (`ledger`). General allocators hold up to
+//! 1.65 times what is in use (measured in docs/design.md); exact-size reuse keeps resident memory equal to peak use,
+//! which `plan` predicts.
 
 mod ledger;
 mod shortage;
@@ -33,7 +34,8 @@ const GRAIN: usize = 16 << 10;
 /// Alignment of what the system maps.
 const PAGE: usize = 4096;
 
-/// Blocks of at least this length start at a multiple of it and ask for pages of this length: fewer faults, fewer misses of the TLB.
+/// Blocks of at least this length start at a multiple of it and ask for pages of this length: fewer faults, fewer
+/// misses of the TLB.
 const HUGE: usize = 2 << 20;
 
 static LEDGER: Mutex<Ledger> = Mutex::new(Ledger::new());
@@ -41,7 +43,8 @@ static LEDGER: Mutex<Ledger> = Mutex::new(Ledger::new());
 /// See the module.
 pub struct Allocator;
 
-/// Small freed memory is not given back from now on. For programs whose global allocator is [`Allocator`]; without effect elsewhere.
+/// Small freed memory is not given back from now on. For programs whose global allocator is [`Allocator`]; without
+/// effect elsewhere.
 pub fn keep_freed_memory() {
     // SAFETY: a plain call that sets one option; -1 means never.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
@@ -64,15 +67,15 @@ fn pooled(layout: Layout) -> Option<usize> {
 /// A block of `len` bytes, and whether they are zeros; null where the system has none.
 fn take(len: usize) -> (*mut u8, bool) {
     let mut books = books();
-    let kept = books.take(len);
+    let reused = books.take(len);
     while let Some(block) = books.excess() {
         drop(books);
         unmap(block);
         books = self::books();
     }
     drop(books);
-    if let Some(at) = kept {
-        return (std::ptr::with_exposed_provenance_mut(at), false);
+    if let Some(address) = reused {
+        return (std::ptr::with_exposed_provenance_mut(address), false);
     }
     match map(len) {
         Some(at) => (at, true),
@@ -93,7 +96,8 @@ fn map(len: usize) -> Option<*mut u8> {
         return Some(at.cast());
     }
     let before = at.align_offset(HUGE);
-    // SAFETY: the block lies within the room, whose other ends nobody knows of; advice that is not followed does no harm.
+    // SAFETY: the block lies within the room, whose other ends nobody knows of; advice that is not followed does no
+    // harm.
     unsafe {
         let block = at.byte_add(before);
         for (end, len) in [(at, before), (block.byte_add(len), room - before - len)] {
@@ -122,12 +126,15 @@ fn put(at: *mut u8, len: usize) {
 }
 
 fn unmap(block: Block) {
-    // SAFETY: the ledger gave the block away: it was mapped with this length, nobody uses it and nobody can get it any more.
-    let _ = unsafe { munmap(std::ptr::with_exposed_provenance_mut(block.at), block.len) }; // fails only on a wrong address
+    // SAFETY: the ledger gave the block away: it was mapped with this length, nobody uses it and nobody can get it any
+    // more.
+    // fails only on a wrong address
+    let _ = unsafe { munmap(std::ptr::with_exposed_provenance_mut(block.at), block.len) };
 }
 
-// SAFETY: blocks are mapped or mimalloc's, decided by the layout alone, so each goes back where it came from. A mapped block is at
-// least as long as asked for, starts at a page, and is in use by one owner at a time, as the ledger hands out only what was put.
+// SAFETY: blocks are mapped or mimalloc's, decided by the layout alone, so each goes back where it came from. A mapped
+// block is at least as long as asked for, starts at a page, and is in use by one owner at a time, as the ledger hands
+// out only what was put.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let at = match pooled(layout) {
@@ -197,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_zeros_whoever_had_the_block_before() {
+    fn zeroed_block_is_zero_even_if_reused() {
         let large = layout(1 << 20);
         // SAFETY: each block is freed once, with its layout.
         unsafe {
@@ -212,19 +219,19 @@ mod tests {
     }
 
     #[test]
-    fn contents_stay_when_a_block_grows_and_shrinks() {
+    fn realloc_keeps_contents() {
         let sizes = [100, LARGE - 1, LARGE, LARGE + 1, 3 << 20, (3 << 20) + 1, 5 << 20, LARGE, 200];
         // SAFETY: the block is reallocated from the layout that it has, and freed with its last one.
         unsafe {
-            let mut at = Allocator.alloc(layout(sizes[0]));
-            bytes(at, sizes[0]).fill(1);
+            let mut block = Allocator.alloc(layout(sizes[0]));
+            bytes(block, sizes[0]).fill(1);
             for pair in sizes.windows(2) {
-                at = Allocator.realloc(at, layout(pair[0]), pair[1]);
-                let kept = pair[0].min(pair[1]);
-                assert!(bytes(at, kept).iter().all(|&byte| byte == 1), "{pair:?}");
-                bytes(at, pair[1]).fill(1);
+                block = Allocator.realloc(block, layout(pair[0]), pair[1]);
+                let common = pair[0].min(pair[1]);
+                assert!(bytes(block, common).iter().all(|&byte| byte == 1), "{pair:?}");
+                bytes(block, pair[1]).fill(1);
             }
-            Allocator.dealloc(at, layout(200));
+            Allocator.dealloc(block, layout(200));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What attention takes and how much work it is, on whatever computes it: the checks that all kernels share.
+//! Checks the arguments of attention, the same for all kernels, and counts its operations.
 
 use candle_core::{DType, Tensor};
 
@@ -46,13 +46,13 @@ pub(super) fn operands(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result
 }
 
 /// Checks what backward takes beside checked operands.
-pub(super) fn saved(q: &Tensor, d_o: &Tensor, [lse, delta]: [&Tensor; 2]) -> Result<()> {
+pub(super) fn saved_rows(q: &Tensor, d_o: &Tensor, [lse, delta]: [&Tensor; 2]) -> Result<()> {
     operand("d_o", d_o, q.dims(), q)?;
     let (expected, stat) = (&q.dims()[..3], statistic(q.dtype()));
     for (name, x) in [("lse", lse), ("delta", delta)] {
         if x.dims() != expected || x.dtype() != stat || !x.device().same_device(q.device()) {
-            let (shape, dtype, place) = (x.dims(), x.dtype(), q.device().location());
-            bail!("attention backward: {name} is {dtype:?} {shape:?}, expected {stat:?} {expected:?} on {place:?}");
+            let (shape, dtype, location) = (x.dims(), x.dtype(), q.device().location());
+            bail!("attention backward: {name} is {dtype:?} {shape:?}, expected {stat:?} {expected:?} on {location:?}");
         }
     }
     Ok(())
@@ -62,8 +62,8 @@ pub(super) fn saved(q: &Tensor, d_o: &Tensor, [lse, delta]: [&Tensor; 2]) -> Res
 fn operand(name: &str, x: &Tensor, shape: &[usize], like: &Tensor) -> Result<()> {
     let dtype = like.dtype();
     if x.dims() != shape || x.dtype() != dtype || !x.device().same_device(like.device()) {
-        let (has, is, place) = (x.dims(), x.dtype(), like.device().location());
-        bail!("attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on {place:?}");
+        let (has, is, location) = (x.dims(), x.dtype(), like.device().location());
+        bail!("attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on {location:?}");
     }
     if x.dim(3)? > 1 && x.stride()[3] != 1 {
         bail!("attention: {name}'s last dim is not contiguous (strides {:?}); call contiguous() on it", x.stride());

@@ -1,12 +1,14 @@
-//! Which rows an all-to-all of Ulysses copies: those that go into a message, for any device, and on a GPU, where kernels/copy_rows.cu does
-//! it, also where they go. On the CPU `ops::bytes` packs and weaves; the tests here compare.
+//! Lists the rows that an all-to-all of Ulysses copies: for any device those that go into a message; for a GPU, where
+//! kernels/copy_rows.cu copies them, also where they go. On the CPU `ops::bytes` packs and weaves; the tests here
+//! compare the two.
 
 use candle_core::Layout;
 use std::ops::Range;
 
 use crate::ops::bytes::Rows;
 
-/// Of x `[B, N, M, width]` (or `[B, N, M]`, width 1), elements of `size` bytes, the rows of x[:, :, ms] in the order `[B, |ms|, N]`.
+/// Of x `[B, N, M, width]` (or `[B, N, M]`, width 1), elements of `size` bytes, the rows of x[:, :, ms] in the order
+/// `[B, |ms|, N]`.
 pub(super) fn rows_of(x: &Layout, ms: Range<usize>, width: usize, size: usize) -> Rows {
     let (dims, strides) = (x.dims(), x.stride());
     Rows {
@@ -41,8 +43,8 @@ pub(super) fn weave(groups: usize, ns: Range<usize>, n: usize, width: usize, siz
     Move { rows, base: ns.start * row, strides: [0, n * row, row] }
 }
 
-/// Of a contiguous `[n, run.len()]` whose first row is the elements `run` of its storage, each row to elements `before` on of a row of an
-/// `[n, whole]`.
+/// Of a contiguous `[n, run.len()]` whose first row is the elements `run` of its storage, each row to elements `before`
+/// on of a row of an `[n, whole]`.
 #[cfg(any(feature = "cuda", test))]
 pub(super) fn beside(n: usize, run: Range<usize>, before: usize, whole: usize, size: usize) -> Move {
     let (counts, row) = ([1, n, 1], run.len() * size);
@@ -110,7 +112,8 @@ mod tests {
         }
     }
 
-    /// Messages packed and woven by plans are what the CPU's exchange gives, both ways, for tensors of two widths at once.
+    /// Messages packed and woven by plans are what the CPU's exchange gives, both ways, for tensors of two widths at
+    /// once.
     #[test]
     fn plans_do_what_the_exchange_on_the_cpu_does() {
         const SIZE: usize = 4;

@@ -1,9 +1,10 @@
-//! Plain attention that materialises every logit: what the fast kernels are tested against, and the path for f64.
+//! Computes plain attention, which materialises every logit, to test the fast kernels against it and to run f64.
 //!
-//! The formulas are written once with Candle's ops and serve f64, f32 and bf16. Each op rounds its result to the tensors'
-//! dtype, so bf16 input gives the error of a plain bf16 implementation, which is the measure for the fast one (only the
-//! exponentials and their sums are then taken in f32). Memory grows with Sq * Sk: not for long sequences. Differentiation by
-//! Candle's autograd is not wanted here; the backward formulas are spelled out (softmax: dS = P * (dP - delta)).
+//! The formulas are written once with Candle's ops and serve f64, f32 and bf16. Each op rounds its result to the
+//! tensors' dtype, so bf16 input gives the error of a plain bf16 implementation, which is the measure for the fast one
+//! (only the exponentials and their sums are then taken in f32). Memory grows with Sq * Sk: not for long sequences.
+//! Differentiation by Candle's autograd is not wanted here; the backward formulas are spelled out (softmax: dS = P *
+//! (dP - delta)).
 
 use candle_core::{D, DType, Tensor};
 
@@ -11,8 +12,8 @@ use crate::Result;
 
 /// softmax(scale q kᵀ) v and the row statistic, with all logits in memory.
 ///
-/// q `[B, H, Sq, d]`, k and v `[B, H, Sk, d]`, any strides. Returns o `[B, H, Sq, d]` in q's dtype and lse `[B, H, Sq]`, the
-/// natural log of the sum of exponentials of the scaled logits, in f64 for f64 input and f32 otherwise.
+/// q `[B, H, Sq, d]`, k and v `[B, H, Sk, d]`, any strides. Returns o `[B, H, Sq, d]` in q's dtype and lse `[B, H,
+/// Sq]`, the natural log of the sum of exponentials of the scaled logits, in f64 for f64 input and f32 otherwise.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
     let s = logits(q, k, scale)?; // [B, H, Sq, Sk]
     let max = s.max_keepdim(D::Minus1)?; // subtracted, so that no logit overflows
@@ -24,8 +25,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tens
     Ok((o, lse))
 }
 
-/// Gradients of [`attention`] with respect to q, k and v, given the cotangent `d_o` `[B, H, Sq, d]`, the saved `lse` and
-/// `delta` = rowsum(d_o * o), both `[B, H, Sq]`. They come in q's dtype.
+/// Gradients of [`attention`] with respect to q, k and v, given the cotangent `d_o` `[B, H, Sq, d]`, the saved `lse`
+/// and `delta` = rowsum(d_o * o), both `[B, H, Sq]`. They come in q's dtype.
 pub fn attention_backward(
     q: &Tensor,
     k: &Tensor,

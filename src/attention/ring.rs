@@ -1,9 +1,10 @@
-//! Ring attention: queries stay, runs of keys and values travel from rank to rank, so that more ranks than heads can share a clip
-//! (arXiv 2310.01889).
+//! Ring attention passes runs of keys and values from rank to rank, past queries that stay, so that more ranks than
+//! heads can share a clip (arXiv 2310.01889).
 //!
-//! Forward merges what a rank's queries get from each run by its share of the softmax; backward lets the gradients of a run travel
-//! with it and sends them home at the end. Until then everything is f32 (f64 for f64). Ranks take the runs in a fixed order, each
-//! its own first, so sums have the same bits every time. Which rows a rank has, and how heads got there, is not known here.
+//! Forward merges what a rank's queries get from each run by its share of the softmax; backward lets the gradients of a
+//! run travel with it and sends them home at the end. Until then everything is f32 (f64 for f64). Ranks take the runs
+//! in a fixed order, each its own first, so sums have the same bits every time. Which rows a rank has, and how heads
+//! got there, is not known here.
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -12,10 +13,10 @@ use std::sync::Arc;
 
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
 use super::{attend, check, differentiate};
+use crate::meter::StepMeter;
 use crate::ops::bytes;
 use crate::ops::{Real, Tape, add_assign, cast, read, write};
 use crate::parallel::{Communicator, Split};
-use crate::watch::Watch;
 use crate::{Result, bail};
 
 /// Attention among rows that are split over the ranks of a communicator by [`Split`].
@@ -25,7 +26,7 @@ pub struct Ring {
     rows: Split,
     /// Attention takes its memory and sends its messages, but is not computed: all these ranks meet in its place.
     rehearsing: Option<Arc<dyn Communicator>>,
-    watch: Arc<Watch>,
+    meter: Arc<StepMeter>,
 }
 
 impl Ring {
@@ -40,18 +41,18 @@ impl Ring {
                 "a ring of {ranks} ranks cannot share {rows} rows, since each needs at least one; use at most {rows} ranks"
             );
         }
-        Ok(Self { comm, rows: Split::new(rows, ranks), rehearsing: None, watch: Arc::default() })
+        Ok(Self { comm, rows: Split::new(rows, ranks), rehearsing: None, meter: Arc::default() })
     }
 
-    /// The same without the arithmetic: results are a constant, memory and messages as ever. The ranks of `all` hold their memory at
-    /// the same time, as they would if they computed.
+    /// The same without the arithmetic: results are a constant, memory and messages are unchanged. The ranks of `all`
+    /// hold their memory at the same time, as they would if they computed.
     pub fn rehearsing(self, all: Arc<dyn Communicator>) -> Self {
         Self { rehearsing: Some(all), ..self }
     }
 
-    /// The same, counting its work for `watch` and stopping when that says so: what it gives then is garbage.
-    pub fn watched(self, watch: Arc<Watch>) -> Self {
-        Self { watch, ..self }
+    /// The same, counting its work with `meter` and stopping when that says so: results are then garbage.
+    pub fn metered(self, meter: Arc<StepMeter>) -> Self {
+        Self { meter, ..self }
     }
 
     /// The rows that this rank holds.
@@ -59,17 +60,19 @@ impl Ring {
         self.rows.range(self.comm.rank())
     }
 
-    /// As [`flash`], of this rank's queries and all ranks' keys and values; the arguments are this rank's rows. Collective.
+    /// As [`flash`], of this rank's queries and all ranks' keys and values; the arguments are this rank's rows.
+    /// Collective.
     ///
     /// # Errors
-    /// If an argument is not as [`flash`] wants it or has other rows than [`local_rows`](Self::local_rows), or a rank fails.
+    /// If an argument is not as [`flash`] wants it or has other rows than [`local_rows`](Self::local_rows), or a rank
+    /// fails.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
         self.check(q)?;
         self.check(k)?;
         let alone = self.comm.size() == 1; // then results are final
         let of = |k: &Tensor, v: &Tensor| match &self.rehearsing {
             Some(all) => rehearse_forward(q, k, v, scale, alone, &|| all.barrier()),
-            None => attend(q, k, v, scale, alone, &self.watch),
+            None => attend(q, k, v, scale, alone, &self.meter),
         };
         if alone {
             return of(k, v);
@@ -104,7 +107,7 @@ impl Ring {
         let (alone, statistics) = (self.comm.size() == 1, [lse, delta]);
         let of = |k: &Tensor, v: &Tensor| match &self.rehearsing {
             Some(all) => rehearse_backward(q, k, v, statistics, scale, alone, &|| all.barrier()),
-            None => differentiate(q, k, v, d_o, statistics, scale, alone, &self.watch),
+            None => differentiate(q, k, v, d_o, statistics, scale, alone, &self.meter),
         };
         if alone {
             return of(k, v);
@@ -135,8 +138,8 @@ impl Ring {
 
     /// Gives `x` `[B, H, rows, d]` to the next rank and takes rank `run`'s rows from the rank before.
     ///
-    /// An all-to-all with nothing for the others says the same as a send and a receive, so that no backend needs a call of its own
-    /// for it.
+    /// An all-to-all with nothing for the others says the same as a send and a receive, so that no backend needs a call
+    /// of its own for it.
     fn pass(&self, x: Tensor, run: usize) -> Result<Tensor> {
         let (rank, ranks) = (self.comm.rank(), self.comm.size());
         let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
@@ -151,10 +154,14 @@ impl Ring {
     }
 
     fn check(&self, x: &Tensor) -> Result<()> {
-        let mine = self.local_rows();
-        if x.rank() != 4 || x.dims()[2] != mine.len() {
+        let own_rows = self.local_rows();
+        if x.rank() != 4 || x.dims()[2] != own_rows.len() {
             let (rank, ranks) = (self.comm.rank(), self.comm.size());
-            bail!("ring attention on rank {rank} of {ranks}: expected [B, H, {}, d], got {:?}", mine.len(), x.dims());
+            bail!(
+                "ring attention on rank {rank} of {ranks}: expected [B, H, {}, d], got {:?}",
+                own_rows.len(),
+                x.dims()
+            );
         }
         Ok(())
     }
@@ -172,7 +179,8 @@ fn merge_into(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Res
     }
 }
 
-/// Merges `more` `[B, H, S, d]`, what the same queries got from other keys, into `o`, and its `lse` `[B, H, S]` (f64) likewise.
+/// Merges `more` `[B, H, S, d]`, what the same queries got from other keys, into `o`, and `more_lse` `[B, H, S]` (f64)
+/// into `lse`.
 ///
 /// Weights are exp(lse - max), of which one is 1 and none overflows, over their sum.
 fn merge<T: Real>(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {
@@ -181,10 +189,10 @@ fn merge<T: Real>(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) ->
     let shares = write(lse, |lse: &mut [f64]| {
         let merged = lse.par_iter_mut().zip(&more_lse[..]).map(|(lse, &more)| {
             let max = lse.max(more);
-            let (mine, other) = ((*lse - max).exp(), (more - max).exp());
-            let sum = mine + other;
+            let (weight, more_weight) = ((*lse - max).exp(), (more - max).exp());
+            let sum = weight + more_weight;
             *lse = max + sum.ln();
-            [T::of(mine / sum), T::of(other / sum)]
+            [T::of(weight / sum), T::of(more_weight / sum)]
         });
         merged.collect::<Vec<_>>()
     })?;

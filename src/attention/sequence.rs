@@ -1,8 +1,9 @@
-//! Attention over the ranks of a sequence: Ulysses within groups of neighbouring ranks, a ring across the groups.
+//! Puts Ulysses and the ring together to attention over the ranks of a sequence: Ulysses within groups of neighbouring
+//! ranks, a ring across the groups.
 //!
-//! Within a group all-to-alls exchange tokens for heads, so that a rank holds its heads of the group's tokens, which are one run of
-//! the clip. Groups split their heads alike, and the ranks that hold the same heads of different runs are the ring. This only puts
-//! [`Ulysses`] and [`Ring`] together; with one group it is Ulysses alone.
+//! Within a group all-to-alls exchange tokens for heads, so that a rank holds its heads of the group's tokens, which
+//! are one run of the clip. Groups split their heads alike, and the ranks that hold the same heads of different runs
+//! are the ring. This only puts [`Ulysses`] and [`Ring`] together; with one group it is Ulysses alone.
 
 use candle_core::Tensor;
 use std::ops::Range;
@@ -10,8 +11,8 @@ use std::sync::Arc;
 
 use super::ring::Ring;
 use super::ulysses::Ulysses;
+use crate::meter::StepMeter;
 use crate::parallel::{Communicator, Sequence, Split};
-use crate::watch::Watch;
 use crate::{Result, bail};
 
 /// Attention for clips of S tokens and networks of H heads on one rank of a sequence.
@@ -36,12 +37,12 @@ impl SequenceAttention {
                  use at most {tokens} sequence ranks, longer or larger clips, or smaller patches"
             );
         }
-        let all = Split::new(tokens, ranks);
+        let split = Split::new(tokens, ranks);
         let (group, size) = (sequence.ring.rank(), sequence.ulysses.size());
-        let ulysses = Ulysses::of_a_run(sequence.ulysses.clone(), all, group * size, heads)?;
+        let ulysses = Ulysses::of_a_run(sequence.ulysses.clone(), split, group * size, heads)?;
         // floor(g S / r) is floor(g u S / P): the ring's split of S is that of the groups.
         let ring = Ring::new(sequence.ring.clone(), tokens)?;
-        Ok(Self { tokens: all.range(sequence.all.rank()), ulysses, ring, all: sequence.all.clone() })
+        Ok(Self { tokens: split.range(sequence.all.rank()), ulysses, ring, all: sequence.all.clone() })
     }
 
     /// The same without attention's arithmetic, see [`Ring::rehearsing`].
@@ -49,9 +50,9 @@ impl SequenceAttention {
         Self { ring: self.ring.rehearsing(self.all.clone()), ..self }
     }
 
-    /// The same for a rank that is watched, see [`Ring::watched`].
-    pub fn watched(self, watch: Arc<Watch>) -> Self {
-        Self { ring: self.ring.watched(watch), ..self }
+    /// The same, metered: see [`Ring::metered`].
+    pub fn metered(self, meter: Arc<StepMeter>) -> Self {
+        Self { ring: self.ring.metered(meter), ..self }
     }
 
     /// The tokens that this rank holds outside attention.
@@ -69,8 +70,8 @@ impl SequenceAttention {
         self.ring.local_rows().len()
     }
 
-    /// My tokens of all heads, `[B, S_local, H, d]` or `[B, S_local, H]`, to my heads of my group's tokens, `[B, H_local, S_group, d]`
-    /// or `[B, H_local, S_group]`. Collective.
+    /// My tokens of all heads, `[B, S_local, H, d]` or `[B, S_local, H]`, to my heads of my group's tokens, `[B,
+    /// H_local, S_group, d]` or `[B, H_local, S_group]`. Collective.
     pub fn to_heads(&self, x: &Tensor) -> Result<Tensor> {
         self.ulysses.seq_to_heads(x)
     }
@@ -80,12 +81,13 @@ impl SequenceAttention {
         self.ulysses.heads_to_seq(x)
     }
 
-    /// As [`flash`](super::flash) over all tokens of the clip; the arguments are what [`to_heads`](Self::to_heads) gave. Collective.
+    /// As [`flash`](super::flash) over all tokens of the clip; the arguments are what [`to_heads`](Self::to_heads)
+    /// gave. Collective.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
         self.ring.forward(q, k, v, scale)
     }
 
-    /// As [`flash_backward`](super::flash_backward), likewise. Collective.
+    /// As [`flash_backward`](super::flash_backward) over all tokens of the clip. Collective.
     #[allow(clippy::too_many_arguments)]
     pub fn attend_backward(
         &self,

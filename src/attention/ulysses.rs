@@ -1,8 +1,9 @@
-//! Ulysses: two all-to-alls turn "all heads of my tokens" into "my heads of all tokens" and back, so that attention runs on
-//! whole heads while everything else runs on a part of the tokens (DeepSpeed-Ulysses, arXiv 2309.14509).
+//! Ulysses turns "all heads of my tokens" into "my heads of all tokens" and back by two all-to-alls, so that attention
+//! runs on whole heads while everything else runs on a part of the tokens (DeepSpeed-Ulysses, arXiv 2309.14509).
 //!
-//! Tokens and heads are both split by [`Split`], so neither count need be a multiple of the ranks. Only data moves here: what
-//! is done with the heads is the caller's business, and the gradient of either direction is the other direction.
+//! Tokens and heads are both split by [`Split`], so neither count need be a multiple of the ranks. Only data moves
+//! here: what is done with the heads is the caller's business, and the gradient of either direction is the other
+//! direction.
 
 use candle_core::{DType, Tensor};
 use std::ops::Range;
@@ -41,7 +42,7 @@ pub struct Ulysses {
 
 /// Which way tensors go.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Direction {
     SeqToHeads,
     HeadsToSeq,
 }
@@ -68,8 +69,8 @@ impl Ulysses {
         Self::of_a_run(comm, Split::new(tokens, ranks), 0, heads)
     }
 
-    /// An exchange among the ranks of `comm` that hold parts `first`, `first + 1`, ... of the clip's `tokens`: to them their tokens
-    /// are all there are.
+    /// An exchange among the ranks of `comm` that hold parts `first`, `first + 1`, ... of the clip's `tokens`: to them
+    /// their tokens are all there are.
     pub(super) fn of_a_run(comm: Arc<dyn Communicator>, tokens: Split, first: usize, heads: usize) -> Result<Self> {
         let ranks = comm.size();
         if ranks > heads {
@@ -99,8 +100,8 @@ impl Ulysses {
         self.seq_to_heads_many(&[x]).map(first)
     }
 
-    /// `[B, H_local, S, d]` to `[B, S_local, H, d]` contiguous, or `[B, H_local, S]` to `[B, S_local, H]`: the inverse of
-    /// [`seq_to_heads`](Self::seq_to_heads), under the same conditions.
+    /// `[B, H_local, S, d]` to `[B, S_local, H, d]` contiguous, or `[B, H_local, S]` to `[B, S_local, H]`: the inverse
+    /// of [`seq_to_heads`](Self::seq_to_heads), under the same conditions.
     ///
     /// # Errors
     /// If the shape is another, or a rank fails.
@@ -108,28 +109,29 @@ impl Ulysses {
         self.heads_to_seq_many(&[y]).map(first)
     }
 
-    /// [`seq_to_heads`](Self::seq_to_heads) for several tensors of one dtype and batch size (q, k and v) in one message.
+    /// [`seq_to_heads`](Self::seq_to_heads) for several tensors of one dtype and batch size (q, k and v) in one
+    /// message.
     pub fn seq_to_heads_many(&self, xs: &[&Tensor]) -> Result<Vec<Tensor>> {
-        self.exchange(xs, Way::SeqToHeads)
+        self.exchange(xs, Direction::SeqToHeads)
     }
 
     /// [`heads_to_seq`](Self::heads_to_seq) for several tensors of one dtype and batch size in one message.
     pub fn heads_to_seq_many(&self, ys: &[&Tensor]) -> Result<Vec<Tensor>> {
-        self.exchange(ys, Way::HeadsToSeq)
+        self.exchange(ys, Direction::HeadsToSeq)
     }
 
     /// Both directions are one: a tensor `[B, N_local, M, d]` becomes `[B, M_local, N, d]`, where N is split over ranks
     /// before and M after.
-    fn exchange(&self, xs: &[&Tensor], way: Way) -> Result<Vec<Tensor>> {
-        let (n, m) = match way {
-            Way::SeqToHeads => (&self.tokens, &self.heads),
-            Way::HeadsToSeq => (&self.heads, &self.tokens),
+    fn exchange(&self, xs: &[&Tensor], direction: Direction) -> Result<Vec<Tensor>> {
+        let (n, m) = match direction {
+            Direction::SeqToHeads => (&self.tokens, &self.heads),
+            Direction::HeadsToSeq => (&self.heads, &self.tokens),
         };
         let rank = self.comm.rank();
         let Some(&x0) = xs.first() else { return Ok(Vec::new()) };
         let (batch, dtype) = (x0.dims().first().copied().unwrap_or(0), x0.dtype());
         for x in xs {
-            self.check(x, [batch, n.count(rank), m.total()], dtype, way)?;
+            self.check(x, [batch, n.count(rank), m.total()], dtype, direction)?;
         }
         let widths: Vec<usize> = xs.iter().map(|x| width(x)).collect();
         let total: usize = widths.iter().sum();
@@ -145,16 +147,16 @@ impl Ulysses {
             return xs.iter().map(swap).collect();
         }
 
-        // The message to rank j: each tensor's [B, M_j, N_local, d], one after another; the receiver only has to weave the
-        // runs of all ranks together. Its dims say what is in it, so that a disagreement is seen.
+        // The message to rank j: each tensor's [B, M_j, N_local, d], one after another; the receiver only has to weave
+        // the runs of all ranks together. Its dims say what is in it, so that a disagreement is seen.
         let mut send = Vec::with_capacity(self.comm.size());
         for j in 0..self.comm.size() {
             let dims = [batch, m.count(j), n.count(rank), total];
             send.push(bytes::build(dtype, &dims, |mut out| {
                 for x in xs {
-                    let here;
-                    (here, out) = out.split_at_mut(batch * dims[1] * dims[2] * width(x) * dtype.size_in_bytes());
-                    pack(here, x, m.range(j))?;
+                    let message;
+                    (message, out) = out.split_at_mut(batch * dims[1] * dims[2] * width(x) * dtype.size_in_bytes());
+                    pack(message, x, m.range(j))?;
                 }
                 Ok(())
             })?);
@@ -231,10 +233,10 @@ impl Ulysses {
         Ok(outs)
     }
 
-    fn check(&self, x: &Tensor, expected: [usize; 3], dtype: DType, way: Way) -> Result<()> {
-        let (from, names) = match way {
-            Way::SeqToHeads => ("seq_to_heads", "[B, S_local, H] or [B, S_local, H, d]"),
-            Way::HeadsToSeq => ("heads_to_seq", "[B, H_local, S] or [B, H_local, S, d]"),
+    fn check(&self, x: &Tensor, expected: [usize; 3], dtype: DType, direction: Direction) -> Result<()> {
+        let (from, names) = match direction {
+            Direction::SeqToHeads => ("seq_to_heads", "[B, S_local, H] or [B, S_local, H, d]"),
+            Direction::HeadsToSeq => ("heads_to_seq", "[B, H_local, S] or [B, H_local, S, d]"),
         };
         if !matches!(x.rank(), 3 | 4) || x.dims()[..3] != expected {
             bail!(

@@ -1,4 +1,4 @@
-//! `longreel forward`: a model folder on given inputs, to check this implementation against another.
+//! Runs `longreel forward`, a model folder on given inputs, to check this implementation against another.
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::config::{Compute, Hardware};
 use crate::engine::{Engine, Objective, Source};
 use crate::files::{Tensors, write_tensors};
-use crate::model::{Model, ModelConfig, Patches, Prompt};
+use crate::model::{Conditioning, Model, ModelConfig, Patches};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
 use crate::train::device::device;
 use crate::train::named::NamedModel;
@@ -22,7 +22,8 @@ use crate::{Result, bail, hub};
 /// mean(sample^2) and `grad.NAME` for every parameter.
 #[derive(Debug, Args)]
 pub struct ForwardArgs {
-    /// A transformer or pipeline folder in diffusers' layout, a run, a checkpoint or a part of it, or `hf://owner/name[@revision][/path]`
+    /// A transformer or pipeline folder in diffusers' layout, a run, a checkpoint or a part of it, or
+    /// `hf://owner/name[@revision][/path]`
     #[arg(value_name = "MODEL_DIR", value_parser = super::place())]
     pub model: String,
     /// The inputs
@@ -56,7 +57,7 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
     super::may_write(&args.output, args.force)?;
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
-    let (_, folder) = NamedModel::opened(&launch.in_turn(|| hub::resolve(&args.model))?)?;
+    let (_, folder) = NamedModel::opened(&launch.rank0_first(|| hub::resolve(&args.model))?)?;
     let config = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&config))?;
     let inputs = Inputs::read(&args.inputs, &config)?;
@@ -76,7 +77,7 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
 struct Inputs {
     clips: Vec<f32>, // [B, C, T, H, W]
     patches: Patches,
-    prompt: Prompt,
+    conditioning: Conditioning,
 }
 
 impl Inputs {
@@ -111,24 +112,24 @@ impl Inputs {
         Ok(Self {
             clips: file.read_f32("hidden_states")?,
             patches: Patches { channels, size: [t, h, w], patch: config.patch_size },
-            prompt: Prompt { timesteps, text, labels },
+            conditioning: Conditioning { timesteps, text, labels },
         })
     }
 
     /// Runs the network on this rank's share; every rank returns the whole result.
     fn run(&self, model: &Model, comm: Arc<dyn Communicator>, grads: bool) -> Result<Named> {
-        let b = self.prompt.timesteps.len();
+        let b = self.conditioning.timesteps.len();
         let sequence = Sequence::new(comm.clone(), model.config.num_attention_heads, 0)?;
         let engine = Engine::new(model, &sequence, self.patches.grid(), b, 0)?;
         let share = Share { inputs: self, tokens: engine.local_tokens(), scale: self.scale(&model.config) };
         let mut rows = Vec::with_capacity(b * share.tokens.len() * model.config.patch_out());
-        engine.predict(&self.prompt, &share, |_, output| {
+        engine.predict(&self.conditioning, &share, |_, output| {
             rows.extend(output.flatten_all()?.to_vec1::<f32>()?);
             Ok(())
         })?;
         let mut named = vec![self.gather(&model.config, comm.as_ref(), rows)?];
         if grads {
-            let loss = engine.loss_and_gradients(&self.prompt, &share)?;
+            let loss = engine.loss_and_gradients(&self.conditioning, &share)?;
             let loss = Tensor::new(&[loss], &Device::Cpu)?;
             comm.all_reduce(&loss, Reduce::Sum)?;
             named.push(("loss".into(), vec![], vec![loss.to_vec1::<f64>()?[0] as f32]));
@@ -150,7 +151,7 @@ impl Inputs {
     /// 1 / the number of outputs.
     fn scale(&self, config: &ModelConfig) -> f64 {
         let tokens: usize = self.patches.grid().iter().product();
-        1.0 / (self.prompt.timesteps.len() * tokens * config.patch_out()) as f64
+        1.0 / (self.conditioning.timesteps.len() * tokens * config.patch_out()) as f64
     }
 
     /// The whole `sample` from every rank's output rows.
@@ -160,7 +161,7 @@ impl Inputs {
         comm: &dyn Communicator,
         rows: Vec<f32>,
     ) -> Result<(String, Vec<usize>, Vec<f32>)> {
-        let (b, width) = (self.prompt.timesteps.len(), config.patch_out());
+        let (b, width) = (self.conditioning.timesteps.len(), config.patch_out());
         let out = Patches { channels: config.out_channels, ..self.patches };
         let tokens = Split::new(out.grid().iter().product(), comm.size());
         let shape = |rank: usize| vec![b, tokens.count(rank), width];

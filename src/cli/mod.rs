@@ -1,4 +1,5 @@
-//! The command line: parse, run, exit code. Each command has a file of its own with its arguments and its `run`.
+//! Parses the command line, runs the command, and turns its result into an exit code. Each command has a file of its
+//! own with its arguments and its `run`.
 //!
 //! Errors are printed once, as `error: ...` on stderr; the exit code is 1, 2 where the command line itself is wrong, or
 //! 130 where Ctrl-C has cut work short.
@@ -23,7 +24,7 @@ use crate::allocator::report_shortage;
 use crate::files::{check_target, expand_home};
 use crate::observe::warnings::KeepWarnings;
 use crate::ops::cpu;
-use crate::parallel::{Launch, Limits, Placement, is_first, is_to_tell, start_pool, threads_per_rank};
+use crate::parallel::{Launch, LauncherEnv, Limits, is_first, is_to_tell, start_pool, threads_per_rank};
 use crate::train::progress::Stderr;
 use crate::{Error, Result, bail, terminal};
 use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
@@ -68,7 +69,8 @@ enum Command {
 /// The exit code of a step that was abandoned, as of a process that Ctrl-C ends.
 const ABANDONED: u8 = 130;
 
-/// Runs the command that the process was started with; of several processes that are ranks, the first one speaks for all.
+/// Runs the command that the process was started with; of several processes that are ranks, the first one speaks for
+/// all.
 pub fn main() -> ExitCode {
     #[cfg(feature = "cuda")]
     crate::gpu::before_start();
@@ -82,7 +84,7 @@ pub fn main() -> ExitCode {
         }
     };
     let ready = start_logging()
-        .and_then(|()| interrupt::outlive_file_limit().and_then(|()| cpu::Path::allowed()).map_err(|e| e.to_string()))
+        .and_then(|()| interrupt::outlive_file_limit().and_then(|()| cpu::Isa::allowed()).map_err(|e| e.to_string()))
         .and_then(|_| report_shortage().map_err(|e| format!("SIGABRT cannot be caught: {e}")));
     if let Err(message) = ready {
         if is_first() {
@@ -115,23 +117,23 @@ pub fn main() -> ExitCode {
 /// Runs a command whose ranks may be processes.
 fn on_ranks(command: impl FnOnce(&Launch) -> Result<()>) -> Result<()> {
     match Limits::from_environment().and_then(Launch::from_environment) {
-        Ok(launch) => launch.conduct(|launch| start_pool().and_then(|()| command(launch)), report),
-        Err(e) => told(Err(e)),
+        Ok(launch) => launch.run_to_exit(|launch| start_pool().and_then(|()| command(launch)), report),
+        Err(e) => report_once(Err(e)),
     }
 }
 
 /// Runs a command that is the work of one process.
 fn alone(command: impl FnOnce() -> Result<()>) -> Result<()> {
-    told(match Placement::here() {
-        Some(Placement { size, launcher, .. }) => Err(Error::Invalid(format!(
+    report_once(match LauncherEnv::here() {
+        Some(LauncherEnv { size, launcher, .. }) => Err(Error::Invalid(format!(
             "{launcher} started {size} processes of a command that is the work of one: start it without {launcher}"
         ))),
         None => start_pool().and_then(|()| command()),
     })
 }
 
-/// Reports an outcome of a process that has not joined others: mostly the same in all.
-fn told(outcome: Result<()>) -> Result<()> {
+/// Reports the outcome of processes that have not joined each other: once, where it is the same in all.
+fn report_once(outcome: Result<()>) -> Result<()> {
     if outcome.as_ref().map_or_else(is_to_tell, |()| is_first()) {
         report(&outcome);
     }
@@ -149,9 +151,9 @@ fn report(outcome: &Result<()>) {
     }
 }
 
-/// Says what is wrong with the command line; `--help` and `--version` come here too. Colours are left out where an argument holds
-/// control characters, since escaping takes all of them, and where [`terminal::has_colours`] says no: clap's own rule has colours on
-/// any terminal that a CI service watches.
+/// Says what is wrong with the command line; `--help` and `--version` come here too. Colours are left out where an
+/// argument holds control characters, since escaping takes all of them, and where [`terminal::has_colours`] says no:
+/// clap's own rule has colours on any terminal that a CI service watches.
 fn refuse(error: &clap::Error) {
     let plain = error.to_string();
     let shown = terminal::lines(&plain);

@@ -1,4 +1,4 @@
-//! `longreel sample`: a run or checkpoint to clips.
+//! Runs `longreel sample` to make clips from a run or a checkpoint.
 
 use candle_core::DType;
 use clap::Args;
@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use super::sampling::SamplingProgress;
 use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
-use crate::data::sheet::{FrameScale, Strip, check_size, contact_sheet};
+use crate::data::contact_sheet::{FrameScale, Strip, check_size, contact_sheet};
 use crate::data::write::Kind;
 use crate::diffusion::Objective;
 use crate::model::folder::Folder;
@@ -25,10 +25,12 @@ const STRIP: usize = 8;
 /// Sample clips from a run's EMA weights.
 #[derive(Debug, Args)]
 pub struct SampleArgs {
-    /// A run's folder (its last checkpoint is taken), a checkpoint's or a part of it, or `hf://owner/name[@revision][/path]`
+    /// A run's folder (its last checkpoint is taken), a checkpoint's or a part of it, or
+    /// `hf://owner/name[@revision][/path]`
     #[arg(value_name = "RUN_OR_CHECKPOINT", value_parser = super::place())]
     pub from: String,
-    /// Where to write: video (.mp4, .webm) or animation (.gif, .webp), numbered if several; a sheet of all (.png); or a folder
+    /// Where to write: video (.mp4, .webm) or animation (.gif, .webp), numbered if several; a sheet of all (.png); or a
+    /// folder
     #[arg(short, long, value_name = "FILE.mp4|.webm|.gif|.webp|.png|DIR/", value_parser = super::path())]
     pub output: PathBuf,
     /// On a sheet, show frames unscaled; otherwise they are made about 96 pixels high
@@ -80,7 +82,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let kind = args.kind()?; // before hours of work
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
-    let (named, folder) = open(&launch.in_turn(|| hub::resolve(&args.from))?, launch)?;
+    let (named, folder) = open(&launch.rank0_first(|| hub::resolve(&args.from))?, launch)?;
     let Some(checkpoint) = &named.checkpoint else {
         bail!(
             "{}: is a model without state.json, so its clips' size and its prediction are not known; sampling needs a run or a \
@@ -143,7 +145,8 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     writer.numbered.iter().try_for_each(|path| super::print(terminal::name(path)))
 }
 
-/// The model that `path` names, the same on all ranks, and its weights: opened at once, for a run that trains meanwhile may remove them.
+/// The model that `path` names, the same on all ranks, and its weights: opened at once, for a run that trains meanwhile
+/// may remove them.
 fn open(path: &Path, launch: &Launch) -> Result<(NamedModel, Folder)> {
     let (named, folder) = NamedModel::opened(path)?;
     let Some(checkpoint) = &named.checkpoint else { return Ok((named, folder)) };

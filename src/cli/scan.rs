@@ -1,4 +1,4 @@
-//! `longreel scan`: a dataset folder to a report of what would be used and what not, with the reasons.
+//! Runs `longreel scan` to report which files of a dataset folder would be used, which not, and why.
 //!
 //! It cuts clips exactly as training does; what it says is what `longreel train` will see. Nothing in the folder is
 //! changed.
@@ -24,7 +24,7 @@ pub struct ScanArgs {
     /// Frames of a clip [default: 16]
     #[arg(long, value_parser = at_least_1)]
     pub frames: Option<usize>,
-    /// Every how many-th frame is taken [default: 1]
+    /// Take every n-th frame [default: 1]
     #[arg(long, value_parser = at_least_1)]
     pub stride: Option<usize>,
     /// Height of a clip in pixels [default: 64]
@@ -87,7 +87,8 @@ const SHOWN: usize = 48;
 pub fn run(args: ScanArgs) -> Result<()> {
     let sheet = args.sheet.clone().unwrap_or_else(|| SHEET.into());
     if !args.no_sheet {
-        // Before every file is looked at. Whoever scans again and again, and names no sheet, is not stopped by the last one.
+        // Before every file is looked at. Whoever scans again and again, and names no sheet, is not stopped by the last
+        // one.
         super::may_write(&sheet, args.force || args.sheet.is_none())?;
     }
     let (data, patch, apart) = settings(&args)?;
@@ -116,8 +117,8 @@ pub fn run(args: ScanArgs) -> Result<()> {
         return Ok(());
     }
     let shown = draw_sheet(&dataset, &root, &sheet, SHOWN, None)?;
-    let all = counted(dataset.files().len(), "file", "files");
-    tracing::info!("{}: {shown} of {all}", sheet.display());
+    let total = counted(dataset.files().len(), "file", "files");
+    tracing::info!("{}: {shown} of {total}", sheet.display());
     Ok(())
 }
 
@@ -239,9 +240,9 @@ impl Report<'_> {
             counted(dataset.len(), "clip", "clips")
         );
         if let Some(tokens) = self.tokens {
-            let all = tokens * dataset.len();
+            let total = tokens * dataset.len();
             let _ =
-                write!(out, " of {}, {} in all", counted(tokens, "token", "tokens"), counted(all, "token", "tokens"));
+                write!(out, " of {}, {} in all", counted(tokens, "token", "tokens"), counted(total, "token", "tokens"));
         }
         if let Some((width, height)) = dataset.largest_size() {
             let _ =

@@ -1,7 +1,7 @@
 //! What a run's TOML file may say: one struct a section, one documented field a key.
 //!
-//! Defaults are the values of `Default`; an unknown or mistyped key is an error. Values are checked in `check`; nothing is
-//! resolved against files here: that is the business of the room that uses the section.
+//! Defaults are the values of `Default`; an unknown or mistyped key is an error. Values are checked in `check`; nothing
+//! is resolved against files here: that is the business of the room that uses the section.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ pub struct RunConfig {
     pub sample: Sample,
 }
 
-/// `[run]`: where the run lives and what its random numbers hang on.
+/// `[run]`: the run's folder, and the seed of its random numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Run {
@@ -53,7 +53,7 @@ pub struct Data {
     pub height: usize,
     /// Width of a clip in pixels.
     pub width: usize,
-    /// Every how many-th frame of the source is taken.
+    /// Take every n-th frame of the source.
     #[serde(default = "one")]
     pub stride: usize,
     /// Frames per second to resample the source to, before `stride`; none: the source's own frames.
@@ -85,8 +85,8 @@ pub struct Data {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// A diffusers transformer folder (or `hf://...`) to start from. Its config.json says the rest, so the keys below must
-    /// then be left out; a new network needs all but `freq_dim` and `num_classes`.
+    /// A diffusers transformer folder (or `hf://...`) to start from. Its config.json says the rest, so the keys below
+    /// must then be left out; a new network needs all but `freq_dim` and `num_classes`.
     pub from: Option<String>,
     /// Patch size (frames, height, width) in pixels or latents; it divides the clip's.
     pub patch_size: [usize; 3],
@@ -102,8 +102,8 @@ pub struct Model {
     pub freq_dim: usize,
     /// Classes; 0: no class labels. One null class is added for guidance.
     pub num_classes: usize,
-    /// Add fixed sine-cosine positions to the embedded patches, beside RoPE, as DiT and JiT do. RoPE tells tokens only how far
-    /// apart they are; a small network trained from scratch learns much faster where it is told where they are.
+    /// Add fixed sine-cosine positions to the embedded patches, beside RoPE, as DiT and JiT do. RoPE tells tokens only
+    /// how far apart they are; a small network trained from scratch learns much faster where it is told where they are.
     pub pos_embed: bool,
 }
 
@@ -139,8 +139,8 @@ pub struct Train {
     pub batch: usize,
     /// Micro-batches accumulated into a step.
     pub accumulate: usize,
-    /// Arithmetic of linear layers and attention; accumulation, gradients and master weights are f32. A file that does not say gets
-    /// [`Compute::usual`], a run that goes on what it was begun in.
+    /// Arithmetic of linear layers and attention; accumulation, gradients and master weights are f32. A file that does
+    /// not say gets [`Compute::usual`], a run that goes on what it was begun in.
     pub dtype: Compute,
     /// Learning rate after warm-up.
     pub lr: f64,
@@ -160,9 +160,11 @@ pub struct Train {
     pub ema: f64,
     /// What computes.
     pub device: Hardware,
-    /// Where AdamW's moments and the moving average are: in memory or, 12 bytes a parameter, in a scratch file for each rank.
+    /// Where AdamW's moments and the moving average are: in memory or, 12 bytes a parameter, in a scratch file for each
+    /// rank.
     pub moments: Place,
-    /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: see [`tile_rows`](crate::engine::tile_rows).
+    /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: see
+    /// [`tile_rows`](crate::engine::tile_rows).
     pub tile: usize,
     /// A checkpoint every this many steps, and at the end; 0: only at the end.
     pub checkpoint_every: u64,
@@ -182,11 +184,13 @@ pub struct Parallel {
     pub ranks: usize,
     /// How many groups of ranks train on clips of their own; the rest of the ranks split each clip's sequence.
     pub data: usize,
-    /// Ranks of a ring, within a sequence's; the others exchange tokens for heads. 0: as few as the number of heads allows.
+    /// Ranks of a ring, within a sequence's; the others exchange tokens for heads. 0: as few as the number of heads
+    /// allows.
     pub ring: usize,
     /// Groups of heads that attention takes one after another.
     pub head_groups: usize,
-    /// ZeRO's stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too; 0, nothing.
+    /// ZeRO's stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too; 0,
+    /// nothing.
     pub zero: usize,
 }
 

@@ -1,9 +1,10 @@
 //! Turns a decoder's panic into the reason why its file is not used.
 //!
-//! Decoders of others work on bytes of others. One that panics must not end a run, or a scan of a million files, without the name of
-//! the file. What it was working on is dropped, so nothing half-done is left; nothing is printed but the reason.
+//! Decoders of others work on bytes of others. One that panics must not end a run, or a scan of a million files,
+//! without the name of the file. What it was working on is dropped, so nothing half-done is left; nothing is printed
+//! but the reason.
 
-use super::av::Reason;
+use super::ffmpeg::Reason;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
 use std::path::Path;

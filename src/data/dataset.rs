@@ -1,21 +1,21 @@
-//! A dataset: the usable files of a folder, cut into numbered clips.
+//! Opens a dataset: the usable files of a folder, cut into numbered clips.
 //!
-//! Which files are used, and in what order, hangs on their paths and contents alone, so every rank that opens the same
-//! folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
+//! Which files are used, and in what order, depends on their paths and contents alone, so every rank that opens the
+//! same folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
 
 use super::apart::Apart;
-use super::av::Reason;
 use super::caught::caught;
-use super::cut::Cut;
 use super::decode;
 use super::deinterlace;
-use super::frames::{Frames, Part};
-use super::order::{Augment, Orders};
-use super::picture::Picture;
+use super::ffmpeg::Reason;
+use super::fit_image;
+use super::frames::{FrameRegion, Frames};
+use super::image_reader::ImageReader;
 use super::scale::Scaler;
+use super::shuffle::{Augment, Shuffles};
 use super::source::{Media, SourceFile, check, probe};
-use super::still;
 use super::walk::{Folder, Skipped};
+use super::windows::Windows;
 use crate::config::{self, Label};
 use crate::terminal::counted;
 use crate::{Result, bail};
@@ -54,7 +54,7 @@ pub struct Dataset {
     starts: Vec<usize>,
     skipped: Vec<Skipped>,
     classes: Vec<String>,
-    pub(super) orders: Orders,
+    pub(super) shuffles: Shuffles,
 }
 
 impl Dataset {
@@ -157,7 +157,7 @@ impl Dataset {
         }
         skipped.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
         starts.push(count);
-        Ok((Self { config: config.clone(), files, starts, skipped, classes, orders: Orders::default() }, found))
+        Ok((Self { config: config.clone(), files, starts, skipped, classes, shuffles: Shuffles::default() }, found))
     }
 
     /// How many files have a caption that is not empty.
@@ -229,7 +229,7 @@ impl Dataset {
         let (first_frame, rate) = match &source.media {
             Media::Image => (0, None),
             Media::Video { picks, .. } => {
-                let first = self.cut().frame(window, 0);
+                let first = self.windowing().frame(window, 0);
                 let first = picks.as_ref().map_or(first, |picks| picks[first] as usize);
                 (first, self.config.fps.or(source.rate).map(|rate| rate / self.config.stride as f64))
             }
@@ -249,34 +249,35 @@ impl Dataset {
     /// Decodes frames `range` of `clip`, 0..config.frames being the whole, resized, cropped and mirrored.
     ///
     /// # Errors
-    /// As [`part`](Self::part).
+    /// As [`region`](Self::region).
     pub fn frames(&self, clip: &Clip, augment: &Augment, range: Range<usize>) -> Result<Frames> {
-        self.part(clip, augment, &Part::whole(range, self.config.height))
+        self.region(clip, augment, &FrameRegion::whole(range, self.config.height))
     }
 
-    /// Decodes `part` of `clip`, resized, cropped and mirrored.
+    /// Decodes `region` of `clip`, resized, cropped and mirrored.
     ///
     /// # Errors
-    /// The file has changed or is damaged since it was probed; names the file and the reason. The part reaches past the clip.
-    pub fn part(&self, clip: &Clip, augment: &Augment, part: &Part) -> Result<Frames> {
-        self.part_until(clip, augment, part, None)
+    /// The file has changed or is damaged since it was probed; names the file and the reason. The part reaches past the
+    /// clip.
+    pub fn region(&self, clip: &Clip, augment: &Augment, region: &FrameRegion) -> Result<Frames> {
+        self.region_until(clip, augment, region, None)
     }
 
-    /// As [`part`](Self::part), but gives up once `stop` is set.
-    pub(super) fn part_until(
+    /// As [`region`](Self::region), but gives up once `stop` is set.
+    pub(super) fn region_until(
         &self,
         clip: &Clip,
         augment: &Augment,
-        part: &Part,
+        region: &FrameRegion,
         stop: Option<&AtomicBool>,
     ) -> Result<Frames> {
-        let Part { frames, lines } = part;
+        let FrameRegion { frames, lines } = region;
         let (count, height) = (self.config.frames, self.config.height);
         if frames.start > frames.end || frames.end > count || lines.start >= lines.end || lines.end > height {
             bail!("frames {frames:?}, lines {lines:?}, of a clip of {count} frames of {height} lines");
         }
-        let mut out = Frames::black(part, height, self.config.width);
-        if let Err(reason) = caught(|| self.fill(clip, augment, part, stop, &mut out)) {
+        let mut out = Frames::black(region, height, self.config.width);
+        if let Err(reason) = caught(|| self.fill(clip, augment, region, stop, &mut out)) {
             bail!(
                 "{}, clip {} from frame {}: {reason}; it was fine when the dataset was opened, \
                  `longreel scan --decode` finds every damaged file",
@@ -292,28 +293,28 @@ impl Dataset {
         &self,
         clip: &Clip,
         augment: &Augment,
-        part: &Part,
+        region: &FrameRegion,
         stop: Option<&AtomicBool>,
         out: &mut Frames,
     ) -> Reason<()> {
-        if part.frames.is_empty() {
+        if region.frames.is_empty() {
             return Ok(());
         }
         let size = [self.config.height, self.config.width];
-        let bytes = part.lines.len() * size[1] * 3;
+        let bytes = region.lines.len() * size[1] * 3;
         let (index, picks) = match &self.files[clip.file].media {
             Media::Image => {
-                let mut picture = Picture::open(&clip.path)?;
-                return still::fit(&mut picture, size, augment, part.lines.clone(), &mut out.data);
+                let mut image = ImageReader::open(&clip.path)?;
+                return fit_image::fit_image(&mut image, size, augment, region.lines.clone(), &mut out.data);
             }
             Media::Video { index, picks } => (index, picks),
         };
         // Resampling to a higher rate takes a frame more than once: it is decoded once and copied.
-        let cut = self.cut();
-        let taken: Vec<u32> = part
+        let windowing = self.windowing();
+        let taken: Vec<u32> = region
             .frames
             .clone()
-            .map(|i| cut.frame(clip.window, i))
+            .map(|i| windowing.frame(clip.window, i))
             .map(|n| picks.as_ref().map_or(n as u32, |picks| picks[n]))
             .collect();
         let mut wanted = taken.clone();
@@ -329,7 +330,7 @@ impl Dataset {
                 let (n, [h, w]) = (wanted[i], size);
                 return Err(format!("frame {n} is {width}x{height} (width x height), smaller than a clip, {w}x{h}"));
             }
-            scaler.fit(frame, shape, size, augment, part.lines.clone(), first)?;
+            scaler.fit(frame, shape, size, augment, region.lines.clone(), first)?;
             copies.chunks_exact_mut(bytes).for_each(|copy| copy.copy_from_slice(first));
             Ok(())
         };
@@ -381,15 +382,15 @@ impl Dataset {
         Self { files, starts, ..self }
     }
 
-    fn cut(&self) -> Cut {
-        Cut { frames: self.config.frames, stride: self.config.stride }
+    fn windowing(&self) -> Windows {
+        Windows { frames: self.config.frames, stride: self.config.stride }
     }
 }
 
 /// Makes the clip that an image gives, as training does, and decodes the rest of it.
 fn verify_image(config: &config::Data, path: &Path) -> Reason<()> {
     let [height, width] = [config.height, config.width];
-    let mut picture = Picture::open(path)?;
-    still::fit(&mut picture, [height, width], &Augment::PLAIN, 0..height, &mut vec![0; height * width * 3])?;
-    picture.finish()
+    let mut image = ImageReader::open(path)?;
+    fit_image::fit_image(&mut image, [height, width], &Augment::PLAIN, 0..height, &mut vec![0; height * width * 3])?;
+    image.finish()
 }

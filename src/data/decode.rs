@@ -1,9 +1,10 @@
-//! The asked frames of a video, exactly those: from the key frame before them, forward, all others dropped unconverted.
+//! Decodes exactly the wanted frames of a video: forward from the key frame before them, dropping all others
+//! unconverted.
 //!
 //! A frame is known by its packet. If one does not come (a group of pictures that leans on the one before it, a demuxer
 //! that misses its mark), decoding starts again one key frame earlier, then at the file's start; then it is an error.
 
-use super::av::{self, Reader, Reason};
+use super::ffmpeg::{self, Reader, Reason};
 use super::probe::{NONE, VideoIndex};
 use ffmpeg_next::frame;
 use std::path::Path;
@@ -36,7 +37,7 @@ pub fn frames(
         if found.is_some_and(|n| n < want) {
             continue;
         }
-        if found == Some(want) && !av::is_damaged(&frame) && !walk.leans_on_lost(want) {
+        if found == Some(want) && !ffmpeg::is_damaged(&frame) && !walk.leans_on_lost(want) {
             take(done, &frame)?;
             (done, attempt) = (done + 1, 0);
             // Where the next frame has a key frame of its own, going there is cheaper than decoding what lies between.

@@ -4,11 +4,11 @@
 //! back at, and those that wait for their turn to be shown.
 
 use super::apart::Apart;
-use super::av::{Reader, Reason};
 use super::dataset::Dataset;
-use super::order::Augment;
-use super::picture;
+use super::ffmpeg::{Reader, Reason};
+use super::image_reader;
 use super::scale::cover;
+use super::shuffle::Augment;
 use super::source::{Media, SourceFile};
 use crate::config::{Data, RunConfig};
 use ffmpeg_next::codec::Id;
@@ -81,7 +81,7 @@ impl Decoding {
         let mut decoding = Self { files: [files.len(); 2], clips: dataset.len(), ..Self::default() };
         for file in largest(files, LARGEST) {
             match file.media {
-                Media::Image => decoding.image = decoding.image.max(picture::memory(&file.path).unwrap_or(0)),
+                Media::Image => decoding.image = decoding.image.max(image_reader::memory(&file.path).unwrap_or(0)),
                 Media::Video { .. } => decoding.video = decoding.video.max(video(file, dataset.config()).unwrap_or(0)),
             }
         }

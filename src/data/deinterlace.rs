@@ -1,11 +1,12 @@
-//! Interlaced frames to progressive ones: the lines of one field are kept, those of the other made from what surrounds them.
+//! Turns interlaced frames into progressive ones: keeps the lines of one field, and makes those of the other from what
+//! surrounds them.
 //!
-//! The method is that of FFmpeg's bwdif filter (Weston's three-field filter within yadif's bounds), bit for bit, one frame for
-//! each frame. It needs the frames before and after, so they are decoded along: what comes out does not depend on where decoding
-//! began. The filter goes down columns only, so any layout of samples within a line will do.
+//! The method is that of FFmpeg's bwdif filter (Weston's three-field filter within yadif's bounds), bit for bit, one
+//! frame for each frame. It needs the frames before and after, so they are decoded along: what comes out does not
+//! depend on where decoding began. The filter goes down columns only, so any layout of samples within a line will do.
 
-use super::av::{self, Reason};
 use super::decode;
+use super::ffmpeg::{self, Reason};
 use super::probe::VideoIndex;
 use ffmpeg_next::frame;
 use std::path::Path;
@@ -63,19 +64,19 @@ fn progressive(
         return Ok(out);
     }
     let format = frame.format();
-    let (bytes, most) = av::samples(format).ok_or_else(|| {
+    let (bytes, most) = ffmpeg::samples(format).ok_or_else(|| {
         format!("its interlaced frames of {format:?} cannot be deinterlaced: data.deinterlace = false leaves them")
     })?;
     let kind = |f: &frame::Video| (f.format(), f.width(), f.height());
     let around = before.zip(after).filter(|(b, a)| kind(b) == kind(frame) && kind(a) == kind(frame));
-    let kept = usize::from(!frame.is_top_first()); // the field that is shown first
+    let kept_field = usize::from(!frame.is_top_first()); // the field that is shown first
     for plane in 0..frame.planes() {
         let picture = |f: &frame::Video| Plane::read(f, plane, bytes);
         let current = picture(frame);
         let around = around.map(|(b, a)| (picture(b), picture(a)));
         let stride = out.stride(plane);
         let lines = out.data_mut(plane).chunks_exact_mut(stride);
-        for (y, line) in lines.enumerate().filter(|(y, _)| y % 2 != kept) {
+        for (y, line) in lines.enumerate().filter(|(y, _)| y % 2 != kept_field) {
             let near = Near::of(y, current.height, bytes);
             let values = (0..current.width).map(|x| match &around {
                 Some((before, after)) => between(before, &current, after, x, &near, most),
@@ -118,7 +119,8 @@ impl Plane {
     }
 }
 
-/// A line, and how far from it those lines lie that stand for the ones 1 and 3 above and below, which an edge may cut off.
+/// A line, and how far from it those lines lie that stand for the ones 1 and 3 above and below, which an edge may cut
+/// off.
 struct Near {
     y: usize,
     above: isize,

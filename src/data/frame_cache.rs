@@ -1,7 +1,7 @@
 //! Decoded clips that a rank keeps. Small clips cost more time to decode again every epoch than memory to keep.
 
-use super::frames::{Frames, Part};
-use super::order::Request;
+use super::frames::{FrameRegion, Frames};
+use super::shuffle::Request;
 use crate::Result;
 use crate::config::{Crop, Data};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,7 +20,7 @@ pub struct FrameCache {
 impl FrameCache {
     /// A cache for `clips` clips cut as `data` says, of each of which a rank needs `part`. It keeps nothing where
     /// [`bytes`](Self::bytes) is 0.
-    pub fn new(data: &Data, clips: usize, part: &Part) -> Self {
+    pub fn new(data: &Data, clips: usize, part: &FrameRegion) -> Self {
         let variants = variants(data);
         let kept = Self::bytes(data, clips, part.bytes(data.width) as u64) > 0;
         Self { variants, parts: Mutex::new(if kept { vec![None; clips * variants] } else { vec![] }) }

@@ -1,8 +1,8 @@
-//! Decoded frames of a clip as u8, and the patch rows of any run of tokens made from them.
+//! Holds decoded frames of a clip as u8, and makes the patch rows of any run of tokens from them.
 //!
-//! A rank holds only the frames its tokens lie in, and of an image, or where all its tokens lie in one patch of frames, only
-//! the lines of pixels; a tile asks for only its tokens' rows. Tokens are ordered (t, h, w): token n of a grid of T x H x W
-//! patches is the patch at t = n / (H W), h = n / W mod H, w = n mod W.
+//! A rank holds only the frames its tokens lie in, and of an image, or where all its tokens lie in one patch of frames,
+//! only the lines of pixels; a tile asks for only its tokens' rows. Tokens are ordered (t, h, w): token n of a grid of
+//! T x H x W patches is the patch at t = n / (H W), h = n / W mod H, w = n mod W.
 
 use crate::{Result, bail};
 use rayon::prelude::*;
@@ -17,22 +17,22 @@ pub enum RowOrder {
     ChannelLast,
 }
 
-/// A part of a clip: the same lines of some consecutive frames.
+/// A region of a clip: the same lines of some consecutive frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct FrameRegion {
     pub frames: Range<usize>,
     /// Lines of pixels of each frame, at least one.
     pub lines: Range<usize>,
 }
 
-impl Part {
+impl FrameRegion {
     /// Whole frames, of `height` lines.
     pub fn whole(frames: Range<usize>, height: usize) -> Self {
         Self { frames, lines: 0..height }
     }
 
-    /// What `tokens` lie in, `grid` counting patches along (t, h, w): their frames, and the lines of one patch of frames, or all
-    /// lines where they lie in several. No tokens lie in no frames.
+    /// What `tokens` lie in, `grid` counting patches along (t, h, w): their frames, and the lines of one patch of
+    /// frames, or all lines where they lie in several. No tokens lie in no frames.
     pub fn of_tokens(tokens: Range<usize>, grid: [usize; 3], patch: [usize; 3]) -> Self {
         let height = grid[1] * patch[1];
         if tokens.is_empty() {
@@ -68,7 +68,7 @@ pub struct Frames {
 
 /// A u8 pixel value as the network sees it, in [-1, 1].
 #[inline]
-pub fn level(value: u8) -> f32 {
+pub fn u8_to_unit(value: u8) -> f32 {
     value as f32 / 127.5 - 1.0
 }
 
@@ -89,10 +89,10 @@ pub fn token_grid(size: [usize; 3], patch: [usize; 3]) -> Result<[usize; 3]> {
 }
 
 impl Frames {
-    /// `part` of a black clip of `height` and `width`.
-    pub fn black(part: &Part, height: usize, width: usize) -> Self {
-        let Part { frames, lines } = part.clone();
-        Self { first: frames.start, lines, height, width, data: vec![0; part.bytes(width)] }
+    /// `region` of a black clip of `height` and `width`.
+    pub fn black(region: &FrameRegion, height: usize, width: usize) -> Self {
+        let FrameRegion { frames, lines } = region.clone();
+        Self { first: frames.start, lines, height, width, data: vec![0; region.bytes(width)] }
     }
 
     /// How many frames are held, whole or in part.
@@ -125,7 +125,7 @@ impl Frames {
                 match order {
                     RowOrder::ChannelLast => {
                         for (value, &pixel) in row[taken * 3..].iter_mut().zip(pixels) {
-                            *value = level(pixel);
+                            *value = u8_to_unit(pixel);
                         }
                     }
                     RowOrder::ChannelFirst => {
@@ -134,7 +134,7 @@ impl Frames {
                         let (green, blue) = rest.split_at_mut(plane);
                         let channels = red[taken..].iter_mut().zip(&mut green[taken..]).zip(&mut blue[taken..]);
                         for (((r, g), b), pixel) in channels.zip(pixels.chunks_exact(3)) {
-                            (*r, *g, *b) = (level(pixel[0]), level(pixel[1]), level(pixel[2]));
+                            (*r, *g, *b) = (u8_to_unit(pixel[0]), u8_to_unit(pixel[1]), u8_to_unit(pixel[2]));
                         }
                     }
                 }
@@ -166,19 +166,19 @@ impl Frames {
         Ok(())
     }
 
-    /// Copies what `part`, of the same clip, holds of the frames and lines held here.
-    pub fn place(&mut self, part: &Self) {
+    /// Copies what `region`, of the same clip, holds of the frames and lines held here.
+    pub fn place(&mut self, region: &Self) {
         let line = self.width * 3;
         let size = self.frame_bytes();
-        for i in 0..part.count() {
-            let (frame, from) = (part.first + i, part.frame(i));
+        for i in 0..region.count() {
+            let (frame, from) = (region.first + i, region.frame(i));
             if !(self.first..self.first + self.count()).contains(&frame) {
                 continue;
             }
-            for (y, pixels) in part.lines.clone().zip(from.chunks_exact(line)) {
+            for (y, pixels) in region.lines.clone().zip(from.chunks_exact(line)) {
                 if self.lines.contains(&y) {
-                    let at = (frame - self.first) * size + (y - self.lines.start) * line;
-                    self.data[at..at + line].copy_from_slice(pixels);
+                    let start = (frame - self.first) * size + (y - self.lines.start) * line;
+                    self.data[start..start + line].copy_from_slice(pixels);
                 }
             }
         }
@@ -186,17 +186,17 @@ impl Frames {
 
     fn layout(&self, patch: [usize; 3], tokens: &Range<usize>, values: usize) -> Result<Layout> {
         let [_, rows, columns] = token_grid([patch[0], self.height, self.width], patch)?;
-        let needed = Part::of_tokens(tokens.clone(), [0, rows, columns], patch);
-        let held = Part { frames: self.first..self.first + self.count(), lines: self.lines.clone() };
+        let needed = FrameRegion::of_tokens(tokens.clone(), [0, rows, columns], patch);
+        let decoded = FrameRegion { frames: self.first..self.first + self.count(), lines: self.lines.clone() };
         let within = |a: &Range<usize>, b: &Range<usize>| a.start >= b.start && a.end <= b.end;
-        let there = within(&needed.frames, &held.frames) && within(&needed.lines, &held.lines);
-        if !there && !tokens.is_empty() {
+        let is_decoded = within(&needed.frames, &decoded.frames) && within(&needed.lines, &decoded.lines);
+        if !is_decoded && !tokens.is_empty() {
             bail!(
                 "tokens {tokens:?} lie in frames {:?} of the clip, lines {:?}, but frames {:?}, lines {:?}, are held",
                 needed.frames,
                 needed.lines,
-                held.frames,
-                held.lines
+                decoded.frames,
+                decoded.lines
             );
         }
         let row = 3 * patch.iter().product::<usize>();

@@ -6,8 +6,8 @@
 
 use super::dataset::{Clip, Dataset};
 use super::frame_cache::FrameCache;
-use super::frames::{Frames, Part};
-use super::order::Request;
+use super::frames::{FrameRegion, Frames};
+use super::shuffle::Request;
 use crate::parallel::thread_refused;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub struct Loader {
 
 struct Shared {
     dataset: Arc<Dataset>,
-    part: Part,
+    part: FrameRegion,
     cache: FrameCache,
     prefetch: usize,
     queue: Mutex<Queue>,
@@ -62,7 +62,7 @@ impl Loader {
     /// The system refuses a thread.
     pub fn new(
         dataset: Arc<Dataset>,
-        part: Part,
+        part: FrameRegion,
         prefetch: usize,
         requests: impl Iterator<Item = Request> + Send + 'static,
     ) -> Result<Self> {
@@ -190,7 +190,7 @@ impl Shared {
             )));
         }
         let clip = self.dataset.clip(request.clip);
-        let decode = || self.dataset.part_until(&clip, &request.augment, &self.part, Some(&self.stop));
+        let decode = || self.dataset.region_until(&clip, &request.augment, &self.part, Some(&self.stop));
         let frames = self.cache.get(&request, decode)?;
         Ok(Sample { request, clip, frames })
     }

@@ -1,54 +1,54 @@
-//! Folders to clips to the frames that a rank's tokens lie in.
+//! Reads folders of videos and images into clips, and decodes the frames that a rank's tokens lie in.
 //!
 //! [`Dataset`] walks a folder, finds out what each file holds and cuts it into [`Clip`]s; [`Dataset::frames`] decodes a
-//! [`Part`] of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile; [`Loader`]
-//! does the decoding ahead of the step. Whatever is not used is a [`Skipped`] with its reason.
+//! [`FrameRegion`] of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile;
+//! [`Loader`] does the decoding ahead of the step. Whatever is not used is a [`Skipped`] with its reason.
 //!
-//! Only the files marked as such talk to FFmpeg, and only `av` does so unsafely. `docs/data.md` tells the rules.
+//! Only the files marked as such talk to FFmpeg, and only `ffmpeg` does so unsafely. `docs/data.md` tells the rules.
 
 mod apart;
-mod av;
 mod captions;
 mod caught;
-mod cut;
+pub mod contact_sheet;
 mod dataset;
 mod decode;
 mod decoding;
 mod deinterlace;
 mod extent;
+mod ffmpeg;
+mod fit_image;
 mod frame_cache;
 mod frames;
 mod hdr;
 mod header;
+mod image_reader;
 mod loader;
-mod order;
 mod overlap;
-mod picture;
 mod probe;
 mod rates;
 mod report;
 mod scale;
-pub mod sheet;
 mod shrink;
+mod shuffle;
 mod sizes;
 mod source;
-mod still;
 mod timing;
+mod truncation;
 mod walk;
-mod whole;
+mod windows;
 pub mod write;
 
 pub use apart::{Apart, refuse_own_output};
 pub use captions::{CaptionLine, caption_lines};
-pub use cut::{Cut, resample};
 pub use dataset::{Clip, Dataset};
 pub use decoding::Decoding;
 pub use frame_cache::FrameCache;
-pub use frames::{Frames, Part, RowOrder, level, token_grid};
+pub use frames::{FrameRegion, Frames, RowOrder, token_grid, u8_to_unit};
+pub use image_reader::check_image;
 pub use loader::{Loader, Sample};
-pub use order::{Augment, Request};
 pub use overlap::Overlaps;
-pub use picture::check_image;
 pub use report::{draw_sheet, name_below, report};
+pub use shuffle::{Augment, Request};
 pub use source::SourceFile;
 pub use walk::Skipped;
+pub use windows::{Windows, resample};

@@ -1,4 +1,4 @@
-//! What a video holds: how many frames, when each is shown, and from where each can be reached.
+//! Indexes a video: how many frames it has, when each is shown, and from where each can be reached.
 //!
 //! Frame counts are counted, never read from a header. For codecs whose packets are frames, one for one, the packets'
 //! timestamps are the index, checked by decoding the first frame and the last group of pictures; where that does not
@@ -7,11 +7,11 @@
 //!
 //! The index names frames by their packets, not by their timestamps, which need not be different or in order.
 
-use super::av::{self, PacketId, PacketInfo, Reader, Reason};
 use super::decode;
+use super::ffmpeg::{self, PacketId, PacketInfo, Reader, Reason};
 use super::scale;
 use super::sizes::{Size, Sizes};
-use super::{hdr, timing, whole};
+use super::{hdr, timing, truncation};
 use crate::terminal::counted;
 use ffmpeg_next::codec::Id;
 use ffmpeg_next::frame;
@@ -79,7 +79,7 @@ impl VideoIndex {
         let file = File::open(path).map_err(|e| format!("it cannot be read ({e})"))?;
         let length = file.metadata().map_err(|e| format!("it cannot be read ({e})"))?.len();
         let mut reader = Reader::open(path, None)?;
-        if whole::matroska(file, length).is_none() {
+        if truncation::matroska(file, length).is_none() {
             return Err("it is cut short".to_owned());
         }
         let mut packets = Vec::new();
@@ -183,7 +183,8 @@ impl Found {
             let info = &packets[packet];
             info.key.then_some(Key { frame, packet: packet as u32, stamp: info.pts.or(info.dts) })
         });
-        // Of key frames that are out of order, those count that come after all others so far, in the file and on the screen.
+        // Of key frames that are out of order, those count that come after all others so far, in the file and on the
+        // screen.
         let mut last = None;
         let keys = keys.filter(|key| last.replace(key.packet).is_none_or(|before| before < key.packet)).collect();
         if !numbered {
@@ -213,8 +214,8 @@ impl Found {
     }
 }
 
-/// When each frame is shown, and the unit of that: by presentation times, else by decoding times (AVI has no others), else at
-/// the rate that the header claims.
+/// When each frame is shown, and the unit of that: by presentation times, else by decoding times (AVI has no others),
+/// else at the rate that the header claims.
 fn times(order: &[Option<usize>], packets: &[PacketInfo], reader: &Reader) -> (Vec<i64>, f64) {
     let tick = reader.time_base();
     let stamps: Vec<Option<i64>> = order.iter().map(|number| packets[(*number)?].pts).collect();
@@ -260,11 +261,11 @@ fn from_packets(path: &Path, packets: &[PacketInfo]) -> Reason<Option<Found>> {
         next = key;
     }
     while reader.next_frame(&mut frame)? {
-        let place = number(&frame).and_then(|number| order.iter().rposition(|&known| known == number));
-        if place.is_some_and(|place| place < next) {
+        let position = number(&frame).and_then(|number| order.iter().rposition(|&known| known == number));
+        if position.is_some_and(|position| position < next) {
             continue; // the seek went further back than asked
         }
-        if place != Some(next) || next >= order.len() || av::is_damaged(&frame) {
+        if position != Some(next) || next >= order.len() || ffmpeg::is_damaged(&frame) {
             return Ok(None);
         }
         sizes.note(next, Size::of(&mut frame, &mut reader));
@@ -282,7 +283,7 @@ fn from_decoding(path: &Path, packets: &[PacketId]) -> Reason<Found> {
     let mut frame = frame::Video::empty();
     let (mut order, mut sizes, mut looks) = (Vec::new(), Sizes(Vec::new()), Looks::default());
     while reader.next_frame(&mut frame)? {
-        if av::is_damaged(&frame) {
+        if ffmpeg::is_damaged(&frame) {
             reader.trouble.get_or_insert_with(|| "it is damaged".to_owned());
         }
         if let Some(trouble) = &reader.trouble {
@@ -311,7 +312,7 @@ fn is_invisible(path: &Path, index: &VideoIndex) -> Reason<bool> {
     samples.dedup();
     let mut invisible = true;
     let looked = decode::frames(path, index, &samples, None, |_, frame| {
-        invisible &= av::has_alpha(frame.format()) && scale::is_invisible(frame)?;
+        invisible &= ffmpeg::has_alpha(frame.format()) && scale::is_invisible(frame)?;
         if invisible { Ok(()) } else { Err(String::new()) }
     });
     match looked {
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_every_kind_can_be_searched() {
+    fn every_container_can_seek_to_its_key_frames() {
         let every_12: Vec<u32> = (0..96).step_by(12).collect();
         let h264 = ["-c:v", "libx264", "-bf", "2", "-sc_threshold", "0"];
         let mpeg2 = ["-c:v", "mpeg2video", "-bf", "2", "-sc_threshold", "1000000000"];

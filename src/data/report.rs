@@ -1,14 +1,13 @@
-//! What there is to say of a dataset: which clips training uses, which files not and why; as JSON, and as a contact
-//! sheet.
+//! Reports a dataset as JSON and as a contact sheet: which clips training uses, which files not and why.
 
 use image::RgbImage;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::contact_sheet::{FrameScale, Strip, contact_sheet};
 use super::dataset::{Clip, Dataset};
-use super::order::Augment;
-use super::sheet::{FrameScale, Strip, contact_sheet};
+use super::shuffle::Augment;
 use crate::{Error, Result};
 
 /// So many frames of a clip are shown on a contact sheet.

@@ -1,12 +1,12 @@
-//! A decoded frame to the clip's pixels: colours, resize to cover, crop, orientation, mirror.
+//! Converts a decoded frame to the clip's pixels: colours, resize to cover, crop, orientation, mirror.
 //!
 //! swscale resizes with its area filter (each output pixel is the mean of the source pixels it covers, so nothing
 //! aliases or rings, however large the source) and converts colours in the same pass, with rounding that is the same on
 //! every processor. Transparent pixels are laid over white before that, so that their hidden colours do not bleed in.
 
-use super::av::{self, Orientation, Reason};
+use super::ffmpeg::{self, Orientation, Reason};
 use super::hdr::Transfer;
-use super::order::Augment;
+use super::shuffle::Augment;
 use ffmpeg_next::ffi;
 use ffmpeg_next::format::Pixel;
 use ffmpeg_next::frame;
@@ -68,8 +68,8 @@ struct Conversion {
 }
 
 impl Conversion {
-    /// Converts `source` to `format` at `size`, with `kept`'s set-up if it fits.
-    fn run(kept: &mut Option<Self>, source: &frame::Video, format: Pixel, size: (u32, u32)) -> Reason<()> {
+    /// Converts `source` to `format` at `size`, with the set-up of `cached` if it fits.
+    fn run(cached: &mut Option<Self>, source: &frame::Video, format: Pixel, size: (u32, u32)) -> Reason<()> {
         let kind = (
             source.format(),
             source.width(),
@@ -77,12 +77,12 @@ impl Conversion {
             matrix(source.color_space(), source.width(), source.height()),
             full_range(source),
         );
-        if !kept.as_ref().is_some_and(|c| (c.kind, c.size) == (kind, size)) {
+        if !cached.as_ref().is_some_and(|c| (c.kind, c.size) == (kind, size)) {
             let mut context = context((kind.0, kind.1, kind.2), format, size)?;
-            av::set_colors(&mut context, kind.3, kind.4);
-            *kept = Some(Self { kind, size, context, target: frame::Video::new(format, size.0, size.1) });
+            ffmpeg::set_colors(&mut context, kind.3, kind.4);
+            *cached = Some(Self { kind, size, context, target: frame::Video::new(format, size.0, size.1) });
         }
-        let Some(conversion) = kept else { return Err("it cannot be resized".to_owned()) };
+        let Some(conversion) = cached else { return Err("it cannot be resized".to_owned()) };
         conversion
             .context
             .run(source, &mut conversion.target)
@@ -127,7 +127,8 @@ impl Scaler {
         Self { tonemap, opaque: None, resize: None }
     }
 
-    /// Writes `lines` of `source` as [height, width, 3] to `out`: turned as `shape` says, resized to cover, cropped and mirrored.
+    /// Writes `lines` of `source` as [height, width, 3] to `out`: turned as `shape` says, resized to cover, cropped and
+    /// mirrored.
     pub fn fit(
         &mut self,
         source: &frame::Video,
@@ -137,7 +138,7 @@ impl Scaler {
         lines: Lines<usize>,
         out: &mut [u8],
     ) -> Reason<()> {
-        if !shape.opaque && av::has_alpha(source.format()) {
+        if !shape.opaque && ffmpeg::has_alpha(source.format()) {
             let size = (source.width(), source.height());
             Conversion::run(&mut self.opaque, source, Pixel::RGBA, size)?;
             if let Some(conversion) = &self.opaque {

@@ -1,6 +1,6 @@
-//! The sizes of a video's frames, which may change on the way.
+//! Records the sizes of a video's frames, which may change on the way.
 
-use super::av::Reader;
+use super::ffmpeg::Reader;
 use super::scale::Shape;
 use ffmpeg_next::frame;
 

@@ -1,9 +1,9 @@
-//! One file of a dataset: what it holds, how many clips it gives, or why none.
+//! Probes one file of a dataset: what it holds, how many clips it gives, or why none.
 
-use super::av::Reason;
-use super::cut::{Cut, resample};
-use super::picture::{self, Kind};
+use super::ffmpeg::Reason;
+use super::image_reader::{self, Kind};
 use super::probe::VideoIndex;
+use super::windows::{Windows, resample};
 use crate::config;
 use crate::terminal::counted;
 use crate::{Result, bail};
@@ -69,13 +69,13 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
         let (w, h) = (config.width, config.height);
         format!("it is too small: {width}x{height} (width x height), a clip is {w}x{h}")
     };
-    let kind = picture::sniff(path)?;
+    let kind = image_reader::sniff(path)?;
     let an_image = || match config.frames {
         0 | 1 => Ok(()),
         frames => Err(format!("it is an image, which is one frame; the config asks {frames}")),
     };
     if let Kind::Image(format) = kind {
-        let (width, height) = picture::probe(path, format)?;
+        let (width, height) = image_reader::probe(path, format)?;
         an_image()?;
         if width < config.width || height < config.height {
             return Err(too_small(width, height));
@@ -109,13 +109,13 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
             Some(resample(&times, index.tick, fps))
         }
     };
-    let cut = Cut { frames: config.frames, stride: config.stride };
+    let windowing = Windows { frames: config.frames, stride: config.stride };
     let usable = picks.as_ref().map_or(count, Vec::len);
-    let missing = cut.missing(usable);
+    let missing = windowing.missing(usable);
     if missing > 0 {
         let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
         let (missing, usable) = (counted(missing, "frame", "frames"), counted(usable, "frame", "frames"));
-        return Err(format!("it is {missing} too short: {usable}{rate}, a clip spans {}", cut.span()));
+        return Err(format!("it is {missing} too short: {usable}{rate}, a clip spans {}", windowing.span()));
     }
     let (width, height) = index.sizes.of(0).shown();
     let one_size = index.sizes.runs().len() == 1;
@@ -128,7 +128,7 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
         height,
         width,
         rate: index.rate.filter(|_| kind == Kind::Other),
-        clips: cut.count(usable),
+        clips: windowing.count(usable),
         caption: None,
         class: None,
         notes: index.notes.clone(),
@@ -159,7 +159,8 @@ impl SourceFile {
         }
     }
 
-    /// Leaves out the clips that reach into frames smaller than a clip, where the size changes on the way, and notes that.
+    /// Leaves out the clips that reach into frames smaller than a clip, where the size changes on the way, and notes
+    /// that.
     ///
     /// # Errors
     /// No clip is left.
@@ -173,10 +174,10 @@ impl SourceFile {
             let (width, height) = index.sizes.of(n).shown();
             width < config.width || height < config.height
         };
-        let cut = Cut { frames: config.frames, stride: config.stride };
-        let count = cut.count(picks.as_ref().map_or(index.pts.len(), Vec::len));
-        let number = |place: usize| picks.as_ref().map_or(place as u32, |picks| picks[place]);
-        let fits = |w: &u32| !(0..cut.frames).any(|i| small(number(cut.frame(*w as usize, i))));
+        let windowing = Windows { frames: config.frames, stride: config.stride };
+        let count = windowing.count(picks.as_ref().map_or(index.pts.len(), Vec::len));
+        let number = |position: usize| picks.as_ref().map_or(position as u32, |picks| picks[position]);
+        let fits = |w: &u32| !(0..windowing.frames).any(|i| small(number(windowing.frame(*w as usize, i))));
         let windows: Vec<u32> = (0..count as u32).filter(fits).collect();
         let listed = runs.iter().take(4).map(|(from, size)| {
             let (width, height) = size.shown();

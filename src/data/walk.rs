@@ -1,7 +1,7 @@
-//! A folder's files, sorted: those that may be clips, those that go with them, and all others with a reason.
+//! Lists a folder's files, sorted: those that may be clips, those that go with them, and all others with a reason.
 //!
-//! The order is that of the paths' bytes, so it does not hang on the file system. Symbolic links are followed (a hub's
-//! cache is made of them). Contents are not looked at here, except for captions.
+//! The order is that of the paths' bytes, so it does not depend on the file system. Symbolic links are followed (a
+//! hub's cache is made of them). Contents are not looked at here, except for captions.
 
 use super::apart::Apart;
 use super::captions::{self, Captions};
@@ -32,7 +32,8 @@ const UNREADABLE: [(&[&str], &str); 5] = [
 /// Names, without extension, of texts that say where a dataset comes from; they are no clips and need no mention.
 const ABOUT: [&str; 7] = ["readme", "license", "licence", "attribution", "notice", "credits", "copying"];
 
-/// What systems and tools leave in folders; it needs no mention either. Beside these, names that begin with `._` (macOS).
+/// What systems and tools leave in folders; it needs no mention either. Beside these, names that begin with `._`
+/// (macOS).
 const JUNK: [&str; 17] = [
     ".ds_store",
     ".spotlight-v100",

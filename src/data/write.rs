@@ -1,4 +1,4 @@
-//! Writing clips and images: MP4, WebM, GIF, WebP, PNG or a folder of PNGs, chosen by the path's extension.
+//! Writes clips and images: MP4, WebM, GIF, WebP, PNG or a folder of PNGs, chosen by the path's extension.
 //!
 //! What is written appears under its name only when whole: until then it has a temporary name beside it, and a failure
 //! leaves whatever was there as it was. Reading is the business of the other files of this room.
@@ -36,10 +36,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind `path` names: `.mp4`, `.webm`, `.webp`, `.gif`, `.png`, or a folder: a path that ends with `/`, has no extension, or is
-    /// one already.
-    /// Any other extension is an error, and so is what is there but neither a regular file nor a folder. Lets a command refuse a
-    /// path before it works for hours.
+    /// The kind `path` names: `.mp4`, `.webm`, `.webp`, `.gif`, `.png`, or a folder: a path that ends with `/`, has no
+    /// extension, or is one already. Any other extension is an error, and so is what is there but neither a regular
+    /// file nor a folder. Lets a command refuse a path before it works for hours.
     pub fn of(path: &Path) -> Result<Self> {
         if path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
             return Ok(Self::Folder);
@@ -144,8 +143,8 @@ fn tile(frames: &[u8], height: usize, width: usize, n: usize) -> Result<RgbImage
     let mut sheet = vec![0; rows * height * stride];
     for (i, line) in frames.chunks_exact(width * 3).enumerate() {
         let (frame, y) = (i / height, i % height);
-        let at = (frame / columns * height + y) * stride + frame % columns * width * 3;
-        sheet[at..at + line.len()].copy_from_slice(line);
+        let start = (frame / columns * height + y) * stride + frame % columns * width * 3;
+        sheet[start..start + line.len()].copy_from_slice(line);
     }
     frame_image(&sheet, rows * height, columns * width, 0)
 }
@@ -193,7 +192,8 @@ pub struct Preview {
 pub const PREVIEW_PIXELS: usize = 4 << 20;
 
 impl Preview {
-    /// Of the clip `frames` [n, height, width, 3] at `fps` frames per second: made smaller where it has more than [`PREVIEW_PIXELS`].
+    /// Of the clip `frames` [n, height, width, 3] at `fps` frames per second: made smaller where it has more than
+    /// [`PREVIEW_PIXELS`].
     ///
     /// # Errors
     /// These are no frames; or they are too many for any preview.

@@ -1,7 +1,7 @@
-//! Which sigmas: drawn for training, fixed for the held-out loss, listed for sampling.
+//! Chooses sigmas: draws them for training, fixes them for the held-out loss, lists them for sampling.
 //!
 //! Training follows Stable Diffusion 3 (Esser et al. 2024): a logit-normal sigma, shifted towards noise where a clip
-//! has many tokens. Draws hang on (seed, step, sample) alone, so they do not depend on the number of ranks. The
+//! has many tokens. Draws depend on (seed, step, sample) alone, not on the number of ranks. The
 //! held-out loss is taken at evenly spaced quantiles of the same distribution instead, which keeps it comparable from
 //! step to step.
 

@@ -1,10 +1,11 @@
-//! The samplers tile by tile: the same steps as [`Sampler::run`], which is the plain form of them, with the state changed in
-//! place.
+//! Runs the samplers tile by tile: the same steps as [`Sampler::run`], the plain form of them, with the state changed
+//! in place.
 //!
-//! A step is the same for every element, and the network has read the whole state before it gives its first velocity. So each
-//! tile of velocities moves its tile of the state at once, and nothing of the state's size is held but the state and what the
-//! sampler remembers: nothing for Euler, the velocity at the step's start for Heun, the last prediction for DPM-Solver++, and
-//! two predictions and the state that they led from for UniPC. Both forms do the same arithmetic, so results have the same bits.
+//! A step is the same for every element, and the network has read the whole state before it gives its first velocity.
+//! So each tile of velocities moves its tile of the state at once, and nothing of the state's size is held but the
+//! state and what the sampler remembers: nothing for Euler, the velocity at the step's start for Heun, the last
+//! prediction for DPM-Solver++, and two predictions and the state that they led from for UniPC. Both forms do the same
+//! arithmetic, so results have the same bits.
 
 use super::Sampler;
 use super::sampler::{Prediction, combine, correct, predict};
@@ -22,11 +23,11 @@ pub type Take<'a> = &'a mut dyn FnMut(Range<usize>, &Tensor, Tensor) -> Result<(
 
 /// The velocity of a state that is made and moved tile by tile.
 pub trait Velocity {
-    /// Calls `take(rows, x, v)` for runs of rows, in any order, that together are all rows once: `x` is the state there as
-    /// `state(rows)` gives it, `v` its velocity at `sigma`, which is above 0.
+    /// Calls `take(rows, x, v)` for runs of rows, in any order, that together are all rows once: `x` is the state there
+    /// as `state(rows)` gives it, `v` its velocity at `sigma`, which is above 0.
     ///
-    /// `take` changes what `state` gives for its rows. So whatever is needed of all of the state is read before the first
-    /// `take`, and after it only the rows that have not been taken.
+    /// `take` changes what `state` gives for its rows. So whatever is needed of all of the state is read before the
+    /// first `take`, and after it only the rows that have not been taken.
     ///
     /// # Errors
     /// Those of `state`, `take` and the network.
@@ -69,8 +70,8 @@ impl SamplerKind {
 }
 
 impl Sampler {
-    /// Integrates from `x`, `[rows, width]` (f32 or f64), at the first sigma to the last, in the memory of `x`: nobody else may
-    /// use it. The result has the bits of [`run`](Self::run)'s.
+    /// Integrates from `x`, `[rows, width]` (f32 or f64), at the first sigma to the last, in the memory of `x`: nobody
+    /// else may use it. The result has the bits of [`run`](Self::run)'s.
     ///
     /// # Errors
     /// Those of `velocity`, and a velocity of another shape or dtype.
@@ -87,8 +88,8 @@ impl Sampler {
 
     fn tiled_euler(&self, x: &State, velocity: &mut dyn Velocity) -> Result<()> {
         for (from, to) in self.steps() {
-            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, here, v| {
-                x.set(&rows, &combine(&[(1.0, here), (to - from, &v)])?)
+            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, state, v| {
+                x.set(&rows, &combine(&[(1.0, state), (to - from, &v)])?)
             })?;
         }
         Ok(())
@@ -97,8 +98,8 @@ impl Sampler {
     fn tiled_heun(&self, x: &State, velocity: &mut dyn Velocity) -> Result<()> {
         let first = State::like(&x.0)?;
         for (from, to) in self.steps() {
-            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, here, v| match to {
-                0.0 => x.set(&rows, &combine(&[(1.0, here), (to - from, &v)])?),
+            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, state, v| match to {
+                0.0 => x.set(&rows, &combine(&[(1.0, state), (to - from, &v)])?),
                 _ => first.set(&rows, &v),
             })?;
             if to == 0.0 {
@@ -119,10 +120,10 @@ impl Sampler {
         let clean = State::like(&x.0)?; // what was predicted at `previous`
         let mut previous: Option<f64> = None;
         for (from, to) in self.steps() {
-            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, here, v| {
-                let current = Prediction::of(here, from, &v)?;
+            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, state, v| {
+                let current = Prediction::of(state, from, &v)?;
                 let old = at(previous, &clean, &rows)?;
-                x.set(&rows, &predict(here, &current, old.as_ref(), to)?)?;
+                x.set(&rows, &predict(state, &current, old.as_ref(), to)?)?;
                 clean.set(&rows, &current.clean)
             })?;
             previous = Some(from);
@@ -136,15 +137,15 @@ impl Sampler {
         let (mut newer, mut older) = (State::like(&x.0)?, State::like(&x.0)?);
         let (mut last, mut previous): (Option<f64>, Option<f64>) = (None, None);
         for (from, to) in self.steps() {
-            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, here, v| {
-                let current = Prediction::of(here, from, &v)?;
+            visit(velocity, &|rows| x.rows(rows), from, &mut |rows, state, v| {
+                let current = Prediction::of(state, from, &v)?;
                 let at_start = at(last, &newer, &rows)?;
                 let corrected = match &at_start {
                     Some(at_start) => {
                         let before = at(previous, &older, &rows)?;
                         correct(&start.rows(&rows)?, &current, at_start, before.as_ref())?
                     }
-                    None => here.clone(),
+                    None => state.clone(),
                 };
                 let end = predict(&corrected, &current, at_start.as_ref(), to)?;
                 start.set(&rows, &corrected)?;

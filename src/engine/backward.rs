@@ -1,15 +1,16 @@
-//! Backward: head and loss in one visit, then block by block, recomputing and differentiating tile by tile.
+//! The backward pass recomputes and differentiates head and loss, then block by block, tile by tile, to the gradients
+//! of all parameters.
 
 use candle_core::Tensor;
 
-use super::work::BOTH;
-use super::{Attention, Engine, Objective, Pass, Phase, Saved, Stash};
+use super::flops::BOTH;
+use super::{Attention, Engine, Objective, Pass, Phase, Residuals, Stash};
 use crate::Result;
 use crate::attention::side_by_side;
+use crate::meter::{Section, Traffic};
 use crate::model::{Block, Condition};
 use crate::ops::bytes::set_rows;
 use crate::ops::{Tape, add_assign, row_dot};
-use crate::watch::{Part, Way};
 
 impl Engine<'_> {
     /// The loss of the residual stream `x` `[rows, D]`, and every parameter's gradient.
@@ -24,15 +25,15 @@ impl Engine<'_> {
         let head = || self.head_and_loss(condition, objective, x);
         let (loss, dx) = self.with_unit(self.head_unit(), Pass::Backward, head)?;
         for (i, block) in self.model.blocks.iter().enumerate().rev() {
-            self.watch.at(Some(i));
-            let saved = self.watch.during(Part::Stash, || stash.take(i))?;
-            self.watch.moved(Way::StashRead, stash.copied());
-            self.with_unit(i + 1, Pass::Backward, || self.block_backward(condition, block, saved, &dx))?;
+            self.meter.enter_block(Some(i));
+            let residuals = self.meter.during(Section::Stash, || stash.take(i))?;
+            self.meter.moved(Traffic::StashRead, stash.copied());
+            self.with_unit(i + 1, Pass::Backward, || self.block_backward(condition, block, residuals, &dx))?;
         }
-        self.watch.at(None);
+        self.meter.enter_block(None);
         self.enter(Phase::Update);
         self.with_unit(0, Pass::Backward, || {
-            self.each_tile(Part::EmbedBackward, self.per_row.embed, |tile| {
+            self.each_tile(Section::EmbedBackward, self.per_row.embed, |tile| {
                 self.model.embed.backward(&self.input(objective, &tile)?, &self.rows_of(&dx, &tile)?)
             })?;
             self.model.conditioner.backward(condition)
@@ -45,9 +46,9 @@ impl Engine<'_> {
         let head = self.model.head.begin(condition)?;
         let dx = self.buffer(self.model.config.width(), self.dtype())?;
         let mut loss = 0.0;
-        self.each_tile(Part::Head, BOTH * self.per_row.head, |tile| {
+        self.each_tile(Section::Head, BOTH * self.per_row.head, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
-            let output = self.model.head.forward(&tape, &x, &head, self.at(&tile))?;
+            let output = self.model.head.forward(&tape, &x, &head, self.sample_rows(&tile))?;
             let (share, d_output) = objective.loss(tile.clone(), &output)?;
             let d_output = d_output.to_device(self.device())?;
             loss += share;
@@ -58,19 +59,19 @@ impl Engine<'_> {
     }
 
     /// Turns `dx`, the gradient of the block's output, into that of its input, in place.
-    fn block_backward(&self, condition: &Condition, block: &Block, saved: Saved, dx: &Tensor) -> Result<()> {
-        let Saved { x, attention } = saved;
-        let mine = block.begin(condition)?;
+    fn block_backward(&self, condition: &Condition, block: &Block, residuals: Residuals, dx: &Tensor) -> Result<()> {
+        let Residuals { x, attention } = residuals;
+        let cond = block.begin(condition)?;
         let Attention { o, lse } = match attention {
-            Some(kept) => kept,
-            None => self.attend(block, &mine, &x, [Phase::AgainExchange, Phase::AgainAttention])?,
+            Some(attention) => attention,
+            None => self.attend(block, &cond, &x, [Phase::AgainExchange, Phase::AgainAttention])?,
         };
         self.enter(Phase::BackwardAfter);
         let d_o = self.buffer(self.model.config.width(), self.compute())?;
         let delta = self.buffer(self.heads(), self.dtype())?;
-        self.each_tile(Part::AfterBackward, BOTH * self.per_row.after, |tile| {
+        self.each_tile(Section::AfterBackward, BOTH * self.per_row.after, |tile| {
             let (tape, x, o) = (Tape::recording(), self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
-            let y = block.after(&tape, &x, &o, &mine, self.at(&tile))?;
+            let y = block.after(&tape, &x, &o, &cond, self.sample_rows(&tile))?;
             let gradients = tape.backward(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
             set_rows(dx, &gradients[0], tile.start)?;
             set_rows(&d_o, &gradients[1], tile.start)?;
@@ -84,15 +85,15 @@ impl Engine<'_> {
         let [mut dq, mut dk, mut dv] = [vec![], vec![], vec![]];
         for group in &self.groups {
             self.enter(Phase::BackwardExchange);
-            let [q, k, v] = self.queries_keys_values(block, &mine, &x, group)?;
-            let to_heads = |x| self.watch.during(Part::Exchange, || group.to_heads(x));
+            let [q, k, v] = self.queries_keys_values(block, &cond, &x, group)?;
+            let to_heads = |x| self.meter.during(Section::Exchange, || group.to_heads(x));
             let (d_o, delta) = (to_heads(&d_o)?, to_heads(&delta)?); // [B, my heads, S, d], [B, my heads, S]
             let heads = delta.dims()[1];
             let lse = lse.narrow(1, done, heads)?;
             done += heads;
             self.enter(Phase::BackwardAttention);
             let backward = || group.attention.attend_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale());
-            let gradients = self.watch.during(Part::AttentionBackward, backward)?;
+            let gradients = self.meter.during(Section::AttentionBackward, backward)?;
             drop((q, k, v, d_o, delta));
             self.enter(Phase::BackwardReturn);
             dq.push(self.to_rows(&gradients.0, group)?);
@@ -103,13 +104,13 @@ impl Engine<'_> {
         let [dq, dk, dv] = [side_by_side(dq)?, side_by_side(dk)?, side_by_side(dv)?]; // [rows, D]
 
         self.enter(Phase::BackwardBefore);
-        self.each_tile(Part::BeforeBackward, BOTH * self.per_row.before, |tile| {
+        self.each_tile(Section::BeforeBackward, BOTH * self.per_row.before, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
-            let outputs = block.before(&tape, &x, &mine, &self.rope, self.at(&tile))?;
+            let outputs = block.before(&tape, &x, &cond, &self.rope, self.sample_rows(&tile))?;
             let gradients = [self.rows_of(&dq, &tile)?, self.rows_of(&dk, &tile)?, self.rows_of(&dv, &tile)?];
             let pairs: Vec<(&Tensor, &Tensor)> = outputs.iter().zip(&gradients).collect();
             Ok(add_assign(&self.rows_of(dx, &tile)?, &tape.backward(&pairs, &[&x])?[0])?)
         })?;
-        block.end(condition, &mine)
+        block.end(condition, &cond)
     }
 }

@@ -1,24 +1,25 @@
-//! Forward: the residual stream through embed and blocks, remembering for backward what the stash is given.
+//! The forward pass takes the residual stream through embedding and blocks, and stashes each block's residuals for
+//! backward.
 
 use candle_core::Tensor;
 
 use super::heads::HeadGroup;
-use super::{Attention, Engine, Pass, Phase, Saved, Source, Stash};
+use super::{Attention, Engine, Pass, Phase, Residuals, Source, Stash};
 use crate::Result;
 use crate::attention::side_by_side;
-use crate::model::{Block, BlockCondition, Condition, Prompt};
+use crate::meter::{Section, Traffic};
+use crate::model::{Block, BlockCondition, Condition, Conditioning};
 use crate::ops::Tape;
 use crate::ops::bytes::set_rows;
-use crate::watch::{Part, Way};
 
 impl Engine<'_> {
     /// The condition, and the residual stream `[rows, D]` before the first block.
-    pub(super) fn embed(&self, prompt: &Prompt, source: &dyn Source) -> Result<(Condition, Tensor)> {
+    pub(super) fn embed(&self, conditioning: &Conditioning, source: &dyn Source) -> Result<(Condition, Tensor)> {
         self.enter(Phase::Embed);
         self.with_unit(0, Pass::Forward, || {
-            let condition = self.model.conditioner.forward(prompt)?;
+            let condition = self.model.conditioner.forward(conditioning)?;
             let x = self.buffer(self.model.config.width(), self.dtype())?;
-            self.each_tile(Part::Embed, self.per_row.embed, |tile| {
+            self.each_tile(Section::Embed, self.per_row.embed, |tile| {
                 let input = self.input(source, &tile)?;
                 let embedded = self.model.embed.forward(&input, self.grid, &self.tokens_of(&tile))?;
                 set_rows(&x, &embedded, tile.start)
@@ -27,8 +28,8 @@ impl Engine<'_> {
         })
     }
 
-    /// The residual stream `[rows, D]` after the last block, from that before the first, `x`. With a stash, each block's input,
-    /// attention output and row statistic are put there.
+    /// The residual stream `[rows, D]` after the last block, from that before the first, `x`. With a stash, each
+    /// block's input, attention output and row statistic are put there.
     pub(super) fn forward(
         &self,
         condition: &Condition,
@@ -36,44 +37,47 @@ impl Engine<'_> {
         mut stash: Option<&mut Stash>,
     ) -> Result<Tensor> {
         for (i, block) in self.model.blocks.iter().enumerate() {
-            self.watch.at(Some(i));
+            self.meter.enter_block(Some(i));
             let (next, attention) = self.with_unit(i + 1, Pass::Forward, || {
-                let mine = block.begin(condition)?;
+                let cond = block.begin(condition)?;
                 let phases = [Phase::ForwardExchange, Phase::ForwardAttention];
-                let attention = self.attend(block, &mine, &x, phases)?;
+                let attention = self.attend(block, &cond, &x, phases)?;
                 self.enter(Phase::ForwardAfter);
                 let next = self.buffer(self.model.config.width(), self.dtype())?;
-                self.each_tile(Part::After, self.per_row.after, |tile| {
+                self.each_tile(Section::After, self.per_row.after, |tile| {
                     let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&attention.o, &tile)?);
-                    set_rows(&next, &block.after(&Tape::off(), &x, &o, &mine, self.at(&tile))?, tile.start)
+                    set_rows(&next, &block.after(&Tape::off(), &x, &o, &cond, self.sample_rows(&tile))?, tile.start)
                 })?;
                 Ok((next, attention))
             })?;
             let input = std::mem::replace(&mut x, next);
             if let Some(stash) = &mut stash {
-                let saved = Saved { x: input, attention: Some(attention) };
-                self.watch.during(Part::Stash, || stash.put(i, saved))?;
-                self.watch.moved(Way::StashWritten, stash.copied());
+                let residuals = Residuals { x: input, attention: Some(attention) };
+                self.meter.during(Section::Stash, || stash.put(i, residuals))?;
+                self.meter.moved(Traffic::StashWritten, stash.copied());
             }
         }
-        self.watch.at(None);
+        self.meter.enter_block(None);
         Ok(x)
     }
 
-    /// A block's attention, from its input: my heads of each group in turn. `phases`: what its exchange and attention are.
+    /// A block's attention, from its input: my heads of each group in turn. `phases`: what its exchange and attention
+    /// are.
     pub(super) fn attend(
         &self,
         block: &Block,
-        mine: &BlockCondition,
+        cond: &BlockCondition,
         x: &Tensor,
         phases: [Phase; 2],
     ) -> Result<Attention> {
         let (mut outputs, mut statistics) = (vec![], vec![]);
         for group in &self.groups {
             self.enter(phases[0]);
-            let [q, k, v] = self.queries_keys_values(block, mine, x, group)?;
+            let [q, k, v] = self.queries_keys_values(block, cond, x, group)?;
             self.enter(phases[1]);
-            let (o, lse) = self.watch.during(Part::Attention, || group.attention.attend(&q, &k, &v, self.scale()))?; // [B, my heads, S, d]
+            let (o, lse) =
+                // [B, my heads, S, d]
+                self.meter.during(Section::Attention, || group.attention.attend(&q, &k, &v, self.scale()))?;
             drop((q, k, v));
             outputs.push(self.to_rows(&o, group)?);
             statistics.push(lse);
@@ -83,25 +87,27 @@ impl Engine<'_> {
 
     /// A group's q, k and v, `[B, my heads, S, d]`, from its block's input.
     ///
-    /// All heads are computed (their norm is over all of them) and one group's are kept, so that only these are ever whole.
+    /// All heads are computed (their norm is over all of them) and one group's are kept, so that only these are ever
+    /// whole.
     pub(super) fn queries_keys_values(
         &self,
         block: &Block,
-        mine: &BlockCondition,
+        cond: &BlockCondition,
         x: &Tensor,
         group: &HeadGroup,
     ) -> Result<[Tensor; 3]> {
         let d = self.model.config.attention_head_dim;
         let buffer = || self.buffer(group.heads.len() * d, self.compute());
         let [q, k, v] = [buffer()?, buffer()?, buffer()?];
-        self.each_tile(Part::Before, self.per_row.before, |tile| {
-            let parts = block.before(&Tape::off(), &self.rows_of(x, &tile)?, mine, &self.rope, self.at(&tile))?;
+        self.each_tile(Section::Before, self.per_row.before, |tile| {
+            let parts =
+                block.before(&Tape::off(), &self.rows_of(x, &tile)?, cond, &self.rope, self.sample_rows(&tile))?;
             for (whole, part) in [&q, &k, &v].into_iter().zip(parts) {
                 set_rows(whole, &group.columns(&part, d)?, tile.start)?;
             }
             Ok(())
         })?;
         let to_heads = |x| group.attention.to_heads(&self.by_tokens(x, d)?);
-        self.watch.during(Part::Exchange, || Ok([to_heads(&q)?, to_heads(&k)?, to_heads(&v)?]))
+        self.meter.during(Section::Exchange, || Ok([to_heads(&q)?, to_heads(&k)?, to_heads(&v)?]))
     }
 }

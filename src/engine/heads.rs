@@ -1,6 +1,8 @@
-//! Groups of heads that attention takes one after another, so that its buffers are of one group's heads at a time.
+//! Splits heads into groups that attention takes one after another, so that its buffers are of one group's heads at a
+//! time.
 //!
-//! Heads know nothing of each other, so groups change no bit. Each is an exchange of its own: to a group its heads are all there are.
+//! Heads know nothing of each other, so groups change no bit. Each is an exchange of its own: to a group its heads are
+//! all there are.
 
 use candle_core::Tensor;
 use std::ops::Range;
@@ -39,7 +41,8 @@ impl HeadGroup {
         (0..groups).map(group).collect()
     }
 
-    /// The group's heads of `x` `[B, S_local, H, d]` or `[B, S_local, H]`, to `[B, my heads of them, S, d]` or likewise.
+    /// The group's heads of `x` `[B, S_local, H, d]` or `[B, S_local, H]`, to `[B, my heads of them, S, d]` or
+    /// `[B, my heads of them, S]`.
     pub fn to_heads(&self, x: &Tensor) -> Result<Tensor> {
         self.attention.to_heads(&x.narrow(2, self.heads.start, self.heads.len())?)
     }

@@ -1,23 +1,25 @@
-//! The alternation: token-local tiles of the model, attention between them, forward and backward, over the ranks of a sequence.
+//! The engine runs a model forward and backward over the ranks of a sequence, alternating token-local tiles and
+//! attention.
 //!
 //! ```text
 //! embed | before_0 | ATTEND | after_0 | before_1 | ATTEND | after_1 | ... | head + loss
 //! ```
 //!
-//! Token-local pieces run tile by tile and keep no intermediate: backward recomputes a tile and differentiates it there and then.
-//! Between forward and backward only each block's input, attention output and row statistic are remembered, in the [`Stash`];
-//! in memory or in a scratch file. Where the rows of a clip come from and what the loss is are the caller's: [`Source`] and
-//! [`Objective`]. The engine itself sees no file; gradients are left in the model's units, summed over this rank's tokens only.
+//! Token-local pieces run tile by tile and keep no intermediate: backward recomputes a tile and differentiates it there
+//! and then. Between forward and backward only each block's input, attention output and row statistic are remembered,
+//! in the [`Stash`]; in memory or in a scratch file. Where the rows of a clip come from and what the loss is are the
+//! caller's: [`Source`] and [`Objective`]. The engine itself sees no file; gradients are left in the model's units,
+//! summed over this rank's tokens only.
 
 mod backward;
+mod flops;
 mod forward;
 pub(crate) mod heads;
-mod keeper;
+mod hooks;
 mod phase;
 pub mod precision;
 pub mod stash;
 mod tile;
-mod work;
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
@@ -25,34 +27,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::Hardware;
-use crate::model::{Model, Prompt};
+use crate::meter::{Section, StepMeter};
+use crate::model::{Conditioning, Model};
 use crate::ops::bytes;
 use crate::ops::{Rope, Rows, Tape};
 use crate::parallel::Sequence;
-use crate::watch::{Part, Watch};
 use crate::{Result, bail};
+use flops::PerRow;
 use heads::HeadGroup;
-pub use keeper::{Keeper, Pass};
+pub use hooks::{ParamHooks, Pass};
 pub use phase::Phase;
 pub use stash::Stash;
-use stash::{Attention, Saved, Shapes};
+use stash::{Attention, Residuals, Shapes};
 pub(crate) use tile::check_on_gpu;
 pub use tile::tile_rows;
-use work::PerRow;
 
 /// Base of the rotary frequencies, Wan's.
 const THETA: f64 = 10_000.0;
 
 /// Where the network's input comes from. Rows are this rank's tokens of the flattened `[B, local tokens]`.
 pub trait Source {
-    /// Patches of `rows` in (C, pt, ph, pw) order: `[n, C pt ph pw]`, in the model's dtype, on the CPU or where the model is.
+    /// Patches of `rows` in (C, pt, ph, pw) order: `[n, C pt ph pw]`, in the model's dtype, on the CPU or where the
+    /// model is.
     fn input(&self, rows: Range<usize>) -> Result<Tensor>;
 }
 
 /// A source with a loss.
 pub trait Objective: Source {
-    /// For the network's output `[n, pt ph pw C]` on `rows`, which is where the model is: this tile's share of the loss, and the
-    /// gradient of the loss with respect to the output, there or on the CPU. Shares of all tiles and ranks add up to the loss.
+    /// For the network's output `[n, pt ph pw C]` on `rows`, which is where the model is: this tile's share of the
+    /// loss, and the gradient of the loss with respect to the output, there or on the CPU. Shares of all tiles and
+    /// ranks add up to the loss.
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)>;
 }
 
@@ -67,19 +71,18 @@ pub struct Engine<'a> {
     batch: usize,
     /// Rows of a tile.
     tile: usize,
-    watch: Arc<Watch>,
+    meter: Arc<StepMeter>,
     /// Operations of a row in each piece.
     per_row: PerRow,
     stash: Arc<Mutex<Stash>>,
-    keeper: Option<&'a dyn Keeper>,
-    /// Told at the start of each phase.
-    watcher: Option<&'a dyn Fn(Phase)>,
+    hooks: Option<&'a dyn ParamHooks>,
+    /// Called at the start of each phase.
+    on_phase: Option<&'a dyn Fn(Phase)>,
 }
 
 impl<'a> Engine<'a> {
-    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `sequence`; `tile` rows at a time (0:
-    /// [`tile_rows`]). Fails if there are more ranks than tokens, or the grid
-    /// is one for more heads.
+    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `sequence`; `tile` rows
+    /// at a time (0: [`tile_rows`]). Fails if there are more ranks than tokens, or the grid is one for more heads.
     pub fn new(model: &'a Model, sequence: &Sequence, grid: [usize; 3], batch: usize, tile: usize) -> Result<Self> {
         if batch == 0 {
             bail!("a batch of no clips")
@@ -103,31 +106,32 @@ impl<'a> Engine<'a> {
             batch,
             tile,
             stash: Arc::default(),
-            watch: Arc::default(),
+            meter: Arc::default(),
             per_row: PerRow::new(config),
-            keeper: None,
-            watcher: None,
+            hooks: None,
+            on_phase: None,
         })
     }
 
-    /// The same, attention going over the heads in `groups` groups: less memory, the same bits, and a block's `before` once a group.
+    /// The same, attention going over the heads in `groups` groups: less memory, the same bits, and a block's `before`
+    /// once a group.
     ///
     /// # Errors
     /// If a group would have fewer heads than a Ulysses group has ranks.
     pub fn in_head_groups(self, groups: usize) -> Result<Self> {
         let groups = HeadGroup::split(&self.sequence, self.grid.iter().product(), self.heads(), groups)?;
-        let watch = self.watch.clone();
-        Ok(Self { groups, ..self }.with_watch(watch))
+        let meter = self.meter.clone();
+        Ok(Self { groups, ..self }.with_meter(meter))
     }
 
-    /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so that clips
-    /// of several shapes use one scratch file.
+    /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so
+    /// that clips of several shapes use one scratch file.
     pub fn with_stash(self, stash: Arc<Mutex<Stash>>) -> Self {
         Self { stash, ..self }
     }
 
-    /// The same, called last, without attention's arithmetic: what a step holds, sends and stashes is as ever, its numbers mean
-    /// nothing. For measuring the memory of a long step in a short time.
+    /// The same, called last, without attention's arithmetic: a step holds, sends and stashes the same tensors, but
+    /// their values mean nothing. For measuring the memory of a long step in a short time.
     pub fn rehearsing(mut self) -> Self {
         for group in &mut self.groups {
             group.attention = group.attention.clone().rehearsing();
@@ -135,28 +139,28 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// The same engine, telling `watch` how far it is and where its time goes, and skipping what is left of a step when that says
-    /// stop.
-    pub fn with_watch(mut self, watch: Arc<Watch>) -> Self {
+    /// The same engine, which updates `meter`, and skips what is left of a step when `meter` says stop.
+    pub fn with_meter(mut self, meter: Arc<StepMeter>) -> Self {
         for group in &mut self.groups {
-            group.attention = group.attention.clone().watched(watch.clone());
+            group.attention = group.attention.clone().metered(meter.clone());
         }
-        Self { watch, ..self }
+        Self { meter, ..self }
     }
 
-    /// The same engine, telling `keeper` which units it uses; without, all of them must be there all the time.
-    pub fn with_keeper(self, keeper: &'a dyn Keeper) -> Self {
-        Self { keeper: Some(keeper), ..self }
+    /// The same engine, which calls `hooks` before and after it uses a unit. Without hooks, all units must be there all
+    /// the time.
+    pub fn with_hooks(self, hooks: &'a dyn ParamHooks) -> Self {
+        Self { hooks: Some(hooks), ..self }
     }
 
-    /// The same engine, telling `watcher` each phase of a step as it begins.
-    pub fn with_watcher(self, watcher: &'a dyn Fn(Phase)) -> Self {
-        Self { watcher: Some(watcher), ..self }
+    /// The same engine, which calls `on_phase` with each phase of a step as it begins.
+    pub fn on_phase(self, on_phase: &'a dyn Fn(Phase)) -> Self {
+        Self { on_phase: Some(on_phase), ..self }
     }
 
     fn enter(&self, phase: Phase) {
-        if let Some(watcher) = self.watcher {
-            watcher(phase);
+        if let Some(on_phase) = self.on_phase {
+            on_phase(phase);
         }
     }
 
@@ -168,35 +172,37 @@ impl<'a> Engine<'a> {
     /// The network's outputs, tile by tile: `take` gets each run of rows and its output `[n, pt ph pw C]`.
     pub fn predict(
         &self,
-        prompt: &Prompt,
+        conditioning: &Conditioning,
         source: &dyn Source,
         mut take: impl FnMut(Range<usize>, Tensor) -> Result<()>,
     ) -> Result<()> {
-        let (condition, x) = self.embed(prompt, source)?;
+        let (condition, x) = self.embed(conditioning, source)?;
         let x = self.forward(&condition, x, None)?;
         self.with_unit(self.head_unit(), Pass::Forward, || {
             let head = self.model.head.begin(&condition)?;
-            self.each_tile(Part::Head, self.per_row.head, |tile| {
-                let output = self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.at(&tile))?;
+            self.each_tile(Section::Head, self.per_row.head, |tile| {
+                let output =
+                    self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.sample_rows(&tile))?;
                 take(tile, output.to_device(&Device::Cpu)?)
             })
         })
     }
 
-    /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's gradient.
-    pub fn loss_and_gradients(&self, prompt: &Prompt, objective: &dyn Objective) -> Result<f64> {
+    /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's
+    /// gradient.
+    pub fn loss_and_gradients(&self, conditioning: &Conditioning, objective: &dyn Objective) -> Result<f64> {
         let mut stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
         stash.begin(self.model.blocks.len(), &self.shapes())?;
-        let (condition, x) = self.embed(prompt, objective)?;
+        let (condition, x) = self.embed(conditioning, objective)?;
         let x = self.forward(&condition, x, Some(&mut stash))?;
         self.backward(&condition, objective, x, &mut stash)
     }
 
-    /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of a step
-    /// grows with the number of tokens only.
+    /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of
+    /// a step grows with the number of tokens only.
     pub fn attention_time(&self) -> Duration {
-        let spent = self.watch.spent();
-        spent.of(Part::Attention) + spent.of(Part::AttentionBackward)
+        let spent = self.meter.spent();
+        spent.of(Section::Attention) + spent.of(Section::AttentionBackward)
     }
 
     /// What each block puts into the stash.
@@ -206,19 +212,24 @@ impl<'a> Engine<'a> {
         Shapes::new(self.rows(), self.model.config.width(), lse, self.dtype(), self.compute())
     }
 
-    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is `part`'s, and a row is so many
-    /// operations.
-    fn each_tile(&self, part: Part, operations: u64, mut work: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
-        self.watch.during(part, || {
+    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is `section`'s, and a row
+    /// is so many operations.
+    fn each_tile(
+        &self,
+        section: Section,
+        operations: u64,
+        mut work: impl FnMut(Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        self.meter.during(section, || {
             let rows = self.rows();
             for start in (0..rows).step_by(self.tile) {
-                if self.watch.stops() {
+                if self.meter.stops() {
                     break;
                 }
                 let tile = start..(start + self.tile).min(rows);
                 let count = tile.len() as u64;
                 work(tile)?;
-                self.watch.add(count * operations);
+                self.meter.add(count * operations);
             }
             Ok(())
         })
@@ -229,8 +240,8 @@ impl<'a> Engine<'a> {
         self.batch * self.local_tokens().len()
     }
 
-    /// Where a tile lies among samples.
-    fn at(&self, tile: &Range<usize>) -> Rows {
+    /// Which samples a tile's rows belong to.
+    fn sample_rows(&self, tile: &Range<usize>) -> Rows {
         Rows { start: tile.start, tokens: self.local_tokens().len() }
     }
 
@@ -287,7 +298,7 @@ impl<'a> Engine<'a> {
 
     /// `[B, my heads, S, d]` of a group back to its columns `[rows, heads d]` (S: my Ulysses group's tokens).
     fn to_rows(&self, x: &Tensor, group: &HeadGroup) -> Result<Tensor> {
-        let x = self.watch.during(Part::Exchange, || group.attention.to_tokens(x))?; // [B, local S, heads, d]
+        let x = self.meter.during(Section::Exchange, || group.attention.to_tokens(x))?; // [B, local S, heads, d]
         let (b, tokens, heads, d) = x.dims4()?;
         Ok(x.reshape((b * tokens, heads * d))?)
     }

@@ -1,4 +1,5 @@
-//! How many rows a tile has where the user does not say: a matter of the CPU's cache, or of a GPU's memory, and the network's widest rows.
+//! Chooses how many rows a tile has where the user does not say, from the CPU's cache or a GPU's memory and the
+//! network's widest rows.
 
 use std::fs;
 use std::path::Path;
@@ -13,12 +14,12 @@ const MOST: usize = 512;
 /// Fewer would spend their time on packing weights, whatever the cache.
 const LEAST: usize = 128;
 
-/// What three of the widest rows of a GPU's tile may take together: small against its memory, and so many rows that a kernel's launch is
-/// small against its work.
+/// What three of the widest rows of a GPU's tile may take together: small against its memory, and so many rows that a
+/// kernel's launch is small against its work.
 const ON_GPU: usize = 512 << 20;
 
-/// Elements up to which a GPU's tile may be handed to Candle's kernels: they count in 32 bits and, beyond this, do elements again or never
-/// end. What is longer than a tile is left to kernels that count in 64.
+/// Elements up to which a GPU's tile may be handed to Candle's kernels: they count in 32 bits and, beyond this, do
+/// elements again or never end. What is longer than a tile is left to kernels that count in 64.
 const CANDLES_MOST: usize = 1 << 31;
 
 /// Rows of a GPU's tile up to which sums over 64 of them each are launched at once: a grid has no more blocks along y.
@@ -36,10 +37,11 @@ pub(crate) fn check_on_gpu(rows: usize, width: usize) -> Result<()> {
     Ok(())
 }
 
-/// Rows of a tile where `asked` for so many, or for 0: then, for a network whose widest rows have `width` numbers
-/// (`ffn_dim`), 128 to 512, and no more than let three such rows each, in f32, lie in a quarter of the last-level
-/// cache: what comes in, what goes out, a gradient. A quarter, as ranks and neighbours share that cache. 512 where the
-/// system does not say how large it is. On a GPU 1024 to 65536, no more than let these rows lie in 512 MiB.
+/// Rows of a tile. `asked` is taken as it is, but 0 is automatic.
+///
+/// On a CPU: as many as let three rows of `width` f32 (`ffn_dim`) fit a quarter of the last-level cache, 128 to 512.
+/// Three, for the input, the output and a gradient; a quarter, since ranks and neighbours share that cache. 512 if the
+/// system does not say how large it is. On a GPU: as many as let these rows fit 512 MiB, 1024 to 65536.
 pub fn tile_rows(asked: usize, width: usize, on: Hardware) -> usize {
     static CACHE: LazyLock<Option<usize>> =
         LazyLock::new(|| last_level(Path::new("/sys/devices/system/cpu/cpu0/cache")));
@@ -70,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wide_rows_and_small_caches_make_short_tiles() {
+    fn tile_is_shorter_for_wider_rows_and_smaller_caches() {
         let mib = |n: usize| Some(n << 20);
         assert_eq!(rows(768, mib(32)), 512);
         assert_eq!(rows(768, None), 512);
@@ -80,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_goes_by_this_machines_cache() {
+    fn automatic_tile_follows_this_machines_cache() {
         let cache = last_level(Path::new("/sys/devices/system/cpu/cpu0/cache"));
         for width in [64, 3072, 1 << 20] {
             assert_eq!(tile_rows(0, width, Hardware::Cpu), rows(width, cache), "width {width}, cache {cache:?}");
@@ -88,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_of_a_gpu_are_long() {
+    fn automatic_gpu_tile_fits_512_mib() {
         for (width, rows) in [(256, 65_536), (1536, 28_672), (13_824, 3072), (1 << 20, 1024)] {
             assert_eq!(tile_rows(0, width, Hardware::Cuda), rows, "width {width}");
         }
@@ -96,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tile_that_kernels_cannot_count_is_an_error() {
+    fn gpu_tile_too_long_for_kernels_is_an_error() {
         check_on_gpu(1_398_101, 1536).unwrap();
         let error = check_on_gpu(1_398_102, 1536).unwrap_err().to_string();
         assert!(error.contains("1398102 rows of up to 1536 elements") && error.contains("1398101 at most"), "{error}");
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_cache_counts_and_none_is_no_error() {
+    fn last_level_cache_is_the_largest_one() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(last_level(folder.path()), None);
         for (index, size) in ["48K\n", "32K\n", "1024K\n", "?\n"].iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Sums in place, by a kernel.
+//! Adds tensors in place, by a kernel.
 
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Result, Tensor};
@@ -17,12 +17,12 @@ pub(crate) fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
             values.is_contiguous()
         )
     }
-    let held = Lent::new(values);
+    let lent = Lent::new(values);
     change(to, |mut to| {
-        let (values, count) = (held.view::<f32>()?, n as i64);
+        let (values, count) = (lent.view::<f32>()?, n as i64);
         let mut call = kernel.call();
         call.arg(&mut to).arg(&values).arg(&count);
-        // SAFETY: the kernel's arguments, of `n` numbers each.
+        // SAFETY: the kernel's arguments, of `n` elements each.
         unsafe { kernel.launch(call, [n.div_ceil(THREADS), 1, 1]) }?;
         Ok(())
     })

@@ -1,4 +1,4 @@
-//! What kernels/rows.cuh declares, and the sums over rows that become gradients of parameters.
+//! Mirrors what kernels/rows.cuh declares, and sums over rows to make gradients of parameters.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, PushKernelArg, SyncOnDrop};
 use candle_core::{CudaDevice, Result, Tensor};
@@ -19,7 +19,7 @@ pub(crate) struct TileRows {
     tokens: i64,
 }
 
-// SAFETY: plain numbers, laid out as in C.
+// SAFETY: plain values, laid out as in C.
 unsafe impl DeviceRepr for TileRows {}
 
 impl TileRows {
@@ -39,7 +39,7 @@ impl TileRows {
     }
 }
 
-/// `PerSample`: a row of numbers for each sample, or one for all, or none.
+/// `PerSample`: a row of elements for each sample, or one for all, or none.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct PerSample {
@@ -54,13 +54,14 @@ impl PerSample {
     pub const NONE: Self = Self { values: 0, stride: 0 };
 
     /// From number `offset` of what is held, for a kernel of `stream`, and what is to be dropped once that is launched.
-    pub fn at<'a>(held: &'a Lent, stream: &'a CudaStream, offset: usize, stride: usize) -> Result<(Self, Reading<'a>)> {
-        let (start, reading) = held.view::<f32>()?.view_ptr(stream);
+    pub fn at<'a>(lent: &'a Lent, stream: &'a CudaStream, offset: usize, stride: usize) -> Result<(Self, Reading<'a>)> {
+        let (start, reading) = lent.view::<f32>()?.view_ptr(stream);
         Ok((Self { values: start + 4 * offset as u64, stride: stride as i64 }, reading))
     }
 }
 
-/// Numbers that a kernel reads by their address: dropped after the launch, it records that they are read until then, for other streams.
+/// Elements that a kernel reads by their address: dropped after the launch, it records that they are read until then,
+/// for other streams.
 pub(crate) type Reading<'a> = SyncOnDrop<'a>;
 
 /// Which of the sums that a kernel left in `parts` `[samples, runs, count, width]` goes to a gradient, and where there.

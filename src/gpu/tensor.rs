@@ -1,4 +1,4 @@
-//! From tensors to what kernels take, and back.
+//! Turns tensors into what kernels take, and back.
 
 use std::marker::PhantomData;
 use std::sync::Mutex;
@@ -56,7 +56,8 @@ pub(crate) fn ones(device: &CudaDevice, n: usize) -> Result<Tensor> {
     Tensor::ones(n, DType::F32, &Device::Cuda(device.clone()))
 }
 
-/// Sets the elements of the contiguous f32 tensor `t` to zero. The driver counts bytes in 64 bits, Candle's kernel elements in 32.
+/// Sets the elements of the contiguous f32 tensor `t` to zero. The driver counts bytes in 64 bits, Candle's kernel
+/// elements in 32.
 pub(crate) fn clear(t: &Tensor) -> Result<()> {
     let stream = device_of(t)?.cuda_stream();
     change(t, |mut values| {
@@ -65,12 +66,13 @@ pub(crate) fn clear(t: &Tensor) -> Result<()> {
     })
 }
 
-/// Calls `f` with the numbers of the contiguous f32 tensor `t`, to be changed in place. Counterpart of [`crate::ops::write`].
+/// Calls `f` with the elements of the contiguous f32 tensor `t`, to be changed in place. Counterpart of
+/// [`crate::ops::write`].
 pub(crate) fn change<R>(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, f32>) -> Result<R>) -> Result<R> {
     change_as::<f32, R>(t, f)
 }
 
-/// The same for numbers of any type.
+/// The same for elements of any type.
 pub(crate) fn change_as<T: CudaDType + DeviceRepr, R>(
     t: &Tensor,
     f: impl FnOnce(CudaViewMut<'_, T>) -> Result<R>,

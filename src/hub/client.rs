@@ -140,7 +140,7 @@ impl Client {
             Ok(())
         })
         .map_err(|e| match e {
-            Failure::Cut(text) => Failure::Network { from: from.clone(), text },
+            Failure::Windows(text) => Failure::Network { from: from.clone(), text },
             other => other,
         })?;
         Info::parse(&json).map_err(|e| Failure::Answer { from, text: e.to_string() })
@@ -220,7 +220,7 @@ impl Client {
     pub fn receive(&self, answer: Answer, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let Limits { stall, stall_bytes, .. } = self.limits;
         let Answer { from, mut body, .. } = answer;
-        let stalled = || Failure::Cut(format!("{from} sent fewer than {stall_bytes} bytes in {stall:?}"));
+        let stalled = || Failure::Windows(format!("{from} sent fewer than {stall_bytes} bytes in {stall:?}"));
         let (waiting, ended) = (Mutex::new(None::<Instant>), AtomicBool::new(false));
         let waits = |since| *waiting.lock().unwrap_or_else(PoisonError::into_inner) = since;
         let (done, over) = crossbeam_channel::bounded::<()>(0);
@@ -258,7 +258,10 @@ impl Client {
                     }
                     Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(e) => {
-                        return Err(Failure::Cut(format!("{from} ended its answer early ({})", shown(&e.to_string()))));
+                        return Err(Failure::Windows(format!(
+                            "{from} ended its answer early ({})",
+                            shown(&e.to_string())
+                        )));
                     }
                 }
                 if waited > stall {

@@ -248,7 +248,7 @@ fn transfer(
     })?;
     match size {
         Some(size) if begin + received != size => {
-            Err(Failure::Cut(format!("{} bytes came where {size} should have", begin + received)))
+            Err(Failure::Windows(format!("{} bytes came where {size} should have", begin + received)))
         }
         _ => Ok(begin > 0),
     }

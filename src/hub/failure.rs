@@ -1,4 +1,4 @@
-//! Why a request or a download came to nothing, and what that means to the user.
+//! Says why a request or a download came to nothing, and what that means to the user.
 
 use crate::Error;
 
@@ -14,7 +14,7 @@ pub(super) enum Failure {
     /// An answer that no hub gives.
     Answer { from: String, text: String },
     /// A download ended early, and what came of it is kept.
-    Cut(String),
+    Windows(String),
     /// Anything else; the text is the whole story.
     Other(String),
 }
@@ -46,7 +46,7 @@ impl Failure {
             Self::Answer { from, text } => {
                 format!("{what}: {from} does not answer like a hub ({text}); see HF_ENDPOINT")
             }
-            Self::Cut(text) => format!("{what}: {text}; a second try takes up the download where it ended"),
+            Self::Windows(text) => format!("{what}: {text}; a second try takes up the download where it ended"),
             Self::Other(text) => format!("{what}: {text}"),
         })
     }

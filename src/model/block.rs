@@ -1,13 +1,14 @@
-//! A transformer block, in the two token-local halves around attention: [`Block::before`] and [`Block::after`].
+//! Computes a transformer block in the two token-local halves around attention: [`Block::before`] and [`Block::after`].
 //!
-//! With m = scale_shift_table + modulation, six rows of width D:
+//! With scale_shift_table + modulation as six rows of width D, a shift, a scale and a gate of attention (msa) and of
+//! the MLP:
 //!
 //! ```text
-//! q, k, v = rope(rms(Wq h)), rope(rms(Wk h)), Wv h        h = LN(x) (1 + m1) + m0        before
-//! o = attention(q, k, v)                                                                 elsewhere
-//! x = x + m2 Wo o                                                                        after
-//! x = x + Wo' cross(rms(Wq' LN(x)), text)                                                if the model has text
-//! x = x + m5 W2 gelu(W1 h)                                h = LN(x) (1 + m4) + m3
+//! q, k, v = rope(rms(Wq h)), rope(rms(Wk h)), Wv h     h = LN(x) (1 + scale_msa) + shift_msa     before
+//! o = attention(q, k, v)                                                                         elsewhere
+//! x = x + gate_msa Wo o                                                                          after
+//! x = x + Wo' cross(rms(Wq' LN(x)), text)                                                        if the model has text
+//! x = x + gate_mlp W2 gelu(W1 h)                       h = LN(x) (1 + scale_mlp) + shift_mlp
 //! ```
 //!
 //! RMSNorm of q and k is over the whole width, before the split into heads.
@@ -17,7 +18,7 @@ use candle_core::{DType, Tensor};
 use super::cross::cross_attention;
 use super::{Condition, ModelConfig, Unit};
 use crate::Result;
-use crate::ops::{Affine, Held, Linear, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
+use crate::ops::{Affine, Linear, PackedGuard, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
 
 /// One block's weights.
 pub struct Block {
@@ -46,11 +47,41 @@ struct Cross {
     norm: Option<(Param, Param)>,
 }
 
+/// Rows of a block's modulation, in diffusers' order.
+const SHIFT_MSA: usize = 0;
+const SCALE_MSA: usize = 1;
+const GATE_MSA: usize = 2;
+const SHIFT_MLP: usize = 3;
+const SCALE_MLP: usize = 4;
+const GATE_MLP: usize = 5;
+
 /// What a block makes of the condition, once for all tiles.
 pub struct BlockCondition {
     modulation: Param,            // [B, 6, D]
     text: Option<(Param, Param)>, // keys, values [B, L, D]
-    _held: Vec<Held>,             // the tiles' weights stay packed
+    _packed: Vec<PackedGuard>,    // the tiles' weights stay packed
+}
+
+impl BlockCondition {
+    /// What follows the normalisation before attention: (1 + scale) and shift.
+    fn modulate_msa(&self, rows: Rows) -> Affine {
+        Affine::Modulation { modulation: self.modulation.clone(), shift: SHIFT_MSA, scale: SCALE_MSA, rows }
+    }
+
+    /// The gate of attention's output: a row of the modulation.
+    fn gate_msa(&self) -> (&Param, usize) {
+        (&self.modulation, GATE_MSA)
+    }
+
+    /// What follows the normalisation before the MLP: (1 + scale) and shift.
+    fn modulate_mlp(&self, rows: Rows) -> Affine {
+        Affine::Modulation { modulation: self.modulation.clone(), shift: SHIFT_MLP, scale: SCALE_MLP, rows }
+    }
+
+    /// The gate of the MLP's output: a row of the modulation.
+    fn gate_mlp(&self) -> (&Param, usize) {
+        (&self.modulation, GATE_MLP)
+    }
 }
 
 impl Attention {
@@ -103,8 +134,8 @@ impl Block {
             }
             _ => None,
         };
-        let _held = self.layers().map(Linear::hold).collect();
-        Ok(BlockCondition { modulation: Param::leaf("modulation", modulation)?, text, _held })
+        let _packed = self.layers().map(Linear::pin_packed).collect();
+        Ok(BlockCondition { modulation: Param::leaf("modulation", modulation)?, text, _packed })
     }
 
     /// The layers that every tile goes through.
@@ -114,11 +145,11 @@ impl Block {
         [&a.q, &a.k, &a.v, &a.out, &self.ffn.0, &self.ffn.1].into_iter().chain(cross)
     }
 
-    /// Takes the gradients that the tiles have left in `mine` on to the block's weights and to `condition`.
-    pub fn end(&self, condition: &Condition, mine: &BlockCondition) -> Result<()> {
-        self.table.accumulate(&mine.modulation.grad.sum_keepdim(0)?)?;
-        condition.modulation.accumulate(&mine.modulation.grad)?;
-        if let (Some(cross), Some(text), Some((k, v))) = (&self.cross, &condition.text, &mine.text) {
+    /// Takes the gradients that the tiles have left in `cond` on to the block's weights and to `condition`.
+    pub fn end(&self, condition: &Condition, cond: &BlockCondition) -> Result<()> {
+        self.table.accumulate(&cond.modulation.grad.sum_keepdim(0)?)?;
+        condition.modulation.accumulate(&cond.modulation.grad)?;
+        if let (Some(cross), Some(text), Some((k, v))) = (&self.cross, &condition.text, &cond.text) {
             let (tape, input) = (Tape::recording(), text.value.flatten(0, 1)?);
             let (keys, values) = self.text_rows(&tape, cross, &input)?;
             let outputs = [(&keys, &k.grad.flatten(0, 1)?), (&values, &v.grad.flatten(0, 1)?)];
@@ -139,12 +170,12 @@ impl Block {
         &self,
         tape: &Tape,
         x: &Tensor,
-        mine: &BlockCondition,
+        cond: &BlockCondition,
         rope: &Rope,
         rows: Rows,
     ) -> Result<[Tensor; 3]> {
         let a = &self.attention;
-        let h = self.modulated(tape, x, mine, 0, 1, rows)?;
+        let h = layer_norm(tape, x, cond.modulate_msa(rows), self.eps)?;
         let q = rms_rope(tape, &a.q.forward(tape, &h)?, &a.norm_q, self.eps, rope, rows)?;
         let k = rms_rope(tape, &a.k.forward(tape, &h)?, &a.norm_k, self.eps, rope, rows)?;
         let v = a.v.forward(tape, &h)?;
@@ -154,10 +185,10 @@ impl Block {
 
     /// The block's output `[n, D]` from its input `x` and the attention output `o` (compute dtype), both `[n, D]`.
     /// Differentiable in x and o.
-    pub fn after(&self, tape: &Tape, x: &Tensor, o: &Tensor, mine: &BlockCondition, rows: Rows) -> Result<Tensor> {
+    pub fn after(&self, tape: &Tape, x: &Tensor, o: &Tensor, cond: &BlockCondition, rows: Rows) -> Result<Tensor> {
         let o = cast(tape, o, x.dtype())?;
-        let mut x = self.attention.out.gate_to(tape, x, &o, (&mine.modulation, 2), rows)?;
-        if let (Some(cross), Some((k, v))) = (&self.cross, &mine.text) {
+        let mut x = self.attention.out.gate_to(tape, x, &o, cond.gate_msa(), rows)?;
+        if let (Some(cross), Some((k, v))) = (&self.cross, &cond.text) {
             let a = &cross.attention;
             let h = match &cross.norm {
                 Some((weight, bias)) => {
@@ -170,22 +201,8 @@ impl Block {
             let o = cross_attention(tape, &q, k, v, self.heads, rows, self.bf16)?;
             x = a.out.add_to(tape, &x, &o)?;
         }
-        let h = self.modulated(tape, &x, mine, 3, 4, rows)?;
+        let h = layer_norm(tape, &x, cond.modulate_mlp(rows), self.eps)?;
         let h = self.ffn.0.gelu(tape, &h)?;
-        Ok(self.ffn.1.gate_to(tape, &x, &h, (&mine.modulation, 5), rows)?)
-    }
-
-    /// LN(x) (1 + scale) + shift.
-    fn modulated(
-        &self,
-        tape: &Tape,
-        x: &Tensor,
-        mine: &BlockCondition,
-        shift: usize,
-        scale: usize,
-        rows: Rows,
-    ) -> Result<Tensor> {
-        let affine = Affine::Modulation { modulation: mine.modulation.clone(), shift, scale, rows };
-        Ok(layer_norm(tape, x, affine, self.eps)?)
+        Ok(self.ffn.1.gate_to(tape, &x, &h, cond.gate_mlp(), rows)?)
     }
 }

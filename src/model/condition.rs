@@ -1,8 +1,9 @@
-//! What all tokens of a sample share: the time embedding, its projection to modulations, text tokens and the class.
+//! Makes what all tokens of a sample share (the time embedding, its projection to modulations, text tokens and the
+//! class) from a [`Conditioning`].
 //!
-//! The results are leaves ([`Param`]) that collect gradients from every tile and block; [`Conditioner::backward`] takes the sums
-//! through the small network once. Each rank does so with its own tokens' share: the map is linear in the gradient, so the sum
-//! of parameter gradients over ranks comes out right.
+//! The results are leaves ([`Param`]) that collect gradients from every tile and block; [`Conditioner::backward`] takes
+//! the sums through the small network once. Each rank does so with its own tokens' share: the map is linear in the
+//! gradient, so the sum of parameter gradients over ranks comes out right.
 
 use candle_core::Tensor;
 
@@ -12,7 +13,7 @@ use crate::{Result, bail};
 
 /// What the conditions of B samples are made from.
 #[derive(Clone, Debug)]
-pub struct Prompt {
+pub struct Conditioning {
     /// The network's time, 1000 sigma, of each sample.
     pub timesteps: Vec<f64>,
     /// Text tokens `[B, L, text_dim]`, for models with text.
@@ -23,7 +24,7 @@ pub struct Prompt {
 
 /// The conditions of B samples.
 pub struct Condition {
-    prompt: Prompt,
+    conditioning: Conditioning,
     /// The time embedding `[B, D]`, for the head.
     pub time: Param,
     /// Its projection to modulations `[B, 6, D]`, for the blocks.
@@ -64,12 +65,12 @@ impl Conditioner {
         })
     }
 
-    /// The conditions for `prompt`.
-    pub fn forward(&self, prompt: &Prompt) -> Result<Condition> {
-        let b = prompt.timesteps.len();
-        let (sinusoid, class) = (self.sinusoid(&prompt.timesteps)?, self.class_rows(prompt)?);
+    /// Makes the conditions of samples from their `conditioning`.
+    pub fn forward(&self, conditioning: &Conditioning) -> Result<Condition> {
+        let b = conditioning.timesteps.len();
+        let (sinusoid, class) = (self.sinusoid(&conditioning.timesteps)?, self.class_rows(conditioning)?);
         let (time, modulation) = self.time(&Tape::off(), &sinusoid, class.as_ref())?;
-        let text = match (&self.text, &prompt.text) {
+        let text = match (&self.text, &conditioning.text) {
             (None, None) => None,
             (Some(_), Some(text)) => {
                 let (samples, tokens, features) = text.dims3()?;
@@ -87,7 +88,7 @@ impl Conditioner {
             (None, Some(_)) => bail!("text embeddings are given, but the model has no text (text_dim 0)"),
         };
         Ok(Condition {
-            prompt: prompt.clone(),
+            conditioning: conditioning.clone(),
             time: Param::leaf("time", time)?,
             modulation: Param::leaf("modulation", modulation.reshape((b, 6, self.width))?)?,
             text,
@@ -96,22 +97,22 @@ impl Conditioner {
 
     /// Adds this network's parameter gradients, given the gradients that `condition` has collected.
     pub fn backward(&self, condition: &Condition) -> Result<()> {
-        let prompt = &condition.prompt;
-        let (sinusoid, class) = (self.sinusoid(&prompt.timesteps)?, self.class_rows(prompt)?);
+        let conditioning = &condition.conditioning;
+        let (sinusoid, class) = (self.sinusoid(&conditioning.timesteps)?, self.class_rows(conditioning)?);
         let tape = Tape::recording();
         let (time, modulation) = self.time(&tape, &sinusoid, class.as_ref())?;
         let d_modulation = condition.modulation.grad.reshape(modulation.shape())?;
         let outputs = [(&time, &condition.time.grad), (&modulation, &d_modulation)];
         let inputs: Vec<&Tensor> = std::iter::once(&sinusoid).chain(&class).collect();
         let gradients = tape.backward(&outputs, &inputs)?;
-        if let (Some(table), Some(labels)) = (&self.classes, &prompt.labels) {
+        if let (Some(table), Some(labels)) = (&self.classes, &conditioning.labels) {
             for (sample, &label) in labels.iter().enumerate() {
                 let row =
                     Param { name: table.name.clone(), value: table.value.get(label)?, grad: table.grad.get(label)? };
                 row.accumulate(&gradients[1].get(sample)?)?;
             }
         }
-        if let (Some(text), Some(leaf)) = (&prompt.text, &condition.text) {
+        if let (Some(text), Some(leaf)) = (&conditioning.text, &condition.text) {
             let rows = rows_of(text, &leaf.grad)?;
             let tape = Tape::recording();
             let output = self.text_rows(&tape, &rows)?;
@@ -164,11 +165,11 @@ impl Conditioner {
     }
 
     /// The class embedding of each sample, `[B, D]`.
-    fn class_rows(&self, prompt: &Prompt) -> Result<Option<Tensor>> {
-        match (&self.classes, &prompt.labels) {
+    fn class_rows(&self, conditioning: &Conditioning) -> Result<Option<Tensor>> {
+        match (&self.classes, &conditioning.labels) {
             (None, None) => Ok(None),
             (Some(table), Some(labels)) => {
-                let (given, wanted) = (labels.len(), prompt.timesteps.len());
+                let (given, wanted) = (labels.len(), conditioning.timesteps.len());
                 if given != wanted {
                     bail!("{given} classes for {wanted} samples; one each is wanted")
                 }

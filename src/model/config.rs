@@ -1,4 +1,4 @@
-//! The network's shape: the fields of diffusers' config.json for `WanTransformer3DModel`, and longreel's own.
+//! Describes the network's shape: the fields of diffusers' config.json for `WanTransformer3DModel`, and longreel's own.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -82,12 +82,12 @@ impl ModelConfig {
         self.num_attention_heads * self.attention_head_dim
     }
 
-    /// Numbers in a patch of the input: channels x frames x height x width.
+    /// Elements in a patch of the input: channels x frames x height x width.
     pub fn patch_in(&self) -> usize {
         self.in_channels * self.patch_size.iter().product::<usize>()
     }
 
-    /// Numbers in a patch of the output.
+    /// Elements in a patch of the output.
     pub fn patch_out(&self) -> usize {
         self.out_channels * self.patch_size.iter().product::<usize>()
     }
@@ -97,7 +97,8 @@ impl ModelConfig {
         [self.width(), self.ffn_dim, self.patch_in(), self.patch_out()].into_iter().fold(1, usize::max)
     }
 
-    /// Tokens along (time, height, width) of a clip of `size` (frames, height, width); an error if a patch does not divide it.
+    /// Tokens along (time, height, width) of a clip of `size` (frames, height, width); an error if a patch does not
+    /// divide it.
     pub fn grid(&self, size: [usize; 3]) -> Result<[usize; 3]> {
         let mut grid = [0; 3];
         for (axis, name) in ["frames", "height", "width"].into_iter().enumerate() {
@@ -113,8 +114,8 @@ impl ModelConfig {
         Ok(grid)
     }
 
-    /// Reads a diffusers config.json. Keys that diffusers writes for other models are refused if they ask for what longreel does
-    /// not have, and named in the log if they are merely unknown.
+    /// Reads a diffusers config.json. Keys that diffusers writes for other models are refused if they ask for what
+    /// longreel does not have, and named in the log if they are merely unknown.
     pub fn from_json(json: &Value) -> Result<Self> {
         let Some(map) = json.as_object() else { bail!("config.json: an object wanted") };
         if let Some(class) = map.get("_class_name").and_then(Value::as_str)
@@ -166,8 +167,9 @@ impl ModelConfig {
         Value::Object(map)
     }
 
-    /// Refuses sizes that cannot be run, naming the field. Whoever multiplies sizes afterwards cannot overflow, and the list of
-    /// parameters is short enough to be made and compared with what a weights file holds before anything is allocated.
+    /// Refuses sizes that cannot be run, naming the field. Whoever multiplies sizes afterwards cannot overflow, and the
+    /// list of parameters is short enough to be made and compared with what a weights file holds before anything is
+    /// allocated.
     pub fn check(&self) -> Result<()> {
         let [t, h, w] = self.patch_size;
         let bounds = [

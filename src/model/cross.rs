@@ -1,5 +1,5 @@
-//! Cross-attention of a tile's queries to the few tokens of its samples' text: token-local in the queries, so it runs inside the
-//! tile. Gradients of keys and values are added to their leaves.
+//! Computes cross-attention of a tile's queries to the few tokens of its samples' text. It is token-local in the
+//! queries, so it runs inside the tile. Gradients of keys and values are added to their leaves.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -7,7 +7,8 @@ use crate::attention::{flash, flash_backward};
 use crate::ops::bytes::in_order;
 use crate::ops::{Custom, Op1, Param, Real, Rows, Tape, cast};
 
-/// softmax(q kᵀ / sqrt(d)) v for queries `[n, H d]` against keys and values `[B, L, H d]` of their own sample. Differentiable in q.
+/// softmax(q kᵀ / sqrt(d)) v for queries `[n, H d]` against keys and values `[B, L, H d]` of their own sample.
+/// Differentiable in q.
 pub fn cross_attention(
     tape: &Tape,
     q: &Tensor,
@@ -84,9 +85,9 @@ impl Cross {
                 flash_backward(&q_run, &k, &v, &d_o, &lse, &delta, scale).map_err(crate::Error::into_candle)?;
             dq.push(self.rows_first(&dq_run, q.dtype())?);
             for (leaf, gradient) in [(&self.k, dk), (&self.v, dv)] {
-                let mine =
+                let of_sample =
                     Param { name: leaf.name.clone(), value: leaf.value.get(sample)?, grad: leaf.grad.get(sample)? };
-                mine.accumulate(&self.rows_first(&gradient, leaf.grad.dtype())?)?;
+                of_sample.accumulate(&self.rows_first(&gradient, leaf.grad.dtype())?)?;
             }
         }
         Tensor::cat(&dq, 0)

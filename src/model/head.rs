@@ -1,10 +1,11 @@
-//! The head: LayerNorm modulated by the time embedding, then a linear map to the patch, in (pt, ph, pw, C) order.
+//! The head maps the residual stream to patches: LayerNorm modulated by the time embedding, then a linear layer, in
+//! (pt, ph, pw, C) order.
 
 use candle_core::Tensor;
 
 use super::{Condition, ModelConfig, Unit};
 use crate::Result;
-use crate::ops::{Affine, Held, Linear, Param, Rows, Tape, layer_norm};
+use crate::ops::{Affine, Linear, PackedGuard, Param, Rows, Tape, layer_norm};
 
 /// `proj_out` and the head's `scale_shift_table`.
 pub struct Head {
@@ -16,7 +17,7 @@ pub struct Head {
 /// Shift and scale of each sample, once for all tiles: table + time embedding.
 pub struct HeadCondition {
     modulation: Param, // [B, 2, D]
-    _held: Held,
+    _packed: PackedGuard,
 }
 
 impl Head {
@@ -28,18 +29,18 @@ impl Head {
     /// The head's view of the condition.
     pub fn begin(&self, condition: &Condition) -> Result<HeadCondition> {
         let modulation = condition.time.value.unsqueeze(1)?.broadcast_add(&self.table.value)?;
-        Ok(HeadCondition { modulation: Param::leaf("head modulation", modulation)?, _held: self.out.hold() })
+        Ok(HeadCondition { modulation: Param::leaf("head modulation", modulation)?, _packed: self.out.pin_packed() })
     }
 
-    /// Takes the gradients that the tiles have left in `mine` on to the table and to `condition`.
-    pub fn end(&self, condition: &Condition, mine: &HeadCondition) -> Result<()> {
-        self.table.accumulate(&mine.modulation.grad.sum_keepdim(0)?)?;
-        Ok(condition.time.accumulate(&mine.modulation.grad.sum(1)?)?)
+    /// Takes the gradients that the tiles have left in `cond` on to the table and to `condition`.
+    pub fn end(&self, condition: &Condition, cond: &HeadCondition) -> Result<()> {
+        self.table.accumulate(&cond.modulation.grad.sum_keepdim(0)?)?;
+        Ok(condition.time.accumulate(&cond.modulation.grad.sum(1)?)?)
     }
 
     /// Predictions `[n, pt ph pw C]` of a tile `x` `[n, D]`. Differentiable in x.
-    pub fn forward(&self, tape: &Tape, x: &Tensor, mine: &HeadCondition, rows: Rows) -> Result<Tensor> {
-        let affine = Affine::Modulation { modulation: mine.modulation.clone(), shift: 0, scale: 1, rows };
+    pub fn forward(&self, tape: &Tape, x: &Tensor, cond: &HeadCondition, rows: Rows) -> Result<Tensor> {
+        let affine = Affine::Modulation { modulation: cond.modulation.clone(), shift: 0, scale: 1, rows };
         Ok(self.out.forward(tape, &layer_norm(tape, x, affine, self.eps)?)?)
     }
 }

@@ -1,11 +1,13 @@
-//! The network's token-local pieces: diffusers' `WanTransformer3DModel`, single-device, no rank in sight.
+//! Computes the network's token-local pieces, diffusers' `WanTransformer3DModel` on a single device. Nothing here knows
+//! of ranks.
 //!
-//! A [`Model`] is embed | blocks | head, each a [`Unit`] of parameters. The pieces act on a tile of tokens; the engine runs them
-//! over tiles and puts attention between [`Block::before`] and [`Block::after`]. What all tokens of a sample share (time, text,
-//! class) is a [`Condition`], whose gradient is summed over tiles before it goes back through its small network.
+//! A [`Model`] is embed | blocks | head, each a [`Unit`] of parameters. The pieces act on a tile of tokens; the engine
+//! runs them over tiles and puts attention between [`Block::before`] and [`Block::after`]. What all tokens of a sample
+//! share (time, text, class) is a [`Condition`], whose gradient is summed over tiles before it goes back through its
+//! small network.
 //!
-//! Names, shapes and arithmetic are diffusers', so that Wan 2.1 checkpoints load as they are. Beyond it: no text at all, class
-//! labels with a null class, any patch size on pixels.
+//! Names, shapes and arithmetic are diffusers', so that Wan 2.1 checkpoints load as they are. Beyond it: no text at
+//! all, class labels with a null class, any patch size on pixels.
 
 mod block;
 mod condition;
@@ -23,7 +25,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::ops::clear;
 use crate::{Result, bail};
 pub use block::{Block, BlockCondition};
-pub use condition::{Condition, Conditioner, Prompt};
+pub use condition::{Condition, Conditioner, Conditioning};
 pub use config::ModelConfig;
 pub use cross::cross_attention;
 pub use embed::Embed;
@@ -46,7 +48,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// A model with all parameters zero, in `dtype` (f32, or f64 for checks); with `bf16`, linear layers round their operands.
+    /// A model with all parameters zero, in `dtype` (f32, or f64 for checks); with `bf16`, linear layers round their
+    /// operands.
     pub fn zeros(config: &ModelConfig, dtype: DType, bf16: bool) -> Result<Self> {
         Self::zeros_on(config, dtype, bf16, &Device::Cpu)
     }
@@ -76,8 +79,8 @@ impl Model {
         let model = Self::zeros_on(&self.config, self.units[0].value.dtype(), self.bf16, device)?;
         for (to, from) in model.units.iter().zip(&self.units) {
             let flat = Tensor::zeros(to.value.dims(), from.value.dtype(), from.value.device())?;
-            for (there, here) in to.entries.iter().zip(&from.entries) {
-                flat.slice_set(&from.value.narrow(0, here.range.start, here.range.len())?, 0, there.range.start)?;
+            for (target, source) in to.entries.iter().zip(&from.entries) {
+                flat.slice_set(&from.value.narrow(0, source.range.start, source.range.len())?, 0, target.range.start)?;
             }
             to.value.slice_set(&flat.to_device(device)?, 0, 0)?;
         }

@@ -1,12 +1,12 @@
-//! Clips of numbers `[C, T, H, W]` to rows of patches and back.
+//! Turns clips `[C, T, H, W]` into rows of patches and back.
 //!
-//! Token (t, h, w) of the grid, in that order, is the patch whose corner is (t pt, h ph, w pw). The network takes a patch in
-//! (C, pt, ph, pw) order, as a convolution's weight has it, and gives it in (pt, ph, pw, C) order, as Wan's head does. Clips of
-//! bytes are cut by the data room.
+//! Token (t, h, w) of the grid, in that order, is the patch whose corner is (t pt, h ph, w pw). The network takes a
+//! patch in (C, pt, ph, pw) order, as a convolution's weight has it, and gives it in (pt, ph, pw, C) order, as Wan's
+//! head does. Clips of bytes are cut by the data room.
 
 use std::ops::Range;
 
-/// How a clip of C x T x H x W numbers is cut into patches.
+/// How a clip of C x T x H x W values is cut into patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patches {
     pub channels: usize,
@@ -22,7 +22,7 @@ impl Patches {
         std::array::from_fn(|axis| self.size[axis] / self.patch[axis])
     }
 
-    /// Numbers in a patch.
+    /// Elements in a patch.
     pub fn row(&self) -> usize {
         self.channels * self.patch.iter().product::<usize>()
     }

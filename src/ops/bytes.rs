@@ -1,14 +1,15 @@
-//! Tensors as plain bytes, and their copies by rows and blocks, parallel over the current rayon pool: what messages, tiles and heads are
-//! moved with.
+//! Copies tensors as plain bytes, by rows and blocks, parallel over the current rayon pool, to move messages, tiles and
+//! heads.
 //!
-//! Moving data does not depend on what it means, so all of it is done on bytes: one kernel serves f32, bf16 and f64. Candle's own copies
-//! are single-threaded, and the strided ones go element by element. CPU tensors, unless a function says more.
+//! Moving data does not depend on what it means, so all of it is done on bytes: one kernel serves f32, bf16 and f64.
+//! Candle's own copies are single-threaded, and the strided ones go element by element. CPU tensors, unless a function
+//! says more.
 
 use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::cpu::fresh::Fresh;
+use super::cpu::uninit_vec::UninitVec;
 use crate::{Result, bail};
 
 /// Bytes that one task copies: large enough to amortise a task, small enough to share a head over threads.
@@ -20,7 +21,7 @@ pub(crate) fn check(t: &Tensor) -> Result<()> {
     raw(&storage).map(|_| ())
 }
 
-/// As [`check`], for who moves nothing between ranks: what is on a GPU may be there.
+/// As [`check`], where nothing moves between ranks: tensors on a GPU pass.
 pub(crate) fn check_here(t: &Tensor) -> Result<()> {
     if t.device().is_cpu() { check(t) } else { Ok(()) }
 }
@@ -78,9 +79,9 @@ pub(crate) fn view<'a>(bytes: &'a [u8], layout: &Layout, dtype: DType) -> Result
 pub(crate) fn build(dtype: DType, dims: &[usize], fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Tensor> {
     macro_rules! of {
         ($t:ty) => {{
-            let mut data = Fresh::<$t>::new(dims.iter().product());
-            data.runs(PIECE / size_of::<$t>()).for_each(|run| _ = run.filled(bytemuck::Zeroable::zeroed()));
-            let mut data = data.made();
+            let mut data = UninitVec::<$t>::new(dims.iter().product());
+            data.chunks(PIECE / size_of::<$t>()).for_each(|run| _ = run.filled(bytemuck::Zeroable::zeroed()));
+            let mut data = data.into_vec();
             fill(bytemuck::cast_slice_mut(&mut data))?;
             Tensor::from_vec(data, dims, &Device::Cpu)?
         }};
@@ -259,8 +260,8 @@ pub(crate) fn gather(dst: &mut [u8], src: &[u8], rows: Rows) {
     });
 }
 
-/// Concatenates along an inner dim: `dst` is a sequence of groups, each made of one run of every part in turn; a part is
-/// given as its bytes (its runs one after another) and the length of a run.
+/// Concatenates along an inner dim: `dst` is a sequence of groups, each made of one run of every part in turn; a part
+/// is given as its bytes (its runs one after another) and the length of a run.
 pub(crate) fn weave(dst: &mut [u8], parts: &[(&[u8], usize)]) {
     let starts: Vec<usize> = std::iter::once(0)
         .chain(parts.iter().scan(0, |end, part| {
@@ -270,17 +271,17 @@ pub(crate) fn weave(dst: &mut [u8], parts: &[(&[u8], usize)]) {
         .collect(); // part i lies at starts[i]..starts[i + 1] of a group
     let group = starts[parts.len()];
     dst.par_chunks_mut(PIECE).enumerate().for_each(|(piece, dst)| {
-        let mut at = piece * PIECE;
+        let mut position = piece * PIECE;
         let mut rest = dst;
         while !rest.is_empty() {
-            let within = at % group;
+            let within = position % group;
             let part = starts.partition_point(|&start| start <= within) - 1;
             let (bytes, run) = parts[part];
             let n = (starts[part + 1] - within).min(rest.len());
             let (now, later) = rest.split_at_mut(n);
-            let from = at / group * run + within - starts[part];
+            let from = position / group * run + within - starts[part];
             now.copy_from_slice(&bytes[from..from + n]);
-            at += n;
+            position += n;
             rest = later;
         }
     });
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn views_are_put_in_order() {
+    fn view_put_in_order_equals_candles_contiguous() {
         let x = numbers(&[3, 5, 7, 4]);
         let views = [
             x.transpose(1, 2).unwrap(),
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_set_and_no_others() {
+    fn set_rows_changes_no_other_rows() {
         let whole = numbers(&[7, 3, 2]);
         let expected = whole.copy().unwrap();
         let part = numbers(&[3, 4, 2]).affine(-1.0, -1.0).unwrap().transpose(0, 1).unwrap(); // [4, 3, 2], not in order

@@ -1,4 +1,4 @@
-//! Between f32 and bf16, threaded and vectorised, and differentiable: the gradient is cast back.
+//! Casts between f32 and bf16, threaded, vectorised and differentiable: the gradient is cast back.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
@@ -7,7 +7,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Tape;
-use super::cpu::fresh::Fresh;
+use super::cpu::uninit_vec::UninitVec;
 use super::cpu::{narrowed, widened};
 use super::custom::contiguous;
 
@@ -29,15 +29,15 @@ impl CustomOp1 for Cast {
         let storage = match (storage, self.0) {
             (CpuStorage::F32(x), DType::BF16) => {
                 let x = contiguous(x, layout, "cast")?;
-                let mut y = Fresh::new(x.len());
-                y.runs(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| narrow(y.filled(bf16::ZERO), x));
-                CpuStorage::BF16(y.made())
+                let mut y = UninitVec::new(x.len());
+                y.chunks(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| narrow(y.filled(bf16::ZERO), x));
+                CpuStorage::BF16(y.into_vec())
             }
             (CpuStorage::BF16(x), DType::F32) => {
                 let x = contiguous(x, layout, "cast")?;
-                let mut y = Fresh::new(x.len());
-                y.runs(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| widen(y.filled(0.0), x));
-                CpuStorage::F32(y.made())
+                let mut y = UninitVec::new(x.len());
+                y.chunks(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| widen(y.filled(0.0), x));
+                CpuStorage::F32(y.into_vec())
             }
             (x, to) => bail!("cast: between f32 and bf16 only, not from {:?} to {to:?}", x.dtype()),
         };

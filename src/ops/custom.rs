@@ -1,4 +1,4 @@
-//! The bridge between Candle's storages and plain slices: [`read`], [`write`], and custom ops written once for f32 and f64.
+//! Bridges Candle's storages and plain slices ([`read`], [`write`]) to write custom ops once for f32 and f64.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -57,15 +57,15 @@ impl<T: WithDType> std::ops::Deref for Values<'_, T> {
     }
 }
 
-/// A dtype whose CPU storage can be changed in place.
-pub trait Stored: WithDType {
+/// A tensor's element whose CPU storage can be changed in place.
+pub trait Element: WithDType {
     /// The storage's values, if it is of this dtype.
     fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 }
 
-macro_rules! stored {
+macro_rules! elements {
     ($($t:ty: $variant:ident),*) => {$(
-        impl Stored for $t {
+        impl Element for $t {
             fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
                 match storage {
                     CpuStorage::$variant(values) => Some(values),
@@ -75,16 +75,16 @@ macro_rules! stored {
         }
     )*};
 }
-stored!(f32: F32, f64: F64, half::bf16: BF16, u8: U8);
+elements!(f32: F32, f64: F64, half::bf16: BF16, u8: U8);
 
-/// Calls `f` with the values of the contiguous tensor `t`, to be changed in place. Those on a GPU are copied from it and back, with
-/// all of their storage: for what is small or seldom.
+/// Calls `f` with the values of the contiguous tensor `t`, to be changed in place. Those on a GPU are copied from it
+/// and back, with all of their storage: for what is small or seldom.
 ///
-/// `f` must not touch another tensor of the same storage: the storage is locked meanwhile. Nor may any job that the pool has to give
-/// away then: a thread that waits in `f` for others takes up what there is.
-pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<R> {
+/// `f` must not touch another tensor of the same storage, which is locked meanwhile. Work stealing makes this subtle:
+/// while `f` waits in rayon, its thread may run any queued job, so no queued job may touch this storage either.
+pub fn write<T: Element, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<R> {
     struct Write<F, R, T>(Mutex<(Option<F>, Option<R>)>, PhantomData<T>);
-    impl<T: Stored, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Write<F, R, T> {
+    impl<T: Element, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Write<F, R, T> {
         fn name(&self) -> &'static str {
             "write"
         }
@@ -120,7 +120,8 @@ pub fn write<T: Stored, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle<
     }
 }
 
-/// A differentiable op of one tensor, written once for f32 and f64. Shapes are `[rows, width]` unless it says otherwise.
+/// A differentiable op of one tensor, written once for f32 and f64. Shapes are `[rows, width]` unless it says
+/// otherwise.
 pub(crate) trait Op1: Send + Sync + 'static {
     const NAME: &'static str;
 
@@ -141,7 +142,7 @@ pub(crate) trait Op1: Send + Sync + 'static {
         host1(x, |x, dims| self.forward::<f32>(x, dims))
     }
 
-    /// [`backward`](Self::backward) likewise.
+    /// [`backward`](Self::backward) does the same.
     #[cfg(feature = "cuda")]
     fn gpu_backward(&self, x: Array, y: Array, dy: Array) -> Candle<Numbers> {
         let (x_host, y_host) = (x.to_host()?, y.to_host()?);
@@ -165,7 +166,7 @@ pub(crate) trait Op2: Send + Sync + 'static {
         host2(a, b, |ab, dims| self.forward::<f32>(ab[0], ab[1], dims))
     }
 
-    /// [`backward`](Self::backward) likewise.
+    /// [`backward`](Self::backward) does the same.
     #[cfg(feature = "cuda")]
     fn gpu_backward(&self, a: Array, b: Array, dy: Array) -> Candle<[Option<Numbers>; 2]> {
         let (a_host, b_host, dy_host) = (a.to_host()?, b.to_host()?, dy.to_host()?);
@@ -208,8 +209,8 @@ impl<O: Op1> CustomOp1 for Custom<O> {
         let dy = dy.contiguous()?;
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let held = [x, y, &dy].map(crate::gpu::Lent::new);
-            let [x, y, dy] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
+            let lent = [x, y, &dy].map(crate::gpu::Lent::new);
+            let [x, y, dy] = [lent[0].array(O::NAME)?, lent[1].array(O::NAME)?, lent[2].array(O::NAME)?];
             return Ok(Some(x.tensor(self.0.gpu_backward(x, y, dy)?)));
         }
         Ok(Some(match x.dtype() {
@@ -257,8 +258,8 @@ impl<O: Op2> CustomOp2 for Custom<O> {
         let dy = dy.contiguous()?;
         #[cfg(feature = "cuda")]
         if a.device().is_cuda() {
-            let held = [a, b, &dy].map(crate::gpu::Lent::new);
-            let [a, b, dy_array] = [held[0].array(O::NAME)?, held[1].array(O::NAME)?, held[2].array(O::NAME)?];
+            let lent = [a, b, &dy].map(crate::gpu::Lent::new);
+            let [a, b, dy_array] = [lent[0].array(O::NAME)?, lent[1].array(O::NAME)?, lent[2].array(O::NAME)?];
             let [da, db] = self.0.gpu_backward(a, b, dy_array)?;
             let gradient =
                 |values: Option<Numbers>, like: Array| values.map_or_else(|| dy.clone(), |values| like.tensor(values));

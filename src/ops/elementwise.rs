@@ -1,18 +1,18 @@
-//! Small helpers over rows: column sums, per-head dot products, in-place addition, SiLU.
+//! Computes small things over rows: column sums, per-head dot products, in-place addition, SiLU.
 
 use candle_core::{DType, Result, Tensor};
 use half::bf16;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::cpu::fresh::Fresh;
-use super::custom::{Custom, Op1, Op2, Stored, read, write};
+use super::cpu::uninit_vec::UninitVec;
+use super::custom::{Custom, Element, Op1, Op2, read, write};
 use super::{Real, Tape};
 
 /// Rows summed by one thread at a time: fixed, so that sums have the same bits for any number of threads.
 pub(crate) const CHUNK: usize = 64;
 
-/// Numbers that one thread takes at a time, of what goes one by one.
+/// Elements that one thread takes at a time, of what goes one by one.
 const RUN: usize = 1 << 14;
 
 /// The sums over rows of `values` `[n, width]`.
@@ -40,7 +40,7 @@ fn add_to<T: Real>(to: &mut [T], values: &[T]) {
 
 /// For each row and head, the dot product of `a` and `b` `[n, heads * d]`: `[n, heads]`, in f32 (f64 for f64).
 pub fn row_dot(a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
-    fn go<E: Stored + Sync, T: Real>(a: &Tensor, b: &Tensor, d: usize, to: fn(E) -> T) -> Result<Vec<T>> {
+    fn go<E: Element + Sync, T: Real>(a: &Tensor, b: &Tensor, d: usize, to: fn(E) -> T) -> Result<Vec<T>> {
         let (a, b) = (read::<E>(a)?, read::<E>(b)?);
         let (a, b): (&[E], &[E]) = (&a, &b);
         let dot = |(a, b): (&[E], &[E])| a.iter().zip(b).map(|(&a, &b)| to(a) * to(b)).sum();
@@ -64,9 +64,9 @@ pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     fn go<T: Real>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let [a, b] = [a.contiguous()?, b.contiguous()?];
         let (x, y) = (read::<T>(&a)?, read::<T>(&b)?);
-        let mut out = Fresh::new(x.len());
-        out.copies(&x, RUN).zip(y.par_chunks(RUN)).for_each(|(out, y)| add_to(out, y));
-        Tensor::from_vec(out.made(), a.shape(), a.device())
+        let mut out = UninitVec::new(x.len());
+        out.copied_chunks(&x, RUN).zip(y.par_chunks(RUN)).for_each(|(out, y)| add_to(out, y));
+        Tensor::from_vec(out.into_vec(), a.shape(), a.device())
     }
     if !a.device().is_cpu() {
         return a + b;
@@ -98,7 +98,7 @@ pub fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
     }
 }
 
-/// Sets the numbers of a contiguous tensor (f32 or, on a CPU, f64) to zero.
+/// Sets the elements of a contiguous tensor (f32 or, on a CPU, f64) to zero.
 pub fn clear(t: &Tensor) -> Result<()> {
     if t.elem_count() == 0 {
         return Ok(());
@@ -161,11 +161,11 @@ impl Op1 for Silu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::held;
+    use crate::ops::storage_bytes;
     use candle_core::Device;
 
     #[test]
-    fn a_sum_of_views_takes_no_more_memory_than_they_show() {
+    fn sum_of_views_allocates_only_its_result() {
         let whole = Tensor::arange(0f32, 60.0, &Device::Cpu).and_then(|t| t.reshape((10, 6))).unwrap();
         let (a, b) = (whole.narrow(0, 2, 3).unwrap(), whole.narrow(0, 4, 3).unwrap());
         let c = sum(&a, &b).unwrap();
@@ -175,6 +175,6 @@ mod tests {
         {
             assert_eq!(*c, a + b);
         }
-        assert_eq!(held(&c), 4 * 3 * 6);
+        assert_eq!(storage_bytes(&c), 4 * 3 * 6);
     }
 }

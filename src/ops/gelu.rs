@@ -1,13 +1,13 @@
-//! GELU in its tanh form, gelu(x) = x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)): the same function as
+//! Computes GELU in its tanh form, gelu(x) = x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)): the same function as
 //! 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), with one exponential (Hendrycks and Gimpel, arXiv 1606.08415).
 //!
-//! Functions of numbers only: the op is [`Linear::gelu`](super::Linear::gelu).
+//! These are functions of slices only: the op is [`Linear::gelu`](super::Linear::gelu).
 
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Real;
-use super::cpu::fresh::Fresh;
+use super::cpu::uninit_vec::UninitVec;
 
 const CHUNK: usize = 1 << 13;
 
@@ -20,9 +20,9 @@ pub(super) fn gelu<T: Real>(x: T) -> T {
 
 /// The gradient of x, given that of gelu(x).
 pub(super) fn gelu_backward<T: Real>(dy: &[T], x: &[T]) -> Vec<T> {
-    let mut dx = Fresh::new(dy.len());
-    dx.copies(dy, CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dx, x)| slopes(dx, x));
-    dx.made()
+    let mut dx = UninitVec::new(dy.len());
+    dx.copied_chunks(dy, CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dx, x)| slopes(dx, x));
+    dx.into_vec()
 }
 
 /// (2 sqrt(2 / pi), the same times 0.044715)

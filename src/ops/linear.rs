@@ -1,20 +1,21 @@
-//! The linear layer y = x Wᵀ + b, which adds its weight gradients in place, and what may follow it in the same pass: GELU, a
-//! residual, a gated residual.
+//! The linear layer computes y = x Wᵀ + b with a fused epilogue (GELU, a residual, a gated residual), and adds its
+//! weight gradients in place.
 //!
-//! With bf16 compute both operands of each of the three products are rounded to bf16 and summed in f32, as a dot-product unit
-//! does; activations and gradients stay f32. While a layer is [held](Linear::hold), its weights are packed once for all tiles.
+//! With bf16 compute both operands of each of the three products are rounded to bf16 and summed in f32, as a
+//! dot-product unit does; activations and gradients stay f32. While a layer is [pinned](Linear::pin_packed), its
+//! weights are packed once for all tiles.
 
 use candle_core::{DType, Result, Tensor};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use super::cpu::Path;
-use super::cpu::product::Tail;
+use super::cpu::Isa;
+use super::cpu::product::Epilogue;
 use super::custom::{Custom, Op1, Op2, Values, read, write};
 use super::elementwise::sum_columns;
 use super::gelu::{gelu, gelu_backward};
 #[cfg(feature = "cuda")]
 use super::gpu::{Array, Numbers, Start};
-use super::products::{Packed, Weights};
+use super::products::{Packed, WeightMatrix};
 use super::residual::Gate;
 use super::{Param, Real, Rows, Tape};
 #[cfg(feature = "cuda")]
@@ -26,28 +27,29 @@ pub struct Linear {
     pub weight: Param,
     pub bias: Param,
     pub(super) bf16: bool,
-    path: Path,
-    /// The packed weights, while someone holds them.
+    isa: Isa,
+    /// The packed weights, while a [`PackedGuard`] pins them.
     packed: Arc<Mutex<Weak<Packed>>>,
 }
 
-/// Keeps a layer's weights packed.
-pub struct Held(#[expect(dead_code, reason = "held for its drop")] Arc<Packed>);
+/// Keeps a layer's weights packed until it is dropped.
+pub struct PackedGuard(#[expect(dead_code, reason = "held for its drop")] Arc<Packed>);
 
 impl Linear {
     /// A layer over `weight` `[out, in]` and `bias` `[out]`, rounding operands to bf16 if `bf16` (f32 data only).
     pub fn new(weight: Param, bias: Param, bf16: bool) -> Self {
-        Self { weight, bias, bf16, path: Path::best(), packed: Arc::default() }
+        Self { weight, bias, bf16, isa: Isa::best(), packed: Arc::default() }
     }
 
-    /// The same layer on one vector unit, for tests and benchmarks.
-    pub fn on(self, path: Path) -> Self {
-        Self { path, packed: Arc::default(), ..self }
+    /// The same layer on one instruction set, for tests and benchmarks.
+    pub fn on(self, isa: Isa) -> Self {
+        Self { isa, packed: Arc::default(), ..self }
     }
 
-    /// Keeps the weights packed, for all clones of this layer, until the guard is dropped. They must not change meanwhile.
-    pub fn hold(&self) -> Held {
-        Held(self.packed())
+    /// Keeps the weights packed, for all clones of this layer, until the guard is dropped. They must not change
+    /// meanwhile.
+    pub fn pin_packed(&self) -> PackedGuard {
+        PackedGuard(self.packed())
     }
 
     /// x Wᵀ + b: `[n, in]` to `[n, out]`, differentiable in x.
@@ -57,7 +59,7 @@ impl Linear {
 
     /// gelu(x Wᵀ + b), differentiable in x.
     pub fn gelu(&self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
-        tape.one(x, Custom(WithGelu { linear: self.clone(), sums: Kept::new(tape) }))
+        tape.one(x, Custom(WithGelu { linear: self.clone(), preactivation: SavedPreactivation::new(tape) }))
     }
 
     /// residual + x Wᵀ + b, differentiable in both.
@@ -65,8 +67,8 @@ impl Linear {
         tape.two(residual, x, Custom(WithResidual(self.clone())))
     }
 
-    /// residual + gate * (x Wᵀ + b), differentiable in residual and x. The gate of a row is `modulation[sample, index]` of
-    /// `modulation` `[B, k, out]`; its gradient is added to the modulation's.
+    /// residual + gate * (x Wᵀ + b), differentiable in residual and x. The gate of a row is `modulation[sample, index]`
+    /// of `modulation` `[B, k, out]`; its gradient is added to the modulation's.
     pub fn gate_to(
         &self,
         tape: &Tape,
@@ -76,16 +78,20 @@ impl Linear {
         rows: Rows,
     ) -> Result<Tensor> {
         let gate = Gate { modulation: modulation.clone(), index, rows };
-        tape.two(residual, x, Custom(WithGate { linear: self.clone(), gate, sums: Kept::new(tape) }))
+        tape.two(
+            residual,
+            x,
+            Custom(WithGate { linear: self.clone(), gate, preactivation: SavedPreactivation::new(tape) }),
+        )
     }
 
-    /// Adds the weight and bias gradients for input `x` `[n, in]` and output gradient `dy` `[n, out]`, for where the input's
-    /// own gradient is not wanted.
+    /// Adds the weight and bias gradients for input `x` `[n, in]` and output gradient `dy` `[n, out]`, for where the
+    /// input's own gradient is not wanted.
     pub fn accumulate(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let held = [x, dy].map(crate::gpu::Lent::new);
-            return self.accumulate_on_gpu(held[0].array("linear")?, held[1].array("linear")?);
+            let lent = [x, dy].map(crate::gpu::Lent::new);
+            return self.accumulate_on_gpu(lent[0].array("linear")?, lent[1].array("linear")?);
         }
         match x.dtype() {
             DType::F64 => self.add_grads::<f64>(&read(x)?, &read(dy)?),
@@ -108,23 +114,30 @@ impl Linear {
     }
 
     /// Calls `f` with the weights as the products want them.
-    fn with_weights<T: Real, R>(&self, f: impl FnOnce(&Weights<T>) -> Result<R>) -> Result<R> {
+    fn with_weights<T: Real, R>(&self, f: impl FnOnce(&WeightMatrix<T>) -> Result<R>) -> Result<R> {
         let (out, inner) = self.dims()?;
         let (values, packed) = (read::<T>(&self.weight.value)?, self.packed());
-        f(&Weights { values: &values, out, inner, path: self.path, bf16: self.bf16, packed: &packed })
+        f(&WeightMatrix { values: &values, out, inner, isa: self.isa, bf16: self.bf16, packed: &packed })
     }
 
-    /// tail(x Wᵀ) for `x` of shape `dims`; its second result is kept where something is to be.
-    fn product<T: Real>(&self, x: &[T], dims: &[usize], kept: Option<&Kept>, tail: &impl Tail<T>) -> Result<Vec<T>> {
+    /// epilogue(x Wᵀ) for `x` of shape `dims`; its second result, the preactivation, goes to `saved` if backward needs
+    /// it.
+    fn product<T: Real>(
+        &self,
+        x: &[T],
+        dims: &[usize],
+        saved: Option<&SavedPreactivation>,
+        epilogue: &impl Epilogue<T>,
+    ) -> Result<Vec<T>> {
         let (_, inner) = self.dims()?;
         if dims != [dims[0], inner] {
             candle_core::bail!("{}: input [n, {inner}] wanted, got {dims:?}", self.weight.name)
         }
         self.with_weights(|w| {
-            let kept = kept.filter(|kept| kept.wants());
-            let [y, sums] = T::forward(w, x, dims[0], kept.is_some(), tail);
-            if let Some(kept) = kept {
-                kept.keep(sums);
+            let saved = saved.filter(|saved| saved.wanted());
+            let [y, sums] = T::forward(w, x, dims[0], saved.is_some(), epilogue);
+            if let Some(saved) = saved {
+                saved.save(sums);
             }
             Ok(y)
         })
@@ -132,8 +145,8 @@ impl Linear {
 
     /// Adds the gradients of weight and bias; returns that of `x`.
     fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
-        // At once, so that no thread waits for another between them. Neither locks what the other changes: one reads the weights, and may
-        // pack them, the other reads them and adds to the storage of gradients.
+        // At once, so that no thread waits for another between them. Neither locks what the other changes: one reads
+        // the weights, and may pack them, the other reads them and adds to the storage of gradients.
         let gradient = || self.with_weights(|w| Ok(T::input_gradient(w, dy, x.len() / w.inner)));
         let (dx, added) = rayon::join(gradient, || self.add_grads(x, dy));
         added.and(dx)
@@ -153,25 +166,25 @@ impl Linear {
     }
 }
 
-/// x Wᵀ + b, kept from forward for backward if a tape records.
-struct Kept(Option<OnceLock<Box<dyn std::any::Any + Send + Sync>>>);
+/// The preactivation x Wᵀ + b, saved by forward for backward if a tape records.
+struct SavedPreactivation(Option<OnceLock<Box<dyn std::any::Any + Send + Sync>>>);
 
-impl Kept {
+impl SavedPreactivation {
     fn new(tape: &Tape) -> Self {
         Self(tape.records().then(OnceLock::new))
     }
 
-    fn wants(&self) -> bool {
+    fn wanted(&self) -> bool {
         self.0.is_some()
     }
 
-    fn keep(&self, sums: impl std::any::Any + Send + Sync) {
+    fn save(&self, sums: impl std::any::Any + Send + Sync) {
         if let Some(slot) = &self.0 {
             let _ = slot.set(Box::new(sums)); // an op runs forward once
         }
     }
 
-    /// What was kept: `Vec<T>`, or numbers on a GPU.
+    /// What was saved: `Vec<T>`, or elements on a GPU.
     fn get<S: 'static>(&self) -> Result<&S> {
         let sums = self.0.as_ref().and_then(OnceLock::get).and_then(|sums| sums.downcast_ref::<S>());
         match sums {
@@ -184,19 +197,19 @@ impl Kept {
 struct Plain(Linear);
 struct WithGelu {
     linear: Linear,
-    sums: Kept,
+    preactivation: SavedPreactivation,
 }
 struct WithResidual(Linear);
 struct WithGate {
     linear: Linear,
     gate: Gate,
-    sums: Kept,
+    preactivation: SavedPreactivation,
 }
 
 /// Adds the bias.
 struct Bias<'a, T>(&'a [T]);
 
-impl<T: Real> Tail<T> for Bias<'_, T> {
+impl<T: Real> Epilogue<T> for Bias<'_, T> {
     #[inline(always)]
     fn apply(&self, out: &mut [T], _: &mut [T], _: usize, column: usize) {
         out.iter_mut().zip(&self.0[column..]).for_each(|(o, &b)| *o += b);
@@ -206,7 +219,7 @@ impl<T: Real> Tail<T> for Bias<'_, T> {
 /// Adds the bias, keeps the sum beside and takes its GELU.
 struct BiasGelu<'a, T>(&'a [T]);
 
-impl<T: Real> Tail<T> for BiasGelu<'_, T> {
+impl<T: Real> Epilogue<T> for BiasGelu<'_, T> {
     #[inline(always)]
     fn apply(&self, out: &mut [T], beside: &mut [T], _: usize, column: usize) {
         out.iter_mut().zip(&self.0[column..]).for_each(|(o, &b)| *o += b);
@@ -223,7 +236,7 @@ struct BiasResidual<'a, T> {
     residual: &'a [T],
 }
 
-impl<T: Real> Tail<T> for BiasResidual<'_, T> {
+impl<T: Real> Epilogue<T> for BiasResidual<'_, T> {
     #[inline(always)]
     fn apply(&self, out: &mut [T], _: &mut [T], row: usize, column: usize) {
         let residual = &self.residual[row * self.bias.len() + column..];
@@ -241,7 +254,7 @@ struct BiasGate<'a, T> {
     modulation: &'a [T],
 }
 
-impl<T: Real> Tail<T> for BiasGate<'_, T> {
+impl<T: Real> Epilogue<T> for BiasGate<'_, T> {
     #[inline(always)]
     fn apply(&self, out: &mut [T], beside: &mut [T], row: usize, column: usize) {
         let width = self.bias.len();
@@ -294,11 +307,11 @@ impl Op1 for WithGelu {
     }
 
     fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Result<Vec<T>> {
-        self.linear.product(x, dims, Some(&self.sums), &BiasGelu(&self.linear.bias::<T>()?))
+        self.linear.product(x, dims, Some(&self.preactivation), &BiasGelu(&self.linear.bias::<T>()?))
     }
 
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], _: &[usize]) -> Result<Vec<T>> {
-        self.linear.backward(x, &gelu_backward(dy, self.sums.get::<Vec<T>>()?))
+        self.linear.backward(x, &gelu_backward(dy, self.preactivation.get::<Vec<T>>()?))
     }
 
     super::on_gpu!();
@@ -309,12 +322,12 @@ impl WithGelu {
     fn on_gpu(&self, x: Array) -> Result<Numbers> {
         let sums = self.linear.on_gpu(x, Start::Nothing)?;
         let y = super::gpu::gelu(x.device(), &sums)?;
-        self.sums.keep(sums);
+        self.preactivation.save(sums);
         Ok(y)
     }
 
     fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
-        let d_sums = dy.tensor(super::gpu::gelu_backward(self.sums.get::<Numbers>()?, dy)?);
+        let d_sums = dy.tensor(super::gpu::gelu_backward(self.preactivation.get::<Numbers>()?, dy)?);
         self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)
     }
 }
@@ -349,12 +362,12 @@ impl Op2 for WithGate {
     fn forward<T: Real>(&self, residual: &[T], x: &[T], dims: [&[usize]; 2]) -> Result<Vec<T>> {
         let (bias, modulation) = (self.linear.bias::<T>()?, read::<T>(&self.gate.modulation.value)?);
         check_residual(&self.linear, dims)?;
-        let tail = BiasGate { bias: &bias, residual, gate: &self.gate, modulation: &modulation };
-        self.linear.product(x, dims[1], Some(&self.sums), &tail)
+        let epilogue = BiasGate { bias: &bias, residual, gate: &self.gate, modulation: &modulation };
+        self.linear.product(x, dims[1], Some(&self.preactivation), &epilogue)
     }
 
     fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
-        let d_sums = self.gate.backward(self.sums.get::<Vec<T>>()?, dy)?;
+        let d_sums = self.gate.backward(self.preactivation.get::<Vec<T>>()?, dy)?;
         Ok([None, Some(self.linear.backward(x, &d_sums)?)])
     }
 
@@ -362,13 +375,13 @@ impl Op2 for WithGate {
     fn gpu_forward(&self, residual: Array, x: Array) -> Result<Numbers> {
         let sums = self.linear.on_gpu(x, Start::Nothing)?;
         let y = self.gate.on_gpu(residual, &sums)?;
-        self.sums.keep(sums);
+        self.preactivation.save(sums);
         Ok(y)
     }
 
     #[cfg(feature = "cuda")]
     fn gpu_backward(&self, _: Array, x: Array, dy: Array) -> Result<[Option<Numbers>; 2]> {
-        let d_sums = dy.tensor(self.gate.back_on_gpu(self.sums.get::<Numbers>()?, dy)?);
+        let d_sums = dy.tensor(self.gate.back_on_gpu(self.preactivation.get::<Numbers>()?, dy)?);
         Ok([None, Some(self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)?)])
     }
 }

@@ -1,11 +1,11 @@
-//! The number types ops are written for, and the few functions of one number that they need fast.
+//! Defines the number types that ops are written for, and the few fast functions that they need of one number.
 
-use super::custom::Stored;
+use super::custom::Element;
 use super::products::Products;
 
 /// f32, or f64 for checks.
 pub trait Real:
-    Stored
+    Element
     + Products
     + num_traits::Float
     + std::ops::AddAssign
@@ -31,8 +31,8 @@ impl Real for f32 {
 
     #[inline(always)]
     fn fast_exp(self) -> Self {
-        // exp(x) = 2^n exp(r), n the integer nearest to x / ln 2 and |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to the nearest
-        // integer and leaves it in the low bits.
+        // exp(x) = 2^n exp(r), n the integer nearest to x / ln 2 and |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to the
+        // nearest integer and leaves it in the low bits.
         const MAGIC: f32 = 12_582_912.0;
         let x = self.clamp(-87.33, 88.0);
         let shifted = x * std::f32::consts::LOG2_E + MAGIC;

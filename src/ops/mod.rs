@@ -1,9 +1,9 @@
-//! Differentiable fused ops, what holds their weights ([`Param`]) and the [`Tape`] that differentiates them.
+//! Defines differentiable fused ops, the [`Param`]s that hold their weights, and the [`Tape`] that differentiates them.
 //!
-//! A tape lives for one tile of tokens. The ops here are Candle custom ops written once for f32 and f64. An op that owns a
-//! weight adds the weight's gradient straight into the [`Param`]'s buffer during backward and returns only the gradient of its
-//! activation; so no tape holds a parameter, and none outlives a tile. Each op stands beside a form made of Candle's own
-//! differentiable ops in [`plain`], against which the tests compare it.
+//! A tape lives for one tile of tokens. The ops here are Candle custom ops written once for f32 and f64. An op that
+//! owns a weight adds the weight's gradient straight into the [`Param`]'s buffer during backward and returns only the
+//! gradient of its activation; so no tape holds a parameter, and none outlives a tile. Each op stands beside a form
+//! made of Candle's own differentiable ops in [`plain`], against which the tests compare it.
 //!
 //! Nothing here knows of ranks, models or files.
 
@@ -50,16 +50,16 @@ use on_gpu;
 
 pub use cast::cast;
 pub(crate) use custom::{Custom, Op1};
-pub use custom::{Stored, Values, read, write};
+pub use custom::{Element, Values, read, write};
 pub use elementwise::{add, add_assign, clear, row_dot, silu, sum_columns};
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::{Array, Numbers, numbers};
-pub use linear::{Held, Linear};
+pub use linear::{Linear, PackedGuard};
 pub use math::Real;
 pub use norm::{Affine, layer_norm, rms_norm, rms_rope};
 pub use param::Param;
 pub(crate) use products::packed_words;
-pub use release::{held, release, restore};
+pub use release::{release, restore, storage_bytes};
 pub use rope::Rope;
 pub use tape::Tape;
 
@@ -73,15 +73,16 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// The runs of rows of one sample each: (sample, first row in the tile, rows), cut so that none is longer than `most`.
+    /// The runs of rows of one sample each: (sample, first row in the tile, rows), cut so that none is longer than
+    /// `most`.
     pub fn runs(&self, rows: usize, most: usize) -> Vec<(usize, usize, usize)> {
-        let (mut runs, mut at) = (vec![], 0);
-        while at < rows {
-            let global = self.start + at;
+        let (mut runs, mut row) = (vec![], 0);
+        while row < rows {
+            let global = self.start + row;
             let left = self.tokens - global % self.tokens; // rows of this sample still to come
-            let count = left.min(rows - at).min(most);
-            runs.push((global / self.tokens, at, count));
-            at += count;
+            let count = left.min(rows - row).min(most);
+            runs.push((global / self.tokens, row, count));
+            row += count;
         }
         runs
     }

@@ -1,11 +1,11 @@
-//! LayerNorm with what follows it (a modulation, an affine map or nothing) in one pass, and RMSNorm. Statistics of a row are
-//! recomputed in backward.
+//! Computes LayerNorm with what follows it (a modulation, an affine map or nothing) in one pass, and RMSNorm. Backward
+//! recomputes the statistics of a row.
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::cpu::fresh::Fresh;
+use super::cpu::uninit_vec::UninitVec;
 use super::custom::{Custom, Op1, Values, read};
 use super::elementwise::CHUNK;
 use super::{Param, Real, Rope, Rows, Tape};
@@ -21,8 +21,8 @@ pub enum Affine {
     Modulation { modulation: Param, shift: usize, scale: usize, rows: Rows },
 }
 
-/// (x - mean) / sqrt(variance + eps) of each row of `x` `[n, D]`, then `affine`. Differentiable in x; gradients of the affine's
-/// parameters are added to them.
+/// (x - mean) / sqrt(variance + eps) of each row of `x` `[n, D]`, then `affine`. Differentiable in x; gradients of the
+/// affine's parameters are added to them.
 pub fn layer_norm(tape: &Tape, x: &Tensor, affine: Affine, eps: f64) -> Result<Tensor> {
     tape.one(x, Custom(LayerNorm { affine, eps }))
 }
@@ -114,22 +114,22 @@ impl Op1 for LayerNorm {
     fn forward<T: Real>(&self, x: &[T], dims: &[usize]) -> Result<Vec<T>> {
         let width = dims[1];
         let (locked, rows, eps) = (self.lock::<T>()?, self.rows(), T::of(self.eps));
-        let mut y = Fresh::new(x.len());
-        y.copies(x, FEW * width).enumerate().for_each(|(run, y)| {
+        let mut y = UninitVec::new(x.len());
+        y.copied_chunks(x, FEW * width).enumerate().for_each(|(run, y)| {
             for (i, row) in y.chunks_exact_mut(width).enumerate() {
                 forward_row(row, locked.row((rows.start + run * FEW + i) / rows.tokens, width), eps);
             }
         });
-        Ok(y.made())
+        Ok(y.into_vec())
     }
 
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], dims: &[usize]) -> Result<Vec<T>> {
         let (n, width) = (dims[0], dims[1]);
         let (locked, eps) = (self.lock::<T>()?, T::of(self.eps));
-        let mut dx = Fresh::new(dy.len());
+        let mut dx = UninitVec::new(dy.len());
         let runs = self.rows().runs(n, CHUNK);
         let parts: Vec<(usize, Vec<T>, Vec<T>)> = dx
-            .parts(runs.iter().map(|(_, _, count)| count * width))
+            .chunks_of(runs.iter().map(|(_, _, count)| count * width))
             .into_par_iter()
             .zip(runs)
             .map(|(dx, (sample, first, count))| {
@@ -146,7 +146,7 @@ impl Op1 for LayerNorm {
         for (sample, da, db) in parts {
             self.add(sample, width, &da, &db)?;
         }
-        Ok(dx.made())
+        Ok(dx.into_vec())
     }
 
     super::on_gpu!();
@@ -238,24 +238,24 @@ impl Op1 for RmsNorm {
         let weight = read::<T>(&self.weight.value)?;
         let weight: &[T] = &weight;
         let eps = T::of(self.eps);
-        let (width, mut y) = (dims[1], Fresh::new(x.len()));
-        y.copies(x, FEW * width).enumerate().for_each_init(Default::default, |angles, (run, y)| {
+        let (width, mut y) = (dims[1], UninitVec::new(x.len()));
+        y.copied_chunks(x, FEW * width).enumerate().for_each_init(Default::default, |angles, (run, y)| {
             for (i, row) in y.chunks_exact_mut(width).enumerate() {
                 rms_forward_row(row, weight, eps);
                 self.turn(row, run * FEW + i, angles, false);
             }
         });
-        Ok(y.made())
+        Ok(y.into_vec())
     }
 
     fn backward<T: Real>(&self, x: &[T], _: &[T], dy: &[T], dims: &[usize]) -> Result<Vec<T>> {
         let width = dims[1];
-        let mut dx = Fresh::new(dy.len());
+        let mut dx = UninitVec::new(dy.len());
         let parts: Vec<Vec<T>> = {
             let weight = read::<T>(&self.weight.value)?;
             let weight: &[T] = &weight;
             let eps = T::of(self.eps);
-            dx.copies(dy, CHUNK * width)
+            dx.copied_chunks(dy, CHUNK * width)
                 .zip(x.par_chunks(CHUNK * width))
                 .enumerate()
                 .map(|(chunk, (dx, x))| {
@@ -271,7 +271,7 @@ impl Op1 for RmsNorm {
         for part in parts {
             self.weight.add_grad(0, &part)?;
         }
-        Ok(dx.made())
+        Ok(dx.into_vec())
     }
 
     super::on_gpu!();
@@ -290,7 +290,8 @@ fn rms_forward_row<T: Real>(row: &mut [T], weight: &[T], eps: T) {
     }
 }
 
-/// Turns `dx`, which holds dy, into the row's dx, and adds dy * xhat to `dw`. With g = dy * w: dx = r (g - xhat mean(g xhat)).
+/// Turns `dx`, which holds dy, into the row's dx, and adds dy * xhat to `dw`. With g = dy * w: dx = r (g - xhat mean(g
+/// xhat)).
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn rms_backward_row<T: Real>(dx: &mut [T], x: &[T], weight: &[T], eps: T, dw: &mut [T]) {
     let n = T::of(x.len() as f64);

@@ -1,19 +1,19 @@
-//! The three matrix products of a linear layer on slices: in f32 on the CPU's vector units with packed operands, in f64, which is
-//! for checks, through the `gemm` crate.
+//! Computes the three matrix products of a linear layer on slices: in f32 on the CPU's vector units with packed
+//! operands, and in f64, which is for checks, through the `gemm` crate.
 
 use std::sync::OnceLock;
 
 use super::cpu::panel::{Lines, Matrix, Panels, across, across_left, along, right_words};
-use super::cpu::product::{Tail, add_product, product};
-use super::cpu::{Path, with_unit};
+use super::cpu::product::{Epilogue, add_product, product};
+use super::cpu::{Isa, with_isa};
 use super::gemm;
 
-/// A weight matrix `[out, inner]`, and on what it is multiplied.
-pub struct Weights<'a, T> {
+/// A weight matrix `[out, inner]`, and the instruction set that multiplies it.
+pub struct WeightMatrix<'a, T> {
     pub values: &'a [T],
     pub out: usize,
     pub inner: usize,
-    pub path: Path,
+    pub isa: Isa,
     /// Round operands to bf16 (f32 only).
     pub bf16: bool,
     pub packed: &'a Packed,
@@ -36,49 +36,62 @@ impl std::fmt::Debug for Packed {
 /// Words of a weight matrix `[out, inner]` packed for forward, and for backward.
 pub(crate) fn packed_words(out: usize, inner: usize, bf16: bool) -> [usize; 2] {
     match bf16 {
-        true => with_unit!(Path::best(), true, S => [right_words::<S>(inner, out), right_words::<S>(out, inner)]),
-        false => with_unit!(Path::best(), false, S => [right_words::<S>(inner, out), right_words::<S>(out, inner)]),
+        true => with_isa!(Isa::best(), true, S => [right_words::<S>(inner, out), right_words::<S>(out, inner)]),
+        false => with_isa!(Isa::best(), false, S => [right_words::<S>(inner, out), right_words::<S>(out, inner)]),
     }
 }
 
-/// A number that linear layers compute in.
+/// A number type that linear layers compute in.
 pub trait Products: Sized {
-    /// `tail(x Wᵀ)` for `x` `[n, inner]`, and the tail's second result, which is as large, or empty if it is not wanted.
-    fn forward(w: &Weights<Self>, x: &[Self], n: usize, second: bool, tail: &impl Tail<Self>) -> [Vec<Self>; 2];
+    /// `epilogue(x Wᵀ)` for `x` `[n, inner]`, and the epilogue's second result, which is as large, or empty if it is
+    /// not wanted.
+    fn forward(
+        w: &WeightMatrix<Self>,
+        x: &[Self],
+        n: usize,
+        second: bool,
+        epilogue: &impl Epilogue<Self>,
+    ) -> [Vec<Self>; 2];
 
     /// `dy W` for `dy` `[n, out]`.
-    fn input_gradient(w: &Weights<Self>, dy: &[Self], n: usize) -> Vec<Self>;
+    fn input_gradient(w: &WeightMatrix<Self>, dy: &[Self], n: usize) -> Vec<Self>;
 
     /// `dw += dyᵀ x`.
-    fn weight_gradient(w: &Weights<Self>, dy: &[Self], x: &[Self], dw: &mut [Self]);
+    fn weight_gradient(w: &WeightMatrix<Self>, dy: &[Self], x: &[Self], dw: &mut [Self]);
 }
 
-/// Runs an expression with `$S` the layer's unit.
-macro_rules! on_unit {
+/// Runs an expression with `$S` the layer's instruction set.
+macro_rules! on_isa {
     ($w:expr, $S:ident => $body:expr) => {
-        if $w.bf16 { with_unit!($w.path, true, $S => $body) } else { with_unit!($w.path, false, $S => $body) }
+        if $w.bf16 { with_isa!($w.isa, true, $S => $body) } else { with_isa!($w.isa, false, $S => $body) }
     };
 }
 
 impl Products for f32 {
-    fn forward(w: &Weights<f32>, x: &[f32], n: usize, second: bool, tail: &impl Tail<f32>) -> [Vec<f32>; 2] {
-        on_unit!(w, S => {
+    fn forward(
+        w: &WeightMatrix<f32>,
+        x: &[f32],
+        n: usize,
+        second: bool,
+        epilogue: &impl Epilogue<f32>,
+    ) -> [Vec<f32>; 2] {
+        on_isa!(w, S => {
             let right = w.packed.forward.get_or_init(|| along::<S>(Matrix::new(w.values, w.out, w.inner)));
-            product::<S, _>(&Lines::new::<S>(Matrix::new(x, n, w.inner)), right, n, second, tail)
+            product::<S, _>(&Lines::new::<S>(Matrix::new(x, n, w.inner)), right, n, second, epilogue)
         })
     }
 
-    fn input_gradient(w: &Weights<f32>, dy: &[f32], n: usize) -> Vec<f32> {
-        on_unit!(w, S => {
+    fn input_gradient(w: &WeightMatrix<f32>, dy: &[f32], n: usize) -> Vec<f32> {
+        on_isa!(w, S => {
             let right = w.packed.backward.get_or_init(|| across::<S>(Matrix::new(w.values, w.out, w.inner)));
             let [dx, _] = product::<S, _>(&Lines::new::<S>(Matrix::new(dy, n, w.out)), right, n, false, &());
             dx
         })
     }
 
-    fn weight_gradient(w: &Weights<f32>, dy: &[f32], x: &[f32], dw: &mut [f32]) {
+    fn weight_gradient(w: &WeightMatrix<f32>, dy: &[f32], x: &[f32], dw: &mut [f32]) {
         let n = dy.len() / w.out;
-        on_unit!(w, S => {
+        on_isa!(w, S => {
             let left = || across_left::<S>(Matrix::new(dy, n, w.out));
             let right = || across::<S>(Matrix::new(x, n, w.inner));
             let (left, right) = rayon::join(left, right);
@@ -88,24 +101,30 @@ impl Products for f32 {
 }
 
 impl Products for f64 {
-    fn forward(w: &Weights<f64>, x: &[f64], n: usize, second: bool, tail: &impl Tail<f64>) -> [Vec<f64>; 2] {
+    fn forward(
+        w: &WeightMatrix<f64>,
+        x: &[f64],
+        n: usize,
+        second: bool,
+        epilogue: &impl Epilogue<f64>,
+    ) -> [Vec<f64>; 2] {
         let (x, w_t) = (gemm::Matrix::new(x, n, w.inner), gemm::Matrix::new(w.values, w.out, w.inner).t());
         let (mut y, mut beside) = (vec![0.0; n * w.out], vec![0.0; if second { n * w.out } else { 0 }]);
         gemm::gemm(&mut y, x, w_t, false);
         for (i, y) in y.chunks_exact_mut(w.out).enumerate() {
             let beside = if second { &mut beside[i * w.out..][..w.out] } else { &mut [][..] };
-            tail.apply(y, beside, i, 0);
+            epilogue.apply(y, beside, i, 0);
         }
         [y, beside]
     }
 
-    fn input_gradient(w: &Weights<f64>, dy: &[f64], n: usize) -> Vec<f64> {
+    fn input_gradient(w: &WeightMatrix<f64>, dy: &[f64], n: usize) -> Vec<f64> {
         let mut dx = vec![0.0; n * w.inner];
         gemm::gemm(&mut dx, gemm::Matrix::new(dy, n, w.out), gemm::Matrix::new(w.values, w.out, w.inner), false);
         dx
     }
 
-    fn weight_gradient(w: &Weights<f64>, dy: &[f64], x: &[f64], dw: &mut [f64]) {
+    fn weight_gradient(w: &WeightMatrix<f64>, dy: &[f64], x: &[f64], dw: &mut [f64]) {
         let n = dy.len() / w.out;
         gemm::gemm(dw, gemm::Matrix::new(dy, n, w.out).t(), gemm::Matrix::new(x, n, w.inner), true);
     }

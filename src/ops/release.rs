@@ -1,5 +1,5 @@
-//! Giving the memory of a tensor back while views of it live on, and taking it again: parameters and gradients that are sharded
-//! over ranks exist as a whole only while a unit is at work, but the layers' views of them are made once.
+//! Releases the memory of a tensor while views of it live on, and takes it again: parameters and gradients that are
+//! sharded over ranks exist as a whole only while their unit is used, but the layers' views of them are made once.
 //!
 //! A view of what is released must not be read or written: [`read`](super::read) and [`write`](super::write) refuse it.
 
@@ -7,16 +7,16 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail}
 
 /// Gives the memory of `t`'s storage back; nothing if that is done already.
 pub fn release(t: &Tensor) -> Result<()> {
-    if held(t) > 0 { t.inplace_op1(&Resize(0)) } else { Ok(()) }
+    if storage_bytes(t) > 0 { t.inplace_op1(&Resize(0)) } else { Ok(()) }
 }
 
 /// Takes memory for `t`, all of whose storage was [released](release), and fills it with zeros; as it is if it was not.
 pub fn restore(t: &Tensor) -> Result<()> {
-    if held(t) == 0 { t.inplace_op1(&Resize(t.elem_count())) } else { Ok(()) }
+    if storage_bytes(t) == 0 { t.inplace_op1(&Resize(t.elem_count())) } else { Ok(()) }
 }
 
 /// Bytes of the storage that `t` is in, or is a view of.
-pub fn held(t: &Tensor) -> usize {
+pub fn storage_bytes(t: &Tensor) -> usize {
     match &*t.storage_and_layout().0 {
         Storage::Cpu(CpuStorage::F32(values)) => size_of_val(values.as_slice()),
         Storage::Cpu(CpuStorage::F64(values)) => size_of_val(values.as_slice()),
@@ -29,7 +29,7 @@ pub fn held(t: &Tensor) -> usize {
     }
 }
 
-/// Numbers left of what is released on a GPU: CUDA allocates nothing of no bytes, and no unit has but one parameter.
+/// Elements left of what is released on a GPU: CUDA allocates nothing of no bytes, and no unit has but one parameter.
 #[cfg(feature = "cuda")]
 const RELEASED: usize = 1;
 

@@ -1,9 +1,10 @@
-//! The gate of a gated residual x + gate y, with one row a sample; the op is [`Linear::gate_to`](super::Linear::gate_to).
+//! Computes the gate of a gated residual x + gate y, one row a sample, and its gradient; the op is
+//! [`Linear::gate_to`](super::Linear::gate_to).
 
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::cpu::fresh::Fresh;
+use super::cpu::uninit_vec::UninitVec;
 use super::custom::read;
 use super::elementwise::CHUNK;
 use super::{Param, Real, Rows};
@@ -32,13 +33,13 @@ impl Gate {
     pub fn backward<T: Real>(&self, y: &[T], dout: &[T]) -> Result<Vec<T>> {
         let width = self.modulation.value.dims()[2];
         let parts: Vec<(usize, Vec<T>)>;
-        let mut dy = Fresh::new(y.len());
+        let mut dy = UninitVec::new(y.len());
         {
             let m = read::<T>(&self.modulation.value)?;
             let m: &[T] = &m;
             let runs = self.rows.runs(y.len() / width, CHUNK);
             parts = dy
-                .parts(runs.iter().map(|(_, _, count)| count * width))
+                .chunks_of(runs.iter().map(|(_, _, count)| count * width))
                 .into_par_iter()
                 .zip(runs)
                 .map(|(dy, (sample, first, count))| {
@@ -59,6 +60,6 @@ impl Gate {
         for (sample, sum) in parts {
             self.modulation.add_grad(self.offset(sample, width), &sum)?;
         }
-        Ok(dy.made())
+        Ok(dy.into_vec())
     }
 }

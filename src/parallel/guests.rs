@@ -1,16 +1,17 @@
-//! Those who have come to rank 0 and not proven yet that they are of its job: few, for a short time, and nobody waits for them.
+//! Holds the connections to rank 0 that have not yet proven that they are of its job: few, for a short time, and nobody
+//! waits for them.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use super::connection::Connection;
 use super::handshake::{HELLO, Hello, PROOF, REFUSED, Side, Transcript};
 use super::secret::Key;
-use super::wire::Wire;
 
-/// How long somebody who has come may take to prove it.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection may take to prove that it is of the job.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// More are not kept: of the address with most of them, the oldest goes.
 const MOST: usize = 256;
 
@@ -20,7 +21,7 @@ pub(super) struct Arrival {
     /// What it says it is.
     pub rank: usize,
     /// Of a process of the job its world size and the connection to it; none if it does not know the secret.
-    pub known: Option<(usize, Wire)>,
+    pub known: Option<(usize, Connection)>,
 }
 
 /// All of them.
@@ -38,7 +39,7 @@ impl Guests {
         Self { key, size, limit, guests: vec![] }
     }
 
-    /// Takes in who has come, hears what they say, and returns those who have said all.
+    /// Accepts new connections, reads what they send, and returns those whose handshake has ended.
     pub fn look(&mut self, listener: &TcpListener) -> Vec<Arrival> {
         for _ in 0..MOST {
             let Ok((stream, address)) = listener.accept() else { break };
@@ -65,7 +66,8 @@ impl Guests {
                 Heard::All { known } => {
                     let Guest { stream, address, met, .. } = self.guests.remove(i);
                     let Some((hello, transcript)) = met else { continue };
-                    let wire = known.then(|| Wire::new(stream, transcript.seals(Side::Rank0), self.limit)).transpose();
+                    let wire =
+                        known.then(|| Connection::new(stream, transcript.seals(Side::Rank0), self.limit)).transpose();
                     // One with whom this fails has gone again.
                     if let Ok(wire) = wire {
                         let (rank, known) = (hello.rank, wire.map(|wire| (hello.size, wire)));
@@ -77,7 +79,7 @@ impl Guests {
         arrivals
     }
 
-    /// The oldest guest of the address that has most: who comes often drives nobody away but himself.
+    /// The oldest guest of the address that has most, so that an address that connects often drives away only its own.
     fn crowded(&self) -> usize {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         self.guests.iter().for_each(|guest| *counts.entry(guest.address.ip()).or_default() += 1);
@@ -109,7 +111,7 @@ enum Heard {
 impl Guest {
     /// Reads what has come, without waiting, and answers.
     fn hear(&mut self, key: &Key, size: usize) -> Heard {
-        if self.since.elapsed() > PATIENCE {
+        if self.since.elapsed() > HANDSHAKE_TIMEOUT {
             return Heard::Gone;
         }
         let wanted = if self.met.is_none() { HELLO } else { PROOF };

@@ -1,5 +1,5 @@
-//! Where ranks come from, decided in this one place: they are threads of this process, or the processes that a launcher (mpirun, srun,
-//! torchrun) has started, this one among them. What a rank then does is the same.
+//! Decides whether ranks are threads of this process or the processes that a launcher (mpirun, srun, torchrun) started,
+//! and runs them. What a rank then does is the same.
 
 use candle_core::{Device, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::Span;
 
-use super::placement::TORCHRUN;
+use super::launcher_env::TORCHRUN;
 use super::threads::{in_pool, panicked};
-use super::{Communicator, Job, Placement, run_threads};
+use super::{Communicator, LauncherEnv, TorchrunEnv, run_threads};
 use crate::{Result, bail};
 
-/// The machine's processors (those this process is bound to, or fewer where a container's quota says so), shared out to `ranks` ranks
-/// of this process: at least one thread each.
+/// The machine's processors (those this process is bound to, or fewer where a container's quota says so), shared out to
+/// `ranks` ranks of this process: at least one thread each.
 pub fn threads_per_rank(ranks: usize) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
     (processors / ranks).max(1)
@@ -22,7 +22,8 @@ pub fn threads_per_rank(ranks: usize) -> usize {
 /// What processes that are ranks have to keep to; the defaults are right outside tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The most bytes in one message, a multiple of 8; longer ones go in parts. MPI counts in C ints, so it is below 2 GiB.
+    /// The most bytes in one message, a multiple of 8; longer ones go in parts. MPI counts in C ints, so it is below 2
+    /// GiB.
     pub message: usize,
     /// A process that nothing is heard from for so long is lost.
     pub silence: Duration,
@@ -82,9 +83,9 @@ pub(super) trait Processes: Sync {
     /// Says that the calling thread is the one that the rank's work runs in.
     fn enter(&self);
     /// Tells the others how this process's work ended and waits for theirs; the outcome of all together.
-    fn settle(&self, outcome: Result<()>) -> Result<()>;
-    /// Whether this is the process to tell the user how the work of all ended.
-    fn speaks(&self) -> bool;
+    fn finish_together(&self, outcome: Result<()>) -> Result<()>;
+    /// Whether this process reports to the user how the work of all ended.
+    fn is_reporter(&self) -> bool;
     /// Where the communicator's tensors are, if not in memory.
     fn gpu(&self) -> Option<Device> {
         None
@@ -100,16 +101,18 @@ impl Launch {
         Self(None)
     }
 
-    /// As the environment says: ranks are the processes that a launcher started, if it started several, and else threads.
+    /// As the environment says: ranks are the processes that a launcher started, if it started several, and else
+    /// threads.
     ///
     /// # Errors
-    /// There are several, but longreel was built without the feature `mpi` (`nccl` for torchrun), or they cannot join each other.
+    /// There are several, but longreel was built without the feature `mpi` (`nccl` for torchrun), or they cannot join
+    /// each other.
     pub fn from_environment(limits: Limits) -> Result<Self> {
-        let join = |placement: Placement| match placement.launcher {
-            TORCHRUN => join_on_gpus(&Job::from(|name| std::env::var(name).ok())?, limits),
-            _ => join(&placement, limits),
+        let join = |env: LauncherEnv| match env.launcher {
+            TORCHRUN => join_on_gpus(&TorchrunEnv::from(|name| std::env::var(name).ok())?, limits),
+            _ => join(&env, limits),
         };
-        Ok(Self(Placement::here().map(join).transpose()?))
+        Ok(Self(LauncherEnv::here().map(join).transpose()?))
     }
 
     /// Where ranks' tensors are to be, if that is a GPU, with a communicator that moves them between GPUs.
@@ -122,7 +125,8 @@ impl Launch {
         self.0.as_ref().map(|processes| processes.hosts().len())
     }
 
-    /// How many ranks a run has that was asked for `asked`, which the user calls `name`: by default the launcher's, or one.
+    /// How many ranks a run has that was asked for `asked`, which the user calls `name`: by default the launcher's, or
+    /// one.
     ///
     /// # Errors
     /// There are processes, but not as many.
@@ -143,12 +147,13 @@ impl Launch {
         hosts.iter().filter(|host| **host == hosts[rank]).count()
     }
 
-    /// Runs `f` on `ranks` ranks and returns what those of this process returned: all, in rank order, or this process's own.
+    /// Runs `f` on `ranks` ranks and returns what those of this process returned: all, in rank order, or this process's
+    /// own.
     ///
     /// A rank has a rayon pool of its own, with its share of the machine's processors.
     ///
     /// # Errors
-    /// As of [`run_threads`]. Of processes, the others are told in [`conduct`](Self::conduct).
+    /// Those of [`run_threads`]. [`run_to_exit`](Self::run_to_exit) tells them to the other processes.
     pub fn run<T, F>(&self, ranks: usize, f: F) -> Result<Vec<T>>
     where
         T: Send,
@@ -174,9 +179,9 @@ impl Launch {
         Ok(vec![in_pool(rank, threads, span, work)?])
     }
 
-    /// Runs `f` on the first rank, then on the first one of each machine, then on the others: for what they must not do at once, such as
-    /// fetching files into a cache that they share.
-    pub fn in_turn<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Runs `f` on rank 0, then on the first rank of each machine, then on the others: for what ranks must not do at
+    /// once, such as fetching files into a cache that they share.
+    pub fn rank0_first<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some(processes) = &self.0 else { return f() };
         let (comm, hosts) = (processes.communicator(), processes.hosts());
         let first_here = hosts.iter().position(|host| *host == hosts[comm.rank()]) == Some(comm.rank());
@@ -198,9 +203,9 @@ impl Launch {
         Ok(values[0].to_vec1::<i64>()?[0] as u64)
     }
 
-    /// Runs the work of this process and ends it together with the others: an error on one is the error of all. `report` is given the
-    /// outcome on the one process that is to tell the user.
-    pub fn conduct(self, work: impl FnOnce(&Self) -> Result<()>, report: impl FnOnce(&Result<()>)) -> Result<()> {
+    /// Runs the work of this process and ends it together with the others: an error on one is the error of all.
+    /// `report` is given the outcome on the one process that is to tell the user.
+    pub fn run_to_exit(self, work: impl FnOnce(&Self) -> Result<()>, report: impl FnOnce(&Result<()>)) -> Result<()> {
         let Some(processes) = &self.0 else {
             let outcome = work(&self);
             report(&outcome);
@@ -209,8 +214,8 @@ impl Launch {
         let rank = processes.communicator().rank();
         let outcome =
             catch_unwind(AssertUnwindSafe(|| work(&self))).unwrap_or_else(|panic| Err(panicked(rank, panic.as_ref())));
-        let outcome = processes.settle(outcome);
-        if processes.speaks() {
+        let outcome = processes.finish_together(outcome);
+        if processes.is_reporter() {
             report(&outcome);
         }
         outcome
@@ -218,13 +223,13 @@ impl Launch {
 }
 
 #[cfg(feature = "mpi")]
-fn join(placement: &Placement, limits: Limits) -> Result<Box<dyn Processes>> {
-    Ok(Box::new(super::mpi::World::start(placement, limits)?))
+fn join(env: &LauncherEnv, limits: Limits) -> Result<Box<dyn Processes>> {
+    Ok(Box::new(super::mpi::World::start(env, limits)?))
 }
 
 #[cfg(not(feature = "mpi"))]
-fn join(placement: &Placement, _: Limits) -> Result<Box<dyn Processes>> {
-    let Placement { size, launcher, .. } = placement;
+fn join(env: &LauncherEnv, _: Limits) -> Result<Box<dyn Processes>> {
+    let LauncherEnv { size, launcher, .. } = env;
     bail!(
         "{launcher} started {size} processes of a longreel that was built without MPI: they would all do the same work, over each other's \
          files. Build it with `cargo build --release --features mpi`, or start one process with --ranks {size}, for threads"
@@ -232,16 +237,16 @@ fn join(placement: &Placement, _: Limits) -> Result<Box<dyn Processes>> {
 }
 
 #[cfg(feature = "nccl")]
-fn join_on_gpus(job: &Job, limits: Limits) -> Result<Box<dyn Processes>> {
-    Ok(Box::new(super::nccl::World::start(job, limits)?))
+fn join_on_gpus(torchrun: &TorchrunEnv, limits: Limits) -> Result<Box<dyn Processes>> {
+    Ok(Box::new(super::nccl::World::start(torchrun, limits)?))
 }
 
 #[cfg(not(feature = "nccl"))]
-fn join_on_gpus(job: &Job, _: Limits) -> Result<Box<dyn Processes>> {
+fn join_on_gpus(torchrun: &TorchrunEnv, _: Limits) -> Result<Box<dyn Processes>> {
     bail!(
         "torchrun started {0} processes of a longreel that was built without NCCL: they would all do the same work, over each other's \
          files. Build it with `cargo build --release --features nccl` (docs/launching.md), or start one process with --ranks {0}, for \
          threads",
-        job.size
+        torchrun.size
     )
 }

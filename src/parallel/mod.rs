@@ -1,30 +1,31 @@
-//! Ranks and how they talk: the [`Communicator`] trait, its backends, the [`Mesh`] of axes and the split of tokens and heads.
+//! Defines ranks and how they talk: the [`Communicator`] trait, its backends, the [`Mesh`] of axes, and the split of
+//! tokens and heads.
 //!
-//! Nothing here knows of models. Messages are Candle tensors, so that a backend may hand them over without a copy (threads),
-//! as bytes (MPI) or from device to device (NCCL). Every collective is called by all ranks of a communicator in the same
-//! order; a backend that can see a disagreement fails loudly on all ranks rather than hang.
+//! Nothing here knows of models. Messages are Candle tensors, so that a backend may hand them over without a copy
+//! (threads), as bytes (MPI) or from device to device (NCCL). Every collective is called by all ranks of a communicator
+//! in the same order; a backend that can see a disagreement fails loudly on all ranks rather than hang.
 
+mod bootstrap;
 mod check;
-pub mod frames;
+mod connection;
+mod control;
+#[cfg(any(feature = "mpi", feature = "nccl", test))]
+mod cpu_affinity;
 mod guests;
 pub mod handshake;
-mod job;
 mod launch;
-mod lines;
-mod meeting;
+mod launcher_env;
+mod links;
 mod mesh;
+mod metered;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 #[cfg(any(feature = "nccl", test))]
 mod ordered;
-mod party;
-mod placement;
 #[cfg(any(feature = "nccl", test))]
-mod places;
-#[cfg(any(feature = "mpi", feature = "nccl", test))]
-mod processors;
+mod rank_info;
 mod rendezvous;
 mod secret;
 mod sequence;
@@ -33,25 +34,25 @@ mod spawn;
 mod split;
 mod sum;
 mod threads;
-mod watched;
-mod wire;
+mod torchrun_env;
+pub mod wire;
 
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 use crate::{Result, bail};
-pub use job::Job;
+pub use control::ControlPlane;
 pub use launch::{Launch, Limits, threads_per_rank};
+pub use launcher_env::{LauncherEnv, is_first, is_to_tell};
 pub use mesh::Mesh;
-pub use party::Party;
-pub use placement::{Placement, is_first, is_to_tell};
+pub use metered::Metered;
 pub use secret::{Key, Secret};
 pub use sequence::Sequence;
 pub use single::Single;
 pub use spawn::{start_pool, thread_refused};
 pub use split::Split;
 pub use threads::run as run_threads;
-pub use watched::Watched;
+pub use torchrun_env::TorchrunEnv;
 
 /// How [`Communicator::all_reduce`] combines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +64,9 @@ pub enum Reduce {
 
 /// The collectives of a group of ranks.
 ///
-/// All reductions go in rank order, so every rank holds the same bits afterwards, and every backend gives the same ones.
-/// If a rank fails or leaves, the calls of all others return [`Error::Rank`](crate::Error::Rank) with that rank's message.
+/// All reductions go in rank order, so every rank holds the same bits afterwards, and every backend gives the same
+/// ones. If a rank fails or leaves, the calls of all others return [`Error::Rank`](crate::Error::Rank) with that rank's
+/// message.
 pub trait Communicator: Send + Sync {
     /// This rank, in 0..size.
     fn rank(&self) -> usize;
@@ -72,14 +74,16 @@ pub trait Communicator: Send + Sync {
     /// How many ranks there are.
     fn size(&self) -> usize;
 
-    /// Sends `send[j]` to rank j; `result[i]` came from rank i and has `shapes[i]`. Counts may be uneven or zero. The tensors
-    /// are given away: a receiver may hold the very same memory, so the sender must not write into them afterwards.
+    /// Sends `send[j]` to rank j; `result[i]` came from rank i and has `shapes[i]`. Counts may be uneven or zero. The
+    /// tensors are given away: a receiver may hold the very same memory, so the sender must not write into them
+    /// afterwards.
     fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>>;
 
     /// Every rank's tensor, in rank order; rank i's has `shapes[i]`. All are this rank's own copies.
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>>;
 
-    /// Sums the 1-D f32 or f64 `buffer` over ranks and returns this rank's part: `counts[r]` elements for rank r, in order.
+    /// Sums the 1-D f32 or f64 `buffer` over ranks and returns this rank's part: `counts[r]` elements for rank r, in
+    /// order.
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor>;
 
     /// Combines `buffer` (f32 or f64, contiguous, any shape) over ranks in place, with the same bits on every rank.
@@ -95,7 +99,7 @@ pub trait Communicator: Send + Sync {
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>>;
 
     /// A communicator for the same ranks, for another thread to call while this one is called too.
-    fn aside(&self) -> Result<Arc<dyn Communicator>> {
+    fn dup(&self) -> Result<Arc<dyn Communicator>> {
         self.split(0, self.rank())
     }
 
@@ -105,15 +109,15 @@ pub trait Communicator: Send + Sync {
     fn reserve(&self) {}
 }
 
-/// Fails on all ranks of `comm`, naming them, unless all gave the same `value`: for what every rank works out for itself and
-/// must agree on, such as a hash of the configuration. `what` names it in the message.
+/// Fails on all ranks of `comm`, naming them, unless all gave the same `value`: for what every rank works out for
+/// itself and must agree on, such as a hash of the configuration. `what` names it in the message.
 ///
 /// # Errors
 /// [`Error::Invalid`](crate::Error::Invalid), the same on every rank; or what the gathering itself meets with.
 pub fn agree(comm: &dyn Communicator, what: &str, value: u64) -> Result<()> {
-    let mine = Tensor::new(&[value as i64], &Device::Cpu)?; // the same 64 bits: Candle has no u64
+    let own = Tensor::new(&[value as i64], &Device::Cpu)?; // the same 64 bits: Candle has no u64
     let mut values = Vec::with_capacity(comm.size());
-    for t in comm.all_gather(&mine, &vec![vec![1]; comm.size()])? {
+    for t in comm.all_gather(&own, &vec![vec![1]; comm.size()])? {
         values.push(t.to_vec1::<i64>()?[0] as u64);
     }
     if values.iter().all(|v| *v == values[0]) {

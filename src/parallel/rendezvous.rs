@@ -1,234 +1,216 @@
-//! How processes that know nothing but rank 0's address find each other: rank 0 listens, the others come, and when all are there
-//! each has a line to rank 0. What they then say is of no concern here.
+//! The rendezvous is a barrier with a payload: each rank deposits its arguments; when the last arrives, all ranks read
+//! all arguments.
 //!
-//! The port is open to anybody. Who comes must prove within a few seconds that it knows the job's secret
-//! ([`handshake`](super::handshake)), and is otherwise sent away; of what it sends no more is read than a handshake has bytes. So
-//! a stranger is no rank, ends nothing, and keeps nobody waiting.
+//! One lock and one condition variable serve all groups of a run. So every call that can never complete is seen at once
+//! and ends in an error rather than a hang: a rank failed, a rank returned while another waits for it, or all ranks
+//! wait for each other. Nothing here knows what the collectives mean; see `threads.rs`.
 
-use std::collections::BTreeSet;
-use std::fmt::Display;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::thread;
-use std::time::{Duration, Instant};
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
-use super::frames::{Failure, Frame};
-use super::guests::{Arrival, Guests, PATIENCE};
-use super::handshake::{HELLO, Hello, PROOF, REFUSED, Side, Transcript};
-use super::secret::{self, Key};
-use super::wire::{Until, Wire, late};
-use super::{Job, Limits};
-use crate::{Result, bail};
+use crate::{Error, Result};
 
-/// How often rank 0 looks who has come.
-const LOOK: Duration = Duration::from_millis(5);
-/// How often the others look whether it is there.
-const RETRY: Duration = Duration::from_millis(100);
-/// Of who was sent away, as many are told of.
-const ODD: usize = 8;
-
-/// Why ranks did not come together, and those who are to be told, as they have come.
-pub(super) struct Refusal {
-    why: String,
-    come: Vec<Wire>,
+/// What a rank calls, and with what.
+#[derive(Default)]
+pub(super) struct CallArgs {
+    /// The call with all that must be equal on every rank, as text for people: "all_reduce Sum of F32 [3, 4]".
+    pub call: String,
+    /// Why this rank cannot take part, if so: all ranks then fail with it.
+    pub refusal: Option<String>,
+    /// What it sends.
+    pub tensors: Vec<Tensor>,
+    /// The shapes it expects.
+    pub shapes: Vec<Vec<usize>>,
+    /// Color, key and a fresh group number, when splitting.
+    pub split: [u64; 3],
 }
 
-impl Refusal {
-    /// Tells them; why.
-    pub fn tell(self) -> String {
-        self.come.into_iter().for_each(|wire| dismiss(wire, &self.why));
-        self.why
+/// The members of a communicator, and its number.
+#[derive(Clone)]
+pub(super) struct Group {
+    pub id: u64,
+    /// World ranks, in the group's order.
+    pub members: Arc<[usize]>,
+}
+
+/// Shared by all ranks of a run.
+pub(super) struct Rendezvous {
+    state: Mutex<State>,
+    bell: Condvar,
+    groups: AtomicU64,
+}
+
+struct State {
+    /// The first failure: world rank and message.
+    failure: Option<(usize, String)>,
+    ranks: Vec<Presence>,
+    /// By group and ticket (the number of the group's rendezvous, from 0).
+    pending: BTreeMap<(u64, u64), PendingCall>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Presence {
+    /// The thread that the rank's closure runs in.
+    main: Option<ThreadId>,
+    /// The rank calls from threads beside its main one too, so a waiting call does not mean that the rank stands still.
+    off_main: bool,
+    waits: bool,
+    left: bool,
+}
+
+struct PendingCall {
+    members: Arc<[usize]>,
+    args: Vec<Option<CallArgs>>,
+    /// All arguments, once all are there.
+    full: Option<Arc<Vec<CallArgs>>>,
+    /// How many members have seen them.
+    seen: usize,
+}
+
+impl Rendezvous {
+    pub fn new(ranks: usize) -> Self {
+        let state = State { failure: None, ranks: vec![Presence::default(); ranks], pending: BTreeMap::new() };
+        Self { state: Mutex::new(state), bell: Condvar::new(), groups: AtomicU64::new(1) }
     }
-}
 
-/// The last that a process hears.
-fn dismiss(mut wire: Wire, why: &str) {
-    let _ = wire.out.send(&Frame::Failed(Failure { rank: 0, message: why.to_owned(), lost: false }));
-    wire.out.shutdown(Shutdown::Write);
-}
-
-/// Rank 0: waits `until` then for all others; their lines, from rank 1 on.
-pub(super) fn gather(job: &Job, key: Key, limits: &Limits, until: Instant) -> std::result::Result<Vec<Wire>, Refusal> {
-    let listener = listen(job).map_err(|e| Refusal { why: e.to_string(), come: vec![] })?;
-    let mut guests = Guests::new(key, job.size, limits.silence);
-    let mut come: Vec<Option<Wire>> = (1..job.size).map(|_| None).collect();
-    let mut odd = BTreeSet::new();
-    while come.iter().any(Option::is_none) {
-        if Instant::now() > until {
-            let why = missing(job, limits.joining, &come, &odd);
-            return Err(Refusal { why, come: come.into_iter().flatten().collect() });
-        }
-        for Arrival { address, rank, known } in guests.look(&listener) {
-            let oddity = match known {
-                Some((size, wire)) => match seat(job, &mut come, rank, size, wire) {
-                    Ok(oddity) => oddity,
-                    Err(why) => return Err(Refusal { why, come: come.into_iter().flatten().collect() }),
-                },
-                None => Some(format!("a process at {} has another job secret: {}", address.ip(), same_secret())),
-            };
-            // Not so many that somebody could fill a log.
-            if let Some(oddity) = oddity
-                && odd.len() < ODD
-                && odd.insert(oddity.clone())
-            {
-                tracing::warn!("{oddity}; it was sent away");
-            }
-        }
-        thread::sleep(LOOK);
+    /// A number that no other group has (0 is the world's).
+    pub fn new_group_id(&self) -> u64 {
+        self.groups.fetch_add(1, Ordering::Relaxed)
     }
-    Ok(come.into_iter().flatten().collect())
-}
 
-fn same_secret() -> String {
-    format!("give all processes of a job the same {}", secret::TEXT)
-}
-
-/// Who has not come, and what was odd about those who have.
-fn missing(job: &Job, limit: Duration, come: &[Option<Wire>], odd: &BTreeSet<String>) -> String {
-    let missing: Vec<String> =
-        (1..job.size).filter(|&rank| come[rank - 1].is_none()).map(|rank| rank.to_string()).collect();
-    let odd: String = odd.iter().map(|oddity| format!("; {oddity}")).collect();
-    format!(
-        "of {} processes {} did not come to {} within {} s: rank {}; see what they say, and that all have this MASTER_ADDR and MASTER_PORT \
-         and can reach it{odd}",
-        job.size,
-        missing.len(),
-        place(job),
-        limit.as_secs_f32(),
-        missing.join(", ")
-    )
-}
-
-/// Takes in a process of the job, or sends it away and says why. An error ends the wait: no rank can go on.
-fn seat(
-    job: &Job,
-    come: &mut Vec<Option<Wire>>,
-    rank: usize,
-    size: usize,
-    wire: Wire,
-) -> std::result::Result<Option<String>, String> {
-    if size != job.size {
-        come.push(Some(wire)); // to be told too
-        return Err(format!(
-            "WORLD_SIZE is {size} at rank {rank} and {} at rank 0: start all processes with the same",
-            job.size
-        ));
+    /// Says that the calling thread is the one that `rank`'s closure runs in.
+    pub fn enter(&self, rank: usize) {
+        self.lock().ranks[rank].main = Some(thread::current().id());
     }
-    // One that came before and has gone has left its place.
-    if rank == 0 || rank >= size || come[rank - 1].as_ref().is_some_and(Wire::there) {
-        let why =
-            format!("two processes have RANK={rank}: each needs its own; or does another job use {}?", place(job));
-        dismiss(wire, &why);
-        return Ok(Some(why));
-    }
-    come[rank - 1] = Some(wire);
-    Ok(None)
-}
 
-/// Listens where the others are told to come.
-fn listen(job: &Job) -> Result<TcpListener> {
-    // An address is listened at as it is, so that one of this machine alone stays so. A name may stand for this machine's loopback
-    // here and for its network elsewhere, and an address may be that of a gateway before it: both mean all of its networks.
-    let exact = job.host == "localhost" || job.host.parse::<std::net::IpAddr>().is_ok();
-    let exact: Vec<SocketAddr> = if exact { resolve(job)? } else { vec![] };
-    let all =
-        [SocketAddr::from((Ipv6Addr::UNSPECIFIED, job.port)), SocketAddr::from((Ipv4Addr::UNSPECIFIED, job.port))];
-    let mut why = None;
-    for address in exact.into_iter().chain(all) {
-        let bound = TcpListener::bind(address).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            Ok(listener)
+    /// Says that `rank` makes no more calls: ranks that wait for it get an error.
+    pub fn leave(&self, rank: usize) {
+        let mut state = self.lock();
+        state.ranks[rank].left = true;
+        state.look_for_the_stuck();
+        self.bell.notify_all();
+    }
+
+    /// Makes all pending and later calls fail. Only the first failure counts.
+    pub fn fail(&self, rank: usize, message: String) {
+        let mut state = self.lock();
+        state.failure.get_or_insert((rank, message));
+        self.bell.notify_all();
+    }
+
+    /// The rank that failed first.
+    pub fn failed(&self) -> Option<usize> {
+        self.lock().failure.as_ref().map(|f| f.0)
+    }
+
+    /// Deposits `own_args` as member `index` of `group`, waits for all others' and returns all, in the group's order.
+    pub fn meet(&self, group: &Group, index: usize, ticket: u64, own_args: CallArgs) -> Result<Arc<Vec<CallArgs>>> {
+        let key = (group.id, ticket);
+        let me = group.members[index];
+        let mut state = self.lock();
+        state.check()?;
+        let presence = &mut state.ranks[me];
+        presence.off_main |= presence.main != Some(thread::current().id());
+        presence.waits = true;
+
+        let call = state.pending.entry(key).or_insert_with(|| PendingCall {
+            members: group.members.clone(),
+            args: group.members.iter().map(|_| None).collect(),
+            full: None,
+            seen: 0,
         });
-        match bound {
-            Ok(listener) => return Ok(listener),
-            Err(e) => {
-                let taken = e.kind() == ErrorKind::AddrInUse;
-                why = Some(e);
-                if taken {
-                    break; // by another job perhaps, whose ranks must not come here
+        call.args[index] = Some(own_args);
+        if call.args.iter().all(Option::is_some) {
+            call.full = Some(Arc::new(call.args.drain(..).flatten().collect()));
+            for &member in group.members.iter() {
+                state.ranks[member].waits = false;
+            }
+        } else {
+            state.look_for_the_stuck();
+        }
+        if state.failure.is_some() || state.pending[&key].full.is_some() {
+            self.bell.notify_all();
+        }
+
+        loop {
+            // A complete call counts even if some rank has failed since: all its members see the same.
+            if let Some(call) = state.pending.get_mut(&key)
+                && let Some(full) = call.full.clone()
+            {
+                call.seen += 1;
+                if call.seen == group.members.len() {
+                    state.pending.remove(&key);
                 }
+                return Ok(full);
+            }
+            state.check()?;
+            state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code under the lock panics half-way through a change, so a poisoned lock still guards a sound state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn check(&self) -> Result<()> {
+        match &self.failure {
+            Some((rank, message)) => Err(Error::Rank { rank: *rank, message: message.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails the run if a call can never complete.
+    fn look_for_the_stuck(&mut self) {
+        if self.failure.is_some() {
+            return;
+        }
+        let waiting = || self.pending.iter().filter(|(_, call)| call.full.is_none());
+        for (&key, call) in waiting() {
+            let absent = |&(i, &rank): &(usize, &usize)| call.args[i].is_none() && self.ranks[rank].left;
+            if let Some((_, &rank)) = call.members.iter().enumerate().find(absent) {
+                self.failure = Some((rank, format!("it returned while {}", call.describe(key))));
+                return;
             }
         }
-    }
-    let why = why.map_or_else(|| "no address".to_owned(), |e| e.to_string());
-    bail!(
-        "rank 0 cannot listen at {}: {why}; choose a free MASTER_PORT, and as MASTER_ADDR rank 0's machine",
-        place(job)
-    )
-}
-
-/// Another rank: comes to rank 0, `until` then; the line to it.
-pub(super) fn come(job: &Job, key: &Key, limits: &Limits, until: Instant) -> Result<Wire> {
-    // That the secrets differ says more than how a later try ends, such as one that rank 0's own end cuts off.
-    let mut secrets_differ = None;
-    loop {
-        let mut why = String::from("it has no address");
-        match resolve(job) {
-            Err(e) => why = e.to_string(),
-            Ok(addresses) => {
-                for address in addresses {
-                    match greet(job, key, limits, &address, until) {
-                        Ok(line) => return Ok(line),
-                        Err(e) => why = e.to_string(),
-                    }
-                    if why.ends_with(&same_secret()) {
-                        secrets_differ = Some(why.clone());
-                    }
-                }
-            }
+        let stands_still = |rank: &Presence| rank.left || (rank.waits && !rank.off_main);
+        if self.ranks.iter().all(stands_still)
+            && let Some((_, first)) = waiting().next()
+        {
+            let calls: Vec<String> = waiting().map(|(&key, call)| call.describe(key)).collect();
+            let message = format!("the ranks wait for each other and none can go on: {}", calls.join("; "));
+            let rank = first.members.iter().zip(&first.args).find_map(|(&rank, o)| o.as_ref().map(|_| rank));
+            self.failure = Some((rank.unwrap_or(0), message));
         }
-        if Instant::now() + RETRY > until {
-            let why = secrets_differ.unwrap_or(why);
-            bail!(
-                "rank {} did not reach rank 0 at {} within {} s: {why}; is MASTER_ADDR the machine of rank 0, and the port open?",
-                job.rank,
-                place(job),
-                limits.joining.as_secs_f32()
-            );
-        }
-        thread::sleep(RETRY);
     }
 }
 
-/// Meets who listens at an address, if that is rank 0 of the same job.
-fn greet(job: &Job, key: &Key, limits: &Limits, address: &SocketAddr, until: Instant) -> Result<Wire> {
-    let failed = |what: &str, e: &dyn Display| crate::Error::Invalid(format!("{what}: {e}"));
-    let left = until.saturating_duration_since(Instant::now()).clamp(RETRY, PATIENCE);
-    let end = Instant::now() + left;
-    let line = TcpStream::connect_timeout(address, left).map_err(|e| failed("no connection", &e))?;
-    let unlike = |e: std::io::Error| match late(&e) {
-        true => crate::Error::Invalid("what listens there does not answer as longreel does, or not in time".into()),
-        false => failed("what listens there does not answer as longreel does", &e),
-    };
-    let mut wire = Until::new(&line, end);
-    let (own, mut answer) = (Hello::new(job.rank, job.size).map_err(unlike)?, [0; HELLO]);
-    wire.write_all(&own.to_bytes()).and_then(|()| wire.read_exact(&mut answer)).map_err(unlike)?;
-    let rank_0 = match Hello::parse(&answer) {
-        Some(hello) if hello.rank == 0 => hello, // of another size: it will say so
-        _ => bail!("what listens there is no rank 0 of this longreel"),
-    };
-    let transcript = Transcript::new(key, &own, &rank_0);
-    let mut proof = [0; PROOF];
-    let exchanged = wire.write_all(&transcript.proof(Side::Rank)).and_then(|()| wire.read_exact(&mut proof));
-    exchanged.map_err(unlike)?;
-    if proof == REFUSED {
-        bail!("rank 0 there has another job secret: {}", same_secret());
-    }
-    if !transcript.proves(Side::Rank0, &proof) {
-        bail!("what listens there does not know the job's secret: {}", same_secret());
-    }
-    Wire::new(line, transcript.seals(Side::Rank), limits.silence).map_err(unlike)
-}
-
-fn resolve(job: &Job) -> Result<Vec<SocketAddr>> {
-    match (job.host.as_str(), job.port).to_socket_addrs() {
-        Ok(addresses) => Ok(addresses.collect()),
-        Err(e) => bail!("MASTER_ADDR {} has no address: {e}", job.host),
+impl PendingCall {
+    /// "ranks [0, 2] wait in barrier (call 4 of ranks [0, 1, 2])".
+    fn describe(&self, (_, ticket): (u64, u64)) -> String {
+        let waiting: Vec<usize> = self
+            .members
+            .iter()
+            .zip(&self.args)
+            .filter_map(|(&rank, own_args)| own_args.as_ref().map(|_| rank))
+            .collect();
+        let call = self.args.iter().flatten().next().map_or("", |own_args| &own_args.call);
+        let verb = if waiting.len() == 1 { "rank" } else { "ranks" };
+        format!("{verb} {} waits in {call} (call {} of ranks {:?})", list(&waiting), call_number(ticket), self.members)
     }
 }
 
-/// The place to meet, for people.
-pub(super) fn place(job: &Job) -> String {
-    let host = if job.host.contains(':') { format!("[{}]", job.host) } else { job.host.clone() };
-    format!("{host}:{}", job.port)
+/// A call takes two tickets: one for its arguments and, where buffers are read in place, one for its end.
+pub(super) fn call_number(ticket: u64) -> u64 {
+    ticket / 2
+}
+
+/// "3" or "1, 3".
+fn list(ranks: &[usize]) -> String {
+    ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }

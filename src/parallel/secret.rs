@@ -1,4 +1,4 @@
-//! The secret of a job: what its processes know and nobody else does, so that a rank takes no stranger for another rank.
+//! Reads or makes the secret that the processes of a job share, so that a rank takes no stranger for another rank.
 //!
 //! It comes from the environment, or from a file of this user's which rank 0 makes. It never travels: a
 //! [`handshake`](super::handshake) proves that both sides know it.
@@ -21,7 +21,7 @@ use crate::{Error, Result, bail, terminal};
 pub(super) const TEXT: &str = "LONGREEL_JOB_SECRET";
 /// The variable that names a file with one.
 pub(super) const FILE: &str = "LONGREEL_JOB_SECRET_FILE";
-/// Bytes of a secret: a shorter one could be guessed by who has recorded a handshake.
+/// Bytes of a secret: a shorter one could be guessed from a recorded handshake.
 const SHORTEST: usize = 16;
 const LONGEST: usize = 4096;
 /// How often a rank looks for the file that rank 0 makes.
@@ -50,7 +50,8 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Of variables that `get` gives. Without one, ranks of `one_machine` share a file in the folder for temporary files.
+    /// Of variables that `get` gives. Without one, ranks of `one_machine` share a file in the folder for temporary
+    /// files.
     ///
     /// # Errors
     /// Both variables are set, or the secret is too short or too long.
@@ -71,10 +72,12 @@ impl Secret {
         }
     }
 
-    /// The key that is made of the secret. Rank 0 makes the file of a [`Secret::File`]; the others wait for it `until` then.
+    /// The key that is made of the secret. Rank 0 makes the file of a [`Secret::File`]; the others wait for it `until`
+    /// then.
     ///
     /// # Errors
-    /// There is no secret; its file cannot be read or made, others than this user could read or change it, or it does not come.
+    /// There is no secret; its file cannot be read or made, others than this user could read or change it, or it does
+    /// not come.
     pub(super) fn key(&self, rank: usize, until: Instant) -> Result<Key> {
         let path = match self {
             Self::Text(text) => return Ok(Key::new(text.as_bytes())),
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_could_have_read_or_made_is_refused() {
+    fn secret_file_readable_by_others_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         let put = |text: &str, mode: u32| {

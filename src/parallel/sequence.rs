@@ -1,7 +1,7 @@
-//! The ranks that share a clip, as a grid: Ulysses groups of neighbouring ranks, and rings across the groups.
+//! Arranges the ranks that share a clip in a grid: Ulysses groups of neighbouring ranks, and rings across the groups.
 //!
-//! Ulysses alone would have at most as many ranks as heads; a ring has no such limit, but every rank of it meets every key. Only
-//! the degrees are chosen and the communicators made here; what they exchange is `attention`'s business.
+//! Ulysses alone would have at most as many ranks as heads; a ring has no such limit, but every rank of it meets every
+//! key. Only the degrees are chosen and the communicators made here; what they exchange is `attention`'s business.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::{Result, bail};
 
 /// The communicators of a sequence, as seen by one rank.
 ///
-/// Ulysses is the inner axis, as its ranks exchange all they have: rank r of P = u x ring is rank r % u of Ulysses group r / u, and
-/// rank r / u of its ring.
+/// Ulysses is the inner axis, as its ranks exchange all they have: rank r of P = u x ring is rank r % u of Ulysses
+/// group r / u, and rank r / u of its ring.
 #[derive(Clone)]
 pub struct Sequence {
     /// All ranks of the sequence.
@@ -48,8 +48,8 @@ impl Sequence {
         Ok([size, ring])
     }
 
-    /// The grid of `all`'s ranks (P) for a network of `heads` (H): a ring of `ring` ranks, or, if that is 0, the smallest one that
-    /// leaves no Ulysses group with more ranks than heads. A collective.
+    /// The grid of `all`'s ranks (P) for a network of `heads` (H): a ring of `ring` ranks, or, if that is 0, the
+    /// smallest one that leaves no Ulysses group with more ranks than heads. A collective.
     ///
     /// # Errors
     /// If `ring` does not divide P, or P / ring > H.

@@ -1,11 +1,11 @@
-//! Ranks as threads of one process, and their collectives.
+//! Runs ranks as threads of one process, and implements their collectives.
 //!
 //! What is copied, so that nobody ever sees another rank's later writes:
-//! - `all_to_all` hands a tensor over as it is when the tensor is all of its storage (the sender gives it away and must not
-//!   write into it afterwards); a view into something larger is copied by the sender.
+//! - `all_to_all` hands a tensor over as it is when the tensor is all of its storage (the sender gives it away and must
+//!   not write into it afterwards); a view into something larger is copied by the sender.
 //! - `all_gather` copies on every receiver; `broadcast` once on the root, then on every receiver.
-//! - `reduce_scatter` and `all_reduce` read the other ranks' buffers in place: each rank reduces its share of the elements,
-//!   in rank order, and shares are then exchanged. No rank returns, or writes, before all have read.
+//! - `reduce_scatter` and `all_reduce` read the other ranks' buffers in place: each rank reduces its share of the
+//!   elements, in rank order, and shares are then exchanged. No rank returns, or writes, before all have read.
 
 use candle_core::Tensor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use super::meeting::{Group, Hub, Offer, call_number};
+use super::rendezvous::{CallArgs, Group, Rendezvous, call_number};
 use super::split::{group_of, range_of};
 use super::{Communicator, Reduce, Single, Split, check, sum, thread_refused};
 use crate::ops::bytes;
@@ -24,10 +24,10 @@ const STACK: usize = 64 << 20;
 
 /// Runs `f` on `ranks` ranks and returns what each returned, in rank order.
 ///
-/// A rank is a thread called `rank-N` within a rayon pool of its own with `threads_per_rank` threads; its log lines carry
-/// the rank. If a rank returns an error or panics, the calls of all others, pending or later, return
-/// [`Error::Rank`], also through communicators made by `split`; so they do if a rank returns while others still wait for it,
-/// or if all ranks wait for each other.
+/// A rank is a thread called `rank-N` within a rayon pool of its own with `threads_per_rank` threads; its log lines
+/// carry the rank. If a rank returns an error or panics, the calls of all others, pending or later, return
+/// [`Error::Rank`], also through communicators made by `split`; so they do if a rank returns while others still wait
+/// for it, or if all ranks wait for each other.
 ///
 /// # Errors
 /// The first failing rank's own error; a panic becomes [`Error::Rank`] with the panic's text.
@@ -39,32 +39,32 @@ where
     if ranks == 0 || threads_per_rank == 0 {
         bail!("cannot run {ranks} ranks with {threads_per_rank} threads each; both must be at least 1");
     }
-    let hub = Arc::new(Hub::new(ranks));
+    let rendezvous = Arc::new(Rendezvous::new(ranks));
     let world = Group { id: 0, members: (0..ranks).collect() };
     let parent = tracing::Span::current();
     let mut results: Vec<Result<T>> = thread::scope(|scope| {
         let start = |rank: usize| {
-            let (hub, world, f) = (&hub, &world, &f);
+            let (rendezvous, world, f) = (&rendezvous, &world, &f);
             // A rank that is alone needs no name in the log.
             let span = if ranks == 1 { parent.clone() } else { tracing::error_span!(parent: &parent, "rank", rank) };
             let comm: Arc<dyn Communicator> = match ranks {
                 1 => Arc::new(Single),
-                _ => Arc::new(Threads::new(hub.clone(), world.clone(), rank)),
+                _ => Arc::new(Threads::new(rendezvous.clone(), world.clone(), rank)),
             };
             let body = move || {
                 let outcome = in_pool(rank, threads_per_rank, span, || {
-                    hub.enter(rank);
+                    rendezvous.enter(rank);
                     f(comm)
                 });
                 match &outcome {
-                    Ok(_) => hub.leave(rank),
-                    Err(e) => hub.fail(rank, message_of(e, rank)),
+                    Ok(_) => rendezvous.leave(rank),
+                    Err(e) => rendezvous.fail(rank, message_of(e, rank)),
                 }
                 outcome
             };
             thread::Builder::new().name(format!("rank-{rank}")).spawn_scoped(scope, body).map_err(|e| {
                 let e = thread_refused(&format!("a thread for rank {rank}"), &e);
-                hub.fail(rank, e.to_string());
+                rendezvous.fail(rank, e.to_string());
                 e
             })
         };
@@ -74,7 +74,7 @@ where
         };
         handles.into_iter().enumerate().map(join).collect()
     });
-    if let Some(rank) = hub.failed()
+    if let Some(rank) = rendezvous.failed()
         && results[rank].is_err()
     {
         return Err(results.swap_remove(rank).err().expect("just seen"));
@@ -115,7 +115,7 @@ fn message_of(e: &Error, rank: usize) -> String {
 
 /// One rank's side of a group.
 struct Threads {
-    hub: Arc<Hub>,
+    rendezvous: Arc<Rendezvous>,
     group: Group,
     rank: usize,
     /// Calls so far: the nth call of a rank meets the nth calls of the others.
@@ -129,8 +129,8 @@ struct Call<'a> {
 }
 
 impl Threads {
-    fn new(hub: Arc<Hub>, group: Group, rank: usize) -> Self {
-        Self { hub, group, rank, calls: AtomicU64::new(0) }
+    fn new(rendezvous: Arc<Rendezvous>, group: Group, rank: usize) -> Self {
+        Self { rendezvous, group, rank, calls: AtomicU64::new(0) }
     }
 
     fn call(&self) -> Call<'_> {
@@ -139,40 +139,40 @@ impl Threads {
 }
 
 impl Call<'_> {
-    /// Meets all ranks; `checked` says whether this rank's arguments were sound. Fails on every rank alike if one refuses
-    /// or two disagree.
-    fn meet(&mut self, checked: Result<()>, offer: Offer) -> Result<Arc<Vec<Offer>>> {
-        let Threads { hub, group, rank, .. } = self.comm;
+    /// Waits until all ranks have made this call; `checked` says whether this rank's arguments were sound. Fails on
+    /// every rank alike if one refuses or two disagree.
+    fn meet(&mut self, checked: Result<()>, own_args: CallArgs) -> Result<Arc<Vec<CallArgs>>> {
+        let Threads { rendezvous, group, rank, .. } = self.comm;
         let refusal = checked.err().map(|e| e.to_string());
-        let offers = hub.meet(group, *rank, self.ticket, Offer { refusal, ..offer })?;
+        let args = rendezvous.meet(group, *rank, self.ticket, CallArgs { refusal, ..own_args })?;
         self.ticket += 1;
-        if let Some(i) = offers.iter().position(|offer| offer.refusal.is_some()) {
-            let message = offers[i].refusal.clone().unwrap_or_default();
-            hub.fail(group.members[i], message.clone());
+        if let Some(i) = args.iter().position(|args| args.refusal.is_some()) {
+            let message = args[i].refusal.clone().unwrap_or_default();
+            rendezvous.fail(group.members[i], message.clone());
             return Err(match i == *rank {
                 true => Error::Invalid(message),
                 false => Error::Rank { rank: group.members[i], message },
             });
         }
-        if let Some(i) = offers.iter().position(|offer| offer.call != offers[0].call) {
-            let side = |i: usize| format!("rank {} calls {}", group.members[i], offers[i].call);
+        if let Some(i) = args.iter().position(|other| other.call != args[0].call) {
+            let side = |i: usize| format!("rank {} calls {}", group.members[i], args[i].call);
             return self.disagree(i, format!("{}, {}", side(0), side(i)));
         }
-        Ok(offers)
+        Ok(args)
     }
 
-    /// Fails, as every rank does that sees the same offers; `i` is the rank to name.
+    /// Fails, as every rank does that sees the same arguments; `i` is the rank to name.
     fn disagree<T>(&self, i: usize, what: String) -> Result<T> {
-        let Threads { hub, group, .. } = self.comm;
+        let Threads { rendezvous, group, .. } = self.comm;
         let number = call_number(self.ticket);
         let message = format!("ranks disagree in call {number} of ranks {:?}: {what}", group.members);
-        hub.fail(group.members[i], message.clone());
+        rendezvous.fail(group.members[i], message.clone());
         Err(Error::Invalid(message))
     }
 
     /// Waits until no rank reads another's buffers any more.
     fn part(mut self) -> Result<()> {
-        self.meet(Ok(()), Offer { call: "the end of a call".into(), ..Offer::default() }).map(|_| ())
+        self.meet(Ok(()), CallArgs { call: "the end of a call".into(), ..CallArgs::default() }).map(|_| ())
     }
 }
 
@@ -190,18 +190,22 @@ impl Communicator for Threads {
         let dtype = send.first().map(|t| format!("{:?}", t.dtype())).unwrap_or_default();
         let own = |t: Tensor| if bytes::owns_storage(&t)? { Ok(t.detach()) } else { bytes::duplicate(&t) };
         let tensors = if checked.is_ok() { send.into_iter().map(own).collect::<Result<_>>()? } else { Vec::new() };
-        let offer =
-            Offer { call: format!("all_to_all of {dtype}"), tensors, shapes: shapes.to_vec(), ..Offer::default() };
+        let own_args = CallArgs {
+            call: format!("all_to_all of {dtype}"),
+            tensors,
+            shapes: shapes.to_vec(),
+            ..CallArgs::default()
+        };
         let mut call = self.call();
-        let offers = call.meet(checked, offer)?;
-        for (i, from) in offers.iter().enumerate() {
-            for (j, to) in offers.iter().enumerate() {
+        let args = call.meet(checked, own_args)?;
+        for (i, from) in args.iter().enumerate() {
+            for (j, to) in args.iter().enumerate() {
                 if let Err(e) = check::sent(from.tensors[j].dims(), i, &to.shapes[i], j) {
                     return call.disagree(i, e.to_string());
                 }
             }
         }
-        Ok(offers.iter().map(|from| from.tensors[self.rank].clone()).collect())
+        Ok(args.iter().map(|from| from.tensors[self.rank].clone()).collect())
     }
 
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
@@ -209,8 +213,8 @@ impl Communicator for Threads {
         let call_text = format!("all_gather of {:?} {shapes:?}", send.dtype());
         let tensors = vec![send.contiguous()?];
         let mut call = self.call();
-        let offers = call.meet(checked, Offer { call: call_text, tensors, ..Offer::default() })?;
-        let received = offers.iter().map(|from| bytes::duplicate(&from.tensors[0])).collect();
+        let args = call.meet(checked, CallArgs { call: call_text, tensors, ..CallArgs::default() })?;
+        let received = args.iter().map(|from| bytes::duplicate(&from.tensors[0])).collect();
         call.part()?;
         received
     }
@@ -220,9 +224,9 @@ impl Communicator for Threads {
         let call_text = format!("reduce_scatter of {:?} {counts:?}", buffer.dtype());
         let tensors = vec![buffer.contiguous()?];
         let mut call = self.call();
-        let offers = call.meet(checked, Offer { call: call_text, tensors, ..Offer::default() })?;
-        let mine = range_of(counts, self.rank);
-        let share = reduce_share(&offers, mine.start, mine.len(), Reduce::Sum);
+        let args = call.meet(checked, CallArgs { call: call_text, tensors, ..CallArgs::default() })?;
+        let own = range_of(counts, self.rank);
+        let share = reduce_share(&args, own.start, own.len(), Reduce::Sum);
         call.part()?;
         share
     }
@@ -231,12 +235,12 @@ impl Communicator for Threads {
         let checked = check::all_reduce(buffer, bytes::check);
         let call_text = format!("all_reduce {op:?} of {:?} {:?}", buffer.dtype(), buffer.dims());
         let mut call = self.call();
-        let offers =
-            call.meet(checked, Offer { call: call_text, tensors: vec![buffer.clone()], ..Offer::default() })?;
+        let args =
+            call.meet(checked, CallArgs { call: call_text, tensors: vec![buffer.clone()], ..CallArgs::default() })?;
         let split = Split::new(buffer.elem_count(), self.size());
-        let share = reduce_share(&offers, split.range(self.rank).start, split.count(self.rank), op)?;
-        let offer = Offer { call: "the end of all_reduce".into(), tensors: vec![share], ..Offer::default() };
-        let shares = call.meet(Ok(()), offer)?;
+        let share = reduce_share(&args, split.range(self.rank).start, split.count(self.rank), op)?;
+        let own_args = CallArgs { call: "the end of all_reduce".into(), tensors: vec![share], ..CallArgs::default() };
+        let shares = call.meet(Ok(()), own_args)?;
         let size = buffer.dtype().size_in_bytes();
         bytes::overwrite(buffer, |out| {
             for (r, share) in shares.iter().enumerate() {
@@ -253,11 +257,11 @@ impl Communicator for Threads {
         let call_text = format!("broadcast of {:?} {:?} from {root}", buffer.dtype(), buffer.dims());
         let sends = checked.is_ok() && self.rank == root;
         let tensors = if sends { vec![bytes::duplicate(buffer)?] } else { Vec::new() };
-        let offers = self.call().meet(checked, Offer { call: call_text, tensors, ..Offer::default() })?;
+        let args = self.call().meet(checked, CallArgs { call: call_text, tensors, ..CallArgs::default() })?;
         if sends {
             return Ok(());
         }
-        let (storage, _) = offers[root].tensors[0].storage_and_layout();
+        let (storage, _) = args[root].tensors[0].storage_and_layout();
         let sent = bytes::raw(&storage)?;
         bytes::overwrite(buffer, |out| {
             bytes::copy(out, sent);
@@ -266,29 +270,29 @@ impl Communicator for Threads {
     }
 
     fn barrier(&self) -> Result<()> {
-        self.call().meet(Ok(()), Offer { call: "barrier".into(), ..Offer::default() }).map(|_| ())
+        self.call().meet(Ok(()), CallArgs { call: "barrier".into(), ..CallArgs::default() }).map(|_| ())
     }
 
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
-        let split = [color as u64, key as u64, self.hub.new_group_id()];
-        let offers = self.call().meet(Ok(()), Offer { call: "split".into(), split, ..Offer::default() })?;
-        let sides: Vec<[u64; 2]> = offers.iter().map(|offer| [offer.split[0], offer.split[1]]).collect();
-        let (ranks, mine) = group_of(&sides, self.rank);
+        let split = [color as u64, key as u64, self.rendezvous.new_group_id()];
+        let args = self.call().meet(Ok(()), CallArgs { call: "split".into(), split, ..CallArgs::default() })?;
+        let sides: Vec<[u64; 2]> = args.iter().map(|own_args| [own_args.split[0], own_args.split[1]]).collect();
+        let (ranks, own) = group_of(&sides, self.rank);
         let members = ranks.iter().map(|&r| self.group.members[r]).collect();
-        let group = Group { id: offers[ranks[0]].split[2], members }; // all agree on the first member's number
-        Ok(Arc::new(Self::new(self.hub.clone(), group, mine)))
+        let group = Group { id: args[ranks[0]].split[2], members }; // all agree on the first member's number
+        Ok(Arc::new(Self::new(self.rendezvous.clone(), group, own)))
     }
 }
 
 /// Elements `start..start + count` of all ranks' first tensors, reduced in rank order.
-fn reduce_share(offers: &[Offer], start: usize, count: usize, op: Reduce) -> Result<Tensor> {
-    let dtype = offers[0].tensors[0].dtype();
+fn reduce_share(args: &[CallArgs], start: usize, count: usize, op: Reduce) -> Result<Tensor> {
+    let dtype = args[0].tensors[0].dtype();
     let size = dtype.size_in_bytes();
-    let views: Vec<_> = offers.iter().map(|offer| offer.tensors[0].storage_and_layout()).collect();
+    let views: Vec<_> = args.iter().map(|args| args.tensors[0].storage_and_layout()).collect();
     let mut parts = Vec::with_capacity(views.len());
     for (storage, layout) in &views {
-        let all = bytes::view(bytes::raw(storage)?, layout, dtype)?;
-        parts.push(&all[start * size..(start + count) * size]);
+        let data = bytes::view(bytes::raw(storage)?, layout, dtype)?;
+        parts.push(&data[start * size..(start + count) * size]);
     }
     bytes::build(dtype, &[count], |out| sum::reduce(out, &parts, dtype, op))
 }

@@ -1,161 +1,167 @@
-//! A connection between two processes that have proven to each other that they are of one job: it carries authenticated frames, each
-//! as a whole within a time.
+//! The wire format of the [`ControlPlane`](super::ControlPlane): frames of a kind, a length, bytes, and a tag that
+//! authenticates them.
 //!
-//! A limit counts for a whole frame, and for a whole handshake: an end that sends a byte now and then gets no more time by it.
+//! A received length is checked first, and no more memory is taken than that.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::time::{Duration, Instant};
+use std::io::{self, ErrorKind};
+use std::time::Duration;
 
-use super::frames::{self, Frame, HEAD};
-use super::handshake::{PROOF, Seal};
+use crate::terminal;
 
-/// What is left to a process that stood still itself: what has come meanwhile is there to be read.
-const AWOKEN: Duration = Duration::from_secs(1);
+/// The most bytes of one frame.
+pub(super) const LONGEST: usize = 64 << 10;
+/// The most of a message that is passed on.
+const MESSAGE: usize = 16 << 10;
+/// Bytes before a frame's own: its kind, and their number.
+pub(super) const HEAD: usize = 5;
 
-/// A connection until a moment.
-pub(super) struct Until<'a> {
-    stream: &'a TcpStream,
-    end: Instant,
-    /// Bytes that came or went.
-    moved: usize,
+/// A message between two processes of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Frame {
+    /// Tells that the sender lives.
+    Heartbeat,
+    Data(Vec<u8>),
+    Failed(Failure),
+    /// The sender's work has ended well; from rank 0: that of all.
+    Left,
+    /// All have come.
+    Ready,
 }
 
-impl<'a> Until<'a> {
-    pub fn new(stream: &'a TcpStream, end: Instant) -> Self {
-        Self { stream, end, moved: 0 }
-    }
-
-    fn left(&self) -> io::Result<Option<Duration>> {
-        match self.end.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => Err(ErrorKind::TimedOut.into()),
-            left => Ok(Some(left)),
-        }
-    }
-
-    fn counted(&mut self, moved: io::Result<usize>) -> io::Result<usize> {
-        match &moved {
-            Ok(n) => self.moved += n,
-            // So a wait ends where a process was stopped and goes on.
-            Err(e) if e.kind() == ErrorKind::Interrupted => self.end = self.end.max(Instant::now() + AWOKEN),
-            Err(_) => {}
-        }
-        moved
-    }
+/// What ended a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    pub rank: usize,
+    pub message: String,
+    /// It is not there any more.
+    pub lost: bool,
 }
 
-impl Read for Until<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        let moved = self.stream.read(bytes);
-        self.counted(moved)
-    }
-}
-
-impl Write for Until<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        let moved = self.stream.write(bytes);
-        self.counted(moved)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Whether a connection waited too long.
-pub(super) fn late(e: &io::Error) -> bool {
-    matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
-}
-
-/// Both halves of a connection.
-pub(super) struct Wire {
-    pub out: Outgoing,
-    pub input: Incoming,
-}
-
-impl Wire {
-    /// After a handshake, with its seals of what is sent and what comes. A frame may take `limit`.
-    pub fn new(stream: TcpStream, [sends, receives]: [Seal; 2], limit: Duration) -> io::Result<Self> {
-        stream.set_nonblocking(false)?;
-        stream.set_nodelay(true)?;
-        let input = Incoming { stream: stream.try_clone()?, seal: receives };
-        Ok(Self { out: Outgoing { stream, seal: sends, limit }, input })
-    }
-
-    /// Whether the other side is still there.
-    pub fn there(&self) -> bool {
-        let stream = &self.out.stream;
-        let looked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
-        let _ = stream.set_nonblocking(false);
-        !matches!(looked, Ok(0)) && looked.err().is_none_or(|e| e.kind() == ErrorKind::WouldBlock)
-    }
-}
-
-/// What is sent by a connection.
-pub(super) struct Outgoing {
-    stream: TcpStream,
-    seal: Seal,
-    limit: Duration,
-}
-
-impl Outgoing {
-    pub fn send(&mut self, frame: &Frame) -> io::Result<()> {
-        let mut bytes = frame.to_bytes();
-        let (head, body) = bytes.split_at(HEAD);
-        let tag = self.seal.next(head, body);
-        bytes.extend(tag);
-        Until::new(&self.stream, Instant::now() + self.limit).write_all(&bytes)
-    }
-
-    pub fn shutdown(&self, how: Shutdown) {
-        let _ = self.stream.shutdown(how);
-    }
-}
-
-/// What comes by a connection.
-pub(super) struct Incoming {
-    stream: TcpStream,
-    seal: Seal,
-}
-
-impl Incoming {
-    /// The next frame, which is to come as a whole within `limit`.
-    pub fn next(&mut self, limit: Duration) -> io::Result<Frame> {
-        let mut from = Until::new(&self.stream, Instant::now() + limit);
-        let read = Self::read(&mut from, &mut self.seal);
-        let moved = from.moved;
-        read.map_err(|e| match late(&e) && moved > 0 {
-            true => {
-                frames::nonsense(format!("it sent only {moved} bytes of a message within {} s", limit.as_secs_f32()))
+impl Frame {
+    /// The frame as it is sent, without its tag.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (kind, bytes) = match self {
+            Self::Heartbeat => (0, vec![]),
+            Self::Data(bytes) => (1, bytes.clone()),
+            Self::Failed(Failure { rank, message, lost }) => {
+                let mut bytes = (*rank as u32).to_le_bytes().to_vec();
+                bytes.push(u8::from(*lost));
+                bytes.extend(terminal::shorten(message, MESSAGE).bytes());
+                (2, bytes)
             }
-            false => e,
+            Self::Left => (3, vec![]),
+            Self::Ready => (4, vec![]),
+        };
+        let mut whole = vec![kind];
+        whole.extend((bytes.len() as u32).to_le_bytes());
+        whole.extend(bytes);
+        whole
+    }
+
+    /// A whole frame, without its tag, of bytes that anybody may have sent.
+    ///
+    /// # Errors
+    /// They are no frame, or more than one.
+    pub fn parse(bytes: &[u8]) -> io::Result<Self> {
+        let Some((head, body)) = bytes.split_first_chunk() else {
+            return Err(nonsense(format!("it sends {} bytes, fewer than a frame has", bytes.len())));
+        };
+        match body_length(head)? {
+            length if length == body.len() => Self::of(head, body),
+            length => Err(nonsense(format!("it sends {} bytes in a frame of {length}", body.len()))),
+        }
+    }
+
+    /// With its head and as many bytes as the head says.
+    pub(super) fn of(head: &[u8; HEAD], body: &[u8]) -> io::Result<Self> {
+        Ok(match (head[0], body) {
+            (0, []) => Self::Heartbeat,
+            (1, _) => Self::Data(body.to_vec()),
+            (2, [a, b, c, d, lost, message @ ..]) => Self::Failed(Failure {
+                rank: u32::from_le_bytes([*a, *b, *c, *d]) as usize,
+                message: String::from_utf8_lossy(message).into_owned(),
+                lost: *lost != 0,
+            }),
+            (3, []) => Self::Left,
+            (4, []) => Self::Ready,
+            (kind, _) => return Err(nonsense(format!("it sends what no longreel sends (a frame of kind {kind})"))),
         })
     }
+}
 
-    fn read(from: &mut impl Read, seal: &mut Seal) -> io::Result<Frame> {
-        let mut head = [0; HEAD];
-        from.read_exact(&mut head)?;
-        let mut rest = vec![0; frames::body_length(&head)? + PROOF];
-        from.read_exact(&mut rest)?;
-        let (body, tag) = rest.split_at(rest.len() - PROOF);
-        if !seal.fits(&head, body, tag) {
-            return Err(frames::nonsense(
-                "a message in its name is not its own: somebody on the way has changed or added it".into(),
-            ));
+/// How many bytes follow a head.
+///
+/// # Errors
+/// More than a frame of its kind may have.
+pub(super) fn body_length(head: &[u8; HEAD]) -> io::Result<usize> {
+    let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+    let most = match head[0] {
+        1 => LONGEST,
+        2 => MESSAGE + 5,
+        _ => 0,
+    };
+    if length > most {
+        return Err(nonsense(format!("it sends {length} bytes where no more than {most} can be meant")));
+    }
+    Ok(length)
+}
+
+pub(super) fn nonsense(what: String) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, what)
+}
+
+/// Why a link has ended, for people; `silence` is how long nothing was heard.
+pub(super) fn reason_text(e: &io::Error, silence: Duration) -> String {
+    match e.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+            "nothing was heard from it for {} s: it was stopped or killed, or its host is down or cut off",
+            silence.as_secs_f32()
+        ),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            "it ended or was killed: its connection was closed".into()
         }
-        Frame::of(&head, body)
+        _ => e.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn through(frame: &Frame) -> Frame {
+        Frame::parse(&frame.to_bytes()).unwrap()
     }
 
-    /// The next frame but beats, which is to come within `limit`.
-    pub fn expect(&mut self, limit: Duration) -> io::Result<Frame> {
-        let end = Instant::now() + limit;
-        loop {
-            match self.next(end.saturating_duration_since(Instant::now()))? {
-                Frame::Beat => {}
-                frame => return Ok(frame),
-            }
+    #[test]
+    fn frame_survives_the_wire_and_malformed_bytes_are_errors() {
+        let failure = Failure { rank: 3, message: "ä".into(), lost: true };
+        for frame in
+            [Frame::Heartbeat, Frame::Data(vec![1; LONGEST]), Frame::Failed(failure.clone()), Frame::Left, Frame::Ready]
+        {
+            assert_eq!(through(&frame), frame);
+        }
+        let Frame::Failed(cut) = through(&Frame::Failed(Failure { message: "x".repeat(LONGEST), ..failure.clone() }))
+        else {
+            panic!()
+        };
+        assert_eq!(cut.message.len(), MESSAGE, "a long message is cut");
+        let Frame::Failed(cut) =
+            through(&Frame::Failed(Failure { message: "x".to_owned() + &"ä".repeat(LONGEST), ..failure }))
+        else {
+            panic!()
+        };
+        assert!(cut.message.len() == MESSAGE - 1 && cut.message.ends_with('ä'), "between characters");
+        for bad in [
+            &[][..],
+            &[0, 0, 0, 0],
+            &[9, 0, 0, 0, 0],
+            &[1, 255, 255, 255, 255],
+            &[0, 1, 0, 0, 0, 7],
+            &[2, 2, 0, 0, 0, 7, 7],
+            &[1, 9, 0, 0, 0, 1],
+            &[1, 1, 0, 0, 0, 1, 1],
+        ] {
+            assert!(Frame::parse(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Bytes of the buffers that phases are made of: stash, tiles, head groups, packed panels.
 //!
-//! Panels are told by the functions that the kernels allocate by. A tile is rows times what its tape records at its fullest, with
-//! gradients on their way: model/block.rs from the end.
+//! Panels are told by the functions that the kernels allocate by. A tile is rows times what its tape records at its
+//! fullest, with gradients on their way: model/block.rs from the end.
 
 use super::shape::Shape;
 use super::{Part, part};
@@ -24,14 +24,16 @@ pub struct Tile {
 
 impl Tile {
     pub fn new(model: &ModelConfig, s: &Shape) -> Self {
-        // Numbers of a row; bf16 ones are half of a number.
+        // Elements of a row in f32; a bf16 element counts half.
         let rows = |halves: usize| 2 * (s.tile * halves) as u64;
         let (d, f, patch) = (model.width(), model.ffn_dim, model.patch_in());
         let (cross, half) = (if model.text_dim > 0 { 1 } else { 0 }, usize::from(s.half));
-        // A product of bf16 on a GPU has its two larger operands copied to bf16, at most rows of both widths and the weight.
+        // A product of bf16 on a GPU has its two larger operands copied to bf16, at most rows of both widths and the
+        // weight.
         let operands = |a: usize, b: usize| if s.gpu && s.half { rows(a + b) + 2 * (a * b) as u64 } else { 0 };
         Self {
-            // h, q and k before and after their norm, v; recorded, and with their gradients. In bf16 casts of q, k, v as well.
+            // h, q and k before and after their norm, v; recorded, and with their gradients. In bf16 casts of q, k, v
+            // as well.
             before: [rows(10 * d + half * 3 * d), rows(20 * d + half * 9 * d)].map(|bytes| bytes + operands(d, d)),
             // The MLP's hidden rows, recorded before and after GELU; with the gradients of both.
             after: [rows((6 + 8 * cross + 2 * half) * d + 2 * f), rows((12 + 16 * cross + 2 * half) * d + 10 * f)]
@@ -94,7 +96,8 @@ impl Stash {
         self.x + if self.kept { self.o + self.lse } else { 0 }
     }
 
-    /// What is there while no block is: what the copying threads have, and on a GPU the two buffers that blocks are read into.
+    /// What is there while no block is: what the copying threads have, and on a GPU the two buffers that blocks are
+    /// read into.
     pub fn idle(&self) -> Vec<Part> {
         match self.home {
             Home::Tensors => vec![],
@@ -135,7 +138,8 @@ impl Stash {
             Home::Tensors => self.head(),
             Home::Copies { held, chunks } => {
                 let ahead = self.blocks.min(2) - 1;
-                // Its tensors are read one by one, and the last one is there twice meanwhile, part of the phase: half of it counts.
+                // Its tensors are read one by one, and the last one is there twice meanwhile, part of the phase: half
+                // of it counts.
                 let twice = ahead * held / if self.kept { 4 } else { 2 };
                 vec![
                     part("stash: block in use and block read ahead", (1 + ahead) * self.block()),
@@ -185,7 +189,8 @@ impl Groups {
         let rows = s.element() * (s.rows * all * d) as u64;
         let numbers = (each * s.group_tokens) as u64;
         let heads = s.element() * numbers * d as u64;
-        // In a ring two sets of results in f32, with an f64 statistic; keys and values are lent, not copied, from rank to rank.
+        // In a ring two sets of results in f32, with an f64 statistic; keys and values are lent, not copied, from rank
+        // to rank.
         let single = 4 * numbers * d as u64;
         let ring = s.ring > 1;
         Self {
@@ -230,7 +235,7 @@ impl Panels {
                 weights[usize::from(!kept(bytes))] += count * bytes;
             }
         }
-        // Of the weight gradient's product: rows of the hidden numbers as left and as right operand, and of the width.
+        // Of the weight gradient's product: rows of the hidden elements as left and as right operand, and of the width.
         let tile = (s.element() as usize * s.tile * 2 * (hidden + width)) as u64;
         Self { forward, backward, weights, tile, most: (KEPT / s.ranks) as u64 }
     }

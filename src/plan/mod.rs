@@ -2,29 +2,28 @@
 //!
 //! - `shape`: the sizes that everything follows from, for one rank of a config;
 //! - `phases`: which buffers live together in a step; `buffers`: their bytes;
-//! - `work`: operations and messages; [`time`]: how long they take, and a run;
+//! - [`time`]: how long a step and a run take;
 //! - [`search`]: the least change of settings that fits into a memory;
-//! - [`flop`]: operations of single parts, which `longreel bench` counts by too.
+//! - [`flops`]: operations and messages, which `longreel bench` counts by too.
 //!
 //! Sizes of packed panels, of the stash, and of splits come from the code that allocates them; the rest follows src/engine/, whose
 //! order of allocations `phases` repeats: tests hold each phase against what the allocator counts. `longreel train --rehearse` measures what this says. Nothing is allocated or read here.
 
 mod buffers;
-pub mod flop;
+pub mod flops;
 mod phases;
 pub mod search;
 mod shape;
 pub mod time;
-mod work;
 
 use crate::Result;
 use crate::config::{Place, RunConfig};
 use crate::data::Decoding;
 use crate::model::ModelConfig;
 use crate::model::folder::read_config;
+pub use flops::Work;
 use phases::phases;
 use shape::Shape;
-pub use work::Work;
 
 /// Bytes of something that lives during a phase.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,7 +167,7 @@ impl Plan {
 
 /// The network of a config: the sizes it names, or the config.json of the folder that it names. No weights are read.
 pub fn network(config: &RunConfig) -> Result<ModelConfig> {
-    let Some(from) = &config.model.from else { return Ok(crate::train::job::network(config)) };
+    let Some(from) = &config.model.from else { return Ok(crate::train::setup::network(config)) };
     let path = crate::train::named::NamedModel::find(&crate::hub::resolve(from)?)?.dir.join("config.json");
     let json = read_config(&path).map_err(|e| e.at("model.from"))?;
     ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))

@@ -1,10 +1,11 @@
-//! One rank's sizes: its tokens, its heads of each group, its place in the mesh. Splits are those that the ranks use.
+//! Computes one rank's sizes: its tokens, its heads of each group, its place in the mesh. Splits are those that the
+//! ranks use.
 
 use candle_core::DType;
 
 use crate::Result;
 use crate::config::{Compute, Hardware, RunConfig};
-use crate::data::Part;
+use crate::data::FrameRegion;
 use crate::engine::heads::shares;
 use crate::engine::stash::{self, Shapes};
 use crate::engine::{check_on_gpu, precision, tile_rows};
@@ -48,12 +49,12 @@ impl Shape {
         }
         let within = rank % sequence;
         let split = shares(heads, parallel.head_groups, ulysses)?;
-        let mine = |i| {
+        let group_heads = |i| {
             let heads = split.count(i);
             [heads, Split::new(heads, ulysses).count(within % ulysses)]
         };
         let local = Split::new(tokens, sequence).range(within);
-        let part = Part::of_tokens(local.clone(), grid, model.patch_size);
+        let part = FrameRegion::of_tokens(local.clone(), grid, model.patch_size);
         let rows = train.batch * local.len();
         let group_tokens = Split::new(tokens, ring).count(within / ulysses);
         let tile = tile_rows(train.tile, model.ffn_dim, train.device).min(rows);
@@ -69,7 +70,7 @@ impl Shape {
             ulysses,
             ring,
             ranks: parallel.ranks,
-            groups: (0..split.parts).map(mine).collect(),
+            groups: (0..split.parts).map(group_heads).collect(),
             width: model.width(),
             head_dim: model.attention_head_dim,
             tile,

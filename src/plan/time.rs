@@ -2,7 +2,7 @@
 //!
 //! Nothing is taken to overlap but decoding, which runs beside the step: a step takes as long as the longer of the two.
 
-use super::{Plan, flop};
+use super::{Plan, flops};
 use crate::Result;
 use crate::config::RunConfig;
 use crate::data::{Decoding, FrameCache};
@@ -56,7 +56,7 @@ impl Times {
         let step = plan.work.flop.iter().sum::<f64>() / ranks / rates.flops + messages as f64 / rates.bandwidth;
         let decoded = decoding.map_or(train.steps, |decoding| steps_that_decode(config, plan, decoding));
         let decoding = decoding.and_then(|decoding| Some(decoding_of_a_step(config, plan, decoding.seconds?)));
-        let forward = flop::forward(model, plan.tokens);
+        let forward = flops::forward(model, plan.tokens);
 
         let every = |every: u64| train.steps.checked_div(every).unwrap_or(0);
         let and_last = |every: u64| u64::from(every == 0 || !train.steps.is_multiple_of(every));
@@ -146,7 +146,7 @@ mod tests {
     use super::words;
 
     #[test]
-    fn a_time_has_its_two_largest_units() {
+    fn duration_shows_its_two_largest_units() {
         let all = [0.354, 9.994, 59.6, 61.0, 725.2, 7920.0, 273_600.0, 3.2e13].map(words);
         assert_eq!(
             all,

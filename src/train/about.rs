@@ -1,14 +1,14 @@
-//! What a run records of itself besides its measurements, for whoever looks at its folder: what was planned, and what
-//! its data are. Nothing here ends a run: what cannot be written is a warning.
+//! Writes what was planned for a run, and what its data are, into its folder. Nothing here ends a run: what cannot be
+//! written is a warning.
 
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 
-use super::job::Job;
+use super::setup::RunSetup;
 use crate::data::{draw_sheet, report};
 use crate::files::atomic_write;
-use crate::parallel::Placement;
+use crate::parallel::LauncherEnv;
 use crate::plan::Plan;
 use crate::{Result, hub};
 
@@ -23,8 +23,9 @@ const SHEET_TIME: Duration = Duration::from_secs(5);
 const LARGEST: usize = 4 << 20;
 
 /// Writes `plan.json`, of the run's `plan`, `data.json` and `data.png` into the run's folder.
-pub fn record(job: &Job, plan: &Plan) {
-    for (what, written) in [("plan.json", planned(job, plan)), ("data.json", data(job)), ("data.png", sheet(job))] {
+pub fn record(setup: &RunSetup, plan: &Plan) {
+    for (what, written) in [("plan.json", planned(setup, plan)), ("data.json", data(setup)), ("data.png", sheet(setup))]
+    {
         if let Err(e) = written {
             tracing::warn!("{what} is not written, and the run goes on without: {e}");
         }
@@ -32,42 +33,42 @@ pub fn record(job: &Job, plan: &Plan) {
 }
 
 /// What memory was planned: of the process whose peak the metrics have.
-fn planned(job: &Job, plan: &Plan) -> Result<()> {
-    let alone = Placement::here().is_none(); // then all ranks are its threads
+fn planned(setup: &RunSetup, plan: &Plan) -> Result<()> {
+    let alone = LauncherEnv::here().is_none(); // then all ranks are its threads
     let bytes = if alone { plan.total() } else { plan.per_rank() };
     let about = json!({
-        "bytes": bytes, "ranks": plan.ranks.len(), "tokens_per_clip": plan.tokens, "tokens_per_step": job.tokens()?,
+        "bytes": bytes, "ranks": plan.ranks.len(), "tokens_per_clip": plan.tokens, "tokens_per_step": setup.tokens()?,
         "parameters": plan.parameters,
     });
-    write(job, "plan.json", &about)
+    write(setup, "plan.json", &about)
 }
 
 /// What `longreel scan` says of the clips, of many files the first.
-fn data(job: &Job) -> Result<()> {
-    let root = hub::resolve(&job.config.data.path)?;
-    let tokens = job.model.grid([job.config.data.frames, job.config.data.height, job.config.data.width])?;
-    let mut about = report(&job.dataset, &root, Some(tokens.iter().product()));
+fn data(setup: &RunSetup) -> Result<()> {
+    let root = hub::resolve(&setup.config.data.path)?;
+    let tokens = setup.model.grid([setup.config.data.frames, setup.config.data.height, setup.config.data.width])?;
+    let mut about = report(&setup.dataset, &root, Some(tokens.iter().product()));
     for (list, count) in [("files", "file_count"), ("skipped", "skipped_count")] {
         let Some(named) = about[list].as_array_mut() else { continue };
-        let all = named.len();
+        let total = named.len();
         named.truncate(NAMED);
         named.iter_mut().filter_map(Value::as_object_mut).for_each(|file| drop(file.remove("caption")));
-        about[count] = all.into();
+        about[count] = total.into();
     }
-    write(job, "data.json", &about)
+    write(setup, "data.json", &about)
 }
 
-fn sheet(job: &Job) -> Result<()> {
-    let data = &job.config.data;
+fn sheet(setup: &RunSetup) -> Result<()> {
+    let data = &setup.config.data;
     let large = |height: usize, width: usize| height.saturating_mul(width) > LARGEST;
-    if large(data.height, data.width) || job.dataset.files().iter().any(|file| large(file.height, file.width)) {
+    if large(data.height, data.width) || setup.dataset.files().iter().any(|file| large(file.height, file.width)) {
         return Ok(());
     }
-    let path = job.folder.root().join("data.png");
+    let path = setup.folder.root().join("data.png");
     let root = hub::resolve(&data.path)?;
-    draw_sheet(&job.dataset, &root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
+    draw_sheet(&setup.dataset, &root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
 }
 
-fn write(job: &Job, name: impl AsRef<Path>, about: &Value) -> Result<()> {
-    atomic_write(&job.folder.root().join(name), |out| writeln!(out, "{about:#}"))
+fn write(setup: &RunSetup, name: impl AsRef<Path>, about: &Value) -> Result<()> {
+    atomic_write(&setup.folder.root().join(name), |out| writeln!(out, "{about:#}"))
 }

@@ -1,4 +1,5 @@
-//! A batch of noisy clips as the engine sees it: input rows and the loss, made tile by tile from u8 frames and counted noise.
+//! Makes input rows and the loss of a batch of noisy clips for the engine, tile by tile, from u8 frames and
+//! counter-based noise.
 //!
 //! Nothing of the whole clip exists but its u8 frames: x0, noise, x_sigma, target and prediction live for one tile.
 
@@ -48,26 +49,26 @@ pub struct NoisyClips<'a> {
 }
 
 impl NoisyClips<'_> {
-    /// Numbers in a patch.
+    /// Elements in a patch.
     fn row(&self) -> usize {
         3 * self.patch.iter().product::<usize>()
     }
 
-    /// Calls `f` for each run of rows of one clip: the clip, its tokens, and where they lie in the tile, in numbers.
+    /// Calls `f` for each run of rows of one clip: the clip, its tokens, and where they lie in the tile, in elements.
     fn runs(
         &self,
         rows: Range<usize>,
         mut f: impl FnMut(&NoisyClip, Range<usize>, Range<usize>) -> Result<()>,
     ) -> Result<()> {
         let (tokens, row) = (self.tokens.len(), self.row());
-        let mut at = rows.start;
-        while at < rows.end {
-            let (clip, first) = (at / tokens, at % tokens);
-            let count = (tokens - first).min(rows.end - at);
+        let mut position = rows.start;
+        while position < rows.end {
+            let (clip, first) = (position / tokens, position % tokens);
+            let count = (tokens - first).min(rows.end - position);
             let start = self.tokens.start + first;
-            let values = (at - rows.start) * row..(at - rows.start + count) * row;
+            let values = (position - rows.start) * row..(position - rows.start + count) * row;
             f(&self.clips[clip], start..start + count, values)?;
-            at += count;
+            position += count;
         }
         Ok(())
     }
@@ -126,7 +127,8 @@ impl engine::Objective for NoisyClips<'_> {
     }
 }
 
-/// The squared error of a batch without gradients, for held-out clips: the sum over this rank's elements, for each clip.
+/// The squared error of a batch without gradients, for held-out clips: the sum over this rank's elements, for each
+/// clip.
 pub fn squared_errors(clips: &NoisyClips, rows: Range<usize>, output: &Tensor, sums: &mut [f64]) -> Result<()> {
     let output = output.flatten_all()?.to_vec1::<f32>()?;
     let mut clip_number = rows.start / clips.tokens.len();

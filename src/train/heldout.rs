@@ -1,15 +1,15 @@
-//! The held-out loss: clips never trained on, at fixed quantiles of the timestep distribution, with fixed noise. Between two calls
-//! only the weights differ, so the curve moves only as the weights do.
+//! Measures the held-out loss on clips never trained on, at fixed quantiles of the timestep distribution, with fixed
+//! noise. Between two calls only the weights differ, so the curve moves only as the weights do.
 
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 use super::clips::{NoisyClip, NoisyClips, squared_errors, upload};
-use super::job::Job;
-use super::sampling::prompt;
+use super::sampling::conditioning;
+use super::setup::RunSetup;
 use crate::Result;
 use crate::config::Label;
-use crate::data::Part;
+use crate::data::FrameRegion;
 use crate::diffusion::{Objective, SigmaDistribution, heldout_key, timestep};
 use crate::engine::Engine;
 use crate::model::Model;
@@ -20,7 +20,7 @@ pub const QUANTILES: usize = 4;
 
 /// What is needed to measure the held-out loss on one rank.
 pub struct Heldout<'a> {
-    job: &'a Job,
+    setup: &'a RunSetup,
     mesh: &'a Mesh,
     objective: &'a Objective,
     sigmas: Vec<f64>,
@@ -29,42 +29,43 @@ pub struct Heldout<'a> {
 impl<'a> Heldout<'a> {
     /// None if the run has no held-out clips.
     pub fn new(
-        job: &'a Job,
+        setup: &'a RunSetup,
         mesh: &'a Mesh,
         objective: &'a Objective,
         sigmas: &SigmaDistribution,
     ) -> Result<Option<Self>> {
-        Ok(job.heldout.as_ref().map(|_| Self { job, mesh, objective, sigmas: sigmas.heldout(QUANTILES) }))
+        Ok(setup.heldout.as_ref().map(|_| Self { setup, mesh, objective, sigmas: sigmas.heldout(QUANTILES) }))
     }
 
-    /// The mean loss at each quantile, in ascending sigma, over all clips and ranks. Clips are dealt to data ranks in turn.
+    /// The mean loss at each quantile, in ascending sigma, over all clips and ranks. Clips are dealt to data ranks in
+    /// turn.
     pub fn losses(&self, model: &Model) -> Result<Vec<f64>> {
-        let Some(dataset) = &self.job.heldout else { return Ok(vec![]) };
-        let data = &self.job.config.data;
+        let Some(dataset) = &self.setup.heldout else { return Ok(vec![]) };
+        let data = &self.setup.config.data;
         let grid = model.config.grid([data.frames, data.height, data.width])?;
-        let engine = Engine::new(model, &self.mesh.sequence, grid, QUANTILES, self.job.config.train.tile)?
-            .in_head_groups(self.job.config.parallel.head_groups)?;
+        let engine = Engine::new(model, &self.mesh.sequence, grid, QUANTILES, self.setup.config.train.tile)?
+            .in_head_groups(self.setup.config.parallel.head_groups)?;
         let tokens = engine.local_tokens();
-        let part = Part::of_tokens(tokens.clone(), grid, model.config.patch_size);
+        let region = FrameRegion::of_tokens(tokens.clone(), grid, model.config.patch_size);
         let mut sums = vec![0.0; QUANTILES];
         for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
             let clip = dataset.clip(number);
-            let frames = Arc::new(dataset.part(&clip, &dataset.plain(number).augment, &part)?);
-            let pixels = upload(&frames, self.job.device())?;
+            let frames = Arc::new(dataset.region(&clip, &dataset.plain(number).augment, &region)?);
+            let pixels = upload(&frames, self.setup.device())?;
             let noisy = |(i, &sigma): (usize, &f64)| NoisyClip {
                 frames: frames.clone(),
                 pixels: pixels.clone(),
                 sigma,
-                noise: heldout_key(self.job.config.run.seed, i as u64, number as u64),
+                noise: heldout_key(self.setup.config.run.seed, i as u64, number as u64),
             };
             let clips: Vec<NoisyClip> = self.sigmas.iter().enumerate().map(noisy).collect();
             let label = if data.label == Label::None { None } else { clip.class };
             let timesteps: Vec<f64> = self.sigmas.iter().map(|&sigma| timestep(sigma)).collect();
-            let prompt = prompt(model, &timesteps, &[label; QUANTILES])?;
+            let conditioning = conditioning(model, &timesteps, &[label; QUANTILES])?;
             let patch = model.config.patch_size;
             let clips =
                 NoisyClips { clips: &clips, objective: self.objective, tokens: tokens.clone(), patch, weight: 1.0 };
-            engine.predict(&prompt, &clips, |rows, output| squared_errors(&clips, rows, &output, &mut sums))?;
+            engine.predict(&conditioning, &clips, |rows, output| squared_errors(&clips, rows, &output, &mut sums))?;
         }
         let elements = dataset.len() * grid.iter().product::<usize>() * model.config.patch_out();
         let sums = Tensor::from_vec(sums, QUANTILES, &Device::Cpu)?;

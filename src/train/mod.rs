@@ -1,4 +1,5 @@
-//! Training: the loop, optimizer, moving average, checkpoints; and sampling, which the loop and `longreel sample` share.
+//! Trains: the loop, optimizer, moving average, checkpoints; and samples, by code that the loop and `longreel sample`
+//! share.
 
 pub mod checkpoint;
 pub mod device;
@@ -16,15 +17,15 @@ pub mod schedule;
 mod about;
 mod clips;
 pub(crate) mod heldout;
-pub(crate) mod job;
 mod lineage;
-mod pace;
+mod monitor;
 mod report;
 mod run;
+pub(crate) mod setup;
 mod summary;
 pub mod weights;
 
-pub use job::Start;
 pub use lineage::{inherit_diffusion, inherit_dtype};
 pub(crate) use run::REHEARSED;
 pub use run::{rehearse, run};
+pub use setup::Start;

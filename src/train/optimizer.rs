@@ -126,7 +126,8 @@ impl AdamW {
     }
 }
 
-/// The step on some elements; `decay` is the share of a parameter that goes, as 1 minus it would be rounded much more coarsely.
+/// The step on some elements; `decay` is the share of a parameter that goes, as 1 minus it would be rounded much more
+/// coarsely.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn apply(step: &Step, (params, grads): (&mut [f32], &[f32]), (m, v): (&mut [f32], &mut [f32]), decay: f32) {
     for ((param, &grad), (m, v)) in params.iter_mut().zip(grads).zip(m.iter_mut().zip(v)) {
@@ -181,8 +182,8 @@ pub fn clip_coefficient(norm: f64, max: f64) -> f64 {
 
 /// Where the first NaN or infinity is, if there is any.
 pub fn first_non_finite(values: &[f32]) -> Option<usize> {
-    let place = |(i, chunk): (usize, &[f32])| Some(i * CHUNK + chunk.iter().position(|value| !value.is_finite())?);
-    values.par_chunks(CHUNK).enumerate().find_map_first(place)
+    let position = |(i, chunk): (usize, &[f32])| Some(i * CHUNK + chunk.iter().position(|value| !value.is_finite())?);
+    values.par_chunks(CHUNK).enumerate().find_map_first(position)
 }
 
 fn check_ranges(ranges: &[Range<usize>], n: usize) -> Result<()> {
@@ -198,22 +199,22 @@ fn check_ranges(ranges: &[Range<usize>], n: usize) -> Result<()> {
 
 /// Cuts `whole` at the borders of `no_decay`: consecutive parts, each with whether it decays.
 fn segments(whole: Range<usize>, no_decay: &[Range<usize>]) -> impl Iterator<Item = (Range<usize>, bool)> + '_ {
-    let mut at = whole.start;
-    let mut next = no_decay.partition_point(|range| range.end <= at);
+    let mut position = whole.start;
+    let mut next = no_decay.partition_point(|range| range.end <= position);
     std::iter::from_fn(move || {
-        if at >= whole.end {
+        if position >= whole.end {
             return None;
         }
-        while no_decay.get(next).is_some_and(|range| range.end <= at) {
+        while no_decay.get(next).is_some_and(|range| range.end <= position) {
             next += 1;
         }
         let (end, decays) = match no_decay.get(next) {
-            Some(range) if range.start <= at => (range.end, false),
+            Some(range) if range.start <= position => (range.end, false),
             Some(range) => (range.start, true),
             None => (whole.end, true),
         };
-        let part = at..end.min(whole.end);
-        at = part.end;
+        let part = position..end.min(whole.end);
+        position = part.end;
         Some((part, decays))
     })
 }

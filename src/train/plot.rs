@@ -1,4 +1,4 @@
-//! The loss curve of a run as a PNG, from its metrics file.
+//! Draws the loss curve of a run as a PNG, from its metrics file.
 
 use image::RgbImage;
 use image::imageops::{self, FilterType};
@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use serde::Deserialize;
 use std::path::Path;
 
-use crate::data::sheet::{FONT, register_font};
+use crate::data::contact_sheet::{FONT, register_font};
 use crate::data::write::write_image;
 use crate::files::gib;
 use crate::observe::metrics;
@@ -25,7 +25,8 @@ const HELDOUT: RGBColor = RGBColor(214, 96, 20);
 const WINDOW: f64 = 0.03;
 /// The smoothed curve has no more points than this.
 const POINTS: usize = 400;
-/// Losses that are drawn at most. Of a longer run every second, fourth, ... is drawn, so that memory does not grow with the run.
+/// Losses that are drawn at most. Of a longer run every second, fourth, ... is drawn, so that memory does not grow with
+/// the run.
 const DRAWN: usize = 20_000;
 /// Losses above this are drawn as this: the search for round numbers beside the axis does not end for much larger ones.
 const HIGHEST: f64 = 1e30;
@@ -42,9 +43,9 @@ pub fn loss_curve(metrics: &Path, out: &Path) -> Result<()> {
         bail!("{}: there is no memory left to draw it, which takes up to {}", out.display(), gib(ROOM as u64));
     }
     let (mut raw, mut heldout) = (Thinned::default(), Thinned::default());
-    metrics::each(metrics, |Losses { step, loss, heldout: held }| {
+    metrics::each(metrics, |Losses { step, loss, heldout: heldout_loss }| {
         raw.push((step as f64, loss.min(HIGHEST)));
-        if let Some(loss) = held {
+        if let Some(loss) = heldout_loss {
             heldout.push((step as f64, loss.min(HIGHEST)));
         }
     })?;
@@ -209,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_of_a_run_of_a_million_steps_are_few_and_even() {
+    fn plot_thins_a_million_points_evenly() {
         for count in [1, 2, DRAWN, DRAWN + 1, 1_000_000] {
             let mut thinned = Thinned::default();
             (1..=count).for_each(|step| thinned.push((step as f64, 0.5)));

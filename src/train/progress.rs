@@ -1,4 +1,4 @@
-//! What a run shows while it goes: one line that renews itself on a terminal, a log line now and then elsewhere.
+//! Shows a run's progress: one line that renews itself on a terminal, a log line now and then elsewhere.
 
 use crate::files::gib;
 use crate::terminal::{self, clock, epoch, rate};
@@ -23,7 +23,8 @@ pub fn memory() -> Memory {
     parse_memory(&status)
 }
 
-/// Page faults of this process so far that read nothing from disk, from `/proc/self/stat`; 0 where the system does not tell.
+/// Page faults of this process so far that read nothing from disk, from `/proc/self/stat`; 0 where the system does not
+/// tell.
 pub fn page_faults() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The tenth field; the second is the program's name in brackets, which may hold anything.
@@ -62,8 +63,8 @@ impl Write for Stderr {
     }
 }
 
-/// A line that renews itself, of which `done` parts of `length` are done, if stderr is a terminal that can do so. Log lines step aside
-/// for it until [`leave`].
+/// A line that renews itself, of which `done` parts of `length` are done, if stderr is a terminal that can do so. Log
+/// lines step aside for it until [`leave`].
 pub(crate) fn bar(length: u64, done: u64) -> Option<ProgressBar> {
     terminal::renews_lines().then(|| {
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
@@ -81,8 +82,8 @@ pub(crate) fn leave() {
     *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
 }
 
-/// Progress of a run: step, loss, tokens per second, memory and the time left; within a long step, how far that is. Ranks and whoever
-/// watches them share it.
+/// Progress of a run: step, loss, tokens per second, memory and the time left; within a long step, how far that is.
+/// Ranks and whoever watches them share it.
 #[derive(Debug)]
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -131,8 +132,8 @@ impl Progress {
         state.first &= !due;
     }
 
-    /// Reports that of the step after the last one reported a `share` (0 to 1) is done, that it is `at` something, and how long it
-    /// will go on, if that is known. Without a terminal this logs now and then.
+    /// Reports that of the step after the last one reported a `share` (0 to 1) is done, that it is `at` something, and
+    /// how long it will go on, if that is known. Without a terminal this logs now and then.
     pub fn within(&self, share: f64, at: &str, left: Option<Duration>) {
         let now = Instant::now();
         let mut state = self.state();
@@ -215,8 +216,8 @@ fn line(
     left: Option<Duration>,
 ) -> String {
     let epochs = format!("epoch {}/{}", epoch(times), epoch(times / step.max(1) as f64 * total as f64));
-    let (rate, held) = (rate(tokens_per_s), held(memory));
-    let line = format!("step {step}/{total}  {epochs}  loss {loss:.4}  {rate} tokens/s{held}");
+    let (rate, memory_text) = (rate(tokens_per_s), memory_text(memory));
+    let line = format!("step {step}/{total}  {epochs}  loss {loss:.4}  {rate} tokens/s{memory_text}");
     match left {
         Some(left) if step < total => line + "  ETA " + &clock(left),
         _ => line,
@@ -233,7 +234,7 @@ fn within(
     left: Option<Duration>,
     later: Option<Duration>,
 ) -> String {
-    let line = format!("step {step}/{total}  {:.1} %  {at}{}", 100.0 * share, held(memory));
+    let line = format!("step {step}/{total}  {:.1} %  {at}{}", 100.0 * share, memory_text(memory));
     match (left, later) {
         (None, _) => line,
         (Some(left), Some(later)) if !later.is_zero() => {
@@ -243,7 +244,7 @@ fn within(
     }
 }
 
-fn held(memory: Memory) -> String {
+fn memory_text(memory: Memory) -> String {
     match memory.now {
         0 => String::new(),
         now => format!("  {} (peak {})", gib(now), gib(memory.peak)),
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_says_all() {
+    fn progress_line_has_step_loss_speed_memory_and_eta() {
         let memory = Memory { now: 3 << 29, peak: 2 << 30 };
         let left = Some(Duration::from_secs(200));
         let expected = "step 12/1000  epoch 1/9  loss 0.1235  18.2k tokens/s  1.50 GiB (peak 2.00 GiB)  ETA 3m 20s";

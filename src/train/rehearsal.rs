@@ -1,4 +1,5 @@
-//! What a rehearsal measures: the process's peak, and the buffers in use by phase of a step, beside what the plan says of both.
+//! Measures a rehearsal's memory, the process's peak and the buffers in use by phase of a step, to compare it with the
+//! plan.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ pub struct Rehearsal {
 impl Rehearsal {
     /// `plan` beside what the ranks have seen and the process's peak so far.
     pub(super) fn new(plan: &Plan, seen: &[Seen]) -> Self {
-        let most = seen.iter().flat_map(BTreeMap::values).max().copied().unwrap_or(0);
+        let peak = seen.iter().flat_map(BTreeMap::values).max().copied().unwrap_or(0);
         let phases = match (&plan.ranks[..], seen) {
             ([rank], [seen]) => {
                 let measured = |name| seen.iter().find(|(phase, _)| phase.is_some_and(|phase| phase.name() == name));
@@ -31,14 +32,15 @@ impl Rehearsal {
             }
             _ => vec![],
         };
-        Self { process: [plan.total(), memory().peak], buffers: [plan.buffers(), most], phases }
+        Self { process: [plan.total(), memory().peak], buffers: [plan.buffers(), peak], phases }
     }
 }
 
 /// The most in use in each phase; before the first one, under no name.
 pub(super) type Seen = BTreeMap<Option<Phase>, u64>;
 
-/// Keeps the most that each phase of a rank had in use. Ranks share what they measure: the most of all of them is the process's.
+/// Keeps the most that each phase of a rank had in use. Ranks share what they measure: the most of all of them is the
+/// process's.
 #[derive(Default)]
 pub(super) struct Phases {
     phase: Cell<Option<Phase>>,
@@ -48,10 +50,10 @@ pub(super) struct Phases {
 impl Phases {
     /// A phase begins: what was in use since the last call belongs to the one before.
     pub fn enter(&self, phase: Phase) {
-        let most = allocator::most_in_use() as u64;
+        let peak = allocator::most_in_use() as u64;
         let mut seen = self.seen.borrow_mut();
         let entry = seen.entry(self.phase.replace(Some(phase))).or_default();
-        *entry = most.max(*entry);
+        *entry = peak.max(*entry);
     }
 
     /// All is done.

@@ -1,29 +1,29 @@
-//! What a run says while it trains: metrics, TensorBoard events, the progress line, samples. Only world rank 0 says anything; on
-//! other ranks every call does nothing. What only shows how the run goes never ends it.
+//! Reports a run while it trains: metrics, TensorBoard events, the progress line, samples. Only world rank 0 reports;
+//! on other ranks every call does nothing. A failure of what only shows the run never ends it.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::about;
 use super::device;
-use super::job::Job;
 use super::lineage;
 use super::plot::loss_curve;
 use super::progress::{Progress, memory};
 use super::sampled::{FPS_OF_IMAGES, Sampled};
+use super::setup::RunSetup;
 use super::summary;
-use super::weights::Weights;
+use super::weights::TrainState;
 use crate::Result;
 use crate::data::Decoding;
 use crate::data::write::{PREVIEW_PIXELS, Preview, write_video};
 use crate::files::{create_folders, gib};
+use crate::meter::StepTimes;
 use crate::observe::metrics::{EPOCH, MetricsLog, Record};
 use crate::observe::tensorboard::{EventWriter, tag};
 use crate::observe::warnings::{Keeping, keep_in};
 use crate::parallel::{Communicator, Mesh};
 use crate::plan::Plan;
 use crate::terminal::counted;
-use crate::watch::Spent;
 
 /// What one optimizer step measured.
 pub struct Step {
@@ -39,8 +39,8 @@ pub struct Step {
     /// Of which the loader was waited for.
     pub waited: Duration,
     /// Where the time went.
-    pub spent: Spent,
-    /// Held-out losses by ascending noise, on steps that measure them.
+    pub spent: StepTimes,
+    /// StateBytes-out losses by ascending noise, on steps that measure them.
     pub heldout: Vec<f64>,
 }
 
@@ -55,7 +55,7 @@ struct Warned {
 pub struct Report<'a>(Option<Voice<'a>>);
 
 struct Voice<'a> {
-    job: &'a Job,
+    setup: &'a RunSetup,
     metrics: MetricsLog,
     /// None once they could not be written: they are a copy of the metrics, for which no run ends.
     events: Option<EventWriter>,
@@ -71,16 +71,16 @@ struct Voice<'a> {
     steps: u64,
     waited: Duration,
     seconds: Duration,
-    spent: Spent,
+    spent: StepTimes,
 }
 
 impl<'a> Report<'a> {
-    /// Opens the files of a run that has `done` steps behind it, or makes the folder of a new one; a step is `tokens` tokens
-    /// over all ranks. Nothing is written before: what cannot be trained leaves no trace.
+    /// Opens the files of a run that has `done` steps behind it, or makes the folder of a new one; a step is `tokens`
+    /// tokens over all ranks. Nothing is written before: what cannot be trained leaves no trace.
     pub fn start(
-        job: &'a Job,
+        setup: &'a RunSetup,
         mesh: &Mesh,
-        weights: &Weights,
+        weights: &TrainState,
         progress: &'a Progress,
         tokens: u64,
         done: u64,
@@ -88,28 +88,28 @@ impl<'a> Report<'a> {
         if mesh.world.rank() != 0 {
             return Ok(Self(None));
         }
-        let resumed = job.resume.is_some();
-        job.folder.remove_leftovers()?;
+        let resumed = setup.resume.is_some();
+        setup.folder.remove_leftovers()?;
         if resumed {
-            job.folder.set_newer_aside(done)?;
-            lineage::rewrite_config(&job.folder, &job.config, done)?;
+            setup.folder.set_newer_aside(done)?;
+            lineage::rewrite_config(&setup.folder, &setup.config, done)?;
         } else {
-            job.folder.create(&job.config)?;
+            setup.folder.create(&setup.config)?;
         }
-        let warnings = keep_in(&job.folder.warnings());
-        let plan = Plan::with_decoding(&job.config, &job.model, false, Some(&Decoding::of(&job.dataset)))?;
-        about::record(job, &plan);
-        let path = job.folder.metrics();
+        let warnings = keep_in(&setup.folder.warnings());
+        let plan = Plan::with_decoding(&setup.config, &setup.model, false, Some(&Decoding::of(&setup.dataset)))?;
+        about::record(setup, &plan);
+        let path = setup.folder.metrics();
         let metrics = if resumed { MetricsLog::resume(&path, done)? } else { MetricsLog::create(&path)? };
-        let events = EventWriter::create(&job.folder.root().join("tensorboard"), resumed.then_some(done));
+        let events = EventWriter::create(&setup.folder.root().join("tensorboard"), resumed.then_some(done));
         let (ranks, sequence, data) = (mesh.world.size(), mesh.sequence.all.size(), mesh.data.size());
         let ring = match mesh.sequence.ring.size() {
             1 => String::new(),
             ring => format!(", in rings of {ring}"),
         };
-        let held = weights.held();
-        let state = gib((held.parameters + held.gradients + held.moments + held.average) as u64);
-        let (train, clips) = (&job.config.train, job.dataset.len());
+        let bytes = weights.state_bytes();
+        let state = gib((bytes.parameters + bytes.gradients + bytes.moments + bytes.average) as u64);
+        let (train, clips) = (&setup.config.train, setup.dataset.len());
         let epochs = train.steps as f64 * (train.batch * train.accumulate * data) as f64 / clips as f64;
         let clips = counted(clips, "clip", "clips");
         tracing::info!(
@@ -122,12 +122,12 @@ impl<'a> Report<'a> {
         );
         tracing::info!(
             "computing in {} on {}; weights, gradients and moments are f32",
-            job.config.train.dtype.name(),
-            device::name(job.device())
+            setup.config.train.dtype.name(),
+            device::name(setup.device())
         );
-        tracing::info!("ZeRO stage {}: {state} of model state a rank", job.config.parallel.zero);
+        tracing::info!("ZeRO stage {}: {state} of model state a rank", setup.config.parallel.zero);
         let mut voice = Voice {
-            job,
+            setup,
             metrics,
             events: events.map_err(no_events).ok(),
             warned: Warned::default(),
@@ -138,10 +138,10 @@ impl<'a> Report<'a> {
             steps: 0,
             waited: Duration::ZERO,
             seconds: Duration::ZERO,
-            spent: Spent::default(),
+            spent: StepTimes::default(),
         };
         // Markdown shows what is indented as it is.
-        let config: String = job.config.to_toml()?.lines().map(|line| format!("    {line}\n")).collect();
+        let config: String = setup.config.to_toml()?.lines().map(|line| format!("    {line}\n")).collect();
         voice.log_event(|events| events.text(done, "config", &config));
         Ok(Self(Some(voice)))
     }
@@ -188,24 +188,26 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// Makes the metrics durable that a checkpoint is about to count; it may be saved in any case, and the run shall end if this fails.
+    /// Makes the metrics durable that a checkpoint is about to count; it may be saved in any case, and the run shall
+    /// end if this fails.
     pub fn sync(&mut self) -> Result<()> {
         self.0.as_mut().map_or(Ok(()), |voice| voice.metrics.sync())
     }
 
-    /// Writes sample number `index` of a step, which `comm`'s ranks hold: each of them calls this. A sample that cannot be written is
-    /// a warning: the run does without.
+    /// Writes sample number `index` of a step, which `comm`'s ranks hold: each of them calls this. A sample that cannot
+    /// be written is a warning: the run does without.
     pub fn sample(&mut self, step: u64, index: usize, clip: &Sampled, comm: &dyn Communicator) -> Result<()> {
         let Some(voice) = &mut self.0 else { return clip.bands(comm, |_| Ok(())) };
         let [frames, height, width] = clip.size;
         let kind = if frames == 1 { "png" } else { "mp4" };
-        let folder = voice.job.folder.root().join("samples");
+        let folder = voice.setup.folder.root().join("samples");
         let path = folder.join(format!("step-{step:08}-{index}.{kind}"));
         let made = create_folders(&folder);
         let written = if frames == 1 && height * width > PREVIEW_PIXELS {
-            clip.write_png(comm, &path)? // so large a picture is never whole in memory, and has no place in TensorBoard's file
+            // so large a picture is never whole in memory, and has no place in TensorBoard's file
+            clip.write_png(comm, &path)?
         } else if let Some(clip) = clip.collect(comm)? {
-            let fps = voice.job.fps().unwrap_or(FPS_OF_IMAGES);
+            let fps = voice.setup.fps().unwrap_or(FPS_OF_IMAGES);
             if let Ok(Preview { height, width, encoded }) = Preview::new(&clip.data, clip.height, clip.width, fps) {
                 let tag = format!("samples/{index}");
                 voice.log_event(|events| events.image(step, &tag, [height, width], &encoded));
@@ -226,9 +228,9 @@ impl<'a> Report<'a> {
     pub fn finish(self, step: u64, stopped: bool) -> Result<()> {
         let Some(voice) = self.0 else { return Ok(()) };
         let peak = memory().peak; // without the curve's pixels
-        let root = voice.job.folder.root();
+        let root = voice.setup.folder.root();
         let curve: PathBuf = root.join("loss.png");
-        let drawn = match loss_curve(&voice.job.folder.metrics(), &curve) {
+        let drawn = match loss_curve(&voice.setup.folder.metrics(), &curve) {
             Ok(()) => format!("; loss curve {}", curve.display()),
             Err(e) => {
                 if step > 0 {
@@ -267,7 +269,7 @@ impl Voice<'_> {
         match self.metrics.write(record) {
             Ok(()) => {
                 if std::mem::take(&mut self.warned.metrics) {
-                    tracing::info!("{}: has all lines again", self.job.folder.metrics().display());
+                    tracing::info!("{}: has all lines again", self.setup.folder.metrics().display());
                 }
             }
             Err(e) if !self.metrics.waits() => return Err(e),

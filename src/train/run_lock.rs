@@ -1,9 +1,10 @@
-//! One process at a time in a run's folder: two that train there would mix their measurements and remove each other's checkpoints.
+//! Locks a run's folder for one process at a time: two that train there would mix their measurements and remove each
+//! other's checkpoints.
 //!
-//! The lock is an advisory one (`flock`) on the file `OUT/lock`, which says who holds it. The kernel frees it when the process ends,
-//! however it ends, so a file that is left means nothing. Linux passes such locks on to NFS servers (as locks of the whole file), and
-//! cluster file systems that have them (GPFS, CephFS; Lustre mounted with `-o flock`) keep processes on other hosts out too. Where a
-//! file system has no locks, the run goes on with a warning.
+//! The lock is an advisory one (`flock`) on the file `OUT/lock`, which says who holds it. The kernel frees it when the
+//! process ends, however it ends, so a file that is left means nothing. Linux passes such locks on to NFS servers (as
+//! locks of the whole file), and cluster file systems that have them (GPFS, CephFS; Lustre mounted with `-o flock`)
+//! keep processes on other hosts out too. Where a file system has no locks, the run goes on with a warning.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, Write};
@@ -15,8 +16,8 @@ use crate::files::{create_folders, open_target};
 use crate::observe::lock::{Holder, LOCK, read_holder};
 use crate::{Error, Result, terminal};
 
-/// How often the second process tries again, and how long it waits each time: `longreel status` holds the lock together with others for a
-/// moment, to see whether anybody else does.
+/// How often the second process tries again, and how long it waits each time: `longreel status` holds the lock together
+/// with others for a moment, to see whether anybody else does.
 const LOOKS: u32 = 10;
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -60,7 +61,8 @@ impl RunLock {
                 ),
                 Err(TryLockError::Error(e)) => return Err(Error::io(&path, e)),
             }
-            // Who held it before may have removed the file when it ended, after this one was opened: then it locks nobody out.
+            // Who held it before may have removed the file when it ended, after this one was opened: then it locks
+            // nobody out.
             if !is_named(&file, &path) {
                 continue;
             }
@@ -72,7 +74,8 @@ impl RunLock {
 
 impl Drop for RunLock {
     fn drop(&mut self) {
-        // While it is still locked: whoever opens the next file finds it free, and whoever has this one open finds it gone.
+        // While it is still locked: whoever opens the next file finds it free, and whoever has this one open finds it
+        // gone.
         let _ = fs::remove_file(&self.path);
         for folder in &self.made {
             let _ = fs::remove_dir(folder); // fails if there is anything in it
@@ -108,7 +111,7 @@ fn introduce(file: &mut File) -> io::Result<()> {
     file.write_all(format!("{}\n", serde_json::to_string(&holder)?).as_bytes())
 }
 
-/// The error of one who comes second.
+/// The error of a second process.
 fn taken(root: &Path, path: &Path) -> Error {
     let read = || read_holder(&File::open(path)?);
     let start = SystemTime::now();

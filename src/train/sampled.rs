@@ -1,11 +1,11 @@
-//! A sampled clip: its pixels, sharded over the ranks of its sequence, and their way to rank 0 and to a file.
+//! Takes a sampled clip's pixels, sharded over the ranks of its sequence, to rank 0 and to a file.
 
 use candle_core::Tensor;
 use std::ops::Range;
 use std::path::Path;
 
 use crate::data::write::{PngWriter, write_video};
-use crate::data::{Frames, Part, RowOrder, token_grid};
+use crate::data::{FrameRegion, Frames, RowOrder, token_grid};
 use crate::ops::read;
 use crate::parallel::{Communicator, Split};
 use crate::{Result, bail};
@@ -23,11 +23,12 @@ pub struct Sampled {
 /// The rate of clips whose data had none.
 pub const FPS_OF_IMAGES: f64 = 24.0;
 
-/// Numbers that travel to rank 0 at a time, if a line of patches has not more.
+/// Elements that travel to rank 0 at a time, unless a line of patches has more.
 const BAND: usize = 1 << 20;
 
 impl Sampled {
-    /// From this rank's `rows`, [local S, pt ph pw 3], of a clip of `size` (frames, height, width) in patches of `patch`.
+    /// From this rank's `rows`, [local S, pt ph pw 3], of a clip of `size` (frames, height, width) in patches of
+    /// `patch`.
     ///
     /// # Errors
     /// The patch does not divide the size.
@@ -35,8 +36,9 @@ impl Sampled {
         Ok(Self { rows, size, patch, grid: token_grid(size, patch)? })
     }
 
-    /// Hands the clip to rank 0 in bands: `take` is called there, with some lines of one patch of frames at a time, from top to
-    /// bottom and from first frame to last. A collective of the sequence's ranks; of the others each sends its rows.
+    /// Hands the clip to rank 0 in bands: `take` is called there, with some lines of one patch of frames at a time,
+    /// from top to bottom and from first frame to last. A collective of the sequence's ranks; of the others each sends
+    /// its rows.
     ///
     /// # Errors
     /// Those of `take`, on all ranks.
@@ -44,24 +46,24 @@ impl Sampled {
         let [times, lines, columns] = self.grid;
         let row = self.rows.dims()[1];
         let split = Split::new(times * lines * columns, comm.size());
-        let mine = split.range(comm.rank());
-        let within = |tokens: &Range<usize>, held: &Range<usize>| {
-            tokens.start.clamp(held.start, held.end)..tokens.end.clamp(held.start, held.end)
+        let own = split.range(comm.rank());
+        let within = |tokens: &Range<usize>, own: &Range<usize>| {
+            tokens.start.clamp(own.start, own.end)..tokens.end.clamp(own.start, own.end)
         };
         let band = (BAND / (columns * row)).clamp(1, lines);
         for (t, first) in (0..times).flat_map(|t| (0..lines).step_by(band).map(move |first| (t, first))) {
             let last = (first + band).min(lines);
             let tokens = (t * lines + first) * columns..(t * lines + last) * columns;
-            let to_send = within(&tokens, &mine);
+            let to_send = within(&tokens, &own);
             let empty = self.rows.narrow(0, 0, 0)?;
             let mut send = vec![empty; comm.size()];
-            send[0] = self.rows.narrow(0, to_send.start - mine.start, to_send.len())?;
+            send[0] = self.rows.narrow(0, to_send.start - own.start, to_send.len())?;
             let arriving = |rank| if comm.rank() == 0 { within(&tokens, &split.range(rank)) } else { 0..0 };
             let shapes: Vec<_> = (0..comm.size()).map(|rank| vec![arriving(rank).len(), row]).collect();
             let received = comm.all_to_all(send, &shapes)?;
             if comm.rank() == 0 {
-                let part = Part::of_tokens(tokens.clone(), self.grid, self.patch);
-                let mut pixels = Frames::black(&part, self.size[1], self.size[2]);
+                let region = FrameRegion::of_tokens(tokens.clone(), self.grid, self.patch);
+                let mut pixels = Frames::black(&region, self.size[1], self.size[2]);
                 for (rank, rows) in received.iter().enumerate() {
                     pixels.set_rows(self.patch, arriving(rank), RowOrder::ChannelLast, &read::<f32>(rows)?)?;
                 }
@@ -71,12 +73,12 @@ impl Sampled {
         Ok(())
     }
 
-    /// Writes the clip, of one frame, to the PNG `path`, by rank 0 as its lines arrive. A collective. The inner result is that of
-    /// writing: the ranks' exchange is complete then, so that a run can go on without its picture.
+    /// Writes the clip, of one frame, to the PNG `path`, by rank 0 as its lines arrive. A collective. The inner result
+    /// is that of writing: the ranks' exchange is complete then, so that a run can go on without its picture.
     ///
     /// # Errors
-    /// The clip has more frames; those of the ranks' exchange. Within: the file cannot be written; nothing is left behind or
-    /// overwritten then.
+    /// The clip has more frames; those of the ranks' exchange. Within: the file cannot be written; nothing is left
+    /// behind or overwritten then.
     pub fn write_png(&self, comm: &dyn Communicator, path: &Path) -> Result<Result<()>> {
         let [frames, height, width] = self.size;
         if frames != 1 {
@@ -94,8 +96,8 @@ impl Sampled {
         Ok(writer.and_then(|writer| writer.map_or(Ok(()), PngWriter::finish)))
     }
 
-    /// Writes the clip to `path`, as its extension says, at `fps` frames per second; a PNG of one frame line by line. A collective.
-    /// The inner result is that of writing, as of [`write_png`](Self::write_png).
+    /// Writes the clip to `path`, as its extension says, at `fps` frames per second; a PNG of one frame line by line. A
+    /// collective. The inner result is that of writing, as of [`write_png`](Self::write_png).
     ///
     /// # Errors
     /// Those of the ranks' exchange. Within: the file cannot be written.
@@ -113,7 +115,7 @@ impl Sampled {
     /// Those of the ranks' exchange.
     pub fn collect(&self, comm: &dyn Communicator) -> Result<Option<Frames>> {
         let [frames, height, width] = self.size;
-        let mut clip = (comm.rank() == 0).then(|| Frames::black(&Part::whole(0..frames, height), height, width));
+        let mut clip = (comm.rank() == 0).then(|| Frames::black(&FrameRegion::whole(0..frames, height), height, width));
         self.bands(comm, |band| {
             if let Some(clip) = &mut clip {
                 clip.place(&band);

@@ -1,8 +1,9 @@
-//! Sampling clips from a model, over the ranks of a sequence: several clips in a batch, whose state stays sharded and is moved tile
-//! by tile.
+//! Samples clips from a model, over the ranks of a sequence: several clips in a batch, whose state stays sharded and is
+//! updated tile by tile.
 //!
-//! What a clip begins from is drawn token by token from (seed, the clip's index), and nothing that the network does to one row depends on
-//! which other rows there are. So a clip has the same bits in a batch of any size, and but for rounding on any number of ranks.
+//! What a clip begins from is drawn token by token from (seed, the clip's index), and nothing that the network does to
+//! one row depends on which other rows there are. So a clip has the same bits in a batch of any size, and but for
+//! rounding on any number of ranks.
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
@@ -14,7 +15,7 @@ use crate::diffusion::{
     resolve_shift, sample_key, timestep,
 };
 use crate::engine::{Engine, Source};
-use crate::model::{Model, ModelConfig, Prompt};
+use crate::model::{Conditioning, Model, ModelConfig};
 use crate::ops::read;
 use crate::parallel::Sequence;
 use crate::{Error, Result, bail};
@@ -125,8 +126,8 @@ impl ClipSampler<'_> {
         sampled.into_iter().next().ok_or_else(|| Error::Invalid("a batch of one clip is empty".to_owned()))
     }
 
-    /// Clips that a batch holds at most where nothing else limits it: as many as bring a rank [`ENOUGH_TOKENS`]. So a batch takes no
-    /// more memory than one clip of so many tokens, whatever the network.
+    /// Clips that a batch holds at most where nothing else limits it: as many as bring a rank [`ENOUGH_TOKENS`]. So a
+    /// batch takes no more memory than one clip of so many tokens, whatever the network.
     ///
     /// # Errors
     /// The request's size does not fit the network.
@@ -135,7 +136,8 @@ impl ClipSampler<'_> {
         Ok((ENOUGH_TOKENS / tokens.div_ceil(self.sequence.all.size())).max(1)) // the same on all ranks
     }
 
-    /// Samples `clips` at once. With guidance, the two passes are one where the network may take `most` clips and they are no more.
+    /// Samples `clips` at once. With guidance, the two passes are one where the network may take `most` clips and they
+    /// are no more.
     fn sample_batch(&self, clips: &[ClipSpec], most: usize, report: &dyn Fn([usize; 2])) -> Result<Vec<Sampled>> {
         let (config, request) = (&self.model.config, self.request);
         if config.in_channels != 3 || config.out_channels != 3 {
@@ -157,15 +159,15 @@ impl ClipSampler<'_> {
 
         let shift = resolve_shift(request.shift, request.shift_base_tokens, grid.iter().product())?;
         let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, shift)?)?;
-        let (all, mut done) = (sampler.calls(), 0);
-        report([0, all]);
+        let (calls, mut done) = (sampler.calls(), 0);
+        report([0, calls]);
         let labels = clips.iter().map(|clip| clip.label).collect();
         let mut network = Network { of: self, single, both, labels, rows: x.dims()[0], given: None };
         let mut velocity = Reporting {
             network: &mut network,
             report: &mut || {
                 done += 1;
-                report([done, all])
+                report([done, calls])
             },
         };
         let rows = sampler.run_in_tiles(x, &mut velocity)?;
@@ -222,11 +224,11 @@ impl Network<'_> {
             .iter()
             .flat_map(|condition| self.labels.iter().map(move |label| label.filter(|_| *condition == Condition::Given)))
             .collect();
-        let prompt = prompt(self.of.model, &vec![timestep(sigma); labels.len()], &labels)?;
-        engine.predict(&prompt, &Input { state, rows: self.rows }, |rows, output| {
-            for (pass, part, at) in by_pass(&rows, self.rows) {
+        let conditioning = conditioning(self.of.model, &vec![timestep(sigma); labels.len()], &labels)?;
+        engine.predict(&conditioning, &Input { state, rows: self.rows }, |rows, output| {
+            for (pass, part, first) in by_pass(&rows, self.rows) {
                 let x = state(&part)?;
-                let output = output.narrow(0, at, part.len())?;
+                let output = output.narrow(0, first, part.len())?;
                 let v = self.of.objective.velocity(&output.reshape(x.shape())?, &x, sigma)?;
                 take(conditions[pass], part, &x, v)?;
             }
@@ -263,8 +265,8 @@ impl Velocity for Network<'_> {
     }
 }
 
-/// A tile's `rows` of a batch in which the state's rows come several times, once a pass: the pass, the rows of the state, and where
-/// they begin in the tile.
+/// A tile's `rows` of a batch in which the state's rows come several times, once a pass: the pass, the rows of the
+/// state, and where they begin in the tile.
 fn by_pass(rows: &Range<usize>, state: usize) -> impl Iterator<Item = (usize, Range<usize>, usize)> + use<> {
     let (start, end) = (rows.start, rows.end);
     let passes = start / state..end.div_ceil(state);
@@ -284,20 +286,20 @@ struct Input<'a> {
 impl Source for Input<'_> {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
         let mut input = vec![];
-        for (_, part, at) in by_pass(&rows, self.rows) {
+        for (_, part, first) in by_pass(&rows, self.rows) {
             let x = (self.state)(&part)?; // [n, pt ph pw C]
             let (count, row) = x.dims2()?;
-            input.resize((at + count) * row, 0.0);
-            channel_first(&read::<f32>(&x)?, row, 3, &mut input[at * row..]);
+            input.resize((first + count) * row, 0.0);
+            channel_first(&read::<f32>(&x)?, row, 3, &mut input[first * row..]);
         }
         let row = input.len() / rows.len();
         Ok(Tensor::from_vec(input, (rows.len(), row), &Device::Cpu)?)
     }
 }
 
-/// The network's prompt for samples at `timesteps` with their classes; none is the null class. Text models get one empty token:
-/// captions are not encoded here.
-pub fn prompt(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) -> Result<Prompt> {
+/// The network's conditioning of samples at `timesteps` with their classes; none is the null class. Text models get one
+/// empty token: captions are not encoded here.
+pub fn conditioning(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) -> Result<Conditioning> {
     let config = &model.config;
     let labels = match config.num_classes {
         0 => None,
@@ -307,5 +309,5 @@ pub fn prompt(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) -> Res
         0 => None,
         features => Some(Tensor::zeros((timesteps.len(), 1, features), DType::F32, &Device::Cpu)?),
     };
-    Ok(Prompt { timesteps: timesteps.to_vec(), text, labels })
+    Ok(Conditioning { timesteps: timesteps.to_vec(), text, labels })
 }

@@ -2,7 +2,7 @@
 
 use super::media::*;
 use longreel::config::Crop;
-use longreel::data::{Augment, FrameCache, Loader, Part, Request};
+use longreel::data::{Augment, FrameCache, FrameRegion, Loader, Request};
 use std::sync::Arc;
 
 const PART: u64 = 2 * 40 * 48 * 3;
@@ -24,7 +24,7 @@ fn clips_that_fit_are_decoded_once_and_equal_what_decoding_gives() {
     assert_ne!(expected[0], expected[1], "a mirrored clip is another");
 
     // One clip at a time, so that the file is gone before a clip is asked for again.
-    let mut loader = Loader::new(dataset.clone(), Part::whole(1..3, 40), 1, requests.into_iter()).unwrap();
+    let mut loader = Loader::new(dataset.clone(), FrameRegion::whole(1..3, 40), 1, requests.into_iter()).unwrap();
     let mut samples = vec![loader.next().unwrap().unwrap(), loader.next().unwrap().unwrap()];
     samples.push(loader.next().unwrap().unwrap());
     std::fs::write(folder.path().join("a.mp4"), b"gone").unwrap();

@@ -1,9 +1,10 @@
-//! Still images line by line: the pixels that decoding the whole gives, the parts that ranks hold, and how much memory that takes.
+//! Tests still images line by line: the pixels that decoding the whole gives, the regions that ranks hold, and how much
+//! memory that takes.
 
 use super::media::*;
 use longreel::config::Crop;
 use longreel::data::write::PngWriter;
-use longreel::data::{Augment, Dataset, Part, token_grid};
+use longreel::data::{Augment, Dataset, FrameRegion, token_grid};
 use longreel::parallel::Split;
 use longreel::train::progress::memory;
 use std::path::{Path, PathBuf};
@@ -68,11 +69,12 @@ fn every_kind_of_png_is_read_as_the_image_crate_reads_it() {
 }
 
 #[test]
-fn ranks_hold_the_lines_of_their_tokens() {
+fn rank_loads_only_the_lines_of_its_tokens() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
     let rgb = image::DynamicImage::from(deep()).to_rgb8();
-    let tall = image::imageops::resize(&rgb, 40, 37, image::imageops::FilterType::Triangle); // the size but for its height
+    // the size but for its height
+    let tall = image::imageops::resize(&rgb, 40, 37, image::imageops::FilterType::Triangle);
     let large = image::imageops::resize(&rgb, 93, 120, image::imageops::FilterType::Triangle);
     for (name, image) in [("same.png", &rgb), ("tall.png", &tall), ("large.png", &large), ("large.webp", &large)] {
         image.save(at(name)).unwrap();
@@ -90,8 +92,8 @@ fn ranks_hold_the_lines_of_their_tokens() {
             for ranks in [1, 2, 3, 7, 30] {
                 let mut held = 0;
                 for rank in 0..ranks {
-                    let range = Part::of_tokens(Split::new(30, ranks).range(rank), grid, [1, 4, 8]);
-                    let part = dataset.part(&clip, &augment, &range).unwrap();
+                    let range = FrameRegion::of_tokens(Split::new(30, ranks).range(rank), grid, [1, 4, 8]);
+                    let part = dataset.region(&clip, &augment, &range).unwrap();
                     held += part.data.len();
                     let bytes = range.lines.start * 120..range.lines.end * 120;
                     assert_eq!(part.lines, range.lines);
@@ -103,7 +105,7 @@ fn ranks_hold_the_lines_of_their_tokens() {
         }
     }
     let clip = dataset.clip(0);
-    let refused = |frames, lines| message(dataset.part(&clip, &Augment::PLAIN, &Part { frames, lines }));
+    let refused = |frames, lines| message(dataset.region(&clip, &Augment::PLAIN, &FrameRegion { frames, lines }));
     assert!(refused(0..1, 8..25).contains("lines 8..25"));
     assert!(refused(0..1, 8..8).contains("lines 8..8"));
     assert!(refused(0..2, 0..8).contains("frames 0..2"));
@@ -188,7 +190,8 @@ fn child_decodes_a_quarter() {
     let [height, width] = LARGE;
     let dataset = open(&config(1, height, width), &place());
     let lines = height / 2..height * 3 / 4;
-    let part = dataset.part(&dataset.clip(0), &Augment::PLAIN, &Part { frames: 0..1, lines: lines.clone() }).unwrap();
+    let part =
+        dataset.region(&dataset.clip(0), &Augment::PLAIN, &FrameRegion { frames: 0..1, lines: lines.clone() }).unwrap();
     for (y, line) in lines.zip(part.data.chunks_exact(width * 3)) {
         assert_eq!((line[0], line[48 * 7 + 5]), ((y / 16) as u8, (7 ^ (y / 16)) as u8), "line {y}");
     }
@@ -199,7 +202,7 @@ fn child_decodes_a_quarter() {
 #[ignore = "run by another test, in a process of its own"]
 fn child_shrinks_to_a_quarter_of_1080_lines() {
     let dataset = open(&config(1, 1080, 1920), &place());
-    let part = Part { frames: 0..1, lines: 540..810 };
-    assert_eq!(dataset.part(&dataset.clip(0), &Augment::PLAIN, &part).unwrap().data.len(), 270 * 1920 * 3);
+    let part = FrameRegion { frames: 0..1, lines: 540..810 };
+    assert_eq!(dataset.region(&dataset.clip(0), &Augment::PLAIN, &part).unwrap().data.len(), 270 * 1920 * 3);
     peak();
 }

@@ -1,8 +1,8 @@
-//! The order of clips and the prefetch queue.
+//! Tests the order of clips and the prefetch queue.
 
 use super::media::*;
 use longreel::config::Crop;
-use longreel::data::{Augment, Dataset, Loader, Part, Request, token_grid};
+use longreel::data::{Augment, Dataset, FrameRegion, Loader, Request, token_grid};
 use longreel::parallel::Split;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ fn every_epoch_goes_through_all_clips_in_an_order_of_its_own() {
 }
 
 #[test]
-fn order_crops_and_flips_hang_on_the_position_alone() {
+fn order_crops_and_flips_depend_on_the_position_alone() {
     let (_folder, dataset) = eleven();
     let whole: Vec<Request> = (0..36).map(|p| dataset.training(3, p)).collect();
     for ranks in [1u64, 2, 3] {
@@ -61,7 +61,7 @@ fn order_crops_and_flips_hang_on_the_position_alone() {
 }
 
 #[test]
-fn ranks_together_hold_the_whole_clip_and_each_only_its_part() {
+fn ranks_load_disjoint_regions_that_cover_the_clip() {
     let (_folder, dataset) = eleven();
     let patch = [2, 8, 8];
     let grid = token_grid([4, 40, 48], patch).unwrap();
@@ -72,8 +72,8 @@ fn ranks_together_hold_the_whole_clip_and_each_only_its_part() {
         let whole = dataset.frames(&clip, &request.augment, 0..4).unwrap();
         for ranks in [1, 2, 3, 7] {
             for rank in 0..ranks {
-                let range = Part::of_tokens(Split::new(tokens, ranks).range(rank), grid, patch);
-                let part = dataset.part(&clip, &request.augment, &range).unwrap();
+                let range = FrameRegion::of_tokens(Split::new(tokens, ranks).range(rank), grid, patch);
+                let part = dataset.region(&clip, &request.augment, &range).unwrap();
                 assert_eq!((part.first, part.count()), (range.frames.start, range.frames.len()));
                 for (i, n) in range.frames.enumerate() {
                     let lines = range.lines.start * 48 * 3..range.lines.end * 48 * 3;
@@ -90,7 +90,7 @@ fn the_loader_gives_the_clips_in_order() {
     for prefetch in [1, 2, 5, 40] {
         let requests: Vec<Request> = (4..30).map(|p| dataset.training(9, p)).collect();
         let loader =
-            Loader::new(dataset.clone(), Part::whole(1..3, 40), prefetch, requests.clone().into_iter()).unwrap();
+            Loader::new(dataset.clone(), FrameRegion::whole(1..3, 40), prefetch, requests.clone().into_iter()).unwrap();
         let samples: Vec<_> = loader.map(Result::unwrap).collect();
         assert_eq!(samples.len(), requests.len());
         for (sample, request) in samples.iter().zip(&requests) {
@@ -102,7 +102,7 @@ fn the_loader_gives_the_clips_in_order() {
 }
 
 #[test]
-fn the_queue_is_bounded() {
+fn loader_queue_is_bounded() {
     let (_folder, dataset) = eleven();
     let asked = Arc::new(AtomicUsize::new(0));
     let (count, source) = (asked.clone(), dataset.clone());
@@ -110,7 +110,7 @@ fn the_queue_is_bounded() {
         count.fetch_add(1, Ordering::SeqCst);
         source.training(2, p)
     });
-    let mut loader = Loader::new(dataset, Part::whole(0..4, 40), 3, requests).unwrap();
+    let mut loader = Loader::new(dataset, FrameRegion::whole(0..4, 40), 3, requests).unwrap();
     for taken in 0..6 {
         let start = Instant::now();
         while asked.load(Ordering::SeqCst) < taken + 3 && start.elapsed() < Duration::from_secs(20) {
@@ -124,11 +124,11 @@ fn the_queue_is_bounded() {
 }
 
 #[test]
-fn a_damaged_clip_is_an_error_in_its_place_and_the_last_thing() {
+fn damaged_clip_is_an_error_in_its_place_and_ends_the_loader() {
     let (folder, dataset) = eleven();
     std::fs::write(folder.path().join("b.mkv"), b"gone").unwrap();
     let requests: Vec<Request> = [0, 1, 2, 9, 3, 4, 5].into_iter().map(|clip| dataset.plain(clip)).collect();
-    let mut loader = Loader::new(dataset.clone(), Part::whole(0..4, 40), 2, requests.into_iter()).unwrap();
+    let mut loader = Loader::new(dataset.clone(), FrameRegion::whole(0..4, 40), 2, requests.into_iter()).unwrap();
     for _ in 0..3 {
         loader.next().unwrap().unwrap();
     }
@@ -137,13 +137,13 @@ fn a_damaged_clip_is_an_error_in_its_place_and_the_last_thing() {
     assert!(loader.next().is_none() && loader.next().is_none());
 
     let mut loader =
-        Loader::new(dataset.clone(), Part::whole(0..4, 40), 2, std::iter::once(dataset.plain(11))).unwrap();
+        Loader::new(dataset.clone(), FrameRegion::whole(0..4, 40), 2, std::iter::once(dataset.plain(11))).unwrap();
     assert!(message(loader.next().unwrap()).contains("there are 11"));
     let panics = (0..3u64).map({
         let dataset = dataset.clone();
         move |i| if i < 1 { dataset.plain(0) } else { panic!("on purpose") }
     });
-    let mut loader = Loader::new(dataset, Part::whole(0..4, 40), 2, panics).unwrap();
+    let mut loader = Loader::new(dataset, FrameRegion::whole(0..4, 40), 2, panics).unwrap();
     loader.next().unwrap().unwrap();
     assert!(message(loader.next().unwrap()).contains("panicked"));
     assert!(loader.next().is_none());
@@ -155,7 +155,8 @@ fn dropping_the_loader_early_stops_it_promptly() {
     for taken in [0, 1, 3] {
         let source = dataset.clone();
         let mut loader =
-            Loader::new(dataset.clone(), Part::whole(0..4, 40), 4, (0..).map(move |p| source.training(2, p))).unwrap();
+            Loader::new(dataset.clone(), FrameRegion::whole(0..4, 40), 4, (0..).map(move |p| source.training(2, p)))
+                .unwrap();
         for _ in 0..taken {
             loader.next().unwrap().unwrap();
         }

@@ -1,7 +1,7 @@
-//! Arithmetic without files: windows, resampling, patch rows.
+//! Tests arithmetic without files: windows, resampling, patch rows.
 
 use super::media::message;
-use longreel::data::{Cut, Frames, Part, RowOrder, level, resample, token_grid};
+use longreel::data::{FrameRegion, Frames, RowOrder, Windows, resample, token_grid, u8_to_unit};
 use longreel::parallel::Split;
 use proptest::prelude::*;
 
@@ -9,8 +9,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn windows_fit_do_not_overlap_and_leave_less_than_one(n in 0usize..400, frames in 1usize..20, stride in 1usize..9) {
-        let cut = Cut { frames, stride };
+    fn windows_do_not_overlap_and_leave_less_than_one(n in 0usize..400, frames in 1usize..20, stride in 1usize..9) {
+        let cut = Windows { frames, stride };
         let count = cut.count(n);
         prop_assert_eq!(count == 0, cut.missing(n) > 0);
         prop_assert_eq!(cut.count(n + cut.missing(n)), count.max(1));
@@ -63,7 +63,7 @@ proptest! {
             let expected = plain_rows(&whole, patch, grid, order);
             for rank in 0..parts {
                 let tokens = Split::new(total, parts).range(rank);
-                let range = Part::of_tokens(tokens.clone(), grid, patch);
+                let range = FrameRegion::of_tokens(tokens.clone(), grid, patch);
                 prop_assert_eq!(&range, &plain_part(tokens.clone(), patch, grid));
                 let held = part(&whole, &range);
                 let mut rows = vec![9.0; tokens.len() * row];
@@ -82,7 +82,7 @@ proptest! {
 }
 
 fn noise([frames, height, width]: [usize; 3], seed: u64) -> Frames {
-    let mut frames = Frames::black(&Part::whole(0..frames, height), height, width);
+    let mut frames = Frames::black(&FrameRegion::whole(0..frames, height), height, width);
     let mut state = seed | 1;
     for value in &mut frames.data {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -91,7 +91,7 @@ fn noise([frames, height, width]: [usize; 3], seed: u64) -> Frames {
     frames
 }
 
-fn part(whole: &Frames, range: &Part) -> Frames {
+fn part(whole: &Frames, range: &FrameRegion) -> Frames {
     let mut part = Frames::black(range, whole.height, whole.width);
     let line = whole.width * 3;
     let lines = range.frames.clone().flat_map(|f| range.lines.clone().map(move |y| f * whole.height + y));
@@ -102,24 +102,27 @@ fn part(whole: &Frames, range: &Part) -> Frames {
 }
 
 /// Which frames and lines the tokens' pixels lie in: from the first to the last there is one of.
-fn plain_part(tokens: std::ops::Range<usize>, patch: [usize; 3], [_, gh, gw]: [usize; 3]) -> Part {
+fn plain_part(tokens: std::ops::Range<usize>, patch: [usize; 3], [_, gh, gw]: [usize; 3]) -> FrameRegion {
     let (mut frames, mut lines) = (vec![], vec![]);
     for token in tokens {
         let (t, h) = (token / (gh * gw), token / gw % gh);
         frames.extend(t * patch[0]..(t + 1) * patch[0]);
         lines.extend(h * patch[1]..(h + 1) * patch[1]);
     }
-    let (Some(&first), Some(&last)) = (frames.first(), frames.last()) else { return Part::whole(0..0, gh * patch[1]) };
+    let (Some(&first), Some(&last)) = (frames.first(), frames.last()) else {
+        return FrameRegion::whole(0..0, gh * patch[1]);
+    };
     let several = last + 1 - first > patch[0];
     let lines = if several { 0..gh * patch[1] } else { lines[0]..lines[lines.len() - 1] + 1 };
-    Part { frames: first..last + 1, lines }
+    FrameRegion { frames: first..last + 1, lines }
 }
 
 /// All rows, value by value, straight from the definition.
 fn plain_rows(clip: &Frames, [pt, ph, pw]: [usize; 3], [gt, gh, gw]: [usize; 3], order: RowOrder) -> Vec<f32> {
     let mut rows = Vec::new();
-    let value =
-        |f: usize, y: usize, x: usize, c: usize| level(clip.data[((f * clip.height + y) * clip.width + x) * 3 + c]);
+    let value = |f: usize, y: usize, x: usize, c: usize| {
+        u8_to_unit(clip.data[((f * clip.height + y) * clip.width + x) * 3 + c])
+    };
     for token in 0..gt * gh * gw {
         let (t, h, w) = (token / (gh * gw), token / gw % gh, token % gw);
         for i in 0..3 * pt * ph * pw {
@@ -134,10 +137,10 @@ fn plain_rows(clip: &Frames, [pt, ph, pw]: [usize; 3], [gt, gh, gw]: [usize; 3],
 }
 
 #[test]
-fn levels_reach_from_minus_one_to_one_and_back() {
-    assert_eq!((level(0), level(255)), (-1.0, 1.0));
-    let mut frames = Frames::black(&Part::whole(0..1, 1), 1, 256);
-    let rows: Vec<f32> = (0..=255u8).flat_map(|v| [level(v); 3]).collect();
+fn u8_to_unit_covers_minus_one_to_one_and_round_trips() {
+    assert_eq!((u8_to_unit(0), u8_to_unit(255)), (-1.0, 1.0));
+    let mut frames = Frames::black(&FrameRegion::whole(0..1, 1), 1, 256);
+    let rows: Vec<f32> = (0..=255u8).flat_map(|v| [u8_to_unit(v); 3]).collect();
     frames.set_rows([1, 1, 1], 0..256, RowOrder::ChannelLast, &rows).unwrap();
     assert_eq!(frames.data, (0..=255u8).flat_map(|v| [v; 3]).collect::<Vec<_>>());
     let wild = [-7.0, 3.0, f32::NAN];
@@ -146,9 +149,9 @@ fn levels_reach_from_minus_one_to_one_and_back() {
 }
 
 #[test]
-fn rows_that_cannot_be_made_are_errors() {
+fn patch_rows_outside_the_region_are_an_error() {
     let frames = noise([4, 8, 8], 1);
-    let held = part(&frames, &Part::whole(2..4, 8));
+    let held = part(&frames, &FrameRegion::whole(2..4, 8));
     let mut rows = vec![0.0; 4 * 24];
     let mut ask =
         |patch, tokens, len: usize| message(held.patch_rows(patch, tokens, RowOrder::ChannelLast, &mut rows[..len]));
@@ -159,20 +162,20 @@ fn rows_that_cannot_be_made_are_errors() {
     assert!(ask([2, 2, 2], 16..17, 23).contains("buffer of 23"));
     assert!(message(token_grid([5, 8, 8], [2, 2, 2])).contains("frames 5"));
     assert_eq!(token_grid([4, 8, 6], [2, 4, 3]).unwrap(), [2, 2, 2]);
-    assert_eq!(Part::of_tokens(5..5, [2, 2, 2], [2, 2, 2]), Part::whole(0..0, 4));
-    assert_eq!(Part::of_tokens(3..5, [2, 2, 2], [2, 2, 2]), Part::whole(0..4, 4));
+    assert_eq!(FrameRegion::of_tokens(5..5, [2, 2, 2], [2, 2, 2]), FrameRegion::whole(0..0, 4));
+    assert_eq!(FrameRegion::of_tokens(3..5, [2, 2, 2], [2, 2, 2]), FrameRegion::whole(0..4, 4));
     held.patch_rows([2, 2, 2], 16..32, RowOrder::ChannelLast, &mut vec![0.0; 16 * 24]).unwrap();
-    let line = part(&frames, &Part { frames: 2..4, lines: 2..4 });
+    let line = part(&frames, &FrameRegion { frames: 2..4, lines: 2..4 });
     let error = message(line.patch_rows([2, 2, 2], 23..25, RowOrder::ChannelLast, &mut [0.0; 48]));
     assert!(error.contains("lines 2..6") && error.contains("lines 2..4, are held"), "{error}");
 }
 
 #[test]
-fn parts_are_placed_where_they_belong() {
+fn regions_are_placed_at_their_lines_and_frames() {
     let whole = noise([3, 6, 4], 9);
-    let mut back = Frames::black(&Part { frames: 1..3, lines: 1..6 }, 6, 4);
+    let mut back = Frames::black(&FrameRegion { frames: 1..3, lines: 1..6 }, 6, 4);
     for (frames, lines) in [(0..2, 0..3), (1..3, 3..5), (2..3, 0..3), (1..3, 5..6)] {
-        back.place(&part(&whole, &Part { frames, lines }));
+        back.place(&part(&whole, &FrameRegion { frames, lines }));
     }
-    assert_eq!(back, part(&whole, &Part { frames: 1..3, lines: 1..6 }));
+    assert_eq!(back, part(&whole, &FrameRegion { frames: 1..3, lines: 1..6 }));
 }

@@ -1,5 +1,5 @@
-//! Two communicators of a process, called by two threads: their exchanges have one order on all ranks, or ranks could wait for each other
-//! for ever, where the GPU has one queue for both.
+//! Tests two communicators of a process, called by two threads: their exchanges have one order on all ranks, or ranks
+//! could wait for each other for ever, where the GPU has one queue for both.
 
 use candle_core::{Device, Tensor};
 use longreel::parallel::{Launch, Limits};
@@ -13,10 +13,11 @@ const NAME: &str = "communicators::exchanges_of_two_threads_have_one_order";
 /// Long against what starts a thread.
 const LATE: Duration = Duration::from_millis(300);
 
-/// What a rank does, ten times: another thread gathers while its own thread does; on rank 0 the one comes late, on rank 1 the other.
+/// What a rank does, ten times: another thread gathers while its own thread does; on rank 0 the one comes late, on rank
+/// 1 the other.
 fn rank(launch: &Launch) {
     let done = launch.run(2, |comm| {
-        let aside = comm.aside()?;
+        let aside = comm.dup()?;
         let rank = comm.rank();
         let gathered =
             |x: u32, device: &Device| -> longreel::Result<Tensor> { Ok(Tensor::new(&[x + rank as u32], device)?) };

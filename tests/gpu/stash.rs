@@ -1,10 +1,11 @@
-//! The stash on a GPU copies what was computed, not what lay there before: milliseconds of attention stand before all that is put, so
-//! that a copy which does not wait comes too early. On the emulated driver such a copy ends the process, however short the work.
+//! Tests the stash on a GPU: it copies what was computed, not what lay there before. Milliseconds of attention stand
+//! before all that is put, so that a copy which does not wait comes too early. On the emulated driver such a copy ends
+//! the process, however short the work.
 
 use candle_core::{DType, Device, Tensor};
 use longreel::attention::flash;
 use longreel::config::{Compute, Place, Stash as Settings};
-use longreel::engine::stash::{Attention, Saved, Shapes, Stash};
+use longreel::engine::stash::{Attention, Residuals, Shapes, Stash};
 use tempfile::TempDir;
 
 use super::{gpu, normal, values};
@@ -21,7 +22,8 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// Attention on 32K tokens of 12 heads takes some 15 ms of an H200 (arithmetic), a copy of 16 MB to the host 0.3 ms.
+    /// Attention on 32K tokens of 12 heads takes some 15 ms of an H200 (arithmetic), a copy of 16 MB to the host 0.3
+    /// ms.
     fn new(gpu: &Device) -> Self {
         let name = gpu.as_cuda_device().unwrap().cuda_stream().context().name().unwrap();
         match name.as_str() {
@@ -48,9 +50,9 @@ impl Work {
     }
 }
 
-/// A block of `number`s in buffers of zeros, which are filled after the work: x as tiles fill it, o and lse as groups of heads are
-/// joined.
-fn computed(sizes: &Sizes, work: &Work, number: f64, gpu: &Device) -> Saved {
+/// A block of `number`s in buffers of zeros, which are filled after the work: x as tiles fill it, o and lse as groups
+/// of heads are joined.
+fn computed(sizes: &Sizes, work: &Work, number: f64, gpu: &Device) -> Residuals {
     let Sizes { rows, width, .. } = *sizes;
     let x = Tensor::zeros((rows, width), DType::F32, gpu).unwrap();
     let part = |dims: &[usize]| (Tensor::ones(dims, DType::F32, gpu).unwrap() * number).unwrap();
@@ -60,7 +62,7 @@ fn computed(sizes: &Sizes, work: &Work, number: f64, gpu: &Device) -> Saved {
     x.slice_set(&tile, 0, 0).unwrap();
     x.slice_set(&tile, 0, rows / 2).unwrap();
     let o = Tensor::cat(&[&half, &half], 1).unwrap();
-    Saved { x, attention: Some(Attention { o, lse: Tensor::cat(&[&heads, &heads], 1).unwrap() }) }
+    Residuals { x, attention: Some(Attention { o, lse: Tensor::cat(&[&heads, &heads], 1).unwrap() }) }
 }
 
 fn only(what: &str, t: &Tensor, number: usize) {
@@ -85,7 +87,7 @@ fn the_stash_gives_back_what_was_computed() {
             // A block is used late: the buffers that it is lent may not be read into before.
             let mut used = vec![];
             for i in (0..BLOCKS).rev() {
-                let Saved { x, attention } = stash.take(i).unwrap();
+                let Residuals { x, attention } = stash.take(i).unwrap();
                 let Attention { o, lse } = attention.unwrap();
                 work.begin();
                 used.push((i, [x, o, lse].map(|t| t.force_contiguous().unwrap())));

@@ -1,7 +1,7 @@
-//! Time, text and classes: the null class, gradients that reach the rows that were used, and prompts that do not fit;
-//! and the fixed positions of the embedding.
+//! Tests time, text and classes: the null class, gradients that reach the rows that were used, and conditioning that
+//! does not fit; and the fixed positions of the embedding.
 
-use super::{Helpers, normal, prompt, random, tiny};
+use super::{Helpers, conditioning, normal, random, tiny};
 use candle_core::{DType, Device, Tensor};
 use longreel::model::{Conditioner, Model, ModelConfig};
 use longreel::ops::Param;
@@ -20,7 +20,7 @@ fn gradients_reach_exactly_the_classes_used() {
     let model = random(&config, DType::F64);
     let run = |labels: &[usize]| {
         model.zero_grads().unwrap();
-        let condition = model.conditioner.forward(&prompt(&config, labels, DType::F64)).unwrap();
+        let condition = model.conditioner.forward(&conditioning(&config, labels, DType::F64)).unwrap();
         fill(&condition.time, 1);
         model.conditioner.backward(&condition).unwrap();
         let rows: Vec<Vec<f64>> = model.flat(TABLE, true).chunks(config.width()).map(<[f64]>::to_vec).collect();
@@ -50,7 +50,7 @@ fn a_class_moves_the_condition_of_its_sample_alone() {
     let config = tiny();
     let model = random(&config, DType::F64);
     let time = |labels: &[usize]| -> Vec<Vec<f64>> {
-        model.conditioner.forward(&prompt(&config, labels, DType::F64)).unwrap().time.value.to_vec2().unwrap()
+        model.conditioner.forward(&conditioning(&config, labels, DType::F64)).unwrap().time.value.to_vec2().unwrap()
     };
     let rows: Vec<Vec<f64>> = model.flat(TABLE, false).chunks(24).map(<[f64]>::to_vec).collect();
     let (a, b) = (time(&[0, 2]), time(&[0, 4]));
@@ -62,11 +62,11 @@ fn a_class_moves_the_condition_of_its_sample_alone() {
 
 /// Gradients collected from tiles are set back to zero, and the condition serves again.
 #[test]
-fn a_condition_serves_again_after_zeroing() {
+fn condition_can_be_reused_after_zero_grad() {
     for dtype in [DType::F32, DType::F64] {
         let config = tiny();
         let model = random(&config, dtype);
-        let condition = model.conditioner.forward(&prompt(&config, &[0, 1], dtype)).unwrap();
+        let condition = model.conditioner.forward(&conditioning(&config, &[0, 1], dtype)).unwrap();
         let leaves = [&condition.time, &condition.modulation, condition.text.as_ref().unwrap()];
         leaves.iter().for_each(|leaf| fill(leaf, 1));
         Conditioner::zero_grad(&condition).unwrap();
@@ -78,18 +78,18 @@ fn a_condition_serves_again_after_zeroing() {
 }
 
 #[test]
-fn prompts_that_do_not_fit_the_model_are_refused() {
+fn conditioning_that_does_not_fit_the_model_is_an_error() {
     let with = |change: &dyn Fn(&mut ModelConfig)| {
         let mut config = tiny();
         change(&mut config);
         config
     };
-    let refused = |config: &ModelConfig, edit: &dyn Fn(&mut longreel::model::Prompt), words: &[&str]| {
+    let refused = |config: &ModelConfig, edit: &dyn Fn(&mut longreel::model::Conditioning), words: &[&str]| {
         let model = Model::zeros(config, DType::F32, false).unwrap();
-        let mut prompt = prompt(config, &[0, 1], DType::F32);
-        assert!(model.conditioner.forward(&prompt).is_ok());
-        edit(&mut prompt);
-        let said = model.conditioner.forward(&prompt).err().expect("refused").to_string();
+        let mut conditioning = conditioning(config, &[0, 1], DType::F32);
+        assert!(model.conditioner.forward(&conditioning).is_ok());
+        edit(&mut conditioning);
+        let said = model.conditioner.forward(&conditioning).err().expect("refused").to_string();
         assert!(words.iter().all(|word| said.contains(word)), "{words:?} not in: {said}");
     };
     let text = |shape: (usize, usize, usize)| Some(Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap());

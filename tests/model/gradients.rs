@@ -1,11 +1,11 @@
-//! The gradient of a whole network through the engine: finite and non-zero for every number of every parameter, and
-//! equal to finite differences of the loss, with two samples and tiles that straddle them.
+//! Tests the gradient of a whole network through the engine: finite and non-zero for every element of every parameter,
+//! and equal to finite differences of the loss, with two samples and tiles that straddle them.
 
-use super::{Helpers, normal, prompt, random, tiny};
+use super::{Helpers, conditioning, normal, random, tiny};
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
 use longreel::engine::{Engine, Objective, Source};
-use longreel::model::{Model, ModelConfig, Prompt};
+use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::ops::write;
 use longreel::parallel::{Sequence, Single};
 use std::cell::Cell;
@@ -51,13 +51,13 @@ fn engine(model: &Model, tile: usize) -> Engine<'_> {
 }
 
 /// The loss by prediction alone.
-fn loss(engine: &Engine, prompt: &Prompt, objective: &Quadratic) -> f64 {
+fn loss(engine: &Engine, conditioning: &Conditioning, objective: &Quadratic) -> f64 {
     let total = Cell::new(0.0);
     let take = |rows, y| {
         total.set(total.get() + objective.loss(rows, &y)?.0);
         Ok(())
     };
-    engine.predict(prompt, objective, take).unwrap();
+    engine.predict(conditioning, objective, take).unwrap();
     total.get()
 }
 
@@ -91,8 +91,8 @@ fn every_parameter_has_a_finite_non_zero_gradient() {
                 let values = |name: &str| Ok(model.flat(name, false).into_iter().map(|v| v as f32).collect());
                 model = Model::load(&config, dtype, true, values).unwrap();
             }
-            let prompt = prompt(&config, &LABELS, dtype);
-            engine(&model, 5).loss_and_gradients(&prompt, &Quadratic::new(&config, dtype)).unwrap();
+            let conditioning = conditioning(&config, &LABELS, dtype);
+            engine(&model, 5).loss_and_gradients(&conditioning, &Quadratic::new(&config, dtype)).unwrap();
             for name in model.names() {
                 let gradient = model.flat(&name, true);
                 assert!(gradient.iter().all(|g| g.is_finite()), "{variant}: {name} has a gradient that is not finite");
@@ -112,10 +112,11 @@ fn gradients_are_those_of_finite_differences() {
     const H: f64 = 1e-3;
     for (variant, config) in variants() {
         let model = random(&config, DType::F64);
-        let (prompt, objective) = (prompt(&config, &LABELS, DType::F64), Quadratic::new(&config, DType::F64));
+        let (conditioning, objective) =
+            (conditioning(&config, &LABELS, DType::F64), Quadratic::new(&config, DType::F64));
         let engine = engine(&model, 5);
-        let total = engine.loss_and_gradients(&prompt, &objective).unwrap();
-        assert!((total - loss(&engine, &prompt, &objective)).abs() < 1e-12 * total.abs(), "{variant}");
+        let total = engine.loss_and_gradients(&conditioning, &objective).unwrap();
+        assert!((total - loss(&engine, &conditioning, &objective)).abs() < 1e-12 * total.abs(), "{variant}");
         let mut worst = 0f64;
         for unit in &model.units {
             for entry in &unit.entries {
@@ -135,7 +136,7 @@ fn gradients_are_those_of_finite_differences() {
                             .unwrap()
                         };
                         shift(1.0);
-                        let loss = loss(&engine, &prompt, &objective);
+                        let loss = loss(&engine, &conditioning, &objective);
                         shift(-1.0);
                         loss
                     };
@@ -154,13 +155,14 @@ fn gradients_are_those_of_finite_differences() {
 /// Tiles are how it is computed, not what: any tile gives the same loss and gradients; and a second backward adds the
 /// same again.
 #[test]
-fn tiles_change_nothing_and_gradients_add_up() {
+fn gradients_are_the_same_for_any_tile_and_add_up() {
     let config = tiny();
-    let (prompt, objective) = (prompt(&config, &LABELS, DType::F64), Quadratic::new(&config, DType::F64));
+    let (conditioning, objective) = (conditioning(&config, &LABELS, DType::F64), Quadratic::new(&config, DType::F64));
     let run = |tile: usize, times: usize| {
         let model = random(&config, DType::F64);
         let engine = engine(&model, tile);
-        let losses: Vec<f64> = (0..times).map(|_| engine.loss_and_gradients(&prompt, &objective).unwrap()).collect();
+        let losses: Vec<f64> =
+            (0..times).map(|_| engine.loss_and_gradients(&conditioning, &objective).unwrap()).collect();
         let gradients: Vec<Vec<f64>> = model.names().iter().map(|name| model.flat(name, true)).collect();
         (losses[0], gradients, model.names())
     };

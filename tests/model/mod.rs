@@ -1,5 +1,5 @@
-//! The network: its names, shapes and sizes, its config.json, patches, initial values, conditions, and the gradient of
-//! the whole against finite differences.
+//! Tests the network: its names, shapes and sizes, its config.json, patches, initial values, conditions, and the
+//! gradient of the whole against finite differences.
 //!
 //! Not here: agreement with diffusers' numbers (`golden.rs`), single ops (`ops/`), ranks against one another
 //! (`engine.rs`).
@@ -12,7 +12,7 @@ mod patches;
 mod shapes;
 
 use candle_core::{DType, Device, Tensor};
-use longreel::model::{Model, ModelConfig, Prompt};
+use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::rng::{Key, Purpose};
 
 /// A small network with everything on: text, classes, positions, a normalisation before cross-attention.
@@ -87,8 +87,8 @@ impl Helpers for Model {
     }
 }
 
-/// A prompt of as many samples as `labels`, for whatever the model has.
-fn prompt(config: &ModelConfig, labels: &[usize], dtype: DType) -> Prompt {
+/// Conditioning of as many samples as `labels`, for whatever the model has.
+fn conditioning(config: &ModelConfig, labels: &[usize], dtype: DType) -> Conditioning {
     let b = labels.len();
     let text = |features: usize| {
         Tensor::from_vec(normal(500, b * 3 * features), (b, 3, features), &Device::Cpu)
@@ -96,7 +96,7 @@ fn prompt(config: &ModelConfig, labels: &[usize], dtype: DType) -> Prompt {
             .to_dtype(dtype)
             .unwrap()
     };
-    Prompt {
+    Conditioning {
         timesteps: (0..b).map(|i| 1000.0 * (i as f64 + 0.7) / (b as f64 + 0.4)).collect(),
         text: (config.text_dim > 0).then(|| text(config.text_dim)),
         labels: (config.num_classes > 0).then(|| labels.to_vec()),

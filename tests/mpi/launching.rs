@@ -1,4 +1,4 @@
-//! The files of examples/launch and the script of two hosts: what they start trains.
+//! Tests that what the files of examples/launch and the script of two hosts start trains.
 
 use super::*;
 use crate::train::{Place, longreel};
@@ -85,7 +85,7 @@ fn the_batch_script_for_gpus_gives_each_task_its_rank_and_each_job_a_secret_of_i
     let names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LONGREEL_JOB_SECRET"];
     for (rank, task) in first.iter().enumerate() {
         let get = |name: &str| names.iter().position(|known| *known == name).map(|i| task[i].clone());
-        let job = longreel::parallel::Job::from(get).unwrap();
+        let job = longreel::parallel::TorchrunEnv::from(get).unwrap();
         assert_eq!((job.rank, job.size, job.local, job.host.as_str(), job.port), (rank, 4, rank % 2, "a1", 24_567));
         assert_eq!(task[6..], ["train", "run", "config.toml"]);
         assert!(task[5].len() == 64 && task[5] == first[0][5], "all of a job have the same");
@@ -110,7 +110,7 @@ fn the_job_of_kubernetes_with_gpus_tells_its_pods_their_ranks_and_its_secret() {
         "WORLD_SIZE" | "LOCAL_RANK" | "MASTER_ADDR" | "MASTER_PORT" => Some(value(name)),
         _ => None,
     };
-    let job = longreel::parallel::Job::from(get).unwrap();
+    let job = longreel::parallel::TorchrunEnv::from(get).unwrap();
     assert_eq!((job.size, job.host.as_str()), (2, "longreel-0.longreel"));
     assert_eq!(after("- name: LONGREEL_JOB_SECRET")[..2], ["valueFrom:", "secretKeyRef:"], "not in this file");
     assert!(after("- name: RANK")[2].ends_with("['batch.kubernetes.io/job-completion-index']"));

@@ -1,8 +1,8 @@
-//! Ranks as processes under mpirun: the collectives give the bits that threads give, so do runs; and whatever happens to one process,
-//! all end, soon, with what it was.
+//! Tests ranks as processes under mpirun: the collectives give the bits that threads give, so do runs; and whatever
+//! happens to one process, all end, soon, with what it was.
 //!
-//! Ranks of a collective's test are this test binary again, started by mpirun on [`child`], an ignored test that runs what
-//! `LONGREEL_TEST_WORK` names.
+//! Ranks of a collective's test are this test binary again, started by mpirun on [`child`], an ignored test that runs
+//! what `LONGREEL_TEST_WORK` names.
 
 mod collectives;
 mod failures;
@@ -78,7 +78,7 @@ fn child() {
                 eprintln!("error: {e}");
             }
         };
-        launch.conduct(work, report)
+        launch.run_to_exit(work, report)
     });
     std::process::exit(i32::from(outcome.map_err(|e: Error| e.to_string()).is_err()));
 }

@@ -1,18 +1,18 @@
-//! The linear layer, in full precision and with operands rounded to bf16.
+//! Tests the linear layer, in full precision and with operands rounded to bf16.
 
 use super::norm::gathered;
 use super::{Op, RUNS, SAMPLES, close, normal, values};
 use candle_core::{DType, Device, Tensor, Var};
-use longreel::ops::cpu::Path;
+use longreel::ops::cpu::Isa;
 use longreel::ops::{Linear, Param, Rows, Tape, plain};
 
 fn layer(params: &[Param], bf16: bool) -> Linear {
     Linear::new(params[0].clone(), params[1].clone(), bf16)
 }
 
-/// Every vector unit this CPU has.
-fn paths() -> impl Iterator<Item = Path> {
-    Path::ALL.into_iter().filter(|path| path.is_available())
+/// Every instruction set that this CPU has.
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
 }
 
 #[test]
@@ -32,12 +32,13 @@ fn linear() {
 }
 
 #[test]
-fn linear_with_what_follows_it() {
+fn fused_linear_epilogues_match_the_plain_form() {
     for (n, start, tokens) in RUNS {
         let at = Rows { start, tokens };
         for (inner, out) in [(24, 40), (40, 7), (33, 1)] {
             let (x, residual) = (normal(1, (n, inner)), normal(6, (n, out)));
-            // Small weights, and small inputs to GELU: sums stay where GELU's curve is gentle enough for finite differences.
+            // Small weights, and small inputs to GELU: sums stay where GELU's curve is gentle enough for finite
+            // differences.
             let params = || vec![(normal(2, (out, inner)) * 0.05).unwrap(), normal(3, out)];
             Op {
                 name: format!("linear and gelu [{n}, {inner}] to {out}"),
@@ -88,11 +89,11 @@ fn accumulate_gives_the_weight_gradients_of_backward() {
     }
 }
 
-/// On every unit, in f32 and bf16, each of the three products is that of the (rounded) operands with an f32 sum, and the bias
-/// gradient is not rounded. Sizes around the tiles' 6 rows, the panels' 48 and 64 lanes, the tasks' 96 rows, and the runs of
-/// 96 words of a contraction; the weight's gradient is added to what is there.
+/// On every instruction set, in f32 and bf16, each of the three products is that of the (rounded) operands with an f32
+/// sum, and the bias gradient is not rounded. Sizes around the tiles' 6 rows, the panels' 48 and 64 lanes, the tasks'
+/// 96 rows, and the runs of 96 words of a contraction; the weight's gradient is added to what is there.
 #[test]
-fn every_unit_multiplies_operands_of_any_size() {
+fn every_isa_multiplies_operands_of_any_size() {
     let sizes = [(1, 1, 1), (7, 24, 40), (33, 200, 40), (150, 40, 200), (6, 64, 48), (97, 385, 65), (203, 97, 130)];
     for (n, width, out) in sizes {
         let [x, w, b, dy] = [normal(1, (n, width)), normal(2, (out, width)), normal(3, out), normal(4, (n, out))];
@@ -101,9 +102,9 @@ fn every_unit_multiplies_operands_of_any_size() {
             // By way of f32: from f64, Candle takes near ties for ties.
             let round = |t: &Tensor| if bf16 { f32(t).to_dtype(DType::BF16).unwrap() } else { t.clone() };
             let [rx, rw, rdy] = [&x, &w, &dy].map(|t| round(t).to_dtype(DType::F64).unwrap());
-            for path in paths() {
-                let what = |name: &str| format!("{path:?} bf16 {bf16} [{n}, {width}] to {out}: {name}");
-                let l = layer(&[&w, &b].map(|t| Param::leaf("p", f32(t)).unwrap()), bf16).on(path);
+            for isa in isas() {
+                let what = |name: &str| format!("{isa:?} bf16 {bf16} [{n}, {width}] to {out}: {name}");
+                let l = layer(&[&w, &b].map(|t| Param::leaf("p", f32(t)).unwrap()), bf16).on(isa);
                 l.weight.accumulate(&f32(&w)).unwrap();
                 let (tape, input) = (Tape::recording(), f32(&x));
                 let y = l.forward(&tape, &input).unwrap();
@@ -120,12 +121,12 @@ fn every_unit_multiplies_operands_of_any_size() {
 
 /// While a layer is held its weights are packed once: a change is not seen before the guard is gone, by no clone.
 #[test]
-fn held_weights_stay_packed() {
+fn pinned_weights_stay_packed() {
     let f32 = |t: Tensor| t.to_dtype(DType::F32).unwrap();
     let l = layer(&[f32(normal(2, (40, 24))), f32(normal(3, 40))].map(|t| Param::leaf("p", t).unwrap()), false);
     let x = f32(normal(1, (7, 24)));
     let run = |l: &Linear| values(&l.forward(&Tape::off(), &x).unwrap());
-    let held = l.hold();
+    let held = l.pin_packed();
     let first = run(&l);
     longreel::ops::write(&l.weight.value, |w: &mut [f32]| w.fill(0.5)).unwrap();
     assert!(run(&l) == first && run(&l.clone()) == first);
@@ -177,7 +178,7 @@ fn f64_is_never_rounded() {
 }
 
 #[test]
-fn unusable_inputs_are_refused() {
+fn bad_linear_input_is_an_error() {
     let params = [normal(2, (7, 24)), normal(3, 7)].map(|t| Param::leaf("proj.weight", t).unwrap());
     let l = layer(&params, false);
     let refused = |x: &Tensor, word: &str| {

@@ -20,7 +20,7 @@ use longreel::rng::{Key, Purpose};
 pub const RUNS: [(usize, usize, usize); 4] = [(1, 5, 2), (7, 5, 3), (33, 30, 20), (150, 10, 100)];
 pub const SAMPLES: usize = 4;
 
-/// Widths that no vector unit divides evenly.
+/// Widths that no instruction set's vectors divide evenly.
 pub const WIDTHS: [usize; 3] = [24, 40, 200];
 
 /// Normal numbers in f64 that f32 holds exactly; `what` tells draws apart.

@@ -1,16 +1,16 @@
-//! Where ranks come from: what launchers say in the environment, and what a build can do about it.
+//! Tests where ranks come from: what launchers say in the environment, and what a build can do about it.
 
 use crate::train::{Place, fail, longreel, text};
-use longreel::parallel::{Launch, Placement};
+use longreel::parallel::{Launch, LauncherEnv};
 use std::process::Command;
 
 fn placed(variables: &[(&str, &str)]) -> Option<(usize, usize, &'static str)> {
     let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
-    Placement::from(get).map(|p| (p.rank, p.size, p.launcher))
+    LauncherEnv::from(get).map(|p| (p.rank, p.size, p.launcher))
 }
 
 #[test]
-fn launchers_are_known_by_what_they_tell_their_processes() {
+fn launcher_is_recognised_by_its_variables() {
     assert_eq!(placed(&[]), None);
     let ompi = [("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_RANK", "2"), ("PMIX_RANK", "2")];
     assert_eq!(placed(&ompi), Some((2, 4, "mpirun")));
@@ -27,7 +27,8 @@ fn launchers_are_known_by_what_they_tell_their_processes() {
         let others: Vec<_> = torchrun.iter().enumerate().filter(|(i, _)| *i != missing).map(|(_, v)| *v).collect();
         assert_eq!(placed(&others), None, "one of the four alone may be anybody's");
     }
-    // srun or mpirun has started a torchrun on each machine; or a script has handed the numbers of ranks on in other names.
+    // srun or mpirun has started a torchrun on each machine; or a script has handed the numbers of ranks on in other
+    // names.
     for outer in [&slurm[..], &ompi] {
         assert_eq!(placed(&[outer, &torchrun].concat()), Some((1, 8, "torchrun")));
     }
@@ -48,10 +49,10 @@ fn without_a_launcher_ranks_are_threads_as_many_as_asked_for() {
     assert_eq!(launch.processes(), None);
     assert_eq!((launch.ranks(None, "--ranks").unwrap(), launch.ranks(Some(3), "--ranks").unwrap()), (1, 3));
     assert_eq!(launch.ranks_here(3), 3);
-    assert_eq!(launch.in_turn(|| Ok(7)).unwrap(), 7);
+    assert_eq!(launch.rank0_first(|| Ok(7)).unwrap(), 7);
     assert_eq!(launch.run(3, |comm| Ok((comm.rank(), comm.size()))).unwrap(), [(0, 3), (1, 3), (2, 3)]);
     let mut reported = None;
-    let outcome = launch.conduct(|_| longreel::bail!("no"), |outcome| reported = Some(outcome.is_err()));
+    let outcome = launch.run_to_exit(|_| longreel::bail!("no"), |outcome| reported = Some(outcome.is_err()));
     assert_eq!((outcome.unwrap_err().to_string(), reported), ("no".to_owned(), Some(true)));
 }
 
@@ -62,7 +63,7 @@ fn as_rank(mut command: Command, rank: usize) -> Command {
 }
 
 #[test]
-fn what_is_the_work_of_one_process_is_refused_as_one_of_several() {
+fn single_process_command_under_a_launcher_is_an_error() {
     let scan = || {
         let mut command = longreel();
         command.args(["scan", "."]);
@@ -81,7 +82,7 @@ fn what_is_the_work_of_one_process_is_refused_as_one_of_several() {
 
 #[cfg(not(feature = "mpi"))]
 #[test]
-fn a_build_without_mpi_refuses_to_be_one_of_several() {
+fn build_without_mpi_under_mpirun_is_an_error() {
     let place = Place::pictures();
     let error = fail(&mut as_rank(place.command("run", &[]), 0));
     assert!(error.contains("mpirun started 4 processes of a longreel that was built without MPI"), "{error}");
@@ -117,7 +118,7 @@ fn as_torchruns(place: &Place, rank: &str, changed: &[(&str, &str)]) -> Command 
 
 #[cfg(not(feature = "nccl"))]
 #[test]
-fn a_build_without_nccl_refuses_to_be_one_of_torchruns() {
+fn build_without_nccl_under_torchrun_is_an_error() {
     let place = Place::pictures();
     let error = fail(&mut as_torchruns(&place, "0", &[]));
     assert!(error.contains("torchrun started 2 processes of a longreel that was built without NCCL"), "{error}");
@@ -128,7 +129,7 @@ fn a_build_without_nccl_refuses_to_be_one_of_torchruns() {
 }
 
 #[test]
-fn what_is_wrong_with_torchruns_variables_is_said_by_the_process_that_has_it() {
+fn bad_torchrun_variable_is_reported_by_its_own_process() {
     let place = Place::pictures();
     for (rank, name, value, expected) in [
         ("0", "WORLD_SIZE", "two", "WORLD_SIZE is \"two\": it must be a whole number"),

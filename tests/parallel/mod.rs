@@ -1,10 +1,11 @@
-//! Ranks and how they talk: collectives against plain sums, failures that must not hang, the split, the mesh and Ulysses.
+//! Tests ranks and how they talk: collectives against plain sums, failures that must not hang, the split, the mesh and
+//! Ulysses.
 
+mod bootstrap;
 pub mod collectives;
 pub mod failures;
 mod launch;
 mod limits;
-mod rendezvous;
 mod runner;
 mod strangers;
 pub mod ulysses;

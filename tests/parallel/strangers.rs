@@ -1,11 +1,11 @@
-//! Strangers at the port where ranks meet, and ranks that lie: nobody gets in, ends the job of others, keeps it waiting, or takes memory.
-//! What they say is made here, byte by byte, from the description of the protocol.
+//! Tests strangers at the port where ranks meet, and ranks that lie: no stranger gets in, ends the job of others, keeps
+//! it waiting, or takes memory. What they say is made here, byte by byte, from the description of the protocol.
 
+use super::bootstrap::{SECRET, free_port, job, limits, messages, on_all};
 use super::fails;
-use super::rendezvous::{SECRET, free_port, job, limits, messages, on_all};
 use hmac::{Hmac, KeyInit, Mac};
 use longreel::Result;
-use longreel::parallel::{Job, Limits, Party, Secret};
+use longreel::parallel::{ControlPlane, Limits, Secret, TorchrunEnv};
 use sha2::Sha256;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -80,12 +80,12 @@ impl Rank {
 }
 
 /// A process of a job, in a thread, which meets the others, exchanges its rank, and ends well.
-fn good(job: Job, limits: Limits) -> Receiver<Result<Vec<Vec<u8>>>> {
+fn good(job: TorchrunEnv, limits: Limits) -> Receiver<Result<Vec<Vec<u8>>>> {
     let (send, receive) = mpsc::channel();
     thread::spawn(move || {
-        send.send(Party::join(&job, limits).and_then(|party| {
+        send.send(ControlPlane::join(&job, limits).and_then(|party| {
             let all = party.exchange(&[job.rank as u8]);
-            party.settle(all.as_ref().map(drop).map_err(|e| longreel::Error::Invalid(e.to_string())))?;
+            party.finish_together(all.as_ref().map(drop).map_err(|e| longreel::Error::Invalid(e.to_string())))?;
             all
         }))
     });
@@ -100,7 +100,9 @@ fn end<T>(outcome: Receiver<Result<T>>) -> Result<T> {
 fn strangers_are_sent_away_and_do_not_keep_ranks_apart() {
     let port = free_port();
     let (send, receive) = mpsc::channel();
-    thread::spawn(move || send.send(Party::join(&job(0, 2, port), limits()).and_then(|party| party.exchange(b"0"))));
+    thread::spawn(move || {
+        send.send(ControlPlane::join(&job(0, 2, port), limits()).and_then(|party| party.exchange(b"0")))
+    });
     let connect = || connect(port);
     let silent = connect(); // says nothing, as long as it is there
     let mut http = connect();
@@ -117,7 +119,7 @@ fn strangers_are_sent_away_and_do_not_keep_ranks_apart() {
     let mut half = connect(); // goes in the middle
     half.write_all(b"longr").unwrap();
     drop(half);
-    let party = Party::join(&job(1, 2, port), limits()).unwrap();
+    let party = ControlPlane::join(&job(1, 2, port), limits()).unwrap();
     assert_eq!(party.exchange(b"1").unwrap(), [b"0", b"1"]);
     assert!(receive.recv_timeout(Duration::from_secs(20)).unwrap().is_ok());
     drop(silent);
@@ -201,7 +203,7 @@ fn more_strangers_than_are_kept_drive_nobody_away_for_good() {
 }
 
 #[test]
-fn who_sends_a_byte_now_and_then_is_sent_away_in_time() {
+fn slow_stranger_is_sent_away_in_time() {
     let port = free_port();
     let limits = Limits { joining: Duration::from_secs(20), ..limits() };
     let zero = good(job(0, 2, port), limits);
@@ -238,7 +240,8 @@ fn a_recorded_handshake_counts_once() {
         keep.send(said).unwrap();
         let _ = std::io::copy(&mut rank, &mut rank_0);
     });
-    let (zero, one) = (good(job(0, 2, port), limits()), good(Job { port: between, ..job(1, 2, port) }, limits()));
+    let (zero, one) =
+        (good(job(0, 2, port), limits()), good(TorchrunEnv { port: between, ..job(1, 2, port) }, limits()));
     assert!(end(zero).is_ok() && end(one).is_ok(), "a proxy that changes nothing is no harm");
     let said = kept.recv_timeout(Duration::from_secs(10)).unwrap();
     let zero = good(job(0, 2, port), Limits { joining: Duration::from_secs(20), ..limits() });
@@ -254,7 +257,7 @@ fn a_recorded_handshake_counts_once() {
 #[test]
 fn ranks_with_different_secrets_are_an_error_of_all() {
     let port = free_port();
-    let other = Job { secret: Secret::Text("another secret, as long".into()), ..job(2, 3, port) };
+    let other = TorchrunEnv { secret: Secret::Text("another secret, as long".into()), ..job(2, 3, port) };
     let said = messages(on_all(vec![job(0, 3, port), job(1, 3, port), other], limits(), |_| Ok(())));
     for said in &said[..2] {
         assert!(said.contains("of 3 processes 1 did not come") && said.contains("within 1.5 s: rank 2;"), "{said}");
@@ -273,22 +276,23 @@ fn ranks_with_different_secrets_are_an_error_of_all() {
 }
 
 #[test]
-fn who_listens_in_the_place_of_rank_0_without_the_secret_is_not_taken_for_it() {
+fn listener_without_the_secret_is_not_taken_for_rank_0() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut said = [0; 52];
             let _ = stream.read_exact(&mut said).and_then(|()| stream.write_all(&hello(0, 2)));
-            let _ = stream.read_exact(&mut said[..32]).and_then(|()| stream.write_all(&said[..32])); // the rank's own proof
+            // the rank's own proof
+            let _ = stream.read_exact(&mut said[..32]).and_then(|()| stream.write_all(&said[..32]));
         }
     });
-    let said = fails(Party::join(&job(1, 2, port), limits())).to_string();
+    let said = fails(ControlPlane::join(&job(1, 2, port), limits())).to_string();
     assert!(said.contains("what listens there does not know the job's secret"), "{said}");
 }
 
 #[test]
-fn a_rank_that_sends_nonsense_is_given_up_and_no_memory_taken_for_it() {
+fn rank_that_sends_nonsense_is_lost_and_takes_no_memory() {
     let flip = |mut frame: Vec<u8>, at: usize| {
         frame[at] ^= 1;
         frame
@@ -316,7 +320,7 @@ fn a_rank_that_sends_nonsense_is_given_up_and_no_memory_taken_for_it() {
 }
 
 #[test]
-fn a_rank_that_sends_a_byte_now_and_then_is_as_good_as_silent() {
+fn rank_that_sends_single_bytes_counts_as_silent() {
     let port = free_port();
     let silence = Duration::from_secs(1);
     let zero = good(job(0, 2, port), Limits { silence, ..limits() });

@@ -1,4 +1,4 @@
-//! `longreel verify`, and going on from a chosen checkpoint.
+//! Tests `longreel verify`, and going on from a chosen checkpoint.
 
 use super::*;
 use crate::train::{fail, longreel, numbers, succeed, text};
@@ -104,7 +104,7 @@ fn ranks_that_read_different_bytes_find_out() {
     use candle_core::DType;
     use longreel::model::{Model, ModelConfig};
     use longreel::parallel::run_threads;
-    use longreel::train::weights::Weights;
+    use longreel::train::weights::TrainState;
     let place = Place::pictures();
     place.train("one", &["train.steps=1"]);
     place.train("other", &["train.steps=1", "train.lr=0.5"]);
@@ -115,7 +115,7 @@ fn ranks_that_read_different_bytes_find_out() {
             let checkpoint = folder.to_resume(None)?.unwrap();
             let network = ModelConfig::from_json(checkpoint.transformer()?.config())?;
             let model = Model::init(&network, DType::F32, false, 1)?;
-            Weights::new(model, &config.train, comm, zero, None)?.load(&checkpoint)
+            TrainState::new(model, &config.train, comm, zero, None)?.load(&checkpoint)
         })
     };
     for zero in 0..4 {

@@ -1,4 +1,4 @@
-//! The stash alone: contents and order of copies, what is in flight, rounding, and the scratch file.
+//! Tests the stash alone: contents and order of copies, what is in flight, rounding, and the scratch file.
 
 use super::*;
 use std::os::unix::fs::MetadataExt;
@@ -11,10 +11,10 @@ fn round_trip(stash: &mut Stash, step: u64, blocks: usize, rows: usize, dtypes: 
     let what = |i: usize| 1000 * step + i as u64;
     stash.begin(blocks, &shapes(rows, 24, dtypes)).unwrap();
     for i in 0..blocks {
-        stash.put(i, saved(what(i), rows, 24, dtypes)).unwrap();
+        stash.put(i, residuals(what(i), rows, 24, dtypes)).unwrap();
     }
     for i in (0..blocks).rev() {
-        let mut want = saved(what(i), rows, 24, dtypes);
+        let mut want = residuals(what(i), rows, 24, dtypes);
         want.attention = want.attention.filter(|_| settings.keep_attention);
         let got = stash.take(i).unwrap();
         assert_eq!(got.x.dtype(), dtypes[0]);
@@ -26,7 +26,7 @@ fn round_trip(stash: &mut Stash, step: u64, blocks: usize, rows: usize, dtypes: 
 }
 
 #[test]
-fn what_is_put_comes_back_however_late_copies_are() {
+fn stash_returns_residuals_however_late_copies_are() {
     let folder = tempfile::tempdir().unwrap();
     let all = [ram(), bf16(ram()), disk(folder.path()), bf16(disk(folder.path()))];
     let all = all.into_iter().flat_map(|s| [s.clone(), Settings { keep_attention: false, ..s }]);
@@ -90,7 +90,7 @@ fn at_most_two_blocks_are_in_flight() {
         let mut stash = Stash::open_with(&settings, 0, hook).unwrap();
         stash.begin(6, &shapes(4, 8, F32)).unwrap();
         for i in 0..6 {
-            stash.put(i, saved(i as u64, 4, 8, F32)).unwrap();
+            stash.put(i, residuals(i as u64, 4, 8, F32)).unwrap();
             count.fetch_add(1, Ordering::SeqCst);
         }
         stash.take(5).map(|_| ())
@@ -115,7 +115,7 @@ fn one_block_is_read_ahead_and_no_more() {
     stash.begin(5, &shapes(4, 8, F32)).unwrap();
     for i in 0..5 {
         assert!(reads().is_empty());
-        stash.put(i, saved(i as u64, 4, 8, F32)).unwrap();
+        stash.put(i, residuals(i as u64, 4, 8, F32)).unwrap();
     }
     for i in (0..5).rev() {
         wait_until("the block is read ahead", || reads().last() == Some(&i));
@@ -165,14 +165,14 @@ fn bf16_and_keep_attention_halve_the_file() {
 }
 
 #[test]
-fn a_step_that_broke_off_does_not_spoil_the_next() {
+fn aborted_step_does_not_spoil_the_next() {
     let folder = tempfile::tempdir().unwrap();
     for settings in [ram(), bf16(ram()), disk(folder.path())] {
         let mut stash = Stash::open_with(&settings, 0, late()).unwrap();
         for (put, take) in [(3, 0), (9, 0), (9, 4)] {
             stash.begin(9, &shapes(9, 24, F32)).unwrap();
             for i in 0..put {
-                stash.put(i, saved(500 + i as u64, 9, 24, F32)).unwrap();
+                stash.put(i, residuals(500 + i as u64, 9, 24, F32)).unwrap();
             }
             for i in (9 - take..9).rev() {
                 stash.take(i).unwrap();

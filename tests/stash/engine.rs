@@ -1,8 +1,8 @@
-//! The engine with each kind of stash: the same bits as from memory, over steps, shapes and ranks.
+//! Tests the engine with each kind of stash: the same bits as from memory, over steps, shapes and ranks.
 
 use super::*;
 use longreel::engine::{Engine, Objective, Source};
-use longreel::model::{Model, ModelConfig, Prompt};
+use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::ops::write;
 use longreel::parallel::{Sequence, run_threads};
 use std::ops::Range;
@@ -75,9 +75,9 @@ pub fn gradients(case: &Case, settings: &Settings, hook: &(dyn Fn(usize) -> Hook
                     .with_stash(stash.clone());
             let first = engine.local_tokens().start;
             let squares = Squares { what: 10_000 + 100 * step as u64, first, dtype: case.dtype };
-            let prompt = Prompt { timesteps: vec![300.0; batch], text: None, labels: None };
+            let conditioning = Conditioning { timesteps: vec![300.0; batch], text: None, labels: None };
             model.zero_grads()?;
-            all.push(engine.loss_and_gradients(&prompt, &squares)?);
+            all.push(engine.loss_and_gradients(&conditioning, &squares)?);
             for unit in &model.units {
                 let grad = unit.grad.to_dtype(DType::F64)?.to_vec1::<f64>()?;
                 let descend = |v: f64, g: f64| v - 1e-4 * g;

@@ -1,4 +1,4 @@
-//! What goes wrong with a stash: one clear error, on every later call and from all ranks, and no hang.
+//! Tests what goes wrong with a stash: one clear error, on every later call and from all ranks, and no hang.
 
 use super::engine::{Case, gradients};
 use super::*;
@@ -24,7 +24,7 @@ fn a_folder_that_cannot_be_used_is_named() {
 }
 
 #[test]
-fn no_room_is_said_before_anything_is_written() {
+fn lack_of_disk_space_is_an_error_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     for (rows, width) in [(1 << 24, 1 << 20), (usize::MAX, usize::MAX)] {
         let mut stash = Stash::open(&disk(folder.path()), 3, &Device::Cpu).unwrap();
@@ -74,7 +74,7 @@ fn a_copy_that_fails_fails_every_later_call() {
             let mut step = || -> Result<()> {
                 stash.begin(6, &shapes(4, 8, F32))?;
                 for i in 0..6 {
-                    stash.put(i, saved(i as u64, 4, 8, F32))?;
+                    stash.put(i, residuals(i as u64, 4, 8, F32))?;
                 }
                 (0..6).rev().try_for_each(|i| stash.take(i).map(|_| ()))
             };
@@ -83,7 +83,7 @@ fn a_copy_that_fails_fails_every_later_call() {
             let want = format!("rank 7, block {i}: {how}a bad copy");
             assert_eq!(error(step()), want);
             assert_eq!(error(step()), want);
-            assert_eq!(error(stash.put(0, saved(0, 4, 8, F32))), want);
+            assert_eq!(error(stash.put(0, residuals(0, 4, 8, F32))), want);
             assert_eq!(error(stash.take(0)), want);
         }
     }
@@ -102,7 +102,7 @@ fn one_ranks_failure_ends_all() {
 }
 
 #[test]
-fn a_file_cut_short_under_our_feet_is_said_by_all_ranks() {
+fn truncated_scratch_file_is_an_error_on_all_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().to_owned();
     let hook = |rank| -> Hook {
@@ -124,22 +124,22 @@ fn a_file_cut_short_under_our_feet_is_said_by_all_ranks() {
 }
 
 #[test]
-fn misuse_is_an_error() {
+fn stash_misuse_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     for settings in [ram(), disk(folder.path())] {
         let mut stash = Stash::open(&settings, 0, &Device::Cpu).unwrap();
         stash.begin(2, &shapes(4, 8, F32)).unwrap();
         assert!(error(stash.take(1)).contains("block 1 was not put, or was taken twice"));
         assert!(error(stash.take(9)).contains("block 9"));
-        assert!(error(stash.put(2, saved(0, 4, 8, F32))).contains("block 2 of 2"));
-        stash.put(0, saved(0, 4, 8, F32)).unwrap();
+        assert!(error(stash.put(2, residuals(0, 4, 8, F32))).contains("block 2 of 2"));
+        stash.put(0, residuals(0, 4, 8, F32)).unwrap();
         stash.take(0).unwrap();
         assert!(error(stash.take(0)).contains("block 0 was not put, or was taken twice"));
     }
     // A shape that was not announced would not fit its place.
     let mut stash = Stash::open(&disk(folder.path()), 0, &Device::Cpu).unwrap();
     stash.begin(1, &shapes(4, 8, F32)).unwrap();
-    stash.put(0, saved(0, 4, 9, F32)).unwrap();
+    stash.put(0, residuals(0, 4, 9, F32)).unwrap();
     let message = error(stash.take(0));
     assert!(message.contains("block 0: stash: a tensor of [4, 9] F32 was put where [4, 8] F32"), "{message}");
 }

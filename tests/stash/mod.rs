@@ -1,5 +1,5 @@
-//! The stash: whatever is put comes back, from memory and from a scratch file, however slow or late the copies are; and
-//! whatever fails is said once, by all ranks.
+//! Tests the stash: whatever is put comes back, from memory and from a scratch file, however slow or late the copies
+//! are; and whatever fails is said once, by all ranks.
 
 mod copies;
 mod engine;
@@ -9,7 +9,7 @@ mod run;
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
 use longreel::config::{Compute, Place, Stash as Settings};
-use longreel::engine::stash::{Attention, Copy, Hook, Saved, Shapes, Stash};
+use longreel::engine::stash::{Attention, Copy, Hook, Residuals, Shapes, Stash};
 use longreel::rng::{Key, Purpose};
 use std::fs::{self, File};
 use std::path::Path;
@@ -43,9 +43,9 @@ fn random(what: u64, dims: &[usize], dtype: DType) -> Tensor {
 }
 
 /// What a block might put.
-fn saved(what: u64, rows: usize, width: usize, [dtype, compute]: [DType; 2]) -> Saved {
+fn residuals(what: u64, rows: usize, width: usize, [dtype, compute]: [DType; 2]) -> Residuals {
     let (x, o) = (random(3 * what, &[rows, width], dtype), random(3 * what + 1, &[rows, width], compute));
-    Saved { x, attention: Some(Attention { o, lse: random(3 * what + 2, &[1, 2, rows], lse(compute)) }) }
+    Residuals { x, attention: Some(Attention { o, lse: random(3 * what + 2, &[1, 2, rows], lse(compute)) }) }
 }
 
 fn shapes(rows: usize, width: usize, [dtype, compute]: [DType; 2]) -> Shapes {
@@ -63,10 +63,10 @@ fn bits(t: &Tensor) -> Vec<u64> {
 }
 
 /// All bits of what a block put, rounded as a bf16 stash does if `rounded`.
-fn all_bits(saved: &Saved, rounded: bool) -> Vec<Vec<u64>> {
+fn all_bits(residuals: &Residuals, rounded: bool) -> Vec<Vec<u64>> {
     let round = |t: &Tensor| if rounded { t.to_dtype(DType::BF16).unwrap() } else { t.clone() };
-    let mut all = vec![bits(&round(&saved.x))];
-    if let Some(attention) = &saved.attention {
+    let mut all = vec![bits(&round(&residuals.x))];
+    if let Some(attention) = &residuals.attention {
         all.extend([bits(&round(&attention.o)), bits(&attention.lse)]);
     }
     all

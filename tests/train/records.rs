@@ -1,5 +1,5 @@
-//! What a run leaves behind: metrics, TensorBoard events, the loss curve, samples, checkpoints that others can read; and what it
-//! says on the way.
+//! Tests what a run leaves behind: metrics, TensorBoard events, the loss curve, samples, checkpoints that others can
+//! read; and what it says on the way.
 
 use super::{Place, finish, longreel, numbers, succeed, text};
 use crate::metrics::{Field, fields, tfrecords, value};
@@ -160,7 +160,7 @@ fn the_heldout_loss_moves_only_with_the_weights() {
 }
 
 #[test]
-fn looking_does_not_change_the_run() {
+fn sampling_and_heldout_do_not_change_the_run() {
     let place = Place::videos();
     let quiet = place.train("quiet", &["train.heldout_every=0"]);
     // One at a time: two that swap weights and average, and do not swap back, would undo each other.
@@ -264,7 +264,7 @@ fn a_new_run_can_start_from_another_s_weights() {
 }
 
 #[test]
-fn it_is_quiet_unless_somebody_watches() {
+fn progress_line_needs_a_terminal() {
     let place = Place::videos();
     let output = succeed(&mut place.command("run", &["train.steps=12", "train.heldout_every=0"]));
     assert!(output.stdout.is_empty());

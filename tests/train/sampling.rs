@@ -1,10 +1,11 @@
-//! Sampling over ranks, tile by tile, against the plain sampler on a whole state; and a large picture's way to its file.
+//! Tests sampling over ranks, tile by tile, against the plain sampler on a whole state; and a large image's way to its
+//! file.
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use longreel::config::{Diffusion, Prediction, Sample, SamplerKind};
 use longreel::data::write::{PngWriter, write_image};
-use longreel::data::{Frames, Part, RowOrder};
+use longreel::data::{FrameRegion, Frames, RowOrder};
 use longreel::diffusion::{
     Guidance, Objective, Sampler, channel_first, inference_sigmas, noise_rows, sample_key, timestep,
 };
@@ -14,7 +15,7 @@ use longreel::ops::read;
 use longreel::parallel::{Sequence, Split, run_threads};
 use longreel::rng::{Key, Purpose};
 use longreel::train::sampled::Sampled;
-use longreel::train::sampling::{ClipSampler, ClipSpec, Request, SamplingState, prompt};
+use longreel::train::sampling::{ClipSampler, ClipSpec, Request, SamplingState, conditioning};
 use longreel::{Error, Result};
 use std::fs;
 use std::ops::Range;
@@ -87,7 +88,8 @@ impl Source for State<'_> {
 /// The clip whose samples are compared.
 const CLIP: ClipSpec = ClipSpec { index: 2, label: Some(1) };
 
-/// A rank's rows of the clip with every tensor whole: network outputs are collected, guided, and handed to the plain sampler.
+/// A rank's rows of the clip with every tensor whole: network outputs are collected, guided, and handed to the plain
+/// sampler.
 fn plain(model: &Model, objective: &Objective, sequence: &Sequence, request: &Request) -> Result<Tensor> {
     let engine = Engine::new(model, sequence, model.config.grid(SIZE)?, 1, 4)?;
     let tokens = engine.local_tokens();
@@ -98,7 +100,7 @@ fn plain(model: &Model, objective: &Objective, sequence: &Sequence, request: &Re
     sampler.run(x, |x, sigma| {
         let velocity = |label| {
             let mut rows = vec![];
-            engine.predict(&prompt(model, &[timestep(sigma)], &[label])?, &State(x), |_, output| {
+            engine.predict(&conditioning(model, &[timestep(sigma)], &[label])?, &State(x), |_, output| {
                 rows.extend_from_slice(&read::<f32>(&output)?);
                 Ok(())
             })?;
@@ -154,8 +156,8 @@ fn tiles_on_any_ranks_sample_what_the_whole_state_does() {
     }
 }
 
-/// In a batch, a clip has the bits that it has alone: of any size, with guidance in one pass of the network or two, with classes that
-/// differ, in f32 and bf16, and on several ranks.
+/// In a batch, a clip has the bits that it has alone: of any size, with guidance in one pass of the network or two,
+/// with classes that differ, in f32 and bf16, and on several ranks.
 #[test]
 fn a_clip_does_not_depend_on_the_batch_that_it_is_sampled_in() {
     let objective = Objective::new(&Diffusion { prediction: Prediction::X, ..Default::default() }).unwrap();
@@ -176,7 +178,8 @@ fn a_clip_does_not_depend_on_the_batch_that_it_is_sampled_in() {
                 let alone = clips.iter().map(|&clip| Ok(numbers(&sampler.sample(clip)?.rows)));
                 let alone = alone.collect::<Result<Vec<_>>>()?;
                 assert!(alone.windows(2).all(|two| two[0] != two[1]), "all clips are one");
-                // Of 10 at once, the five with both conditions; of 5, all, first with one condition, then with the other.
+                // Of 10 at once, the five with both conditions; of 5, all, first with one condition, then with the
+                // other.
                 for (most, batches) in [(1, &[1, 1, 1, 1, 1][..]), (2, &[1, 2, 2]), (3, &[2, 3]), (5, &[5]), (10, &[5])]
                 {
                     let (mut sampled, told) = (vec![], std::cell::RefCell::new(vec![]));
@@ -222,12 +225,13 @@ fn a_failure_to_take_a_clip_ends_the_sampling() {
     assert!(result.expect_err("clip 1 fails").to_string().contains("no room for clip 1"));
 }
 
-/// Rows of a picture of 64x16384 in patches of 16x16, of which a line of patches is a band of its own; and its pixels.
+/// Rows of an image of 64x16384 in patches of 16x16, of which a line of patches is a block of rows of its own; and its
+/// pixels.
 fn wide() -> (Vec<f32>, Frames) {
     let mut rows = vec![0.0; 4096 * 768];
     noise_rows(sample_key(3, 3), 0..4096, 768, &mut rows);
     rows.iter_mut().for_each(|v| *v *= 0.6);
-    let mut frames = Frames::black(&Part::whole(0..1, 64), 64, 16384);
+    let mut frames = Frames::black(&FrameRegion::whole(0..1, 64), 64, 16384);
     frames.set_rows([1, 16, 16], 0..4096, RowOrder::ChannelLast, &rows).unwrap();
     (rows, frames)
 }
@@ -269,7 +273,7 @@ fn a_clip_of_several_frames_comes_frame_by_frame() {
     let (size, patch) = ([4, 8, 12], [2, 4, 4]); // 12 tokens
     let mut rows = vec![0.0; 12 * 96];
     noise_rows(sample_key(3, 4), 0..12, 96, &mut rows);
-    let mut frames = Frames::black(&Part::whole(0..4, 8), 8, 12);
+    let mut frames = Frames::black(&FrameRegion::whole(0..4, 8), 8, 12);
     frames.set_rows(patch, 0..12, RowOrder::ChannelLast, &rows).unwrap();
     let clips = run_threads(5, 1, |comm| {
         let mine = Split::new(12, 5).range(comm.rank());

@@ -1,17 +1,17 @@
-//! ZeRO: in every stage and on every mesh, a step is that of one rank which holds everything, and a rank holds its part only. Whole
-//! runs: `runs.rs`; fetching ahead: `ahead.rs`.
+//! Tests ZeRO: in every stage and on every mesh, a step is that of one rank which holds everything, and a rank holds
+//! its part only. Whole runs: `runs.rs`; prefetching: `prefetch.rs`.
 
-mod ahead;
+mod prefetch;
 mod runs;
 
 use candle_core::{DType, Device, Tensor};
 use longreel::config::{Place, Train};
-use longreel::engine::{Engine, Keeper, Objective, Pass, Source};
-use longreel::model::{Model, ModelConfig, Prompt};
-use longreel::ops::{held, read, write};
+use longreel::engine::{Engine, Objective, ParamHooks, Pass, Source};
+use longreel::model::{Conditioning, Model, ModelConfig};
+use longreel::ops::{read, storage_bytes, write};
 use longreel::parallel::{Communicator, Mesh, run_threads};
 use longreel::rng::{Key, Purpose};
-use longreel::train::weights::{Held, Weights};
+use longreel::train::weights::{StateBytes, TrainState};
 use longreel::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
@@ -107,25 +107,25 @@ impl Case {
         self.sequence * self.data
     }
 
-    fn weights(self, comm: Arc<dyn Communicator>, train: &Train) -> Result<Weights> {
-        Weights::new(model()?, train, comm, self.zero, None)
+    fn weights(self, comm: Arc<dyn Communicator>, train: &Train) -> Result<TrainState> {
+        TrainState::new(model()?, train, comm, self.zero, None)
     }
 
     /// All micro-batches of a step: the gradients, summed.
-    fn gradients(self, comm: Arc<dyn Communicator>, weights: &Weights) -> Result<()> {
+    fn gradients(self, comm: Arc<dyn Communicator>, weights: &TrainState) -> Result<()> {
         let mesh = Mesh::new(comm, self.data, config().num_attention_heads, 0)?;
         let micro = BATCH / self.accumulate / self.data;
-        let engine = Engine::new(&weights.model, &mesh.sequence, GRID, micro, 7)?.with_keeper(weights);
+        let engine = Engine::new(&weights.model, &mesh.sequence, GRID, micro, 7)?.with_hooks(weights);
         weights.zero_gradients()?;
         for i in 0..self.accumulate {
             let first = (i * self.data + mesh.data.rank()) * micro;
             let squares = Squares { clips: first..first + micro, tokens: engine.local_tokens() };
-            let prompt = Prompt {
+            let conditioning = Conditioning {
                 timesteps: squares.clips.clone().map(|clip| 100.0 + 150.0 * clip as f64).collect(),
                 text: None,
                 labels: Some(squares.clips.clone().map(|clip| clip % 5).collect()),
             };
-            engine.loss_and_gradients(&prompt, &squares)?;
+            engine.loss_and_gradients(&conditioning, &squares)?;
         }
         weights.sum_gradients()
     }
@@ -163,18 +163,18 @@ fn flat(model: &Model) -> Result<Vec<f32>> {
 }
 
 /// All values, unit by unit as the engine sees them.
-fn values(weights: &Weights) -> Result<Vec<f32>> {
+fn values(weights: &TrainState) -> Result<Vec<f32>> {
     let mut values = vec![];
     for (number, unit) in weights.model.units.iter().enumerate() {
-        weights.begin(number, Pass::Forward)?;
+        weights.before_use(number, Pass::Forward)?;
         values.extend(unit.value.to_vec1::<f32>()?);
-        weights.end(number, Pass::Forward)?;
+        weights.after_use(number, Pass::Forward)?;
     }
     Ok(values)
 }
 
-/// Two steps of `case` give norms and weights of one rank, to 1e-6, and the same bits as stage 0 on the same mesh where each unit's
-/// gradient is summed over ranks only once.
+/// Two steps of `case` give norms and weights of one rank, to 1e-6, and the same bits as stage 0 on the same mesh where
+/// each unit's gradient is summed over ranks only once.
 fn agrees(case: Case, by: By, one: &([f64; 2], Vec<Vec<f32>>), plain: &([f64; 2], Vec<Vec<f32>>)) {
     let (norms, ranks) = case.steps(by).unwrap();
     for (norm, want) in norms.iter().zip(&one.0) {
@@ -222,28 +222,28 @@ fn a_clipped_step_of_adamw_is_that_of_one_rank_in_every_stage() {
 }
 
 /// What each rank holds after a step.
-fn memory(zero: usize, sequence: usize) -> Vec<Held> {
+fn memory(zero: usize, sequence: usize) -> Vec<StateBytes> {
     memory_of(Train::default(), zero, sequence)
 }
 
-fn memory_of(train: Train, zero: usize, sequence: usize) -> Vec<Held> {
+fn memory_of(train: Train, zero: usize, sequence: usize) -> Vec<StateBytes> {
     let case = Case { sequence, data: 1, accumulate: 3, zero };
     run_threads(case.ranks(), 1, |comm| {
         let weights = case.weights(comm.clone(), &train)?;
         case.gradients(comm, &weights)?;
         weights.update(0, 1e-3, weights.gradient_norm(1)?)?;
         weights.averaged(|_| Ok(()))?;
-        Ok(weights.held())
+        Ok(weights.state_bytes())
     })
     .unwrap()
 }
 
 #[test]
-fn a_rank_holds_its_part_only() {
+fn rank_holds_only_its_shard() {
     let whole = 4 * model().unwrap().count();
     let disk = Train { moments: Place::Disk, ..Train::default() };
-    assert_eq!(memory_of(disk, 0, 1)[0], Held { parameters: whole, gradients: whole, moments: 0, average: 0 });
-    assert_eq!(memory(0, 1)[0], Held { parameters: whole, gradients: whole, moments: 2 * whole, average: whole });
+    assert_eq!(memory_of(disk, 0, 1)[0], StateBytes { parameters: whole, gradients: whole, moments: 0, average: 0 });
+    assert_eq!(memory(0, 1)[0], StateBytes { parameters: whole, gradients: whole, moments: 2 * whole, average: whole });
     for ranks in [2, 4] {
         for zero in 0..=3 {
             // A unit's parts differ by one element.
@@ -266,18 +266,18 @@ fn a_rank_holds_its_part_only() {
 }
 
 #[test]
-fn a_unit_is_whole_only_while_it_is_used() {
+fn unit_is_gathered_only_while_it_is_used() {
     let case = Case { sequence: 2, data: 1, accumulate: 1, zero: 3 };
     run_threads(2, 1, |comm| {
         let weights = case.weights(comm, &Train::default())?;
         let tensors = |tensor: fn(&longreel::model::Unit) -> &Tensor| -> Vec<usize> {
-            weights.model.units.iter().map(|unit| held(tensor(unit))).collect()
+            weights.model.units.iter().map(|unit| storage_bytes(tensor(unit))).collect()
         };
         assert_eq!(tensors(|unit| &unit.value), [0; 4]);
-        weights.begin(1, Pass::Backward)?;
+        weights.before_use(1, Pass::Backward)?;
         assert_eq!(tensors(|unit| &unit.value), [0, 4 * weights.model.units[1].value.elem_count(), 0, 0]);
         assert_eq!(tensors(|unit| &unit.grad), [0, 4 * weights.model.units[1].grad.elem_count(), 0, 0]);
-        weights.end(1, Pass::Backward)?;
+        weights.after_use(1, Pass::Backward)?;
         assert_eq!((tensors(|unit| &unit.value), tensors(|unit| &unit.grad)), (vec![0; 4], vec![0; 4]));
         // Used without: an error, no wrong numbers.
         let error = read::<f32>(&weights.model.units[1].value).map(|_| ()).unwrap_err().to_string();
@@ -299,11 +299,11 @@ fn gradients_that_are_not_finite_are_named_by_all_ranks() {
             let weights = case.weights(comm.clone(), &Train::default())?;
             case.gradients(comm, &weights)?;
             let last = weights.model.units.len() - 1;
-            weights.begin(last, Pass::Backward)?;
+            weights.before_use(last, Pass::Backward)?;
             if rank == 1 {
                 write(&weights.model.units[last].grad, |g: &mut [f32]| *g.last_mut().unwrap() = f32::NAN)?;
             }
-            weights.end(last, Pass::Backward)?;
+            weights.after_use(last, Pass::Backward)?;
             if zero < 2 {
                 weights.sum_gradients()?;
             }

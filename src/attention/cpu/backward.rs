@@ -1,11 +1,13 @@
-//! The backward pass in five products, with the same bits for any number of threads, and no locks but one at the end of a group.
+//! The backward pass computes the gradients in five products, with the same bits for any number of threads, and no
+//! locks but one at the end of a group.
 //!
-//! With P = exp(scale q kᵀ - lse) and dS = P * (dO vᵀ - delta): dv = Pᵀ dO, dk = scale dSᵀ q, dq = scale dS k. A task owns a
-//! *group* of keys and walks over all blocks of queries; the group's dk and dv stay in L2. Every group adds to dq as well:
-//! group g adds to a block only after group g - 1 has, so sums are always taken in the order of groups, and threads of one lane
-//! follow each other over its blocks like cars. A slow one holds up all behind it, so each head is a lane, a long one is two, and
-//! a group is begun in all lanes before the next one is in any. Logits are computed transposed (a row a key, a lane a query), so
-//! that lse and delta are vectors and two of the three products take P and dS as they come.
+//! With P = exp(scale q kᵀ - lse) and dS = P * (dO vᵀ - delta): dv = Pᵀ dO, dk = scale dSᵀ q, dq = scale dS k. A task
+//! owns a *group* of keys and goes over all blocks of queries; the group's dk and dv stay in L2. Every group adds to dq
+//! as well. Key groups of one head form a pipeline over query blocks: group g updates a block only after group g - 1,
+//! so sums are always taken in the order of groups. A slow group holds up all behind it, so each head (each half of a
+//! long one) is its own pipeline, and a group is begun in all pipelines before the next one is in any. Logits are
+//! computed transposed (a row a key, a lane a query), so that lse and delta are vectors and two of the three products
+//! take P and dS as they come.
 //!
 //! FlashAttention-2, arXiv 2307.08691.
 
@@ -16,49 +18,49 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use super::lane::{Lanes, Task};
-use super::pack::{Element, Heads, steps};
-use super::pieces::{self, Pieces};
-use super::queries::{Layout, Saved, pack_queries};
-use super::weights::{Band, Pairs, Weights};
-use super::{PACKED, band, by_row, wide};
+use super::ordered_sums::{OrderedSums, Task};
+use super::pack::{Heads, PackedElement, steps};
+use super::probs::{Pairs, Probs, RowBlock};
+use super::queries::{Layout, SavedRows, pack_queries};
+use super::schedule::{self, Schedule};
+use super::{PACKED, by_row, row_block, wide};
+use crate::meter::StepMeter;
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
-use crate::ops::cpu::tile::{Left, Out, Right, strip};
-use crate::watch::Watch;
+use crate::ops::cpu::tile::{Left, Out, Right, column_block};
 
-/// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of dq's sums follows
-/// from it.
+/// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of
+/// dq's sums follows from it.
 const GROUP: usize = 384;
 
-/// Queries from which a head is two lanes, each with half of them: what the keys' panels cost a second time is then a percent. No other
-/// heads matter for it, since the order of the sums of dk and dv follows from it.
+/// Queries from which a head is two pipelines, each with half of them: packing the keys' panels twice then costs a
+/// percent. No other heads matter for it, since the order of the sums of dk and dv follows from it.
 const HALVED: usize = 8192;
 
-/// dq, dk and dv, each like q, k and v, rounded to `O`. Once `watch` says stop, what is left of them is garbage.
-pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
+/// dq, dk and dv, each like q, k and v, rounded to `O`. Once `meter` says stop, what is left of them is garbage.
+pub(super) fn backward<S: Simd, E: PackedElement, O: PackedElement + Default>(
     q: Heads<E>,
     k: Heads<E>,
     v: Heads<E>,
-    saved: Saved<E>,
-    all: usize,
+    saved: SavedRows<E>,
+    heads: usize,
     scale: f64,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> [Vec<O>; 3] {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let (blocks, groups) = (sq.div_ceil(S::WIDTH), sk.div_ceil(GROUP));
     let layout = Layout::new::<S>(d);
     let sums_len = sums_words::<S>(d);
-    let mut dq = vec![O::default(); all * sq * d];
-    let mut dk = vec![O::default(); all * sk * d];
-    let mut dv = vec![O::default(); all * sk * d];
+    let mut dq = vec![O::default(); heads * sq * d];
+    let mut dk = vec![O::default(); heads * sk * d];
+    let mut dv = vec![O::default(); heads * sk * d];
 
-    let (at_once, [packed_words, sums_words]) = packed::<S>(all, sq, d);
+    let (at_once, [packed_words, sums_words]) = packed::<S>(heads, sq, d);
     let mut packed = Scratch::take(packed_words);
     let mut sums = Scratch::take(sums_words);
     let chunk_grads = dk.chunks_mut(at_once * sk * d).zip(dv.chunks_mut(at_once * sk * d));
     for (chunk, (dq, (dk, dv))) in dq.chunks_mut(at_once * sq * d).zip(chunk_grads).enumerate() {
-        if watch.stops() {
+        if meter.stops() {
             break;
         }
         let first = chunk * at_once;
@@ -72,46 +74,46 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
 
         let halves = sq >= HALVED;
         let middle = if halves { blocks.div_ceil(2) } else { blocks };
-        let of_head =
+        let head_blocks =
             |head: usize| [head * blocks..head * blocks + middle, head * blocks + middle..(head + 1) * blocks];
-        let of_all = (0..count).flat_map(of_head).filter(|blocks| !blocks.is_empty()).collect();
-        let lanes = Lanes::new(sums, sums_len, of_all, groups, watch);
+        let pipeline_blocks = (0..count).flat_map(head_blocks).filter(|blocks| !blocks.is_empty()).collect();
+        let ordered_sums = OrderedSums::new(sums, sums_len, pipeline_blocks, groups, meter);
         let rows = dk.chunks_mut(sk * d).zip(dv.chunks_mut(sk * d));
         let grads = rows.flat_map(|(dk, dv)| dk.chunks_mut(GROUP * d).zip(dv.chunks_mut(GROUP * d)));
         let grads: Vec<_> = grads.map(|(dk, dv)| Mutex::new(Grads { dk, dv, half: None })).collect();
-        // Tasks are taken in order, each by a thread that finishes it: `Lanes` asks for that.
+        // Tasks are taken in order, each by a thread that finishes it: `OrderedSums` asks for that.
         let next = AtomicUsize::new(0);
-        let threads = rayon::current_num_threads().min(lanes.count() * groups);
+        let threads = rayon::current_num_threads().min(ordered_sums.count() * groups);
         (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
             loop {
                 let task = next.fetch_add(1, Ordering::Relaxed);
-                let (group, lane) = (task / lanes.count(), task % lanes.count());
+                let (group, pipeline) = (task / ordered_sums.count(), task % ordered_sums.count());
                 if group >= groups {
                     break;
                 }
-                let task = lanes.task(lane, group);
-                let along = lanes.blocks(lane);
-                let head = along.start / blocks;
-                let row = along.start % blocks * S::WIDTH;
+                let task = ordered_sums.task(pipeline, group);
+                let blocks_of_pipeline = ordered_sums.blocks(pipeline);
+                let head = blocks_of_pipeline.start / blocks;
+                let row = blocks_of_pipeline.start % blocks * S::WIDTH;
                 let keys = Keys {
                     k: &k,
                     v: &v,
                     head: first + head,
                     first: group * GROUP,
-                    blocks: &packed[along.start * layout.total..along.end * layout.total],
-                    queries: (sq - row).min(along.len() * S::WIDTH),
+                    blocks: &packed[blocks_of_pipeline.start * layout.total..blocks_of_pipeline.end * layout.total],
+                    queries: (sq - row).min(blocks_of_pipeline.len() * S::WIDTH),
                     layout,
                     task,
                     scale,
                     grads: &grads[head * groups + group],
                     halves,
-                    watch,
+                    meter,
                 };
-                // SAFETY: this unit was chosen for this CPU.
+                // SAFETY: this instruction set was chosen for this CPU.
                 unsafe { S::run(keys) }
             }
         });
-        drop(lanes);
+        drop(ordered_sums);
         let sums = &*sums;
         dq.par_chunks_mut(sq * d).enumerate().for_each(|(head, dq)| {
             dq.par_chunks_mut(S::WIDTH * d).enumerate().for_each(|(block, dq)| {
@@ -124,10 +126,10 @@ pub(super) fn backward<S: Simd, E: Element, O: Element + Default>(
 }
 
 /// Heads that are packed at once, and the words that their queries and their sums of dq take.
-pub(super) fn packed<S: Simd>(all: usize, sq: usize, d: usize) -> (usize, [usize; 2]) {
+pub(super) fn packed<S: Simd>(heads: usize, sq: usize, d: usize) -> (usize, [usize; 2]) {
     let blocks = sq.div_ceil(S::WIDTH);
     let words = [Layout::new::<S>(d).total, sums_words::<S>(d)].map(|words| blocks * words); // of a head
-    let at_once = (PACKED / (words[0] + words[1])).clamp(1, all);
+    let at_once = (PACKED / (words[0] + words[1])).clamp(1, heads);
     (at_once, words.map(|words| at_once * words))
 }
 
@@ -137,7 +139,7 @@ fn sums_words<S: Simd>(d: usize) -> usize {
 }
 
 /// Rounds `[rows, wide]` sums to `[rows, d]` elements, times `scale`.
-fn finish<E: Element>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
+fn finish<E: PackedElement>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
     for (out, sums) in out.chunks_exact_mut(d).zip(sums.chunks_exact(wide(d))) {
         for (out, x) in out.iter_mut().zip(sums) {
             *out = E::from_f32(x * scale as f32);
@@ -146,7 +148,7 @@ fn finish<E: Element>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
 }
 
 /// As [`finish`], for sums `[wide, WIDTH]`.
-fn finish_turned<S: Simd, E: Element>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
+fn finish_turned<S: Simd, E: PackedElement>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
     for (row, out) in out.chunks_exact_mut(d).enumerate() {
         for (out, x) in out.iter_mut().zip(sums[row..].iter().step_by(S::WIDTH)) {
             *out = E::from_f32(x * scale as f32);
@@ -162,13 +164,13 @@ struct Grads<'a, O> {
     half: Option<Scratch>,
 }
 
-/// A task: a group of keys of one head against the queries of a lane.
+/// A task: a group of keys of one head against the queries of a pipeline.
 struct Keys<'a, E, O> {
     k: &'a Heads<'a, E>,
     v: &'a Heads<'a, E>,
     head: usize,
     first: usize,
-    /// The lane's packed queries, and how many there are.
+    /// The pipeline's packed queries, and how many there are.
     blocks: &'a [u32],
     queries: usize,
     layout: Layout,
@@ -177,10 +179,10 @@ struct Keys<'a, E, O> {
     grads: &'a Mutex<Grads<'a, O>>,
     /// Whether another task does the same keys with the head's other queries.
     halves: bool,
-    watch: &'a Watch,
+    meter: &'a StepMeter,
 }
 
-impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
+impl<E: PackedElement, O: PackedElement> Kernel for Keys<'_, E, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         let (d, steps) = (self.k.dim, steps::<S>(self.k.dim));
@@ -192,7 +194,8 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
         self.k.tiles::<S>(self.head, self.first, keys, k_left);
         self.v.tiles::<S>(self.head, self.first, keys, v_left);
         let of_keys = padded / S::PAIR; // steps of a contraction over the group
-        let mut k_of_dq; // k as the product that gives dq takes it, or dqᵀ on a matrix unit, which wants dS on the right
+        // k as the product that gives dq takes it, or dqᵀ on a matrix unit, which wants dS on the right
+        let mut k_of_dq;
         if S::MATRIX {
             k_of_dq = Scratch::take(sums_words::<S>(d) / S::WIDTH * of_keys);
             self.k.turned::<S>(self.head, self.first, keys, of_keys, &mut k_of_dq);
@@ -203,9 +206,9 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
         let mut ds = Scratch::take(of_keys * S::WIDTH); // [keys, WIDTH], paired over keys
         let mut sums = Scratch::take(2 * padded * wide);
         let (dk, dv) = sums.floats().split_at_mut(padded * wide); // [keys, wide]
-        let mut squares = Scratch::take(2 * Band::words::<S>()); // of two bands, in turn
-        let (first, second) = squares.split_at_mut(Band::words::<S>());
-        let bands = padded.div_ceil(band::<S>());
+        let mut squares = Scratch::take(2 * RowBlock::words::<S>()); // of two row blocks, in turn
+        let (first, second) = squares.split_at_mut(RowBlock::words::<S>());
+        let row_blocks = padded.div_ceil(row_block::<S>());
         let pass = Pass {
             k_left,
             v_left,
@@ -215,19 +218,21 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
             wide,
             keys,
             padded,
-            bands,
+            row_blocks,
             factor: (self.scale * LOG2_E) as f32,
             dk: dk.as_mut_ptr(),
             dv: dv.as_mut_ptr(),
             pairs: match S::MATRIX {
-                true => {
-                    Pairs { words: ds.as_mut_ptr(), step: strip::<S>(S::WIDTH), strip: of_keys * strip::<S>(S::WIDTH) }
-                }
-                false => Pairs { words: ds.as_mut_ptr(), step: S::WIDTH, strip: 2 * S::LANES },
+                true => Pairs {
+                    words: ds.as_mut_ptr(),
+                    step: column_block::<S>(S::WIDTH),
+                    column_block: of_keys * column_block::<S>(S::WIDTH),
+                },
+                false => Pairs { words: ds.as_mut_ptr(), step: S::WIDTH, column_block: 2 * S::LANES },
             },
-            squares: [first, second].map(Band::new::<S>),
+            squares: [first, second].map(RowBlock::new::<S>),
         };
-        let pieces = bands * (self.blocks.len() / self.layout.total);
+        let pieces = row_blocks * (self.blocks.len() / self.layout.total);
         let add = !self.task.is_first();
         let mut turn = |block: usize| {
             let Some(mut dq) = self.task.visit(block) else { return false };
@@ -252,15 +257,15 @@ impl<E: Element, O: Element> Kernel for Keys<'_, E, O> {
         let mut stopped = false;
         // SAFETY: the features are there, and the pieces; nothing else touches what the pass points to.
         unsafe {
-            pieces::take::<S, _>(&pass, pieces, S::MATRIX, |i| {
-                stopped = (i + 1).is_multiple_of(bands) && !turn(i / bands);
+            schedule::run::<S, _>(&pass, pieces, S::MATRIX, |i| {
+                stopped = (i + 1).is_multiple_of(row_blocks) && !turn(i / row_blocks);
                 !stopped
             });
         }
         if stopped {
             return;
         }
-        self.watch.add(super::BACKWARD * (keys * self.queries * d) as u64);
+        self.meter.add(super::BACKWARD * (keys * self.queries * d) as u64);
         let mut grads = self.grads.lock().unwrap_or_else(PoisonError::into_inner);
         match grads.half.take() {
             Some(mut half) => sums.floats().iter_mut().zip(half.floats()).for_each(|(x, half)| *x += *half),
@@ -286,29 +291,30 @@ struct Pass<'a> {
     wide: usize,
     keys: usize,
     padded: usize,
-    bands: usize,
+    row_blocks: usize,
     factor: f32,
     /// `[padded, wide]`
     dk: *mut f32,
     dv: *mut f32,
     pairs: Pairs,
-    squares: [Band; 2],
+    squares: [RowBlock; 2],
 }
 
 impl Pass<'_> {
-    /// Piece `i`: its first key and its keys (`rows`), and the packed queries and output gradients of its block, and their statistics.
+    /// Piece `i`: its first key and its keys (`rows`), and the packed queries and output gradients of its block, and
+    /// their statistics.
     #[inline(always)]
     fn piece<S: Simd>(&self, i: usize) -> (usize, usize, [&[u32]; 3]) {
-        let row = i % self.bands * band::<S>();
-        let block = &self.blocks[i / self.bands * self.layout.total..][..self.layout.total];
+        let row = i % self.row_blocks * row_block::<S>();
+        let block = &self.blocks[i / self.row_blocks * self.layout.total..][..self.layout.total];
         let (q, rest) = block.split_at(self.layout.columns + self.layout.rows);
         let (o, stats) = rest.split_at(self.layout.columns + self.layout.rows);
-        (row, band::<S>().min(self.padded - row), [q, o, stats])
+        (row, row_block::<S>().min(self.padded - row), [q, o, stats])
     }
 }
 
-impl<S: Simd> Pieces<S> for Pass<'_> {
-    type Work = Weights<S>;
+impl<S: Simd> Schedule<S> for Pass<'_> {
+    type Work = Probs<S>;
 
     /// Logits and dP.
     #[inline(always)]
@@ -318,8 +324,8 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
         let left = |x: &[u32]| Left::tiles::<S>(x[row * steps..].as_ptr(), steps);
         let columns = |x| Right::new::<S>(x, steps, S::WIDTH);
         let square = |values| Out { values, stride: by_row::<S>(), rows, width: S::WIDTH, add: false };
-        let Band { s, dp } = self.squares[i % 2];
-        // SAFETY: the panels were packed with these sizes; a square holds a band by a block.
+        let RowBlock { s, dp } = self.squares[i % 2];
+        // SAFETY: the panels were packed with these sizes; a square holds a row block by a block.
         unsafe {
             S::product_beside(steps, left(self.k_left), columns(q), square(s), beside);
             S::product_beside(steps, left(self.v_left), columns(o), square(dp), beside);
@@ -331,11 +337,11 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
     }
 
     #[inline(always)]
-    unsafe fn weights(&self, i: usize) -> Weights<S> {
+    unsafe fn probs(&self, i: usize) -> Probs<S> {
         let (row, rows, [.., stats]) = self.piece::<S>(i);
         let stats: &[f32] = bytemuck::cast_slice(stats);
-        let Band { s, dp } = self.squares[i % 2];
-        Weights {
+        let RowBlock { s, dp } = self.squares[i % 2];
+        Probs {
             left: rows / 2,
             pace: (self.d / 16).clamp(1, 4),
             s,
@@ -355,9 +361,9 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
         let of_queries = S::WIDTH / S::PAIR;
         let by_rows = |x: &[u32]| Right::new::<S>(&x[self.layout.columns..], of_queries, self.wide);
         let left = |words| Left::<WIDTH>::rows::<S>(words, by_row::<S>());
-        let Band { s, dp } = self.squares[i % 2];
+        let RowBlock { s, dp } = self.squares[i % 2];
         let ds = if S::PAIR == 1 { self.pairs.words.wrapping_add(row * self.pairs.step) } else { dp.cast() };
-        let (stride, add) = (self.wide, i >= self.bands);
+        let (stride, add) = (self.wide, i >= self.row_blocks);
         let sum = |x: *mut f32| Out { values: x.wrapping_add(row * stride), stride, rows, width: stride, add };
         // SAFETY: as above.
         unsafe {

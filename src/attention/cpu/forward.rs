@@ -1,8 +1,8 @@
-//! The forward pass: o = softmax(scale q kᵀ) v by panels of keys, with an online softmax.
+//! The forward pass computes o = softmax(scale q kᵀ) v by panels of keys, with an online softmax.
 //!
-//! K and V are packed once a head. A task owns some rows of one head and walks over all key panels: a tile of `ROWS` rows
-//! takes its logits against `WIDTH` keys, turns them into exponentials in base 2 and adds their product with V to its
-//! f32 sums. A row's result does not depend on how rows are split into tasks, hence not on the number of threads.
+//! K and V are packed once a head. A task owns some rows of one head and walks over all key panels: a tile of `ROWS`
+//! rows takes its logits against `WIDTH` keys, turns them into exponentials in base 2 and adds their product with V to
+//! its f32 sums. A row's result does not depend on how rows are split into tasks, hence not on the number of threads.
 //!
 //! FlashAttention-2, arXiv 2307.08691; online softmax, arXiv 1805.02867.
 
@@ -10,43 +10,43 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::pack::{Element, Heads, columns_words, rows_words, steps};
-use super::pieces::{self, Pieces};
+use super::pack::{Heads, PackedElement, columns_words, rows_words, steps};
+use super::schedule::{self, Schedule};
 use super::softmax::{Running, Softmax};
-use super::{PACKED, band, by_row, wide};
+use super::{PACKED, by_row, row_block, wide};
+use crate::meter::StepMeter;
 use crate::ops::cpu::scratch::Scratch;
 use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::ops::cpu::tile::{Left, Out, Right};
-use crate::watch::Watch;
 
 /// Bands of a task at most: their sums and words stay in L2 while a key panel stays in L1.
-const BANDS: usize = 8;
+const ROW_BLOCKS: usize = 8;
 
 /// o `[B, H, Sq, d]`, rounded to `O`, and lse `[B, H, Sq]`.
 ///
 /// lse is f64: merging the results of several runs of keys takes differences of it, and an f32 near 1e4 is off by 5e-4.
-/// Once `watch` says stop, what is left of both stays 0.
-pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
+/// Once `meter` says stop, what is left of both stays 0.
+pub(super) fn forward<S: Simd, E: PackedElement, O: PackedElement + Default>(
     q: Heads<E>,
     k: Heads<E>,
     v: Heads<E>,
-    all: usize,
+    heads: usize,
     scale: f64,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> (Vec<O>, Vec<f64>) {
     let (sq, sk, d) = (q.rows, k.rows, q.dim);
     let panels = sk.div_ceil(S::WIDTH);
     let panel = columns_words::<S>(d) + rows_words::<S>(d);
-    let (at_once, words) = packed::<S>(all, sk, d);
+    let (at_once, words) = packed::<S>(heads, sk, d);
     let threads = rayon::current_num_threads();
-    let block = (sq * all).div_ceil(threads * 8).clamp(1, BANDS * band::<S>()).next_multiple_of(S::ROWS);
+    let block = (sq * heads).div_ceil(threads * 8).clamp(1, ROW_BLOCKS * row_block::<S>()).next_multiple_of(S::ROWS);
 
-    let mut o = vec![O::default(); all * sq * d];
-    let mut lse = vec![0f64; all * sq];
+    let mut o = vec![O::default(); heads * sq * d];
+    let mut lse = vec![0f64; heads * sq];
     let mut packed = Scratch::take(words);
     let chunks = o.chunks_mut(at_once * sq * d).zip(lse.chunks_mut(at_once * sq)).enumerate();
     for (chunk, (o, lse)) in chunks {
-        if watch.stops() {
+        if meter.stops() {
             break;
         }
         let first = chunk * at_once;
@@ -63,8 +63,8 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
             let rows = o.par_chunks_mut(block * d).zip(lse.par_chunks_mut(block)).enumerate().with_max_len(1);
             rows.for_each(|(i, (o, lse))| {
                 let panels = &packed[head * panels * panel..][..panels * panel];
-                let task = Rows { q: &q, head: first + head, first: i * block, panels, sk, scale, o, lse, watch };
-                // SAFETY: this unit was chosen for this CPU.
+                let task = Rows { q: &q, head: first + head, first: i * block, panels, sk, scale, o, lse, meter };
+                // SAFETY: this instruction set was chosen for this CPU.
                 unsafe { S::run(task) }
             });
         });
@@ -73,9 +73,9 @@ pub(super) fn forward<S: Simd, E: Element, O: Element + Default>(
 }
 
 /// Heads whose keys and values are packed at once, and the words that takes.
-pub(super) fn packed<S: Simd>(all: usize, sk: usize, d: usize) -> (usize, usize) {
+pub(super) fn packed<S: Simd>(heads: usize, sk: usize, d: usize) -> (usize, usize) {
     let words = sk.div_ceil(S::WIDTH) * (columns_words::<S>(d) + rows_words::<S>(d)); // of a head
-    let at_once = (PACKED / words).clamp(1, all);
+    let at_once = (PACKED / words).clamp(1, heads);
     (at_once, at_once * words)
 }
 
@@ -89,10 +89,10 @@ struct Rows<'a, E, O> {
     scale: f64,
     o: &'a mut [O],
     lse: &'a mut [f64],
-    watch: &'a Watch,
+    meter: &'a StepMeter,
 }
 
-impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
+impl<E: PackedElement, O: PackedElement> Kernel for Rows<'_, E, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (d, rows) = (self.q.dim, self.lse.len());
@@ -101,8 +101,8 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
         self.q.tiles::<S>(self.head, self.first, rows, &mut queries);
         let mut sums = Scratch::take(padded * wide); // [rows, wide]
         let mut running = vec![Running { max: f32::NEG_INFINITY, sum: [0.0; 16] }; padded];
-        let mut squares = Scratch::take(2 * band::<S>() * by_row::<S>());
-        let bands = padded.div_ceil(band::<S>());
+        let mut squares = Scratch::take(2 * row_block::<S>() * by_row::<S>());
+        let row_blocks = padded.div_ceil(row_block::<S>());
         let pass = Pass {
             queries: &queries,
             panels: self.panels,
@@ -110,20 +110,20 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             d,
             wide,
             padded,
-            bands,
+            row_blocks,
             factor: (self.scale * std::f64::consts::LOG2_E) as f32,
             sums: sums.floats().as_mut_ptr(),
             running: running.as_mut_ptr(),
             squares: squares.floats().as_mut_ptr(),
         };
-        let pieces = bands * self.sk.div_ceil(S::WIDTH);
-        let mut stopped = self.watch.stops();
+        let pieces = row_blocks * self.sk.div_ceil(S::WIDTH);
+        let mut stopped = self.meter.stops();
         if !stopped {
-            // Woven only over several bands, since weights rescale the sums of their rows.
+            // Woven only over several row blocks, since probabilities rescale the sums of their rows.
             // SAFETY: the features are there, and the pieces; nothing else touches what the pass points to.
             unsafe {
-                pieces::take::<S, _>(&pass, pieces, S::MATRIX && bands > 1, |i| {
-                    stopped = (i + 1).is_multiple_of(bands) && i + 1 < pieces && self.watch.stops();
+                schedule::run::<S, _>(&pass, pieces, S::MATRIX && row_blocks > 1, |i| {
+                    stopped = (i + 1).is_multiple_of(row_blocks) && i + 1 < pieces && self.meter.stops();
                     !stopped
                 });
             }
@@ -141,7 +141,7 @@ impl<E: Element, O: Element> Kernel for Rows<'_, E, O> {
             let log2 = f64::from(max) + f64::from(sum).log2();
             *lse = log2 * std::f64::consts::LN_2;
         }
-        self.watch.add(super::FORWARD * (rows * self.sk * d) as u64);
+        self.meter.add(super::FORWARD * (rows * self.sk * d) as u64);
     }
 }
 
@@ -153,13 +153,13 @@ struct Pass<'a> {
     d: usize,
     wide: usize,
     padded: usize,
-    bands: usize,
+    row_blocks: usize,
     factor: f32,
     /// `[padded, wide]`
     sums: *mut f32,
     /// `padded` of them
     running: *mut Running,
-    /// Logits of a band by a panel, then words of weights: two squares, used in turn.
+    /// Logits of a row block by a panel, then words of probabilities: two squares, used in turn.
     squares: *mut f32,
 }
 
@@ -167,20 +167,20 @@ impl Pass<'_> {
     /// Piece `i`: its first row, its rows, the keys of its panel, and the panel.
     #[inline(always)]
     fn piece<S: Simd>(&self, i: usize) -> (usize, usize, usize, &[u32]) {
-        let (panel, row) = (i / self.bands, i % self.bands * band::<S>());
+        let (panel, row) = (i / self.row_blocks, i % self.row_blocks * row_block::<S>());
         let words = columns_words::<S>(self.d) + rows_words::<S>(self.d);
         let keys = S::WIDTH.min(self.sk - panel * S::WIDTH);
-        (row, band::<S>().min(self.padded - row), keys, &self.panels[panel * words..][..words])
+        (row, row_block::<S>().min(self.padded - row), keys, &self.panels[panel * words..][..words])
     }
 
-    /// Where piece `i` has its logits, then its weights.
+    /// Where piece `i` has its logits, then its probabilities.
     #[inline(always)]
     fn square<S: Simd>(&self, i: usize) -> *mut f32 {
-        self.squares.wrapping_add(i % 2 * band::<S>() * by_row::<S>())
+        self.squares.wrapping_add(i % 2 * row_block::<S>() * by_row::<S>())
     }
 }
 
-impl<S: Simd> Pieces<S> for Pass<'_> {
+impl<S: Simd> Schedule<S> for Pass<'_> {
     type Work = Softmax<S>;
 
     #[inline(always)]
@@ -189,7 +189,7 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
         let steps = steps::<S>(self.d);
         let q = Left::tiles::<S>(self.queries[row * steps..].as_ptr(), steps);
         let values = self.square::<S>(i);
-        // SAFETY: the panels were packed with these sizes; a square holds a band by a panel.
+        // SAFETY: the panels were packed with these sizes; a square holds a row block by a panel.
         unsafe {
             let out = Out { values, stride: by_row::<S>(), rows, width: S::WIDTH, add: false };
             S::product_beside(steps, q, Right::new::<S>(panel, steps, S::WIDTH), out, beside);
@@ -201,7 +201,7 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
     }
 
     #[inline(always)]
-    unsafe fn weights(&self, i: usize) -> Softmax<S> {
+    unsafe fn probs(&self, i: usize) -> Softmax<S> {
         let (row, rows, ..) = self.piece::<S>(i);
         Softmax {
             left: rows,
@@ -210,7 +210,7 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
             running: self.running.wrapping_add(row),
             sums: self.sums.wrapping_add(row * self.wide),
             wide: self.wide,
-            first: i < self.bands,
+            first: i < self.row_blocks,
             factor: self.factor,
             unit: PhantomData,
         }
@@ -223,7 +223,7 @@ impl<S: Simd> Pieces<S> for Pass<'_> {
         let p = Left::<WIDTH>::rows::<S>(self.square::<S>(i).cast(), by_row::<S>());
         let steps = keys.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
         let values = self.sums.wrapping_add(row * self.wide);
-        let out = Out { values, stride: self.wide, rows, width: self.wide, add: i >= self.bands };
+        let out = Out { values, stride: self.wide, rows, width: self.wide, add: i >= self.row_blocks };
         // SAFETY: as above.
         unsafe { S::product_beside(steps, p, v, out, beside) }
     }

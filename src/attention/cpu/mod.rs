@@ -1,46 +1,47 @@
-//! Attention on the CPU: the choice of the vector unit and its kernels.
+//! Runs attention on the CPU: chooses the instruction set and its kernels.
 //!
-//! On the units of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the algorithms, [`softmax`] and
-//! [`weights`] what they do between products, [`pieces`] the order of both.
-//! Every unit runs the same algorithm, so tests can hold each against the reference.
+//! On the instruction sets of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the
+//! algorithms, [`softmax`] and [`probs`] what they do between products, [`schedule`] the order of both. Every
+//! instruction set runs the same algorithm, so tests can hold each against the reference.
 
 mod backward;
 mod forward;
-mod lane;
+mod ordered_sums;
 mod pack;
-mod pieces;
+mod probs;
 mod queries;
 pub mod rehearsal;
+mod schedule;
 mod softmax;
-mod weights;
 
 use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD};
-pub use crate::ops::cpu::Path;
+use crate::meter::StepMeter;
+pub use crate::ops::cpu::Isa;
 use crate::ops::cpu::simd::{Simd, WIDTH};
-use crate::ops::cpu::with_unit;
-use crate::watch::Watch;
+use crate::ops::cpu::with_isa;
 use crate::{Result, bail};
-use pack::{Element, Heads};
+use pack::{Heads, PackedElement};
 
 /// Words of packed panels that a pass holds at once, unless one head needs more.
 const PACKED: usize = (256 << 20) / 4;
 
-/// Rows (forward) or keys (backward) that go through each stage together: one stage's latency hides behind the next row's work, and the
-/// panels of a large head dim pass through L1 once for all of them.
-fn band<S: Simd>() -> usize {
+/// Rows (forward) or keys (backward) that go through each stage together: one stage's latency hides behind the next
+/// row's work, and the panels of a large head dim pass through L1 once for all of them.
+fn row_block<S: Simd>() -> usize {
     if S::MATRIX { S::ROWS } else { 4 * S::ROWS }
 }
 
-/// Words from one row of a square to the next: of logits, which become weights where they are, as L1 is small for both. On vector units
-/// a number that the compiler knows, on a matrix unit an odd number of cache lines, as rows of sixteen would share a few sets of L1.
+/// Words from one row of a square to the next: of logits, which become probabilities where they are, as L1 is small for
+/// both. On vector units a number that the compiler knows, on a matrix unit an odd number of cache lines, as rows of
+/// sixteen would share a few sets of L1.
 fn by_row<S: Simd>() -> usize {
     if S::MATRIX { S::WIDTH + S::LANES } else { WIDTH }
 }
 
-/// Columns of f32 sums of d values: whole vectors of any unit.
+/// Columns of f32 sums of d values: whole vectors of any instruction set.
 fn wide(d: usize) -> usize {
     d.next_multiple_of(16)
 }
@@ -52,9 +53,9 @@ pub(super) fn attend(
     v: &Tensor,
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor)> {
-    forward_as(Path::best(), q, k, v, scale, rounded, watch)
+    forward_as(Isa::best(), q, k, v, scale, rounded, meter)
 }
 
 /// [`super::differentiate`] on the CPU.
@@ -67,36 +68,37 @@ pub(super) fn differentiate(
     [lse, delta]: [&Tensor; 2],
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    backward_as(Path::best(), q, k, v, d_o, [lse, delta], scale, rounded, watch)
+    backward_as(Isa::best(), q, k, v, d_o, [lse, delta], scale, rounded, meter)
 }
 
-/// [`super::flash`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
-pub fn forward_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-    forward_as(path, q, k, v, scale, true, &Watch::default())
+/// [`super::flash`] on one instruction set, for tests and benchmarks; f64 takes the plain reference on every one.
+pub fn forward_on(isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+    forward_as(isa, q, k, v, scale, true, &StepMeter::default())
 }
 
 /// o and lse: `rounded` to q's dtype and to its [`statistic`](check::statistic)'s, or in f32 and in f64.
 fn forward_as(
-    path: Path,
+    isa: Isa,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor)> {
-    let [b, h, sq, d] = check_on(path, q, k, v, scale)?;
+    let [b, h, sq, d] = check_on(isa, q, k, v, scale)?;
     if q.dtype() == DType::F64 {
-        watch.add(check::operations(FORWARD, [b, h, sq, d], k));
+        meter.add(check::operations(FORWARD, [b, h, sq, d], k));
         return super::reference::attention(q, k, v, scale);
     }
     let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
     macro_rules! run {
         ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
-            let (o, lse) = with_unit!(path, $bf16, S => forward::forward::<S, $element, $out>(q, k, v, b * h, scale, watch));
+            let (o, lse) =
+                with_isa!(isa, $bf16, S => forward::forward::<S, $element, $out>(q, k, v, b * h, scale, meter));
             (Tensor::from_vec(o, (b, h, sq, d), &Device::Cpu)?, lse)
         }};
     }
@@ -109,10 +111,11 @@ fn forward_as(
     Ok((o, if rounded { lse.to_dtype(check::statistic(q.dtype()))? } else { lse }))
 }
 
-/// [`super::flash_backward`] on one path, for tests and benchmarks; f64 takes the plain reference on every path.
+/// [`super::flash_backward`] on one instruction set, for tests and benchmarks; f64 takes the plain reference on every
+/// one.
 #[allow(clippy::too_many_arguments)]
 pub fn backward_on(
-    path: Path,
+    isa: Isa,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -121,13 +124,13 @@ pub fn backward_on(
     delta: &Tensor,
     scale: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    backward_as(path, q, k, v, d_o, [lse, delta], scale, true, &Watch::default())
+    backward_as(isa, q, k, v, d_o, [lse, delta], scale, true, &StepMeter::default())
 }
 
 /// The gradients, `rounded` to q's dtype or in f32.
 #[allow(clippy::too_many_arguments)]
 fn backward_as(
-    path: Path,
+    isa: Isa,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -135,13 +138,13 @@ fn backward_as(
     [lse, delta]: [&Tensor; 2],
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let [b, h, sq, d] = check_on(path, q, k, v, scale)?;
+    let [b, h, sq, d] = check_on(isa, q, k, v, scale)?;
     let sk = k.dims()[2];
-    check::saved(q, d_o, [lse, delta])?;
+    check::saved_rows(q, d_o, [lse, delta])?;
     if q.dtype() == DType::F64 {
-        watch.add(check::operations(BACKWARD, [b, h, sq, d], k));
+        meter.add(check::operations(BACKWARD, [b, h, sq, d], k));
         return super::reference::attention_backward(q, k, v, d_o, lse, delta, scale);
     }
     let (lse, delta) = (lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?);
@@ -150,9 +153,10 @@ fn backward_as(
     macro_rules! run {
         ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
-            let saved = queries::Saved { d_o: heads(&os)?, lse: &lse, delta: &delta };
-            let [dq, dk, dv] =
-                with_unit!(path, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale, watch));
+            let saved = queries::SavedRows { d_o: heads(&os)?, lse: &lse, delta: &delta };
+            let [dq, dk, dv] = with_isa!(
+                isa, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale, meter)
+            );
             let tensor = |x, rows| Tensor::from_vec(x, (b, h, rows, d), &Device::Cpu);
             (tensor(dq, sq)?, tensor(dk, sk)?, tensor(dv, sk)?)
         }};
@@ -164,17 +168,17 @@ fn backward_as(
     })
 }
 
-/// Checks what both passes take on a path; returns `[B, H, Sq, d]`.
-fn check_on(path: Path, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
+/// Checks what both passes take on an instruction set; returns `[B, H, Sq, d]`.
+fn check_on(isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
     let shape = check::operands(q, k, v, scale)?;
-    if !path.is_available() {
-        bail!("attention: this CPU lacks the features of the {path:?} path");
+    if !isa.is_available() {
+        bail!("attention: this CPU lacks the features of the {isa:?} path");
     }
     Ok(shape)
 }
 
 /// A checked tensor's elements and strides.
-fn heads<'a, E: Element + candle_core::WithDType>(
+fn heads<'a, E: PackedElement + candle_core::WithDType>(
     tensor: &'a (impl std::ops::Deref<Target = Storage>, &'a candle_core::Layout),
 ) -> Result<Heads<'a, E>> {
     let (storage, layout) = tensor;

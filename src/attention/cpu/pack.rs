@@ -1,10 +1,10 @@
-//! Reading tensors into panels: the layouts that make every load of the kernels contiguous.
+//! Packs tensors into panels, in the layouts that make every load of the kernels contiguous.
 //!
-//! A word holds one f32 or two bf16 that are neighbours along the contracted dimension (see [`crate::ops::cpu::simd`]). Of a block of
-//! rows x `[n, d]` the products need these layouts, all zero-padded:
+//! A word holds one f32 or two bf16 that are neighbours along the contracted dimension (see [`crate::ops::cpu::simd`]).
+//! Of a block of rows x `[n, d]` the products need these layouts, all zero-padded:
 //! - [`columns`]: `[steps][WIDTH]`, contraction over d with a lane a row: the right operand of q kᵀ;
 //! - [`rows`]: `[n / PAIR][wide]`, contraction over rows with a lane a column: the right operand of p v;
-//!   right operands are cut into strips ([`Right`]);
+//!   right operands are cut into column blocks ([`Right`]);
 //! - [`tiles`]: contraction over d: the left operand of q kᵀ, as [`Left::tiles`] has it;
 //! - [`turned`]: `[wide][n / PAIR]`, contraction over rows: a matrix unit's left operand of kᵀ dsᵀ.
 //!
@@ -19,11 +19,11 @@ use half::bf16;
 use super::wide;
 use crate::ops::cpu::panel::turn;
 use crate::ops::cpu::simd::Simd;
-use crate::ops::cpu::tile::{Right, strip};
+use crate::ops::cpu::tile::{Right, column_block};
 use crate::ops::cpu::{narrowed, widened};
 
 /// A tensor's element as the kernels see it.
-pub(super) trait Element: Copy + Send + Sync + 'static {
+pub(super) trait PackedElement: Copy + Send + Sync + 'static {
     /// The value.
     fn to_f32(self) -> f32;
     /// The nearest element.
@@ -32,7 +32,7 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     fn half(self) -> u16;
 }
 
-impl Element for f32 {
+impl PackedElement for f32 {
     fn to_f32(self) -> f32 {
         self
     }
@@ -45,7 +45,7 @@ impl Element for f32 {
 }
 
 // By bits: half's own functions are calls.
-impl Element for bf16 {
+impl PackedElement for bf16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         widened(self)
@@ -59,30 +59,30 @@ impl Element for bf16 {
     }
 }
 
-/// Steps of a contraction over `d` numbers.
+/// Steps of a contraction over `d` elements.
 pub(super) fn steps<S: Simd>(d: usize) -> usize {
     (d / S::PAIR).next_multiple_of(S::STEPS)
 }
 
-/// Words of a panel of [`Heads::columns`], of `WIDTH` rows of `d` numbers.
+/// Words of a panel of [`Heads::columns`], of `WIDTH` rows of `d` elements.
 pub(super) fn columns_words<S: Simd>(d: usize) -> usize {
     Right::words::<S>(steps::<S>(d), S::WIDTH)
 }
 
-/// Words of a panel of [`Heads::rows`], of `WIDTH` rows of `d` numbers.
+/// Words of a panel of [`Heads::rows`], of `WIDTH` rows of `d` elements.
 pub(super) fn rows_words<S: Simd>(d: usize) -> usize {
     Right::words::<S>(S::WIDTH / S::PAIR, wide(d))
 }
 
 /// The two halves of a word.
 #[inline(always)]
-fn pair<E: Element>(a: E, b: E) -> u32 {
+fn pair<E: PackedElement>(a: E, b: E) -> u32 {
     u32::from(a.half()) | u32::from(b.half()) << 16
 }
 
 /// A row's words from step `first` on; 0 beyond its end, or where there is none.
 #[inline(always)]
-fn along<S: Simd, E: Element>(row: Option<&[E]>, first: usize, words: &mut [u32]) {
+fn along<S: Simd, E: PackedElement>(row: Option<&[E]>, first: usize, words: &mut [u32]) {
     let row = row.unwrap_or(&[]);
     let row = &row[row.len().min(first * S::PAIR)..];
     let (words, rest) = words.split_at_mut(words.len().min(row.len() / S::PAIR));
@@ -95,7 +95,7 @@ fn along<S: Simd, E: Element>(row: Option<&[E]>, first: usize, words: &mut [u32]
 
 /// Words over the `PAIR` neighbouring `rows`, from column `first` on; 0 beyond their ends.
 #[inline(always)]
-fn across<S: Simd, E: Element>(rows: [Option<&[E]>; 2], first: usize, words: &mut [u32]) {
+fn across<S: Simd, E: PackedElement>(rows: [Option<&[E]>; 2], first: usize, words: &mut [u32]) {
     let [a, b] = rows.map(|row| row.map_or(&[][..], |row| &row[row.len().min(first)..]));
     let (words, rest) = words.split_at_mut(words.len().min(a.len()));
     rest.fill(0);
@@ -121,12 +121,12 @@ pub(super) struct Heads<'a, E> {
     pub dim: usize,
 }
 
-impl<'a, E: Element> Heads<'a, E> {
+impl<'a, E: PackedElement> Heads<'a, E> {
     /// Row `row` of head `head` in 0..B * H.
     pub fn row(&self, head: usize, row: usize) -> &'a [E] {
         let [batch, of_head, of_row] = self.strides;
-        let at = head / self.heads * batch + head % self.heads * of_head + row * of_row;
-        &self.data[at..at + self.dim]
+        let start = head / self.heads * batch + head % self.heads * of_head + row * of_row;
+        &self.data[start..start + self.dim]
     }
 
     /// Row `row` of those from `first` on, if it is one of `count`.
@@ -134,24 +134,24 @@ impl<'a, E: Element> Heads<'a, E> {
         (row < count).then(|| self.row(head, first + row))
     }
 
-    /// The `count` rows from `first` as `[steps][WIDTH]` in strips, `count` at most `WIDTH`.
+    /// The `count` rows from `first` as `[steps][WIDTH]` in column blocks, `count` at most `WIDTH`.
     pub fn columns<S: Simd>(&self, head: usize, first: usize, count: usize, panel: &mut [u32]) {
-        let (steps, width) = (steps::<S>(self.dim), strip::<S>(S::WIDTH));
+        let (steps, width) = (steps::<S>(self.dim), column_block::<S>(S::WIDTH));
         let mut square = [0; SQUARE];
         for (i, panel) in panel.chunks_exact_mut(steps * width).enumerate() {
             for (lane, step) in squares(S::LANES, width, steps) {
                 for (r, words) in square.chunks_exact_mut(S::LANES).take(S::LANES).enumerate() {
                     along::<S, E>(self.some_row(head, first, count, i * width + lane + r), step, words);
                 }
-                // SAFETY: this unit was chosen for this CPU.
+                // SAFETY: this instruction set was chosen for this CPU.
                 unsafe { turn::<S>(square.as_ptr(), S::LANES, &mut panel[step * width..], width, lane) }
             }
         }
     }
 
-    /// The `count` rows from `first` as `[steps][wide]` in strips, with `steps` for at least `count` rows.
+    /// The `count` rows from `first` as `[steps][wide]` in column blocks, with `steps` for at least `count` rows.
     pub fn rows<S: Simd>(&self, head: usize, first: usize, count: usize, steps: usize, panel: &mut [u32]) {
-        let width = strip::<S>(wide(self.dim));
+        let width = column_block::<S>(wide(self.dim));
         for (i, panel) in panel.chunks_exact_mut(steps * width).enumerate() {
             for (step, words) in panel.chunks_exact_mut(width).enumerate() {
                 across::<S, E>(self.neighbours::<S>(head, first, count, step), i * width, words);
@@ -164,7 +164,8 @@ impl<'a, E: Element> Heads<'a, E> {
         [0, 1].map(|i| self.some_row(head, first, count, step * S::PAIR + i))
     }
 
-    /// The `count` rows from `first` as a left operand, in `panel` of `n` times steps, with `n` at least `count` whole tiles.
+    /// The `count` rows from `first` as a left operand, in `panel` of `n` times steps, with `n` at least `count` whole
+    /// tiles.
     pub fn tiles<S: Simd>(&self, head: usize, first: usize, count: usize, panel: &mut [u32]) {
         let steps = steps::<S>(self.dim);
         if S::MATRIX {
@@ -182,7 +183,8 @@ impl<'a, E: Element> Heads<'a, E> {
         }
     }
 
-    /// The columns of the `count` rows from `first` as rows `[n][steps]` in `panel`, with `steps` for at least `count` rows.
+    /// The columns of the `count` rows from `first` as rows `[n][steps]` in `panel`, with `steps` for at least `count`
+    /// rows.
     pub fn turned<S: Simd>(&self, head: usize, first: usize, count: usize, steps: usize, panel: &mut [u32]) {
         let mut square = [0; SQUARE];
         for (column, step) in squares(S::LANES, panel.len() / steps, steps) {
@@ -191,13 +193,14 @@ impl<'a, E: Element> Heads<'a, E> {
             }
             let to = &mut panel[column * steps + step..];
             debug_assert!(to.len() >= (S::LANES - 1) * steps + S::LANES);
-            // SAFETY: this unit was chosen for this CPU; a square lies within the panel, since both its sides are whole ones.
+            // SAFETY: this instruction set was chosen for this CPU; a square lies within the panel, since both its
+            // sides are whole ones.
             unsafe { S::transpose(square.as_ptr(), S::LANES, to.as_mut_ptr(), steps) }
         }
     }
 }
 
-/// Words of a square of any unit's lanes.
+/// Words of a square of any instruction set's lanes.
 const SQUARE: usize = 16 * 16;
 
 /// Where squares of `side` begin that cover `width` by `height`.

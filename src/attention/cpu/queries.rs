@@ -1,13 +1,13 @@
-//! What the backward pass takes of queries, packed block by block for all groups of keys.
+//! Packs what the backward pass takes of queries, block by block, once for all groups of keys.
 
 use std::f64::consts::LOG2_E;
 
-use super::pack::{Element, Heads, columns_words, rows_words};
+use super::pack::{Heads, PackedElement, columns_words, rows_words};
 use crate::ops::cpu::simd::Simd;
 
 /// What the forward pass left and the caller's cotangent.
 #[derive(Clone, Copy)]
-pub(super) struct Saved<'a, E> {
+pub(super) struct SavedRows<'a, E> {
     pub d_o: Heads<'a, E>,
     /// `[B, H, Sq]`
     pub lse: &'a [f32],
@@ -34,9 +34,9 @@ impl Layout {
 }
 
 /// One block of queries in the layouts that every group of keys needs.
-pub(super) fn pack_queries<S: Simd, E: Element>(
+pub(super) fn pack_queries<S: Simd, E: PackedElement>(
     q: &Heads<E>,
-    saved: &Saved<E>,
+    saved: &SavedRows<E>,
     layout: Layout,
     head: usize,
     first: usize,
@@ -50,11 +50,11 @@ pub(super) fn pack_queries<S: Simd, E: Element>(
     }
     let stats: &mut [f32] = bytemuck::cast_slice_mut(&mut words[2 * (layout.columns + layout.rows)..]);
     let (lse, delta) = stats.split_at_mut(S::WIDTH);
-    let at = head * q.rows + first;
+    let row = head * q.rows + first;
     lse.fill(f32::INFINITY); // no weight for rows that are not there
     delta.fill(0.0);
-    for (to, x) in lse.iter_mut().zip(&saved.lse[at..at + count]) {
+    for (to, x) in lse.iter_mut().zip(&saved.lse[row..row + count]) {
         *to = (f64::from(*x) * LOG2_E) as f32;
     }
-    delta[..count].copy_from_slice(&saved.delta[at..at + count]);
+    delta[..count].copy_from_slice(&saved.delta[row..row + count]);
 }

@@ -1,37 +1,39 @@
-//! The kernels' memory without their arithmetic: for `longreel plan`, which counts it, and for rehearsals of a step, which take it.
+//! Sizes and takes the kernels' memory without their arithmetic: `longreel plan` counts it, rehearsals of a step take
+//! it.
 //!
-//! Sizes come from the functions that the kernels themselves allocate by. Results hold a constant, written so that their pages
-//! are really there.
+//! Sizes come from the functions that the kernels themselves allocate by. Results hold a constant, written so that
+//! their pages are really there.
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
-use super::{Path, backward, forward};
+use super::{Isa, backward, forward};
 use crate::Result;
 use crate::attention::check::{operands, statistic};
 use crate::ops::cpu::scratch::Scratch;
-use crate::ops::cpu::with_unit;
+use crate::ops::cpu::with_isa;
 
-/// Called while all of a pass's memory is held. Passes take time, so ranks hold theirs at the same time; who computes nothing has to
-/// wait for the others for it to be so.
+/// Called while all of a pass's memory is held. Passes take time, so ranks hold theirs at the same time; a rank that
+/// computes nothing has to wait for the others to do the same.
 pub type Meet<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Small, so that a rehearsed step overflows nowhere; not 0, whose pages need not be touched.
 const FILL: f32 = 1e-6;
 
-/// Words of packed keys and values that a forward pass holds, over `all` heads with `sk` keys of `d` features.
-pub fn forward_words(half: bool, all: usize, sk: usize, d: usize) -> usize {
+/// Words of packed keys and values that a forward pass holds, over `heads` heads with `sk` keys of `d` features.
+pub fn forward_words(half: bool, heads: usize, sk: usize, d: usize) -> usize {
     match half {
-        true => with_unit!(Path::best(), true, S => forward::packed::<S>(all, sk, d).1),
-        false => with_unit!(Path::best(), false, S => forward::packed::<S>(all, sk, d).1),
+        true => with_isa!(Isa::best(), true, S => forward::packed::<S>(heads, sk, d).1),
+        false => with_isa!(Isa::best(), false, S => forward::packed::<S>(heads, sk, d).1),
     }
 }
 
-/// Words of packed queries, and of sums, that a backward pass holds, over `all` heads with `sq` queries of `d` features.
-pub fn backward_words(half: bool, all: usize, sq: usize, d: usize) -> [usize; 2] {
+/// Words of packed queries, and of sums, that a backward pass holds, over `heads` heads with `sq` queries of `d`
+/// features.
+pub fn backward_words(half: bool, heads: usize, sq: usize, d: usize) -> [usize; 2] {
     match half {
-        true => with_unit!(Path::best(), true, S => backward::packed::<S>(all, sq, d).1),
-        false => with_unit!(Path::best(), false, S => backward::packed::<S>(all, sq, d).1),
+        true => with_isa!(Isa::best(), true, S => backward::packed::<S>(heads, sq, d).1),
+        false => with_isa!(Isa::best(), false, S => backward::packed::<S>(heads, sq, d).1),
     }
 }
 

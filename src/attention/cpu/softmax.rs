@@ -1,7 +1,8 @@
-//! The forward pass's exponentials: an online softmax of a band of logits, row by row, so that a matrix unit can multiply meanwhile.
+//! Computes the forward pass's online softmax over a row block of logits, row by row, so that a matrix unit can
+//! multiply meanwhile.
 //!
-//! The running maximum moves only when a logit exceeds it by more than 2^8 (as FlashAttention-4 does): values up to 256 lose nothing in
-//! floating point, and rescaling nearly vanishes. Online softmax: arXiv 1805.02867.
+//! The running maximum moves only when a logit exceeds it by more than 2^8 (as FlashAttention-4 does): values up to 256
+//! lose nothing in floating point, and rescaling nearly vanishes. Online softmax: arXiv 1805.02867.
 
 use std::marker::PhantomData;
 
@@ -20,7 +21,7 @@ pub(super) struct Running {
     pub sum: [f32; 16],
 }
 
-/// Logits of a band to exponentials in their place, as the left operand of the product with V.
+/// Logits of a row block to exponentials in their place, as the left operand of the product with V.
 pub(super) struct Softmax<S> {
     /// Rows that are left, and how slowly to take them.
     pub left: usize,

@@ -1,4 +1,4 @@
-//! Copies of strided rows between tensors, by kernels/copy_rows.cu: what all-to-alls pack and weave.
+//! Copies strided rows between tensors, by kernels/copy_rows.cu, to pack and weave the messages of all-to-alls.
 
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg};
@@ -14,7 +14,7 @@ use crate::ops::bytes::zeros;
 #[repr(C)]
 struct Strides([i64; 3]);
 
-// SAFETY: plain numbers, laid out as in C.
+// SAFETY: plain values, laid out as in C.
 unsafe impl DeviceRepr for Strides {}
 
 /// Carries a plan out, whose bytes count from the beginning of `from`'s storage and of the contiguous `to`.
@@ -72,8 +72,8 @@ fn of<T: CudaDType + DeviceRepr>(from: &Tensor, to: &Tensor, plan: &Move) -> Res
 /// The largest piece, in bytes, that all of a plan's places and rows are multiples of, and the kernel that copies such.
 fn piece(plan: &Move) -> (usize, &'static str) {
     let Move { rows, base, strides } = plan;
-    let all: Vec<usize> = [rows.base, rows.row, *base].into_iter().chain(rows.strides).chain(*strides).collect();
-    let fits = |unit: usize| all.iter().all(|n| n.is_multiple_of(unit));
+    let offsets: Vec<usize> = [rows.base, rows.row, *base].into_iter().chain(rows.strides).chain(*strides).collect();
+    let fits = |unit: usize| offsets.iter().all(|n| n.is_multiple_of(unit));
     let kinds = [(16, "copy_rows_16"), (4, "copy_rows_4"), (2, "copy_rows_2")];
-    kinds.into_iter().find(|kind| fits(kind.0)).unwrap_or(kinds[2]) // numbers have two bytes or four
+    kinds.into_iter().find(|kind| fits(kind.0)).unwrap_or(kinds[2]) // elements have two bytes or four
 }

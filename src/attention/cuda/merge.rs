@@ -1,4 +1,4 @@
-//! What a ring merges, on a GPU, in place: shares of the softmax (kernels/ring.cu).
+//! Merges a ring's shares of the softmax in place, on a GPU (kernels/ring.cu).
 
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Result, Tensor, bail};
@@ -8,8 +8,8 @@ use crate::gpu::{Kernel, Lent, THREADS, change_as, device_of};
 /// Rows that a block of `ring_merge` takes, a warp each.
 const ROWS: usize = THREADS / 32;
 
-/// As the CPU's merge: `more` `[B, H, S, d]` in f32, what the same queries got from other keys, into `o`, and its `lse` `[B, H, S]` in f64
-/// likewise. All are contiguous.
+/// As the CPU's merge: `more` `[B, H, S, d]` in f32, what the same queries got from other keys, into `o`, and
+/// `more_lse` `[B, H, S]` in f64 into `lse`. All are contiguous.
 pub(crate) fn merge(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {
     let (b, h, s, d) = o.dims4()?;
     let rows = b * h * s;
@@ -20,11 +20,11 @@ pub(crate) fn merge(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) 
         bail!("a ring adds up contiguous tensors")
     }
     let kernel = Kernel::of(&device_of(o)?, "ring_merge")?;
-    let (held, held_lse) = (Lent::new(more), Lent::new(more_lse));
+    let (lent, held_lse) = (Lent::new(more), Lent::new(more_lse));
     let (count, dim) = (rows as i64, d as i32);
     change_as::<f32, _>(o, |mut o| {
         change_as::<f64, _>(lse, |mut lse| {
-            let (more, more_lse) = (held.view::<f32>()?, held_lse.view::<f64>()?);
+            let (more, more_lse) = (lent.view::<f32>()?, held_lse.view::<f64>()?);
             let mut call = kernel.call();
             call.arg(&mut o).arg(&mut lse).arg(&more).arg(&more_lse).arg(&count).arg(&dim);
             // SAFETY: the kernel's arguments, all within their tensors.

@@ -1,7 +1,8 @@
-//! Attention on a GPU: which of the kernels of kernels/flash_*.cu, and their arguments. Counterpart of [`super::cpu`].
+//! Runs attention on a GPU: chooses among the kernels of kernels/flash_*.cu and passes their arguments. Counterpart of
+//! [`super::cpu`].
 //!
-//! bf16 with heads of 64, 96 or 128 takes the tensor cores; f32 the plain kernels, which are for checks. **It has run on an
-//! emulated driver (kernels/host/driver), on no GPU.**
+//! bf16 with heads of 64, 96 or 128 takes the tensor cores; f32 the plain kernels, which are for checks. **It has run
+//! on an emulated driver (kernels/host/driver), on no GPU.**
 
 mod copy;
 mod merge;
@@ -13,7 +14,7 @@ use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD, operations};
 use crate::gpu::{Kernel, Lent, device_of, empty, tensor};
-use crate::watch::Watch;
+use crate::meter::StepMeter;
 use crate::{Result, bail};
 pub(super) use copy::{copy_rows, side_by_side};
 pub(super) use merge::merge;
@@ -27,7 +28,7 @@ struct Strides {
     row: i64,
 }
 
-// SAFETY: plain numbers, laid out as in C.
+// SAFETY: plain values, laid out as in C.
 unsafe impl DeviceRepr for Strides {}
 
 /// The kernels for one dtype and head dim: forward, backward for keys and values, backward for queries.
@@ -79,7 +80,7 @@ pub(super) fn attend(
     v: &Tensor,
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor)> {
     let shape = check::operands(q, k, v, scale)?;
     let kernels = Kernels::of(q.dtype(), shape[3], !rounded)?;
@@ -89,12 +90,12 @@ pub(super) fn attend(
         (DType::BF16, false) => forward::<bf16, f32, f64>(&kernels, &q, &k, &v, scale)?,
         _ => forward::<f32, f32, f32>(&kernels, &q, &k, &v, scale)?,
     };
-    watch.add(operations(FORWARD, shape, &k));
+    meter.add(operations(FORWARD, shape, &k));
     let lse = if rounded { lse } else { lse.to_dtype(DType::F64)? };
     Ok((o, lse))
 }
 
-/// As [`super::cpu::differentiate`], likewise.
+/// As [`super::cpu::differentiate`], on the GPU that q, k and v are on.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn differentiate(
     q: &Tensor,
@@ -104,10 +105,10 @@ pub(super) fn differentiate(
     [lse, delta]: [&Tensor; 2],
     scale: f64,
     rounded: bool,
-    watch: &Watch,
+    meter: &StepMeter,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let shape = check::operands(q, k, v, scale)?;
-    check::saved(q, d_o, [lse, delta])?;
+    check::saved_rows(q, d_o, [lse, delta])?;
     let kernels = Kernels::of(q.dtype(), shape[3], !rounded)?;
     let inputs = [aligned(q)?, aligned(k)?, aligned(v)?, aligned(d_o)?, lse.contiguous()?, delta.contiguous()?];
     let gradients = match (q.dtype(), rounded) {
@@ -115,7 +116,7 @@ pub(super) fn differentiate(
         (DType::BF16, false) => backward::<bf16, f32>(&kernels, &inputs, scale)?,
         _ => backward::<f32, f32>(&kernels, &inputs, scale)?,
     };
-    watch.add(operations(BACKWARD, shape, k));
+    meter.add(operations(BACKWARD, shape, k));
     Ok(gradients)
 }
 
@@ -129,8 +130,8 @@ where
     let device = device_of(q)?;
     let (mut o, mut lse) = (empty::<O>(&device, b * h * sq * d)?, empty::<L>(&device, b * h * sq)?);
     let kernel = Kernel::of(&device, kernels.names[0])?;
-    let held = [q, k, v].map(Lent::new);
-    let [q_view, k_view, v_view] = [held[0].view::<T>()?, held[1].view::<T>()?, held[2].view::<T>()?];
+    let lent = [q, k, v].map(Lent::new);
+    let [q_view, k_view, v_view] = [lent[0].view::<T>()?, lent[1].view::<T>()?, lent[2].view::<T>()?];
     let [q_at, k_at, v_at] = [q, k, v].map(strides);
     let (queries, keys, dim, scale) = (sq as i32, k.dims()[2] as i32, d as i32, scale as f32);
     let mut call = kernel.call();
@@ -156,11 +157,11 @@ where
     let device = device_of(q)?;
     let [mut dq, mut dk, mut dv] =
         [empty::<O>(&device, b * h * sq * d)?, empty(&device, b * h * sk * d)?, empty(&device, b * h * sk * d)?];
-    let held = [q, k, v, d_o, lse, delta].map(Lent::new);
+    let lent = [q, k, v, d_o, lse, delta].map(Lent::new);
     let [q_view, k_view, v_view, d_o_view] =
-        [held[0].view::<T>()?, held[1].view::<T>()?, held[2].view::<T>()?, held[3].view::<T>()?];
-    let [lse_view, delta_view] = [held[4].view::<f32>()?, held[5].view::<f32>()?];
-    let at = [q, k, v, d_o].map(strides);
+        [lent[0].view::<T>()?, lent[1].view::<T>()?, lent[2].view::<T>()?, lent[3].view::<T>()?];
+    let [lse_view, delta_view] = [lent[4].view::<f32>()?, lent[5].view::<f32>()?];
+    let input_strides = [q, k, v, d_o].map(strides);
     let (queries, keys, dim, scale) = (sq as i32, sk as i32, d as i32, scale as f32);
     for (name, rows, block, of_keys) in
         [(kernels.names[1], sk, kernels.rows[1], true), (kernels.names[2], sq, kernels.rows[2], false)]
@@ -173,7 +174,12 @@ where
         } else {
             call.arg(&mut dq);
         }
-        call.arg(&at[0]).arg(&at[1]).arg(&at[2]).arg(&at[3]).arg(&queries).arg(&keys);
+        call.arg(&input_strides[0])
+            .arg(&input_strides[1])
+            .arg(&input_strides[2])
+            .arg(&input_strides[3])
+            .arg(&queries)
+            .arg(&keys);
         if kernels.any_dim {
             call.arg(&dim);
         }

@@ -1,17 +1,17 @@
-//! Attention of one clip, forward and forward+backward, on any of the kernels' paths. Counterpart:
+//! Times attention of one clip, forward and forward+backward, on any instruction set. Counterpart:
 //! benches/peers/attention.py.
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use serde_json::json;
 
-use super::{Report, device_of, flop, normal, on_threads, peak_on, timed};
+use super::{Report, device_of, flops, normal, on_threads, peak_on, timed};
 use crate::attention::cpu::{backward_on, forward_on};
 use crate::attention::{flash, flash_backward};
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
 use crate::engine::precision::check_on_gpu;
-use crate::ops::cpu::Path;
+use crate::ops::cpu::Isa;
 use crate::ops::row_dot;
 use crate::{Result, bail};
 
@@ -46,7 +46,7 @@ pub struct AttentionArgs {
 
 /// Measures it.
 pub fn run(args: &AttentionArgs) -> Result<Report> {
-    let path = args.path.as_deref().map_or(Ok(Path::best()), named)?;
+    let isa = args.path.as_deref().map_or(Ok(Isa::best()), named)?;
     let device = device_of(args.device, 1)?;
     if device.is_cuda() && args.path.is_some() {
         bail!("--path is of CPUs: leave it out, or --device cuda")
@@ -54,28 +54,28 @@ pub fn run(args: &AttentionArgs) -> Result<Report> {
     if device.is_cuda() {
         check_on_gpu(args.dtype == Compute::Bf16, args.head_dim, args.tokens)?;
     }
-    on_threads(args.threads, |threads| measure(args, path, &device, threads))
+    on_threads(args.threads, |threads| measure(args, isa, &device, threads))
 }
 
 /// The path of this name, which this CPU must have.
-fn named(name: &str) -> Result<Path> {
-    let here: Vec<&str> = Path::ALL.into_iter().filter(|p| p.is_available()).map(Path::name).collect();
-    match Path::ALL.into_iter().find(|path| path.name() == name) {
-        Some(path) if path.is_available() => Ok(path),
-        Some(_) => bail!("--path {name}: this CPU lacks its features; it can run {}", here.join(", ")),
-        None => bail!("--path {name}: no such path; this CPU can run {}", here.join(", ")),
+fn named(name: &str) -> Result<Isa> {
+    let available: Vec<&str> = Isa::ALL.into_iter().filter(|p| p.is_available()).map(Isa::name).collect();
+    match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
+        Some(isa) if isa.is_available() => Ok(isa),
+        Some(_) => bail!("--path {name}: this CPU lacks its features; it can run {}", available.join(", ")),
+        None => bail!("--path {name}: no such path; this CPU can run {}", available.join(", ")),
     }
 }
 
-fn measure(args: &AttentionArgs, path: Path, device: &Device, threads: usize) -> Result<Report> {
+fn measure(args: &AttentionArgs, isa: Isa, device: &Device, threads: usize) -> Result<Report> {
     let &AttentionArgs { tokens, heads, head_dim, dtype, .. } = args;
     let shape = [1, heads, tokens, head_dim];
     let kind = if dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
     let draw = |sample: u64| -> Result<Tensor> { Ok(normal(&shape, sample)?.to_device(device)?.to_dtype(kind)?) };
     let (q, k, v, d_o) = (draw(0)?, draw(1)?, draw(2)?, draw(3)?);
     let scale = (head_dim as f64).powf(-0.5);
-    let peak = peak_on(device, path, dtype)?;
-    let attend = || if device.is_cpu() { forward_on(path, &q, &k, &v, scale) } else { flash(&q, &k, &v, scale) };
+    let peak = peak_on(device, isa, dtype)?;
+    let attend = || if device.is_cpu() { forward_on(isa, &q, &k, &v, scale) } else { flash(&q, &k, &v, scale) };
     let done = || Ok(device.synchronize()?); // a GPU is only asked to work so far
     let forward = timed(args.runs, || attend().and_then(|_| done()))?;
     let rows = |x: &Tensor| x.reshape((heads * tokens, head_dim));
@@ -83,24 +83,24 @@ fn measure(args: &AttentionArgs, path: Path, device: &Device, threads: usize) ->
         let (o, lse) = attend()?;
         let delta = row_dot(&rows(&d_o)?, &rows(&o)?, 1)?.reshape((1, heads, tokens))?;
         match device.is_cpu() {
-            true => backward_on(path, &q, &k, &v, &d_o, &lse, &delta, scale),
+            true => backward_on(isa, &q, &k, &v, &d_o, &lse, &delta, scale),
             false => flash_backward(&q, &k, &v, &d_o, &lse, &delta, scale),
         }?;
         done()
     })?;
-    let flop = flop::attention(tokens, heads, head_dim);
+    let flop = flops::attention(tokens, heads, head_dim);
     let facts = vec![
         ("tokens", json!(tokens)),
         ("heads", json!(heads)),
         ("head_dim", json!(head_dim)),
         ("dtype", json!(dtype)),
         ("threads", json!(threads)),
-        ("path", json!(if device.is_cpu() { path.name() } else { "cuda" })),
+        ("path", json!(if device.is_cpu() { isa.name() } else { "cuda" })),
     ];
     Ok(Report::new("attention", facts).on(device).against(peak, tokens).pass("forward", "fwd", forward, flop).pass(
         "forward+backward",
         "fwdbwd",
         both,
-        flop::ATTENTION_BOTH * flop,
+        flops::ATTENTION_BOTH * flop,
     ))
 }

@@ -1,4 +1,4 @@
-//! One transformer block within a model: both its halves and its attention, and nothing around it.
+//! Times one transformer block within a model: both its halves and its attention, and nothing around it.
 //!
 //! The engine runs whole models only, so a model of two blocks is timed in turn with a model of one, and the difference
 //! is the block's: patch embedding, conditioning, head and loss are in both and drop out.
@@ -9,13 +9,13 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::latent::{Latent, ShapeArgs, prompt};
-use super::{Report, flop, median, on_threads, peak_of};
+use super::latent::{Latent, ShapeArgs, conditioning};
+use super::{Report, flops, median, on_threads, peak_of};
 use crate::cli::at_least_1;
 use crate::config::Compute;
 use crate::engine::Engine;
 use crate::model::Model;
-use crate::ops::cpu::Path;
+use crate::ops::cpu::Isa;
 use crate::parallel::{Sequence, Single};
 use crate::{Result, bail};
 
@@ -48,18 +48,18 @@ fn measure(args: &BlockArgs, threads: usize) -> Result<Report> {
     let engine = |model| Engine::new(model, &alone, grid, 1, args.shape.tile);
     let engines = [engine(&models[0])?, engine(&models[1])?];
     let latent = Latent::draw(args.shape.size(), &config, 0..tokens);
-    let prompt = prompt()?;
-    let peak = peak_of(Path::best(), args.shape.dtype);
-    let forward = difference(args.runs, &engines, |engine| engine.predict(&prompt, &latent, |_, _| Ok(())))?;
-    let both = difference(args.runs, &engines, |engine| engine.loss_and_gradients(&prompt, &latent).map(drop))?;
-    let (attention, linears) = flop::block(&config, tokens);
+    let conditioning = conditioning()?;
+    let peak = peak_of(Isa::best(), args.shape.dtype);
+    let forward = difference(args.runs, &engines, |engine| engine.predict(&conditioning, &latent, |_, _| Ok(())))?;
+    let both = difference(args.runs, &engines, |engine| engine.loss_and_gradients(&conditioning, &latent).map(drop))?;
+    let (attention, linears) = flops::block(&config, tokens);
     let mut facts = args.shape.facts(tokens, 1);
     facts.push(("threads", json!(threads)));
     Ok(Report::new("block", facts).against(peak, tokens).pass("forward", "fwd", forward, attention + linears).pass(
         "forward+backward",
         "fwdbwd",
         both,
-        flop::ATTENTION_BOTH * attention + flop::LINEAR_BOTH * linears,
+        flops::ATTENTION_BOTH * attention + flops::LINEAR_BOTH * linears,
     ))
 }
 

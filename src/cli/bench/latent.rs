@@ -1,4 +1,5 @@
-//! What `block` and `step` run on: a Wan transformer of the shapes of benches/peers/wan_step.py and a random latent.
+//! Makes what `block` and `step` run on: a Wan transformer of the shapes of benches/peers/wan_step.py and a random
+//! latent.
 
 use candle_core::{Device, Tensor};
 use clap::Args;
@@ -10,7 +11,7 @@ use crate::Result;
 use crate::cli::at_least_1;
 use crate::config::Compute;
 use crate::engine::{Objective, Source};
-use crate::model::{ModelConfig, Patches, Prompt};
+use crate::model::{Conditioning, ModelConfig, Patches};
 use crate::rng::{Key, Purpose};
 
 /// Tokens of the text, and its features.
@@ -74,9 +75,9 @@ impl ShapeArgs {
 }
 
 /// A random text, in the middle of the noise.
-pub fn prompt() -> Result<Prompt> {
+pub fn conditioning() -> Result<Conditioning> {
     let text = normal(&[1, TEXT[0], TEXT[1]], 1)?;
-    Ok(Prompt { timesteps: vec![500.0], text: Some(text), labels: None })
+    Ok(Conditioning { timesteps: vec![500.0], text: Some(text), labels: None })
 }
 
 /// A random latent as input, and itself as target: this rank's rows.

@@ -1,16 +1,16 @@
-//! A linear layer, tile by tile as training runs it. Counterpart: benches/peers/linear.py.
+//! Times a linear layer, tile by tile as training runs it. Counterpart: benches/peers/linear.py.
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use serde_json::json;
 use std::ops::Range;
 
-use super::{Report, flop, normal, on_threads, peak_of, timed};
+use super::{Report, flops, normal, on_threads, peak_of, timed};
 use crate::Result;
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
 use crate::engine::tile_rows;
-use crate::ops::cpu::Path;
+use crate::ops::cpu::Isa;
 use crate::ops::{Linear, Param, Tape};
 
 /// A linear layer with bias, a tile of rows at a time. Forward+backward takes the gradients of input, weight and bias.
@@ -57,16 +57,16 @@ fn measure(args: &LinearArgs, threads: usize) -> Result<Report> {
     let tiles = || (0..tokens).step_by(tile).map(|start| start..(start + tile).min(tokens));
     let (layer, x, dy) = (layer(args)?, normal(&[tokens, inner], 1)?, normal(&[tokens, out], 2)?);
     let rows = |x: &Tensor, rows: &Range<usize>| x.narrow(0, rows.start, rows.len());
-    let peak = peak_of(Path::best(), dtype);
+    let peak = peak_of(Isa::best(), dtype);
     let forward = timed(args.runs, || {
-        let _held = layer.hold(); // packed once for all tiles, as in training
+        let _held = layer.pin_packed(); // packed once for all tiles, as in training
         tiles().try_for_each(|tile| {
             layer.forward(&Tape::off(), &rows(&x, &tile)?)?;
             Ok(())
         })
     })?;
     let both = timed(args.runs, || {
-        let _held = layer.hold();
+        let _held = layer.pin_packed();
         tiles().try_for_each(|tile| {
             let (tape, x) = (Tape::recording(), rows(&x, &tile)?);
             let y = layer.forward(&tape, &x)?;
@@ -74,7 +74,7 @@ fn measure(args: &LinearArgs, threads: usize) -> Result<Report> {
             Ok(())
         })
     })?;
-    let flop = flop::linear(tokens, inner, out);
+    let flop = flops::linear(tokens, inner, out);
     let facts = vec![
         ("tokens", json!(tokens)),
         ("in", json!(inner)),
@@ -87,6 +87,6 @@ fn measure(args: &LinearArgs, threads: usize) -> Result<Report> {
         "forward+backward",
         "fwdbwd",
         both,
-        flop::LINEAR_BOTH * flop,
+        flops::LINEAR_BOTH * flop,
     ))
 }

@@ -1,8 +1,8 @@
-//! `longreel bench`: how long the work of training takes on this machine, alone or side by side with benches/peers/.
+//! Runs `longreel bench` to time the work of training on this machine, alone or side by side with benches/peers/.
 //!
 //! Each kind of work has a file with its flags and what it counts; [`report`] prints it. Seconds are medians after one
-//! run that does not count. Operations are counted from the shapes ([`crate::plan::flop`]), whatever the code really did, and their
-//! share is of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
+//! run that does not count. Operations are counted from the shapes ([`crate::plan::flops`]), whatever the code really
+//! did, and their share is of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
 
 mod attention;
 mod block;
@@ -18,9 +18,9 @@ use rayon::prelude::*;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compute, Hardware};
-use crate::ops::cpu::{Path, peak as unit_peak};
+use crate::ops::cpu::{Isa, peak as isa_peak};
 use crate::parallel::{Launch, run_threads};
-use crate::plan::flop;
+use crate::plan::flops;
 use crate::rng::{Key, Purpose};
 use crate::train::device::device;
 use crate::{Result, bail};
@@ -72,15 +72,16 @@ fn on_threads<T: Send>(threads: Option<usize>, f: impl Fn(usize) -> Result<T> + 
     Ok(result)
 }
 
-/// FLOP/s that the current threads reach on the unit that `dtype` computes on.
-fn peak_of(path: Path, dtype: Compute) -> f64 {
-    unit_peak::peak(path, dtype == Compute::Bf16, PEAK_TIME)
+/// FLOP/s that the current threads reach on what `dtype` computes on.
+fn peak_of(isa: Isa, dtype: Compute) -> f64 {
+    isa_peak::peak(isa, dtype == Compute::Bf16, PEAK_TIME)
 }
 
-/// FLOP/s that `device` reaches in `dtype`: these threads on the vector unit of `path`, or a GPU in large products by cuBLAS.
-fn peak_on(device: &Device, path: Path, dtype: Compute) -> Result<f64> {
+/// FLOP/s that `device` reaches in `dtype`: these threads on `isa`, or a GPU in large products by
+/// cuBLAS.
+fn peak_on(device: &Device, isa: Isa, dtype: Compute) -> Result<f64> {
     if device.is_cpu() {
-        return Ok(peak_of(path, dtype));
+        return Ok(peak_of(isa, dtype));
     }
     const N: usize = 8192;
     const RUNS: usize = 8;
@@ -98,7 +99,7 @@ fn peak_on(device: &Device, path: Path, dtype: Compute) -> Result<f64> {
 
 /// FLOP/s of all processors in `dtype`, and bytes/s of copying memory.
 pub(super) fn machine(dtype: Compute) -> Result<[f64; 2]> {
-    on_threads(None, |_| Ok([peak_of(Path::best(), dtype), 1e9 * peak::copy()]))
+    on_threads(None, |_| Ok([peak_of(Isa::best(), dtype), 1e9 * peak::copy()]))
 }
 
 /// The median of seconds.
@@ -119,8 +120,8 @@ fn timed(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(median(seconds))
 }
 
-/// Values of a tensor that one stream of random numbers makes. All threads draw such pieces: one alone would take minutes for q, k, v of
-/// a long clip.
+/// Values of a tensor that one stream of random numbers makes. All threads draw such pieces: one alone would take
+/// minutes for q, k, v of a long clip.
 const DRAWN: usize = 1 << 20;
 
 /// A tensor of normal random numbers in f32, the same for the same `sample`, on any number of threads.
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_tensors_are_drawn_in_pieces_that_differ_and_do_not_depend_on_threads() {
+    fn random_tensor_is_the_same_for_any_number_of_threads() {
         let draw = |threads| {
             on_threads(Some(threads), |_| Ok(normal(&[2, DRAWN + 3], 5)?.flatten_all()?.to_vec1::<f32>()?)).unwrap()
         };

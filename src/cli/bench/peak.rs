@@ -1,4 +1,5 @@
-//! What this machine can do at most: multiply-adds on registers or a GPU's products, and bytes to and from memory.
+//! Measures what this machine can do at most: multiply-adds on registers or a GPU's products, and bytes to and from
+//! memory.
 
 use candle_core::Device;
 use clap::Args;
@@ -6,16 +7,16 @@ use rayon::prelude::*;
 use serde_json::json;
 use std::time::Instant;
 
-use super::{PEAK_TIME, Report, device_of, on_threads, peak_on, unit_peak};
+use super::{PEAK_TIME, Report, device_of, isa_peak, on_threads, peak_on};
 #[cfg(feature = "cuda")]
 use crate::Error;
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
-use crate::ops::cpu::Path;
+use crate::ops::cpu::Isa;
 use crate::{Result, bail};
 
-/// The arithmetic peak of the best vector unit, on one thread and on all, and the bandwidth of memory. With --device cuda: matrix products
-/// by cuBLAS, and the bandwidth of the GPU's memory and of copies from and to its host.
+/// The arithmetic peak of the best instruction set, on one thread and on all, and the bandwidth of memory. With
+/// --device cuda: matrix products by cuBLAS, and the bandwidth of the GPU's memory and of copies from and to its host.
 #[derive(Debug, Args)]
 pub struct PeakArgs {
     /// Threads of "all"; default: one for each processor
@@ -38,21 +39,21 @@ pub fn run(args: &PeakArgs) -> Result<Report> {
         }
         return on_gpu(&device);
     }
-    let peaks = |_| Ok([false, true].map(|bf16| unit_peak::peak(Path::best(), bf16, PEAK_TIME) / 1e9));
+    let peaks = |_| Ok([false, true].map(|bf16| isa_peak::peak(Isa::best(), bf16, PEAK_TIME) / 1e9));
     let one = on_threads(Some(1), peaks)?;
-    let (threads, all, copy) = on_threads(args.threads, |threads| Ok((threads, peaks(threads)?, copy())))?;
-    let facts = vec![("path", json!(Path::best().name())), ("threads", json!(threads))];
+    let (threads, all_threads, copy) = on_threads(args.threads, |threads| Ok((threads, peaks(threads)?, copy())))?;
+    let facts = vec![("path", json!(Isa::best().name())), ("threads", json!(threads))];
     Ok(Report::new("peak", facts)
         .with("f32_gflops_1", "f32, one thread, GFLOP/s", one[0])
-        .with("f32_gflops", "f32, all threads, GFLOP/s", all[0])
+        .with("f32_gflops", "f32, all threads, GFLOP/s", all_threads[0])
         .with("bf16_gflops_1", "bf16, one thread, GFLOP/s", one[1])
-        .with("bf16_gflops", "bf16, all threads, GFLOP/s", all[1])
+        .with("bf16_gflops", "bf16, all threads, GFLOP/s", all_threads[1])
         .with("copy_gb_s", "copying memory, GB/s", copy))
 }
 
 /// Measures a GPU.
 fn on_gpu(device: &Device) -> Result<Report> {
-    let products = |dtype| Ok::<_, crate::Error>(peak_on(device, Path::best(), dtype)? / 1e9);
+    let products = |dtype| Ok::<_, crate::Error>(peak_on(device, Isa::best(), dtype)? / 1e9);
     let mut report = Report::new("peak", vec![("path", json!("cuda"))])
         .with("f32_gflops", "products in f32, GFLOP/s", products(Compute::F32)?)
         .with("bf16_gflops", "products in bf16, GFLOP/s", products(Compute::Bf16)?);

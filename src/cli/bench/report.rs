@@ -1,4 +1,4 @@
-//! What a bench prints: a short table, or one line of JSON with the same numbers.
+//! Prints a bench's results: a short table, or one line of JSON with the same values.
 
 use candle_core::Device;
 use serde_json::{Map, Value, json};

@@ -1,4 +1,4 @@
-//! One training step on a random latent: forward, backward, AdamW. Counterpart: benches/peers/wan_step.py.
+//! Times one training step on a random latent: forward, backward, AdamW. Counterpart: benches/peers/wan_step.py.
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
@@ -6,16 +6,16 @@ use serde_json::json;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::latent::{Latent, ShapeArgs, prompt};
-use super::{Report, device_of, flop, median, peak_on};
+use super::latent::{Latent, ShapeArgs, conditioning};
+use super::{Report, device_of, flops, median, peak_on};
 use crate::cli::{at_least_1, threads_per_rank};
 use crate::config::{self, Compute, Hardware, Place, Train};
 use crate::engine::{Engine, Stash};
 use crate::model::{Model, ModelConfig};
-use crate::ops::cpu::Path;
+use crate::ops::cpu::Isa;
 use crate::parallel::{Communicator, Reduce, Sequence, run_threads};
 use crate::train::progress::page_faults;
-use crate::train::weights::Weights;
+use crate::train::weights::TrainState;
 use crate::{Result, bail};
 
 /// One training step of a Wan transformer on a random latent: forward, backward, AdamW.
@@ -80,7 +80,7 @@ pub fn run(args: &StepArgs) -> Result<Report> {
     Ok(Report::new("step", facts)
         .on(&device)
         .against(ranks.iter().map(|rank| rank.peak).sum(), tokens)
-        .pass("step", "step", step(|s| s.whole), flop::step(&config, tokens))
+        .pass("step", "step", step(|s| s.whole), flops::step(&config, tokens))
         .with("tokens_per_s", "", tokens as f64 / step(|s| s.whole))
         .with("attention_s", "in attention, s", step(|s| s.attention))
         .with("update_s", "in gradient sums and AdamW, s", step(|s| s.update))
@@ -98,21 +98,21 @@ fn measure(
     let bf16 = args.shape.dtype == Compute::Bf16;
     let train = Train { ema: 0.0, ..Train::default() };
     let model = Model::init(network, DType::F32, bf16, 0)?.to_device(device)?;
-    let weights = Weights::new(model, &train, comm.clone(), 0, None)?;
+    let weights = TrainState::new(model, &train, comm.clone(), 0, None)?;
     let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank(), device)?;
     let stash = Arc::new(Mutex::new(stash));
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;
     let engine = Engine::new(&weights.model, &sequence, grid, 1, args.shape.tile)?.with_stash(stash);
     let latent = Latent::draw(args.shape.size(), network, engine.local_tokens());
-    let prompt = prompt()?;
+    let conditioning = conditioning()?;
     comm.barrier()?;
-    let peak = peak_on(device, Path::best(), args.shape.dtype)?;
+    let peak = peak_on(device, Isa::best(), args.shape.dtype)?;
     let (mut steps, mut loss) = (vec![], 0.0);
     for step in 0..(args.warmup + args.steps) as u64 {
         comm.barrier()?;
         let (start, attention, faults) = (Instant::now(), engine.attention_time(), page_faults());
         weights.zero_gradients()?;
-        let share = Tensor::new(&[engine.loss_and_gradients(&prompt, &latent)?], &Device::Cpu)?;
+        let share = Tensor::new(&[engine.loss_and_gradients(&conditioning, &latent)?], &Device::Cpu)?;
         let backward = Instant::now();
         comm.all_reduce(&share, Reduce::Sum)?;
         weights.sum_gradients()?;

@@ -1,9 +1,9 @@
-//! The boxes of an AVIF still, which FFmpeg decodes: what of it FFmpeg would leave out in silence is refused here.
+//! Reads the boxes of an AVIF still, which FFmpeg decodes, to refuse what FFmpeg would leave out in silence.
 //!
-//! FFmpeg reads an AVIF's first picture alone. Turns, crops, tiles and transparency are properties and items beside it, and whether
-//! they are applied depends on FFmpeg's version. ISO/IEC 14496-12 and 23008-12.
+//! FFmpeg reads an AVIF's first picture alone. Turns, crops, tiles and transparency are properties and items beside it,
+//! and whether they are applied depends on FFmpeg's version. ISO/IEC 14496-12 and 23008-12.
 
-use crate::data::av::Reason;
+use crate::data::ffmpeg::Reason;
 
 /// Bytes of boxes that are looked at: they stand before the picture.
 pub const HEAD: u64 = 1 << 16;

@@ -1,11 +1,12 @@
-//! The segments of a JPEG. ITU-T T.81, annex B.
+//! Reads the segments of a JPEG (ITU-T T.81, annex B) to check its header.
 
 use super::{Found, exif, orientation, take};
-use crate::data::av::Reason;
+use crate::data::ffmpeg::Reason;
 use image::metadata::Orientation;
 use std::io::{BufRead, Seek, SeekFrom};
 
-/// A progressive picture comes in ten scans or so; each costs a decoder a walk over all blocks, however few bytes it has.
+/// A progressive picture comes in ten scans or so; each costs a decoder a walk over all blocks, however few bytes it
+/// has.
 const SCANS: usize = 500;
 
 /// Bytes that may lie between segments where nothing belongs.
@@ -40,7 +41,8 @@ impl Frame {
     }
 }
 
-/// Walks the segments to the end-of-image marker; none if they do not reach it. Entropy-coded bytes hold no marker but RST0 to RST7.
+/// Walks the segments to the end-of-image marker; none if they do not reach it. Entropy-coded bytes hold no marker but
+/// RST0 to RST7.
 pub fn walk(file: &mut (impl BufRead + Seek), length: u64) -> Option<Reason<Found>> {
     take::<2>(file)?; // SOI
     let (mut frame, mut scans, mut turn) = (None, 0, None);

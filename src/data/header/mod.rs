@@ -1,11 +1,11 @@
-//! Reads what an image file says of itself, before anything is decoded, and refuses claims that cannot be true or are too dear.
+//! Reads an image file's header before anything is decoded, and refuses claims that cannot be true or are too dear.
 //!
-//! A header of thirty bytes can claim pixels of gigabytes. Two limits stand before every decoder. A file must have as many bytes as
-//! its format needs for so many pixels, however simple they are: this refuses no image that is whole. And the memory that a decoder
-//! takes for the whole image must be in proportion to the file.
+//! A header of thirty bytes can claim pixels of gigabytes. Two limits stand before every decoder. A file must have as
+//! many bytes as its format needs for so many pixels, however simple they are: this refuses no image that is whole. And
+//! the memory that a decoder takes for the whole image must be in proportion to the file.
 //!
-//! The walkers also find files whose end is missing: each format announces lengths, of chunks, segments or the whole, that then reach
-//! past the end of the file. Decoders let some of these pass: a cut JPEG is grey.
+//! The walkers also find files whose end is missing: each format announces lengths, of chunks, segments or the whole,
+//! that then reach past the end of the file. Decoders let some of these pass: a cut JPEG is grey.
 
 mod avif;
 mod jpeg;
@@ -13,19 +13,21 @@ mod plain;
 mod png;
 mod webp;
 
-use super::av::Reason;
+use super::ffmpeg::Reason;
 use crate::files::gib;
 use image::ImageFormat;
 use image::metadata::Orientation;
 use std::io::{BufRead, Seek, SeekFrom};
 
-/// Bytes that decoding a whole image may take, however large its file: 16K x 16K pixels with room for a decoder's own buffers.
+/// Bytes that decoding a whole image may take, however large its file: 16K x 16K pixels with room for a decoder's own
+/// buffers.
 pub const MOST_MEMORY: u64 = 4 << 30;
 
 /// Bytes that decoding a whole image may take, however small its file ...
 const FREE_MEMORY: u64 = 256 << 20;
 
-/// ... and for each byte of its file beside. An image of one colour is the extreme: JPEG makes 2048 bytes of one at most.
+/// ... and for each byte of its file beside. An image of one colour is the extreme: JPEG makes 2048 bytes of one at
+/// most.
 const MEMORY_PER_BYTE: u64 = 4096;
 
 /// Bytes at a file's start that [`check_other`] looks at.
@@ -78,7 +80,8 @@ pub fn sniff(head: &[u8]) -> Option<ImageFormat> {
 /// Reads the header of an image file of `length` bytes, from its first byte.
 ///
 /// # Errors
-/// The reason why it cannot be used: it is cut short, animated, or claims more than its bytes can hold or memory should.
+/// The reason why it cannot be used: it is cut short, animated, or claims more than its bytes can hold or memory
+/// should.
 pub fn read(mut file: impl BufRead + Seek, length: u64, format: ImageFormat) -> Reason<Header> {
     file.seek(SeekFrom::Start(0)).map_err(|e| format!("it cannot be read ({e})"))?;
     let damaged = || "it is cut short or damaged".to_owned();
@@ -109,8 +112,8 @@ pub fn read(mut file: impl BufRead + Seek, length: u64, format: ImageFormat) -> 
     Ok(Header { format, width: width as usize, height: height as usize, orientation, by_lines, memory })
 }
 
-/// Checks a file of `length` bytes that FFmpeg decodes and that begins with `head`: a GIF's canvas, an AVIF's claims and parts.
-/// Returns whether it is a still image.
+/// Checks a file of `length` bytes that FFmpeg decodes and that begins with `head`: a GIF's canvas, an AVIF's claims
+/// and parts. Returns whether it is a still image.
 ///
 /// # Errors
 /// The reason why it cannot be used.

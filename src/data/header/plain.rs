@@ -1,7 +1,7 @@
-//! BMP, TIFF and the portable maps (PBM, PGM, PPM, PAM), whose decoders read a header alone.
+//! Reads the headers of BMP, TIFF and the portable maps (PBM, PGM, PPM, PAM), whose decoders read a header alone.
 
 use super::{Found, MOST_MEMORY};
-use crate::data::av::Reason;
+use crate::data::ffmpeg::Reason;
 use crate::terminal::one_line;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat, ImageReader};

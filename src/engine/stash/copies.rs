@@ -1,4 +1,4 @@
-//! Two threads that copy blocks to a store behind forward and from it ahead of backward.
+//! Two threads copy blocks to a store behind forward, and from it ahead of backward, so that neither waits.
 //!
 //! They are told nothing: each looks for a block that waits to be written, else for the block that is wanted next, and
 //! takes it. Two blocks at most wait or are being written, and one is read ahead, so what is in flight does not grow.
@@ -12,33 +12,34 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::pack::{Copier, Layout, Point, Pool};
-use super::{Copy, Hook, Saved, Settings, Shapes, not_there};
+use super::{Copy, Hook, Residuals, Settings, Shapes, not_there};
 use crate::parallel::thread_refused;
 use crate::{Error, Result, bail};
 
 /// Blocks that wait or are being written at a time, and threads.
 pub const FLYING: usize = 2;
 
-/// Where bytes go. `at` counts from the block's first byte.
+/// Where bytes go. `offset` counts from the block's first byte.
 pub(super) trait Store: Send + Sync {
     /// Makes room for `blocks` blocks of `size` bytes, no copy being under way.
     fn reserve(&self, blocks: usize, size: u64) -> Result<()>;
 
-    fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()>;
+    fn write(&self, block: usize, offset: u64, from: &[u8]) -> Result<()>;
 
-    fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()>;
+    fn read(&self, block: usize, offset: u64, to: &mut [u8]) -> Result<()>;
 
-    /// A tensor of so many bytes is about to be written from `at` on, from its first byte to its last.
-    fn start(&self, _block: usize, _at: u64, _bytes: usize) -> Result<()> {
+    /// A tensor of so many bytes is about to be written from `offset` on, from its first byte to its last.
+    fn start(&self, _block: usize, _offset: u64, _bytes: usize) -> Result<()> {
         Ok(())
     }
 
-    /// The tensor at `at` was read and will not be again: memory that holds it may go.
-    fn forget(&self, _block: usize, _at: u64) -> Result<()> {
+    /// The tensor at `offset` was read and will not be again: memory that holds it may go.
+    fn forget(&self, _block: usize, _offset: u64) -> Result<()> {
         Ok(())
     }
 
-    /// Calls `f` with `length` of the block's bytes, if they are memory that a GPU copies to and from by itself; None if not.
+    /// Calls `f` with `length` of the block's bytes, if they are memory that a GPU copies to and from by itself; None
+    /// if not.
     #[cfg(feature = "cuda")]
     fn pinned(&self, _: usize, _: u64, _: usize, _: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Option<Result<()>> {
         None
@@ -77,11 +78,11 @@ enum Block {
     /// Not put, or taken.
     Nowhere,
     /// Computed at this point.
-    Waits(Saved, Point),
+    Waits(Residuals, Point),
     Writing,
-    Stored,
+    Element,
     Reading,
-    Ready(Saved),
+    Ready(Residuals),
 }
 
 impl Copies {
@@ -118,16 +119,16 @@ impl Copies {
         Ok(size)
     }
 
-    pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {
+    pub fn put(&mut self, i: usize, residuals: Residuals) -> Result<()> {
         let flying = |block: &&Block| matches!(block, Block::Waits(..) | Block::Writing);
         let state = self.shared.lock();
         let mut state = self.shared.wait(state, |state| state.blocks.iter().filter(flying).count() < FLYING)?;
         let blocks = state.blocks.len();
         let Some(layout) = &state.layout else { bail!("stash: no step has begun") };
-        let saved = layout.stored(saved)?;
+        let residuals = layout.stored(residuals)?;
         let now = self.shared.pool.now()?;
         match state.blocks.get_mut(i) {
-            Some(block @ Block::Nowhere) => *block = Block::Waits(saved, now.clone()),
+            Some(block @ Block::Nowhere) => *block = Block::Waits(residuals, now.clone()),
             _ => bail!("stash: block {i} of {blocks} was put twice, or there is no such block"),
         }
         // Backward begins with the last block.
@@ -136,7 +137,7 @@ impl Copies {
         Ok(())
     }
 
-    pub fn take(&mut self, i: usize) -> Result<Saved> {
+    pub fn take(&mut self, i: usize) -> Result<Residuals> {
         let now = self.shared.pool.now()?; // all that uses the block above was asked for
         let mut state = self.shared.lock();
         match state.blocks.get(i) {
@@ -149,7 +150,7 @@ impl Copies {
         state.wanted = i.checked_sub(1).map(|below| (below, now));
         self.shared.bell.notify_all();
         match (std::mem::replace(&mut state.blocks[i], Block::Nowhere), &state.layout) {
-            (Block::Ready(saved), Some(layout)) => layout.widened(saved),
+            (Block::Ready(residuals), Some(layout)) => layout.widened(residuals),
             _ => Err(not_there(i)),
         }
     }
@@ -219,13 +220,19 @@ impl Shared {
     }
 
     /// Writes what waited, or else reads; and where the block is then.
-    fn copy(&self, i: usize, waiting: Option<Saved>, layout: Option<&Layout>, copier: &mut Copier) -> Result<Block> {
+    fn copy(
+        &self,
+        i: usize,
+        waiting: Option<Residuals>,
+        layout: Option<&Layout>,
+        copier: &mut Copier,
+    ) -> Result<Block> {
         let Some(layout) = layout else { bail!("stash: no step has begun") };
         match waiting {
-            Some(saved) => {
+            Some(residuals) => {
                 (self.hook)(Copy::Write(i))?;
-                layout.write(self.store.as_ref(), i, &saved, copier)?;
-                Ok(Block::Stored)
+                layout.write(self.store.as_ref(), i, &residuals, copier)?;
+                Ok(Block::Element)
             }
             None => {
                 (self.hook)(Copy::Read(i))?;
@@ -236,17 +243,18 @@ impl Shared {
 }
 
 impl State {
-    /// The next copy, marked as begun: a block, when it may be copied, and what is to be written of it if it is not to be read.
-    fn next(&mut self) -> Option<(usize, Point, Option<Saved>)> {
+    /// The next copy, marked as begun: a block, when it may be copied, and what is to be written of it if it is not to
+    /// be read.
+    fn next(&mut self) -> Option<(usize, Point, Option<Residuals>)> {
         if self.failure.is_some() {
             return None;
         }
         if let Some(i) = self.blocks.iter().position(|block| matches!(block, Block::Waits(..))) {
             let block = std::mem::replace(&mut self.blocks[i], Block::Writing);
-            let Block::Waits(saved, point) = block else { return None };
-            return Some((i, point, Some(saved)));
+            let Block::Waits(residuals, point) = block else { return None };
+            return Some((i, point, Some(residuals)));
         }
-        let (i, point) = self.wanted.take_if(|(i, _)| matches!(self.blocks.get(*i), Some(Block::Stored)))?;
+        let (i, point) = self.wanted.take_if(|(i, _)| matches!(self.blocks.get(*i), Some(Block::Element)))?;
         self.blocks[i] = Block::Reading;
         Some((i, point, None))
     }

@@ -1,4 +1,4 @@
-//! The stash in a scratch file, one a rank, opened once a run and used again by every step.
+//! Keeps the stash in a scratch file, one a rank, opened once a run and used again by every step.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,8 +34,8 @@ impl Blocks {
         Ok(Self { file: open(settings)?, size: AtomicU64::new(0) })
     }
 
-    fn at(&self, block: usize, at: u64) -> u64 {
-        block as u64 * self.size.load(Ordering::SeqCst) + at
+    fn at(&self, block: usize, offset: u64) -> u64 {
+        block as u64 * self.size.load(Ordering::SeqCst) + offset
     }
 }
 
@@ -45,8 +45,8 @@ impl Store for Blocks {
         self.file.reserve(size.saturating_mul(blocks as u64))
     }
 
-    fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()> {
-        self.file.write(self.at(block, at), from)
+    fn write(&self, block: usize, offset: u64, from: &[u8]) -> Result<()> {
+        self.file.write(self.at(block, offset), from)
     }
 
     fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()> {

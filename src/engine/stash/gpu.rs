@@ -1,10 +1,11 @@
-//! Blocks of a GPU: pinned memory of the host for them, and copies there and back in streams of their own, beside the computing.
+//! Copies a GPU's blocks to pinned host memory and back, in streams of their own beside the computing stream.
 //!
-//! A copy waits for an event of the computing stream: one that was recorded when the block was put, for its tensors are computed by
-//! then, or when the block above was taken, for nothing uses its buffers any more then. cudarc keeps events with each allocation too,
-//! but Candle's kernels write through arguments that cudarc takes for reads, so those events do not tell when a tensor is there. The
-//! computing stream never waits for a copy: the copy thread does, before it gives a block back. Pinned memory is taken once a run,
-//! and is not write-combined, for the CPU reads it where blocks go on to a scratch file.
+//! A copy waits for an event of the computing stream: one that was recorded when the block was put, for its tensors are
+//! computed by then, or when the block above was taken, for nothing uses its buffers any more then. cudarc keeps events
+//! with each allocation too, but Candle's kernels write through arguments that cudarc takes for reads, so those events
+//! do not tell when a tensor is there. The computing stream never waits for a copy: the copy thread does, before it
+//! gives a block back. Pinned memory is taken once a run, and is not write-combined, for the CPU reads it where blocks
+//! go on to a scratch file.
 
 use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaEvent, CudaStream, CudaView, CudaViewMut, DriverError, PinnedHostSlice,
@@ -53,11 +54,11 @@ impl Pinned {
         Self { context: device.cuda_stream().context().clone(), blocks: RwLock::default() }
     }
 
-    /// Calls `f` with the `length` bytes of a block from `at` on.
-    fn with(&self, block: usize, at: u64, length: usize, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    /// Calls `f` with the `length` bytes of a block from `offset` on.
+    fn with(&self, block: usize, offset: u64, length: usize, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
         let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = blocks[block].lock().unwrap_or_else(PoisonError::into_inner);
-        let range = at as usize..at as usize + length;
+        let range = offset as usize..offset as usize + length;
         let Some(part) = bytes.as_mut_slice().map_err(failed)?.get_mut(range.clone()) else {
             bail!("stash: bytes {range:?} were not reserved")
         };
@@ -68,28 +69,28 @@ impl Pinned {
 impl Store for Pinned {
     fn reserve(&self, blocks: usize, size: u64) -> Result<()> {
         let size = size as usize;
-        let mut all = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
         let fits =
             |block: &Mutex<PinnedHostSlice<u8>>| block.lock().unwrap_or_else(PoisonError::into_inner).len() == size;
-        if all.len() == blocks && all.iter().all(fits) {
+        if slots.len() == blocks && slots.iter().all(fits) {
             return Ok(());
         }
-        all.clear(); // the old ones go before the new ones come
+        slots.clear(); // the old ones go before the new ones come
         for _ in 0..blocks {
-            all.push(Mutex::new(pin(&self.context, size)?));
+            slots.push(Mutex::new(pin(&self.context, size)?));
         }
         Ok(())
     }
 
-    fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()> {
-        self.with(block, at, from.len(), |bytes| {
+    fn write(&self, block: usize, offset: u64, from: &[u8]) -> Result<()> {
+        self.with(block, offset, from.len(), |bytes| {
             bytes.copy_from_slice(from);
             Ok(())
         })
     }
 
-    fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()> {
-        self.with(block, at, to.len(), |bytes| {
+    fn read(&self, block: usize, offset: u64, to: &mut [u8]) -> Result<()> {
+        self.with(block, offset, to.len(), |bytes| {
             to.copy_from_slice(bytes);
             Ok(())
         })
@@ -98,21 +99,21 @@ impl Store for Pinned {
     fn pinned(
         &self,
         block: usize,
-        at: u64,
+        offset: u64,
         length: usize,
         f: &mut dyn FnMut(&mut [u8]) -> Result<()>,
     ) -> Option<Result<()>> {
-        Some(self.with(block, at, length, f))
+        Some(self.with(block, offset, length, f))
     }
 }
 
 /// A copy thread's stream, and pinned bytes on the way to a store that has none of its own.
-pub(super) struct Lane {
+pub(super) struct CopyStream {
     stream: Arc<CudaStream>,
     staging: Option<PinnedHostSlice<u8>>,
 }
 
-impl Lane {
+impl CopyStream {
     /// A stream of the device's.
     ///
     /// # Errors
@@ -127,14 +128,14 @@ impl Lane {
     }
 
     /// Copies a contiguous tensor into a block's bytes, and waits until it is there.
-    pub fn store(&mut self, store: &dyn Store, block: usize, at: u64, t: &Tensor) -> Result<()> {
+    pub fn store(&mut self, store: &dyn Store, block: usize, offset: u64, t: &Tensor) -> Result<()> {
         let lent = Lent::new(t);
         let from = bytes_of(&lent, t)?;
         let stream = self.stream.clone();
         let copy = |from: &CudaView<u8>, to: &mut [u8]| {
             stream.memcpy_dtoh(from, to).and_then(|()| stream.synchronize()).map_err(failed)
         };
-        if let Some(done) = store.pinned(block, at, from.len(), &mut |to| copy(&from, to)) {
+        if let Some(done) = store.pinned(block, offset, from.len(), &mut |to| copy(&from, to)) {
             return done;
         }
         let staging = self.staging()?;
@@ -142,27 +143,27 @@ impl Lane {
             let piece = from.slice(start..(start + STAGED).min(from.len()));
             let staging = &mut staging[..piece.len()];
             copy(&piece, staging)?;
-            store.write(block, at + start as u64, staging)?;
+            store.write(block, offset + start as u64, staging)?;
         }
         Ok(())
     }
 
     /// Copies a block's bytes into a contiguous tensor, and waits until they are there.
-    pub fn load(&mut self, store: &dyn Store, block: usize, at: u64, t: &Tensor) -> Result<()> {
+    pub fn load(&mut self, store: &dyn Store, block: usize, offset: u64, t: &Tensor) -> Result<()> {
         let stream = self.stream.clone();
         let copy = |from: &[u8], to: &mut CudaViewMut<u8>| {
             stream.memcpy_htod(from, to).and_then(|()| stream.synchronize()).map_err(failed)
         };
         change_bytes(t, |mut to| {
             let length = to.len();
-            if let Some(done) = store.pinned(block, at, length, &mut |from| copy(from, &mut to)) {
+            if let Some(done) = store.pinned(block, offset, length, &mut |from| copy(from, &mut to)) {
                 return done;
             }
             let staging = self.staging()?;
             for start in (0..length).step_by(STAGED) {
                 let mut piece = to.slice_mut(start..(start + STAGED).min(length));
                 let staging = &mut staging[..piece.len()];
-                store.read(block, at + start as u64, staging)?;
+                store.read(block, offset + start as u64, staging)?;
                 copy(staging, &mut piece)?;
             }
             Ok(())
@@ -183,7 +184,7 @@ impl Lane {
 /// A contiguous tensor's bytes.
 fn bytes_of<'a>(lent: &'a Lent, t: &Tensor) -> Result<CudaView<'a, u8>> {
     let n = t.elem_count();
-    // SAFETY: numbers are bytes of any value, as many as the view has.
+    // SAFETY: elements are bytes of any value, as many as the view has.
     let bytes = match t.dtype() {
         DType::F32 => unsafe { lent.view::<f32>()?.transmute(4 * n) },
         DType::BF16 => unsafe { lent.view::<bf16>()?.transmute(2 * n) },
@@ -196,7 +197,7 @@ fn bytes_of<'a>(lent: &'a Lent, t: &Tensor) -> Result<CudaView<'a, u8>> {
 fn change_bytes(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, u8>) -> Result<()>) -> Result<()> {
     let n = t.elem_count();
     let short = || Error::Invalid(format!("stash: {:?} is more than its storage holds", t.dims()));
-    // SAFETY (of both): as in `bytes_of`, and any bytes are numbers.
+    // SAFETY (of both): as in `bytes_of`, and any bytes are elements.
     match t.dtype() {
         DType::F32 => {
             change_as::<f32, _>(t, |mut to| Ok(unsafe { to.transmute_mut(4 * n) }.ok_or_else(short).and_then(f)))?

@@ -1,4 +1,4 @@
-//! The stash: what is remembered of each block between forward and backward, in memory or in a scratch file.
+//! The stash keeps each block's residuals between forward and backward, in memory or in a scratch file.
 //!
 //! - `ram`: memory, where tensors are handed over as they are, or kept as bytes if they are rounded;
 //! - `disk`: the scratch file, and whether there is room for it;
@@ -23,9 +23,9 @@ use crate::{Error, Result};
 use copies::{Copies, Store};
 use pack::Layout;
 
-/// What backward needs of a block. On a GPU, `x` and `o` are lent until the next block is taken: their memory is then read into
-/// again, so they must not be kept, nor given to another rank.
-pub struct Saved {
+/// What backward needs of a block's forward pass. On a GPU, `x` and `o` are lent until the next block is taken: their
+/// memory is then read into again, so they must not be kept, nor given to another rank.
+pub struct Residuals {
     /// The block's input `[rows, D]`.
     pub x: Tensor,
     /// None: to be computed again.
@@ -69,15 +69,15 @@ pub enum Copy {
 /// Called on the copy thread before each copy. Tests make copies slow, late or fail with it.
 pub type Hook = Arc<dyn Fn(Copy) -> Result<()> + Send + Sync>;
 
-/// A place for each block's [`Saved`], used again step after step.
+/// A place for each block's [`Residuals`], used again step after step.
 pub struct Stash {
     keep_attention: bool,
-    kept: Kept,
+    backend: Backend,
     /// Bytes of a block that are copied.
     copied: u64,
 }
 
-enum Kept {
+enum Backend {
     /// Tensors as they are.
     Tensors(ram::Tensors),
     /// Bytes that threads copy.
@@ -87,7 +87,7 @@ enum Kept {
 impl Default for Stash {
     /// In memory, everything as it is.
     fn default() -> Self {
-        Self { keep_attention: true, kept: Kept::Tensors(ram::Tensors::default()), copied: 0 }
+        Self { keep_attention: true, backend: Backend::Tensors(ram::Tensors::default()), copied: 0 }
     }
 }
 
@@ -106,17 +106,17 @@ impl Stash {
     }
 
     fn start(settings: &Settings, rank: usize, device: &Device, hook: Hook) -> Result<Self> {
-        let copies = |store: Box<dyn Store>| -> Result<Kept> {
-            Ok(Kept::Copies(Copies::start(store, settings, rank, device, hook)?))
+        let copies = |store: Box<dyn Store>| -> Result<Backend> {
+            Ok(Backend::Copies(Copies::start(store, settings, rank, device, hook)?))
         };
-        let kept = match (settings.place, settings.dtype, device) {
+        let backend = match (settings.place, settings.dtype, device) {
             (Place::Disk, ..) => copies(Box::new(disk::Blocks::open(settings)?)),
             #[cfg(feature = "cuda")]
             (Place::Ram, _, Device::Cuda(device)) => copies(Box::new(gpu::Pinned::new(device))),
-            (Place::Ram, Compute::F32, _) => Ok(Kept::Tensors(ram::Tensors::default())),
+            (Place::Ram, Compute::F32, _) => Ok(Backend::Tensors(ram::Tensors::default())),
             (Place::Ram, Compute::Bf16, _) => copies(Box::<ram::Bytes>::default()),
         }?;
-        Ok(Self { keep_attention: settings.keep_attention, kept, copied: 0 })
+        Ok(Self { keep_attention: settings.keep_attention, backend, copied: 0 })
     }
 
     /// Starts a step of `blocks` blocks of these shapes; what an earlier step left is forgotten. Makes room for all of
@@ -125,9 +125,9 @@ impl Stash {
     /// # Errors
     /// There is no room.
     pub fn begin(&mut self, blocks: usize, shapes: &Shapes) -> Result<()> {
-        match &mut self.kept {
-            Kept::Tensors(tensors) => tensors.begin(blocks),
-            Kept::Copies(copies) => self.copied = copies.begin(blocks, shapes)?,
+        match &mut self.backend {
+            Backend::Tensors(tensors) => tensors.begin(blocks),
+            Backend::Copies(copies) => self.copied = copies.begin(blocks, shapes)?,
         }
         Ok(())
     }
@@ -146,11 +146,11 @@ impl Stash {
     ///
     /// # Errors
     /// It, or a block before it, could not be written.
-    pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {
-        let saved = Saved { attention: saved.attention.filter(|_| self.keep_attention), ..saved };
-        match &mut self.kept {
-            Kept::Tensors(tensors) => tensors.put(i, saved),
-            Kept::Copies(copies) => copies.put(i, saved),
+    pub fn put(&mut self, i: usize, residuals: Residuals) -> Result<()> {
+        let residuals = Residuals { attention: residuals.attention.filter(|_| self.keep_attention), ..residuals };
+        match &mut self.backend {
+            Backend::Tensors(tensors) => tensors.put(i, residuals),
+            Backend::Copies(copies) => copies.put(i, residuals),
         }
     }
 
@@ -159,10 +159,10 @@ impl Stash {
     ///
     /// # Errors
     /// It could not be written or read.
-    pub fn take(&mut self, i: usize) -> Result<Saved> {
-        match &mut self.kept {
-            Kept::Tensors(tensors) => tensors.take(i),
-            Kept::Copies(copies) => copies.take(i),
+    pub fn take(&mut self, i: usize) -> Result<Residuals> {
+        match &mut self.backend {
+            Backend::Tensors(tensors) => tensors.take(i),
+            Backend::Copies(copies) => copies.take(i),
         }
     }
 }
@@ -178,8 +178,8 @@ const STAGED: usize = 32 << 20;
 /// Bytes that the copy threads round in.
 pub const CHUNKS: usize = copies::FLYING * pack::CHUNK * size_of::<half::bf16>();
 
-/// Bytes of a block of these shapes where they are copied, to a scratch file, rounded, or from a GPU; 0 where tensors are kept as they
-/// are.
+/// Bytes of a block of these shapes where they are copied, to a scratch file, rounded, or from a GPU; 0 where tensors
+/// are kept as they are.
 pub fn copied(settings: &Settings, from_gpu: bool, shapes: &Shapes) -> u64 {
     match (settings.place, settings.dtype) {
         (Place::Ram, Compute::F32) if !from_gpu => 0,

@@ -1,4 +1,4 @@
-//! A block as bytes in a store: where each tensor lies, rounding on the way out, and buffers to read into.
+//! Packs a block's tensors into bytes of a store, rounded to bf16 or not, and reads them back into buffers.
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -7,11 +7,11 @@ use std::sync::{Mutex, PoisonError};
 
 use super::copies::Store;
 #[cfg(feature = "cuda")]
-use super::gpu::{Lane, Recorded};
-use super::{Attention, Saved, Shapes};
+use super::gpu::{CopyStream, Recorded};
+use super::{Attention, Residuals, Shapes};
 use crate::config::{Compute, Stash as Settings};
 use crate::ops::bytes;
-use crate::ops::{Stored, Tape, cast, read, write};
+use crate::ops::{Element, Tape, cast, read, write};
 use crate::{Result, bail};
 
 /// Tensors start at multiples of this, as pages do.
@@ -27,7 +27,7 @@ struct Field {
     dtype: DType,
     stored: DType,
     /// Its first byte, from the block's first.
-    at: u64,
+    offset: u64,
 }
 
 /// Where the tensors of a block lie.
@@ -45,7 +45,7 @@ pub(super) struct Copier {
     /// Where it rounds.
     chunk: Vec<bf16>,
     #[cfg(feature = "cuda")]
-    lane: Option<Lane>,
+    copy_stream: Option<CopyStream>,
 }
 
 impl Copier {
@@ -53,7 +53,7 @@ impl Copier {
     pub fn new(device: &Device) -> Result<Self> {
         Ok(match device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(device) => Self { lane: Some(Lane::new(device)?), ..Self::default() },
+            Device::Cuda(device) => Self { copy_stream: Some(CopyStream::new(device)?), ..Self::default() },
             _ => Self::default(),
         })
     }
@@ -61,15 +61,16 @@ impl Copier {
     /// Has later copies begin when the GPU has computed what came before `point`.
     pub fn after(&self, point: &Point) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let (Some(lane), Some(event)) = (&self.lane, &point.event) {
-            return lane.after(event);
+        if let (Some(copy_stream), Some(event)) = (&self.copy_stream, &point.event) {
+            return copy_stream.after(event);
         }
         let _ = point;
         Ok(())
     }
 }
 
-/// A point in the order of what a GPU computes: all that was asked of it until then. What a CPU computes is done already.
+/// A point in the order of what a GPU computes: all that was asked of it until then. What a CPU computes is done
+/// already.
 #[derive(Clone, Default)]
 pub(super) struct Point {
     #[cfg(feature = "cuda")]
@@ -81,7 +82,7 @@ impl Layout {
         let mut size = 0u64;
         let mut field = |(dims, dtype): &(Vec<usize>, DType), round: bool| {
             let stored = if round { DType::BF16 } else { *dtype };
-            let field = Field { dims: dims.clone(), dtype: *dtype, stored, at: size };
+            let field = Field { dims: dims.clone(), dtype: *dtype, stored, offset: size };
             // Absurd sizes are for the check of free space to refuse.
             let bytes = dims.iter().fold(stored.size_in_bytes() as u64, |n, &d| n.saturating_mul(d as u64));
             size = size.saturating_add(bytes.div_ceil(PAGE).saturating_mul(PAGE));
@@ -99,34 +100,34 @@ impl Layout {
     }
 
     /// A block as it is stored, where that is a matter for its GPU: rounded and in order there, before it is copied.
-    pub fn stored(&self, saved: Saved) -> Result<Saved> {
-        self.convert(saved, |field| field.stored)
+    pub fn stored(&self, residuals: Residuals) -> Result<Residuals> {
+        self.convert(residuals, |field| field.stored)
     }
 
     /// A block as it was put, where that is a matter for its GPU.
-    pub fn widened(&self, saved: Saved) -> Result<Saved> {
-        self.convert(saved, |field| field.dtype)
+    pub fn widened(&self, residuals: Residuals) -> Result<Residuals> {
+        self.convert(residuals, |field| field.dtype)
     }
 
-    fn convert(&self, saved: Saved, dtype: impl Fn(&Field) -> DType) -> Result<Saved> {
-        let attention = match (&self.attention, saved.attention) {
+    fn convert(&self, residuals: Residuals, dtype: impl Fn(&Field) -> DType) -> Result<Residuals> {
+        let attention = match (&self.attention, residuals.attention) {
             (Some((field, _)), Some(Attention { o, lse })) if !o.device().is_cpu() => {
                 Some(Attention { o: cast(&Tape::off(), &o, dtype(field))?.contiguous()?, lse: lse.contiguous()? })
             }
             (_, other) => other,
         };
-        let x = if saved.x.device().is_cpu() {
-            saved.x
+        let x = if residuals.x.device().is_cpu() {
+            residuals.x
         } else {
-            cast(&Tape::off(), &saved.x, dtype(&self.x))?.contiguous()?
+            cast(&Tape::off(), &residuals.x, dtype(&self.x))?.contiguous()?
         };
-        Ok(Saved { x, attention })
+        Ok(Residuals { x, attention })
     }
 
     /// Writes a block.
-    pub fn write(&self, store: &dyn Store, block: usize, saved: &Saved, copier: &mut Copier) -> Result<()> {
-        self.x.write(store, block, &saved.x, copier)?;
-        match (&self.attention, &saved.attention) {
+    pub fn write(&self, store: &dyn Store, block: usize, residuals: &Residuals, copier: &mut Copier) -> Result<()> {
+        self.x.write(store, block, &residuals.x, copier)?;
+        match (&self.attention, &residuals.attention) {
             (Some((o, lse)), Some(attention)) => {
                 o.write(store, block, &attention.o, copier)?;
                 lse.write(store, block, &attention.lse, copier)
@@ -137,11 +138,11 @@ impl Layout {
     }
 
     /// Reads a block into new tensors, or on a GPU into buffers of the pool.
-    pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, copier: &mut Copier) -> Result<Saved> {
+    pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, copier: &mut Copier) -> Result<Residuals> {
         // The block above is still in use; the one above that is not, so two buffers take turns.
         let mut turn = pool.turns[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
-        // On a GPU a new tensor would be taken behind what is computed, and copied to after it. Memory that only the block's user
-        // holds goes back as soon as it is not needed, and between steps there is none.
+        // On a GPU a new tensor would be taken behind what is computed, and copied to after it. Memory that only the
+        // block's user holds goes back as soon as it is not needed, and between steps there is none.
         let buffers = if pool.device.is_cpu() { &mut Buffers::default() } else { &mut *turn };
         let x = self.x.buffer(&mut buffers.x, pool, copier)?;
         self.x.read(store, block, &x, copier)?;
@@ -153,7 +154,7 @@ impl Layout {
             lse.read(store, block, &to.lse, copier)?;
             attention = Some(to);
         }
-        Ok(Saved { x, attention })
+        Ok(Residuals { x, attention })
     }
 }
 
@@ -187,17 +188,17 @@ impl Pool {
 }
 
 impl Field {
-    /// The buffer in `place`, or a new one there if that has another shape.
-    fn buffer(&self, place: &mut Option<Tensor>, pool: &Pool, copier: &Copier) -> Result<Tensor> {
+    /// The buffer in `slot`, or a new one there if that has another shape.
+    fn buffer(&self, slot: &mut Option<Tensor>, pool: &Pool, copier: &Copier) -> Result<Tensor> {
         let device = &pool.device;
         let dtype = if device.is_cpu() { self.dtype } else { self.stored };
-        if let Some(t) = place
+        if let Some(t) = slot
             && (t.dims(), t.dtype()) == (&self.dims, dtype)
         {
             return Ok(t.clone());
         }
-        *place = None; // the old one goes before the new one comes
-        let buffer = place.insert(Tensor::zeros(self.dims.as_slice(), dtype, device)?).clone();
+        *slot = None; // the old one goes before the new one comes
+        let buffer = slot.insert(Tensor::zeros(self.dims.as_slice(), dtype, device)?).clone();
         copier.after(&pool.now()?)?; // it is there, and zeros, when the GPU has come to that
         Ok(buffer)
     }
@@ -212,14 +213,14 @@ impl Field {
         if t.elem_count() == 0 {
             return Ok(());
         }
-        store.start(block, self.at, self.stored.size_in_bytes() * t.elem_count())?;
+        store.start(block, self.offset, self.stored.size_in_bytes() * t.elem_count())?;
         #[cfg(feature = "cuda")]
-        if let Some(lane) = &mut copier.lane {
-            return lane.store(store, block, self.at, &t);
+        if let Some(copy_stream) = &mut copier.copy_stream {
+            return copy_stream.store(store, block, self.offset, &t);
         }
         if self.stored == self.dtype {
             let (storage, layout) = t.storage_and_layout();
-            return store.write(block, self.at, bytes::view(bytes::raw(&storage)?, layout, self.dtype)?);
+            return store.write(block, self.offset, bytes::view(bytes::raw(&storage)?, layout, self.dtype)?);
         }
         match self.dtype {
             DType::F64 => self
@@ -234,20 +235,22 @@ impl Field {
             return Ok(());
         }
         self.read_into(store, block, t, copier)?;
-        store.forget(block, self.at)
+        store.forget(block, self.offset)
     }
 
     fn read_into(&self, store: &dyn Store, block: usize, t: &Tensor, copier: &mut Copier) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let Some(lane) = &mut copier.lane {
-            return lane.load(store, block, self.at, t);
+        if let Some(copy_stream) = &mut copier.copy_stream {
+            return copy_stream.load(store, block, self.offset, t);
         }
         if self.stored == self.dtype {
             // Not by bytes::overwrite, which makes a Candle error of ours.
             return match self.dtype {
-                DType::F64 => write(t, |to: &mut [f64]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
-                DType::BF16 => write(t, |to: &mut [bf16]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
-                _ => write(t, |to: &mut [f32]| store.read(block, self.at, bytemuck::cast_slice_mut(to)))?,
+                DType::F64 => write(t, |to: &mut [f64]| store.read(block, self.offset, bytemuck::cast_slice_mut(to)))?,
+                DType::BF16 => {
+                    write(t, |to: &mut [bf16]| store.read(block, self.offset, bytemuck::cast_slice_mut(to)))?
+                }
+                _ => write(t, |to: &mut [f32]| store.read(block, self.offset, bytemuck::cast_slice_mut(to)))?,
             };
         }
         match self.dtype {
@@ -271,13 +274,13 @@ impl Field {
         for (n, values) in values.chunks(CHUNK).enumerate() {
             let rounded = &mut chunk[..values.len()];
             convert(rounded, values);
-            store.write(block, self.at + (2 * n * CHUNK) as u64, bytemuck::cast_slice(rounded))?;
+            store.write(block, self.offset + (2 * n * CHUNK) as u64, bytemuck::cast_slice(rounded))?;
         }
         Ok(())
     }
 
     /// Reads rounded values into `t`.
-    fn widen<T: Stored>(
+    fn widen<T: Element>(
         &self,
         store: &dyn Store,
         block: usize,
@@ -289,7 +292,7 @@ impl Field {
         write(t, |values: &mut [T]| {
             for (n, values) in values.chunks_mut(CHUNK).enumerate() {
                 let rounded = &mut chunk[..values.len()];
-                store.read(block, self.at + (2 * n * CHUNK) as u64, bytemuck::cast_slice_mut(rounded))?;
+                store.read(block, self.offset + (2 * n * CHUNK) as u64, bytemuck::cast_slice_mut(rounded))?;
                 convert(rounded, values);
             }
             Ok(())

@@ -1,15 +1,15 @@
-//! The stash in memory: tensors handed over as they are, without a copy; or, where they are rounded, bytes.
+//! Keeps the stash in memory: tensors handed over as they are, without a copy; or, where they are rounded, bytes.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use super::copies::Store;
-use super::{Saved, not_there};
+use super::{Residuals, not_there};
 use crate::{Result, bail};
 
 /// A place for each block's tensors.
 #[derive(Default)]
-pub(super) struct Tensors(Vec<Option<Saved>>);
+pub(super) struct Tensors(Vec<Option<Residuals>>);
 
 impl Tensors {
     pub fn begin(&mut self, blocks: usize) {
@@ -17,20 +17,20 @@ impl Tensors {
         self.0.resize_with(blocks, || None);
     }
 
-    pub fn put(&mut self, i: usize, saved: Saved) -> Result<()> {
+    pub fn put(&mut self, i: usize, residuals: Residuals) -> Result<()> {
         let blocks = self.0.len();
-        let Some(place) = self.0.get_mut(i) else { bail!("stash: block {i} of {blocks}") };
-        *place = Some(saved);
+        let Some(slot) = self.0.get_mut(i) else { bail!("stash: block {i} of {blocks}") };
+        *slot = Some(residuals);
         Ok(())
     }
 
-    pub fn take(&mut self, i: usize) -> Result<Saved> {
+    pub fn take(&mut self, i: usize) -> Result<Residuals> {
         self.0.get_mut(i).and_then(Option::take).ok_or_else(|| not_there(i))
     }
 }
 
-/// A place for each block's tensors as bytes, which take memory from when they are written until they are read: none between steps.
-/// Each block is behind a lock of its own, as blocks are copied by several threads.
+/// A place for each block's tensors as bytes, which take memory from when they are written until they are read: none
+/// between steps. Each block is behind a lock of its own, as blocks are copied by several threads.
 #[derive(Default)]
 pub(super) struct Bytes(RwLock<Vec<Mutex<TensorBytes>>>);
 
@@ -48,43 +48,43 @@ impl Bytes {
     }
 }
 
-/// The tensor that the byte at `at` belongs to, and which of its bytes that is.
-fn tensor(tensors: &mut TensorBytes, at: u64) -> Option<(&mut Vec<u8>, usize)> {
-    let (start, bytes) = tensors.range_mut(..=at).next_back()?;
-    Some((bytes, (at - start) as usize))
+/// The tensor that the byte at `offset` belongs to, and which of its bytes that is.
+fn tensor(tensors: &mut TensorBytes, offset: u64) -> Option<(&mut Vec<u8>, usize)> {
+    let (start, bytes) = tensors.range_mut(..=offset).next_back()?;
+    Some((bytes, (offset - start) as usize))
 }
 
 impl Store for Bytes {
     fn reserve(&self, blocks: usize, _: u64) -> Result<()> {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        all.clear(); // a step that failed half-way leaves bytes behind
-        all.resize_with(blocks, Mutex::default);
+        let mut slots = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        slots.clear(); // a step that failed half-way leaves bytes behind
+        slots.resize_with(blocks, Mutex::default);
         Ok(())
     }
 
-    fn start(&self, block: usize, at: u64, bytes: usize) -> Result<()> {
+    fn start(&self, block: usize, offset: u64, bytes: usize) -> Result<()> {
         self.with(block, |tensors| {
-            tensors.insert(at, Vec::with_capacity(bytes));
+            tensors.insert(offset, Vec::with_capacity(bytes));
             Some(())
         })
     }
 
-    fn write(&self, block: usize, at: u64, from: &[u8]) -> Result<()> {
+    fn write(&self, block: usize, offset: u64, from: &[u8]) -> Result<()> {
         self.with(block, |tensors| {
-            let (bytes, at) = tensor(tensors, at)?;
-            (bytes.len() == at && bytes.capacity() - at >= from.len()).then(|| bytes.extend_from_slice(from))
+            let (bytes, offset) = tensor(tensors, offset)?;
+            (bytes.len() == offset && bytes.capacity() - offset >= from.len()).then(|| bytes.extend_from_slice(from))
         })
     }
 
-    fn read(&self, block: usize, at: u64, to: &mut [u8]) -> Result<()> {
+    fn read(&self, block: usize, offset: u64, to: &mut [u8]) -> Result<()> {
         self.with(block, |tensors| {
-            let (bytes, at) = tensor(tensors, at)?;
-            to.copy_from_slice(bytes.get(at..at + to.len())?);
+            let (bytes, offset) = tensor(tensors, offset)?;
+            to.copy_from_slice(bytes.get(offset..offset + to.len())?);
             Some(())
         })
     }
 
-    fn forget(&self, block: usize, at: u64) -> Result<()> {
-        self.with(block, |tensors| tensors.remove(&at).map(drop))
+    fn forget(&self, block: usize, offset: u64) -> Result<()> {
+        self.with(block, |tensors| tensors.remove(&offset).map(drop))
     }
 }

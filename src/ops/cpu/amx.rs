@@ -1,8 +1,9 @@
-//! AMX: the matrix unit beside AVX-512 BF16 on Intel's CPUs since Sapphire Rapids. One `tdpbf16ps` adds the product of 16 x 32
-//! by 32 x 16 bf16 to 16 x 16 sums in f32, sixteen times the work of a `vdpbf16ps` in a cycle.
+//! Multiplies on AMX, the matrix unit beside AVX-512 BF16 on Intel's CPUs since Sapphire Rapids. One `tdpbf16ps` adds
+//! the product of 16 x 32 by 32 x 16 bf16 to 16 x 16 sums in f32, sixteen times the work of a `vdpbf16ps` in a cycle.
 //!
-//! Its operands are those of [`super::tile`]: rows of words on the left, strips of words on the right. What is not a product runs on
-//! the vector unit ([`super::avx512_bf16`]). Rust's intrinsics for it are unstable yet, hence the assembly.
+//! Its operands are those of [`super::tile`]: rows of words on the left, column blocks of words on the right. What is
+//! not a product runs on the vector unit ([`super::avx512_bf16`]). Rust's intrinsics for it are unstable yet, hence the
+//! assembly.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
@@ -91,8 +92,8 @@ impl Drop for Tiles {
     }
 }
 
-// Tiles are named in the assembly alone: the compiler knows of them and uses none, so they keep their values from one instruction
-// here to the next. What is written is said to be overwritten.
+// Tiles are named in the assembly alone: the compiler knows of them and uses none, so they keep their values from one
+// instruction here to the next. What is written is said to be overwritten.
 
 /// `load!(tile, rows, stride in bytes)`
 macro_rules! load {
@@ -122,24 +123,25 @@ macro_rules! multiply {
     };
 }
 
-/// Room between two instructions for tiles. The unit has times, seconds to minutes long, in which instructions close to each other take
-/// twice as long as with others between them, be they without effect; at other times these cost nothing.
+/// Room between two instructions for tiles. The unit has times, seconds to minutes long, in which instructions close to
+/// each other take twice as long as with others between them, be they without effect; at other times these cost
+/// nothing.
 macro_rules! apart {
     () => {
         asm!(".rept 8", "nop", ".endr", options(nostack, preserves_flags, nomem))
     };
 }
 
-/// `each!(i => between, number instruction, ...)`: `between` comes after each of the instructions, whose number is `i`. (A closure might
-/// not be inlined, and would then lack the unit's features.)
+/// `each!(i => between, number instruction, ...)`: `between` comes after each of the instructions, whose number is `i`.
+/// (A closure might not be inlined, and would then lack the unit's features.)
 macro_rules! each {
     ($i:ident => $between:expr, $($number:literal $instruction:expr),*) => {
         { $($instruction; { let $i: usize = $number; $between })* }
     };
 }
 
-/// `wide!(at, i => between)`: 16 steps of two by two tiles. Two tiles of each operand feed four products, so loading takes half as long
-/// as multiplying. `between` comes after each of the eight instructions.
+/// `wide!(at, i => between)`: 16 steps of two by two tiles. Two tiles of each operand feed four products, so loading
+/// takes half as long as multiplying. `between` comes after each of the eight instructions.
 macro_rules! wide {
     ($at:ident, $i:ident => $between:expr) => {{
         each!($i => $between,
@@ -155,8 +157,8 @@ macro_rules! wide {
     }};
 }
 
-/// [`super::tile::product`] on tiles: `rows` and `steps` are multiples of 32 and 16, all rows of `a` are `a.row` apart and their
-/// steps neighbours. As much of `work` is done between the instructions as there are products for.
+/// [`super::tile::product`] on tiles: `rows` and `steps` are multiples of 32 and 16, all rows of `a` are `a.row` apart
+/// and their steps neighbours. As much of `work` is done between the instructions as there are products for.
 ///
 /// Products that follow each other closely are slower than others: weaving hides more than the work's own time.
 ///
@@ -169,8 +171,8 @@ pub(super) unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Ri
     for (i, column) in (0..out.width).step_by(b.step).enumerate() {
         let wide = b.step.min(out.width - column) > SIDE;
         for row in (0..out.rows).step_by(2 * SIDE) {
-            // SAFETY: a strip and its one or two tiles of columns, and two tiles of rows, of the operands. Tiles are no one else's
-            // between `Tiles::configure` and its drop.
+            // SAFETY: a column block and its one or two tiles of columns, and two tiles of rows, of the operands. Tiles
+            // are no one else's between `Tiles::configure` and its drop.
             unsafe {
                 let to = out.values.add(row * out.stride + column);
                 let below = to.add(SIDE * out.stride);
@@ -192,7 +194,7 @@ pub(super) unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Ri
                     left,
                     below: left.add(SIDE * a.row),
                     row: 4 * a.row,
-                    right: b.words.add(i * b.strip),
+                    right: b.words.add(i * b.column_block),
                     step: 4 * b.step,
                 };
                 let mut left = steps / SIDE;

@@ -11,16 +11,17 @@ use super::tile::{Left, Out, Right};
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const BF16: bool>;
 
-/// 2^x. `vreduceps` leaves x - floor(x), `vscalefps` multiplies by 2^floor(x), with 0 for what is too small; both take -inf.
+/// 2^x. `vreduceps` leaves x - floor(x), `vscalefps` multiplies by 2^floor(x), with 0 for what is too small; both take
+/// -inf.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(crate) unsafe fn exp2<S: Simd<V = __m512>>(x: __m512) -> __m512 {
     const FLOOR: i32 = _MM_FROUND_TO_NEG_INF;
-    // SAFETY: S is a unit with these features.
+    // SAFETY: S is an instruction set with these features.
     unsafe { _mm512_scalef_ps(two_to_fraction::<S>(_mm512_reduce_ps::<FLOOR>(x)), x) }
 }
 
-/// The f32 bits of x rounded to the nearest bf16, ties to even; NaN as in the AVX2 unit.
+/// The f32 bits of x rounded to the nearest bf16, ties to even; NaN as on AVX2.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn round(x: __m512) -> __m512 {

@@ -1,9 +1,9 @@
-//! Polynomials and a table for 2^x: the heart of every unit's `exp2`.
+//! Approximates 2^x by polynomials and a table, for every instruction set's `exp2`.
 //!
-//! Coefficients are minimax in the relative error with p(0) = 1 exactly (fitted by Lawson's reweighted least squares), so
-//! that a row of one key keeps its value. Either the caller splits x into floor(x) and f in [0, 1] and puts floor(x) into the
-//! exponent ([`two_to_fraction`]), or into n + j / 8 and what is near, |g| <= 1/16 ([`EIGHTHS`], [`NEAR`]): three multiply-adds
-//! less, for units that look eight numbers up at once.
+//! Coefficients are minimax in the relative error with p(0) = 1 exactly (fitted by Lawson's reweighted least squares),
+//! so that a row of one key keeps its value. Either the caller splits x into floor(x) and f in [0, 1] and puts floor(x)
+//! into the exponent ([`two_to_fraction`]), or into n + j / 8 and what is near, |g| <= 1/16 ([`EIGHTHS`], [`NEAR`]):
+//! three multiply-adds less, for instruction sets that look eight values up at once.
 
 use super::simd::Simd;
 
@@ -23,7 +23,7 @@ pub(super) const NEAR: [f32; 3] = [0.693_147_24, 0.240_257_64, 0.055_496_223];
 /// 2^f for f in [0, 1].
 ///
 /// # Safety
-/// The CPU has the unit's features.
+/// The CPU has the features of `S`.
 #[inline(always)]
 pub(crate) unsafe fn two_to_fraction<S: Simd>(f: S::V) -> S::V {
     // SAFETY: the caller's promise.
@@ -42,7 +42,7 @@ pub(crate) unsafe fn two_to_fraction<S: Simd>(f: S::V) -> S::V {
 #[cfg(test)]
 mod tests {
     use super::super::simd::Kernel;
-    use super::super::{Path, with_unit};
+    use super::super::{Isa, with_isa};
     use super::*;
 
     struct Powers<'a> {
@@ -63,28 +63,28 @@ mod tests {
     }
 
     #[test]
-    fn powers_of_two_are_as_exact_as_promised_on_every_unit() {
+    fn exp2_error_is_within_bounds_on_every_isa() {
         let whole = (-126..=8).map(|n| n as f32);
         let between = (0..1 << 16).map(|i| i as f32 * (134.0 / 65536.0) - 126.0);
         let mut of: Vec<f32> = whole.chain(between).chain([f32::NEG_INFINITY, -1e30, -1e4, f32::NAN]).collect();
         of.resize(of.len().next_multiple_of(16), 0.5);
-        for path in Path::ALL.into_iter().filter(|path| path.is_available()) {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for bf16 in [false, true] {
                 let (mut to, mut pair) = (vec![f32::NAN; of.len()], 0);
                 let powers = Powers { of: &of, to: &mut to, pair: &mut pair };
-                // SAFETY: the path is available.
+                // SAFETY: the instruction set is available.
                 match bf16 {
-                    false => with_unit!(path, false, S => unsafe { S::run(powers) }),
-                    true => with_unit!(path, true, S => unsafe { S::run(powers) }),
+                    false => with_isa!(isa, false, S => unsafe { S::run(powers) }),
+                    true => with_isa!(isa, true, S => unsafe { S::run(powers) }),
                 }
                 let most = if pair == 1 { 1.5e-7 } else { 4e-6 };
                 for (&x, &y) in of.iter().zip(&to) {
                     let exact = f64::from(x).exp2();
                     match x {
-                        x if x.is_nan() => assert!(y.is_nan(), "{path:?}: 2^NaN is {y}"),
-                        x if x < -127.0 => assert_eq!(y, 0.0, "{path:?}: 2^{x}"),
-                        x if x.fract() == 0.0 => assert_eq!(f64::from(y), exact, "{path:?}: 2^{x}"),
-                        _ => assert!((f64::from(y) / exact - 1.0).abs() < most, "{path:?}, bf16 {bf16}: 2^{x} is {y}"),
+                        x if x.is_nan() => assert!(y.is_nan(), "{isa:?}: 2^NaN is {y}"),
+                        x if x < -127.0 => assert_eq!(y, 0.0, "{isa:?}: 2^{x}"),
+                        x if x.fract() == 0.0 => assert_eq!(f64::from(y), exact, "{isa:?}: 2^{x}"),
+                        _ => assert!((f64::from(y) / exact - 1.0).abs() < most, "{isa:?}, bf16 {bf16}: 2^{x} is {y}"),
                     }
                 }
             }

@@ -1,9 +1,10 @@
-//! Vector units of the CPU and the matrix products on their registers, shared by attention and the linear layers.
+//! Runs matrix products on the CPU's instruction sets, for attention and the linear layers.
 //!
-//! From below: [`simd`] says what a unit offers and `avx512_bf16`, `avx512`, `avx2` and `portable` offer it; [`tile`]
-//! multiplies packed panels on registers, `amx` on a matrix unit; [`scratch`] is their working memory and [`fresh`] new results;
-//! [`panel`] packs matrices and [`product`] multiplies them whole; [`mod@peak`] measures what a unit can do. Code is written once for
-//! all units and runs on the one that [`Path`] names, so tests can hold each against a plain form.
+//! From below: [`simd`] is the trait that `avx512_bf16`, `avx512`, `avx2` and `portable` implement; [`tile`] multiplies
+//! packed panels on registers, `amx` on a matrix unit; [`scratch`] is their working memory and [`uninit_vec`] new
+//! results; [`panel`] packs matrices and [`product`] multiplies them whole; [`mod@peak`] measures what an instruction
+//! set can do. Code is written once for all of them and runs on the one that [`Isa`] names, so tests can compare each
+//! with a plain form.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -14,7 +15,6 @@ pub(crate) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512_bf16;
 mod exp;
-pub(crate) mod fresh;
 pub(crate) mod pairs;
 pub(crate) mod panel;
 pub mod peak;
@@ -23,19 +23,20 @@ pub(crate) mod product;
 pub(crate) mod scratch;
 pub(crate) mod simd;
 pub(crate) mod tile;
+pub(crate) mod uninit_vec;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::{Error, Result};
 use std::sync::LazyLock;
 
-/// The environment variable that masks CPU features, for tests and benchmarks: kernels use what the path of this name needs,
-/// and nothing newer, so that one machine runs what an older one would.
+/// The environment variable that masks CPU features, for tests and benchmarks: kernels use the instruction set of this
+/// name, and nothing newer, so that one machine runs what an older one would.
 pub const CPU_VARIABLE: &str = "LONGREEL_CPU";
 
-/// The vector unit that the kernels run on.
+/// The instruction set that the kernels run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Path {
+pub enum Isa {
     /// Plain Rust, any CPU; bf16 in pairs, as in `Avx512Bf16`, for tests of that layout.
     Pairs,
     /// As `Pairs`, with the layouts of `Amx`.
@@ -52,8 +53,8 @@ pub enum Path {
     Amx,
 }
 
-impl Path {
-    /// All paths, from the slowest to the fastest.
+impl Isa {
+    /// All instruction sets, from the slowest to the fastest.
     pub const ALL: [Self; 7] =
         [Self::Pairs, Self::Tiles, Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
@@ -70,24 +71,24 @@ impl Path {
         }
     }
 
-    /// The newest path that [`CPU_VARIABLE`] allows; none: all that the CPU has.
+    /// The newest instruction set that [`CPU_VARIABLE`] allows; none: all that the CPU has.
     ///
     /// # Errors
-    /// The variable names no path, or one in plain Rust that only tests use.
+    /// The variable names no instruction set, or one in plain Rust that only tests use.
     pub fn allowed() -> Result<Option<Self>> {
-        static ALLOWED: LazyLock<std::result::Result<Option<Path>, String>> = LazyLock::new(|| {
+        static ALLOWED: LazyLock<std::result::Result<Option<Isa>, String>> = LazyLock::new(|| {
             let Some(name) = std::env::var_os(CPU_VARIABLE).filter(|name| !name.is_empty()) else { return Ok(None) };
-            let paths = Path::ALL.into_iter().filter(|&path| path >= Path::Portable);
-            let names: Vec<&str> = paths.clone().map(Path::name).collect();
-            match paths.into_iter().find(|path| path.name() == name) {
-                Some(path) => Ok(Some(path)),
+            let paths = Isa::ALL.into_iter().filter(|&isa| isa >= Isa::Portable);
+            let names: Vec<&str> = paths.clone().map(Isa::name).collect();
+            match paths.into_iter().find(|isa| isa.name() == name) {
+                Some(isa) => Ok(Some(isa)),
                 None => Err(format!("{CPU_VARIABLE}={name:?}: must be one of {}, or unset", names.join(", "))),
             }
         });
         ALLOWED.clone().map_err(Error::Invalid)
     }
 
-    /// Whether this CPU can run the path, and [`CPU_VARIABLE`] allows it.
+    /// Whether this CPU has the instruction set, and [`CPU_VARIABLE`] allows it.
     pub fn is_available(self) -> bool {
         let allowed = Self::allowed().ok().flatten();
         (self <= Self::Portable || allowed.is_none_or(|newest| self <= newest)) && self.is_supported()
@@ -112,41 +113,42 @@ impl Path {
         matches!(self, Self::Pairs | Self::Tiles | Self::Portable)
     }
 
-    /// The fastest available path.
+    /// The fastest available instruction set.
     pub fn best() -> Self {
-        Self::ALL.into_iter().rev().find(|path| path.is_available()).unwrap_or(Self::Portable)
+        Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
     }
 }
 
-/// Runs an expression with `$S` the unit of a path for f32 (`false`) or bf16 (`true`) elements.
-macro_rules! with_unit {
-    ($path:expr, $bf16:literal, $S:ident => $body:expr) => {
-        match $path {
+/// Runs an expression with `$S` the [`Simd`](simd::Simd) of an instruction set for f32 (`false`) or bf16 (`true`)
+/// elements.
+macro_rules! with_isa {
+    ($isa:expr, $bf16:literal, $S:ident => $body:expr) => {
+        match $isa {
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Path::Amx if $bf16 => {
+            $crate::ops::cpu::Isa::Amx if $bf16 => {
                 type $S = $crate::ops::cpu::avx512_bf16::Avx512Bf16<true>;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Path::Avx512Bf16 if $bf16 => {
+            $crate::ops::cpu::Isa::Avx512Bf16 if $bf16 => {
                 type $S = $crate::ops::cpu::avx512_bf16::Avx512Bf16<false>;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Path::Avx512 | $crate::ops::cpu::Path::Avx512Bf16 | $crate::ops::cpu::Path::Amx => {
+            $crate::ops::cpu::Isa::Avx512 | $crate::ops::cpu::Isa::Avx512Bf16 | $crate::ops::cpu::Isa::Amx => {
                 type $S = $crate::ops::cpu::avx512::Avx512<$bf16>;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Path::Avx2 => {
+            $crate::ops::cpu::Isa::Avx2 => {
                 type $S = $crate::ops::cpu::avx2::Avx2<$bf16>;
                 $body
             }
-            $crate::ops::cpu::Path::Pairs if $bf16 => {
+            $crate::ops::cpu::Isa::Pairs if $bf16 => {
                 type $S = $crate::ops::cpu::pairs::Pairs<false>;
                 $body
             }
-            $crate::ops::cpu::Path::Tiles if $bf16 => {
+            $crate::ops::cpu::Isa::Tiles if $bf16 => {
                 type $S = $crate::ops::cpu::pairs::Pairs<true>;
                 $body
             }
@@ -158,7 +160,7 @@ macro_rules! with_unit {
     };
 }
 
-pub(crate) use with_unit;
+pub(crate) use with_isa;
 
 /// The f32 nearest to x that a bf16 can hold.
 #[inline(always)]

@@ -1,5 +1,5 @@
-//! A unit that any CPU can run and that has pairs of bf16 in a word, as AVX-512 BF16 has them: so that tests reach the code for
-//! pairs on CPUs without those instructions, and with `TILES` the code for a matrix unit. Not for work: it is slower than
+//! Emulates pairs of bf16 in a word, as AVX-512 BF16 has them, on any CPU, so that tests reach the code for pairs on
+//! CPUs without those instructions, and with `TILES` the code for a matrix unit. Not for work: it is slower than
 //! [`super::portable`].
 
 use super::portable::Portable;
@@ -9,7 +9,7 @@ use super::tile::{Left, Out, Right};
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs<const TILES: bool>;
 
-/// The f32 unit it is made of.
+/// The f32 instruction set that it is made of.
 type Floats = Portable<false>;
 type V = <Floats as Simd>::V;
 type W = [u32; 4];
@@ -30,11 +30,11 @@ fn values(word: u32) -> [f32; 2] {
 unsafe fn by_rows<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
     assert!(a.step == 1 && out.rows.is_multiple_of(32) && steps.is_multiple_of(16) && out.width.is_multiple_of(4));
     for (row, column) in (0..out.rows).flat_map(|row| (0..out.width).map(move |column| (row, column))) {
-        // SAFETY: the caller's promise; a strip is `b.step` columns.
+        // SAFETY: the caller's promise; a column block is `b.step` columns.
         unsafe {
             let sum = (0..steps).fold(0.0, |sum, step| {
                 let [a0, a1] = values(*a.words.add(row * a.row + step));
-                let right = column / b.step * b.strip + step * b.step + column % b.step;
+                let right = column / b.step * b.column_block + step * b.step + column % b.step;
                 let [b0, b1] = values(*b.words.add(right));
                 sum + a0 * b0 + a1 * b1
             });
@@ -55,7 +55,7 @@ impl<const TILES: bool> Simd for Pairs<TILES> {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> V {
-        // SAFETY: this unit needs no features, here and below.
+        // SAFETY: this code needs no features, here and below.
         unsafe { Floats::splat(x) }
     }
     #[inline(always)]

@@ -1,14 +1,15 @@
-//! Row-major f32 matrices to the packed words that [`super::tile`] multiplies.
+//! Packs row-major f32 matrices into the words that [`super::tile`] multiplies.
 //!
-//! A word holds one f32 or, on units with pairs, two bf16 that are neighbours along the contracted dimension; units for bf16
-//! round on the way. Contractions are padded with a zero where pairs do not divide them. Three layouts serve all products of a
-//! linear layer:
+//! A word holds one f32 or, on instruction sets with pairs, two bf16 that are neighbours along the contracted
+//! dimension; instruction sets for bf16 round on the way. Contractions are padded with a zero where pairs do not divide
+//! them. Three layouts serve all products of a linear layer:
 //! - [`across`]: `[columns / w][rows / PAIR][w]`, contraction over the matrix' rows, a lane a column;
 //! - [`along`]: `[rows / w][columns / PAIR][w]`, contraction over its columns, a lane a row;
 //! - [`Lines`]: `[rows][columns / PAIR]`, contraction over its columns, word after word.
 //!
-//! A right operand's panel is as wide as the unit's register tile, so that a step reads one contiguous run. A matrix unit's left
-//! operands are all row by row, so [`across_left`] turns its panels for it: `[columns][rows / PAIR]`.
+//! A right operand's panel is as wide as the instruction set's register tile, so that a step reads one contiguous run.
+//! A matrix unit's left operands are all row by row, so [`across_left`] turns its panels for it: `[columns][rows /
+//! PAIR]`.
 //!
 //! Attention packs strided heads of any element by its own functions (`attention::cpu::pack`).
 
@@ -73,7 +74,8 @@ impl Panels {
 
     /// Words of a panel.
     fn len<S: Simd>(contraction: usize, width: usize) -> usize {
-        (contraction.next_multiple_of(2) / S::PAIR).next_multiple_of(S::STEPS) * width // room for rows that come in twos
+        // room for rows that come in twos
+        (contraction.next_multiple_of(2) / S::PAIR).next_multiple_of(S::STEPS) * width
     }
 
     /// The words of panel `i`.
@@ -102,7 +104,7 @@ fn across_by<S: Simd>(m: Matrix, width: usize, turned: bool) -> Panels {
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
-            // SAFETY: this unit was chosen for this CPU.
+            // SAFETY: this instruction set was chosen for this CPU.
             unsafe { S::run(Across { m, first: i * width, width, turned, words }) }
         });
     }
@@ -142,7 +144,8 @@ impl Kernel for Across<'_> {
             }
             let to = if turned { &mut lines[i % S::LANES * width..] } else { &mut words[i * in_two..] };
             for lane in (0..width).step_by(S::LANES) {
-                // SAFETY: both rows hold `width` values; the words have room for two rows, as pairs or one after the other.
+                // SAFETY: both rows hold `width` values; the words have room for two rows, as pairs or one after the
+                // other.
                 unsafe {
                     let (a, b) = (S::element(S::load(rows[0].add(lane))), S::element(S::load(rows[1].add(lane))));
                     S::put_rows(to.as_mut_ptr().add(lane), width, a, b);
@@ -166,7 +169,7 @@ pub(crate) fn along<S: Simd>(m: Matrix) -> Panels {
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
-            // SAFETY: this unit was chosen for this CPU.
+            // SAFETY: this instruction set was chosen for this CPU.
             unsafe { S::run(Along { m, first: i * width, width, words }) }
         });
     }
@@ -186,7 +189,8 @@ impl Kernel for Along<'_> {
         let Self { m, first, width, words } = self;
         let count = width.min(m.rows - first);
         words[m.columns.div_ceil(S::PAIR) * width..].fill(0);
-        // Runs of a few lines of the target at a time, so that a row's words meet lines that the row before has touched.
+        // Runs of a few lines of the target at a time, so that a row's words meet lines that the row before has
+        // touched.
         const RUN: usize = 64;
         const LINE: usize = RUN + 32;
         let mut lines = [0u32; 16 * LINE];
@@ -211,15 +215,15 @@ impl Kernel for Along<'_> {
     }
 }
 
-/// Writes a square of words, whose rows are `stride` apart, as `LANES` columns from `lane` on of `to`, rows of `width`: as many of its
-/// columns as `to` has rows.
+/// Writes a square of words, whose rows are `stride` apart, as `LANES` columns from `lane` on of `to`, rows of `width`:
+/// as many of its columns as `to` has rows.
 ///
 /// # Safety
-/// The CPU has the unit's features; `from` holds a square of `LANES`.
+/// The CPU has the features of `S`; `from` holds a square of `LANES`.
 #[inline(always)]
 pub(crate) unsafe fn turn<S: Simd>(from: *const u32, stride: usize, to: &mut [u32], width: usize, lane: usize) {
     let mut square = [0u32; 16 * 16];
-    // SAFETY: the caller's promise; no unit has more lanes.
+    // SAFETY: the caller's promise; no instruction set has more lanes.
     unsafe { S::transpose(from, stride, square.as_mut_ptr(), S::LANES) }
     for (to, words) in to.chunks_exact_mut(width).zip(square.chunks_exact(S::LANES).take(S::LANES)) {
         to[lane..lane + S::LANES].copy_from_slice(words);
@@ -229,16 +233,16 @@ pub(crate) unsafe fn turn<S: Simd>(from: *const u32, stride: usize, to: &mut [u3
 /// Writes `values` as words, a pair's missing half being zero; up to two vectors beyond the end are written too.
 ///
 /// # Safety
-/// The CPU has the unit's features; `to` holds the words rounded up to two vectors.
+/// The CPU has the features of `S`; `to` holds the words rounded up to two vectors.
 #[inline(always)]
 unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
     let both = 2 * S::LANES;
     let whole = values.len() / both * both;
     // SAFETY: reads end at `whole`; the last, partial group is copied to where two vectors can be read.
     unsafe {
-        for at in (0..whole).step_by(both) {
-            let p = values.as_ptr().add(at);
-            S::put_row(to.add(at / S::PAIR), S::element(S::load(p)), S::element(S::load(p.add(S::LANES))));
+        for i in (0..whole).step_by(both) {
+            let p = values.as_ptr().add(i);
+            S::put_row(to.add(i / S::PAIR), S::element(S::load(p)), S::element(S::load(p.add(S::LANES))));
         }
         if whole < values.len() {
             let mut end = [0f32; 32];
@@ -249,16 +253,16 @@ unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
     }
 }
 
-/// A matrix word after word: the left operand of a contraction over its columns. A block of it is packed when it is wanted, by who wants
-/// it; f32 units read the matrix itself.
+/// A matrix word after word: the left operand of a contraction over its columns. The task that needs a block packs it;
+/// f32 instruction sets read the matrix itself.
 pub(crate) struct Lines<'a> {
     m: Matrix<'a>,
     /// Words from one row to the next.
     stride: usize,
 }
 
-/// From one row to the next where rows of `words` are read by tiles: an odd number of cache lines, so that a tile's sixteen are not all
-/// in a few sets of L1.
+/// From one row to the next where rows of `words` are read by tiles: an odd number of cache lines, so that a tile's
+/// sixteen are not all in a few sets of L1.
 fn apart<S: Simd>(words: usize) -> usize {
     let words = words.next_multiple_of(S::STEPS);
     if S::MATRIX { words | S::STEPS } else { words }
@@ -281,7 +285,7 @@ impl<'a> Lines<'a> {
         let mut words = Scratch::take(count.next_multiple_of(S::ROWS) * stride);
         let (rows, none) = words.split_at_mut(count * stride);
         if S::HALF {
-            // SAFETY: this unit was chosen for this CPU.
+            // SAFETY: this instruction set was chosen for this CPU.
             unsafe { S::run(Rows { m, first, stride, words: rows }) }
         } else {
             rows.copy_from_slice(bytemuck::cast_slice(values));

@@ -1,13 +1,12 @@
-//! The arithmetic peak of a unit, measured: the multiply-adds that it does a second when nothing is loaded or
-//! stored.
+//! Measures the arithmetic peak of an instruction set: its multiply-adds a second when nothing is loaded or stored.
 //!
-//! This is what a kernel's speed is a share of. It is the rate of the instructions that the products here are made of: on the path
-//! with a matrix unit, that unit's in bf16.
+//! A kernel's speed is given as a share of this. It is the rate of the instructions that the products here are made of:
+//! on a matrix unit, that unit's in bf16.
 
 use std::time::{Duration, Instant};
 
 use super::simd::{Kernel, Simd};
-use super::{Path, with_unit};
+use super::{Isa, with_isa};
 
 /// Floats (or words) of the widest vector.
 const WIDEST: usize = 16;
@@ -22,18 +21,18 @@ const ROUNDS: usize = 1 << 14;
 /// Windows measured; the best counts, because whatever else the machine does can only take away.
 const WINDOWS: u32 = 8;
 
-/// FLOP/s of `path` for f32 or bf16 elements, all threads of the current rayon pool at once, in about `time`.
-pub fn peak(path: Path, bf16: bool, time: Duration) -> f64 {
+/// FLOP/s of `isa` for f32 or bf16 elements, all threads of the current rayon pool at once, in about `time`.
+pub fn peak(isa: Isa, bf16: bool, time: Duration) -> f64 {
     let window = time / WINDOWS;
-    let rates = (0..WINDOWS).map(|_| rayon::broadcast(|_| thread_rate(path, bf16, window)).iter().sum::<f64>());
+    let rates = (0..WINDOWS).map(|_| rayon::broadcast(|_| thread_rate(isa, bf16, window)).iter().sum::<f64>());
     rates.fold(0.0, f64::max)
 }
 
 /// FLOP/s of this thread over `window`.
-fn thread_rate(path: Path, bf16: bool, window: Duration) -> f64 {
+fn thread_rate(isa: Isa, bf16: bool, window: Duration) -> f64 {
     let (start, mut flop) = (Instant::now(), 0);
     loop {
-        flop += if bf16 { chains(path, true) } else { chains(path, false) };
+        flop += if bf16 { chains(isa, true) } else { chains(isa, false) };
         let elapsed = start.elapsed();
         if elapsed >= window {
             return flop as f64 / elapsed.as_secs_f64();
@@ -42,11 +41,11 @@ fn thread_rate(path: Path, bf16: bool, window: Duration) -> f64 {
 }
 
 /// Runs the chains once; how many operations that was.
-fn chains(path: Path, bf16: bool) -> usize {
-    assert!(path.is_available(), "this CPU lacks the features of the {path:?} path");
+fn chains(isa: Isa, bf16: bool) -> usize {
+    assert!(isa.is_available(), "this CPU lacks the features of the {isa:?} path");
     #[cfg(target_arch = "x86_64")]
-    if path == Path::Amx && bf16 {
-        // SAFETY: the path's unit is available, as just asserted.
+    if isa == Isa::Amx && bf16 {
+        // SAFETY: the instruction set is available, as just asserted.
         return unsafe { super::amx::peak(ROUNDS) };
     }
     let mut values = std::hint::black_box([[0.0_f32; WIDEST]; MOST]);
@@ -55,11 +54,11 @@ fn chains(path: Path, bf16: bool) -> usize {
     }
     let mut flop = 0;
     let work = Chains { values: &mut values, flop: &mut flop };
-    // SAFETY: the path's unit is available, as just asserted.
+    // SAFETY: the instruction set is available, as just asserted.
     if bf16 {
-        with_unit!(path, true, S => unsafe { S::run(work) });
+        with_isa!(isa, true, S => unsafe { S::run(work) });
     } else {
-        with_unit!(path, false, S => unsafe { S::run(work) });
+        with_isa!(isa, false, S => unsafe { S::run(work) });
     }
     std::hint::black_box(values);
     flop
@@ -120,22 +119,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_unit_has_a_rate_that_a_cpu_can_have() {
+    fn peak_of_every_isa_is_plausible() {
         let threads = rayon::current_num_threads() as f64;
-        for path in Path::ALL.into_iter().filter(|path| path.is_available()) {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for bf16 in [false, true] {
-                let rate = peak(path, bf16, Duration::from_millis(16));
-                let most = if path == Path::Amx && bf16 { 1e13 } else { 2e12 }; // a matrix unit's, or a vector unit's
-                assert!(rate > 1e8 && rate < threads * most, "{path:?}, bf16 {bf16}: {rate}");
+                let rate = peak(isa, bf16, Duration::from_millis(16));
+                let most = if isa == Isa::Amx && bf16 { 1e13 } else { 2e12 }; // a matrix unit's, or a vector unit's
+                assert!(rate > 1e8 && rate < threads * most, "{isa:?}, bf16 {bf16}: {rate}");
             }
         }
     }
 
     #[test]
-    fn a_round_does_its_operations() {
+    fn peak_counts_the_operations_it_does() {
         let (mut values, mut flop) = ([[1.0_f32; WIDEST]; MOST], 0);
         let work = Chains { values: &mut values, flop: &mut flop };
-        // SAFETY: the portable unit needs no features.
+        // SAFETY: the portable code needs no features.
         unsafe { super::super::portable::Portable::<false>::run(work) };
         // x <- 2^-20 x + 2^-20, to its fixed point; vectors of four lanes, half of the chains.
         let end = f32::from_bits(0x3580_3580);

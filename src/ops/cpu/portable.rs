@@ -1,7 +1,8 @@
-//! The unit any CPU has: arrays of four f32, which the compiler turns into whatever vectors the target offers.
+//! Implements [`Simd`](super::Simd) for any CPU, with arrays of four f32 that the compiler turns into whatever vectors
+//! the target offers.
 //!
-//! `BF16`: matrices that are packed are rounded to bf16, which f32 words hold. Multiply-add is two roundings here, because
-//! a fused one is a function call on targets without it.
+//! `BF16`: matrices that are packed are rounded to bf16, which f32 words hold. Multiply-add is two roundings here,
+//! because a fused one is a function call on targets without it.
 
 use super::exp::two_to_fraction;
 use super::simd::{Kernel, Simd};
@@ -71,7 +72,7 @@ impl<const BF16: bool> Simd for Portable<BF16> {
     unsafe fn exp2(x: V) -> V {
         // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits.
         const MAGIC: f32 = 12_582_912.0;
-        // SAFETY: this unit needs no features.
+        // SAFETY: this code needs no features.
         unsafe {
             let x = Self::max([-126.5; 4], x); // which comes out as 0 below
             let z = map2(x, [0.5; 4], |x, half| (x - half) + MAGIC);
@@ -95,7 +96,7 @@ impl<const BF16: bool> Simd for Portable<BF16> {
     }
     #[inline(always)]
     unsafe fn dot(acc: V, a: V, b: V) -> V {
-        // SAFETY: this unit needs no features.
+        // SAFETY: this code needs no features.
         unsafe { Self::mul_add(a, b, acc) }
     }
     #[inline(always)]
@@ -117,7 +118,7 @@ impl<const BF16: bool> Simd for Portable<BF16> {
     }
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {
-        // SAFETY: this unit needs no features.
+        // SAFETY: this code needs no features.
         unsafe { kernel.run::<Self>() }
     }
 }

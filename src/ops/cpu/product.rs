@@ -1,18 +1,21 @@
-//! Whole matrix products from a packed right operand: rows over threads, which pack those of the left one, panels of columns,
-//! runs of the contraction that stay in cache, and a *tail* that turns sums into results while they are still there.
+//! Multiplies whole matrices with a packed right operand, and applies an *epilogue* to the sums while they are still in
+//! cache.
+//!
+//! Rows are shared out to threads, which pack those of the left operand; columns are taken panel by panel, and the
+//! contraction in runs that stay in cache.
 //!
 //! Each element's sum is taken in one order whatever the threads, so results have the same bits for any number of them.
 
 use rayon::prelude::*;
 
-use super::fresh::Fresh;
 use super::panel::{Block, Lines, Panels, left as left_lanes};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
 use super::tile::{Out, Right};
+use super::uninit_vec::UninitVec;
 
-/// Words of the right operand taken at a time: 20 KiB, which stay in L1 beside the rows of the left one. A matrix unit, which takes
-/// longer over its sums than over its operands, has more.
+/// Words of the right operand taken at a time: 20 KiB, which stay in L1 beside the rows of the left one. A matrix unit,
+/// which takes longer over its sums than over its operands, has more.
 fn words<S: Simd>() -> usize {
     if S::MATRIX { 16 << 10 } else { 5 << 10 }
 }
@@ -25,43 +28,44 @@ fn block_rows<S: Simd>() -> usize {
     2 * left_lanes::<S>()
 }
 
-/// What becomes of the sums.
-pub trait Tail<T>: Sync {
-    /// Turns the sums `out` of row `row` from column `column` on into results; `beside` is the same part of a second result, or
-    /// empty.
+/// An operation that is fused behind a product: it turns sums into results.
+pub trait Epilogue<T>: Sync {
+    /// Turns the sums `out` of row `row` from column `column` on into results; `beside` is the same part of a second
+    /// result, or empty.
     fn apply(&self, out: &mut [T], beside: &mut [T], row: usize, column: usize);
 }
 
 /// The sums are the result.
-impl<T> Tail<T> for () {
+impl<T> Epilogue<T> for () {
     #[inline(always)]
     fn apply(&self, _: &mut [T], _: &mut [T], _: usize, _: usize) {}
 }
 
-/// `tail(left right)`, row-major `[rows, lanes of right]`, and the tail's second result, as large, or empty if it is not wanted.
-pub(crate) fn product<S: Simd, T: Tail<f32>>(
+/// `epilogue(left right)`, row-major `[rows, lanes of right]`, and the epilogue's second result, as large, or empty if
+/// it is not wanted.
+pub(crate) fn product<S: Simd, T: Epilogue<f32>>(
     left: &Lines,
     right: &Panels,
     rows: usize,
     second: bool,
-    tail: &T,
+    epilogue: &T,
 ) -> [Vec<f32>; 2] {
     let (columns, block) = (right.lanes, block_rows::<S>());
     let (n, len) = (rows * columns, block * columns);
-    let (mut out, mut beside) = (Fresh::new(n), Fresh::new(if second { n } else { 0 }));
+    let (mut out, mut beside) = (UninitVec::new(n), UninitVec::new(if second { n } else { 0 }));
     if n > 0 {
         // An empty second result has as many empty parts as there are blocks.
-        let parts = beside.parts((0..n).step_by(len).map(|at| if second { len.min(n - at) } else { 0 }));
-        out.runs(len).zip(parts).enumerate().with_max_len(1).for_each(|(i, (out, beside))| {
-            // Zeros bring the block into the cache in one sweep, where the sums find it.
+        let parts = beside.chunks_of((0..n).step_by(len).map(|at| if second { len.min(n - at) } else { 0 }));
+        out.chunks(len).zip(parts).enumerate().with_max_len(1).for_each(|(i, (out, beside))| {
+            // Zeros bring the block into the cache in one sweep, before sums are added there.
             let (out, beside) = (out.filled(0.0), beside.filled(0.0));
             let (first, rows) = (i * block, out.len() / columns);
-            let task = Task { block: &left.block::<S>(first, rows), right, out, beside, first, add: false, tail };
-            // SAFETY: this unit was chosen for this CPU.
+            let task = Task { block: &left.block::<S>(first, rows), right, out, beside, first, add: false, epilogue };
+            // SAFETY: this instruction set was chosen for this CPU.
             unsafe { S::run(task) }
         });
     }
-    [out.made(), beside.made()]
+    [out.into_vec(), beside.into_vec()]
 }
 
 /// `out += left right`, row-major; `left` is of [`across_left`](super::panel::across_left).
@@ -69,8 +73,8 @@ pub(crate) fn add_product<S: Simd>(left: &Panels, right: &Panels, out: &mut [f32
     let lanes = left_lanes::<S>();
     out.par_chunks_mut((lanes * right.lanes).max(1)).enumerate().with_max_len(1).for_each(|(i, out)| {
         let block = &Block::of_panel::<S>(left, i);
-        // SAFETY: this unit was chosen for this CPU.
-        unsafe { S::run(Task { block, right, out, beside: &mut [], first: i * lanes, add: true, tail: &() }) }
+        // SAFETY: this instruction set was chosen for this CPU.
+        unsafe { S::run(Task { block, right, out, beside: &mut [], first: i * lanes, add: true, epilogue: &() }) }
     });
 }
 
@@ -83,17 +87,17 @@ struct Task<'a, T> {
     /// The result's row that is the block's first.
     first: usize,
     add: bool,
-    tail: &'a T,
+    epilogue: &'a T,
 }
 
-impl<T: Tail<f32>> Kernel for Task<'_, T> {
+impl<T: Epilogue<f32>> Kernel for Task<'_, T> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { block, right, out, beside, first, add, tail } = self;
+        let Self { block, right, out, beside, first, add, epilogue } = self;
         let columns = right.lanes;
         let rows = out.len() / columns;
         let padded = rows.next_multiple_of(S::ROWS);
-        let mut aside: Option<Scratch> = None; // sums of a part that is not whole tiles and vectors
+        let mut edge: Option<Scratch> = None; // sums of a part that is not whole tiles and vectors
         let width = right.width;
         let most = words::<S>() / width;
         for (panel, column) in (0..columns).step_by(width).enumerate() {
@@ -103,19 +107,20 @@ impl<T: Tail<f32>> Kernel for Task<'_, T> {
             let (values, stride, vectors) = if direct {
                 (out[column..].as_mut_ptr(), columns, count)
             } else {
-                let aside = aside.get_or_insert_with(|| Scratch::take(block_rows::<S>() * width));
-                (aside.floats().as_mut_ptr(), width, width)
+                let edge = edge.get_or_insert_with(|| Scratch::take(block_rows::<S>() * width));
+                (edge.floats().as_mut_ptr(), width, width)
             };
             for step in (0..right.steps).step_by(most) {
                 let steps = most.min(right.steps - step);
                 let left = block.at_step(step);
-                let right = Right { words: words[step * width..].as_ptr(), step: width, strip: 0 };
+                let right = Right { words: words[step * width..].as_ptr(), step: width, column_block: 0 };
                 let add = step > 0 || (add && direct);
-                // SAFETY: the operands are as long as their steps say; out or the scratch holds `padded` rows of `vectors`.
+                // SAFETY: the operands are as long as their steps say; out or the scratch holds `padded` rows of
+                // `vectors`.
                 unsafe { S::product(steps, left, right, Out { values, stride, rows: padded, width: vectors, add }) }
             }
-            if let (false, Some(aside)) = (direct, &mut aside) {
-                for (row, sums) in out.chunks_exact_mut(columns).zip(aside.floats().chunks_exact(width)) {
+            if let (false, Some(edge)) = (direct, &mut edge) {
+                for (row, sums) in out.chunks_exact_mut(columns).zip(edge.floats().chunks_exact(width)) {
                     let row = &mut row[column..column + count];
                     if add {
                         row.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
@@ -124,13 +129,13 @@ impl<T: Tail<f32>> Kernel for Task<'_, T> {
                     }
                 }
             }
-            // A tail takes as long a run of a row as stays in L2: narrow panels are taken together.
+            // An epilogue takes as long a run of a row as stays in L2: narrow panels are taken together.
             let (from, to) = (panel / TOGETHER * TOGETHER * width, column + count);
             if !add && ((panel + 1).is_multiple_of(TOGETHER) || to == columns) {
                 for i in 0..rows {
                     let part = i * columns + from..i * columns + to;
                     let beside = if beside.is_empty() { &mut [][..] } else { &mut beside[part.clone()] };
-                    tail.apply(&mut out[part], beside, first + i, from);
+                    epilogue.apply(&mut out[part], beside, first + i, from);
                 }
             }
         }

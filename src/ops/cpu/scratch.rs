@@ -1,4 +1,4 @@
-//! Working memory that outlives a call: cache-line aligned buffers, kept for the next call of the same size class.
+//! Keeps working memory from call to call: cache-line aligned buffers for the next call of the same size class.
 //!
 //! A training step calls attention once a block with the same shapes, and fresh pages cost a fault each (a tenth of the
 //! time of a short forward pass). Contents of a buffer are whatever its last user left.
@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 /// Memory kept for later calls, in bytes; buffers beyond it are freed.
 pub(crate) const KEPT: usize = 64 << 20;
 
-/// Larger buffers, in bytes, are never kept: what is computed with them takes far longer than to fetch them and fill them with zeros.
+/// Larger buffers, in bytes, are never kept: what is computed with them takes far longer than to fetch them and fill
+/// them with zeros.
 pub(crate) const LARGEST: usize = 16 << 20;
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -70,8 +71,8 @@ impl Drop for Scratch {
             return;
         }
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        let held: usize = free.iter().map(|l| l.len() * 64).sum();
-        if held + lines.len() * 64 <= KEPT {
+        let kept_bytes: usize = free.iter().map(|l| l.len() * 64).sum();
+        if kept_bytes + lines.len() * 64 <= KEPT {
             free.push(lines);
         }
     }

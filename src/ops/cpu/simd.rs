@@ -1,22 +1,23 @@
-//! What a vector unit must offer to run the kernels: a few f32 operations, and the dot product of *words*.
+//! Defines the trait that an instruction set implements to run the kernels: a few f32 operations, and the dot product
+//! of *words*.
 //!
 //! A word is the 32-bit unit of every packed panel: one f32, or a pair of neighbouring bf16 along the dimension that a
-//! product contracts. `dot(acc, a, b)` adds the product of words lane by lane, so one set of kernels serves both kinds: the
-//! pair is what a bf16 dot-product unit multiplies and adds in one instruction. Units without one hold bf16 input as f32
-//! words whose values were rounded to bf16: same inputs, f32 sums. What attention makes between its products (P and dS) is
-//! rounded only where it must become half a pair.
+//! product contracts. `dot(acc, a, b)` adds the product of words lane by lane, so one set of kernels serves both kinds:
+//! the pair is what a bf16 dot-product unit multiplies and adds in one instruction. Instruction sets without one hold
+//! bf16 input as f32 words whose values were rounded to bf16: same inputs, f32 sums. What attention makes between its
+//! products (P and dS) is rounded only where it must become half a pair.
 //!
 //! The layer knows nothing of attention: [`super::tile`] builds matrix products on it.
 
-// SAFETY (of the whole layer): the functions of an implementation need the CPU features that it names. They are reached only
-// through `Simd::run`, and `super::Path` lets an implementation run only on a CPU that has its features.
+// SAFETY (of the whole layer): the functions of an implementation need the CPU features that it names. They are reached
+// only through `Simd::run`, and `super::Isa` lets an implementation run only on a CPU that has its features.
 
 use super::tile::{Left, Out, Right};
 
-/// Rows of a panel by columns: keys or queries that are lanes together, on every unit.
+/// Rows of a panel by columns: keys or queries that are lanes together, on every instruction set.
 pub(crate) const WIDTH: usize = 64;
 
-/// One vector unit. All functions are unsafe for the features they need; pointers need no alignment.
+/// One instruction set. All functions are unsafe for the features they need; pointers need no alignment.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// A vector of `LANES` f32.
     type V: Copy;
@@ -28,11 +29,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const HALF: bool;
     /// Elements in a word: 1 for f32, 2 for bf16 pairs.
     const PAIR: usize;
-    /// Whether products run on a matrix unit. It multiplies tiles, not vectors, and takes its left operands row by row: see
-    /// [`Left`](super::tile::Left).
+    /// Whether products run on a matrix unit. It multiplies tiles, not vectors, and takes its left operands row by row:
+    /// see [`Left`](super::tile::Left).
     const MATRIX: bool = false;
-    /// Rows of a register tile: 6 x 4 vectors are 24 of AVX-512's 32 registers, 6 x 2 are 12 of AVX2's 16; a matrix unit's are
-    /// two tiles by two.
+    /// Rows of a register tile: 6 x 4 vectors are 24 of AVX-512's 32 registers, 6 x 2 are 12 of AVX2's 16; a matrix
+    /// unit's are two tiles by two.
     const ROWS: usize = if Self::MATRIX { 32 } else { 6 };
     /// Vectors a register tile is wide.
     const COLS: usize;
@@ -55,11 +56,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// Whether any lane of `a` exceeds that of `b`.
     unsafe fn any_above(a: Self::V, b: Self::V) -> bool;
-    /// 2^x for x < 128; 0 for -inf, NaN for NaN, 0 or not normal below 2^-126. Relative error under 1.5e-7 where words are f32, under
-    /// 4e-6 where they are bf16.
+    /// 2^x for x < 128; 0 for -inf, NaN for NaN, 0 or not normal below 2^-126. Relative error under 1.5e-7 where words
+    /// are f32, under 4e-6 where they are bf16.
     unsafe fn exp2(x: Self::V) -> Self::V;
 
-    /// What a word is to hold of a matrix's `x`: rounded to bf16 if words of bf16 are f32; pairs are rounded as they are written.
+    /// What a word is to hold of a matrix's `x`: rounded to bf16 if words of bf16 are f32; pairs are rounded as they
+    /// are written.
     #[inline(always)]
     unsafe fn element(x: Self::V) -> Self::V {
         x
@@ -76,7 +78,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `PAIR` 2 gives words (a, b) at `p`.
     unsafe fn put_rows(p: *mut u32, stride: usize, a: Self::V, b: Self::V);
 
-    /// Turns `LANES` rows of as many words, `from_stride` apart, into columns, which are rows at `to`, `to_stride` apart.
+    /// Turns `LANES` rows of as many words, `from_stride` apart, into columns, which are rows at `to`, `to_stride`
+    /// apart.
     #[inline(always)]
     unsafe fn transpose(from: *const u32, from_stride: usize, to: *mut u32, to_stride: usize) {
         for row in 0..Self::LANES {
@@ -87,16 +90,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
-    /// [`super::tile::product`], compiled for this unit, once for each kind of left operand.
+    /// [`super::tile::product`], compiled for this instruction set, once for each kind of left operand.
     unsafe fn product<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out);
-    /// [`Self::product`] with as much of `work` woven into it as there is room for: none on vector units.
+    /// [`Self::product`] with as much of `work` woven into it as there is room for: none on instruction sets without a
+    /// matrix unit.
     #[inline(always)]
     unsafe fn product_beside<const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out, work: &mut impl Beside) {
         let _ = work;
         // SAFETY: the caller's promise.
         unsafe { Self::product(steps, a, b, out) }
     }
-    /// Runs the kernel compiled for this unit.
+    /// Runs the kernel compiled for this instruction set.
     unsafe fn run(kernel: impl Kernel);
 }
 
@@ -149,9 +153,10 @@ impl Beside for () {
     unsafe fn end(&self, _: ()) {}
 }
 
-/// Work to be compiled for a unit: `run` must be `#[inline(always)]`, as must be everything hot that it calls.
+/// Work to be compiled for an instruction set: `run` must be `#[inline(always)]`, as must be everything hot that it
+/// calls.
 pub(crate) trait Kernel {
     /// # Safety
-    /// The CPU has the unit's features.
+    /// The CPU has the features of `S`.
     unsafe fn run<S: Simd>(self);
 }

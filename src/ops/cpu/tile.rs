@@ -1,4 +1,4 @@
-//! Matrix products of packed panels on register tiles: `out (+)= A B`.
+//! Multiplies packed panels on register tiles: `out (+)= A B`.
 //!
 //! A tile of `R` rows and up to `COLS` vectors keeps all its sums in registers; every step of the contraction loads the
 //! vectors of B once and one word of A a row, so each load feeds several multiply-adds. A is read word by word with
@@ -10,11 +10,11 @@ use super::simd::Simd;
 /// Rows of a vector unit's register tile, [`Simd::ROWS`].
 const ROWS: usize = 6;
 
-/// The left operand: word (tile, row in it, step) lies at `words + tile * tile_stride + row * row_stride + step * step_stride`.
-/// A matrix unit's steps are neighbours, and its tiles follow each other: all rows are `row` apart.
+/// The left operand: word (tile, row in it, step) lies at `words + tile * tile_stride + row * row_stride + step *
+/// step_stride`. A matrix unit's steps are neighbours, and its tiles follow each other: all rows are `row` apart.
 ///
-/// `ROW` is the stride of a vector unit's rows where the compiler knows it, and a tile's addresses then need no arithmetic; where it
-/// is 0, `row` is the stride.
+/// `ROW` is the stride of a vector unit's rows where the compiler knows it, and a tile's addresses then need no
+/// arithmetic; where it is 0, `row` is the stride.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<const ROW: usize> {
     pub words: *const u32,
@@ -45,31 +45,33 @@ impl Left<1> {
     }
 }
 
-/// The right operand, in strips of [`strip`] columns: step k's words of strip s are contiguous from `words + s * strip + k * step`.
-/// What a register tile reads is then one run, which hardware prefetches; of rows of all columns it would be every fourth line.
+/// The right operand, in column blocks of [`column_block`] columns: step k's words of column block s are contiguous
+/// from `words + s * column_block + k * step`. What a register tile reads is then one run, which hardware prefetches;
+/// of rows of all columns it would be every fourth line.
 #[derive(Clone, Copy)]
 pub(crate) struct Right {
     pub words: *const u32,
     pub step: usize,
-    pub strip: usize,
+    pub column_block: usize,
 }
 
 impl Right {
-    /// `words` as `[strips][steps][strip]`, of `width` columns.
+    /// `words` as `[column blocks][steps][column_block]`, of `width` columns.
     pub fn new<S: Simd>(words: &[u32], steps: usize, width: usize) -> Self {
         debug_assert!(words.len() >= Self::words::<S>(steps, width));
-        let strip = strip::<S>(width);
-        Self { words: words.as_ptr(), step: strip, strip: steps * strip }
+        let column_block = column_block::<S>(width);
+        Self { words: words.as_ptr(), step: column_block, column_block: steps * column_block }
     }
 
-    /// How many words that takes: the last strip may have columns of no use.
+    /// How many words that takes: the last column block may have columns of no use.
     pub fn words<S: Simd>(steps: usize, width: usize) -> usize {
-        steps * width.next_multiple_of(strip::<S>(width))
+        steps * width.next_multiple_of(column_block::<S>(width))
     }
 }
 
-/// Columns of a strip of a right operand with `width` of them: as even as register tiles allow, 5 vectors being 3 + 2, not 4 + 1.
-pub(crate) fn strip<S: Simd>(width: usize) -> usize {
+/// Columns of a column block of a right operand with `width` of them: as even as register tiles allow, 5 vectors being
+/// 3 + 2, not 4 + 1.
+pub(crate) fn column_block<S: Simd>(width: usize) -> usize {
     let vectors = width / S::LANES;
     vectors.div_ceil(vectors.div_ceil(S::COLS)) * S::LANES
 }
@@ -84,17 +86,18 @@ pub(crate) struct Out {
     pub add: bool,
 }
 
-/// `out = A B` or `out += A B` over `steps` steps on a vector unit. `rows` is a multiple of [`ROWS`], or 4 more than one; `width` a
-/// multiple of the unit's lanes. Called through [`Simd::product`], which compiles it once for each unit; a matrix unit has its own.
+/// `out = A B` or `out += A B` over `steps` steps on a vector unit. `rows` is a multiple of [`ROWS`], or 4 more than
+/// one; `width` a multiple of the instruction set's lanes. Called through [`Simd::product`], which compiles it once for
+/// each instruction set; a matrix unit has its own.
 ///
 /// # Safety
-/// The CPU has the unit's features; the operands hold what `out` and `steps` ask for; `out` is no one else's.
+/// The CPU has the features of `S`; the operands hold what `out` and `steps` ask for; `out` is no one else's.
 #[inline(always)]
 pub(crate) unsafe fn product<S: Simd, const ROW: usize>(steps: usize, a: Left<ROW>, b: Right, out: Out) {
     for (i, column) in (0..out.width).step_by(b.step).enumerate() {
-        // SAFETY: a strip and its columns of the same operands.
+        // SAFETY: a column block and its columns of the same operands.
         unsafe {
-            let b = Right { words: b.words.add(i * b.strip), ..b };
+            let b = Right { words: b.words.add(i * b.column_block), ..b };
             let out = Out { values: out.values.add(column), ..out };
             match b.step.min(out.width - column) / S::LANES {
                 1 => tiles::<S, ROW, 1>(steps, a, b, out),
@@ -157,9 +160,9 @@ unsafe fn tile<S: Simd, const ROW: usize, const R: usize, const C: usize>(
         }
         for (r, sums) in sums.into_iter().enumerate() {
             for (c, sum) in sums.into_iter().enumerate() {
-                let at = out.values.add(r * out.stride + c * S::LANES);
+                let target = out.values.add(r * out.stride + c * S::LANES);
                 // Added last, not first: the first steps then wait for no load, and adders are idle anyway.
-                S::store(at, if out.add { S::add(S::load(at), sum) } else { sum });
+                S::store(target, if out.add { S::add(S::load(target), sum) } else { sum });
             }
         }
     }
@@ -174,14 +177,15 @@ mod tests {
 
     /// Strips of 8, 8 and 4 columns, tiles of 6 and 4 rows, with both kinds of left operand, against sums word by word.
     #[test]
-    fn a_last_strip_that_is_not_full_is_multiplied_like_the_others() {
+    fn partial_last_column_block_gives_exact_products() {
         let (rows, steps, width) = (10, 7, 20);
         let value = |i: usize, k: usize| (i * 31 + k * 17) as f32 % 11.0 - 5.0;
-        let strip = strip::<Unit>(width);
-        assert_eq!((strip, Right::words::<Unit>(steps, width)), (8, steps * 24));
+        let column_block = column_block::<Unit>(width);
+        assert_eq!((column_block, Right::words::<Unit>(steps, width)), (8, steps * 24));
         let mut right = vec![f32::NAN.to_bits(); steps * 24]; // what no column needs is not used
         for (k, column) in (0..steps).flat_map(|k| (0..width).map(move |column| (k, column))) {
-            right[column / strip * steps * strip + k * strip + column % strip] = value(column + 100, k).to_bits();
+            right[column / column_block * steps * column_block + k * column_block + column % column_block] =
+                value(column + 100, k).to_bits();
         }
         const STRIDE: usize = 16;
         let (mut by_step, mut by_row) = (vec![0u32; 2 * ROWS * steps], vec![0u32; 2 * ROWS * STRIDE]);
@@ -193,7 +197,7 @@ mod tests {
         let mut sums = vec![0.0; rows * width];
         for add in [false, true] {
             let out = Out { values: sums.as_mut_ptr(), stride: width, rows, width, add };
-            // SAFETY: the portable unit needs no features; operands and result are as long as they say.
+            // SAFETY: the portable code needs no features; operands and result are as long as they say.
             unsafe {
                 match add {
                     false => product::<Unit, 1>(steps, Left::tiles::<Unit>(by_step.as_ptr(), steps), b, out),

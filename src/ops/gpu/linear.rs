@@ -1,4 +1,5 @@
-//! The linear layer and what follows it: cuBLAS, which adds to what is there, and the kernels of gelu.cu and gate.cu.
+//! Computes the linear layer and what follows it on a GPU: cuBLAS, which adds to what is there, and the kernels of
+//! gelu.cu and gate.cu.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, PushKernelArg};
 use candle_core::{CudaDevice, Result};
@@ -115,7 +116,7 @@ pub(in crate::ops) fn gelu(device: &CudaDevice, x: &CudaSlice<f32>) -> Result<Nu
     let n = x.len() as i64;
     let mut call = kernel.call();
     call.arg(x).arg(&mut y).arg(&n);
-    // SAFETY: the kernel's arguments, of `n` numbers each.
+    // SAFETY: the kernel's arguments, of `n` elements each.
     unsafe { kernel.launch(call, [x.len().div_ceil(THREADS), 1, 1]) }?;
     Ok(y)
 }
@@ -135,17 +136,17 @@ pub(in crate::ops) fn gelu_backward(x: &CudaSlice<f32>, dy: Array) -> Result<Num
 
 impl Gate {
     /// The gates of all samples, in the modulation that is held, and from one sample's to the next.
-    fn per_sample<'a>(&self, held: &'a Lent, stream: &'a CudaStream) -> Result<((PerSample, Reading<'a>), usize)> {
+    fn per_sample<'a>(&self, lent: &'a Lent, stream: &'a CudaStream) -> Result<((PerSample, Reading<'a>), usize)> {
         let dims = self.modulation.value.dims();
         let stride = dims[1] * dims[2];
-        Ok((PerSample::at(held, stream, self.index * dims[2], stride)?, stride))
+        Ok((PerSample::at(lent, stream, self.index * dims[2], stride)?, stride))
     }
 
     /// residual + gate * y.
     pub(in crate::ops) fn on_gpu(&self, residual: Array, y: &CudaSlice<f32>) -> Result<Numbers> {
         let ([n, width], device) = (residual.rows()?, residual.device());
-        let (held, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
-        let ((gate, _reading), _) = self.per_sample(&held, &stream)?;
+        let (lent, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
+        let ((gate, _reading), _) = self.per_sample(&lent, &stream)?;
         let mut out = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "gate_forward_f32")?;
         let (x, rows, count, features) = (residual.view()?, TileRows::new(Some(self.rows)), n as i64, width as i32);
@@ -163,8 +164,8 @@ impl Gate {
         let [first, samples, runs] = rows.samples(n);
         let (mut dy, mut parts) = (empty::<f32>(device, n * width)?, empty::<f32>(device, samples * runs * width)?);
         let stride = {
-            let (held, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
-            let ((gate, _reading), stride) = self.per_sample(&held, &stream)?;
+            let (lent, stream) = (Lent::new(&self.modulation.value), device.cuda_stream());
+            let ((gate, _reading), stride) = self.per_sample(&lent, &stream)?;
             let kernel = Kernel::of(device, "gate_backward_f32")?;
             let (d_out, count, features) = (d_out.view()?, n as i64, width as i32);
             let mut call = kernel.call();

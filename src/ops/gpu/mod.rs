@@ -1,5 +1,5 @@
-//! The ops on a GPU: their kernels and products, and the way of small ones past the GPU. What an op computes is said beside its form
-//! for the CPU, which this is the counterpart of, in f32 only.
+//! The ops on a GPU: their kernels and products, and the way of small ones past the GPU. What an op computes is said
+//! beside its form for the CPU, which this is the counterpart of, in f32 only.
 
 mod linear;
 mod norm;
@@ -49,17 +49,17 @@ impl<'a> Array<'a> {
         &self.storage.device
     }
 
-    /// The numbers, on the CPU.
+    /// The elements, on the CPU.
     pub fn to_host(self) -> Result<Vec<f32>> {
         self.device().clone_dtoh(&self.view()?)
     }
 
-    /// The numbers rounded to bf16, to the nearest.
+    /// The elements rounded to bf16, to the nearest.
     pub fn to_bf16(self) -> Result<CudaSlice<bf16>> {
         to_bf16(self.device(), &self.view()?)
     }
 
-    /// Numbers as a tensor of this one's shape.
+    /// Elements as a tensor of this one's shape.
     pub fn tensor(self, values: Numbers) -> Tensor {
         tensor(values, self.dims(), self.device())
     }
@@ -79,12 +79,12 @@ impl Lent<'_> {
     }
 }
 
-/// A copy of a tensor's numbers.
+/// A copy of a tensor's elements.
 pub(crate) fn numbers(x: &Tensor) -> Result<Numbers> {
     Lent::new(x).array("numbers")?.copy()
 }
 
-/// An op of one array on the CPU: for the few numbers of conditions.
+/// An op of one array on the CPU: for the few elements of conditions.
 pub(super) fn host1(x: Array, op: impl FnOnce(&[f32], &[usize]) -> Result<Vec<f32>>) -> Result<Numbers> {
     x.device().clone_htod(&op(&x.to_host()?, &x.dims())?)
 }

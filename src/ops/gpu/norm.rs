@@ -1,4 +1,4 @@
-//! LayerNorm and RMSNorm with RoPE, by the kernels of kernels/layer_norm.cu and rms_rope.cu.
+//! Computes LayerNorm and RMSNorm with RoPE on a GPU, by the kernels of kernels/layer_norm.cu and rms_rope.cu.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, PushKernelArg};
 use candle_core::{CudaDevice, Result};
@@ -19,7 +19,7 @@ struct Turn {
     d: i32,
 }
 
-// SAFETY: an address on the device and numbers, laid out as in C.
+// SAFETY: an address on the device and plain values, laid out as in C.
 unsafe impl DeviceRepr for Turn {}
 
 /// What a row is multiplied with and shifted by, `one` of kernels/layer_norm.cu, and whose row it is.
@@ -32,19 +32,19 @@ struct Places<'a> {
 }
 
 impl LayerNorm {
-    fn gpu_affine<'a>(&self, held: &'a [Lent], stream: &'a CudaStream, width: usize) -> Result<Places<'a>> {
+    fn gpu_affine<'a>(&self, lent: &'a [Lent], stream: &'a CudaStream, width: usize) -> Result<Places<'a>> {
         let places = |scale, shift, one, rows| {
             let ((scale, reading), (shift, too)) = (scale, shift);
             Places { scale, shift, one, rows, _reading: vec![reading, too] }
         };
-        Ok(match (&self.affine, held) {
+        Ok(match (&self.affine, lent) {
             (Affine::Weights { .. }, [weight, bias]) => {
-                let at = |held| PerSample::at(held, stream, 0, 0);
+                let at = |lent| PerSample::at(lent, stream, 0, 0);
                 places(at(weight)?, at(bias)?, 0.0, TileRows::new(None))
             }
-            (Affine::Modulation { modulation, shift, scale, rows }, [held]) => {
+            (Affine::Modulation { modulation, shift, scale, rows }, [lent]) => {
                 let stride = modulation.value.dims()[1] * width;
-                let at = |index| PerSample::at(held, stream, index * width, stride);
+                let at = |index| PerSample::at(lent, stream, index * width, stride);
                 places(at(*scale)?, at(*shift)?, 1.0, TileRows::new(Some(*rows)))
             }
             _ => {
@@ -65,8 +65,8 @@ impl LayerNorm {
 
     pub(in crate::ops) fn on_gpu(&self, x: Array) -> Result<Numbers> {
         let ([n, width], device) = (x.rows()?, x.device());
-        let (held, stream) = (self.gpu_hold(), device.cuda_stream());
-        let Places { scale, shift, one, rows, _reading } = self.gpu_affine(&held, &stream, width)?;
+        let (lent, stream) = (self.gpu_hold(), device.cuda_stream());
+        let Places { scale, shift, one, rows, _reading } = self.gpu_affine(&lent, &stream, width)?;
         let mut y = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "layer_norm_forward_f32")?;
         let (x, features, eps) = (x.view()?, width as i32, self.eps as f32);
@@ -79,8 +79,8 @@ impl LayerNorm {
 
     pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
         let ([n, width], device) = (x.rows()?, x.device());
-        let (held, stream) = (self.gpu_hold(), device.cuda_stream());
-        let Places { scale, one, rows, _reading, .. } = self.gpu_affine(&held, &stream, width)?;
+        let (lent, stream) = (self.gpu_hold(), device.cuda_stream());
+        let Places { scale, one, rows, _reading, .. } = self.gpu_affine(&lent, &stream, width)?;
         let [first, samples, runs] = rows.samples(n);
         let mut dx = empty::<f32>(device, n * width)?;
         let mut saved = empty::<f32>(device, 2 * n)?;
@@ -88,10 +88,10 @@ impl LayerNorm {
         let kernel = Kernel::of(device, "layer_norm_backward_f32")?;
         let mut call = kernel.call();
         call.arg(&x).arg(&dy).arg(&mut dx).arg(&mut saved).arg(&scale).arg(&rows).arg(&features).arg(&one).arg(&eps);
-        // SAFETY: the kernel's arguments; a row is a block, and leaves two numbers in `saved`.
+        // SAFETY: the kernel's arguments; a row is a block, and leaves two values in `saved`.
         unsafe { kernel.launch(call, [n, 1, 1]) }?;
         drop(_reading);
-        if held.is_empty() {
+        if lent.is_empty() {
             return Ok(dx);
         }
         let mut parts = empty::<f32>(device, samples * runs * 2 * width)?;
@@ -101,7 +101,7 @@ impl LayerNorm {
         call.arg(&x).arg(&dy).arg(&saved).arg(&mut parts).arg(&rows).arg(&count).arg(&features);
         // SAFETY: the kernel's arguments; a block for 256 columns of each run of each sample.
         unsafe { kernel.launch(call, [width.div_ceil(THREADS), runs, samples]) }?;
-        drop(held);
+        drop(lent);
         let sum = Sum { which: 0, count: 2, width, samples, runs, offset: 0, stride: 0 };
         match &self.affine {
             Affine::None => {}
@@ -130,9 +130,9 @@ impl RmsNorm {
     ) -> (Turn, Option<Reading<'a>>, TileRows) {
         match (&self.turn, table) {
             (Some((rope, rows)), Some(table)) => {
-                let (place, reading) = table.device_ptr(stream);
+                let (pointer, reading) = table.device_ptr(stream);
                 let turn = Turn {
-                    table: place,
+                    table: pointer,
                     grid: rope.grid.map(|n| n as i32),
                     first: rope.first as i64,
                     d: rope.d as i32,
@@ -151,10 +151,10 @@ impl RmsNorm {
         let ([n, width], device) = (x.rows()?, x.device());
         let (table, stream) = (self.gpu_table(device)?, device.cuda_stream());
         let (turn, _reading, rows) = self.gpu_turn(table.as_deref(), &stream);
-        let held = Lent::new(&self.weight.value);
+        let lent = Lent::new(&self.weight.value);
         let mut y = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "rms_rope_forward_f32")?;
-        let (x, weight, features, eps) = (x.view()?, held.view::<f32>()?, width as i32, self.eps as f32);
+        let (x, weight, features, eps) = (x.view()?, lent.view::<f32>()?, width as i32, self.eps as f32);
         let mut call = kernel.call();
         call.arg(&x).arg(&mut y).arg(&weight).arg(&turn).arg(&rows).arg(&features).arg(&eps);
         // SAFETY: the kernel's arguments; a row is a block.
@@ -170,8 +170,8 @@ impl RmsNorm {
         let (mut dx, mut saved) = (empty::<f32>(device, n * width)?, empty::<f32>(device, n)?);
         let mut parts = empty::<f32>(device, runs * width)?;
         {
-            let held = Lent::new(&self.weight.value);
-            let (x, dy, weight) = (x.view()?, dy.view()?, held.view::<f32>()?);
+            let lent = Lent::new(&self.weight.value);
+            let (x, dy, weight) = (x.view()?, dy.view()?, lent.view::<f32>()?);
             let (features, eps, count) = (width as i32, self.eps as f32, n as i64);
             let kernel = Kernel::of(device, "rms_rope_backward_f32")?;
             let mut call = kernel.call();

@@ -1,8 +1,8 @@
-//! The collectives of a group of processes, made of point-to-point messages.
+//! Implements the collectives of a group of processes with MPI's point-to-point messages.
 //!
-//! Every call begins with a meeting: each rank tells each other what it calls, so that all see a disagreement before a message is
-//! posted that nobody could take. Then the data goes, from and to the tensors' own memory. Reductions receive piece by piece and
-//! add in rank order, which gives the bits of every other backend.
+//! Every call begins with a rendezvous: each rank sends its call's arguments to all others, so that all see a
+//! disagreement before any data is sent. Then the data goes, from and to the tensors' own memory. Reductions receive
+//! piece by piece and add in rank order, which gives the same bits as every other backend.
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -19,18 +19,19 @@ use crate::parallel::split::{group_of, range_of};
 use crate::parallel::{Communicator, Reduce, Single, Split, check, sum};
 use crate::{Error, Result, bail};
 
-/// Bytes that are received from each rank before they are reduced: large against the cost of a message, small against memory.
+/// Bytes that are received from each rank before they are reduced: large against the cost of a message, small against
+/// memory.
 const PIECE: usize = 16 << 20;
-/// The longest sleep while others have not come to a call, and while they send. The second is short, as shared memory and sockets
-/// take only so much before both sides must look after them.
-const MEETING: Duration = Duration::from_millis(1);
-const SENDING: Duration = Duration::from_micros(100);
+/// The longest sleep while others have not come to a call, and while they send. The second is short, as shared memory
+/// and sockets take only so much before both sides must look after them.
+const RENDEZVOUS_SLEEP: Duration = Duration::from_millis(1);
+const TRANSFER_SLEEP: Duration = Duration::from_micros(100);
 /// MPI has at least 32768 tags; a group takes two.
 const GROUPS: u64 = 16_384;
 
-/// What a rank tells another when they meet.
+/// What a rank tells another of its call.
 #[derive(Serialize, Deserialize)]
-struct Offer {
+struct CallArgs {
     /// The call with all that must be equal on every rank, as text for people: "all_reduce Sum of F32 [3, 4]".
     call: String,
     /// Why this rank cannot take part, if so: all ranks then fail with it.
@@ -72,27 +73,27 @@ impl Group {
 
     /// Waits until messages are done.
     fn land(&self, mut flight: Flight) -> Result<()> {
-        self.link.watch.wait(None, SENDING, || flight.done())
+        self.link.detector.wait(None, TRANSFER_SLEEP, || flight.done())
     }
 
     /// Gives `text(i)` to each rank i and returns what each gave to this one; `call` says to people what for.
     pub fn exchange(&self, call: &str, text: impl Fn(usize) -> Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
-        let Link { channel, watch, .. } = &*self.link;
-        watch.check()?;
-        watch.begin();
+        let Link { channel, detector, .. } = &*self.link;
+        detector.check()?;
+        detector.begin();
         let (tag, mut flight) = (self.tags()[0], self.flight());
         for (i, member) in self.others() {
             flight.send_bytes(channel, text(i)?, member, tag)?;
         }
         let mut texts: Vec<Option<Vec<u8>>> = vec![None; self.members.len()];
         texts[self.rank] = Some(text(self.rank)?);
-        watch.wait(Some(call), MEETING, || {
+        detector.wait(Some(call), RENDEZVOUS_SLEEP, || {
             for (i, member) in self.others() {
                 if texts[i].is_none() {
                     texts[i] = channel.take(Some(member), tag)?.map(|(_, text)| text);
                 }
-                if texts[i].is_none() && watch.gone(member) {
-                    watch.fail(member, format!("it returned while rank {} waits in {call}", watch.rank));
+                if texts[i].is_none() && detector.gone(member) {
+                    detector.fail(member, format!("it returned while rank {} waits in {call}", detector.rank));
                 }
             }
             Ok(texts.iter().all(Option::is_some))
@@ -101,72 +102,73 @@ impl Group {
         Ok(texts.into_iter().flatten().collect())
     }
 
-    /// Meets all ranks; `checked` says whether this rank's arguments were sound, and `numbers(i)` are for rank i. Fails on every rank
-    /// alike if one refuses or two disagree.
-    fn meet(&self, checked: Result<()>, call: String, numbers: impl Fn(usize) -> Vec<u64>) -> Result<Met> {
+    /// Waits until all ranks have made this call. `checked` says whether this rank's arguments were sound, and
+    /// `numbers(i)` are for rank i. Fails on every rank alike if one refuses or two disagree.
+    fn meet(&self, checked: Result<()>, call: String, numbers: impl Fn(usize) -> Vec<u64>) -> Result<MatchedCall> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let refusal = checked.err().map(|e| e.to_string());
-        let place = format!("{call} (call {number} of ranks {:?})", self.members);
-        let offer = |i| {
-            let offer = Offer { call: call.clone(), refusal: refusal.clone(), numbers: numbers(i) };
-            serde_json::to_vec(&offer).map_err(|e| Error::Invalid(e.to_string()))
+        let call_text = format!("{call} (call {number} of ranks {:?})", self.members);
+        let own_args = |i| {
+            let own_args = CallArgs { call: call.clone(), refusal: refusal.clone(), numbers: numbers(i) };
+            serde_json::to_vec(&own_args).map_err(|e| Error::Invalid(e.to_string()))
         };
         let read = |text: Vec<u8>| {
             serde_json::from_slice(&text).map_err(|e| Error::Invalid(format!("a rank of another longreel? {e}")))
         };
-        let offers: Vec<Offer> = self.exchange(&place, offer)?.into_iter().map(read).collect::<Result<_>>()?;
-        if let Some(i) = offers.iter().position(|offer| offer.refusal.is_some()) {
-            let message = offers[i].refusal.clone().unwrap_or_default();
-            self.link.watch.fail(self.members[i], message.clone());
+        let args: Vec<CallArgs> = self.exchange(&call_text, own_args)?.into_iter().map(read).collect::<Result<_>>()?;
+        if let Some(i) = args.iter().position(|args| args.refusal.is_some()) {
+            let message = args[i].refusal.clone().unwrap_or_default();
+            self.link.detector.fail(self.members[i], message.clone());
             return Err(match i == self.rank {
                 true => Error::Invalid(message),
                 false => Error::Rank { rank: self.members[i], message },
             });
         }
-        let met = Met { number, numbers: offers.iter().map(|offer| offer.numbers.clone()).collect() };
-        if let Some(i) = offers.iter().position(|offer| offer.call != offers[0].call) {
-            let side = |i: usize| format!("rank {} calls {}", self.members[i], offers[i].call);
-            return self.disagree(&met, i, format!("{}, {}", side(0), side(i)));
+        let matched = MatchedCall { number, numbers: args.iter().map(|args| args.numbers.clone()).collect() };
+        if let Some(i) = args.iter().position(|other| other.call != args[0].call) {
+            let side = |i: usize| format!("rank {} calls {}", self.members[i], args[i].call);
+            return self.disagree(&matched, i, format!("{}, {}", side(0), side(i)));
         }
-        Ok(met)
+        Ok(matched)
     }
 
     /// Fails the run; `i` is the rank to name.
-    fn disagree<T>(&self, met: &Met, i: usize, what: String) -> Result<T> {
-        let message = format!("ranks disagree in call {} of ranks {:?}: {what}", met.number, self.members);
-        self.link.watch.fail(self.members[i], message.clone());
+    fn disagree<T>(&self, matched: &MatchedCall, i: usize, what: String) -> Result<T> {
+        let message = format!("ranks disagree in call {} of ranks {:?}: {what}", matched.number, self.members);
+        self.link.detector.fail(self.members[i], message.clone());
         Err(Error::Invalid(message))
     }
 
-    /// Sends the parts of the 1-D `buffer` that `part` gives to the others, and returns this rank's part, reduced over all ranks in rank
-    /// order. The buffer may be written to afterwards.
+    /// Sends the parts of the 1-D `buffer` that `part` gives to the others, and returns this rank's part, reduced over
+    /// all ranks in rank order. The buffer may be written to afterwards.
     fn reduce(&self, buffer: &Tensor, part: impl Fn(usize) -> Range<usize>, op: Reduce) -> Result<Tensor> {
         let (dtype, tag) = (buffer.dtype(), self.tags()[1]);
         let step = (PIECE.min(self.link.limits.message) / dtype.size_in_bytes()).max(1);
-        let pieces = |range: Range<usize>| range.clone().step_by(step).map(move |at| (at, step.min(range.end - at)));
+        let pieces =
+            |range: Range<usize>| range.clone().step_by(step).map(move |start| (start, step.min(range.end - start)));
         let mut sends = self.flight();
         for (i, member) in self.others() {
-            for (at, count) in pieces(part(i)) {
-                sends.send(&self.link.channel, &buffer.narrow(0, at, count)?, member, tag)?;
+            for (start, count) in pieces(part(i)) {
+                sends.send(&self.link.channel, &buffer.narrow(0, start, count)?, member, tag)?;
             }
         }
-        let mine = part(self.rank);
-        let share = bytes::build(dtype, &[mine.len()], |_| Ok(()))?;
-        let post = |(at, count): (usize, usize)| -> Result<_> {
+        let own = part(self.rank);
+        let share = bytes::build(dtype, &[own.len()], |_| Ok(()))?;
+        let post = |(start, count): (usize, usize)| -> Result<_> {
             let mut flight = self.flight();
             let mut parts = Vec::with_capacity(self.members.len());
             for (i, &member) in self.members.iter().enumerate() {
                 if i == self.rank {
-                    parts.push(buffer.narrow(0, at, count)?);
+                    parts.push(buffer.narrow(0, start, count)?);
                     continue;
                 }
                 let piece = bytes::build(dtype, &[count], |_| Ok(()))?;
                 flight.receive(&self.link.channel, &piece, member, tag)?;
                 parts.push(piece);
             }
-            Ok((flight, parts, share.narrow(0, at - mine.start, count)?))
+            Ok((flight, parts, share.narrow(0, start - own.start, count)?))
         };
-        let mut ahead = pieces(mine.clone()).map(post);
+        let mut ahead = pieces(own.clone()).map(post);
         let mut next = ahead.next();
         while let Some(now) = next {
             let (flight, parts, out) = now?;
@@ -182,9 +184,9 @@ impl Group {
     }
 }
 
-/// A meeting that came about.
-struct Met {
-    /// The how-manieth call of the group it is.
+/// A call that all ranks have made, with equal arguments.
+struct MatchedCall {
+    /// The call's number in the group, from 0.
     number: u64,
     /// Each rank's for this one.
     numbers: Vec<Vec<u64>>,
@@ -203,11 +205,11 @@ impl Communicator for Group {
         let checked = check::all_to_all(&send, shapes, self.size(), bytes::check);
         let dtype = send.first().map_or(DType::F32, Tensor::dtype);
         let call = if send.is_empty() { "all_to_all of ".into() } else { format!("all_to_all of {dtype:?}") };
-        let met = self.meet(checked, call, |i| send.get(i).map_or(vec![], |t| wide(t.dims())))?;
-        for (i, dims) in met.numbers.iter().enumerate() {
+        let matched = self.meet(checked, call, |i| send.get(i).map_or(vec![], |t| wide(t.dims())))?;
+        for (i, dims) in matched.numbers.iter().enumerate() {
             let dims: Vec<usize> = dims.iter().map(|&n| n as usize).collect();
             if let Err(e) = check::sent(&dims, i, &shapes[i], self.rank) {
-                return self.disagree(&met, i, e.to_string());
+                return self.disagree(&matched, i, e.to_string());
             }
         }
         let (mut flight, tag) = (self.flight(), self.tags()[1]);
@@ -297,14 +299,14 @@ impl Communicator for Group {
     /// As for every backend; a rank calls it from one thread at a time.
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
         let free = self.link.group_number();
-        let met = self.meet(Ok(()), "split".into(), |_| vec![color as u64, key as u64, free])?;
+        let matched = self.meet(Ok(()), "split".into(), |_| vec![color as u64, key as u64, free])?;
         // The largest of all is free on all of them, and the groups of one split have no ranks in common.
-        let number = met.numbers.iter().map(|n| n[2]).max().unwrap_or(free);
+        let number = matched.numbers.iter().map(|n| n[2]).max().unwrap_or(free);
         self.link.took(number);
         if number >= GROUPS {
             bail!("communicators were split {GROUPS} times; keep and use them again instead");
         }
-        let sides: Vec<[u64; 2]> = met.numbers.iter().map(|n| [n[0], n[1]]).collect();
+        let sides: Vec<[u64; 2]> = matched.numbers.iter().map(|n| [n[0], n[1]]).collect();
         let (ranks, rank) = group_of(&sides, self.rank);
         let members: Arc<[usize]> = ranks.iter().map(|&r| self.members[r]).collect();
         if members.len() == 1 {

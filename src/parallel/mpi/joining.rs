@@ -1,8 +1,7 @@
-//! A time limit for MPI to start in. MPI waits for all processes that the launcher started, for ever: also for one that hangs before it
-//! has come so far.
+//! Limits the time that MPI may take to start, since MPI waits for ever for a process that hangs before it has joined.
 //!
-//! Before MPI has started no rank can tell another anything. What can be seen is the processes of the same job on the same machine, and
-//! whether they wait as well: those have a thread of a known name.
+//! Before MPI has started no rank can tell another anything. What can be seen is the processes of the same job on the
+//! same machine, and whether they wait as well: those have a thread of a known name.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +12,7 @@ use std::time::Duration;
 
 use super::{FAREWELL, end_within};
 use crate::parallel::launch::JOIN_SECONDS;
-use crate::parallel::{Placement, thread_refused};
+use crate::parallel::{LauncherEnv, thread_refused};
 use crate::train::progress::Stderr;
 use crate::{Error, Result, terminal};
 
@@ -21,7 +20,8 @@ use crate::{Error, Result, terminal};
 const NAME: &str = "mpi-joining";
 /// What launchers call a job: the variables are equal in all its processes, and in no other's.
 const JOBS: [&str; 4] = ["PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMI_PORT"];
-/// How long a process that has spoken is there still, for others whose time is up to see that it speaks; and how long it takes to end.
+/// How long a process stays after its report, so that others whose time is up see that it reports; and how long it
+/// takes to end.
 const END: Duration = Duration::from_secs(2);
 
 /// Ends the process if it is not dropped in time.
@@ -31,13 +31,13 @@ pub(super) struct Joining {
 }
 
 impl Joining {
-    /// The process of this `placement` is about to start MPI.
-    pub fn watch(placement: &Placement, limit: Duration) -> Result<Self> {
+    /// Starts to time the process of this `env`, which is about to start MPI.
+    pub fn watch(env: &LauncherEnv, limit: Duration) -> Result<Self> {
         let (joined, wait) = mpsc::channel();
-        let placement = placement.clone();
+        let env = env.clone();
         let watch = move || {
             if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                give_up(&placement, limit);
+                give_up(&env, limit);
             }
         };
         let thread = thread::Builder::new().name(NAME.into()).spawn(watch);
@@ -63,25 +63,25 @@ struct Sibling {
 }
 
 /// Says which rank is missing, if no lower rank here does, and ends the process; the launcher then ends the others.
-fn give_up(placement: &Placement, limit: Duration) -> ! {
-    let here = siblings(placement);
-    let first = here.iter().find(|(_, sibling)| sibling.waits).is_none_or(|(rank, _)| *rank >= placement.rank);
+fn give_up(env: &LauncherEnv, limit: Duration) -> ! {
+    let siblings_here = siblings(env);
+    let first = siblings_here.iter().find(|(_, sibling)| sibling.waits).is_none_or(|(rank, _)| *rank >= env.rank);
     if !first {
         thread::sleep(FAREWELL); // that of the lower rank is the launcher's sign to end this one too
     }
-    let _ = writeln!(Stderr, "error: {}", terminal::message(&missing(placement, &here, limit).to_string()));
+    let _ = writeln!(Stderr, "error: {}", terminal::message(&missing(env, &siblings_here, limit).to_string()));
     thread::sleep(END);
     end_within(END);
     std::process::exit(1)
 }
 
 /// The error that names those who have not come.
-fn missing(placement: &Placement, here: &BTreeMap<usize, Sibling>, limit: Duration) -> Error {
+fn missing(env: &LauncherEnv, siblings_here: &BTreeMap<usize, Sibling>, limit: Duration) -> Error {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let limit = limit.as_secs_f32();
     let more = format!("ranks that need longer to start are waited for with {JOIN_SECONDS}");
     let list = |ranks: Vec<usize>| ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let mut late = here.iter().filter(|(_, sibling)| !sibling.waits);
+    let mut late = siblings_here.iter().filter(|(_, sibling)| !sibling.waits);
     if let Some((&rank, Sibling { process, .. })) = late.next() {
         let others: Vec<usize> = late.map(|(rank, _)| *rank).collect();
         let others = if others.is_empty() { String::new() } else { format!("; nor have ranks {}", list(others)) };
@@ -91,18 +91,19 @@ fn missing(placement: &Placement, here: &BTreeMap<usize, Sibling>, limit: Durati
         );
         return Error::Rank { rank, message };
     }
-    let elsewhere = (0..placement.size).filter(|rank| *rank != placement.rank && !here.contains_key(rank)).collect();
+    let elsewhere = (0..env.size).filter(|rank| *rank != env.rank && !siblings_here.contains_key(rank)).collect();
     Error::Invalid(format!(
         "the {} ranks that {} started have not joined each other within {limit} s; those on {host} have come, so see what became of ranks \
          {}; {more}",
-        placement.size,
-        placement.launcher,
+        env.size,
+        env.launcher,
         list(elsewhere)
     ))
 }
 
-/// The processes of the same job on this machine, by rank; of a rank that is a script, the script counts until its longreel waits.
-fn siblings(own: &Placement) -> BTreeMap<usize, Sibling> {
+/// The processes of the same job on this machine, by rank; of a rank that is a script, the script counts until its
+/// longreel waits.
+fn siblings(own: &LauncherEnv) -> BTreeMap<usize, Sibling> {
     let mut found = BTreeMap::new();
     let job = JOBS.map(|name| std::env::var(name).ok());
     if job.iter().all(Option::is_none) {
@@ -117,12 +118,12 @@ fn siblings(own: &Placement) -> BTreeMap<usize, Sibling> {
             };
             environment.split(|byte| *byte == 0).find_map(of)
         };
-        let Some(placement) = Placement::from(get) else { continue };
-        if JOBS.map(get) != job || (placement.size, placement.launcher) != (own.size, own.launcher) {
+        let Some(env) = LauncherEnv::from(get) else { continue };
+        if JOBS.map(get) != job || (env.size, env.launcher) != (own.size, own.launcher) {
             continue;
         }
         let waits = waits(process);
-        let sibling = found.entry(placement.rank).or_insert(Sibling { process, waits });
+        let sibling = found.entry(env.rank).or_insert(Sibling { process, waits });
         if waits {
             *sibling = Sibling { process, waits };
         }

@@ -1,5 +1,5 @@
-//! MPI's calls, and the memory they read and write: the one file of this room with unsafe code. Nothing here knows what a message
-//! is for.
+//! Wraps MPI's calls and the memory that they read and write: the one file of this room with unsafe code. Nothing here
+//! knows what a message is for.
 //!
 //! Only point-to-point messages are used. A message of any length goes, in parts: MPI counts bytes in a C int.
 
@@ -16,7 +16,8 @@ use crate::{Error, Result, bail};
 /// A communicator of all processes, whose messages never meet another channel's.
 pub(super) struct Channel(ffi::MPI_Comm);
 
-// SAFETY: the handle lives as long as the process, and MPI was started with MPI_THREAD_MULTIPLE: any thread may call with it.
+// SAFETY: the handle lives as long as the process, and MPI was started with MPI_THREAD_MULTIPLE: any thread may call
+// with it.
 unsafe impl Send for Channel {}
 // SAFETY: as above, and also several threads at once.
 unsafe impl Sync for Channel {}
@@ -25,7 +26,8 @@ impl Channel {
     /// A new one. All processes call it, in the same order.
     pub fn new() -> Result<Self> {
         let mut comm = MaybeUninit::uninit();
-        // SAFETY: MPI is initialised (only `World::start` calls this); MPI writes the handle that is read after its success.
+        // SAFETY: MPI is initialised (only `World::start` calls this); MPI writes the handle that is read after its
+        // success.
         unsafe {
             check(ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, comm.as_mut_ptr()))?;
             let comm = comm.assume_init();
@@ -34,12 +36,13 @@ impl Channel {
         }
     }
 
-    /// The next message with `tag`, from the rank `from` or else from any: its sender and bytes. None if none has come. Of one
-    /// (sender, tag) only one thread at a time may ask.
+    /// The next message with `tag`, from the rank `from` or else from any: its sender and bytes. None if none has come.
+    /// Of one (sender, tag) only one thread at a time may ask.
     pub fn take(&self, from: Option<usize>, tag: c_int) -> Result<Option<(usize, Vec<u8>)>> {
         let (mut there, mut status, mut count) = (0, MaybeUninit::uninit(), 0);
-        // SAFETY: plain calls with pointers to locals; the status is read only after MPI has set it, and the buffer has the length
-        // that MPI says the message has. The message is there, so that receiving it does not wait for its sender's next step.
+        // SAFETY: plain calls with pointers to locals; the status is read only after MPI has set it, and the buffer has
+        // the length that MPI says the message has. The message is there, so that receiving it does not wait for its
+        // sender's next step.
         unsafe {
             let source = from.map_or(ffi::RSMPI_ANY_SOURCE, |rank| rank as c_int);
             check(ffi::MPI_Iprobe(source, tag, self.0, &mut there, status.as_mut_ptr()))?;
@@ -62,8 +65,8 @@ impl Channel {
     }
 }
 
-/// Messages under way, with the memory that they read and write. Given up before they are done, that memory is leaked, for MPI may
-/// still use it: so it is only where a run has failed, and the process ends.
+/// Messages under way, with the memory that they read and write. Given up before they are done, that memory is leaked,
+/// for MPI may still use it: so it is only where a run has failed, and the process ends.
 pub(super) struct Flight {
     requests: Vec<ffi::MPI_Request>,
     tensors: ManuallyDrop<Vec<Tensor>>,
@@ -84,34 +87,35 @@ impl Flight {
 
     /// Starts to send a contiguous tensor, which must not be written to until this is done.
     pub fn send(&mut self, channel: &Channel, tensor: &Tensor, to: usize, tag: c_int) -> Result<()> {
-        let (at, length) = {
+        let (pointer, length) = {
             let (storage, layout) = tensor.storage_and_layout();
             let bytes = bytes::view(bytes::raw(&storage)?, layout, tensor.dtype())?;
             (bytes.as_ptr(), bytes.len())
         };
         self.tensors.push(tensor.clone());
-        // SAFETY: `at` is memory of the tensor's storage, which `self.tensors` keeps until MPI is done with it.
-        unsafe { self.post(channel, at, [length, self.longest], to, tag) }
+        // SAFETY: `pointer` is memory of the tensor's storage, which `self.tensors` keeps until MPI is done with it.
+        unsafe { self.post(channel, pointer, [length, self.longest], to, tag) }
     }
 
     /// Starts to receive into a contiguous tensor, as many bytes as it has; nobody may look at it until this is done.
     pub fn receive(&mut self, channel: &Channel, tensor: &Tensor, from: usize, tag: c_int) -> Result<()> {
-        let place = Cell::new((ptr::null_mut::<u8>(), 0));
+        let pointer_and_length = Cell::new((ptr::null_mut::<u8>(), 0));
         bytes::overwrite(tensor, |out| {
-            place.set((out.as_mut_ptr(), out.len()));
+            pointer_and_length.set((out.as_mut_ptr(), out.len()));
             Ok(())
         })?;
         self.tensors.push(tensor.clone());
-        let (at, length) = place.get();
+        let (pointer, length) = pointer_and_length.get();
         for start in (0..length).step_by(self.longest) {
             let count = self.longest.min(length - start) as c_int;
             let mut request = MaybeUninit::uninit();
-            // SAFETY: the part lies within the tensor's storage, which `self.tensors` keeps until MPI is done with it, never
-            // moves (no tensor op resizes a storage), and is read by nobody meanwhile, as the caller has promised.
+            // SAFETY: the part lies within the tensor's storage, which `self.tensors` keeps until MPI is done with it,
+            // never moves (no tensor op resizes a storage), and is read by nobody meanwhile, as the caller has
+            // promised.
             unsafe {
-                let (at, comm) = (at.add(start).cast(), channel.0);
+                let (pointer, comm) = (pointer.add(start).cast(), channel.0);
                 let request = request.as_mut_ptr();
-                check(ffi::MPI_Irecv(at, count, ffi::RSMPI_UINT8_T, from as c_int, tag, comm, request))?;
+                check(ffi::MPI_Irecv(pointer, count, ffi::RSMPI_UINT8_T, from as c_int, tag, comm, request))?;
             }
             // SAFETY: set by the call above.
             self.requests.push(unsafe { request.assume_init() });
@@ -124,10 +128,11 @@ impl Flight {
         if bytes.len() > c_int::MAX as usize {
             bail!("a note of {} bytes to rank {to} is too long for MPI", bytes.len());
         }
-        let (at, length) = (bytes.as_ptr(), bytes.len());
+        let (pointer, length) = (bytes.as_ptr(), bytes.len());
         self.bytes.push(bytes);
-        // SAFETY: `at` is the heap memory of a vector that `self.bytes` keeps, unchanged, until MPI is done with it.
-        unsafe { self.post(channel, at, [length; 2], to, tag) }
+        // SAFETY: `pointer` is the heap memory of a vector that `self.bytes` keeps, unchanged, until MPI is done with
+        // it.
+        unsafe { self.post(channel, pointer, [length; 2], to, tag) }
     }
 
     /// Whether all messages are done: sent ones may be overwritten, received ones are there.
@@ -144,14 +149,14 @@ impl Flight {
         Ok(true)
     }
 
-    /// Starts to send `length` bytes from `at` on, in parts of at most `longest`.
+    /// Starts to send `length` bytes from `pointer` on, in parts of at most `longest`.
     ///
     /// # Safety
     /// They are there, and stay as they are, until the flight is done or leaked.
     unsafe fn post(
         &mut self,
         channel: &Channel,
-        at: *const u8,
+        pointer: *const u8,
         [length, longest]: [usize; 2],
         to: usize,
         tag: c_int,
@@ -161,8 +166,8 @@ impl Flight {
             let mut request = MaybeUninit::uninit();
             // SAFETY: the caller's promise; the part lies within the `length` bytes.
             unsafe {
-                let (at, to, comm) = (at.add(start).cast(), to as c_int, channel.0);
-                check(ffi::MPI_Isend(at, count, ffi::RSMPI_UINT8_T, to, tag, comm, request.as_mut_ptr()))?;
+                let (pointer, to, comm) = (pointer.add(start).cast(), to as c_int, channel.0);
+                check(ffi::MPI_Isend(pointer, count, ffi::RSMPI_UINT8_T, to, tag, comm, request.as_mut_ptr()))?;
             }
             // SAFETY: set by the call above.
             self.requests.push(unsafe { request.assume_init() });

@@ -1,18 +1,18 @@
-//! Ranks as processes that mpirun or srun started, on one machine or several, and their collectives over MPI.
+//! Runs ranks as processes that mpirun or srun started, on one machine or several, with collectives over MPI.
 //!
 //! - `joining`: a time limit for MPI to start in;
 //! - `messages`: MPI's calls;
-//! - `watch`: who failed, returned or is lost, so that nobody waits for ever;
+//! - `failure_detector`: which ranks failed, returned or are lost, so that no rank waits for ever;
 //! - `collectives`: the [`Communicator`].
 //!
-//! MPI's own collectives are not used. They would sum in an order of their choice, wait at full load, hang where ranks disagree or one
-//! is gone, and count in C ints; its communicators are made by calls that do the same. So groups of ranks are numbers that tag their
-//! messages.
+//! MPI's own collectives are not used. They would sum in an order of their choice, wait at full load, hang where ranks
+//! disagree or one is gone, and count in C ints; its communicators are made by calls that do the same. So groups of
+//! ranks are numbers that tag their messages.
 
 mod collectives;
+mod failure_detector;
 mod joining;
 mod messages;
-mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,17 +24,18 @@ use mpi::environment::Universe;
 use mpi::traits::Communicator as _;
 
 use self::collectives::Group;
+use self::failure_detector::FailureDetector;
 use self::joining::Joining;
 use self::messages::Channel;
-use self::watch::Watch;
+use super::cpu_affinity::CpuAffinity;
 use super::launch::Processes;
-use super::processors::Processors;
-use super::{Communicator, Limits, Placement, thread_refused};
+use super::{Communicator, LauncherEnv, Limits, thread_refused};
 use crate::{Error, Result, bail};
 
 /// How long MPI may take to end before the process ends without it.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How long after a host was found lost the launcher is left to find so too. Told to end the job before, it would wait for that host.
+/// How long after a host was found lost the launcher is left to find so too. Told to end the job before, it would wait
+/// for that host.
 const LAUNCHER: Duration = Duration::from_secs(18);
 
 /// This process among those of its job.
@@ -42,15 +43,15 @@ pub(super) struct World {
     link: Arc<Link>,
     group: Arc<Group>,
     /// Of all, by rank.
-    processors: Vec<Processors>,
-    keeper: Option<JoinHandle<()>>,
+    affinities: Vec<CpuAffinity>,
+    detector_thread: Option<JoinHandle<()>>,
     universe: Option<Universe>,
 }
 
 /// What all communicators of a process share.
 struct Link {
     channel: Channel,
-    watch: Watch,
+    detector: FailureDetector,
     limits: Limits,
     /// The number of the next group.
     groups: AtomicU64,
@@ -61,8 +62,8 @@ impl World {
     ///
     /// # Errors
     /// MPI cannot be started, or does not see the processes that the launcher says it started.
-    pub fn start(placement: &Placement, limits: Limits) -> Result<Self> {
-        let joining = Joining::watch(placement, limits.starting)?;
+    pub fn start(env: &LauncherEnv, limits: Limits) -> Result<Self> {
+        let joining = Joining::watch(env, limits.starting)?;
         let Some((universe, threading)) = mpi::environment::initialize_with_threading(Threading::Multiple) else {
             bail!("MPI was started before in this process, or has ended: one job is run by a process")
         };
@@ -71,7 +72,7 @@ impl World {
         }
         let world = universe.world();
         let (rank, size) = (world.rank() as usize, world.size() as usize);
-        let Placement { size: started, launcher, .. } = placement;
+        let LauncherEnv { size: started, launcher, .. } = env;
         if size != *started {
             std::mem::forget(universe); // ending it may wait for processes that know nothing of it
             bail!(
@@ -79,34 +80,35 @@ impl World {
                  with, or with srun one of the kinds that `srun --mpi=list` names (pmix, pmi2)"
             );
         }
-        let watch = Watch::new(Channel::new()?, rank, size, limits);
-        let link = Arc::new(Link { channel: Channel::new()?, watch, limits, groups: AtomicU64::new(1) });
-        let keeper = {
+        let detector = FailureDetector::new(Channel::new()?, rank, size, limits);
+        let link = Arc::new(Link { channel: Channel::new()?, detector, limits, groups: AtomicU64::new(1) });
+        let detector_thread = {
             let link = link.clone();
-            let keep = move || link.watch.keep(|e| give_up(&link, e));
-            thread::Builder::new().name("watch".into()).spawn(keep)
+            let run = move || link.detector.run(|e| give_up(&link, e));
+            thread::Builder::new().name("heartbeat".into()).spawn(run)
         };
-        let keeper = keeper.map_err(|e| thread_refused("a thread to watch the other ranks", &e))?;
+        let detector_thread = detector_thread.map_err(|e| thread_refused("a thread to watch the other ranks", &e))?;
         let group = Arc::new(Group::world(link.clone(), rank, size));
-        let mut world = Self { link, group, processors: vec![], keeper: Some(keeper), universe: Some(universe) };
-        drop(joining); // from here on the watch sees who is missing
+        let mut world =
+            Self { link, group, affinities: vec![], detector_thread: Some(detector_thread), universe: Some(universe) };
+        drop(joining); // from here on the detector sees who is missing
         world.meet()?;
         Ok(world)
     }
 
     /// Learns where all ranks are.
     fn meet(&mut self) -> Result<()> {
-        let mine = serde_json::to_vec(&Processors::here()).map_err(|e| Error::Invalid(e.to_string()))?;
-        for text in self.group.exchange("the start", |_| Ok(mine.clone()))? {
-            let processors = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;
-            self.processors.push(processors);
+        let own = serde_json::to_vec(&CpuAffinity::here()).map_err(|e| Error::Invalid(e.to_string()))?;
+        for text in self.group.exchange("the start", |_| Ok(own.clone()))? {
+            let affinity = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;
+            self.affinities.push(affinity);
         }
-        self.link.watch.name(self.processors.iter().map(|p| p.place()).collect());
+        self.link.detector.name(self.affinities.iter().map(|p| p.location()).collect());
         Ok(())
     }
 
-    fn mine(&self) -> &Processors {
-        &self.processors[self.link.watch.rank]
+    fn own_affinity(&self) -> &CpuAffinity {
+        &self.affinities[self.link.detector.rank]
     }
 }
 
@@ -116,40 +118,40 @@ impl Processes for World {
     }
 
     fn threads(&self) -> usize {
-        self.mine().share(&self.processors)
+        self.own_affinity().share(&self.affinities)
     }
 
     fn hosts(&self) -> Vec<&str> {
-        self.processors.iter().map(|p| p.host.as_str()).collect()
+        self.affinities.iter().map(|p| p.host.as_str()).collect()
     }
 
     fn enter(&self) {
-        self.link.watch.enter();
+        self.link.detector.enter();
     }
 
-    fn settle(&self, outcome: Result<()>) -> Result<()> {
-        self.link.watch.settle(outcome)
+    fn finish_together(&self, outcome: Result<()>) -> Result<()> {
+        self.link.detector.finish_together(outcome)
     }
 
-    fn speaks(&self) -> bool {
-        self.link.watch.speaks()
+    fn is_reporter(&self) -> bool {
+        self.link.detector.is_reporter()
     }
 }
 
 impl Drop for World {
     /// Ends MPI, together with the others if all have come to their ends.
     fn drop(&mut self) {
-        let watch = &self.link.watch;
-        let together = watch.all_left();
-        watch.stop();
-        if let Some(keeper) = self.keeper.take() {
-            let _ = keeper.join();
+        let detector = &self.link.detector;
+        let together = detector.all_left();
+        detector.stop();
+        if let Some(detector_thread) = self.detector_thread.take() {
+            let _ = detector_thread.join();
         }
-        if together && watch.check().is_ok() {
+        if together && detector.check().is_ok() {
             return drop(self.universe.take()); // MPI_Finalize
         }
         if !together {
-            return abort(&self.link, self.processors.iter().any(|p| p.host != self.mine().host));
+            return abort(&self.link, self.affinities.iter().any(|p| p.host != self.own_affinity().host));
         }
         // Messages that nobody will take may be on their way. MPI often ends all the same, but need not.
         end_within(FAREWELL);
@@ -159,20 +161,20 @@ impl Drop for World {
 
 /// Ends the job without those who have not come to their ends, and this process.
 fn abort(link: &Link, several_hosts: bool) {
-    if let Some(lost) = link.watch.lost_for().filter(|_| several_hosts) {
+    if let Some(lost) = link.detector.lost_for().filter(|_| several_hosts) {
         thread::sleep(LAUNCHER.saturating_sub(lost));
     }
     end_within(FAREWELL);
-    link.watch.abort();
+    link.detector.abort();
 }
 
 /// The last of a process whose rank is at work and does not notice that the run has failed.
 fn give_up(link: &Link, e: &Error) {
-    if link.watch.speaks() {
+    if link.detector.is_reporter() {
         use std::io::Write;
         let _ = writeln!(crate::train::progress::Stderr, "error: {}", crate::terminal::message(&e.to_string()));
     } else {
-        thread::sleep(FAREWELL); // for the one that speaks
+        thread::sleep(FAREWELL); // for the reporter
     }
     abort(link, true);
 }

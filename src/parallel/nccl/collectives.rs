@@ -1,11 +1,12 @@
-//! The collectives of a group of ranks, each with a GPU, made of NCCL's sends and receives; only a broadcast is NCCL's own.
+//! Implements the collectives of a group of GPU ranks with NCCL's sends and receives; only a broadcast is NCCL's own.
 //!
-//! NCCL's reductions are not used: they add in an order that depends on its rings and trees, their number and the message's
-//! length, so that sums would differ from those of other backends, and from one cluster to the next. Here every rank receives all
-//! others' numbers for its part and adds them in rank order, by Candle, on the GPU: as many bytes as a ring sends, and memory for
-//! a piece a rank.
+//! NCCL's reductions are not used: they add in an order that depends on its rings and trees, their number and the
+//! message's length, so that sums would differ from those of other backends, and from one cluster to the next. Here
+//! every rank receives all others' elements for its part and adds them in rank order, by Candle, on the GPU: as many
+//! bytes as a ring sends, and memory for a piece a rank.
 //!
-//! Tensors in memory are taken too, and what is received for them is there again: for the few numbers that ranks agree on.
+//! Tensors in the CPU's memory are taken too, and results for them are in memory again: for the few values that ranks
+//! agree on.
 
 use candle_core::{DType, Device, Tensor};
 use std::collections::VecDeque;
@@ -22,7 +23,8 @@ use crate::parallel::split::{group_of, range_of};
 use crate::parallel::{Communicator, Reduce, Split, check, ordered};
 use crate::{Error, Result};
 
-/// Bytes that are received from each rank before they are reduced: large against a launch, small against a GPU's memory.
+/// Bytes that are received from each rank before they are reduced: large against a launch, small against a GPU's
+/// memory.
 const PIECE: usize = 64 << 20;
 
 /// One rank's side of a group.
@@ -61,15 +63,16 @@ impl Group {
         Ok(Self { gpu, comm, members, rank, calls: AtomicU64::new(0), reserved: Mutex::default() })
     }
 
-    /// Begins a call when its turn has come; or this rank's refusal, which the others are told, as NCCL would have them wait.
+    /// Begins a call when its turn has come; or this rank's refusal, which the others are told, as NCCL would have them
+    /// wait.
     fn begin(&self, checked: Result<()>, call: String) -> Result<Call> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let turn = self.comm.is_some().then(|| self.reserved().pop_front().unwrap_or_else(|| self.gpu.order.take()));
-        self.gpu.party.check()?;
-        self.told(checked)?;
+        self.gpu.control.check()?;
+        self.reported(checked)?;
         let name = format!("{call} (call {number} of ranks {:?})", self.members);
         if let Some(turn) = &turn {
-            self.told(self.gpu.wait(&name, self.gpu.limits.exchange, || Ok(turn.has_come())))?;
+            self.reported(self.gpu.wait(&name, self.gpu.limits.exchange, || Ok(turn.has_come())))?;
         }
         Ok(Call { name, _turn: turn })
     }
@@ -78,12 +81,12 @@ impl Group {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The outcome of this rank's own doing, of which the others are told if it failed.
-    fn told<T>(&self, outcome: Result<T>) -> Result<T> {
+    /// The outcome of this rank's own work; a failure is reported to the other ranks.
+    fn reported<T>(&self, outcome: Result<T>) -> Result<T> {
         if let Err(e) = &outcome {
             match e {
-                Error::Rank { rank, message } => self.gpu.party.fail(*rank, message),
-                other => self.gpu.party.fail(self.gpu.party.rank(), &other.to_string()),
+                Error::Rank { rank, message } => self.gpu.control.fail(*rank, message),
+                other => self.gpu.control.fail(self.gpu.control.rank(), &other.to_string()),
             }
         }
         outcome
@@ -127,21 +130,21 @@ impl Group {
     }
 
     fn gathered(&self, call: &str, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        let mine = self.on_gpu(send)?;
+        let own = self.on_gpu(send)?;
         let receives: Vec<Message> = (0..self.size())
             .map(|i| match i == self.rank {
-                true => Ok((i, bytes::duplicate(&mine)?)),
+                true => Ok((i, bytes::duplicate(&own)?)),
                 false => Ok((i, bytes::zeros(&shapes[i], send.dtype(), &self.gpu.device)?)),
             })
             .collect::<Result<_>>()?;
-        let sends: Vec<Message> = (0..self.size()).map(|i| (i, mine.clone())).collect();
+        let sends: Vec<Message> = (0..self.size()).map(|i| (i, own.clone())).collect();
         self.exchange(call, &sends, &receives)?;
         receives.iter().map(|(_, t)| self.beside(t, send)).collect()
     }
 
     /// This rank's part of the 1-D `buffer` on the GPU, reduced over all ranks in rank order; `part(i)` is rank i's.
     fn reduced(&self, call: &str, buffer: &Tensor, part: impl Fn(usize) -> Range<usize>, op: Reduce) -> Result<Tensor> {
-        let (dtype, mine) = (buffer.dtype(), part(self.rank));
+        let (dtype, own) = (buffer.dtype(), part(self.rank));
         let step = PIECE / dtype.size_in_bytes();
         let rounds = (0..self.size()).map(|i| part(i).len().div_ceil(step)).max().unwrap_or(0);
         let piece = |range: Range<usize>, round: usize| {
@@ -155,7 +158,7 @@ impl Group {
                 Ok((i, buffer.narrow(0, range.start, range.len())?))
             };
             let sends: Vec<Message> = (0..self.size()).map(cut).collect::<Result<_>>()?;
-            let count = piece(mine.clone(), round).len();
+            let count = piece(own.clone(), round).len();
             let received = |i: usize| match i == self.rank {
                 true => Ok(sends[i].clone()),
                 false => Ok((i, bytes::zeros(&[count], dtype, &self.gpu.device)?)),
@@ -199,13 +202,13 @@ impl Communicator for Group {
             self.exchange(&call, &sends, &receives)?;
             receives.iter().map(|(_, t)| self.beside(t, &send[self.rank])).collect()
         };
-        self.told(exchanged())
+        self.reported(exchanged())
     }
 
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
         let checked = check::all_gather(send, shapes, self.rank, self.size(), self.movable());
         let call = self.begin(checked, format!("all_gather of {:?} {shapes:?}", send.dtype()))?;
-        self.told(self.gathered(&call, send, shapes))
+        self.reported(self.gathered(&call, send, shapes))
     }
 
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
@@ -215,7 +218,7 @@ impl Communicator for Group {
             let share = self.reduced(&call, &self.on_gpu(buffer)?, |i| range_of(counts, i), Reduce::Sum)?;
             self.beside(&share, buffer)
         };
-        self.told(reduced())
+        self.reported(reduced())
     }
 
     fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
@@ -234,7 +237,7 @@ impl Communicator for Group {
             }
             self.back(buffer, &flat)
         };
-        self.told(reduced())
+        self.reported(reduced())
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
@@ -246,7 +249,7 @@ impl Communicator for Group {
             comm.broadcast(&call, &flat, root)?;
             self.back(buffer, &flat)
         };
-        self.told(broadcast())
+        self.reported(broadcast())
     }
 
     /// Work that was given to the GPU before is done as well when it returns.
@@ -257,7 +260,7 @@ impl Communicator for Group {
             self.gathered(&call, &note, &vec![vec![1]; self.size()])?;
             self.gpu.device.synchronize().map_err(Error::from)
         };
-        self.told(meet())
+        self.reported(meet())
     }
 
     fn reserve(&self) {
@@ -272,9 +275,9 @@ impl Communicator for Group {
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
         let call = self.begin(Ok(()), "split".into())?;
         let divide = || {
-            let mine = Tensor::new(&[color as i64, key as i64], &Device::Cpu)?;
+            let own = Tensor::new(&[color as i64, key as i64], &Device::Cpu)?;
             let mut sides = Vec::with_capacity(self.size());
-            for side in self.gathered(&call, &mine, &vec![vec![2]; self.size()])? {
+            for side in self.gathered(&call, &own, &vec![vec![2]; self.size()])? {
                 let side = side.to_vec1::<i64>()?; // the same 64 bits
                 sides.push([side[0] as u64, side[1] as u64]);
             }
@@ -286,7 +289,7 @@ impl Communicator for Group {
             let members = ranks.iter().map(|&r| self.members[r]).collect();
             Self::new(self.gpu.clone(), id, members, rank)
         };
-        Ok(Arc::new(self.told(divide())?))
+        Ok(Arc::new(self.reported(divide())?))
     }
 }
 

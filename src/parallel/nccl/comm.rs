@@ -1,9 +1,9 @@
-//! One communicator of NCCL with a CUDA stream of its own, and how to wait for it: never for ever, and never inside NCCL or CUDA,
-//! which would not hear that another rank has failed.
+//! Wraps one NCCL communicator with a CUDA stream of its own, and waits for it: never for ever, and never inside NCCL
+//! or CUDA, which would not hear that another rank has failed.
 //!
-//! Communicators are non-blocking: a call begins what is then asked for. While it is under way, the party's news, NCCL's
-//! asynchronous errors and the time are looked at; whatever goes wrong, the communicator is aborted, which ends its kernels on the
-//! GPU.
+//! Communicators are non-blocking: a call begins what is then asked for. While it is under way, the control plane's
+//! failures, NCCL's asynchronous errors and the time are looked at; whatever goes wrong, the communicator is aborted,
+//! which ends its kernels on the GPU.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DriverError};
 use candle_core::{Device, Tensor};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::library::{BYTES, Config, Handle, IN_PROGRESS, Nccl, UniqueId};
 use super::memory;
 use super::order::Order;
-use crate::parallel::{Limits, Party};
+use crate::parallel::{ControlPlane, Limits};
 use crate::{Error, Result, bail};
 
 /// The longest sleep between two looks at what is under way: short against what an exchange takes.
@@ -27,7 +27,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// What all communicators of a process share.
 pub(super) struct Gpu {
     pub nccl: Nccl,
-    pub party: Party,
+    pub control: ControlPlane,
     pub device: Device,
     /// The stream that Candle computes in.
     pub compute: Arc<CudaStream>,
@@ -42,7 +42,7 @@ impl Gpu {
         let began = Instant::now();
         let mut pause = Duration::from_micros(1);
         while !done()? {
-            self.party.check()?;
+            self.control.check()?;
             if began.elapsed() > limit {
                 bail!(
                     "{call} has not ended within {} s: do all ranks call the same, with shapes that fit? NCCL does not compare",
@@ -78,8 +78,8 @@ impl Comm {
     pub fn new(gpu: Arc<Gpu>, id: UniqueId, rank: usize, size: usize) -> Result<Self> {
         let stream = gpu.compute.context().new_stream().map_err(driver)?; // and makes its context this thread's
         let (mut raw, mut config) = (ptr::null_mut(), Config::new());
-        // SAFETY: pointers to locals that outlive the call; NCCL copies the configuration and the id, and has set the handle when
-        // a call that is not to wait returns.
+        // SAFETY: pointers to locals that outlive the call; NCCL copies the configuration and the id, and has set the
+        // handle when a call that is not to wait returns.
         let code = unsafe { (gpu.nccl.init_rank)(&mut raw, size as c_int, id, rank as c_int, &mut config) };
         let handle = Mutex::new((!raw.is_null()).then_some(Raw(raw)));
         let comm = Self { gpu, stream, handle };
@@ -107,7 +107,7 @@ impl Comm {
     /// Does `work`, and aborts the communicator if it fails.
     fn guarded(&self, handle: &mut Option<Raw>, work: impl FnOnce(Raw) -> Result<()>) -> Result<()> {
         let Some(raw) = *handle else {
-            self.gpu.party.check()?;
+            self.gpu.control.check()?;
             bail!("this communicator was given up after an error; no rank can use it any more");
         };
         let done = work(raw);
@@ -123,24 +123,25 @@ impl Comm {
     pub fn exchange(&self, call: &str, sends: &[Message], receives: &[Message]) -> Result<()> {
         let nccl = &self.gpu.nccl;
         self.run(call, sends.iter().chain(receives).map(|(_, tensor)| tensor), |raw| {
-            // SAFETY: plain calls. Addresses and lengths are of tensors that are there until all is done (`run` sees to it), on
-            // the GPU of the communicator and its stream.
+            // SAFETY: plain calls. Addresses and lengths are of tensors that are there until all is done (`run` sees to
+            // it), on the GPU of the communicator and its stream.
             unsafe {
                 nccl.check((nccl.group_start)())?;
                 let mut begun = Ok(());
                 for (peer, tensor) in sends {
-                    let place = memory::place(tensor, &self.gpu.compute);
+                    let memory_range = memory::place(tensor, &self.gpu.compute);
                     let send = |at, n| {
                         nccl.check((nccl.send)(at as *const _, n, BYTES, *peer as c_int, raw.0, self.raw_stream()))
                     };
-                    begun = begun.and(place).and_then(|place| send(place.at, place.bytes));
+                    begun = begun.and(memory_range).and_then(|memory_range| send(memory_range.at, memory_range.bytes));
                 }
                 for (peer, tensor) in receives {
-                    let place = memory::place(tensor, &self.gpu.compute);
+                    let memory_range = memory::place(tensor, &self.gpu.compute);
                     let receive = |at, n| {
                         nccl.check((nccl.receive)(at as *mut _, n, BYTES, *peer as c_int, raw.0, self.raw_stream()))
                     };
-                    begun = begun.and(place).and_then(|place| receive(place.at, place.bytes));
+                    begun =
+                        begun.and(memory_range).and_then(|memory_range| receive(memory_range.at, memory_range.bytes));
                 }
                 let ended = nccl.check((nccl.group_end)()); // in any case: a group left open would swallow later calls
                 begun.and(ended)
@@ -163,19 +164,19 @@ impl Comm {
         self.stream.cu_stream().cast()
     }
 
-    /// Begins work in the communicator's stream, after all that was begun in Candle's, and waits for it; what is begun in Candle's
-    /// afterwards comes after it.
+    /// Begins work in the communicator's stream, after all that was begun in Candle's, and waits for it; what is begun
+    /// in Candle's afterwards comes after it.
     fn run<'a>(
         &self,
         call: &str,
         tensors: impl IntoIterator<Item = &'a Tensor>,
         begin: impl FnOnce(Raw) -> Result<()>,
     ) -> Result<()> {
-        let kept: Vec<Tensor> = tensors.into_iter().cloned().collect();
+        let in_flight: Vec<Tensor> = tensors.into_iter().cloned().collect();
         let mut handle = self.lock();
         let (gpu, limit) = (&self.gpu, self.gpu.limits.exchange);
         let done = self.guarded(&mut handle, |raw| {
-            gpu.party.check()?;
+            gpu.control.check()?;
             let before = gpu.compute.record_event(None).map_err(driver)?; // makes the GPU's context this thread's
             self.stream.wait(&before).map_err(driver)?;
             begin(raw)?;
@@ -185,7 +186,7 @@ impl Comm {
             gpu.compute.wait(&after).map_err(driver)
         });
         if done.is_err() {
-            std::mem::forget(kept); // a kernel may still write there
+            std::mem::forget(in_flight); // a kernel may still write there
         }
         done.map_err(|e| at(call, e))
     }
@@ -215,7 +216,7 @@ impl Drop for Comm {
         let nccl = &self.gpu.nccl;
         // SAFETY: as in `ready`; the handle was taken, so this is its last use.
         unsafe {
-            let begun = self.gpu.party.check().and_then(|()| nccl.check((nccl.finalize)(raw.0)));
+            let begun = self.gpu.control.check().and_then(|()| nccl.check((nccl.finalize)(raw.0)));
             let ended = begun.and_then(|()| self.gpu.wait("ending a communicator", FAREWELL, || self.ready(raw)));
             if ended.is_ok() {
                 (nccl.destroy)(raw.0)

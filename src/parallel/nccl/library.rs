@@ -1,13 +1,13 @@
-//! libnccl: found when a run starts, by the names that its packages give it, and the few of its functions that are used.
+//! Loads libnccl when a run starts, by the names that its packages give it, and the few of its functions that are used.
 //!
-//! Not linked: a build needs no NCCL, and one that is missing is an error with words instead of a process that does not start.
-//! cudarc would load it as well, but not beside Candle, which has cudarc link what it binds.
+//! Not linked: a build needs no NCCL, and one that is missing is an error with words instead of a process that does not
+//! start. cudarc would load it as well, but not beside Candle, which has cudarc link what it binds.
 
 use libloading::Library;
 use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
-use crate::parallel::places;
+use crate::parallel::rank_info;
 use crate::{Error, Result, bail};
 
 /// What it is called: with its version by the packages that run programs, without by those that build them.
@@ -121,7 +121,7 @@ impl Nccl {
     fn recent(self) -> Result<Self> {
         let version = self.version()?;
         if version < OLDEST {
-            bail!("NCCL here is {}, and longreel needs 2.18 or newer: install one", places::version(version));
+            bail!("NCCL here is {}, and longreel needs 2.18 or newer: install one", rank_info::version(version));
         }
         Ok(self)
     }
@@ -147,8 +147,8 @@ impl Nccl {
         if code == SUCCESS || code == IN_PROGRESS {
             return Ok(());
         }
-        // SAFETY: NCCL gives constant strings for every code; the last error is a buffer of its own, which is copied at once, and
-        // whose communicator may be none.
+        // SAFETY: NCCL gives constant strings for every code; the last error is a buffer of its own, which is copied at
+        // once, and whose communicator may be none.
         let [what, last] = unsafe {
             [(self.get_error_string)(code), (self.get_last_error)(std::ptr::null_mut())].map(|text| owned(text))
         };

@@ -1,4 +1,4 @@
-//! Ranks as processes with a GPU each, which torchrun or its like started, and their collectives over NCCL.
+//! Runs ranks as processes with a GPU each, which torchrun or its like started, with collectives over NCCL.
 //!
 //! - `library`: libnccl, found when a run starts;
 //! - `comm`: one communicator, its stream, and waiting for it;
@@ -6,7 +6,7 @@
 //! - `order`: which exchange comes after which;
 //! - `collectives`: the [`Communicator`].
 //!
-//! Processes meet in a [`Party`], whose lines stay: by them all hear what became of a rank, which NCCL would not tell.
+//! Processes join a [`ControlPlane`], whose links stay: by them all hear of a failed rank, which NCCL would not tell.
 
 mod collectives;
 mod comm;
@@ -20,66 +20,66 @@ use std::sync::Arc;
 use self::collectives::Group;
 use self::comm::Gpu;
 use self::library::{Nccl, UniqueId};
+use super::cpu_affinity::CpuAffinity;
 use super::launch::Processes;
-use super::places::{self, Gpus, Place};
-use super::processors::Processors;
-use super::{Communicator, Job, Limits, Party};
+use super::rank_info::{self, Gpus, RankInfo};
+use super::{Communicator, ControlPlane, Limits, TorchrunEnv};
 use crate::{Error, Result, bail, gpu};
 
 /// This process among those of its job.
 pub(super) struct World {
     group: Arc<Group>, // ends before what it needs
     gpu: Arc<Gpu>,
-    places: Vec<Place>,
+    ranks: Vec<RankInfo>,
 }
 
 impl World {
-    /// Joins the processes of `job`, each with the GPU of its number on its machine.
+    /// Joins the processes of the job that `env` describes, each with the GPU of its number on its machine.
     ///
     /// # Errors
     /// They do not meet; or one has no NCCL, no driver or no GPU of its own: an error of all.
-    pub fn start(job: &Job, limits: Limits) -> Result<Self> {
-        let party = Party::join(job, limits)?;
-        let (nccl, device, places) = Self::begin(job, &party).map_err(|e| ended(&party, e))?;
+    pub fn start(env: &TorchrunEnv, limits: Limits) -> Result<Self> {
+        let control = ControlPlane::join(env, limits)?;
+        let (nccl, device, ranks) = Self::begin(env, &control).map_err(|e| ended(&control, e))?;
         let compute = device.as_cuda_device()?.cuda_stream();
-        let gpu = Arc::new(Gpu { nccl, party, device, compute, limits, order: Arc::default() });
-        let group = Arc::new(Self::meet(&gpu).map_err(|e| ended(&gpu.party, e))?);
-        Ok(Self { group, gpu, places })
+        let gpu = Arc::new(Gpu { nccl, control, device, compute, limits, order: Arc::default() });
+        let group = Arc::new(Self::meet(&gpu).map_err(|e| ended(&gpu.control, e))?);
+        Ok(Self { group, gpu, ranks })
     }
 
     /// What this process needs, once all have told that they have it.
-    fn begin(job: &Job, party: &Party) -> Result<(Nccl, Device, Vec<Place>)> {
+    fn begin(env: &TorchrunEnv, control: &ControlPlane) -> Result<(Nccl, Device, Vec<RankInfo>)> {
         let nccl = Nccl::load();
         let gpus = nccl
             .as_ref()
             .map_err(Error::to_string)
             .and_then(|nccl| Ok(Gpus { count: gpu::count()?, nccl: nccl.version().map_err(|e| e.to_string())? }));
-        let mine = Place { processors: Processors::here(), local: job.local, gpus };
-        let mine = serde_json::to_vec(&mine).map_err(|e| Error::Invalid(e.to_string()))?;
-        let mut all = vec![];
-        for (rank, text) in party.exchange(&mine)?.into_iter().enumerate() {
-            let place = serde_json::from_slice::<Place>(&text);
-            all.push(place.map_err(|e| Error::Rank { rank, message: format!("is it of another longreel? {e}") })?);
+        let own = RankInfo { affinity: CpuAffinity::here(), local: env.local, gpus };
+        let own = serde_json::to_vec(&own).map_err(|e| Error::Invalid(e.to_string()))?;
+        let mut infos = vec![];
+        for (rank, text) in control.exchange(&own)?.into_iter().enumerate() {
+            let info = serde_json::from_slice::<RankInfo>(&text);
+            infos.push(info.map_err(|e| Error::Rank { rank, message: format!("is it of another longreel? {e}") })?);
         }
-        places::judge(&all)?;
-        let device = gpu::open(job.local).map_err(|message| Error::Rank { rank: job.rank, message })?;
-        Ok((nccl?, device, all))
+        rank_info::judge(&infos)?;
+        let device = gpu::open(env.local).map_err(|message| Error::Rank { rank: env.rank, message })?;
+        Ok((nccl?, device, infos))
     }
 
     /// The communicator of all, whose meeting place rank 0 gives.
     fn meet(gpu: &Arc<Gpu>) -> Result<Group> {
-        let (rank, size) = (gpu.party.rank(), gpu.party.size());
+        let (rank, size) = (gpu.control.rank(), gpu.control.size());
         let id = if rank == 0 { gpu.nccl.unique_id()?.0.to_vec() } else { vec![] };
-        let id = gpu.party.exchange(&id)?.swap_remove(0);
+        let id = gpu.control.exchange(&id)?.swap_remove(0);
         let Ok(id) = id.try_into() else { bail!("rank 0 gave no meeting place for NCCL: is it of another longreel?") };
         Group::new(gpu.clone(), UniqueId(id), (0..size).collect(), rank)
     }
 }
 
 /// Tells the others of an error before there is any work that could fail; the error of all.
-fn ended(party: &Party, e: Error) -> Error {
+fn ended(control: &ControlPlane, e: Error) -> Error {
     let message = e.to_string();
-    party.settle(Err(e)).err().unwrap_or(Error::Invalid(message))
+    control.finish_together(Err(e)).err().unwrap_or(Error::Invalid(message))
 }
 
 impl Processes for World {
@@ -88,22 +88,22 @@ impl Processes for World {
     }
 
     fn threads(&self) -> usize {
-        let all: Vec<Processors> = self.places.iter().map(|place| place.processors.clone()).collect();
-        all[self.gpu.party.rank()].share(&all)
+        let infos: Vec<CpuAffinity> = self.ranks.iter().map(|info| info.affinity.clone()).collect();
+        infos[self.gpu.control.rank()].share(&infos)
     }
 
     fn hosts(&self) -> Vec<&str> {
-        self.places.iter().map(|place| place.processors.host.as_str()).collect()
+        self.ranks.iter().map(|info| info.affinity.host.as_str()).collect()
     }
 
     fn enter(&self) {}
 
-    fn settle(&self, outcome: Result<()>) -> Result<()> {
-        self.gpu.party.settle(outcome)
+    fn finish_together(&self, outcome: Result<()>) -> Result<()> {
+        self.gpu.control.finish_together(outcome)
     }
 
-    fn speaks(&self) -> bool {
-        self.gpu.party.speaks()
+    fn is_reporter(&self) -> bool {
+        self.gpu.control.is_reporter()
     }
 
     fn gpu(&self) -> Option<Device> {

@@ -1,4 +1,5 @@
-//! Tiles of noisy clips on a GPU, by kernels/patches.cu: frames are uploaded as u8, and what a tile is made of stays there.
+//! Makes tiles of noisy clips on a GPU, by kernels/patches.cu: uploads frames as u8, and keeps there what a tile is
+//! made of.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg};
 use candle_core::{CudaDevice, Tensor};
@@ -27,9 +28,9 @@ struct Pixels {
 #[repr(C)]
 struct Words([u32; 8]);
 
-// SAFETY: an address on the device and numbers, laid out as in C.
+// SAFETY: an address on the device and plain values, laid out as in C.
 unsafe impl DeviceRepr for Pixels {}
-// SAFETY: numbers, laid out as in C.
+// SAFETY: plain values, laid out as in C.
 unsafe impl DeviceRepr for Words {}
 
 /// The network's input on `rows`, `[n, C pt ph pw]`; the clips' pixels are on `device`.
@@ -69,13 +70,13 @@ fn draw(
     wanted: [Option<&mut CudaSlice<f32>>; 3],
 ) -> Result<()> {
     let stream = device.cuda_stream();
-    let mut held = vec![]; // until the kernels are launched
+    let mut guards = vec![]; // until the kernels are launched
     let mut addresses = [0; 3];
     for (address, slice) in addresses.iter_mut().zip(wanted) {
         if let Some(slice) = slice {
             let (at, guard) = slice.device_ptr_mut(&stream);
             *address = at;
-            held.push(guard);
+            guards.push(guard);
         }
     }
     let kernel = Kernel::of(device, "noisy_patches")?;
@@ -83,7 +84,7 @@ fn draw(
         let (Some(pixels), row) = (&clip.pixels, clips.row()) else { bail!("a clip's pixels are not on the GPU") };
         let lent = Lent::new(pixels);
         let view = lent.view::<u8>()?;
-        let (pixels, _held) = view.device_ptr(&stream);
+        let (pixels, _guard) = view.device_ptr(&stream);
         let (frames, key) = (frames(clip, pixels, clips.patch), Words(clip.noise.words()));
         let (token, count) = (tokens.start as i64, tokens.len() as i32);
         let (keep, add) = ((1.0 - clip.sigma) as f32, clip.sigma as f32);
@@ -91,7 +92,8 @@ fn draw(
         let mut call = kernel.call();
         call.arg(&frames).arg(&key).arg(&token).arg(&count).arg(&keep).arg(&add).arg(&x0).arg(&noise).arg(&x);
         let threads = tokens.len() * row.div_ceil(16);
-        // SAFETY: the kernel's arguments: addresses of the tile's rows or null, and of the frames that the rows lie in, all held.
+        // SAFETY: the kernel's arguments: addresses of the tile's rows or null, and of the frames that the rows lie in,
+        // all held.
         unsafe { kernel.launch(call, [threads.div_ceil(THREADS), 1, 1]) }?;
         Ok(())
     })

@@ -1,4 +1,5 @@
-//! AdamW and squared norms of what is on a GPU, by kernels/adamw.cu: the arithmetic of [`super::AdamW`] and [`super::norm_squared`].
+//! Runs AdamW and squared norms on a GPU, by kernels/adamw.cu, with the arithmetic of [`super::AdamW`] and
+//! [`super::norm_squared`].
 
 use candle_core::cuda_backend::cudarc::driver::{DevicePtrMut, DeviceRepr, PushKernelArg};
 use candle_core::{CudaDevice, Tensor};
@@ -24,7 +25,7 @@ struct Constants {
     average: f32,
 }
 
-// SAFETY: plain numbers, laid out as in C.
+// SAFETY: plain values, laid out as in C.
 unsafe impl DeviceRepr for Constants {}
 
 /// Counterpart of [`super::Shard`]: flat f32 tensors on a GPU, of one length.
@@ -66,7 +67,7 @@ pub(in crate::train) fn update(step: &Step, shard: &Shard, no_decay: &[Range<usi
         None => launch(0)?,
         Some(average) => change(average, |mut average| {
             let stream = device.cuda_stream();
-            let (at, _held) = average.device_ptr_mut(&stream);
+            let (at, _guard) = average.device_ptr_mut(&stream);
             launch(at)
         })?,
     }
@@ -96,7 +97,8 @@ fn launch(
                 let mut call = kernel.call();
                 call.arg(&mut params).arg(&grads).arg(&mut m).arg(&mut v).arg(&average).arg(&count).arg(constants);
                 call.arg(&bounds).arg(&ranges);
-                // SAFETY: the kernel's arguments: arrays of `n` numbers, an address that is held or null, `ranges` pairs.
+                // SAFETY: the kernel's arguments: arrays of `n` elements, an address that is held or null, `ranges`
+                // pairs.
                 unsafe { kernel.launch(call, [n.div_ceil(THREADS), 1, 1]) }?;
                 Ok(())
             })

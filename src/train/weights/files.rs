@@ -1,10 +1,10 @@
-//! Weights, average and moments to and from a checkpoint, which has them whole: how many ranks wrote it, and what they had sharded,
-//! cannot be seen from it.
+//! Saves weights, average and moments to a checkpoint and loads them. A checkpoint has them whole: it does not show how
+//! many ranks wrote it, nor what they had sharded.
 
 use candle_core::{Device, Tensor};
 use std::ops::Range;
 
-use super::Weights;
+use super::TrainState;
 use super::moments::Kind;
 use crate::files::Tensors;
 use crate::model::{Model, Unit};
@@ -12,8 +12,9 @@ use crate::ops::{read, write};
 use crate::train::checkpoint::{Checkpoint, Saving};
 use crate::{Result, bail};
 
-impl Weights {
-    /// Writes weights, average and moments into a checkpoint, which rank 0 gives; what is sharded is handed to it unit by unit.
+impl TrainState {
+    /// Writes weights, average and moments into a checkpoint, which rank 0 gives; what is sharded is handed to it unit
+    /// by unit.
     ///
     /// A collective: all ranks call it.
     pub fn save(&self, saving: Option<&Saving>) -> Result<()> {
@@ -61,8 +62,8 @@ impl Weights {
         self.check_read(&moments)
     }
 
-    /// Checks that all ranks have read the same bytes, and that they are those that were saved: each has read what it holds a part of,
-    /// and together they have read the file.
+    /// Checks that all ranks have read the same bytes, and that they are those that were saved: each has read what it
+    /// holds a part of, and together they have read the file.
     ///
     /// A collective: all ranks call it.
     fn check_read(&self, tensors: &Tensors) -> Result<()> {
@@ -102,7 +103,7 @@ impl Weights {
         })
     }
 
-    /// Fills one kind of every unit's numbers from values by parameter name.
+    /// Fills one kind of every unit's values by parameter name.
     fn fill(&self, kind: Kind, values: impl Fn(&str) -> Result<Vec<f32>>) -> Result<()> {
         for (i, (unit, state)) in self.model.units.iter().zip(&self.units).enumerate() {
             let mut filled = Ok(());

@@ -1,12 +1,13 @@
-//! What a run carries from step to step: weights, their moving average, AdamW's moments; how a step changes them; and which part of
-//! them this rank holds (ZeRO, arXiv 1910.02054).
+//! Holds the state that a run carries from step to step (weights, their moving average, AdamW's moments), and changes
+//! it in a step. Which part of it a rank holds depends on ZeRO's stage (arXiv 1910.02054).
 //!
-//! By stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too. A rank's part of a unit
-//! is a run of its flat buffer, whatever parameters lie there. Sums over ranks have the same bits in every stage.
+//! By stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too. A rank's part
+//! of a unit is a run of its flat buffer, whatever parameters lie there. Sums over ranks have the same bits in every
+//! stage.
 
-mod ahead;
 mod files;
 mod moments;
+mod prefetch;
 mod shards;
 mod step;
 
@@ -17,20 +18,20 @@ use std::sync::Arc;
 
 use super::optimizer::{AdamW, first_non_finite};
 use crate::config::Train;
-use crate::engine::{Keeper, Pass};
+use crate::engine::{ParamHooks, Pass};
 use crate::model::{Model, Unit};
 use crate::ops::bytes::{duplicate, zeros};
-use crate::ops::{add_assign, clear, held, read, release, restore, write};
+use crate::ops::{add_assign, clear, read, release, restore, storage_bytes, write};
 use crate::parallel::Communicator;
 use crate::{Error, Result};
-use ahead::Ahead;
 pub use moments::IN_FLIGHT;
 use moments::{Kind, Moments};
+use prefetch::Prefetch;
 use shards::Shards;
 
 /// A model in training.
-pub struct Weights {
-    /// In stage 3, its units' values are there only where a [`Keeper`]'s user has begun with them.
+pub struct TrainState {
+    /// In stage 3, a unit's values are there only between [`ParamHooks::before_use`] and [`ParamHooks::after_use`].
     pub model: Model,
     units: Vec<UnitState>,
     moments: Moments,
@@ -43,7 +44,7 @@ pub struct Weights {
     zero: usize,
     world: Arc<dyn Communicator>,
     /// In stage 3 with several ranks, what fetches the next unit.
-    ahead: Option<Ahead>,
+    prefetch: Option<Prefetch>,
 }
 
 /// What this rank holds of a unit besides the model's own tensors.
@@ -67,16 +68,16 @@ impl UnitState {
 
 /// Bytes that a rank holds between steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct StateBytes {
     pub parameters: usize,
     pub gradients: usize,
     pub moments: usize,
     pub average: usize,
 }
 
-impl Weights {
-    /// `model` before its first step, held as ZeRO's stage `zero` has it over the ranks of `world`, all of which have the same model.
-    /// `scratch` is the folder of scratch files, if not the system's.
+impl TrainState {
+    /// `model` before its first step, held as ZeRO's stage `zero` has it over the ranks of `world`, all of which have
+    /// the same model. `scratch` is the folder of scratch files, if not the system's.
     ///
     /// # Errors
     /// Moments shall be on disk, and the folder cannot be written to or has no room.
@@ -120,22 +121,22 @@ impl Weights {
         };
         let units = model.units.iter().map(state).collect::<Result<_>>()?;
         let optimizer = AdamW::new(config)?;
-        let ahead = match world.size() {
-            2.. if zero >= 3 => Some(Ahead::new(world.as_ref())?),
+        let prefetch = match world.size() {
+            2.. if zero >= 3 => Some(Prefetch::new(world.as_ref())?),
             _ => None,
         };
-        Ok(Self { model, units, moments, optimizer, clip: config.clip, ema: config.ema, zero, world, ahead })
+        Ok(Self { model, units, moments, optimizer, clip: config.clip, ema: config.ema, zero, world, prefetch })
     }
 
     /// What this rank holds now.
-    pub fn held(&self) -> Held {
+    pub fn state_bytes(&self) -> StateBytes {
         let sum =
             |bytes: &dyn Fn(&Unit, &UnitState) -> usize| self.each().map(|(unit, state)| bytes(unit, state)).sum();
-        let maybe = |tensor: &Option<Tensor>| tensor.as_ref().map_or(0, held);
-        let [moments, average] = self.moments.held();
-        Held {
-            parameters: sum(&|unit, state| held(&unit.value) + maybe(&state.value)),
-            gradients: sum(&|unit, state| held(&unit.grad) + maybe(&state.grad)),
+        let maybe = |tensor: &Option<Tensor>| tensor.as_ref().map_or(0, storage_bytes);
+        let [moments, average] = self.moments.state_bytes();
+        StateBytes {
+            parameters: sum(&|unit, state| storage_bytes(&unit.value) + maybe(&state.value)),
+            gradients: sum(&|unit, state| storage_bytes(&unit.grad) + maybe(&state.grad)),
             moments,
             average,
         }
@@ -149,8 +150,8 @@ impl Weights {
         Ok(())
     }
 
-    /// Calls `f` with the model's weights replaced by their moving average, if there is one. Meanwhile they are there as a whole,
-    /// in stage 3 too. If `f` fails, so does the run, and the weights are not put back.
+    /// Calls `f` with the model's weights replaced by their moving average, if there is one. Meanwhile they are there
+    /// as a whole, in stage 3 too. If `f` fails, so does the run, and the weights are not put back.
     ///
     /// A collective: all ranks call it.
     pub fn averaged<R>(&self, f: impl FnOnce(&Model) -> Result<R>) -> Result<R> {
@@ -204,8 +205,8 @@ impl Weights {
         self.non_finite(step, "", own)?.map_or(Ok(()), Err)
     }
 
-    /// The error about the first element that is not finite in any rank's part of a unit, which `own` gives: the rank whose it is
-    /// tells the others.
+    /// The error about the first element that is not finite in any rank's part of a unit, which `own` gives: the rank
+    /// whose it is tells the others.
     fn non_finite(
         &self,
         step: u64,
@@ -221,10 +222,10 @@ impl Weights {
                 break;
             }
         }
-        let all = self.world.all_gather(&Tensor::new(&first, &Device::Cpu)?, &vec![vec![3]; self.world.size()])?;
-        let all = all.iter().map(Tensor::to_vec1::<f64>).collect::<candle_core::Result<Vec<_>>>()?;
+        let firsts = self.world.all_gather(&Tensor::new(&first, &Device::Cpu)?, &vec![vec![3]; self.world.size()])?;
+        let firsts = firsts.iter().map(Tensor::to_vec1::<f64>).collect::<candle_core::Result<Vec<_>>>()?;
         // Parts are in rank order, so of several ranks in one unit the lowest has the first element.
-        let Some(first) = all.iter().min_by(|a, b| a[0].total_cmp(&b[0])) else { return Ok(None) };
+        let Some(first) = firsts.iter().min_by(|a, b| a[0].total_cmp(&b[0])) else { return Ok(None) };
         let Some(unit) = self.model.units.get(first[0] as usize) else { return Ok(None) };
         let entry = unit.entries.iter().find(|e| e.range.contains(&(first[1] as usize)));
         let tensor = format!("{what}{}", entry.map_or(unit.name.as_str(), |e| &e.name));
@@ -236,13 +237,14 @@ impl Weights {
     }
 }
 
-impl Weights {
-    /// Stage 3: puts together all parameters of unit `number`, and begins to fetch those of the unit after it on the engine's way.
+impl TrainState {
+    /// Stage 3: puts together all parameters of unit `number`, and begins to fetch those of the unit after it on the
+    /// engine's way.
     fn gather(&self, number: usize, pass: Pass) -> Result<()> {
         let (unit, state) = (&self.model.units[number], &self.units[number]);
         let Some(shard) = &state.value else { return Ok(()) };
-        let fetched = match &self.ahead {
-            Some(ahead) => ahead.take(number)?,
+        let fetched = match &self.prefetch {
+            Some(prefetch) => prefetch.take(number)?,
             None => None,
         };
         let parts = match fetched {
@@ -258,15 +260,15 @@ impl Weights {
         };
         let next =
             next.and_then(|next| Some((next, self.model.units.get(next)?, self.units.get(next)?.value.as_ref()?)));
-        if let (Some(ahead), Some((next, unit, own))) = (&self.ahead, next) {
-            ahead.start(next, unit.value.elem_count(), own)?;
+        if let (Some(prefetch), Some((next, unit, own))) = (&self.prefetch, next) {
+            prefetch.start(next, unit.value.elem_count(), own)?;
         }
         Ok(())
     }
 }
 
-impl Keeper for Weights {
-    fn begin(&self, number: usize, pass: Pass) -> Result<()> {
+impl ParamHooks for TrainState {
+    fn before_use(&self, number: usize, pass: Pass) -> Result<()> {
         self.gather(number, pass)?;
         let unit = &self.model.units[number];
         if pass == Pass::Backward {
@@ -275,7 +277,7 @@ impl Keeper for Weights {
         Ok(())
     }
 
-    fn end(&self, unit: usize, pass: Pass) -> Result<()> {
+    fn after_use(&self, unit: usize, pass: Pass) -> Result<()> {
         let (unit, state) = (&self.model.units[unit], &self.units[unit]);
         if pass == Pass::Backward
             && let Some(shard) = &state.grad

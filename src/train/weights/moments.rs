@@ -1,7 +1,8 @@
-//! AdamW's moments and the moving average, of the part of each unit that this rank updates: in memory, or in a scratch file.
+//! Keeps AdamW's moments and the moving average, of the part of each unit that this rank updates, in memory or in a
+//! scratch file.
 //!
-//! In the file they take twelve bytes a parameter, and memory holds those of three units at most: one being read, one being updated,
-//! one being written, each by a thread of its own.
+//! In the file they take twelve bytes a parameter, and memory holds those of three units at most: one being read, one
+//! being updated, one being written, each by a thread of its own.
 
 use candle_core::{DType, Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -10,11 +11,11 @@ use std::path::Path;
 use crate::config::Place;
 use crate::files::Scratch;
 use crate::ops::bytes::zeros;
-use crate::ops::{held, read, write};
+use crate::ops::{read, storage_bytes, write};
 use crate::parallel::thread_refused;
 use crate::{Error, Result};
 
-/// Which of a unit's numbers.
+/// Which of a unit's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// AdamW's first moment.
@@ -43,11 +44,12 @@ enum Home {
 /// Units in flight between file and optimizer.
 pub const IN_FLIGHT: usize = 3;
 
-/// A unit's numbers while they are out of the file, one kind after another.
+/// A unit's values while they are out of the file, one kind after another.
 type Numbers = Vec<f32>;
 
 impl Moments {
-    /// Of units of so many elements; moments are zero, averages are what `average` gives for each unit. Memory is the `device`'s.
+    /// Of units of so many elements; moments are zero, averages are what `average` gives for each unit. Memory is the
+    /// `device`'s.
     ///
     /// # Errors
     /// The scratch folder cannot be written to, or has no room.
@@ -63,11 +65,11 @@ impl Moments {
             Place::Ram => {
                 let zeros = |len: &usize| zeros(&[*len], DType::F32, device);
                 let unit = |(unit, len)| -> Result<Vec<Tensor>> {
-                    let mut all = vec![zeros(len)?, zeros(len)?];
+                    let mut buffers = vec![zeros(len)?, zeros(len)?];
                     if let Some(average) = average {
-                        all.push(average(unit)?);
+                        buffers.push(average(unit)?);
                     }
-                    Ok(all)
+                    Ok(buffers)
                 };
                 Home::Memory(lens.iter().enumerate().map(unit).collect::<Result<_>>()?)
             }
@@ -88,7 +90,8 @@ impl Moments {
         Ok(new)
     }
 
-    /// One kind of a unit's numbers; None: there is no average. From memory it is the tensor itself, which changes in later steps.
+    /// One kind of a unit's values; None: there is no average. From memory it is the tensor itself, which changes in
+    /// later steps.
     pub fn get(&self, unit: usize, kind: Kind) -> Result<Option<Tensor>> {
         if kind as usize >= self.kinds {
             return Ok(None);
@@ -112,7 +115,7 @@ impl Moments {
         }
     }
 
-    /// Lets `f` change one kind of a unit's numbers; nothing if there is no average.
+    /// Lets `f` change one kind of a unit's values; nothing if there is no average.
     pub fn change(&self, unit: usize, kind: Kind, f: impl FnOnce(&mut [f32])) -> Result<()> {
         let Some(numbers) = self.get(unit, kind)? else { return Ok(()) };
         write(&numbers, f)?;
@@ -122,8 +125,8 @@ impl Moments {
         Ok(())
     }
 
-    /// Lets `f` change both moments and the average of every unit, in order. From a file they are read a unit ahead and written a unit
-    /// behind.
+    /// Lets `f` change both moments and the average of every unit, in order. From a file they are read a unit ahead and
+    /// written a unit behind.
     pub fn each(
         &self,
         mut f: impl FnMut(usize, &mut [f32], &mut [f32], Option<&mut [f32]>) -> Result<()>,
@@ -145,7 +148,7 @@ impl Moments {
         };
         let (spare_in, spare) = bounded::<Numbers>(IN_FLIGHT);
         (0..IN_FLIGHT).try_for_each(|_| spare_in.send(vec![])).map_err(|_| stopped())?;
-        let (read_out, ahead) = bounded(IN_FLIGHT);
+        let (read_out, prefetch) = bounded(IN_FLIGHT);
         let (behind, write_in) = bounded(IN_FLIGHT);
         std::thread::scope(|scope| {
             let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -155,13 +158,13 @@ impl Moments {
             let writer = thread("moments-out").spawn_scoped(scope, || self.write_behind(file, write_in, spare_in));
             let writer = writer.map_err(refused)?;
             let work = (0..self.lens.len()).try_for_each(|unit| {
-                let mut numbers = ahead.recv().map_err(|_| stopped())?;
+                let mut numbers = prefetch.recv().map_err(|_| stopped())?;
                 let (m, rest) = numbers.split_at_mut(self.lens[unit]);
                 let (v, average) = rest.split_at_mut(self.lens[unit]);
                 f(unit, m, v, (self.kinds == 3).then_some(average))?;
                 behind.send(numbers).map_err(|_| stopped())
             });
-            drop((ahead, behind)); // ends both threads, if they are not done
+            drop((prefetch, behind)); // ends both threads, if they are not done
             // Why a thread stopped says more than that it did.
             let ended =
                 |thread: std::thread::ScopedJoinHandle<Result<()>>| thread.join().unwrap_or_else(|_| Err(stopped()));
@@ -191,17 +194,19 @@ impl Moments {
     }
 
     /// Bytes in memory between steps: of the moments, and of the average.
-    pub fn held(&self) -> [usize; 2] {
+    pub fn state_bytes(&self) -> [usize; 2] {
         match &self.home {
             Home::Memory(units) => {
-                let sum = |kind: Kind| units.iter().filter_map(|unit| unit.get(kind as usize)).map(held).sum::<usize>();
+                let sum = |kind: Kind| {
+                    units.iter().filter_map(|unit| unit.get(kind as usize)).map(storage_bytes).sum::<usize>()
+                };
                 [sum(Kind::M) + sum(Kind::V), sum(Kind::Average)]
             }
             Home::Disk(_) => [0; 2],
         }
     }
 
-    /// The byte of the file where a unit's numbers begin.
+    /// The byte of the file where a unit's values begin.
     fn start(&self, unit: usize) -> u64 {
         self.lens[..unit].iter().map(|len| (4 * self.kinds * len) as u64).sum()
     }

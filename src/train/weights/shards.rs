@@ -1,4 +1,4 @@
-//! A unit's flat buffer over all ranks: whose part is which, and the collectives that sum it, put it together and take it apart.
+//! Shards a unit's flat buffer over all ranks, with the collectives that sum, gather and collect it.
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
@@ -48,7 +48,8 @@ impl Shards {
         Ok(())
     }
 
-    /// This rank's part of the sum of all ranks' `whole`, which it has the same bits of as [`Communicator::all_reduce`].
+    /// This rank's part of the sum of all ranks' `whole`, which it has the same bits of as
+    /// [`Communicator::all_reduce`].
     pub fn reduce(&self, whole: &Tensor) -> Result<Tensor> {
         let counts: Vec<usize> = (0..self.split.parts).map(|rank| self.split.count(rank)).collect();
         self.world.reduce_scatter(whole, &counts)

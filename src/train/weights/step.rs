@@ -1,8 +1,9 @@
-//! A step of the optimizer on what this rank holds: gradients summed over ranks, their norm, weights changed and shared again.
+//! Runs an optimizer step on what this rank holds: sums gradients over ranks, takes their norm, changes the weights and
+//! shares them again.
 
 use candle_core::{Device, Tensor};
 
-use super::{UnitState, Weights};
+use super::{TrainState, UnitState};
 use crate::Result;
 use crate::model::Unit;
 use crate::ops::{read, write};
@@ -12,8 +13,9 @@ use crate::train::ema::ema_decay;
 use crate::train::optimizer::gpu;
 use crate::train::optimizer::{Shard, clip_coefficient, norm_squared, sgd};
 
-impl Weights {
-    /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's was ready.
+impl TrainState {
+    /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's
+    /// was ready.
     pub fn sum_gradients(&self) -> Result<()> {
         for (unit, state) in self.each() {
             match self.zero {
@@ -93,7 +95,8 @@ impl Weights {
         clip_coefficient(norm, if self.clip > 0.0 { self.clip } else { f64::INFINITY })
     }
 
-    /// Changes the part of unit `i`'s parameters that this rank updates, by the gradient there; then all ranks have all of them.
+    /// Changes the part of unit `i`'s parameters that this rank updates, by the gradient there; then all ranks have all
+    /// of them.
     fn change(&self, i: usize, change: impl FnOnce(&UnitState, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
         let (unit, state) = (&self.model.units[i], &self.units[i]);
         let grads = match &state.grad {
@@ -102,8 +105,8 @@ impl Weights {
         };
         match &state.value {
             Some(shard) => {
-                if let Some(ahead) = &self.ahead {
-                    ahead.forget()?; // of an abandoned step: it is outdated from here on
+                if let Some(prefetch) = &self.prefetch {
+                    prefetch.forget()?; // of an abandoned step: it is outdated from here on
                 }
                 change(state, shard, &grads)
             }
@@ -120,7 +123,7 @@ impl Weights {
     }
 }
 
-/// The sum of squares of a tensor's numbers, where they are.
+/// The sum of squares of a tensor's elements, on its device.
 fn norm_squared_of(values: &Tensor) -> Result<f64> {
     #[cfg(feature = "cuda")]
     if values.device().is_cuda() {

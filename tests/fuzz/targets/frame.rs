@@ -1,7 +1,7 @@
-//! What ranks send each other: a hello, then frames. What is read is written as it came.
+//! Fuzzes what ranks send each other: a hello, then frames. What is read is written as it came.
 #![no_main]
 
-use longreel::parallel::frames::Frame;
+use longreel::parallel::wire::Frame;
 use longreel::parallel::handshake::Hello;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,0 +1,45 @@
+//! Calls hooks before and after the engine uses a unit's parameters, to gather and release sharded parameters.
+//!
+//! The engine goes through the model a unit at a time, forward and then backward. So of parameters and gradients that
+//! are sharded over ranks, no more than a unit need be gathered at once. How they are sharded is not known here.
+
+use super::Engine;
+use crate::Result;
+
+/// What a unit is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// Its parameters.
+    Forward,
+    /// Its parameters, and its gradient to add to.
+    Backward,
+}
+
+/// The owner of a model's parameters and gradients. Units are numbered as in
+/// [`Model::units`](crate::model::Model::units).
+///
+/// All ranks call the same hooks in the same order, so that a hook may call collectives.
+pub trait ParamHooks {
+    /// Called before the engine uses the unit (FSDP: unshard).
+    fn before_use(&self, unit: usize, pass: Pass) -> Result<()>;
+
+    /// Called after the engine has used the unit (FSDP: reshard). After [`Pass::Backward`], its gradient is that of
+    /// this micro-batch on this rank.
+    fn after_use(&self, unit: usize, pass: Pass) -> Result<()>;
+}
+
+impl Engine<'_> {
+    /// Does `work`, which uses unit number `unit`.
+    pub(super) fn with_unit<T>(&self, unit: usize, pass: Pass, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(hooks) = self.hooks else { return work() };
+        hooks.before_use(unit, pass)?;
+        let result = work()?;
+        hooks.after_use(unit, pass)?;
+        Ok(result)
+    }
+
+    /// The head's unit; the embedding's is 0, block i's is i + 1.
+    pub(super) fn head_unit(&self) -> usize {
+        self.model.units.len() - 1
+    }
+}
