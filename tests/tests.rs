@@ -27,6 +27,7 @@ mod model;
 mod mpi;
 mod mutated;
 mod named;
+mod names;
 mod ops;
 mod optimizer;
 mod order;

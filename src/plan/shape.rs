@@ -97,23 +97,23 @@ impl Shape {
 
     /// Bytes of the row statistic of all this rank's heads.
     pub fn statistic(&self) -> u64 {
-        4 * (self.batch * self.mine() * self.group_tokens) as u64
+        4 * (self.batch * self.local_heads() * self.group_tokens) as u64
     }
 
-    /// Bytes of delta, a number for each of this rank's rows and each head.
+    /// Bytes of delta, a value for each of this rank's rows and each head.
     pub fn delta(&self) -> u64 {
         4 * (self.rows * self.width / self.head_dim) as u64
     }
 
     /// This rank's heads of all groups.
-    pub fn mine(&self) -> usize {
+    pub fn local_heads(&self) -> usize {
         self.groups.iter().map(|group| group[1]).sum()
     }
 
     /// Bytes of a block in a stash that copies, see [`stash::copied`].
     pub fn copied(&self, config: &RunConfig) -> u64 {
         let compute = if self.half { DType::BF16 } else { DType::F32 };
-        let lse = [self.batch, self.mine(), self.group_tokens];
+        let lse = [self.batch, self.local_heads(), self.group_tokens];
         stash::copied(&config.stash, self.gpu, &Shapes::new(self.rows, self.width, lse, DType::F32, compute))
     }
 }

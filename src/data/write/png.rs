@@ -20,20 +20,20 @@ pub struct PngWriter {
     /// Lines still to come.
     left: usize,
     /// Dropped before `file` is given its name, as it has a handle of it.
-    stream: png::StreamWriter<'static, Watched>,
+    stream: png::StreamWriter<'static, FailureRecorder>,
     trouble: Arc<AtomicI32>,
     file: NewFile,
 }
 
 /// A file whose first failure is remembered: the PNG library writes its last bytes while it is dropped, and says nothing if that
 /// fails.
-struct Watched {
+struct FailureRecorder {
     file: File,
     /// The system's number of the error; 0: none.
     trouble: Arc<AtomicI32>,
 }
 
-impl Write for Watched {
+impl Write for FailureRecorder {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes).inspect_err(|e| {
             if e.kind() != io::ErrorKind::Interrupted {
@@ -60,7 +60,7 @@ impl PngWriter {
         let file = NewFile::begin(path)?;
         let trouble = Arc::new(AtomicI32::new(0));
         let handle = file.file().try_clone().map_err(|e| failed(path, e))?;
-        let watched = Watched { file: handle, trouble: trouble.clone() };
+        let watched = FailureRecorder { file: handle, trouble: trouble.clone() };
         let mut encoder = png::Encoder::new(watched, width as u32, height as u32);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);

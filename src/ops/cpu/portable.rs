@@ -1,5 +1,5 @@
-//! Implements [`Simd`](super::Simd) for any CPU, with arrays of four f32 that the compiler turns into whatever vectors
-//! the target offers.
+//! Implements [`Simd`](super::simd::Simd) for any CPU, with arrays of four f32 that the compiler turns into whatever
+//! vectors the target offers.
 //!
 //! `BF16`: matrices that are packed are rounded to bf16, which f32 words hold. Multiply-add is two roundings here,
 //! because a fused one is a function call on targets without it.
