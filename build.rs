@@ -1,4 +1,4 @@
-//! With the feature `cuda`, compiles kernels/*.cu for the GPUs that it names; src/gpu/modules.rs embeds the results. Otherwise nothing.
+//! With the feature `cuda`, compiles kernels/*.cu for the GPUs that it names; src/cuda/modules.rs embeds the results. Otherwise nothing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -10,8 +10,8 @@ use longreel::data::{Augment, Dataset};
 use longreel::diffusion::Objective;
 use longreel::model::{Model, ModelConfig};
 use longreel::parallel::{Sequence, run_threads};
-use longreel::train::checkpoint::Checkpoint;
-use longreel::train::sampling::{ClipSampler, ClipSpec, Request};
+use longreel::sample::{ClipSampler, ClipSpec, Request};
+use longreel::state::checkpoint::Checkpoint;
 use longreel::{Error, Result};
 
 fn main() -> Result<()> {

@@ -1,8 +1,8 @@
 // AdamW with clipping and the moving average in one pass over flat f32 buffers, and the squared norm that clipping
-// needs: what src/train/optimizer.rs and ema.rs do on a CPU.
+// needs: what src/state/optimizer.rs and ema.rs do on a CPU.
 #include "common.cuh"
 
-/// What one step does to every element; see `Step` in src/train/optimizer.rs, whose names these are.
+/// What one step does to every element; see `Step` in src/state/optimizer.rs, whose names these are.
 struct AdamW {
     float beta1, beta2, rest1, rest2; // rest: 1 - beta
     float scale;                      // of gradients, for clipping

@@ -28,13 +28,10 @@ pub enum Error {
     Candle(candle_core::Error),
 }
 
+/// With the feature `cuda`, src/cuda/errors.rs converts, since it knows what a driver's errors mean.
+#[cfg(not(feature = "cuda"))]
 impl From<candle_core::Error> for Error {
-    /// Where a GPU's driver is at the root, with what its error means, for Candle gives the error's name only.
     fn from(e: candle_core::Error) -> Self {
-        #[cfg(feature = "cuda")]
-        if let Some(meaning) = crate::gpu::explain(&e) {
-            return Self::Invalid(meaning);
-        }
         Self::Candle(e)
     }
 }

@@ -4,9 +4,9 @@
 //! Everything but attention is token-local, so a network is an alternation of token-local pieces, which run tile by
 //! tile, and attention, the only place where ranks talk. `docs/design.md` tells the whole; the rooms, from the top:
 //!
-//! - [`cli`]: the commands; [`config`]: what a user may write.
-//! - [`train`]: the loop, optimizer, EMA, checkpoints; [`observe`]: metrics, and what shows them.
-//! - [`plan`]: what a step will need, before it runs.
+//! - [`cli`]: the commands.
+//! - [`train`]: the loop; [`plan`]: what a step will need, before it runs; [`sample`]: from noise to clips.
+//! - [`batch`]: clips as the engine sees them; [`state`]: what a run carries from step to step, and its checkpoints.
 //! - [`data`]: folders to clips to a rank's frames; [`engine`]: forward and backward over model and attention.
 //! - [`model`]: the network's token-local pieces; [`diffusion`]: noise, targets, samplers.
 //! - [`attention`]: the global operation; [`parallel`]: communicators and sharding; [`ops`]: differentiable fused ops.
@@ -16,23 +16,26 @@
 
 pub mod allocator;
 pub mod attention;
+pub mod batch;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod data;
 pub mod diffusion;
 pub mod engine;
 mod error;
 pub mod files;
-#[cfg(feature = "cuda")]
-mod gpu;
 pub mod hub;
-pub mod meter;
 pub mod model;
 pub mod observe;
 pub mod ops;
 pub mod parallel;
 pub mod plan;
 pub mod rng;
+pub mod sample;
+pub mod simd;
+pub mod state;
 pub mod terminal;
 pub mod train;
 

@@ -2,7 +2,7 @@
 //! scripts of benches/ that put it beside PyTorch, without PyTorch.
 
 use crate::train::{fail, longreel, succeed, text};
-use longreel::ops::cpu::{self, Isa};
+use longreel::simd::{self, Isa};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -135,11 +135,11 @@ fn bench_prints_a_table_without_json() {
 /// A CPU of any age, as far as this one (or a mask on the whole test run) goes.
 #[test]
 fn masked_features_are_not_used() {
-    assert!(Isa::allowed().is_ok(), "{} of the tests themselves", cpu::CPU_VARIABLE);
+    assert!(Isa::allowed().is_ok(), "{} of the tests themselves", simd::CPU_VARIABLE);
     for newest in Isa::ALL.into_iter().filter(|&path| path >= Isa::Portable && path.is_available()) {
         let masked = |args: &[&str]| {
             let mut command = bench(args);
-            command.env(cpu::CPU_VARIABLE, newest.name());
+            command.env(simd::CPU_VARIABLE, newest.name());
             command
         };
         let best = succeed(&mut masked(&[ATTENTION, &["--json"]].concat()));
@@ -153,7 +153,7 @@ fn masked_features_are_not_used() {
         }
     }
     for wrong in ["mmx", "tiles", "AVX2"] {
-        let output = bench(ATTENTION).env(cpu::CPU_VARIABLE, wrong).output().unwrap();
+        let output = bench(ATTENTION).env(simd::CPU_VARIABLE, wrong).output().unwrap();
         let expected = format!(
             "error: LONGREEL_CPU=\"{wrong}\": must be one of portable, avx2, avx512, avx512-bf16, amx, or unset\n"
         );

@@ -1,7 +1,7 @@
 //! Tests checkpoints: they come back as they were, appear whole or not at all, and older ones go only for newer ones.
 
 use longreel::config::RunConfig;
-use longreel::train::checkpoint::{Checkpoint, RunFolder, Saving, State};
+use longreel::state::checkpoint::{Checkpoint, RunFolder, Saving, State};
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;

@@ -10,7 +10,7 @@ use longreel::data::{FrameRegion, Frames, RowOrder};
 use longreel::diffusion::{channel_first, noise_rows, noisy, training_key};
 use longreel::ops::{Param, Rope, Rows, Tape, rms_rope};
 use longreel::rng::{Key, Purpose};
-use longreel::train::optimizer::{AdamW, Shard, norm_squared};
+use longreel::state::optimizer::{AdamW, Shard, norm_squared};
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 
 use longreel::files::{Header, Tensors};
 use longreel::model::{Model, ModelConfig};
-use longreel::train::progress::memory;
+use longreel::observe::process::memory;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;

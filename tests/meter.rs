@@ -9,7 +9,7 @@ use longreel::attention::Ring;
 use longreel::config::Stash as Settings;
 use longreel::engine::stash::Stash;
 use longreel::engine::{Engine, Objective, Source};
-use longreel::meter::{Section, StepMeter, StepTimes, Traffic};
+use longreel::observe::meter::{Section, StepMeter, StepTimes, Traffic};
 use longreel::parallel::{Communicator, Mesh, Metered, Reduce, Single, run_threads};
 use longreel::plan::flops;
 use std::ops::Range;

@@ -4,8 +4,8 @@
 
 use longreel::config::{Schedule, Train};
 use longreel::rng::{Key, Purpose};
-use longreel::train::ema::ema_decay;
-use longreel::train::optimizer::{AdamW, Shard, clip_coefficient, first_non_finite, norm_squared, sgd};
+use longreel::state::ema::ema_decay;
+use longreel::state::optimizer::{AdamW, Shard, clip_coefficient, first_non_finite, norm_squared, sgd};
 use longreel::train::schedule::LearningRate;
 use std::ops::Range;
 

@@ -36,6 +36,7 @@ mod parallel;
 mod plan;
 mod quality;
 mod ring;
+mod rooms;
 mod runs;
 mod shell;
 mod stash;

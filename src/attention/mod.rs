@@ -17,7 +17,7 @@ mod ulysses;
 use candle_core::Tensor;
 
 use crate::Result;
-use crate::meter::StepMeter;
+use crate::observe::meter::StepMeter;
 pub use check::{BACKWARD, FORWARD};
 pub use ring::Ring;
 pub use sequence::SequenceAttention;

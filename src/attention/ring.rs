@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
 use super::{attend, check, differentiate};
-use crate::meter::StepMeter;
+use crate::observe::meter::StepMeter;
 use crate::ops::bytes;
 use crate::ops::{Real, Tape, add_assign, cast, read, write};
 use crate::parallel::{Communicator, Split};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::ring::Ring;
 use super::ulysses::Ulysses;
-use crate::meter::StepMeter;
+use crate::observe::meter::StepMeter;
 use crate::parallel::{Communicator, Sequence, Split};
 use crate::{Result, bail};
 

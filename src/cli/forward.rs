@@ -11,8 +11,8 @@ use crate::engine::{Engine, Objective, Source};
 use crate::files::{Tensors, write_tensors};
 use crate::model::{Conditioning, Model, ModelConfig, Patches};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
+use crate::state::named::NamedModel;
 use crate::train::device::device;
-use crate::train::named::NamedModel;
 use crate::{Result, bail, hub};
 
 /// Run a diffusers transformer folder on the inputs of a safetensors file.

@@ -8,8 +8,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::observe::stderr::Stderr;
 use crate::parallel::{is_first, thread_refused};
-use crate::train::progress::Stderr;
 use crate::{Error, Result};
 
 static CAUGHT: AtomicBool = AtomicBool::new(false);

@@ -22,10 +22,10 @@ mod watch;
 
 use crate::allocator::report_shortage;
 use crate::files::{check_target, expand_home};
+use crate::observe::stderr::Stderr;
 use crate::observe::warnings::KeepWarnings;
-use crate::ops::cpu;
 use crate::parallel::{Launch, LauncherEnv, Limits, is_first, is_to_tell, start_pool, threads_per_rank};
-use crate::train::progress::Stderr;
+use crate::simd;
 use crate::{Error, Result, bail, terminal};
 use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -73,7 +73,7 @@ const ABANDONED: u8 = 130;
 /// all.
 pub fn main() -> ExitCode {
     #[cfg(feature = "cuda")]
-    crate::gpu::before_start();
+    crate::cuda::before_start();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -84,7 +84,7 @@ pub fn main() -> ExitCode {
         }
     };
     let ready = start_logging()
-        .and_then(|()| interrupt::outlive_file_limit().and_then(|()| cpu::Isa::allowed()).map_err(|e| e.to_string()))
+        .and_then(|()| interrupt::outlive_file_limit().and_then(|()| simd::Isa::allowed()).map_err(|e| e.to_string()))
         .and_then(|_| report_shortage().map_err(|e| format!("SIGABRT cannot be caught: {e}")));
     if let Err(message) = ready {
         if is_first() {

@@ -15,7 +15,8 @@ use crate::files::gib;
 use crate::model::ModelConfig;
 use crate::plan::search::{Change, Search};
 use crate::plan::time::{Rates, Times};
-use crate::plan::{Plan, longest, network, shortest};
+use crate::plan::{Plan, longest, shortest};
+use crate::state::network::network;
 use crate::terminal::counted;
 use crate::{Result, bail};
 

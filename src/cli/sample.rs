@@ -13,10 +13,10 @@ use crate::diffusion::Objective;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Communicator, Launch, Sequence, agree, is_first};
+use crate::sample::{ClipSampler, ClipSpec, Request, SamplingState, check_guidance};
+use crate::sample::{FPS_OF_IMAGES, Sampled};
+use crate::state::named::NamedModel;
 use crate::train::device::device;
-use crate::train::named::NamedModel;
-use crate::train::sampled::{FPS_OF_IMAGES, Sampled};
-use crate::train::sampling::{ClipSampler, ClipSpec, Request, SamplingState, check_guidance};
 use crate::{Error, Result, bail, hub, terminal};
 
 /// Frames of a clip on a contact sheet.

@@ -1,8 +1,9 @@
 //! The progress of `longreel sample`: a line that renews itself on a terminal, a log line now and then elsewhere.
 
+use crate::observe::stderr::{bar, leave};
+use crate::sample::SamplingState;
 use crate::terminal::clock;
-use crate::train::progress::{LOG_EVERY, bar, leave};
-use crate::train::sampling::SamplingState;
+use crate::train::progress::LOG_EVERY;
 use indicatif::ProgressBar;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::print;
 use crate::files::file_size;
+use crate::state::checkpoint::{Verdict, verify};
 use crate::terminal::counted;
-use crate::train::checkpoint::{Verdict, verify};
 use crate::{Result, bail, terminal};
 
 /// Read every file of a run's checkpoints and compare it with its checksum.

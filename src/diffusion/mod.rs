@@ -17,6 +17,8 @@ pub use guidance::{Condition, Guidance};
 pub use noise::{channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key, training_key};
 pub use objective::Objective;
 pub use sampler::Sampler;
-pub use schedule::{LabelDropout, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep};
+pub use schedule::{
+    LabelDropout, QUANTILES, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep,
+};
 pub(crate) use tiled::State;
 pub use tiled::{Make, Take, Velocity};

@@ -9,6 +9,9 @@ use crate::config::{Diffusion, Timesteps};
 use crate::rng::{Key, Purpose};
 use crate::{Result, bail};
 
+/// How many quantiles: 1/8, 3/8, 5/8 and 7/8 of the distribution.
+pub const QUANTILES: usize = 4;
+
 /// The smallest sigma that sampling asks the network about, before the shift, in the limit of many steps.
 const LAST_SIGMA: f64 = 1.0 / 1000.0;
 

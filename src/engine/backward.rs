@@ -7,8 +7,8 @@ use super::flops::BOTH;
 use super::{Attention, Engine, Objective, Pass, Phase, Residuals, Stash};
 use crate::Result;
 use crate::attention::side_by_side;
-use crate::meter::{Section, Traffic};
 use crate::model::{Block, Condition};
+use crate::observe::meter::{Section, Traffic};
 use crate::ops::bytes::set_rows;
 use crate::ops::{Tape, add_assign, row_dot};
 

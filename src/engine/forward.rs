@@ -7,8 +7,8 @@ use super::heads::HeadGroup;
 use super::{Attention, Engine, Pass, Phase, Residuals, Source, Stash};
 use crate::Result;
 use crate::attention::side_by_side;
-use crate::meter::{Section, Traffic};
 use crate::model::{Block, BlockCondition, Condition, Conditioning};
+use crate::observe::meter::{Section, Traffic};
 use crate::ops::Tape;
 use crate::ops::bytes::set_rows;
 

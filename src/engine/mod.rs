@@ -27,8 +27,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::Hardware;
-use crate::meter::{Section, StepMeter};
 use crate::model::{Conditioning, Model};
+use crate::observe::meter::{Section, StepMeter};
 use crate::ops::bytes;
 use crate::ops::{Rope, Rows, Tape};
 use crate::parallel::Sequence;

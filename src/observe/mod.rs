@@ -7,6 +7,8 @@
 //! - `runs` finds runs, `folder` opens files within one and nothing outside it;
 //! - `follow` reads metrics as they grow, `series` keeps them in bounded memory, `details` is all else that a run has;
 //! - `status` and `lock` say of one run how far it is and whether a process is at work in it;
+//! - `meter` says of a rank where it is in a step and where the time went, `process` what memory it has, `stderr` shares
+//!   the terminal between log and progress;
 //! - `http`, `server` and `page` answer a browser on this machine; `report` writes all of it into one file;
 //! - `page/` has the page itself.
 
@@ -16,13 +18,16 @@ mod follow;
 mod history;
 mod http;
 pub mod lock;
+pub mod meter;
 pub mod metrics;
 mod page;
+pub mod process;
 mod report;
 mod runs;
 mod series;
 mod server;
 pub mod status;
+pub mod stderr;
 pub mod tensorboard;
 pub mod warnings;
 

@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::cpu::uninit_vec::UninitVec;
+use crate::simd::uninit_vec::UninitVec;
 use crate::{Result, bail};
 
 /// Bytes that one task copies: large enough to amortise a task, small enough to share a head over threads.

@@ -7,9 +7,9 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Tape;
-use super::cpu::uninit_vec::UninitVec;
-use super::cpu::{narrowed, widened};
 use super::custom::contiguous;
+use crate::simd::uninit_vec::UninitVec;
+use crate::simd::{narrowed, widened};
 
 const CHUNK: usize = 1 << 14;
 
@@ -50,7 +50,7 @@ impl CustomOp1 for Cast {
         storage: &candle_core::CudaStorage,
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        Ok((crate::gpu::cast(storage, layout, self.0)?, Shape::from(layout.dims())))
+        Ok((crate::cuda::cast(storage, layout, self.0)?, Shape::from(layout.dims())))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {

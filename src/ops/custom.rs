@@ -13,7 +13,7 @@ use super::Real;
 type Candle<T> = candle_core::Result<T>;
 
 #[cfg(feature = "cuda")]
-use super::gpu::{Array, Numbers, host1, host2};
+use super::cuda::{Array, Numbers, host1, host2};
 
 /// The values of a contiguous tensor, locked for reading; see [`read`].
 pub enum Values<'a, T> {
@@ -209,7 +209,7 @@ impl<O: Op1> CustomOp1 for Custom<O> {
         let dy = dy.contiguous()?;
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let lent = [x, y, &dy].map(crate::gpu::Lent::new);
+            let lent = [x, y, &dy].map(crate::cuda::Lent::new);
             let [x, y, dy] = [lent[0].array(O::NAME)?, lent[1].array(O::NAME)?, lent[2].array(O::NAME)?];
             return Ok(Some(x.tensor(self.0.gpu_backward(x, y, dy)?)));
         }
@@ -258,7 +258,7 @@ impl<O: Op2> CustomOp2 for Custom<O> {
         let dy = dy.contiguous()?;
         #[cfg(feature = "cuda")]
         if a.device().is_cuda() {
-            let lent = [a, b, &dy].map(crate::gpu::Lent::new);
+            let lent = [a, b, &dy].map(crate::cuda::Lent::new);
             let [a, b, dy_array] = [lent[0].array(O::NAME)?, lent[1].array(O::NAME)?, lent[2].array(O::NAME)?];
             let [da, db] = self.0.gpu_backward(a, b, dy_array)?;
             let gradient =

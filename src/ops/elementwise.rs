@@ -5,9 +5,9 @@ use half::bf16;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::cpu::uninit_vec::UninitVec;
 use super::custom::{Custom, Element, Op1, Op2, read, write};
 use super::{Real, Tape};
+use crate::simd::uninit_vec::UninitVec;
 
 /// Rows summed by one thread at a time: fixed, so that sums have the same bits for any number of threads.
 pub(crate) const CHUNK: usize = 64;
@@ -54,7 +54,7 @@ pub fn row_dot(a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
     }
     match a.dtype() {
         DType::F64 => Tensor::from_vec(go::<f64, f64>(a, b, d, |x| x)?, (n, heads), a.device()),
-        DType::BF16 => Tensor::from_vec(go::<bf16, f32>(a, b, d, super::cpu::widened)?, (n, heads), a.device()),
+        DType::BF16 => Tensor::from_vec(go::<bf16, f32>(a, b, d, crate::simd::widened)?, (n, heads), a.device()),
         _ => Tensor::from_vec(go::<f32, f32>(a, b, d, |x| x)?, (n, heads), a.device()),
     }
 }
@@ -90,7 +90,7 @@ pub fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
     }
     #[cfg(feature = "cuda")]
     if to.device().is_cuda() {
-        return crate::gpu::add_assign(to, values);
+        return crate::cuda::add_assign(to, values);
     }
     match to.dtype() {
         DType::F64 => go::<f64>(to, &read(values)?),
@@ -105,7 +105,7 @@ pub fn clear(t: &Tensor) -> Result<()> {
     }
     #[cfg(feature = "cuda")]
     if t.device().is_cuda() {
-        return crate::gpu::clear(t);
+        return crate::cuda::clear(t);
     }
     match t.dtype() {
         DType::F64 => write(t, |values: &mut [f64]| values.par_chunks_mut(RUN).for_each(|run| run.fill(0.0))),

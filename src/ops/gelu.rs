@@ -7,7 +7,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Real;
-use super::cpu::uninit_vec::UninitVec;
+use crate::simd::uninit_vec::UninitVec;
 
 const CHUNK: usize = 1 << 13;
 

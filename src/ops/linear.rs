@@ -8,18 +8,18 @@
 use candle_core::{DType, Result, Tensor};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use super::cpu::Isa;
-use super::cpu::product::Epilogue;
+#[cfg(feature = "cuda")]
+use super::cuda::{Array, Numbers, Start};
 use super::custom::{Custom, Op1, Op2, Values, read, write};
 use super::elementwise::sum_columns;
 use super::gelu::{gelu, gelu_backward};
-#[cfg(feature = "cuda")]
-use super::gpu::{Array, Numbers, Start};
 use super::products::{Packed, WeightMatrix};
 use super::residual::Gate;
 use super::{Param, Real, Rows, Tape};
 #[cfg(feature = "cuda")]
-use crate::gpu::Lent;
+use crate::cuda::Lent;
+use crate::simd::Isa;
+use crate::simd::product::Epilogue;
 
 /// A linear layer over weights `[out, in]` and bias `[out]`.
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ impl Linear {
     pub fn accumulate(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let lent = [x, dy].map(crate::gpu::Lent::new);
+            let lent = [x, dy].map(crate::cuda::Lent::new);
             return self.accumulate_on_gpu(lent[0].array("linear")?, lent[1].array("linear")?);
         }
         match x.dtype() {
@@ -321,13 +321,13 @@ impl Op1 for WithGelu {
 impl WithGelu {
     fn on_gpu(&self, x: Array) -> Result<Numbers> {
         let sums = self.linear.on_gpu(x, Start::Nothing)?;
-        let y = super::gpu::gelu(x.device(), &sums)?;
+        let y = super::cuda::gelu(x.device(), &sums)?;
         self.preactivation.save(sums);
         Ok(y)
     }
 
     fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
-        let d_sums = dy.tensor(super::gpu::gelu_backward(self.preactivation.get::<Numbers>()?, dy)?);
+        let d_sums = dy.tensor(super::cuda::gelu_backward(self.preactivation.get::<Numbers>()?, dy)?);
         self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)
     }
 }

@@ -9,13 +9,13 @@
 
 pub(crate) mod bytes;
 mod cast;
-pub mod cpu;
+
+#[cfg(feature = "cuda")]
+mod cuda;
 mod custom;
 mod elementwise;
 mod gelu;
 mod gemm;
-#[cfg(feature = "cuda")]
-mod gpu;
 mod linear;
 mod math;
 mod norm;
@@ -31,17 +31,17 @@ mod tape;
 macro_rules! on_gpu {
     () => {
         #[cfg(feature = "cuda")]
-        fn gpu_forward(&self, x: crate::ops::gpu::Array) -> Result<crate::ops::gpu::Numbers> {
+        fn gpu_forward(&self, x: crate::ops::cuda::Array) -> Result<crate::ops::cuda::Numbers> {
             self.on_gpu(x)
         }
 
         #[cfg(feature = "cuda")]
         fn gpu_backward(
             &self,
-            x: crate::ops::gpu::Array,
-            _: crate::ops::gpu::Array,
-            dy: crate::ops::gpu::Array,
-        ) -> Result<crate::ops::gpu::Numbers> {
+            x: crate::ops::cuda::Array,
+            _: crate::ops::cuda::Array,
+            dy: crate::ops::cuda::Array,
+        ) -> Result<crate::ops::cuda::Numbers> {
             self.back_on_gpu(x, dy)
         }
     };
@@ -49,11 +49,11 @@ macro_rules! on_gpu {
 use on_gpu;
 
 pub use cast::cast;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::{Array, Numbers, numbers};
 pub(crate) use custom::{Custom, Op1};
 pub use custom::{Element, Values, read, write};
 pub use elementwise::{add, add_assign, clear, row_dot, silu, sum_columns};
-#[cfg(feature = "cuda")]
-pub(crate) use gpu::{Array, Numbers, numbers};
 pub use linear::{Linear, PackedGuard};
 pub use math::Real;
 pub use norm::{Affine, layer_norm, rms_norm, rms_rope};

@@ -5,10 +5,10 @@ use candle_core::{Result, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::cpu::uninit_vec::UninitVec;
 use super::custom::{Custom, Op1, Values, read};
 use super::elementwise::CHUNK;
 use super::{Param, Real, Rope, Rows, Tape};
+use crate::simd::uninit_vec::UninitVec;
 
 /// What follows the normalisation of a row: y = xhat * a + b.
 #[derive(Clone, Debug)]

@@ -40,7 +40,7 @@ impl Param {
         let g = g.contiguous()?;
         #[cfg(feature = "cuda")]
         if g.device().is_cuda() {
-            return crate::gpu::add_assign(&self.grad, &g);
+            return crate::cuda::add_assign(&self.grad, &g);
         }
         match g.dtype() {
             candle_core::DType::F64 => self.add_grad::<f64>(0, &read(&g)?),

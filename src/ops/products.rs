@@ -3,10 +3,10 @@
 
 use std::sync::OnceLock;
 
-use super::cpu::panel::{Lines, Matrix, Panels, across, across_left, along, right_words};
-use super::cpu::product::{Epilogue, add_product, product};
-use super::cpu::{Isa, with_isa};
 use super::gemm;
+use crate::simd::panel::{Lines, Matrix, Panels, across, across_left, along, right_words};
+use crate::simd::product::{Epilogue, add_product, product};
+use crate::simd::{Isa, with_isa};
 
 /// A weight matrix `[out, inner]`, and the instruction set that multiplies it.
 pub struct WeightMatrix<'a, T> {

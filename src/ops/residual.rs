@@ -4,10 +4,10 @@
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::cpu::uninit_vec::UninitVec;
 use super::custom::read;
 use super::elementwise::CHUNK;
 use super::{Param, Real, Rows};
+use crate::simd::uninit_vec::UninitVec;
 
 /// Row `index` of each sample's `modulation` `[B, k, width]`.
 pub(super) struct Gate {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{Communicator, Reduce};
 use crate::Result;
-use crate::meter::{Section, StepMeter, Traffic};
+use crate::observe::meter::{Section, StepMeter, Traffic};
 
 /// A communicator whose calls are metered, as are those of the communicators that are split from it.
 pub struct Metered {

@@ -10,8 +10,8 @@ use crate::config::{Compute, Place, RunConfig};
 use crate::engine::Phase as At;
 use crate::engine::stash::{CHUNKS, FLYING, STAGING};
 use crate::model::ModelConfig;
-use crate::ops::cpu::scratch::{KEPT, LARGEST, serves};
 use crate::ops::packed_words;
+use crate::simd::scratch::{KEPT, LARGEST, serves};
 
 /// Bytes of a tile's intermediates; those of `before` and `after` forward and backward.
 #[derive(Clone, Copy)]
@@ -206,7 +206,7 @@ impl Groups {
 }
 
 /// Bytes of packed operands: attention's, a block's weights, a tile's. Small ones are kept for the next use
-/// (ops/cpu/scratch.rs), so they are there in every phase.
+/// (simd/scratch.rs), so they are there in every phase.
 #[derive(Clone, Copy)]
 pub struct Panels {
     /// Attention's: keys and values; queries, sums.

@@ -20,10 +20,12 @@ use crate::Result;
 use crate::config::{Place, RunConfig};
 use crate::data::Decoding;
 use crate::model::ModelConfig;
-use crate::model::folder::read_config;
 pub use flops::Work;
 use phases::phases;
 use shape::Shape;
+
+/// Steps of a rehearsal, unless the run has fewer: what the first one leaves behind, the second one finds.
+pub const REHEARSED: u64 = 2;
 
 /// Bytes of something that lives during a phase.
 #[derive(Clone, Debug, PartialEq)]
@@ -163,14 +165,6 @@ impl Plan {
     pub fn per_rank(&self) -> u64 {
         self.largest().peak().bytes() + self.process / self.ranks.len() as u64
     }
-}
-
-/// The network of a config: the sizes it names, or the config.json of the folder that it names. No weights are read.
-pub fn network(config: &RunConfig) -> Result<ModelConfig> {
-    let Some(from) = &config.model.from else { return Ok(crate::train::setup::network(config)) };
-    let path = crate::train::named::NamedModel::find(&crate::hub::resolve(from)?)?.dir.join("config.json");
-    let json = read_config(&path).map_err(|e| e.at("model.from"))?;
-    ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))
 }
 
 /// The config with a clip of so many patches of frames.

@@ -11,7 +11,7 @@ use crate::config::{Place, RunConfig};
 use crate::data::{Decoding, FrameCache};
 use crate::engine::Phase as At;
 use crate::model::{Model, ModelConfig};
-use crate::train::weights::IN_FLIGHT;
+use crate::state::weights::IN_FLIGHT;
 
 /// Everything that phases are made of.
 struct Step<'a> {
@@ -123,7 +123,7 @@ fn clips(config: &RunConfig, rehearsal: bool) -> u64 {
 
 /// Clips of all steps.
 fn clips_of_a_run(config: &RunConfig, rehearsal: bool) -> u64 {
-    let steps = if rehearsal { crate::train::REHEARSED.min(config.train.steps) } else { config.train.steps };
+    let steps = if rehearsal { super::REHEARSED.min(config.train.steps) } else { config.train.steps };
     steps.saturating_mul((config.train.batch * config.train.accumulate) as u64)
 }
 

@@ -6,9 +6,9 @@ use super::{Plan, flops};
 use crate::Result;
 use crate::config::RunConfig;
 use crate::data::{Decoding, FrameCache};
+use crate::diffusion::QUANTILES;
 use crate::diffusion::{Guidance, Sampler, inference_sigmas, resolve_shift};
 use crate::model::ModelConfig;
-use crate::train::heldout::QUANTILES;
 
 /// What time is computed from.
 #[derive(Clone, Copy, Debug)]

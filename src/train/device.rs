@@ -26,7 +26,7 @@ pub fn device(wanted: Option<Hardware>, name: &str, ranks: usize, launch: &Launc
              cuda`, or set {name} = \"cpu\""
         ),
         #[cfg(feature = "cuda")]
-        (Hardware::Cuda, None) if ranks == 1 => crate::gpu::open(0)
+        (Hardware::Cuda, None) if ranks == 1 => crate::cuda::open(0)
             .map_err(|e| crate::Error::Invalid(format!("{name} is \"cuda\", but {e}; or set {name} = \"cpu\""))),
         (Hardware::Cuda, None) => bail!(
             "{name} is \"cuda\" and there are {ranks} ranks, which would share one GPU: start a process for each, as torchrun does \
@@ -53,7 +53,7 @@ pub fn name(device: &Device) -> String {
 pub fn used_at_most(device: &Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => crate::gpu::Memory::of(device).ok().map(|memory| memory.used_most),
+        Device::Cuda(device) => crate::cuda::Memory::of(device).ok().map(|memory| memory.used_most),
         _ => None,
     }
 }
@@ -66,7 +66,7 @@ pub fn check(device: &Device) -> Result<()> {
             .cuda_stream()
             .context()
             .check_err()
-            .map_err(|e| crate::Error::Invalid(format!("the GPU reports: {}", crate::gpu::meaning(e)))),
+            .map_err(|e| crate::Error::Invalid(format!("the GPU reports: {}", crate::cuda::meaning(e)))),
         _ => Ok(()),
     }
 }

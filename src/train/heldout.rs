@@ -4,19 +4,16 @@
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
-use super::clips::{NoisyClip, NoisyClips, squared_errors, upload};
-use super::sampling::conditioning;
 use super::setup::RunSetup;
 use crate::Result;
+use crate::batch::{NoisyClip, NoisyClips, squared_errors, upload};
 use crate::config::Label;
 use crate::data::FrameRegion;
-use crate::diffusion::{Objective, SigmaDistribution, heldout_key, timestep};
+use crate::diffusion::{Objective, QUANTILES, SigmaDistribution, heldout_key, timestep};
 use crate::engine::Engine;
 use crate::model::Model;
 use crate::parallel::{Mesh, Reduce};
-
-/// How many quantiles: 1/8, 3/8, 5/8 and 7/8 of the distribution.
-pub const QUANTILES: usize = 4;
+use crate::sample::conditioning;
 
 /// What is needed to measure the held-out loss on one rank.
 pub struct Heldout<'a> {

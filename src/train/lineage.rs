@@ -6,12 +6,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 use toml::{Table, Value};
 
-use super::checkpoint::{Checkpoint, DataCounts, RunFolder, State};
-use super::named::NamedModel;
 use crate::config::{Label, RunConfig};
 use crate::data::Dataset;
 use crate::files::atomic_write;
 use crate::model::ModelConfig;
+use crate::state::checkpoint::{Checkpoint, DataCounts, RunFolder, State};
+use crate::state::named::NamedModel;
 use crate::{Error, Result, bail, hub};
 
 /// Classes that are named where they do not fit.

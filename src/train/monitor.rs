@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::Progress;
 use crate::Result;
-use crate::meter::{Now, Section, StepMeter};
+use crate::observe::meter::{Now, Section, StepMeter};
 use crate::parallel::thread_refused;
 
 /// Time between two looks at the meters.

@@ -1,86 +1,15 @@
 //! Shows a run's progress: one line that renews itself on a terminal, a log line now and then elsewhere.
 
 use crate::files::gib;
-use crate::terminal::{self, clock, epoch, rate};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::Write;
+use crate::observe::process::{Memory, memory};
+use crate::observe::stderr::{bar, leave};
+use crate::terminal::{clock, epoch, rate};
+use indicatif::ProgressBar;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Without a terminal a log line comes this often.
 pub(crate) const LOG_EVERY: Duration = Duration::from_secs(60);
-
-/// Resident memory of this process in bytes; 0 where the system does not tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    pub now: u64,
-    pub peak: u64,
-}
-
-/// This process's memory, from `/proc/self/status` (VmRSS, VmHWM).
-pub fn memory() -> Memory {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    parse_memory(&status)
-}
-
-/// Page faults of this process so far that read nothing from disk, from `/proc/self/stat`; 0 where the system does not
-/// tell.
-pub fn page_faults() -> u64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The tenth field; the second is the program's name in brackets, which may hold anything.
-    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
-    after.split_whitespace().nth(7).and_then(|field| field.parse().ok()).unwrap_or(0)
-}
-
-fn parse_memory(status: &str) -> Memory {
-    let bytes = |key: &str| {
-        let line = status.lines().find_map(|l| l.strip_prefix(key))?;
-        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    Memory { now: bytes("VmRSS:").unwrap_or(0), peak: bytes("VmHWM:").unwrap_or(0) }
-}
-
-/// The bar on the screen, if any, so that log lines can step aside.
-static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
-
-/// Standard error for log lines: they appear above the progress line instead of through it. Give it to tracing's
-/// subscriber as the writer: `with_writer(|| progress::Stderr)`.
-#[derive(Clone, Copy, Debug)]
-pub struct Stderr;
-
-impl Write for Stderr {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let bar = BAR.lock().unwrap_or_else(|e| e.into_inner()).clone();
-        match bar {
-            Some(bar) => bar.suspend(|| std::io::stderr().write_all(bytes))?,
-            None => std::io::stderr().write_all(bytes)?,
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stderr().flush()
-    }
-}
-
-/// A line that renews itself, of which `done` parts of `length` are done, if stderr is a terminal that can do so. Log
-/// lines step aside for it until [`leave`].
-pub(crate) fn bar(length: u64, done: u64) -> Option<ProgressBar> {
-    terminal::renews_lines().then(|| {
-        let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
-        // The template is a constant, so the fallback is never seen.
-        let style = ProgressStyle::with_template("{bar:24.cyan/blue} {msg}").unwrap_or(ProgressStyle::default_bar());
-        bar.set_style(style.progress_chars("━╸─"));
-        bar.set_position(done);
-        *BAR.lock().unwrap_or_else(|e| e.into_inner()) = Some(bar.clone());
-        bar
-    })
-}
-
-/// Lets log lines come as they would without this line.
-pub(crate) fn leave() {
-    *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
-}
 
 /// Progress of a run: step, loss, tokens per second, memory and the time left; within a long step, how far that is.
 /// Ranks and whoever watches them share it.
@@ -254,27 +183,8 @@ fn memory_text(memory: Memory) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::sync::Arc;
-
-    #[test]
-    fn memory_is_read_in_bytes() {
-        let status = "Name:\tx\nVmPeak:\t  9999 kB\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
-        assert_eq!(parse_memory(status), Memory { now: 1 << 20, peak: 2 << 20 });
-        assert_eq!(parse_memory("VmRSS: nonsense"), Memory::default());
-        let block = std::hint::black_box(vec![1u8; 64 << 20]);
-        let memory = memory();
-        assert!(memory.peak >= 64 << 20 && memory.now > 1 << 20, "{memory:?}");
-        drop(block);
-    }
-
-    #[test]
-    fn touched_pages_are_counted() {
-        // More than an allocator keeps for others: 1000 pages that another test had freed made no fault.
-        let (before, pages) = (page_faults(), 20_000);
-        let block = std::hint::black_box(vec![1u8; pages * 4096]);
-        assert!(page_faults() > before, "{before}, then {}", page_faults());
-        drop(block);
-    }
 
     #[test]
     fn progress_line_has_step_loss_speed_memory_and_eta() {

@@ -4,9 +4,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use super::progress::memory;
 use crate::allocator;
 use crate::engine::Phase;
+use crate::observe::process::memory;
 use crate::plan::Plan;
 
 /// Predicted and measured bytes.

@@ -8,21 +8,22 @@ use super::about;
 use super::device;
 use super::lineage;
 use super::plot::loss_curve;
-use super::progress::{Progress, memory};
-use super::sampled::{FPS_OF_IMAGES, Sampled};
+use super::progress::Progress;
 use super::setup::RunSetup;
 use super::summary;
-use super::weights::TrainState;
 use crate::Result;
 use crate::data::Decoding;
 use crate::data::write::{PREVIEW_PIXELS, Preview, write_video};
 use crate::files::{create_folders, gib};
-use crate::meter::StepTimes;
+use crate::observe::meter::StepTimes;
 use crate::observe::metrics::{EPOCH, MetricsLog, Record};
+use crate::observe::process::memory;
 use crate::observe::tensorboard::{EventWriter, tag};
 use crate::observe::warnings::{Keeping, keep_in};
 use crate::parallel::{Communicator, Mesh};
 use crate::plan::Plan;
+use crate::sample::{FPS_OF_IMAGES, Sampled};
+use crate::state::weights::TrainState;
 use crate::terminal::counted;
 
 /// What one optimizer step measured.

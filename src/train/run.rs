@@ -10,8 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::checkpoint::{DataCounts, State};
-use super::clips::{NoisyClip, NoisyClips, upload};
 use super::device;
 use super::heldout::Heldout;
 use super::monitor::with_monitor;
@@ -19,19 +17,21 @@ use super::progress::Progress;
 use super::rehearsal::{Phases, Rehearsal, Seen};
 use super::report::{Report, Step};
 use super::run_lock::RunLock;
-use super::sampling::{self, ClipSampler, ClipSpec, Request};
 use super::schedule::LearningRate;
 use super::setup::{RunSetup, Start};
 use super::summary;
-use super::weights::TrainState;
+use crate::batch::{NoisyClip, NoisyClips, upload};
 use crate::config::{Label, RunConfig};
 use crate::data::{self, Decoding, Loader, Sample};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::{self, Stash};
-use crate::meter::{Section, StepMeter, StepTimes};
+use crate::observe::meter::{Section, StepMeter, StepTimes};
 use crate::parallel::{Communicator, Launch, Mesh, Metered, Reduce, agree, is_first};
-use crate::plan::Plan;
+use crate::plan::{Plan, REHEARSED};
+use crate::sample::{self, ClipSampler, ClipSpec, Request};
+use crate::state::checkpoint::{DataCounts, State};
+use crate::state::weights::TrainState;
 use crate::{Error, Result};
 
 /// Trains as `config` says, on ranks that `launch` runs, until its last step or until `interrupted` is set, on any of
@@ -72,9 +72,6 @@ pub fn run(config: RunConfig, start: Start, launch: &Launch, interrupted: &Atomi
     let abandoned = with_monitor(&meters, setup.model.num_layers, &progress, interrupted, run)?;
     abandoned.into_iter().flatten().next().map_or(Ok(()), |step| Err(Error::Abandoned { step }))
 }
-
-/// Steps of a rehearsal, unless the run has fewer: what the first one leaves behind, the second one finds.
-pub(crate) const REHEARSED: u64 = 2;
 
 /// Runs steps as `config` says, but without attention's arithmetic: memory, messages and stash are unchanged, values
 /// mean nothing. Saves nothing.
@@ -295,7 +292,7 @@ impl<'a> Rank<'a> {
             clips.push(NoisyClip { frames, pixels, sigma, noise });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
-        let conditioning = sampling::conditioning(&self.weights.model, &timesteps, &labels)?;
+        let conditioning = sample::conditioning(&self.weights.model, &timesteps, &labels)?;
         let tokens: usize = self.grid.iter().product();
         let elements = self.global_batch() as usize * tokens * self.setup.model.patch_out();
         let clips = NoisyClips {

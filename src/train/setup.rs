@@ -5,11 +5,8 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
-use super::checkpoint::{Checkpoint, RunFolder};
 use super::device::device;
 use super::lineage;
-use super::named::NamedModel;
-use super::sampling::check_guidance;
 use crate::config::{Compute, Label, RunConfig};
 use crate::data::{Apart, Dataset, Overlaps, refuse_own_output};
 use crate::engine::precision::check_on_gpu;
@@ -17,6 +14,10 @@ use crate::engine::stash::Shapes;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Launch, Sequence, Split, is_first};
+use crate::sample::check_guidance;
+use crate::state::checkpoint::{Checkpoint, RunFolder};
+use crate::state::named::NamedModel;
+use crate::state::network::described;
 use crate::{Error, Result, bail, hub};
 
 /// Where a run starts.
@@ -94,7 +95,7 @@ impl RunSetup {
         };
         let model = match &from {
             Some(folder) => ModelConfig::of(folder)?,
-            None => network(&config),
+            None => described(&config),
         };
         model.check()?;
         if device.is_cuda() {
@@ -213,23 +214,4 @@ fn random_name() -> Result<String> {
     let (source, mut bits) = ("/dev/urandom", [0; 16]);
     File::open(source).and_then(|mut file| file.read_exact(&mut bits)).map_err(|e| Error::io(source, e))?;
     Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The network `[model]` describes: on pixels, without text.
-pub(crate) fn network(config: &RunConfig) -> ModelConfig {
-    let m = &config.model;
-    ModelConfig {
-        patch_size: m.patch_size,
-        num_attention_heads: m.num_attention_heads,
-        attention_head_dim: m.attention_head_dim,
-        in_channels: 3,
-        out_channels: 3,
-        text_dim: 0,
-        freq_dim: m.freq_dim,
-        ffn_dim: m.ffn_dim,
-        num_layers: m.num_layers,
-        num_classes: m.num_classes,
-        pos_embed: m.pos_embed,
-        ..ModelConfig::default()
-    }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::files::gib;
-use crate::meter::{Section, StepTimes, Traffic};
+use crate::observe::meter::{Section, StepTimes, Traffic};
 use crate::terminal::counted;
 
 /// A table of `steps` steps that took `spent` together, each of `tokens` tokens.

@@ -3,7 +3,7 @@
 use super::media::*;
 use crate::mutated::{mutated, mutated_from};
 use longreel::data::{Dataset, check_image};
-use longreel::train::progress::memory;
+use longreel::observe::process::memory;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -5,8 +5,8 @@ use super::media::*;
 use longreel::config::Crop;
 use longreel::data::write::PngWriter;
 use longreel::data::{Augment, Dataset, FrameRegion, token_grid};
+use longreel::observe::process::memory;
 use longreel::parallel::Split;
-use longreel::train::progress::memory;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

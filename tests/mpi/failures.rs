@@ -162,7 +162,7 @@ fn has_ended(pid: u32) {
 
 /// The last checkpoint of a run that was ended is whole: the run goes on from it, as if it had not been.
 fn goes_on(place: &Place) {
-    let checkpoints = longreel::train::checkpoint::RunFolder::new(place.path("run")).checkpoints().unwrap();
+    let checkpoints = longreel::state::checkpoint::RunFolder::new(place.path("run")).checkpoints().unwrap();
     let steps = format!("train.steps={}", checkpoints.last().unwrap().0 + 2);
     let args = ["train.heldout_every=0", "train.checkpoint_every=3", "--ranks=2", &steps];
     let resumed = place.train("run", &[&args[..], &["--resume"]].concat());
@@ -284,7 +284,7 @@ fn a_signal_to_any_process_saves_and_ends_all() {
     assert!(output.status.success(), "{stderr}");
     let done = place.metrics("run").len() as u64;
     assert!(stderr.contains(&format!("stopped after step {done} as asked; go on with --resume")), "{stderr}");
-    let checkpoints = longreel::train::checkpoint::RunFolder::new(place.path("run")).checkpoints().unwrap();
+    let checkpoints = longreel::state::checkpoint::RunFolder::new(place.path("run")).checkpoints().unwrap();
     assert_eq!(checkpoints.last().unwrap().0, done, "all that was done is saved");
     succeed(&mut mpirun(
         3,

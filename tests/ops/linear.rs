@@ -3,8 +3,8 @@
 use super::norm::gathered;
 use super::{Op, RUNS, SAMPLES, close, normal, values};
 use candle_core::{DType, Device, Tensor, Var};
-use longreel::ops::cpu::Isa;
 use longreel::ops::{Linear, Param, Rows, Tape, plain};
+use longreel::simd::Isa;
 
 fn layer(params: &[Param], bf16: bool) -> Linear {
     Linear::new(params[0].clone(), params[1].clone(), bf16)

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::train::{longreel, succeed, text};
-use longreel::train::checkpoint::Checkpoint;
+use longreel::state::checkpoint::Checkpoint;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
@@ -57,7 +57,7 @@ fn a_reader_gets_a_whole_checkpoint_whatever_is_removed_meanwhile() {
 fn forward_beside_a_run_reads_what_it_has_opened() {
     let (_temp, folder) = run(&[1]);
     let part = folder.root().join("checkpoints/step-00000001/transformer");
-    let (_, model) = longreel::train::named::NamedModel::opened(&part).unwrap();
+    let (_, model) = longreel::state::named::NamedModel::opened(&part).unwrap();
     save(&folder, 2, 1);
     assert!(!part.exists());
     assert_eq!(model.read_f32("b.c").unwrap()[0], 1001.5);

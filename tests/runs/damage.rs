@@ -2,8 +2,8 @@
 
 use super::*;
 use longreel::Result;
-use longreel::train::checkpoint::Checkpoint;
-use longreel::train::named::NamedModel;
+use longreel::state::checkpoint::Checkpoint;
+use longreel::state::named::NamedModel;
 
 const MODEL: &str = "diffusion_pytorch_model.safetensors";
 

@@ -2,7 +2,7 @@
 //! and the next save leaves nothing behind.
 
 use super::*;
-use longreel::train::checkpoint::Checkpoint;
+use longreel::state::checkpoint::Checkpoint;
 
 /// System calls between which something on disk is different.
 const CALLS: [&str; 8] = ["write", "fsync", "mkdir", "rename", "renameat2", "unlink", "unlinkat", "rmdir"];

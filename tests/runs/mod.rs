@@ -10,7 +10,7 @@ mod verify;
 
 use crate::train::{Place, finish, signal};
 use longreel::config::RunConfig;
-use longreel::train::checkpoint::{RunFolder, Saving, State};
+use longreel::state::checkpoint::{RunFolder, Saving, State};
 use serde_json::json;
 use std::fs;
 use std::path::Path;

@@ -104,7 +104,7 @@ fn ranks_that_read_different_bytes_find_out() {
     use candle_core::DType;
     use longreel::model::{Model, ModelConfig};
     use longreel::parallel::run_threads;
-    use longreel::train::weights::TrainState;
+    use longreel::state::weights::TrainState;
     let place = Place::pictures();
     place.train("one", &["train.steps=1"]);
     place.train("other", &["train.steps=1", "train.lr=0.5"]);

@@ -79,7 +79,7 @@ fn a_killed_run_goes_on_from_its_last_checkpoint() {
     fs::write(&metrics, lines).unwrap();
     fs::create_dir_all(place.path("run/checkpoints/.step-00009999-x.longreel-tmp/transformer")).unwrap();
 
-    let checkpoints = longreel::train::checkpoint::RunFolder::new(place.path("run")).checkpoints().unwrap();
+    let checkpoints = longreel::state::checkpoint::RunFolder::new(place.path("run")).checkpoints().unwrap();
     assert!(checkpoints.len() <= 2, "{checkpoints:?}");
     let steps = format!("train.steps={}", checkpoints.last().unwrap().0 + 4);
     let args = [&args[..], &[&steps]].concat();

@@ -11,7 +11,7 @@ use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::ops::{read, storage_bytes, write};
 use longreel::parallel::{Communicator, Mesh, run_threads};
 use longreel::rng::{Key, Purpose};
-use longreel::train::weights::{StateBytes, TrainState};
+use longreel::state::weights::{StateBytes, TrainState};
 use longreel::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;

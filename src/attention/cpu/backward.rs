@@ -24,10 +24,10 @@ use super::probs::{Pairs, Probs, RowBlock};
 use super::queries::{Layout, SavedRows, pack_queries};
 use super::schedule::{self, Schedule};
 use super::{PACKED, by_row, row_block, wide};
-use crate::meter::StepMeter;
-use crate::ops::cpu::scratch::Scratch;
-use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
-use crate::ops::cpu::tile::{Left, Out, Right, column_block};
+use crate::observe::meter::StepMeter;
+use crate::simd::scratch::Scratch;
+use crate::simd::simd::{Beside, Kernel, Simd, WIDTH};
+use crate::simd::tile::{Left, Out, Right, column_block};
 
 /// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of
 /// dq's sums follows from it.

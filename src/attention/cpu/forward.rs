@@ -14,10 +14,10 @@ use super::pack::{Heads, PackedElement, columns_words, rows_words, steps};
 use super::schedule::{self, Schedule};
 use super::softmax::{Running, Softmax};
 use super::{PACKED, by_row, row_block, wide};
-use crate::meter::StepMeter;
-use crate::ops::cpu::scratch::Scratch;
-use crate::ops::cpu::simd::{Beside, Kernel, Simd, WIDTH};
-use crate::ops::cpu::tile::{Left, Out, Right};
+use crate::observe::meter::StepMeter;
+use crate::simd::scratch::Scratch;
+use crate::simd::simd::{Beside, Kernel, Simd, WIDTH};
+use crate::simd::tile::{Left, Out, Right};
 
 /// Bands of a task at most: their sums and words stay in L2 while a key panel stays in L1.
 const ROW_BLOCKS: usize = 8;

@@ -1,6 +1,6 @@
 //! Runs attention on the CPU: chooses the instruction set and its kernels.
 //!
-//! On the instruction sets of [`crate::ops::cpu`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the
+//! On the instruction sets of [`crate::simd`]: [`pack`] makes the panels; [`forward`] and [`backward`] are the
 //! algorithms, [`softmax`] and [`probs`] what they do between products, [`schedule`] the order of both. Every
 //! instruction set runs the same algorithm, so tests can hold each against the reference.
 
@@ -18,10 +18,10 @@ use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD};
-use crate::meter::StepMeter;
-pub use crate::ops::cpu::Isa;
-use crate::ops::cpu::simd::{Simd, WIDTH};
-use crate::ops::cpu::with_isa;
+use crate::observe::meter::StepMeter;
+pub use crate::simd::Isa;
+use crate::simd::simd::{Simd, WIDTH};
+use crate::simd::with_isa;
 use crate::{Result, bail};
 use pack::{Heads, PackedElement};
 

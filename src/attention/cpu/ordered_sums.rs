@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::meter::StepMeter;
+use crate::observe::meter::StepMeter;
 
 /// The shared sums of all pipelines.
 pub(super) struct OrderedSums<'a> {

@@ -3,7 +3,7 @@
 use std::f64::consts::LOG2_E;
 
 use super::pack::{Heads, PackedElement, columns_words, rows_words};
-use crate::ops::cpu::simd::Simd;
+use crate::simd::simd::Simd;
 
 /// What the forward pass left and the caller's cotangent.
 #[derive(Clone, Copy)]

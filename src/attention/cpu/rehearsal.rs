@@ -10,8 +10,8 @@ use half::bf16;
 use super::{Isa, backward, forward};
 use crate::Result;
 use crate::attention::check::{operands, statistic};
-use crate::ops::cpu::scratch::Scratch;
-use crate::ops::cpu::with_isa;
+use crate::simd::scratch::Scratch;
+use crate::simd::with_isa;
 
 /// Called while all of a pass's memory is held. Passes take time, so ranks hold theirs at the same time; a rank that
 /// computes nothing has to wait for the others to do the same.

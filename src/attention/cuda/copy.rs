@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::attention::moves::{Move, beside};
-use crate::gpu::{Kernel, Lent, THREADS, change_as, device_of};
+use crate::cuda::{Kernel, Lent, THREADS, change_as, device_of};
 use crate::ops::bytes::zeros;
 
 /// `Places` of kernels/copy_rows.cu.

@@ -3,7 +3,7 @@
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Result, Tensor, bail};
 
-use crate::gpu::{Kernel, Lent, THREADS, change_as, device_of};
+use crate::cuda::{Kernel, Lent, THREADS, change_as, device_of};
 
 /// Rows that a block of `ring_merge` takes, a warp each.
 const ROWS: usize = THREADS / 32;

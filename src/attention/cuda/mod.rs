@@ -13,8 +13,8 @@ use candle_core::{DType, Tensor};
 use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD, operations};
-use crate::gpu::{Kernel, Lent, device_of, empty, tensor};
-use crate::meter::StepMeter;
+use crate::cuda::{Kernel, Lent, device_of, empty, tensor};
+use crate::observe::meter::StepMeter;
 use crate::{Result, bail};
 pub(super) use copy::{copy_rows, side_by_side};
 pub(super) use merge::merge;

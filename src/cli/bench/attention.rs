@@ -11,8 +11,8 @@ use crate::attention::{flash, flash_backward};
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
 use crate::engine::precision::check_on_gpu;
-use crate::ops::cpu::Isa;
 use crate::ops::row_dot;
+use crate::simd::Isa;
 use crate::{Result, bail};
 
 /// Attention of one clip. Forward+backward takes the gradients of q, k and v.

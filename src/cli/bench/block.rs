@@ -15,8 +15,8 @@ use crate::cli::at_least_1;
 use crate::config::Compute;
 use crate::engine::Engine;
 use crate::model::Model;
-use crate::ops::cpu::Isa;
 use crate::parallel::{Sequence, Single};
+use crate::simd::Isa;
 use crate::{Result, bail};
 
 /// One block of the step's model: the time of two blocks less that of one. Backward recomputes tiles, as in training.

@@ -10,8 +10,8 @@ use crate::Result;
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
 use crate::engine::tile_rows;
-use crate::ops::cpu::Isa;
 use crate::ops::{Linear, Param, Tape};
+use crate::simd::Isa;
 
 /// A linear layer with bias, a tile of rows at a time. Forward+backward takes the gradients of input, weight and bias.
 #[derive(Debug, Args)]

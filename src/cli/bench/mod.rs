@@ -2,7 +2,7 @@
 //!
 //! Each kind of work has a file with its flags and what it counts; [`report`] prints it. Seconds are medians after one
 //! run that does not count. Operations are counted from the shapes ([`crate::plan::flops`]), whatever the code really
-//! did, and their share is of the peak that the same threads reached just before ([`mod@crate::ops::cpu::peak`]).
+//! did, and their share is of the peak that the same threads reached just before ([`mod@crate::simd::peak`]).
 
 mod attention;
 mod block;
@@ -18,10 +18,10 @@ use rayon::prelude::*;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compute, Hardware};
-use crate::ops::cpu::{Isa, peak as isa_peak};
 use crate::parallel::{Launch, run_threads};
 use crate::plan::flops;
 use crate::rng::{Key, Purpose};
+use crate::simd::{Isa, peak as isa_peak};
 use crate::train::device::device;
 use crate::{Result, bail};
 use report::Report;

@@ -12,7 +12,7 @@ use super::{PEAK_TIME, Report, device_of, isa_peak, on_threads, peak_on};
 use crate::Error;
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
-use crate::ops::cpu::Isa;
+use crate::simd::Isa;
 use crate::{Result, bail};
 
 /// The arithmetic peak of the best instruction set, on one thread and on all, and the bandwidth of memory. With
@@ -74,7 +74,7 @@ const GPU_COPIES: [(&str, &str); 3] = [
 /// GB/s of copies on the GPU (read and written), from the host's pinned memory to the GPU, and back.
 #[cfg(feature = "cuda")]
 fn gpu_copies(device: &Device) -> Result<[f64; 3]> {
-    let rates = crate::gpu::copies_per_second(device.as_cuda_device()?)
+    let rates = crate::cuda::copies_per_second(device.as_cuda_device()?)
         .map_err(|e| Error::Invalid(format!("copies of 512 MiB on the GPU and to its host cannot be measured: {e}")))?;
     Ok(rates.map(|rate| rate / 1e9))
 }

@@ -4,8 +4,8 @@ use candle_core::Device;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
+use crate::observe::process::memory;
 use crate::train::device::used_at_most;
-use crate::train::progress::memory;
 
 /// What was measured, and on what.
 pub struct Report {

@@ -12,10 +12,10 @@ use crate::cli::{at_least_1, threads_per_rank};
 use crate::config::{self, Compute, Hardware, Place, Train};
 use crate::engine::{Engine, Stash};
 use crate::model::{Model, ModelConfig};
-use crate::ops::cpu::Isa;
+use crate::observe::process::page_faults;
 use crate::parallel::{Communicator, Reduce, Sequence, run_threads};
-use crate::train::progress::page_faults;
-use crate::train::weights::TrainState;
+use crate::simd::Isa;
+use crate::state::weights::TrainState;
 use crate::{Result, bail};
 
 /// One training step of a Wan transformer on a random latent: forward, backward, AdamW.

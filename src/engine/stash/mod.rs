@@ -9,9 +9,9 @@
 //! The engine sees `begin`, `put` and `take`, and none of this. Nothing here knows what the tensors mean.
 
 mod copies;
-mod disk;
 #[cfg(feature = "cuda")]
-mod gpu;
+mod cuda;
+mod disk;
 mod pack;
 mod ram;
 
@@ -112,7 +112,7 @@ impl Stash {
         let backend = match (settings.place, settings.dtype, device) {
             (Place::Disk, ..) => copies(Box::new(disk::Blocks::open(settings)?)),
             #[cfg(feature = "cuda")]
-            (Place::Ram, _, Device::Cuda(device)) => copies(Box::new(gpu::Pinned::new(device))),
+            (Place::Ram, _, Device::Cuda(device)) => copies(Box::new(cuda::Pinned::new(device))),
             (Place::Ram, Compute::F32, _) => Ok(Backend::Tensors(ram::Tensors::default())),
             (Place::Ram, Compute::Bf16, _) => copies(Box::<ram::Bytes>::default()),
         }?;

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::copies::Store;
 #[cfg(feature = "cuda")]
-use super::gpu::{CopyStream, Recorded};
+use super::cuda::{CopyStream, Recorded};
 use super::{Attention, Residuals, Shapes};
 use crate::config::{Compute, Stash as Settings};
 use crate::ops::bytes;
@@ -181,7 +181,7 @@ impl Pool {
     pub fn now(&self) -> Result<Point> {
         Ok(match &self.device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(device) => Point { event: Some(super::gpu::record(device)?) },
+            Device::Cuda(device) => Point { event: Some(super::cuda::record(device)?) },
             _ => Point::default(),
         })
     }

@@ -11,9 +11,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::{FAREWELL, end_within};
+use crate::observe::stderr::Stderr;
 use crate::parallel::launch::JOIN_SECONDS;
 use crate::parallel::{LauncherEnv, thread_refused};
-use crate::train::progress::Stderr;
 use crate::{Error, Result, terminal};
 
 /// The thread of a process that waits for MPI to start: at most 15 bytes.

@@ -172,7 +172,7 @@ fn abort(link: &Link, several_hosts: bool) {
 fn give_up(link: &Link, e: &Error) {
     if link.detector.is_reporter() {
         use std::io::Write;
-        let _ = writeln!(crate::train::progress::Stderr, "error: {}", crate::terminal::message(&e.to_string()));
+        let _ = writeln!(crate::observe::stderr::Stderr, "error: {}", crate::terminal::message(&e.to_string()));
     } else {
         thread::sleep(FAREWELL); // for the reporter
     }

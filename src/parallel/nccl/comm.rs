@@ -205,7 +205,7 @@ fn at(call: &str, e: Error) -> Error {
 }
 
 pub(super) fn driver(e: DriverError) -> Error {
-    Error::Invalid(format!("the GPU reports: {}; nvidia-smi says how it is", crate::gpu::meaning(e)))
+    Error::Invalid(format!("the GPU reports: {}; nvidia-smi says how it is", crate::cuda::meaning(e)))
 }
 
 impl Drop for Comm {

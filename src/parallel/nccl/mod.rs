@@ -24,7 +24,7 @@ use super::cpu_affinity::CpuAffinity;
 use super::launch::Processes;
 use super::rank_info::{self, Gpus, RankInfo};
 use super::{Communicator, ControlPlane, Limits, TorchrunEnv};
-use crate::{Error, Result, bail, gpu};
+use crate::{Error, Result, bail, cuda};
 
 /// This process among those of its job.
 pub(super) struct World {
@@ -53,7 +53,7 @@ impl World {
         let gpus = nccl
             .as_ref()
             .map_err(Error::to_string)
-            .and_then(|nccl| Ok(Gpus { count: gpu::count()?, nccl: nccl.version().map_err(|e| e.to_string())? }));
+            .and_then(|nccl| Ok(Gpus { count: cuda::count()?, nccl: nccl.version().map_err(|e| e.to_string())? }));
         let own = RankInfo { affinity: CpuAffinity::here(), local: env.local, gpus };
         let own = serde_json::to_vec(&own).map_err(|e| Error::Invalid(e.to_string()))?;
         let mut infos = vec![];
@@ -62,7 +62,7 @@ impl World {
             infos.push(info.map_err(|e| Error::Rank { rank, message: format!("is it of another longreel? {e}") })?);
         }
         rank_info::judge(&infos)?;
-        let device = gpu::open(env.local).map_err(|message| Error::Rank { rank: env.rank, message })?;
+        let device = cuda::open(env.local).map_err(|message| Error::Rank { rank: env.rank, message })?;
         Ok((nccl?, device, infos))
     }
 

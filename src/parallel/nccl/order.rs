@@ -8,7 +8,7 @@
 //! the order is taken where an exchange is asked for, and an exchange begins when those before it have ended. In any two processes
 //! the exchanges that both take part in then have the same order, so the earliest one that has not ended can always go on.
 //!
-//! `CUDA_DEVICE_MAX_CONNECTIONS` (see [`crate::gpu::before_start`]) makes shared queues rarer, for copies and computing as well.
+//! `CUDA_DEVICE_MAX_CONNECTIONS` (see [`crate::cuda::before_start`]) makes shared queues rarer, for copies and computing as well.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -5,7 +5,7 @@
 //! fixed order, so results have the same bits for any number of threads. AdamW: Loshchilov and Hutter 2019.
 
 #[cfg(feature = "cuda")]
-pub(super) mod gpu;
+pub(super) mod cuda;
 
 use super::ema::follow;
 use crate::config::Train;

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::{NoisyClip, NoisyClips};
-use crate::gpu::{Kernel, Lent, THREADS, device_of, empty, tensor};
+use crate::cuda::{Kernel, Lent, THREADS, device_of, empty, tensor};
 use crate::{Result, bail};
 
 /// `Frames` of kernels/patches.cu.

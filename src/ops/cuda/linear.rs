@@ -6,7 +6,7 @@ use candle_core::{CudaDevice, Result};
 use half::bf16;
 
 use super::{Array, Numbers};
-use crate::gpu::{
+use crate::cuda::{
     Elements, Kernel, Lent, Matrix, PerSample, Reading, Sum, THREADS, TileRows, change, empty, ones, product, sum_runs,
 };
 use crate::ops::linear::Linear;
@@ -149,18 +149,19 @@ impl Gate {
         let ((gate, _reading), _) = self.per_sample(&lent, &stream)?;
         let mut out = empty::<f32>(device, n * width)?;
         let kernel = Kernel::of(device, "gate_forward_f32")?;
-        let (x, rows, count, features) = (residual.view()?, TileRows::new(Some(self.rows)), n as i64, width as i32);
+        let (x, rows, count, features) =
+            (residual.view()?, TileRows::new(self.rows.start, self.rows.tokens), n as i64, width as i32);
         let mut call = kernel.call();
         call.arg(&x).arg(y).arg(&mut out).arg(&gate).arg(&rows).arg(&count).arg(&features);
         // SAFETY: the kernel's arguments; a block for 256 columns of 64 rows.
-        unsafe { kernel.launch(call, [width.div_ceil(THREADS), n.div_ceil(crate::gpu::RUN), 1]) }?;
+        unsafe { kernel.launch(call, [width.div_ceil(THREADS), n.div_ceil(crate::cuda::RUN), 1]) }?;
         Ok(out)
     }
 
     /// The gradient of y; the gate's is added to the modulation's.
     pub(in crate::ops) fn back_on_gpu(&self, y: &CudaSlice<f32>, d_out: Array) -> Result<Numbers> {
         let ([n, width], device) = (d_out.rows()?, d_out.device());
-        let rows = TileRows::new(Some(self.rows));
+        let rows = TileRows::new(self.rows.start, self.rows.tokens);
         let [first, samples, runs] = rows.samples(n);
         let (mut dy, mut parts) = (empty::<f32>(device, n * width)?, empty::<f32>(device, samples * runs * width)?);
         let stride = {

@@ -5,7 +5,6 @@ use candle_core::{CudaDevice, Result, Tensor};
 
 use super::Kernel;
 use super::tensor::{Lent, change};
-use crate::ops::Rows;
 
 /// Threads of a block of every kernel but attention's; rows of a run.
 pub(crate) const THREADS: usize = 256;
@@ -23,12 +22,12 @@ pub(crate) struct TileRows {
 unsafe impl DeviceRepr for TileRows {}
 
 impl TileRows {
-    /// None: samples do not matter.
-    pub fn new(rows: Option<Rows>) -> Self {
-        rows.map_or(Self { start: 0, tokens: 1 << 62 }, |rows| Self {
-            start: rows.start as i64,
-            tokens: rows.tokens as i64,
-        })
+    /// Samples do not matter.
+    pub const ANY: Self = Self { start: 0, tokens: 1 << 62 };
+
+    /// Rows from `start` of the batch on, each sample having `tokens`.
+    pub fn new(start: usize, tokens: usize) -> Self {
+        Self { start: start as i64, tokens: tokens as i64 }
     }
 
     /// Of a tile of `n` rows: its first sample, how many it touches, and runs that each may have.

@@ -8,10 +8,10 @@ use crate::Result;
 use crate::model::Unit;
 use crate::ops::{read, write};
 use crate::parallel::Reduce;
-use crate::train::ema::ema_decay;
+use crate::state::ema::ema_decay;
 #[cfg(feature = "cuda")]
-use crate::train::optimizer::gpu;
-use crate::train::optimizer::{Shard, clip_coefficient, norm_squared, sgd};
+use crate::state::optimizer::cuda;
+use crate::state::optimizer::{Shard, clip_coefficient, norm_squared, sgd};
 
 impl TrainState {
     /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's
@@ -64,8 +64,8 @@ impl TrainState {
         if let Some(units) = self.moments.on_gpu() {
             return units.iter().enumerate().try_for_each(|(i, numbers)| {
                 self.change(i, |state, params, grads| {
-                    let shard = gpu::Shard { params, grads, numbers, decay };
-                    gpu::update(&self.optimizer.step(step + 1, lr, scale)?, &shard, &state.no_decay)
+                    let shard = cuda::Shard { params, grads, numbers, decay };
+                    cuda::update(&self.optimizer.step(step + 1, lr, scale)?, &shard, &state.no_decay)
                 })
             });
         }
@@ -127,7 +127,7 @@ impl TrainState {
 fn norm_squared_of(values: &Tensor) -> Result<f64> {
     #[cfg(feature = "cuda")]
     if values.device().is_cuda() {
-        return gpu::norm_squared(values);
+        return cuda::norm_squared(values);
     }
     Ok(norm_squared(&read(values)?))
 }

@@ -18,7 +18,7 @@ pub(crate) use add::add_assign;
 pub(crate) use bandwidth::copies_per_second;
 pub(crate) use cast::{cast, to_bf16};
 pub(crate) use device::{before_start, count, open};
-pub(crate) use errors::{explain, meaning};
+pub(crate) use errors::meaning;
 pub(crate) use gemm::{Elements, Matrix, product};
 pub(crate) use memory::{Memory, empty};
 pub(crate) use modules::Kernel;

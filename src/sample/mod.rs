@@ -8,7 +8,6 @@
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
-use super::sampled::Sampled;
 use crate::config::{self, SamplerKind};
 use crate::diffusion::{
     Condition, Guidance, Make, Objective, Sampler, State, Take, Velocity, channel_first, inference_sigmas, noise_rows,
@@ -19,6 +18,10 @@ use crate::model::{Conditioning, Model, ModelConfig};
 use crate::ops::read;
 use crate::parallel::Sequence;
 use crate::{Error, Result, bail};
+
+mod sampled;
+
+pub use sampled::{FPS_OF_IMAGES, Sampled};
 
 /// A batch takes clips until a rank has so many tokens: several tiles for each thread (docs/design.md).
 const ENOUGH_TOKENS: usize = 4096;

@@ -125,35 +125,35 @@ macro_rules! with_isa {
     ($isa:expr, $bf16:literal, $S:ident => $body:expr) => {
         match $isa {
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Isa::Amx if $bf16 => {
-                type $S = $crate::ops::cpu::avx512_bf16::Avx512Bf16<true>;
+            $crate::simd::Isa::Amx if $bf16 => {
+                type $S = $crate::simd::avx512_bf16::Avx512Bf16<true>;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Isa::Avx512Bf16 if $bf16 => {
-                type $S = $crate::ops::cpu::avx512_bf16::Avx512Bf16<false>;
+            $crate::simd::Isa::Avx512Bf16 if $bf16 => {
+                type $S = $crate::simd::avx512_bf16::Avx512Bf16<false>;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Isa::Avx512 | $crate::ops::cpu::Isa::Avx512Bf16 | $crate::ops::cpu::Isa::Amx => {
-                type $S = $crate::ops::cpu::avx512::Avx512<$bf16>;
+            $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 | $crate::simd::Isa::Amx => {
+                type $S = $crate::simd::avx512::Avx512<$bf16>;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::cpu::Isa::Avx2 => {
-                type $S = $crate::ops::cpu::avx2::Avx2<$bf16>;
+            $crate::simd::Isa::Avx2 => {
+                type $S = $crate::simd::avx2::Avx2<$bf16>;
                 $body
             }
-            $crate::ops::cpu::Isa::Pairs if $bf16 => {
-                type $S = $crate::ops::cpu::pairs::Pairs<false>;
+            $crate::simd::Isa::Pairs if $bf16 => {
+                type $S = $crate::simd::pairs::Pairs<false>;
                 $body
             }
-            $crate::ops::cpu::Isa::Tiles if $bf16 => {
-                type $S = $crate::ops::cpu::pairs::Pairs<true>;
+            $crate::simd::Isa::Tiles if $bf16 => {
+                type $S = $crate::simd::pairs::Pairs<true>;
                 $body
             }
             _ => {
-                type $S = $crate::ops::cpu::portable::Portable<$bf16>;
+                type $S = $crate::simd::portable::Portable<$bf16>;
                 $body
             }
         }

@@ -6,7 +6,7 @@ use candle_core::{CudaDevice, Tensor};
 use std::ops::Range;
 
 use super::{Step, check_ranges};
-use crate::gpu::{Kernel, Lent, THREADS, change, device_of, empty};
+use crate::cuda::{Kernel, Lent, THREADS, change, device_of, empty};
 use crate::{Result, bail};
 
 /// `AdamW` of kernels/adamw.cu.
@@ -29,7 +29,7 @@ struct Constants {
 unsafe impl DeviceRepr for Constants {}
 
 /// Counterpart of [`super::Shard`]: flat f32 tensors on a GPU, of one length.
-pub(in crate::train) struct Shard<'a> {
+pub(in crate::state) struct Shard<'a> {
     pub params: &'a Tensor,
     pub grads: &'a Tensor,
     /// AdamW's two moments, and the moving average if there is one.
@@ -39,7 +39,7 @@ pub(in crate::train) struct Shard<'a> {
 }
 
 /// A step of AdamW; the average follows in the same pass.
-pub(in crate::train) fn update(step: &Step, shard: &Shard, no_decay: &[Range<usize>]) -> Result<()> {
+pub(in crate::state) fn update(step: &Step, shard: &Shard, no_decay: &[Range<usize>]) -> Result<()> {
     let n = shard.params.elem_count();
     let [m, v, average @ ..] = shard.numbers else { bail!("AdamW: {} kinds of moments", shard.numbers.len()) };
     if [shard.grads, m, v].into_iter().chain(average).any(|t| t.elem_count() != n) {
@@ -107,7 +107,7 @@ fn launch(
 }
 
 /// The sum of squares, in f64; the order of its terms is another than on the CPU.
-pub(in crate::train) fn norm_squared(values: &Tensor) -> Result<f64> {
+pub(in crate::state) fn norm_squared(values: &Tensor) -> Result<f64> {
     let n = values.elem_count();
     if n == 0 {
         return Ok(0.0);

@@ -8,7 +8,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaDevice, CudaStorage, Layout, Result, Tensor, bail};
 use half::bf16;
 
-use crate::gpu::{Lent, tensor, to_bf16};
+use crate::cuda::{Lent, tensor, to_bf16};
 pub(super) use linear::{Start, gelu, gelu_backward};
 
 /// What an op on a GPU makes.
@@ -66,7 +66,7 @@ impl<'a> Array<'a> {
 
     /// A copy.
     pub fn copy(self) -> Result<Numbers> {
-        let mut copy = crate::gpu::empty::<f32>(self.device(), self.layout.shape().elem_count())?;
+        let mut copy = crate::cuda::empty::<f32>(self.device(), self.layout.shape().elem_count())?;
         self.device().memcpy_dtod(&self.view()?, &mut copy)?;
         Ok(copy)
     }

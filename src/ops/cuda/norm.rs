@@ -5,7 +5,7 @@ use candle_core::{CudaDevice, Result};
 use std::sync::Arc;
 
 use super::{Array, Numbers};
-use crate::gpu::{Kernel, Lent, PerSample, RUN, Reading, Sum, THREADS, TileRows, empty, sum_runs};
+use crate::cuda::{Kernel, Lent, PerSample, RUN, Reading, Sum, THREADS, TileRows, empty, sum_runs};
 use crate::ops::norm::{Affine, LayerNorm, RmsNorm};
 use crate::ops::rope::Rope;
 
@@ -40,16 +40,16 @@ impl LayerNorm {
         Ok(match (&self.affine, lent) {
             (Affine::Weights { .. }, [weight, bias]) => {
                 let at = |lent| PerSample::at(lent, stream, 0, 0);
-                places(at(weight)?, at(bias)?, 0.0, TileRows::new(None))
+                places(at(weight)?, at(bias)?, 0.0, TileRows::ANY)
             }
             (Affine::Modulation { modulation, shift, scale, rows }, [lent]) => {
                 let stride = modulation.value.dims()[1] * width;
                 let at = |index| PerSample::at(lent, stream, index * width, stride);
-                places(at(*scale)?, at(*shift)?, 1.0, TileRows::new(Some(*rows)))
+                places(at(*scale)?, at(*shift)?, 1.0, TileRows::new(rows.start, rows.tokens))
             }
             _ => {
                 let (scale, shift) = (PerSample::NONE, PerSample::NONE);
-                Places { scale, shift, one: 0.0, rows: TileRows::new(None), _reading: vec![] }
+                Places { scale, shift, one: 0.0, rows: TileRows::ANY, _reading: vec![] }
             }
         })
     }
@@ -137,9 +137,9 @@ impl RmsNorm {
                     first: rope.first as i64,
                     d: rope.d as i32,
                 };
-                (turn, Some(reading), TileRows::new(Some(*rows)))
+                (turn, Some(reading), TileRows::new(rows.start, rows.tokens))
             }
-            _ => (Turn { table: 0, grid: [1; 3], first: 0, d: 2 }, None, TileRows::new(None)),
+            _ => (Turn { table: 0, grid: [1; 3], first: 0, d: 2 }, None, TileRows::ANY),
         }
     }
 

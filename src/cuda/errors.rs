@@ -3,13 +3,14 @@
 //! A kernel that fails does so after its launch has succeeded: the error comes back from a later call, which is innocent. So where the
 //! driver reports such an error, the message says how to learn the kernel's name: `LONGREEL_GPU_CHECK=1`, see [`super::check`].
 
-use candle_core::Error;
+use candle_core::Error as CandleError;
 use candle_core::cuda_backend::CudaError;
 use candle_core::cuda_backend::cudarc::driver::DriverError;
 use candle_core::cuda_backend::cudarc::driver::sys::CUresult;
 
 use super::check;
 use super::memory::Memory;
+use crate::Error;
 
 /// What an error of the driver means and what to do about it.
 pub(crate) fn meaning(e: DriverError) -> String {
@@ -49,13 +50,20 @@ pub(crate) fn meaning(e: DriverError) -> String {
     }
 }
 
+impl From<CandleError> for Error {
+    /// Where a GPU's driver is at the root, with what its error means, for Candle gives the error's name only.
+    fn from(e: CandleError) -> Self {
+        explain(&e).map_or(Self::Candle(e), Self::Invalid)
+    }
+}
+
 /// The meaning of Candle's error, if the driver is at its root.
-pub(crate) fn explain(e: &Error) -> Option<String> {
+fn explain(e: &CandleError) -> Option<String> {
     match e {
-        Error::WithBacktrace { inner, .. } | Error::Context { inner, .. } | Error::WithPath { inner, .. } => {
-            explain(inner)
-        }
-        Error::Cuda(e) => match e.downcast_ref::<CudaError>()? {
+        CandleError::WithBacktrace { inner, .. }
+        | CandleError::Context { inner, .. }
+        | CandleError::WithPath { inner, .. } => explain(inner),
+        CandleError::Cuda(e) => match e.downcast_ref::<CudaError>()? {
             CudaError::Cuda(e) => Some(meaning(*e)),
             CudaError::Load { cuda, module_name } => {
                 Some(format!("the kernel {module_name} of Candle cannot be loaded: {}", meaning(*cuda)))

@@ -9,7 +9,7 @@ use super::moments::Kind;
 use crate::files::Tensors;
 use crate::model::{Model, Unit};
 use crate::ops::{read, write};
-use crate::train::checkpoint::{Checkpoint, Saving};
+use crate::state::checkpoint::{Checkpoint, Saving};
 use crate::{Result, bail};
 
 impl TrainState {

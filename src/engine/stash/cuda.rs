@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::STAGED;
 use super::copies::Store;
-use crate::gpu::{Lent, change_as, meaning};
+use crate::cuda::{Lent, change_as, meaning};
 use crate::{Error, Result, bail};
 
 /// Pinned bytes.

@@ -4,7 +4,7 @@
 //! Nothing of the whole clip exists but its u8 frames: x0, noise, x_sigma, target and prediction live for one tile.
 
 #[cfg(feature = "cuda")]
-mod gpu;
+mod cuda;
 
 use candle_core::{Device, Tensor};
 use std::cell::Cell;
@@ -87,7 +87,7 @@ impl engine::Source for NoisyClips<'_> {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
         match self.clips[0].pixels.as_ref().map(Tensor::device) {
             #[cfg(feature = "cuda")]
-            Some(Device::Cuda(device)) => gpu::input(self, rows, device),
+            Some(Device::Cuda(device)) => cuda::input(self, rows, device),
             _ => self.input_in_memory(rows),
         }
     }
@@ -111,7 +111,7 @@ impl engine::Objective for NoisyClips<'_> {
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
         #[cfg(feature = "cuda")]
         if output.device().is_cuda() {
-            return gpu::loss(self, rows, output);
+            return cuda::loss(self, rows, output);
         }
         let output = output.flatten_all()?.to_vec1::<f32>()?;
         let mut gradient = vec![0.0; output.len()];

@@ -1,0 +1,8 @@
+//! What a run carries from step to step: weights, moments and their average, and the checkpoints that save them.
+
+pub mod checkpoint;
+pub mod ema;
+pub mod named;
+pub mod network;
+pub mod optimizer;
+pub mod weights;
