@@ -1,10 +1,11 @@
-//! With the feature `cuda`, compiles kernels/*.cu for the GPUs that it names; src/cuda/modules.rs embeds the results. Otherwise nothing.
+//! With the feature `cuda`, compiles kernels/*.cu for the GPUs that it names; src/cuda/modules.rs embeds the results.
+//! Otherwise nothing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Machine code for A100 and its kin and for H100, whose own instructions no later GPU has; and PTX that later ones compile for
-/// themselves.
+/// Machine code for A100 and its kin and for H100, whose own instructions no later GPU has; and PTX that later ones
+/// compile for themselves.
 const TARGETS: [&str; 3] =
     ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"];
 

@@ -1,5 +1,5 @@
-//! Ulysses alone, around somebody's own attention: each rank holds a part of the tokens, the exchange gives it whole heads,
-//! any attention runs on them, and the exchange goes back. Run it with `cargo run --release --example ulysses`.
+//! Ulysses alone, around somebody's own attention: each rank holds a part of the tokens, the exchange gives it whole
+//! heads, any attention runs on them, and the exchange goes back. Run it with `cargo run --release --example ulysses`.
 
 use candle_core::{D, DType, Device, Tensor};
 use longreel::Result;

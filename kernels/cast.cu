@@ -1,5 +1,5 @@
-// Casts contiguous arrays between f32 and bf16 (src/cuda/cast.rs). Elements are counted in 64 bits, so that an array may
-// be longer than the 2^31 elements up to which Candle's casts work.
+// Casts contiguous arrays between f32 and bf16 (src/cuda/cast.rs). Elements are counted in 64 bits, so that an array
+// may be longer than the 2^31 elements up to which Candle's casts work.
 #include "common.cuh"
 
 static_assert(to_bf16_threads == THREADS && to_f32_threads == THREADS);

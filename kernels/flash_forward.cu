@@ -1,10 +1,10 @@
 // Flash attention, forward: o = softmax(scale q kᵀ) v and the row statistic lse, without a mask (FlashAttention-2,
 // arXiv 2307.08691).
 //
-// A block takes BLOCK queries of one head, a warp M times 16 of them. Tiles of keys and of values pass by in turn through a
-// ring of STAGES slots in shared memory, copied asynchronously: K0 V0 K1 V1 ... While one is at work the next ones are
-// on their way. Logits, their exponentials and o stay in registers. The softmax is online, in base 2, with the row's
-// maximum subtracted.
+// A block takes BLOCK queries of one head, a warp M times 16 of them. Tiles of keys and of values pass by in turn
+// through a ring of STAGES slots in shared memory, copied asynchronously: K0 V0 K1 V1 ... While one is at work the next
+// ones are on their way. Logits, their exponentials and o stay in registers. The softmax is online, in base 2, with the
+// row's maximum subtracted.
 #include "tile.cuh"
 
 namespace {

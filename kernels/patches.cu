@@ -6,8 +6,8 @@
 // sine. A thread draws one block of 16 words, which makes 16 values of a row in channel-last order (pt, ph, pw, C).
 #include "common.cuh"
 
-/// Frames `first` on of a clip, of each `lines` lines of pixels from line `top` on, `[n, lines, width, 3]`, and the patch
-/// (frames, height, width); the grid is (any, height / ph, width / pw).
+/// Frames `first` on of a clip, of each `lines` lines of pixels from line `top` on, `[n, lines, width, 3]`, and the
+/// patch (frames, height, width); the grid is (any, height / ph, width / pw).
 struct Frames {
     const u8* pixels;
     int first, top, lines;

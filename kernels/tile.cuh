@@ -1,10 +1,10 @@
 // Tiles of bf16 rows in shared memory, and what attention does with them but multiply: that is tile_mma.cuh's or, where
 // a warpgroup's four warps multiply together (sm_90a), tile_wgmma.cuh's.
 //
-// A tile holds rows of D numbers, in chunks of eight (16 bytes). It is cut into columns of 64 numbers, or of 32 where 64
-// does not divide D, which lie one after another. A row's chunks in a column are permuted by the row's number, so that
-// the same chunk of eight rows lies in different banks: the layouts that wgmma calls swizzles of 128 and of 64 bytes.
-// Tiles begin at multiples of 1024 bytes, as the permutation counts from there.
+// A tile holds rows of D numbers, in chunks of eight (16 bytes). It is cut into columns of 64 numbers, or of 32 where
+// 64 does not divide D, which lie one after another. A row's chunks in a column are permuted by the row's number, so
+// that the same chunk of eight rows lies in different banks: the layouts that wgmma calls swizzles of 128 and of 64
+// bytes. Tiles begin at multiples of 1024 bytes, as the permutation counts from there.
 #pragma once
 #include "common.cuh"
 

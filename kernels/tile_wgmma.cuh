@@ -1,5 +1,5 @@
-// The two matrix products that attention is made of, four warps at a time: wgmma, whose right operands, and left ones that
-// are tiles, stay in shared memory. That halves what is read of them, and leaves registers for longer tiles.
+// The two matrix products that attention is made of, four warps at a time: wgmma, whose right operands, and left ones
+// that are tiles, stay in shared memory. That halves what is read of them, and leaves registers for longer tiles.
 #pragma once
 #ifdef __CUDACC__
 #include "wgmma.cuh"

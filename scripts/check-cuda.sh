@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Compiles every CUDA kernel for every architecture and looks at what came out, then checks the types of the Rust code that calls
-# them; needs no GPU.
+# Compiles every CUDA kernel for every architecture and looks at what came out, then checks the types of the Rust code
+# that calls them; needs no GPU.
 #
 #   scripts/check-cuda.sh           prints a table of resources
 #   scripts/check-cuda.sh --docs    also writes it into docs/gpu.md
 #
-# nvcc and its like come from PyPI, of fixed versions, into target/cuda (300 MB). A warning, a spilled register, more shared memory
-# or threads than the GPU has, a missing mma.sync (sm_90a: wgmma), ldmatrix or cp.async instruction, or a register of wgmma that is
-# touched too early (scripts/wgmma_hazards.py) is an error.
+# nvcc and its like come from PyPI, of fixed versions, into target/cuda (300 MB). A warning, a spilled register, more
+# shared memory or threads than the GPU has, a missing mma.sync (sm_90a: wgmma), ldmatrix or cp.async instruction, or a
+# register of wgmma that is touched too early (scripts/wgmma_hazards.py) is an error.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,5 +1,5 @@
-# To be sourced by scripts that compile CUDA, from the repository's root: fetches nvcc 13.0 from PyPI into target/cuda/venv (300 MB), once,
-# puts it into PATH and its folder into CUDA_HOME. No GPU and no driver are needed.
+# To be sourced by scripts that compile CUDA, from the repository's root: fetches nvcc 13.0 from PyPI into
+# target/cuda/venv (300 MB), once, puts it into PATH and its folder into CUDA_HOME. No GPU and no driver are needed.
 # shellcheck shell=bash
 
 # cuobjdump and nvdisasm, which only read what nvcc wrote, are on PyPI from 13.2 on.

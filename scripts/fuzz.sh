@@ -3,7 +3,8 @@
 #
 #   scripts/fuzz.sh [SECONDS] [TARGET ...]     a minute each and all of them, if not said
 #
-# Needs cargo-fuzz (cargo install cargo-fuzz). What a target finds lies in tests/fuzz/artifacts, and the exit code is not 0.
+# Needs cargo-fuzz (cargo install cargo-fuzz). What a target finds lies in tests/fuzz/artifacts, and the exit code is
+# not 0.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,7 +14,8 @@ seconds=${1:-60}
 shift $(($# > 0))
 command -v cargo-fuzz >/dev/null || die "no cargo-fuzz: cargo install cargo-fuzz --locked"
 
-# Coverage needs no nightly compiler, and safe Rust no address sanitizer: panics, hangs and memory are what is looked for.
+# Coverage needs no nightly compiler, and safe Rust no address sanitizer: panics, hangs and memory are what is looked
+# for.
 fuzz() { RUSTC_BOOTSTRAP=1 cargo fuzz "$@"; }
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(fuzz list --fuzz-dir tests/fuzz)

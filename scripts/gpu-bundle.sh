@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Builds a folder to take to a machine with a GPU: longreel with CUDA and NCCL, its GPU tests, what they read, and run.sh, which checks
-# and measures all of it there and writes a report. Needs no GPU here; there, a driver and CUDA 13's libraries.
+# Builds a folder to take to a machine with a GPU: longreel with CUDA and NCCL, its GPU tests, what they read, and
+# run.sh, which checks and measures all of it there and writes a report. Needs no GPU here; there, a driver and CUDA
+# 13's libraries.
 #
-#   scripts/gpu-bundle.sh [--alone]     target/gpu-bundle/longreel-gpu: with the repository's tracked files, or alone, 60 MiB at most
+#   scripts/gpu-bundle.sh [--alone]     target/gpu-bundle/longreel-gpu: with the repository's tracked files, or alone,
+#                                       60 MiB at most
 #
-# nvcc comes from PyPI, FFmpeg as a small build of Debian's source; CUDA's libraries are linked by name only (scripts/bundle/stubs.py).
+# nvcc comes from PyPI, FFmpeg as a small build of Debian's source; CUDA's libraries are linked by name only
+# (scripts/bundle/stubs.py).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/cuda-tools.sh

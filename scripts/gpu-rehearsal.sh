@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Runs the bundle without a GPU, on a CUDA driver and an NCCL that work on the CPU (kernels/host/driver): its GPU tests, then its run.sh.
+# Runs the bundle without a GPU, on a CUDA driver and an NCCL that work on the CPU (kernels/host/driver): its GPU tests,
+# then its run.sh.
 #
-#   scripts/gpu-rehearsal.sh [--built] [TEST...]     tests whose names contain these words; by default all of tests/gpu.rs, and run.sh
+#   scripts/gpu-rehearsal.sh [--built] [TEST...]     tests whose names contain these words; by default all of
+#                                                    tests/gpu.rs, and run.sh
 #
-# With --built the bundle is taken as it is; else it is built first, a quarter of an hour.
-# It proves what is computed, copied, sent and reported, and that streams wait for each other; it shows nothing of speed.
+# With --built the bundle is taken as it is; else it is built first, a quarter of an hour. It proves what is computed,
+# copied, sent and reported, and that streams wait for each other; it shows nothing of speed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=$PWD/target/gpu-bundle
@@ -19,14 +21,15 @@ kernels/host/driver/build.sh "$programs/bin/longreel" "$driver"
 LD_LIBRARY_PATH=$driver LONGREEL=$programs/bin/longreel LONGREEL_ROOT=$PWD EMULATED_GPUS=2 "$programs/bin/gpu-tests" --test-threads 1 "$@"
 [ $# -eq 0 ] || exit 0
 
-# ---- run.sh, as on a machine that has nothing set, and CUDA in its Python's packages --------------------------------------
+# ---- run.sh, as on a machine that has nothing set, and CUDA in its Python's packages
 
 work=$work/rehearsal
 packages=$work/site-packages/nvidia/cu13/lib
 rm -rf "$work" && mkdir -p "$packages" "$work/out"
 cp -P "$driver"/lib* "$packages/"
 python=$(python3 -c 'import sys; print(sys.executable)')
-# Small sizes, as the driver is slow, and a PyTorch that computes nothing. It takes the place of the shell that calls it.
+# Small sizes, as the driver is slow, and a PyTorch that computes nothing. It takes the place of the shell that calls
+# it.
 run_sh() {
     exec env -i OUT="$work/out" PYTHON="$python" PYTHONPATH="$work/site-packages:$PWD/tests/bundle/packages" STAND_IN="$work" BUDGET=3000 \
         ATTENTION_TOKENS="64 128" STEP_FRAMES="2 4" STEP_SIDE=8 STEP_LAYERS=2 DEMO_STEPS=20 \

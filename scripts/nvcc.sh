@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# nvcc for builds with the feature cuda: compiles what is wanted and stands in for the rest, making files with nothing in them.
+# nvcc for builds with the feature cuda: compiles what is wanted and stands in for the rest, making files with nothing
+# in them.
 #
-#   NVCC=scripts/nvcc.sh NVCC_COMPILES=needed     longreel's kernels and those of Candle's that it may launch (scripts/gpu-bundle.sh)
+#   NVCC=scripts/nvcc.sh NVCC_COMPILES=needed     longreel's kernels and those of Candle's that it may launch
+#                                                 (scripts/gpu-bundle.sh)
 #   NVCC=scripts/nvcc.sh NVCC_COMPILES=nothing    none: no type depends on what they compile to (scripts/check-cuda.sh)
 #
-# Candle's others (quantised products, mixtures of experts) would take a quarter of an hour and 30 MB. CUDA_HOME names the real nvcc.
+# Candle's others (quantised products, mixtures of experts) would take a quarter of an hour and 30 MB. CUDA_HOME names
+# the real nvcc.
 set -euo pipefail
 real=$CUDA_HOME/bin/nvcc
 candles=' affine.cu binary.cu cast.cu fill.cu indexing.cu reduce.cu ternary.cu unary.cu '

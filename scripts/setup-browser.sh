@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gets a Chromium for the tests of the page that `longreel watch` shows, where apt has one. Says nothing where there is one already;
-# where there is none to be had it says so, and those tests are skipped.
+# Gets a Chromium for the tests of the page that `longreel watch` shows, where apt has one. Says nothing where there is
+# one already; where there is none to be had it says so, and those tests are skipped.
 #
 #   scripts/setup-browser.sh
 set -euo pipefail

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Trains on two "hosts" of this machine, network namespaces with a cable between them, then cuts the cable: ranks must give the losses that
-# threads give, and then all end within a minute.
+# Trains on two "hosts" of this machine, network namespaces with a cable between them, then cuts the cable: ranks must
+# give the losses that threads give, and then all end within a minute.
 #
-#   scripts/two-hosts.sh [LONGREEL]     as root; a longreel built with --features mpi, target/release/longreel if not named
+#   scripts/two-hosts.sh [LONGREEL]     as root; a longreel built with --features mpi; target/release/longreel
+#                                     if not named
 #
 # Needs Open MPI and iproute2 (ip). Says "skipped" and ends well where namespaces cannot be made.
 set -euo pipefail
@@ -45,7 +46,8 @@ END
 chmod +x "$work/rsh"
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_MCA_plm_rsh_agent=$work/rsh OMPI_MCA_btl_tcp_if_include=10.77.0.0/24 OMPI_MCA_oob_tcp_if_include=10.77.0.0/24
-# mpirun, too, is to notice that a host is gone: by itself it would wait for it for a quarter of an hour (docs/launching.md).
+# mpirun, too, is to notice that a host is gone: by itself it would wait for it for a quarter of an hour
+# (docs/launching.md).
 export OMPI_MCA_oob_tcp_keepalive_time=1 OMPI_MCA_oob_tcp_keepalive_intvl=10 OMPI_MCA_oob_tcp_keepalive_probes=3
 on_both() {
     ip netns exec "$a" unshare --uts sh -c "hostname $a; exec \"\$@\"" sh \

@@ -20,7 +20,8 @@ pub enum Error {
     /// Another rank failed first; `message` is that rank's error.
     #[error("rank {rank} failed: {message}")]
     Rank { rank: usize, message: String },
-    /// The user asked to stop, and a step that would have gone on for long was abandoned; a checkpoint has what came before it.
+    /// The user asked to stop, and a step that would have gone on for long was abandoned; a checkpoint has what came
+    /// before it.
     #[error("step {step} was abandoned as asked: nothing of it is saved; go on after step {} with --resume", step - 1)]
     Abandoned { step: u64 },
     /// Candle reported an error.

@@ -1,9 +1,9 @@
 //! Counter-based random numbers: what is drawn depends on what it is for, never on who draws it or when.
 //!
-//! A [`Key`] names a draw by (seed, purpose, step, sample); [`Key::stream`] adds a token. The five numbers are the key and
-//! nonce of ChaCha8, so any rank, thread or tile can make its part of a clip's noise alone, and the whole is the same for
-//! any number of ranks and after a resume. Normals come in pairs by the Box-Muller transform: a fixed number of words each,
-//! so that a GPU can draw the same ones.
+//! A [`Key`] names a draw by (seed, purpose, step, sample); [`Key::stream`] adds a token. The five numbers are the key
+//! and nonce of ChaCha8, so any rank, thread or tile can make its part of a clip's noise alone, and the whole is the
+//! same for any number of ranks and after a resume. Normals come in pairs by the Box-Muller transform: a fixed number
+//! of words each, so that a GPU can draw the same ones.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};

@@ -1,8 +1,9 @@
 //! What a terminal may be shown: text from outside without control characters, and colours only where they are wanted.
 //!
-//! File names, a hub's answers and other ranks' messages may hold escape sequences, which clear screens and do worse, newlines,
-//! which forge lines of a log, and characters that turn the direction of writing. [`name`] is for names and for whatever
-//! is to stay in one line; [`message`] for errors and log lines; [`lines`] for whole reports whose names went through [`name`].
+//! File names, a hub's answers and other ranks' messages may hold escape sequences, which clear screens and do worse,
+//! newlines, which forge lines of a log, and characters that turn the direction of writing. [`name`] is for names and
+//! for whatever is to stay in one line; [`message`] for errors and log lines; [`lines`] for whole reports whose names
+//! went through [`name`].
 //! [`json`] leaves values as they are: JSON has escapes of its own.
 
 use std::ffi::OsStr;
@@ -20,8 +21,9 @@ pub fn name(name: impl AsRef<OsStr>) -> String {
     escape(&name.as_ref().to_string_lossy(), |_, _| false)
 }
 
-/// An error or log line. Newlines stay where two blanks follow, which is how messages of ours go on in a second line, so that
-/// no name within it can forge a line of its own; all other control characters but tabs are escaped. More than 16 KiB are cut.
+/// An error or log line. Newlines stay where two blanks follow, which is how messages of ours go on in a second line,
+/// so that no name within it can forge a line of its own; all other control characters but tabs are escaped. More than
+/// 16 KiB are cut.
 pub fn message(text: &str) -> String {
     let shown = escape(shorten(text, LONGEST), |c, rest| c == '\t' || (c == '\n' && rest.starts_with("  ")));
     if text.len() > LONGEST { shown + "... (cut)" } else { shown }
@@ -103,7 +105,8 @@ pub fn renews_lines() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Whether what goes to stderr is coloured: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>) or `CLICOLOR` is 0.
+/// Whether what goes to stderr is coloured: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>) or
+/// `CLICOLOR` is 0.
 pub fn has_colours() -> bool {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     renews_lines() && set("NO_COLOR").is_none() && set("CLICOLOR").is_none_or(|value| value != "0")
@@ -125,8 +128,8 @@ fn escape(text: &str, stays: impl Fn(char, &str) -> bool) -> String {
     out
 }
 
-/// Control characters (C0, DEL, C1), separators of lines and paragraphs, the byte-order mark, and what turns the direction of writing
-/// (Unicode's Bidi_Control).
+/// Control characters (C0, DEL, C1), separators of lines and paragraphs, the byte-order mark, and what turns the
+/// direction of writing (Unicode's Bidi_Control).
 fn is_unsafe(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')

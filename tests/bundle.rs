@@ -1,5 +1,5 @@
-//! The bundle for a machine with a GPU: what `pack.sh` puts into it, and what its `run.sh` does there, with stand-ins for
-//! longreel, its GPU tests, torch and the kernels' checks (tests/bundle/). The true ones run on an emulated driver:
+//! The bundle for a machine with a GPU: what `pack.sh` puts into it, and what its `run.sh` does there, with stand-ins
+//! for longreel, its GPU tests, torch and the kernels' checks (tests/bundle/). The true ones run on an emulated driver:
 //! scripts/gpu-rehearsal.sh.
 
 mod ends;
@@ -17,7 +17,8 @@ pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A small repository with the bundle in it, an empty folder for results, and one that tells the stand-ins what goes wrong.
+/// A small repository with the bundle in it, an empty folder for results, and one that tells the stand-ins what goes
+/// wrong.
 pub struct Machine {
     temp: TempDir,
 }

@@ -1,4 +1,5 @@
-//! `longreel sample` from end to end: where from, what to, which sizes, samplers, classes and ranks; and what it refuses.
+//! `longreel sample` from end to end: where from, what to, which sizes, samplers, classes and ranks; and what it
+//! refuses.
 
 use crate::train::{Place, fail, longreel, snapshot, succeed, text};
 use image::AnimationDecoder;

@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Bounds on the norm of the difference over the norm, tensor by tensor. Diffusers' own f32 run is off its f64 run by 3e-7
-/// in the sample and up to 1e-6 in a gradient; a wrong eps shows at 1e-4.
+/// Bounds on the norm of the difference over the norm, tensor by tensor. Diffusers' own f32 run is off its f64 run by
+/// 3e-7 in the sample and up to 1e-6 in a gradient; a wrong eps shows at 1e-4.
 const SAMPLE: f64 = 1e-5;
 const GRADIENT: f64 = 1e-5;
 const LOSS: f64 = 1e-5;

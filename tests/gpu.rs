@@ -1,8 +1,9 @@
-//! What a GPU computes against what the CPU does: attention, the whole network and its gradients, training with every kind of stash, a
-//! checkpoint from one on the other, sampling. A target of its own, as it needs the feature `cuda` and a GPU, which most machines that
-//! test have not; `make gpu-bundle` takes it to one.
+//! What a GPU computes against what the CPU does: attention, the whole network and its gradients, training with every
+//! kind of stash, a checkpoint from one on the other, sampling. A target of its own, as it needs the feature `cuda` and
+//! a GPU, which most machines that test have not; `make gpu-bundle` takes it to one.
 //!
-//! There it runs outside the source tree: LONGREEL names the program, LONGREEL_ROOT the folder with configs, datasets and tests/golden.
+//! There it runs outside the source tree: LONGREEL names the program, LONGREEL_ROOT the folder with configs, datasets
+//! and tests/golden.
 
 #[path = "gpu/communicators.rs"]
 mod communicators;
@@ -162,9 +163,10 @@ fn loss_of_steps(device: &str, dtype: &str) -> f64 {
 
 #[test]
 fn steps_lead_where_the_cpus_do() {
-    // AdamW's first steps are the learning rate, up or down, whatever the size of a gradient. A parameter whose gradient is zero but for
-    // rounding, such as a bias of the keys, which softmax does not see, so goes up on one device and down on the other: to first
-    // order the loss does not change with it, to second order it may by more than the 1e-6 of rounding. Hence 1e-4 for f32.
+    // AdamW's first steps are the learning rate, up or down, whatever the size of a gradient. A parameter whose
+    // gradient is zero but for rounding, such as a bias of the keys, which softmax does not see, so goes up on one
+    // device and down on the other: to first order the loss does not change with it, to second order it may by more
+    // than the 1e-6 of rounding. Hence 1e-4 for f32.
     for (dtype, bound) in [("f32", 1e-4), ("bf16", 1e-2)] {
         let [cpu, gpu] = ["cpu", "cuda"].map(|device| loss_of_steps(device, dtype));
         assert!((gpu / cpu - 1.0).abs() < bound, "{dtype}: {gpu} for {cpu}");
@@ -261,13 +263,13 @@ fn training_goes_as_on_the_cpu_whatever_the_stash() {
     }
 }
 
-/// Candle's kernels count elements in 32 bits. However long a rank's rows are, they are launched for no more than a tile: the emulated
-/// driver ends a program that does otherwise (on a GPU the test shows nothing).
+/// Candle's kernels count elements in 32 bits. However long a rank's rows are, they are launched for no more than a
+/// tile: the emulated driver ends a program that does otherwise (on a GPU the test shows nothing).
 #[test]
 fn candles_kernels_are_launched_for_a_tile_at_most() {
     let run = Run(TempDir::new().unwrap());
-    // 1800 rows of width 32 are 57600 elements, of either of two groups of heads 28800. The largest unit's parameters are 27936, a tile's
-    // widest rows 24576.
+    // 1800 rows of width 32 are 57600 elements, of either of two groups of heads 28800. The largest unit's parameters
+    // are 27936, a tile's widest rows 24576.
     let long = ["train.batch=100", "train.tile=64", "model.num_layers=1", "train.steps=1", "train.heldout_every=0"];
     let cases: [(&str, &[&str]); 2] =
         [("groups", &["parallel.head_groups=2"]), ("rounded", &["stash.dtype=bf16", "stash.where=disk"])];

@@ -1,4 +1,5 @@
-//! A metrics file made to agree with the checkpoint that a run resumes from: its faults are named, none of its lines is lost.
+//! A metrics file made to agree with the checkpoint that a run resumes from: its faults are named, none of its lines is
+//! lost.
 
 use crate::metrics::record;
 use longreel::observe::metrics::{self, MetricsLog, Record};

@@ -1,4 +1,5 @@
-//! Model files that claim more than they hold: each is one error that names the file, before anything is allocated for the claim.
+//! Model files that claim more than they hold: each is one error that names the file, before anything is allocated for
+//! the claim.
 
 use longreel::files::{Header, Tensors};
 use longreel::model::{Model, ModelConfig};

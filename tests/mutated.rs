@@ -1,6 +1,8 @@
-//! Spoils bytes in many ways, the same in every run, or others for each number in `LONGREEL_FAULTS_SEED` (`make faults`).
+//! Spoils bytes in many ways, the same in every run, or others for each number in `LONGREEL_FAULTS_SEED` (`make
+//! faults`).
 
-/// Calls `check` with `count` variants of `good`: bits and bytes changed, words set to extremes, pieces cut out, doubled, or cut off.
+/// Calls `check` with `count` variants of `good`: bits and bytes changed, words set to extremes, pieces cut out,
+/// doubled, or cut off.
 pub fn mutated(good: &[u8], count: usize, check: impl FnMut(&[u8])) {
     let seed = std::env::var("LONGREEL_FAULTS_SEED").map_or(0, |seed| seed.parse().expect("a number"));
     mutated_from(seed, good, count, check);

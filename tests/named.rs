@@ -1,4 +1,5 @@
-//! Names of models: a run, a checkpoint, its parts, a diffusers folder, a pipeline, a repository; each means the same to every command.
+//! Names of models: a run, a checkpoint, its parts, a diffusers folder, a pipeline, a repository; each means the same
+//! to every command.
 
 use crate::cli::inputs_of;
 use crate::train::{Place, fail, longreel, succeed, text};

@@ -1,5 +1,5 @@
-//! The emulated driver of kernels/host/driver ends a process whose operations on two streams are not ordered: what `make gpu-rehearsal`
-//! rests on. Cases are those of kernels/host/tests/order.cpp. It needs a C++20 compiler as `c++`.
+//! The emulated driver of kernels/host/driver ends a process whose operations on two streams are not ordered: what
+//! `make gpu-rehearsal` rests on. Cases are those of kernels/host/tests/order.cpp. It needs a C++20 compiler as `c++`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

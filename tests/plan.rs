@@ -1,4 +1,5 @@
-//! `longreel plan` against `longreel train --rehearse`, which measures what plan predicts; and what plan says and refuses.
+//! `longreel plan` against `longreel train --rehearse`, which measures what plan predicts; and what plan says and
+//! refuses.
 
 mod decoding;
 mod search;
@@ -64,11 +65,14 @@ fn large_clips() -> Place {
     place
 }
 
-/// Predicted and measured, of buffers and of the process; `shared` MiB are counted for each rank, though ranks may share them.
+/// Predicted and measured, of buffers and of the process; `shared` MiB are counted for each rank, though ranks may
+/// share them.
 fn check(case: &[&str], what: &str, [predicted, measured]: [f64; 2], shared: f64) {
-    // Kept panels and tiles are not followed one by one: some MiB. The process has freed memory too, up to 32 MiB of it.
+    // Kept panels and tiles are not followed one by one: some MiB. The process has freed memory too, up to 32 MiB of
+    // it.
     let margin = if what.contains("peak") { (0.05 * measured).max(32.0) } else { (0.03 * measured).max(4.0) };
-    // A plan counts a block as still being copied in forward and while the head is at work; a fast disk may be done with it.
+    // A plan counts a block as still being copied in forward and while the head is at work; a fast disk may be done
+    // with it.
     let copied = case.iter().any(|key| key.starts_with("stash.where=disk") || key.starts_with("stash.dtype=bf16"));
     let forward = what.contains("forward") || what.contains("head and loss");
     let written = if copied && forward { 0.15 * predicted } else { 0.0 };
@@ -108,7 +112,8 @@ fn ranks_together_have_what_the_plan_says() {
         let case = [MEDIUM, case].concat();
         let rows = rehearsed(&place, &case);
         assert_eq!(rows.len(), 2, "{rows:?}");
-        // Ranks that take turns at a small run's work use the same kept panels, so all may have what the plan counts for one.
+        // Ranks that take turns at a small run's work use the same kept panels, so all may have what the plan counts
+        // for one.
         let plan = planned(&place, &case);
         let others = plan["ranks"].as_array().unwrap().len() as u64 - 1;
         let kept = |phase: &Value| phase["parts"]["packed panels and weights, kept"].as_u64().unwrap();
@@ -118,7 +123,8 @@ fn ranks_together_have_what_the_plan_says() {
     }
 }
 
-/// Units of 12 MiB, so that one unit more or less is beyond the margin. (What the process holds beside its buffers is no matter here.)
+/// Units of 12 MiB, so that one unit more or less is beyond the margin. (What the process holds beside its buffers is
+/// no matter here.)
 #[test]
 fn ranks_of_stage_3_have_the_unit_at_work_and_the_parts_of_the_next() {
     let place = large_clips();
@@ -155,7 +161,8 @@ fn a_plan_for_a_gpu_tells_its_memory_from_its_hosts() {
     assert!(two["per_rank"].as_u64() < ram["per_rank"].as_u64());
 }
 
-/// In f32 a GPU's attention is for checks, in bf16 it has kernels for heads of 64 to 128; what a run would refuse, its plan refuses too.
+/// In f32 a GPU's attention is for checks, in bf16 it has kernels for heads of 64 to 128; what a run would refuse, its
+/// plan refuses too.
 #[test]
 fn a_plan_for_a_gpu_refuses_what_it_cannot_train() {
     let place = Place::videos();

@@ -1,5 +1,5 @@
-//! What is written over: regular files, and nothing else. A device, a pipe, a socket, a folder or a symbolic link under the name of a
-//! result stays what it is, and the error says so; folders on the way may be symbolic links.
+//! What is written over: regular files, and nothing else. A device, a pipe, a socket, a folder or a symbolic link under
+//! the name of a result stays what it is, and the error says so; folders on the way may be symbolic links.
 
 use crate::train::{Place, fail, longreel, succeed};
 use longreel::data::write::{Container, PngWriter, VideoWriter, write_image, write_video};

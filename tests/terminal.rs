@@ -5,7 +5,8 @@ use image::RgbImage;
 use std::fs;
 use std::process::Command;
 
-/// Names that clear the screen, forge a line, turn the direction of writing, and use an 8-bit control; and how they are shown.
+/// Names that clear the screen, forge a line, turn the direction of writing, and use an 8-bit control; and how they are
+/// shown.
 const NAMES: [(&str, &str); 4] = [
     ("bad\u{1b}[2Jname", r"bad\x1b[2Jname"),
     ("two\nerror: lines", r"two\nerror: lines"),

@@ -1,4 +1,5 @@
-//! The command line as such: exit codes, errors printed once, logging, and Ctrl-C. What commands do is tested elsewhere.
+//! The command line as such: exit codes, errors printed once, logging, and Ctrl-C. What commands do is tested
+//! elsewhere.
 
 use longreel::cli;
 use std::io::{BufRead, BufReader};

@@ -1,11 +1,11 @@
-//! scripts/wgmma_hazards.py on machine code and logs as the CUDA tools print them: what is right passes, and each misuse of a
-//! product's registers is found.
+//! scripts/wgmma_hazards.py on machine code and logs as the CUDA tools print them: what is right passes, and each
+//! misuse of a product's registers is found.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Two groups of products of flash_backward_q_bf16_d96, shortened: of tiles, and of registers and a tile. The first sums, R88 on, are
-/// turned into the left operand, R72 to R79, of the second.
+/// Two groups of products of flash_backward_q_bf16_d96, shortened: of tiles, and of registers and a tile. The first
+/// sums, R88 on, are turned into the left operand, R72 to R79, of the second.
 const KERNEL: &str = "\
 LDG.E.128 R88, desc[UR6][R10.64]
 WARPGROUP.ARRIVE
@@ -111,8 +111,8 @@ fn code_that_the_check_cannot_follow_is_an_error() {
     assert!(output.status.code() == Some(1) && text.contains("that nothing waits for"), "{text}");
 }
 
-/// What nvcc 13.0 printed of kernels/flash_forward.cu without `wgmma_begin`, with sums that are touched between products, and with a wait
-/// that lets a group go on: it compiles, and warnings being errors does not change that.
+/// What nvcc 13.0 printed of kernels/flash_forward.cu without `wgmma_begin`, with sums that are touched between
+/// products, and with a wait that lets a group go on: it compiles, and warnings being errors does not change that.
 const LOG: [&str; 3] = [
     "ptxas info    : (C7519) warpgroup.arrive is injected in around line 1623 by compiler to allow use of registers in GMMA in function 'f'",
     "ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized due to non wgmma instructions reading \

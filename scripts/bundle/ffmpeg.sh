@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A small FFmpeg for the GPU bundle: Debian's source, configured to read and write the videos that longreel does, without the hundred
-# libraries that Debian's own build needs.
+# A small FFmpeg for the GPU bundle: Debian's source, configured to read and write the videos that longreel does,
+# without the hundred libraries that Debian's own build needs.
 #
 #   scripts/bundle/ffmpeg.sh FOLDER      builds into FOLDER/ffmpeg, unless it is there
 set -euo pipefail

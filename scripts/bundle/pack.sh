@@ -3,9 +3,10 @@
 #
 #   scripts/bundle/pack.sh [--alone] LONGREEL TESTS LIBRARIES CUBINS BUNDLE
 #
-# LONGREEL and TESTS are programs, LIBRARIES and CUBINS folders: FFmpeg's libraries, and what scripts/bundle/cubins.sh wrote. The bundle is
-# to lie in the repository, or a copy of its tracked files, which has the configs, clips and golden files that run.sh needs; both together
-# take 60 MiB at most. With --alone it has its own copies of those, and may be taken anywhere.
+# LONGREEL and TESTS are programs, LIBRARIES and CUBINS folders: FFmpeg's libraries, and what scripts/bundle/cubins.sh
+# wrote. The bundle is to lie in the repository, or a copy of its tracked files, which has the configs, clips and golden
+# files that run.sh needs; both together take 60 MiB at most. With --alone it has its own copies of those, and may be
+# taken anywhere.
 set -euo pipefail
 alone=
 if [ "${1:-}" = --alone ]; then alone=1 && shift; fi

@@ -9,12 +9,14 @@
 # attention    longreel's attention beside PyTorch's by FlashAttention and by cuDNN
 # step         a step of DiT-S (12 blocks of width 384) at growing lengths, up to 1,048,576 tokens
 #
-# Results go to the folder $OUT, or to results/ beside this script: results.jsonl and kernels.jsonl grow line by line; report.md,
-# report.json, tests.txt, log.txt, samples.png. A part needs a driver, CUDA 13's cuBLAS and cuRAND; python3 makes the report.
+# Results go to the folder $OUT, or to results/ beside this script: results.jsonl and kernels.jsonl grow line by line;
+# report.md, report.json, tests.txt, log.txt, samples.png. A part needs a driver, CUDA 13's cuBLAS and cuRAND; python3
+# makes the report.
 #
-# Variables: BUDGET=540, the seconds that the command may take: nothing begins that has no time left, and what overruns is ended.
-# PYTHON, the python3 that has PyTorch and CuPy; it is looked for by default. Sizes, for a rehearsal: ATTENTION_TOKENS, STEP_FRAMES,
-# STEP_SIDE, STEP_LAYERS, DEMO_STEPS, DEMO_ARGS (of `longreel train`), and TESTS, a regular expression.
+# Variables: BUDGET=540, the seconds that the command may take: nothing begins that has no time left, and what overruns
+# is ended. PYTHON, the python3 that has PyTorch and CuPy; it is looked for by default. Sizes, for a rehearsal:
+# ATTENTION_TOKENS, STEP_FRAMES, STEP_SIDE, STEP_LAYERS, DEMO_STEPS, DEMO_ARGS (of `longreel train`), and TESTS, a
+# regular expression.
 set -uo pipefail
 bundle=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) || exit 1
 results=${OUT:-$bundle/results}

@@ -1,5 +1,5 @@
-# What run.sh needs before it measures: a clean environment, a Python, CUDA's libraries, a longreel that starts and sees a GPU.
-# shellcheck shell=bash disable=SC2154,SC2034 # run.sh's variables, and variables for its parts
+# What run.sh needs before it measures: a clean environment, a Python, CUDA's libraries, a longreel that starts and sees
+# a GPU. shellcheck shell=bash disable=SC2154,SC2034 # run.sh's variables, and variables for its parts
 
 # Removes what would change results or times, or make longreel think that a launcher started it.
 environment() {
@@ -38,8 +38,8 @@ find_python() {
     [ -n "$python" ] || [ -z "${PYTHON:-}" ] || say "PYTHON=$PYTHON does not run"
 }
 
-# Sets `libraries`: LD_LIBRARY_PATH for longreel. What is set comes first, then a toolkit, a Python environment's packages, a driver.
-# Python itself goes without it, since torch brings libraries of its own.
+# Sets `libraries`: LD_LIBRARY_PATH for longreel. What is set comes first, then a toolkit, a Python environment's
+# packages, a driver. Python itself goes without it, since torch brings libraries of its own.
 find_libraries() {
     local folder nvcc
     local -a folders=()
@@ -63,7 +63,8 @@ PY
     done
 }
 
-# Names libraries that longreel wants and the loader does not find: what each is, and which other versions lie where it was looked for.
+# Names libraries that longreel wants and the loader does not find: what each is, and which other versions lie where it
+# was looked for.
 missing_libraries() {
     local name stem folder other others said=''
     local -a places

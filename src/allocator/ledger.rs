@@ -1,8 +1,9 @@
 //! Which large blocks of memory are in use, and which freed ones are kept: the bookkeeping, without the memory.
 //!
-//! Whoever asks for a length that was freed before gets the very block. Other lengths cannot use it, so what is kept beside what
-//! lives is bounded: both together never exceed the most that has lived at once by more than [`SPARE`]. The block that was freed
-//! longest ago goes first. What a step's buffers add up to is therefore what the process holds, whatever their order of sizes.
+//! Whoever asks for a length that was freed before gets the very block. Other lengths cannot use it, so what is kept
+//! beside what lives is bounded: both together never exceed the most that has lived at once by more than [`SPARE`]. The
+//! block that was freed longest ago goes first. What a step's buffers add up to is therefore what the process holds,
+//! whatever their order of sizes.
 
 /// Bytes that may be kept beyond the most that has lived: the buffers of tiles stay, whatever a large one needs.
 pub const SPARE: usize = 64 << 20;
@@ -85,7 +86,8 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    /// Takes and frees blocks of random lengths as an allocator would; checks the books against a plain list at every step.
+    /// Takes and frees blocks of random lengths as an allocator would; checks the books against a plain list at every
+    /// step.
     #[test]
     fn what_is_kept_is_bounded_and_fits_exactly() {
         let mut ledger = Ledger::new();

@@ -1,8 +1,8 @@
 //! Says what was wrong when the process ends because memory cannot be had.
 //!
-//! Rust ends a process whose allocation fails by SIGABRT, with a line of no help. Here the allocator notes what it was asked for in
-//! vain, and a handler of that signal says what to do, and has the process end like any other that fails. Code that can do
-//! without the memory it asked for goes on; nothing is said then.
+//! Rust ends a process whose allocation fails by SIGABRT, with a line of no help. Here the allocator notes what it was
+//! asked for in vain, and a handler of that signal says what to do, and has the process end like any other that fails.
+//! Code that can do without the memory it asked for goes on; nothing is said then.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,14 +18,14 @@ pub(super) fn note(bytes: usize) {
     REFUSED.fetch_max(bytes, Ordering::SeqCst); // what reports the failure may ask in vain, too
 }
 
-/// From now on an allocation that fails ends the process with one line of error and exit code 1. For programs whose global allocator
-/// is [`Allocator`](super::Allocator); without effect elsewhere.
+/// From now on an allocation that fails ends the process with one line of error and exit code 1. For programs whose
+/// global allocator is [`Allocator`](super::Allocator); without effect elsewhere.
 ///
 /// # Errors
 /// The system refuses the handler.
 pub fn report_shortage() -> std::io::Result<()> {
-    // SAFETY: the handler reads an atomic number, formats it on its stack, writes it by one system call and ends the process by
-    // another: all of that is allowed in a handler.
+    // SAFETY: the handler reads an atomic number, formats it on its stack, writes it by one system call and ends the
+    // process by another: all of that is allowed in a handler.
     unsafe { low_level::register(SIGABRT, say) }.map(drop)
 }
 

@@ -15,8 +15,8 @@ use crate::{Error, Result};
 static CAUGHT: AtomicBool = AtomicBool::new(false);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on SIGINT and SIGTERM set [`interrupted`]; a second one exits with code 130. So does SIGHUP, unless it was ignored when
-/// the process started: `nohup` has a run survive its terminal.
+/// From now on SIGINT and SIGTERM set [`interrupted`]; a second one exits with code 130. So does SIGHUP, unless it was
+/// ignored when the process started: `nohup` has a run survive its terminal.
 ///
 /// # Errors
 /// The system refuses the handlers, or their thread.
@@ -49,8 +49,8 @@ fn interrupt() {
     let _ = writeln!(Stderr, "{text}");
 }
 
-/// From now on a file that grows beyond the process's limit (`ulimit -f`) is an error of that write, which names the file, and no more
-/// the end of the process.
+/// From now on a file that grows beyond the process's limit (`ulimit -f`) is an error of that write, which names the
+/// file, and no more the end of the process.
 ///
 /// # Errors
 /// The system refuses the handler.

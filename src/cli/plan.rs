@@ -1,4 +1,5 @@
-//! `longreel plan`: what a run will need, and how long a clip could be, before anything runs. What is counted: [`crate::plan`].
+//! `longreel plan`: what a run will need, and how long a clip could be, before anything runs. What is counted:
+//! [`crate::plan`].
 //!
 //! `text` and `value` print what is found here, as tables and as JSON.
 
@@ -29,7 +30,8 @@ pub struct PlanArgs {
     /// Ranks, as threads of this process; default: `parallel.ranks`
     #[arg(long, value_name = "P", value_parser = super::at_least_1)]
     ranks: Option<usize>,
-    /// Memory of each rank, such as 80GiB or 500MB: says what fits, the least change of settings that does, and the longest clip
+    /// Memory of each rank, such as 80GiB or 500MB: says what fits, the least change of settings that does, and the
+    /// longest clip
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
     /// Override a key of the config, as in `longreel train`
@@ -67,8 +69,8 @@ struct Fit {
     memory: u64,
     /// Single settings that lessen the need.
     singles: Vec<Change>,
-    /// Where the config does not fit: the least change with its ranks; what more of them can do, alone if that is enough; and, if
-    /// nothing does with its ranks, what needs least.
+    /// Where the config does not fit: the least change with its ranks; what more of them can do, alone if that is
+    /// enough; and, if nothing does with its ranks, what needs least.
     least: Option<Change>,
     with_ranks: Option<Change>,
     smallest: Option<Change>,

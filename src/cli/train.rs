@@ -67,7 +67,8 @@ fn rehearsed(done: &Rehearsal) -> String {
 }
 
 impl TrainArgs {
-    /// The config with all overrides, `--ranks` among them, and as many ranks as a launcher started, on GPUs if it gave them any.
+    /// The config with all overrides, `--ranks` among them, and as many ranks as a launcher started, on GPUs if it gave
+    /// them any.
     pub fn config(&self, launch: &Launch) -> Result<RunConfig> {
         let mut sets = self.set.clone();
         sets.extend(self.ranks.map(|ranks| format!("parallel.ranks={ranks}")));

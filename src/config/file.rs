@@ -1,7 +1,7 @@
 //! A config's text: from a regular file or a pipe, of at most 1 MiB, in UTF-8, or in UTF-16 with a byte-order mark.
 //!
-//! What else somebody may name instead, a folder of clips, a video, weights, a device without end, is an error at once that says what is
-//! wanted. A pipe is what `/dev/stdin` and a shell's `<(...)` are.
+//! What else somebody may name instead, a folder of clips, a video, weights, a device without end, is an error at once
+//! that says what is wanted. A pipe is what `/dev/stdin` and a shell's `<(...)` are.
 
 use super::example;
 use crate::files::{decode_text, expand_home};

@@ -43,8 +43,8 @@ impl RunConfig {
         read::parse(text, origin, sets)
     }
 
-    /// Whether a config's `text` or an override gives `section.key` a value, rather than leave it at its default. Of a text that is no
-    /// TOML, [`parse`](Self::parse) has more to say.
+    /// Whether a config's `text` or an override gives `section.key` a value, rather than leave it at its default. Of a
+    /// text that is no TOML, [`parse`](Self::parse) has more to say.
     pub fn names(text: &str, sets: &[String], section: &str, key: &str) -> bool {
         let file = text.parse::<toml::Table>().unwrap_or_default();
         let set = sets

@@ -1,4 +1,5 @@
-//! `~` in the paths of a config: expanded when it is read, so that what is kept of it (a run's config.toml) holds for all times.
+//! `~` in the paths of a config: expanded when it is read, so that what is kept of it (a run's config.toml) holds for
+//! all times.
 
 use super::check::{Problem, problem};
 use super::run::RunConfig;

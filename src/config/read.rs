@@ -1,4 +1,5 @@
-//! TOML text and overrides to a [`RunConfig`], with errors that say file, line, the line's text and the nearest known key.
+//! TOML text and overrides to a [`RunConfig`], with errors that say file, line, the line's text and the nearest known
+//! key.
 //!
 //! File and overrides are kept in one text, the overrides below the file, and every value carries its byte range there:
 //! one number tells both whether an error is in the file or in a `--set`, and where.

@@ -31,8 +31,8 @@ fn meant(name: &str, section: Option<&str>) -> Option<String> {
     }
 }
 
-/// The known key most like `name`, preferably in `section`, and how many letters differ; for a name outside any section, that or a
-/// section. None where nothing is much alike.
+/// The known key most like `name`, preferably in `section`, and how many letters differ; for a name outside any
+/// section, that or a section. None where nothing is much alike.
 fn nearest(name: &str, section: Option<&str>) -> Option<(usize, String)> {
     let name = name.to_lowercase();
     let mut best: Option<(f64, usize, String)> = None;

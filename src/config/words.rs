@@ -1,4 +1,5 @@
-//! Other trainers' words: what their keys are called here, or that there is no such thing here yet. The table is words.txt.
+//! Other trainers' words: what their keys are called here, or that there is no such thing here yet. The table is
+//! words.txt.
 
 const TABLE: &str = include_str!("words.txt");
 

@@ -1,4 +1,5 @@
-//! Casts of contiguous arrays between f32 and bf16 by kernels/cast.cu, which count elements in 64 bits; Candle's count in 32.
+//! Casts of contiguous arrays between f32 and bf16 by kernels/cast.cu, which count elements in 64 bits; Candle's count
+//! in 32.
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDType;

@@ -1,4 +1,5 @@
-//! `LONGREEL_GPU_CHECK=1`: the GPU is waited for after each launch and each product, so that a failure bears the name of what failed.
+//! `LONGREEL_GPU_CHECK=1`: the GPU is waited for after each launch and each product, so that a failure bears the name
+//! of what failed.
 
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
 use candle_core::{Error, Result};
@@ -28,8 +29,8 @@ pub(super) fn allowed() -> std::result::Result<(), String> {
     CHECKS.clone().map(drop)
 }
 
-/// Does `work`, which gives the stream something to do that is called `what`; with the check, waits for it, and before for what the
-/// stream had to do already, so that an error of one of Candle's kernels does not get the name of ours.
+/// Does `work`, which gives the stream something to do that is called `what`; with the check, waits for it, and before
+/// for what the stream had to do already, so that an error of one of Candle's kernels does not get the name of ours.
 pub(super) fn checked<R>(stream: &CudaStream, what: impl Display, work: impl FnOnce() -> Result<R>) -> Result<R> {
     if !checks() {
         return work();

@@ -1,5 +1,5 @@
-//! Opens a GPU, after a look at whether driver, GPU and libraries are such as longreel needs: one that is not is told so here, in words,
-//! before anything depends on it.
+//! Opens a GPU, after a look at whether driver, GPU and libraries are such as longreel needs: one that is not is told
+//! so here, in words, before anything depends on it.
 
 use candle_core::cuda_backend::cudarc::cublas::sys::{cublasGetProperty, cublasStatus_t, libraryPropertyType_t};
 use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute::{
@@ -12,17 +12,19 @@ use candle_core::{CudaDevice, Device};
 
 use super::{check, explain, meaning, memory};
 
-/// The CUDA that this program is built with, as the driver counts versions: 13.0. A driver must know it, cuBLAS be of its major one.
+/// The CUDA that this program is built with, as the driver counts versions: 13.0. A driver must know it, cuBLAS be of
+/// its major one.
 const CUDA: i32 = 13_000;
 
 /// The oldest compute capability that kernels are compiled for.
 const CAPABILITY: [i32; 2] = [8, 0];
 
-/// Queues of a GPU for this process's streams: computing, two for the stash, one a communicator. CUDA's usual number, 8, is soon shared,
-/// and what shares a queue waits for each other.
+/// Queues of a GPU for this process's streams: computing, two for the stash, one a communicator. CUDA's usual number,
+/// 8, is soon shared, and what shares a queue waits for each other.
 const CONNECTIONS: &str = "32";
 
-/// Sets what the driver reads when it starts, where the user has not: at the start of the program, before there are threads.
+/// Sets what the driver reads when it starts, where the user has not: at the start of the program, before there are
+/// threads.
 pub(crate) fn before_start() {
     const VARIABLE: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
     if std::env::var_os(VARIABLE).is_none() {
@@ -65,7 +67,8 @@ pub(crate) fn count() -> Result<usize> {
     Ok(count.max(0) as usize)
 }
 
-/// GPU `ordinal`, with a stream of its own for computing: Candle's usual one is another for each thread, and a rank has several.
+/// GPU `ordinal`, with a stream of its own for computing: Candle's usual one is another for each thread, and a rank has
+/// several.
 ///
 /// # Errors
 /// It is not there or cannot compute what longreel needs, or a library is of another version.

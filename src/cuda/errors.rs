@@ -1,7 +1,8 @@
 //! CUDA's errors in words: which kernel, how much memory there is, what to do.
 //!
-//! A kernel that fails does so after its launch has succeeded: the error comes back from a later call, which is innocent. So where the
-//! driver reports such an error, the message says how to learn the kernel's name: `LONGREEL_GPU_CHECK=1`, see [`super::check`].
+//! A kernel that fails does so after its launch has succeeded: the error comes back from a later call, which is
+//! innocent. So where the driver reports such an error, the message says how to learn the kernel's name:
+//! `LONGREEL_GPU_CHECK=1`, see [`super::check`].
 
 use candle_core::Error as CandleError;
 use candle_core::cuda_backend::CudaError;

@@ -1,9 +1,9 @@
 //! Matrix products by cuBLAS, which may add to what is there: weight gradients are summed where they are.
 //!
-//! Results and sums are f32. Operands are f32 or bf16, both of one kind, and are never rounded on the way: cuBLAS may do that or not
-//! with f32 operands (`CUBLAS_COMPUTE_32F_FAST_16BF`, `NVIDIA_TF32_OVERRIDE`), by shape and alignment, so that the last, shorter tile
-//! of a layer would be computed otherwise than the rest. Hence bf16 operands are bf16 in memory, and f32 ones go by the pedantic
-//! compute type, which nothing in the environment changes.
+//! Results and sums are f32. Operands are f32 or bf16, both of one kind, and are never rounded on the way: cuBLAS may
+//! do that or not with f32 operands (`CUBLAS_COMPUTE_32F_FAST_16BF`, `NVIDIA_TF32_OVERRIDE`), by shape and alignment,
+//! so that the last, shorter tile of a layer would be computed otherwise than the rest. Hence bf16 operands are bf16 in
+//! memory, and f32 ones go by the pedantic compute type, which nothing in the environment changes.
 
 use std::ffi::c_void;
 

@@ -1,8 +1,8 @@
 //! The GPU's memory: the pool that the driver allocates from, what is in use, and a second try where there was none.
 //!
-//! cudarc allocates by `cuMemAllocAsync` from the device's default pool. Such a pool gives what is free in it back to the system at each
-//! synchronisation, unless its release threshold says otherwise, and has to map it again for the next tile. Here it keeps everything:
-//! a GPU has one process of ours.
+//! cudarc allocates by `cuMemAllocAsync` from the device's default pool. Such a pool gives what is free in it back to
+//! the system at each synchronisation, unless its release threshold says otherwise, and has to map it again for the
+//! next tile. Here it keeps everything: a GPU has one process of ours.
 
 use candle_core::cuda_backend::cudarc::driver::sys::{self, CUdevice, CUmemPool_attribute, CUmemoryPool, CUresult};
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaSlice, DeviceRepr, DriverError, result};
@@ -87,8 +87,8 @@ pub(super) fn keep(context: &CudaContext) -> std::result::Result<(), DriverError
     unsafe { result::mem_pool::set_attribute(pool(context)?, attribute, (&raw mut threshold).cast()) }
 }
 
-/// Room for `n` elements, which are not set. If there is none, what is free in the pool goes back to the system, which may make one
-/// piece of it, and one more try is made.
+/// Room for `n` elements, which are not set. If there is none, what is free in the pool goes back to the system, which
+/// may make one piece of it, and one more try is made.
 pub(crate) fn empty<T: DeviceRepr>(device: &CudaDevice, n: usize) -> Result<CudaSlice<T>> {
     let stream = device.cuda_stream();
     // SAFETY (of both): callers give it to a kernel that sets all of it before anything reads it.

@@ -88,7 +88,8 @@ impl Kernel {
     /// Launches `call` on a grid of `[x, y, z]` blocks; an error says which kernel on which.
     ///
     /// # Safety
-    /// The call's arguments are those that the kernel declares, and memory that they point to holds what it reads and writes.
+    /// The call's arguments are those that the kernel declares, and memory that they point to holds what it reads and
+    /// writes.
     pub unsafe fn launch(&self, mut call: LaunchArgs, blocks: [usize; 3]) -> Result<()> {
         let (grid, [x, y, z]) = (self.grid(blocks)?, blocks);
         let what = format_args!("kernel {} on a grid of {x} x {y} x {z} blocks of {} threads", self.name, self.threads);

@@ -1,5 +1,5 @@
-//! Folders and files below a dataset's path that are no part of it: runs, whose samples and loss curves would be trained on, and what
-//! is held out.
+//! Folders and files below a dataset's path that are no part of it: runs, whose samples and loss curves would be
+//! trained on, and what is held out.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -101,7 +101,8 @@ impl Captions {
 /// The lines of a `metadata.jsonl` whose bytes are `bytes` and whose name is `path`; blank ones are passed over.
 ///
 /// # Errors
-/// They are no text, or a line is no JSON object with the strings file_name and text, or leaves the folder; names the line.
+/// They are no text, or a line is no JSON object with the strings file_name and text, or leaves the folder; names the
+/// line.
 pub fn caption_lines(bytes: Vec<u8>, path: &Path) -> Result<Vec<CaptionLine>> {
     let text = decode_text(bytes).map_err(|why| Error::Invalid(format!("{}: {why}", path.display())))?;
     parse(&text, path)

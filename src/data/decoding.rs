@@ -1,7 +1,7 @@
 //! What decoding takes: memory of a decoding thread, from what a file says of itself, and the time of a clip.
 //!
-//! An image's decoder holds the whole image, unless its lines come one by one. FFmpeg's hold as many frames as the codec may look
-//! back at, and those that wait for their turn to be shown.
+//! An image's decoder holds the whole image, unless its lines come one by one. FFmpeg's hold as many frames as the
+//! codec may look back at, and those that wait for their turn to be shown.
 
 use super::apart::Apart;
 use super::dataset::Dataset;
@@ -51,7 +51,8 @@ impl Decoding {
         std::thread::available_parallelism().map_or(1, |n| n.get())
     }
 
-    /// What the files below `path` take, but for what is `apart`; with `timed`, one clip is decoded to measure that. None if no file can be used.
+    /// What the files below `path` take, but for what is `apart`; with `timed`, one clip is decoded to measure that.
+    /// None if no file can be used.
     ///
     /// # Errors
     /// Those of [`Dataset::survey`].

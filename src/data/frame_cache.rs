@@ -26,14 +26,15 @@ impl FrameCache {
         Self { variants, parts: Mutex::new(if kept { vec![None; clips * variants] } else { vec![] }) }
     }
 
-    /// Bytes of pixels that a cache holds in the end, if a rank's part of a clip has `part` bytes. 0 if nothing is kept:
-    /// the clips are too many or too large, or each epoch crops them elsewhere.
+    /// Bytes of pixels that a cache holds in the end, if a rank's part of a clip has `part` bytes. 0 if nothing is
+    /// kept: the clips are too many or too large, or each epoch crops them elsewhere.
     pub fn bytes(data: &Data, clips: usize, part: u64) -> u64 {
         let all = (clips as u64).saturating_mul(variants(data) as u64).saturating_mul(part);
         if data.crop == Crop::Center && all <= MOST { all } else { 0 }
     }
 
-    /// What `request` names, from the cache or else by `decode`. Threads that ask for the same clip at once may each decode it.
+    /// What `request` names, from the cache or else by `decode`. Threads that ask for the same clip at once may each
+    /// decode it.
     ///
     /// # Errors
     /// Those of `decode`; nothing is kept then.

@@ -1,9 +1,10 @@
 //! High dynamic range (PQ, HLG) to the range and colours of everything else.
 //!
-//! Light comes out as a display shows it: PQ says so itself, HLG as on a display of 1000 nits (BT.2100, system gamma 1.2).
-//! Diffuse white is 203 nits (BT.2408). BT.2020 goes to BT.709; what lies outside is clipped. The largest component is tone-mapped,
-//! the others keep their proportion to it: half of white and below stay, above, a curve leads smoothly to 1 at 1000 nits. The
-//! result is coded for the display of BT.1886 (gamma 2.4), as FFmpeg's zscale filter does.
+//! Light comes out as a display shows it: PQ says so itself, HLG as on a display of 1000 nits (BT.2100, system gamma
+//! 1.2). Diffuse white is 203 nits (BT.2408). BT.2020 goes to BT.709; what lies outside is clipped. The largest
+//! component is tone-mapped, the others keep their proportion to it: half of white and below stay, above, a curve leads
+//! smoothly to 1 at 1000 nits. The result is coded for the display of BT.1886 (gamma 2.4), as FFmpeg's zscale filter
+//! does.
 
 use ffmpeg_next::frame;
 use ffmpeg_next::util::color::TransferCharacteristic;
@@ -58,7 +59,8 @@ impl Transfer {
         }
     }
 
-    /// Light of each 16-bit value: on the display for PQ, diffuse white being 1; at the camera for HLG, its most being 1.
+    /// Light of each 16-bit value: on the display for PQ, diffuse white being 1; at the camera for HLG, its most being
+    /// 1.
     fn light(self) -> &'static [f32] {
         static PQ: OnceLock<Vec<f32>> = OnceLock::new();
         static HLG: OnceLock<Vec<f32>> = OnceLock::new();
@@ -82,7 +84,8 @@ fn hlg(value: f64) -> f64 {
     if value <= 0.5 { value * value / 3.0 } else { (((value - c) / a).exp() + b) / 12.0 }
 }
 
-/// Light above the knee, tone-mapped: t (1 + t / m^2) / (1 + t) of what lies between knee and 1, which is m at the peak.
+/// Light above the knee, tone-mapped: t (1 + t / m^2) / (1 + t) of what lies between knee and 1, which is m at the
+/// peak.
 fn rolled_off(light: f64) -> f64 {
     let t = (light - KNEE) / (1.0 - KNEE);
     let m = (PEAK / WHITE - KNEE) / (1.0 - KNEE);

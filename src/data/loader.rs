@@ -1,8 +1,8 @@
 //! Decoding ahead of the step: threads that fill a bounded queue, in the order in which clips were asked for.
 //!
 //! The queue holds what is decoded and what is being decoded, so memory is bounded by its length. A clip that cannot be
-//! decoded is an error in its place, and the last thing that comes: training never goes on without a clip unawares. Where all
-//! clips together are small, each is decoded once ([`FrameCache`]).
+//! decoded is an error in its place, and the last thing that comes: training never goes on without a clip unawares.
+//! Where all clips together are small, each is decoded once ([`FrameCache`]).
 
 use super::dataset::{Clip, Dataset};
 use super::frame_cache::FrameCache;

@@ -1,4 +1,5 @@
-//! What is in a dataset twice, or trained on though it is held out: files are compared by where they lie and by what they hold.
+//! What is in a dataset twice, or trained on though it is held out: files are compared by where they lie and by what
+//! they hold.
 
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -16,7 +17,8 @@ const NAMED: usize = 5;
 /// Bytes that are compared at a place of a file.
 const BLOCK: u64 = 1 << 16;
 
-/// Places at which larger files are compared. Files of one length that hold the same at so many places are the same film or picture.
+/// Places at which larger files are compared. Files of one length that hold the same at so many places are the same
+/// film or picture.
 const PLACES: u64 = 64;
 
 /// Files that two numbers of clips come from, or that are on both sides.
@@ -30,9 +32,9 @@ pub struct Overlaps {
 }
 
 impl Overlaps {
-    /// Compares the files of a dataset with each other, and with those held out. Links to one file, and copies, are the same file. Only
-    /// files of equal length are read: three blocks of each, and where these agree a few mebibytes at most. A file that cannot be read
-    /// is like no other.
+    /// Compares the files of a dataset with each other, and with those held out. Links to one file, and copies, are the
+    /// same file. Only files of equal length are read: three blocks of each, and where these agree a few mebibytes at
+    /// most. A file that cannot be read is like no other.
     pub fn find(trained: &Dataset, held_out: Option<&Dataset>) -> Self {
         let held_out_files = held_out.map_or(&[][..], Dataset::files);
         let files: Vec<&Path> = trained.files().iter().chain(held_out_files).map(|file| file.path.as_path()).collect();
@@ -108,7 +110,8 @@ fn alike(files: &[&Path], among: Vec<usize>, places: u64) -> Vec<Vec<usize>> {
     grouped(keyed.collect())
 }
 
-/// A checksum of a file's blocks at so many even distances, the first and the last among them, or of the whole file if it is smaller.
+/// A checksum of a file's blocks at so many even distances, the first and the last among them, or of the whole file if
+/// it is smaller.
 fn checksum(path: &Path, places: u64) -> io::Result<(u32, u32)> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();

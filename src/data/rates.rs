@@ -6,8 +6,8 @@ use super::dataset::Dataset;
 const SAME: f64 = 0.01;
 
 impl Dataset {
-    /// Frames per second of its clips, which is that of samples too: `data.fps`, else the files' own, of which the median clip
-    /// has it, divided by `data.stride`. None if all are images.
+    /// Frames per second of its clips, which is that of samples too: `data.fps`, else the files' own, of which the
+    /// median clip has it, divided by `data.stride`. None if all are images.
     pub fn rate(&self) -> Option<f64> {
         let rates = rates(self);
         let clips: usize = rates.iter().map(|rate| rate.1).sum();
@@ -20,8 +20,8 @@ impl Dataset {
         Some(source / self.config().stride as f64)
     }
 
-    /// Says that files of several frame rates are mixed, where `data.fps` does not make them one: the same motion is then shown
-    /// at several speeds.
+    /// Says that files of several frame rates are mixed, where `data.fps` does not make them one: the same motion is
+    /// then shown at several speeds.
     pub fn mixed_rates(&self) -> Option<String> {
         let mut kinds: Vec<f64> = Vec::new();
         for (rate, _) in rates(self) {

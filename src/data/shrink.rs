@@ -1,12 +1,13 @@
 //! Makes a picture smaller: each pixel is the mean of the area that it covers, exactly, rounded once.
 //!
-//! Lines go in from top to bottom and come out as soon as they are complete. Nothing but one line of sums is held, so there is no
-//! size that a picture, or the result, may not have. Sums are whole numbers: the result is the same on every processor.
+//! Lines go in from top to bottom and come out as soon as they are complete. Nothing but one line of sums is held, so
+//! there is no size that a picture, or the result, may not have. Sums are whole numbers: the result is the same on
+//! every processor.
 
 use std::ops::Range;
 
-/// What one line or column of the result covers of the source: `head` parts of source line `first`, all of those up to `last`,
-/// and `tail` parts of `last`. A source line has as many parts as the result has lines.
+/// What one line or column of the result covers of the source: `head` parts of source line `first`, all of those up to
+/// `last`, and `tail` parts of `last`. A source line has as many parts as the result has lines.
 #[derive(Clone, Copy, Debug)]
 struct Cover {
     first: usize,
@@ -44,8 +45,8 @@ pub struct Shrink {
 }
 
 impl Shrink {
-    /// From a picture of `source` (width, height) to columns `columns` of one of `size`, which is not larger; its first line is
-    /// line `first`.
+    /// From a picture of `source` (width, height) to columns `columns` of one of `size`, which is not larger; its first
+    /// line is line `first`.
     pub fn new(source: (usize, usize), size: (usize, usize), columns: Range<usize>, first: usize) -> Self {
         let count = columns.len();
         Self {

@@ -1,14 +1,14 @@
 //! When frames are shown, where a file's timestamps repeat, fall, jump or are missing.
 //!
-//! Pure arithmetic. Timestamps that increase stay as they are; what does not is mended as FFmpeg's command does it, by the
-//! smallest shift: to one unit after the frame before.
+//! Pure arithmetic. Timestamps that increase stay as they are; what does not is mended as FFmpeg's command does it, by
+//! the smallest shift: to one unit after the frame before.
 
-/// Times for frames with `stamps`, in the order of display, strictly increasing; `second` is how many units a second has. None
-/// if no frame has a timestamp.
+/// Times for frames with `stamps`, in the order of display, strictly increasing; `second` is how many units a second
+/// has. None if no frame has a timestamp.
 ///
 /// - A stamp that is not above the one before is set to one unit above it.
-/// - One that falls by a second or more begins a new count (a recording that starts again, a counter that wraps): it and all
-///   behind it move to where the file goes on at its usual pace.
+/// - One that falls by a second or more begins a new count (a recording that starts again, a counter that wraps): it
+///   and all behind it move to where the file goes on at its usual pace.
 /// - One above or below both its neighbours, which are in order themselves, counts as missing.
 /// - Missing ones lie at even distances between their neighbours.
 pub fn increasing(stamps: &[Option<i64>], second: f64) -> Option<Vec<i64>> {

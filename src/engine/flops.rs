@@ -1,6 +1,6 @@
-//! Counts the operations of a step, so that a [`StepMeter`](crate::observe::meter::StepMeter) can say how far it is: products
-//! only, as this engine does them, recomputed ones counted too. [`plan::flops`](crate::plan::flops) counts what any
-//! engine would have to do at least.
+//! Counts the operations of a step, so that a [`StepMeter`](crate::observe::meter::StepMeter) can say how far it is:
+//! products only, as this engine does them, recomputed ones counted too. [`plan::flops`](crate::plan::flops) counts
+//! what any engine would have to do at least.
 
 use std::sync::PoisonError;
 

@@ -1,4 +1,5 @@
-//! What attention on a GPU can compute in: checked before a run's first step, by its plan, and by a bench, in the same words.
+//! What attention on a GPU can compute in: checked before a run's first step, by its plan, and by a bench, in the same
+//! words.
 //!
 //! In bf16 it goes by tensor cores, whose kernels have the usual sizes of heads. In f32 a block of threads takes a row
 //! and reads all keys for it: exact, and about a hundred times slower (by arithmetic; no GPU has measured it), so it is
@@ -12,7 +13,8 @@ pub const F32_TOKENS: usize = 8192;
 /// Head dims of the bf16 kernels.
 const BF16_HEADS: [usize; 3] = [64, 96, 128];
 
-/// Refuses what a GPU has no kernels for, or none to train by: attention of `tokens` tokens a rank, with heads of `head_dim`.
+/// Refuses what a GPU has no kernels for, or none to train by: attention of `tokens` tokens a rank, with heads of
+/// `head_dim`.
 ///
 /// # Errors
 /// It does; the message says which setting to change.

@@ -30,7 +30,8 @@ impl NewFolder {
         Ok(Self { staged: temporary_folder(target)?, target: target.to_owned() })
     }
 
-    /// Where to put the folder's files for now; each must be on disk already (as after [`atomic_write`](super::atomic_write)).
+    /// Where to put the folder's files for now; each must be on disk already (as after
+    /// [`atomic_write`](super::atomic_write)).
     pub fn path(&self) -> &Path {
         self.staged.path()
     }
@@ -65,8 +66,8 @@ fn replaced(staged: TempDir, target: &Path) -> Result<()> {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {} // NFS and others cannot
         Err(e) => return Err(failed(target, e.into())),
     }
-    // For an instant nothing has the name. Both are whole, and if the process ends there, `remove_leftovers` gives the old one its
-    // name back.
+    // For an instant nothing has the name. Both are whole, and if the process ends there, `remove_leftovers` gives the
+    // old one its name back.
     let aside = temporary_folder(target)?;
     let old = aside.path().join(target.file_name().unwrap_or_default());
     fs::rename(target, &old).map_err(|e| failed(target, e))?;
@@ -88,7 +89,8 @@ fn temporary_folder(target: &Path) -> Result<TempDir> {
         .map_err(|e| failed(target, e))
 }
 
-/// Removes a folder. It loses its name first, at once: nobody can take what is left of it for the whole, whatever happens meanwhile.
+/// Removes a folder. It loses its name first, at once: nobody can take what is left of it for the whole, whatever
+/// happens meanwhile.
 pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
     let aside = temporary_folder(folder)?;
     fs::rename(folder, aside.path()).map_err(|e| failed(folder, e))?;

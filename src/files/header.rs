@@ -1,4 +1,5 @@
-//! The header of a safetensors file: 8 bytes of its length (little endian), then JSON. <https://github.com/huggingface/safetensors#format>
+//! The header of a safetensors file: 8 bytes of its length (little endian), then JSON.
+//! <https://github.com/huggingface/safetensors#format>
 
 use super::Summed;
 use safetensors::tensor::{Dtype, Metadata};
@@ -28,7 +29,8 @@ pub struct TensorPlace {
 }
 
 impl Header {
-    /// Reads the header of a file of `length` bytes; no more than the header is allocated, and that only if the file can hold it.
+    /// Reads the header of a file of `length` bytes; no more than the header is allocated, and that only if the file
+    /// can hold it.
     ///
     /// # Errors
     /// The reason why it is no safetensors file, or a damaged one.

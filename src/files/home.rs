@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 /// `path`, its leading `~` or `~/` replaced by the home folder: `$HOME`, or else the user database's.
 ///
 /// # Errors
-/// There is no home folder, or `path` begins with `~user`: other users' folders are not looked up. (A folder that is really called
-/// `~x` is written `./~x`.)
+/// There is no home folder, or `path` begins with `~user`: other users' folders are not looked up. (A folder that is
+/// really called `~x` is written `./~x`.)
 pub fn expand_home(path: impl AsRef<Path>) -> Result<PathBuf> {
     let path = path.as_ref();
     let Some(first) = path.components().next().map(|first| first.as_os_str().to_string_lossy().into_owned()) else {

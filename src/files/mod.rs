@@ -1,13 +1,12 @@
 //! Files that matter: written so that a crash, a full disk or Ctrl-C never leaves half of one, nor harms the old one.
 //!
-//! [`atomic_write`] does it for a file, [`NewFolder`] for a folder: write beside the target under a temporary name, fsync,
-//! rename, fsync the parent. (Rename is atomic; without the first fsync a crash may leave a name without contents, without
-//! the second the name may be lost.) [`Tensors`] and [`write_tensors`] read and write safetensors,
-//! [`read_text`] reads text.
-//! `scratch` is for the opposite, a file that nobody shall find.
+//! [`atomic_write`] does it for a file, [`NewFolder`] for a folder: write beside the target under a temporary name,
+//! fsync, rename, fsync the parent. (Rename is atomic; without the first fsync a crash may leave a name without
+//! contents, without the second the name may be lost.) [`Tensors`] and [`write_tensors`] read and write safetensors,
+//! [`read_text`] reads text. `scratch` is for the opposite, a file that nobody shall find.
 //!
-//! What is written over is a regular file, or nothing: a device, a pipe or a symbolic link under the name of a result is a mistake,
-//! and a rename would destroy it. Folders on the way may be symbolic links.
+//! What is written over is a regular file, or nothing: a device, a pipe or a symbolic link under the name of a result
+//! is a mistake, and a rename would destroy it. Folders on the way may be symbolic links.
 //!
 //! Nothing here knows what the files mean.
 
@@ -49,7 +48,8 @@ const TEMPORARY: &str = ".longreel-tmp";
 /// Creates or replaces the file `path` with what `write` writes; on an error the old file, if any, is as it was.
 ///
 /// # Errors
-/// What `write` returned, or the system: no such folder, no permission, a full disk; `path` is there and no regular file.
+/// What `write` returned, or the system: no such folder, no permission, a full disk; `path` is there and no regular
+/// file.
 pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     write_summed(path, write).map(drop)
 }
@@ -104,8 +104,8 @@ pub(crate) fn open_target(path: &Path, options: &OpenOptions) -> Result<File> {
     Ok(file)
 }
 
-/// A file in the making: it has a temporary name beside its target until [`publish`](Self::publish) renames it. Dropped before that,
-/// it is removed, and what has the target's name is as it was.
+/// A file in the making: it has a temporary name beside its target until [`publish`](Self::publish) renames it. Dropped
+/// before that, it is removed, and what has the target's name is as it was.
 #[derive(Debug)]
 pub(crate) struct NewFile {
     staged: NamedTempFile,

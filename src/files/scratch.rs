@@ -1,9 +1,9 @@
 //! A scratch file without a name, for what a process puts aside while it runs.
 //!
-//! It is made with `O_TMPFILE` (or, where a file system lacks that, unlinked while it is still empty). So the kernel gives its
-//! space back as soon as the process ends, however it ends: a run that was killed leaves nothing behind, there are no leftovers to
-//! look for at the next start, and no start can remove a file that a live run uses. The price is that `ls` and `du` do not show
-//! it, only `df` does. It is never synced, for nobody reads it after a crash.
+//! It is made with `O_TMPFILE` (or, where a file system lacks that, unlinked while it is still empty). So the kernel
+//! gives its space back as soon as the process ends, however it ends: a run that was killed leaves nothing behind,
+//! there are no leftovers to look for at the next start, and no start can remove a file that a live run uses. The price
+//! is that `ls` and `du` do not show it, only `df` does. It is never synced, for nobody reads it after a crash.
 
 use rustix::fs::{FallocateFlags, fallocate, fstatfs};
 use rustix::io::Errno;
@@ -30,8 +30,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// An empty file in `folder`, the config's `stash.folder`; none: the system's folder for temporary files. Errors of a full disk
-    /// end with `advice`.
+    /// An empty file in `folder`, the config's `stash.folder`; none: the system's folder for temporary files. Errors of
+    /// a full disk end with `advice`.
     pub fn open(folder: Option<&Path>, advice: String) -> Result<Self> {
         let folder = folder.map_or_else(std::env::temp_dir, Path::to_path_buf);
         let file = tempfile::tempfile_in(&folder).map_err(|e| {

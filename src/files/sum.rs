@@ -1,7 +1,8 @@
 //! Checksums of files: length and CRC-32C, which finds what disks, copies and editors do to a file, though not malice.
 //!
-//! CRC-32C because processors compute it faster than disks deliver, and because the checksums of a file's parts, computed in any
-//! order by anybody, combine to that of the whole: a file that is read piece by piece is checked without a second pass.
+//! CRC-32C because processors compute it faster than disks deliver, and because the checksums of a file's parts,
+//! computed in any order by anybody, combine to that of the whole: a file that is read piece by piece is checked
+//! without a second pass.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -11,7 +12,8 @@ use std::path::Path;
 
 use crate::{Error, Result, bail};
 
-/// Bytes that are summed and written, or read and summed, at a time: few enough to be in cache for the second of the two.
+/// Bytes that are summed and written, or read and summed, at a time: few enough to be in cache for the second of the
+/// two.
 const PIECE: usize = 1 << 18;
 
 /// What tells a file from any other of its name.

@@ -1,8 +1,9 @@
 //! Safetensors: one file, or the shards that an index names, behind one set of named tensors.
 //!
-//! The header is checked as a whole on opening (offsets, shapes, file length), so that a truncated file is an error with
-//! its name, and not a surprise later. Tensors are then read by offset one at a time (`pread`): nothing is held in memory
-//! that was not asked for, and a file cut short meanwhile is an error too, where a memory map would be a bus error.
+//! The header is checked as a whole on opening (offsets, shapes, file length), so that a truncated file is an error
+//! with its name, and not a surprise later. Tensors are then read by offset one at a time (`pread`): nothing is held in
+//! memory that was not asked for, and a file cut short meanwhile is an error too, where a memory map would be a bus
+//! error.
 //!
 //! Format: 8 bytes of header length (little endian), a JSON header, the tensors' bytes.
 //! <https://github.com/huggingface/safetensors#format>
@@ -203,8 +204,8 @@ impl Tensors {
         entries
     }
 
-    /// What was read so far: the CRC-32C of each file's header, then of each tensor in the order of their bytes; none where a tensor
-    /// was not read.
+    /// What was read so far: the CRC-32C of each file's header, then of each tensor in the order of their bytes; none
+    /// where a tensor was not read.
     pub fn sums(&self) -> Vec<Option<u32>> {
         let headers = self.files.iter().map(|shard| Some(shard.header.crc32c()));
         let read = |entry: &Entry| {
@@ -222,8 +223,8 @@ impl Tensors {
         }
     }
 
-    /// Checks that what was read is what was saved: `sums`, of this process or of several together, make the file's checksum. Tensors
-    /// that nobody has read are read now. Nothing is checked where no checksum is known.
+    /// Checks that what was read is what was saved: `sums`, of this process or of several together, make the file's
+    /// checksum. Tensors that nobody has read are read now. Nothing is checked where no checksum is known.
     ///
     /// # Errors
     /// The file is another, or damaged; or it cannot be read.

@@ -1,7 +1,8 @@
 //! Reads small text files that people and other programs wrote: captions, lists, settings.
 //!
-//! A text is decoded by its byte-order mark, UTF-8 without one; editors on Windows write such marks, and none shows them. A file
-//! longer than such a text can be is refused before it is read, and so is whatever is no regular file: a FIFO would wait for ever.
+//! A text is decoded by its byte-order mark, UTF-8 without one; editors on Windows write such marks, and none shows
+//! them. A file longer than such a text can be is refused before it is read, and so is whatever is no regular file: a
+//! FIFO would wait for ever.
 
 use std::fs::File;
 use std::io::{self, Read};

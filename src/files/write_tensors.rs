@@ -27,8 +27,8 @@ where
     write_pieces(path, &shapes, values.into_iter().map(Ok)).map(drop)
 }
 
-/// As [`write_tensors`], with values that need not all be there at once: `pieces`, asked for one after another, are the elements of
-/// all tensors in order, cut anywhere.
+/// As [`write_tensors`], with values that need not all be there at once: `pieces`, asked for one after another, are the
+/// elements of all tensors in order, cut anywhere.
 ///
 /// Metadata is `{"format": "pt"}`, as diffusers and transformers ask for. Returns the file's checksum.
 ///

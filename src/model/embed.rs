@@ -1,5 +1,5 @@
-//! The patch embedding: a 3-D convolution whose stride is its kernel, that is, a linear map of each patch; and, if the model asks
-//! for them, fixed sine-cosine positions (as in ViT, DiT and JiT, here over three axes).
+//! The patch embedding: a 3-D convolution whose stride is its kernel, that is, a linear map of each patch; and, if the
+//! model asks for them, fixed sine-cosine positions (as in ViT, DiT and JiT, here over three axes).
 
 use candle_core::Tensor;
 
@@ -43,8 +43,8 @@ impl Embed {
     }
 }
 
-/// The `width` features of a token's position: the width's sixths are sines and cosines along time, height and width (what 6 does
-/// not divide stays 0).
+/// The `width` features of a token's position: the width's sixths are sines and cosines along time, height and width
+/// (what 6 does not divide stays 0).
 fn position(token: usize, grid: [usize; 3], width: usize) -> Vec<f64> {
     let [_, rows, columns] = grid;
     let pairs = width / 6;

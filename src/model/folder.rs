@@ -1,7 +1,9 @@
-//! A diffusers model folder: `config.json` beside the weights, whole or in shards. Names and bytes only, no model logic.
+//! A diffusers model folder: `config.json` beside the weights, whole or in shards. Names and bytes only, no model
+//! logic.
 //!
 //! Reading: `diffusion_pytorch_model.safetensors`, or the shards that `diffusion_pytorch_model*.safetensors.index.json`
-//! names; where both are there the index counts, as in diffusers. Writing: one f32 file, the folder appearing as a whole.
+//! names; where both are there the index counts, as in diffusers. Writing: one f32 file, the folder appearing as a
+//! whole.
 
 use crate::files::{FileSum, NewFolder, Tensors, read_text, write_pieces, write_summed, write_tensors};
 use crate::{Error, Result, bail};
@@ -46,7 +48,8 @@ impl Folder {
         Ok(Self { dir: dir.to_owned(), config, tensors })
     }
 
-    /// The same folder; its weights are one file that must be what `sum` says, where it is known: see [`Tensors::check_sums`].
+    /// The same folder; its weights are one file that must be what `sum` says, where it is known: see
+    /// [`Tensors::check_sums`].
     pub fn expecting(self, sum: Option<FileSum>) -> Self {
         Self { tensors: self.tensors.expecting(sum), ..self }
     }

@@ -1,5 +1,5 @@
-//! [`Unit`]: one flat buffer of parameters and one of gradients, at once the optimizer's range, the collective's message and,
-//! sharded, the ZeRO shard.
+//! [`Unit`]: one flat buffer of parameters and one of gradients, at once the optimizer's range, the collective's
+//! message and, sharded, the ZeRO shard.
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
@@ -33,8 +33,8 @@ pub struct Entry {
 }
 
 impl Unit {
-    /// A unit of zeros, on this device. On a GPU every parameter begins at a multiple of 64 bytes, as products are fast then; what
-    /// lies between two is zero and stays so, and no file has it.
+    /// A unit of zeros, on this device. On a GPU every parameter begins at a multiple of 64 bytes, as products are fast
+    /// then; what lies between two is zero and stays so, and no file has it.
     pub fn zeros(spec: &UnitSpec, dtype: DType, device: &Device) -> Result<Self> {
         let align = if device.is_cpu() { 1 } else { ALIGNMENT / dtype.size_in_bytes() };
         let mut entries = vec![];

@@ -1,9 +1,9 @@
 //! Makes `metrics.jsonl` agree with the checkpoint that a run resumes from.
 //!
-//! A run that was killed has measured steps that its last checkpoint does not count; they come again. A machine that crashed may
-//! have left a torn line, or bytes that are 0, and may have lost lines; other programs, or two runs in one folder, may have left
-//! anything. Each step shall be there once, in order, and whatever was wrong is said. Lines that go are kept in another file: they
-//! may be all that is left of a history that somebody wants to look at.
+//! A run that was killed has measured steps that its last checkpoint does not count; they come again. A machine that
+//! crashed may have left a torn line, or bytes that are 0, and may have lost lines; other programs, or two runs in one
+//! folder, may have left anything. Each step shall be there once, in order, and whatever was wrong is said. Lines that
+//! go are kept in another file: they may be all that is left of a history that somebody wants to look at.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -21,8 +21,9 @@ const CUT: &str = "metrics-cut.jsonl";
 /// Faults of one kind that are named; of more, the number.
 const NAMED: usize = 5;
 
-/// Rewrites the metrics file `path` so that it holds one line for each step up to `step`, as far as it has them, and returns the last
-/// of these steps. The new file takes the old one's place whole, after what is left out is safe in the file for that.
+/// Rewrites the metrics file `path` so that it holds one line for each step up to `step`, as far as it has them, and
+/// returns the last of these steps. The new file takes the old one's place whole, after what is left out is safe in the
+/// file for that.
 ///
 /// # Errors
 /// Those of reading and writing.

@@ -1,8 +1,9 @@
 //! A run's measurements as JSON lines: one object a step, appended as the run goes.
 //!
-//! The file is the run's record: the loss curve and every table are made from it. Each line is written at once, so
-//! the file is good up to the last step whatever ends the process; with each checkpoint it is synced, so that a crash of
-//! the machine cannot take steps that a checkpoint counts. TensorBoard's files, for those who watch with it, are a copy.
+//! The file is the run's record: the loss curve and every table are made from it. Each line is written at once, so the
+//! file is good up to the last step whatever ends the process; with each checkpoint it is synced, so that a crash of
+//! the machine cannot take steps that a checkpoint counts. TensorBoard's files, for those who watch with it, are a
+//! copy.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,8 @@ use super::history;
 use crate::files::{check_target, failed, open_target, parent, sync_folder};
 use crate::{Error, Result, bail};
 
-/// How often the clips have been gone through by the end of a step: the name of this among a record's other measurements.
+/// How often the clips have been gone through by the end of a step: the name of this among a record's other
+/// measurements.
 pub const EPOCH: &str = "epoch";
 
 /// What one optimizer step measured.
@@ -91,9 +93,9 @@ impl MetricsLog {
         Self::open(path, 0)
     }
 
-    /// Continues the file of a run that resumes after `step`, once it agrees with that: lines of later steps, which will come again, go
-    /// to `metrics-cut.jsonl`, as do lines that are no records; repeated steps are there once, and in order. Each fault is logged with
-    /// the numbers of its lines. A file that is not there is started.
+    /// Continues the file of a run that resumes after `step`, once it agrees with that: lines of later steps, which
+    /// will come again, go to `metrics-cut.jsonl`, as do lines that are no records; repeated steps are there once, and
+    /// in order. Each fault is logged with the numbers of its lines. A file that is not there is started.
     ///
     /// # Errors
     /// Those of reading and writing; the file is as it was then.
@@ -190,7 +192,8 @@ pub(super) struct Line {
     pub ended: bool,
 }
 
-/// Calls `take` with each line of a file and its text without the newline; of a line of more than a mebibyte, with its start.
+/// Calls `take` with each line of a file and its text without the newline; of a line of more than a mebibyte, with its
+/// start.
 pub(super) fn lines(path: &Path, mut take: impl FnMut(Line, &[u8]) -> Result<()>) -> Result<()> {
     let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(|e| Error::io(path, e))?);
     let (mut text, mut start) = (vec![], 0);

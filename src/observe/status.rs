@@ -1,7 +1,7 @@
 //! What a run's folder says of the run: how far it is, how it goes, what is saved, whether a process is at work in it.
 //!
-//! Only files are read, of runs that go on, have ended, were killed or are damaged. As long as the folder is a run's, what cannot be
-//! read is a note beside what can. Whatever their lengths, a bounded part of the files is read.
+//! Only files are read, of runs that go on, have ended, were killed or are damaged. As long as the folder is a run's,
+//! what cannot be read is a note beside what can. Whatever their lengths, a bounded part of the files is read.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
@@ -18,7 +18,8 @@ use crate::{Error, Result, bail};
 const CHECKPOINTS: &str = "checkpoints";
 const STATE: &str = "state.json";
 
-/// Bytes of the metrics that are read from the end: at first, then so many times more until a held-out loss is among them, and at most.
+/// Bytes of the metrics that are read from the end: at first, then so many times more until a held-out loss is among
+/// them, and at most.
 const TAIL: u64 = 1 << 20;
 const LONGER: u64 = 8;
 const LONGEST_TAIL: u64 = 64 << 20;
@@ -153,7 +154,8 @@ impl RunStatus {
         self.is_alive().then(|| Duration::try_from_secs_f64(self.pace? * steps as f64).ok()).flatten()
     }
 
-    /// How often the clips have been gone through, and how often they will have at the end; none where the metrics do not say.
+    /// How often the clips have been gone through, and how often they will have at the end; none where the metrics do
+    /// not say.
     pub fn epochs(&self) -> Option<(f64, Option<f64>)> {
         let last = self.last.as_ref()?;
         let epoch = *last.more.get(super::metrics::EPOCH)?;

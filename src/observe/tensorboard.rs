@@ -1,10 +1,10 @@
-//! Event files for TensorBoard: scalars, images and text by tag and step. What is before a tag's first `/` is the group that TensorBoard
-//! shows it in.
+//! Event files for TensorBoard: scalars, images and text by tag and step. What is before a tag's first `/` is the group
+//! that TensorBoard shows it in.
 //!
 //! A file is a row of TFRecords: length (u64), its checksum, the bytes, their checksum, all little-endian; a checksum
-//! is a CRC-32C, rotated right by 15 bits plus a constant (tensorflow/core/lib/hash/crc32c.h). The bytes are an
-//! `Event` in protocol buffers (tensorflow/core/util/event.proto), few enough fields to write by hand. Text is a tensor of one string
-//! that is marked as the text plugin's (tensorboard/compat/proto/summary.proto, tensorboard/plugins/text).
+//! is a CRC-32C, rotated right by 15 bits plus a constant (tensorflow/core/lib/hash/crc32c.h). The bytes are an `Event`
+//! in protocol buffers (tensorflow/core/util/event.proto), few enough fields to write by hand. Text is a tensor of one
+//! string that is marked as the text plugin's (tensorboard/compat/proto/summary.proto, tensorboard/plugins/text).
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -26,7 +26,8 @@ const DATA_CLASS_TENSOR: u64 = 2;
 /// TensorFlow's number for pictures in RGB.
 const RGB: u64 = 3;
 
-/// The tag of a measurement of [`Record`](super::metrics::Record), and what its value is multiplied by: bytes are shown as GiB.
+/// The tag of a measurement of [`Record`](super::metrics::Record), and what its value is multiplied by: bytes are shown
+/// as GiB.
 pub fn tag(name: &str) -> (String, f64) {
     const GIB: f64 = 1.0 / (1u64 << 30) as f64;
     if let Some(part) = name.strip_prefix("seconds_") {
@@ -61,8 +62,9 @@ pub struct EventWriter {
 
 impl EventWriter {
     /// Starts a file in `folder`, which is made if need be. TensorBoard reads all files of a folder as one run, so a
-    /// run that resumes after `resumed` steps says so, and TensorBoard forgets the later steps of the files before. The file sorts
-    /// after all that are there, whatever the clock says, for TensorBoard takes them in the order of their names.
+    /// run that resumes after `resumed` steps says so, and TensorBoard forgets the later steps of the files before. The
+    /// file sorts after all that are there, whatever the clock says, for TensorBoard takes them in the order of their
+    /// names.
     pub fn create(folder: &Path, resumed: Option<u64>) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let time = now().max(newest(folder)?).min(LATEST);
@@ -137,8 +139,8 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-/// The earliest time, in seconds since 1970, of a file that comes after the event files in `folder`: a later second than their names
-/// have, and no earlier than when they were last written.
+/// The earliest time, in seconds since 1970, of a file that comes after the event files in `folder`: a later second
+/// than their names have, and no earlier than when they were last written.
 fn newest(folder: &Path) -> Result<f64> {
     let mut newest = 0.0;
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {

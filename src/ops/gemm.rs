@@ -40,8 +40,8 @@ pub(super) fn gemm(c: &mut [f64], a: Matrix, b: Matrix, accumulate: bool) {
     }
     let threads = rayon::current_num_threads();
     let parallelism = if threads == 1 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(threads) };
-    // SAFETY: the asserts above and in `Matrix::new` make every (i, j) within rows x columns lie inside its slice, and `c` is
-    // borrowed mutably, so it overlaps neither `a` nor `b`.
+    // SAFETY: the asserts above and in `Matrix::new` make every (i, j) within rows x columns lie inside its slice, and
+    // `c` is borrowed mutably, so it overlaps neither `a` nor `b`.
     unsafe {
         gemm::gemm(
             a.rows,

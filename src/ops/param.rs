@@ -6,8 +6,8 @@ use super::{Real, read, write};
 
 /// A named tensor and its accumulated gradient, of one shape.
 ///
-/// Parameters live outside autograd: ops hold a `Param` (two reference-counted views), read `value` and add into `grad`.
-/// Shared conditions (modulation, text keys) are `Param`s too: leaves whose gradient is summed over tiles.
+/// Parameters live outside autograd: ops hold a `Param` (two reference-counted views), read `value` and add into
+/// `grad`. Shared conditions (modulation, text keys) are `Param`s too: leaves whose gradient is summed over tiles.
 #[derive(Clone, Debug)]
 pub struct Param {
     /// The checkpoint's name for it.

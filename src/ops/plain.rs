@@ -1,4 +1,5 @@
-//! The ops again, out of Candle's own differentiable operations: slow, obvious, and what the fused forms are tested against.
+//! The ops again, out of Candle's own differentiable operations: slow, obvious, and what the fused forms are tested
+//! against.
 //!
 //! Weights are plain tensors here, so that Candle's autograd gives their gradients too.
 

@@ -1,8 +1,9 @@
 //! Rotary position embedding over the three axes of a clip (Su et al., arXiv 2104.09864; axes split as in Wan).
 //!
-//! Pairs of neighbouring features (2i, 2i + 1) of each head are turned by an angle that depends on the token's position. Of the
-//! d / 2 pairs of a head the first belong to time, then height, then width: height and width have 2 (d / 6) features each, time
-//! the rest. Angles are position * theta^(-2i / axis features), computed in f64. The op is [`rms_rope`](super::rms_rope).
+//! Pairs of neighbouring features (2i, 2i + 1) of each head are turned by an angle that depends on the token's
+//! position. Of the d / 2 pairs of a head the first belong to time, then height, then width: height and width have 2 (d
+//! / 6) features each, time the rest. Angles are position * theta^(-2i / axis features), computed in f64. The op is
+//! [`rms_rope`](super::rms_rope).
 
 use std::sync::Arc;
 
@@ -28,8 +29,8 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Angles for a `grid` (time, height, width) of tokens, of which this rank's first is token `first`, and heads of `d`
-    /// features. `d` is even.
+    /// Angles for a `grid` (time, height, width) of tokens, of which this rank's first is token `first`, and heads of
+    /// `d` features. `d` is even.
     pub fn new(grid: [usize; 3], first: usize, d: usize, theta: f64) -> Self {
         let side = 2 * (d / 6);
         let features = [d - 2 * side, side, side];
@@ -66,7 +67,8 @@ impl Rope {
         }
     }
 
-    /// Cosines and sines of all positions of each axis and all pairs, axis after axis, as kernels/rms_rope.cu reads them.
+    /// Cosines and sines of all positions of each axis and all pairs, axis after axis, as kernels/rms_rope.cu reads
+    /// them.
     #[cfg(feature = "cuda")]
     pub(super) fn table(&self) -> Vec<f32> {
         self.axes.iter().flatten().flatten().flat_map(|&(cosine, sine)| [cosine as f32, sine as f32]).collect()

@@ -1,9 +1,10 @@
 //! The tape: what was computed of one tile, so that it can be differentiated there and then.
 //!
-//! Candle's own graph could serve, and its ops are used: every entry is a Candle custom op with a `bwd`. But its `backward`
-//! fills a tensor with zeros and adds to it for every edge, on one thread pool that all ranks of a process wait for, and cannot
-//! be told where to start. A tape hands gradients on as they come, adds only where two meet, frees each entry once it is
-//! differentiated, and starts from given gradients. Forward passes run the same code with a tape that is off.
+//! Candle's own graph could serve, and its ops are used: every entry is a Candle custom op with a `bwd`. But its
+//! `backward` fills a tensor with zeros and adds to it for every edge, on one thread pool that all ranks of a process
+//! wait for, and cannot be told where to start. A tape hands gradients on as they come, adds only where two meet, frees
+//! each entry once it is differentiated, and starts from given gradients. Forward passes run the same code with a tape
+//! that is off.
 
 use candle_core::{CustomOp1, CustomOp2, Result, Tensor, TensorId, bail};
 use std::cell::RefCell;
@@ -54,12 +55,12 @@ impl Tape {
         Ok(y)
     }
 
-    /// The gradients of `inputs`, given the gradients of `outputs`: pairs (output, its gradient). Ops that own weights add their
-    /// weight gradients on the way. An input that no output depends on gets zeros.
+    /// The gradients of `inputs`, given the gradients of `outputs`: pairs (output, its gradient). Ops that own weights
+    /// add their weight gradients on the way. An input that no output depends on gets zeros.
     ///
     /// # Errors
-    /// If a gradient has another shape than its output, or if nothing asks for a recorded result: then a value was taken past
-    /// the tape (a Candle op, a reshape) and gradients would be cut without a word.
+    /// If a gradient has another shape than its output, or if nothing asks for a recorded result: then a value was
+    /// taken past the tape (a Candle op, a reshape) and gradients would be cut without a word.
     pub fn backward(self, outputs: &[(&Tensor, &Tensor)], inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         let mut gradients = Gradients(HashMap::new());
         for (output, gradient) in outputs {

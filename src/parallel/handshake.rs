@@ -1,4 +1,5 @@
-//! The handshake by which a rank and rank 0 prove to each other that they know their job's secret, which does not travel.
+//! The handshake by which a rank and rank 0 prove to each other that they know their job's secret, which does not
+//! travel.
 //!
 //! ```text
 //! rank to rank 0    hello: what each side says first ([`Hello`])
@@ -7,9 +8,10 @@
 //! rank 0 to rank    HMAC-SHA256(secret, "longreel rank 0:" and both hellos), or 32 zeros if the other's proof is wrong
 //! ```
 //!
-//! A hello has 32 random bytes, so that nothing that was recorded counts again. The words before the hellos differ by side, so that no
-//! proof can be sent back to where it came from. Rank and world size are in the hellos, so that nobody on the way can change them.
-//! Frames are authenticated with keys of the same exchange ([`Transcript::seals`]), so that nobody on the way can add any.
+//! A hello has 32 random bytes, so that nothing that was recorded counts again. The words before the hellos differ by
+//! side, so that no proof can be sent back to where it came from. Rank and world size are in the hellos, so that nobody
+//! on the way can change them. Frames are authenticated with keys of the same exchange ([`Transcript::seals`]), so that
+//! nobody on the way can add any.
 
 use std::io;
 
@@ -115,7 +117,8 @@ impl Transcript {
     }
 }
 
-/// Numbers the frames of one direction and authenticates them: none can be changed, added, repeated, left out or come in another order.
+/// Numbers the frames of one direction and authenticates them: none can be changed, added, repeated, left out or come
+/// in another order.
 pub struct Seal {
     key: Key,
     frames: u64,

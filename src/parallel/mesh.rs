@@ -1,5 +1,5 @@
-//! The mesh of ranks: data x sequence. Ranks of one sequence group hold parts of the same clip, and are a grid of their own
-//! ([`Sequence`]); ranks of one data group hold the same part of different clips.
+//! The mesh of ranks: data x sequence. Ranks of one sequence group hold parts of the same clip, and are a grid of their
+//! own ([`Sequence`]); ranks of one data group hold the same part of different clips.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use crate::{Result, bail};
 
 /// The communicators of a mesh's axes, as seen by one rank.
 ///
-/// Sequence is the inner axis, since its ranks talk in every block: rank r of the world is rank r % sequence of sequence
-/// group r / sequence, and rank r / sequence of its data group.
+/// Sequence is the inner axis, since its ranks talk in every block: rank r of the world is rank r % sequence of
+/// sequence group r / sequence, and rank r / sequence of its data group.
 #[derive(Clone)]
 pub struct Mesh {
     /// All ranks.
@@ -21,7 +21,8 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Splits `world` into `data` sequence groups, each a grid for `heads` attention heads with a ring of `ring` (0: as needed, see
+    /// Splits `world` into `data` sequence groups, each a grid for `heads` attention heads with a ring of `ring` (0: as
+    /// needed, see
     /// [`Sequence::new`]). A collective: all ranks of `world` call it.
     ///
     /// # Errors

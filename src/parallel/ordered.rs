@@ -1,5 +1,5 @@
-//! Reductions over ranks in rank order by Candle's own operations, for tensors that are not in memory: what [`sum`](super::sum)
-//! does, to the bit.
+//! Reductions over ranks in rank order by Candle's own operations, for tensors that are not in memory: what
+//! [`sum`](super::sum) does, to the bit.
 //!
 //! Candle's maximum is not used: on a GPU it loses a NaN, and may take either of two zeros.
 

@@ -7,8 +7,8 @@ use super::{Communicator, Reduce, check};
 use crate::Result;
 use crate::ops::bytes;
 
-/// A group of one rank. Its collectives return what the rank gave: [`all_to_all`](Communicator::all_to_all) hands the tensor
-/// back, [`all_gather`](Communicator::all_gather) and [`reduce_scatter`](Communicator::reduce_scatter) copy it.
+/// A group of one rank. Its collectives return what the rank gave: [`all_to_all`](Communicator::all_to_all) hands the
+/// tensor back, [`all_gather`](Communicator::all_gather) and [`reduce_scatter`](Communicator::reduce_scatter) copy it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Single;
 

@@ -1,7 +1,7 @@
 //! Elementwise reductions over ranks, in rank order: ((x0 + x1) + x2) + ... for every element.
 //!
-//! The order is part of the contract: it gives every rank and every backend the same bits. A NaN on any rank is a NaN in
-//! the maximum and the minimum too, so that no rank's trouble is reduced away.
+//! The order is part of the contract: it gives every rank and every backend the same bits. A NaN on any rank is a NaN
+//! in the maximum and the minimum too, so that no rank's trouble is reduced away.
 
 use bytemuck::Pod;
 use candle_core::DType;

@@ -1,4 +1,5 @@
-//! What a training step needs, known before it runs: memory of each rank by phase and by component, messages, operations.
+//! What a training step needs, known before it runs: memory of each rank by phase and by component, messages,
+//! operations.
 //!
 //! - `shape`: the sizes that everything follows from, for one rank of a config;
 //! - `phases`: which buffers live together in a step; `buffers`: their bytes;
@@ -6,8 +7,9 @@
 //! - [`search`]: the least change of settings that fits into a memory;
 //! - [`flops`]: operations and messages, which `longreel bench` counts by too.
 //!
-//! Sizes of packed panels, of the stash, and of splits come from the code that allocates them; the rest follows src/engine/, whose
-//! order of allocations `phases` repeats: tests hold each phase against what the allocator counts. `longreel train --rehearse` measures what this says. Nothing is allocated or read here.
+//! Sizes of packed panels, of the stash, and of splits come from the code that allocates them; the rest follows
+//! src/engine/, whose order of allocations `phases` repeats: tests hold each phase against what the allocator counts.
+//! `longreel train --rehearse` measures what this says. Nothing is allocated or read here.
 
 mod buffers;
 pub mod flops;
@@ -88,7 +90,8 @@ pub struct Plan {
     pub part: f64,
 }
 
-/// The process's code, libraries, decoders of small clips, and freed memory that the allocator keeps in any case (at most [`SPARE`]).
+/// The process's code, libraries, decoders of small clips, and freed memory that the allocator keeps in any case (at
+/// most [`SPARE`]).
 ///
 /// [`SPARE`]: crate::allocator::SPARE
 const PROCESS: u64 = 66 << 20;
@@ -96,7 +99,8 @@ const PROCESS: u64 = 66 << 20;
 /// Each rank's small blocks of memory and stacks.
 const SMALL: u64 = 8 << 20;
 
-/// What CUDA, the libraries' and our kernels, and cuBLAS's workspace take of a GPU: an assumption that no run has confirmed yet.
+/// What CUDA, the libraries' and our kernels, and cuBLAS's workspace take of a GPU: an assumption that no run has
+/// confirmed yet.
 const CONTEXT: u64 = 1 << 30;
 
 impl Plan {
@@ -174,7 +178,8 @@ fn of_patches(config: &RunConfig, model: &ModelConfig, patches: usize) -> RunCon
     config
 }
 
-/// The patches of frames of the shortest clip that the config's ranks can share, as ranks may need more tokens than one patch has.
+/// The patches of frames of the shortest clip that the config's ranks can share, as ranks may need more tokens than one
+/// patch has.
 fn fewest_patches(config: &RunConfig, model: &ModelConfig) -> Result<usize> {
     let plan = |patches| Plan::new(&of_patches(config, model, patches), model, false);
     match (1..=model.rope_max_seq_len).find(|&patches| plan(patches).is_ok()) {
@@ -191,7 +196,8 @@ pub fn shortest(config: &RunConfig, model: &ModelConfig) -> Result<RunConfig> {
     Ok(of_patches(config, model, fewest_patches(config, model)?))
 }
 
-/// The config with the longest clip of its height and width of which `fits` says yes; none if it says no to the shortest.
+/// The config with the longest clip of its height and width of which `fits` says yes; none if it says no to the
+/// shortest.
 ///
 /// # Errors
 /// As [`shortest`].

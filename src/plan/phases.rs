@@ -1,8 +1,8 @@
 //! Which buffers live at once in each phase of a step: src/engine/forward.rs and backward.rs, with bytes for tensors.
 //!
-//! Stashed blocks are counted as at the last block, where there are most of them, and on a CPU one of them as still being copied.
-//! Where a phase has several moments, such as a tile and the exchange after it, the one that needs most counts. A rehearsal measures
-//! each phase, and a test holds this page against it.
+//! Stashed blocks are counted as at the last block, where there are most of them, and on a CPU one of them as still
+//! being copied. Where a phase has several moments, such as a tile and the exchange after it, the one that needs most
+//! counts. A rehearsal measures each phase, and a test holds this page against it.
 
 use super::buffers::{Groups, Panels, Stash, Tile};
 use super::shape::Shape;
@@ -37,8 +37,8 @@ fn most<const N: usize>(moments: [Moment; N]) -> Moment {
     moments.into_iter().max_by_key(|parts| bytes(parts)).unwrap_or_default()
 }
 
-/// All phases of a step. A `rehearsal` has neither checkpoints nor samples; of clips whose `decoding` is not known, neither the
-/// decoders nor the cache is counted.
+/// All phases of a step. A `rehearsal` has neither checkpoints nor samples; of clips whose `decoding` is not known,
+/// neither the decoders nor the cache is counted.
 pub fn phases(
     config: &RunConfig,
     model: &ModelConfig,
@@ -144,8 +144,8 @@ fn sampler_states(config: &RunConfig, model: &ModelConfig, shape: &Shape) -> u64
 fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usize) -> Vec<Part> {
     let n = 4 * parameters as u64;
     let unit = 4 * Model::largest_unit(model) as u64;
-    // What ZeRO shards from a stage on, and with it the unit that is whole while it is at work; of parameters, also the parts of the
-    // next one.
+    // What ZeRO shards from a stage on, and with it the unit that is whole while it is at work; of parameters, also the
+    // parts of the next one.
     let (zero, ranks) = (config.parallel.zero, config.parallel.ranks as u64);
     let shard = |stage: usize, whole: u64| if zero >= stage { n.div_ceil(ranks) + whole } else { n };
     let moments = if config.train.moments == Place::Ram { 2 * shard(1, 0) } else { 0 };

@@ -1,8 +1,9 @@
 //! Finds the least change of settings that makes a step fit into a memory.
 //!
-//! Each kind of setting is an axis with its choices; a combination takes one choice of each, or none. What a kind costs is its
-//! place in [`axes`]: first those that cost next to no time. Of combinations the one whose dearest kind is the cheapest comes first,
-//! of those the one of fewest settings, of those the one whose kinds and choices are the cheapest.
+//! Each kind of setting is an axis with its choices; a combination takes one choice of each, or none. What a kind costs
+//! is its place in [`axes`]: first those that cost next to no time. Of combinations the one whose dearest kind is the
+//! cheapest comes first, of those the one of fewest settings, of those the one whose kinds and choices are the
+//! cheapest.
 
 use super::Plan;
 use crate::Result;
@@ -99,7 +100,8 @@ pub struct Search<'a> {
     model: &'a ModelConfig,
     decoding: Option<&'a Decoding>,
     axes: Vec<Vec<Choice>>,
-    /// Combinations with the config's number of ranks, the least change first: for each kind 0, or a choice's number from 1 on.
+    /// Combinations with the config's number of ranks, the least change first: for each kind 0, or a choice's number
+    /// from 1 on.
     combinations: Vec<Vec<usize>>,
 }
 
@@ -184,8 +186,8 @@ impl<'a> Search<'a> {
         all
     }
 
-    /// Combinations of which one needs next to the least: everything that can be set is, but for the stash, in all its forms, and
-    /// head groups, of which ranks may not allow as many.
+    /// Combinations of which one needs next to the least: everything that can be set is, but for the stash, in all its
+    /// forms, and head groups, of which ranks may not allow as many.
     fn extremes(&self) -> impl Iterator<Item = Vec<usize>> + '_ {
         let most: Vec<usize> = self.axes[..RANKS].iter().map(Vec::len).collect();
         let forms =

@@ -97,9 +97,9 @@ pub struct ClipSampler<'a> {
 }
 
 impl ClipSampler<'_> {
-    /// Samples `clips` in batches of at most `most` clips, and hands each to `take` with its place among them, in order.
-    /// `report` is called as a batch begins and each time that the sampler has asked the network. A collective of the
-    /// sequence's ranks; each gets its tokens' rows.
+    /// Samples `clips` in batches of at most `most` clips, and hands each to `take` with its place among them, in
+    /// order. `report` is called as a batch begins and each time that the sampler has asked the network. A collective
+    /// of the sequence's ranks; each gets its tokens' rows.
     ///
     /// # Errors
     /// The request does not fit the network; those of the ranks' exchange and of `take`.

@@ -1,5 +1,5 @@
-//! AVX-512 BF16: words are pairs of bf16, and `vdpbf16ps` multiplies and adds 32 of them at once, twice the f32 rate. With `AMX`
-//! products run on the matrix unit beside it.
+//! AVX-512 BF16: words are pairs of bf16, and `vdpbf16ps` multiplies and adds 32 of them at once, twice the f32 rate.
+//! With `AMX` products run on the matrix unit beside it.
 
 use std::arch::x86_64::*;
 

@@ -55,8 +55,8 @@ impl NamedModel {
         Ok(Self { dir, checkpoint: Some(checkpoint) })
     }
 
-    /// Finds the model that `path` names and opens its weights. A run that trains meanwhile may remove the checkpoint, then the next
-    /// one is taken; what is open can be read.
+    /// Finds the model that `path` names and opens its weights. A run that trains meanwhile may remove the checkpoint,
+    /// then the next one is taken; what is open can be read.
     ///
     /// # Errors
     /// Those of [`find`](Self::find) and [`Folder::open`]; a part of a checkpoint is not what was saved.

@@ -6,12 +6,12 @@ use crate::config::Hardware;
 use crate::parallel::Launch;
 use crate::{Result, bail};
 
-/// The device of this process's ranks, of whom there are `ranks` in all, where the user wants `wanted`, a setting called `name`: by
-/// default the CPU, or the GPU that a launcher gave each rank. Without one it is the machine's first.
+/// The device of this process's ranks, of whom there are `ranks` in all, where the user wants `wanted`, a setting
+/// called `name`: by default the CPU, or the GPU that a launcher gave each rank. Without one it is the machine's first.
 ///
 /// # Errors
-/// It is a GPU, and longreel was built without CUDA, there is none, or several ranks would share it; or it is the CPU, and the ranks were
-/// started on GPUs.
+/// It is a GPU, and longreel was built without CUDA, there is none, or several ranks would share it; or it is the CPU,
+/// and the ranks were started on GPUs.
 pub fn device(wanted: Option<Hardware>, name: &str, ranks: usize, launch: &Launch) -> Result<Device> {
     let gpu = launch.gpu();
     match (wanted.unwrap_or(if gpu.is_some() { Hardware::Cuda } else { Hardware::Cpu }), gpu) {
@@ -48,8 +48,8 @@ pub fn name(device: &Device) -> String {
     }
 }
 
-/// The most bytes of a GPU's memory that this process's tensors had in use at one time; None for the CPU. What CUDA itself, cuBLAS and
-/// NCCL hold is not among them.
+/// The most bytes of a GPU's memory that this process's tensors had in use at one time; None for the CPU. What CUDA
+/// itself, cuBLAS and NCCL hold is not among them.
 pub fn used_at_most(device: &Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
@@ -58,7 +58,8 @@ pub fn used_at_most(device: &Device) -> Option<u64> {
     }
 }
 
-/// The end of a step: whatever the driver has reported where nobody could be told, such as in a drop, is this step's error.
+/// The end of a step: whatever the driver has reported where nobody could be told, such as in a drop, is this step's
+/// error.
 pub fn check(device: &Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]

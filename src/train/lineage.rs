@@ -1,5 +1,5 @@
-//! What the weights that a run goes on from were trained for, against what its config asks for: what cannot be right is refused, what
-//! may be is listed.
+//! What the weights that a run goes on from were trained for, against what its config asks for: what cannot be right is
+//! refused, what may be is listed.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -64,7 +64,8 @@ pub(super) fn number_classes(checkpoint: &Checkpoint, dataset: &mut Dataset) -> 
     dataset.number_classes_as(classes)
 }
 
-/// As [`number_classes`], for a new run whose weights come from a checkpoint of ours; other classes than there are a warning.
+/// As [`number_classes`], for a new run whose weights come from a checkpoint of ours; other classes than there are a
+/// warning.
 ///
 /// # Errors
 /// None that [`Dataset::number_classes_as`] has for classes that are known.
@@ -112,8 +113,9 @@ pub(super) fn log_differences(checkpoint: &Checkpoint, config: &RunConfig, datas
     Ok(())
 }
 
-/// Takes the keys of `[diffusion]` that are not `given` from the checkpoint of ours that `model.from` names weights of, if it does:
-/// the weights are good for what they were trained with. What is given stays; another prediction is a warning.
+/// Takes the keys of `[diffusion]` that are not `given` from the checkpoint of ours that `model.from` names weights of,
+/// if it does: the weights are good for what they were trained with. What is given stays; another prediction is a
+/// warning.
 ///
 /// # Errors
 /// None for a checkpoint that longreel wrote.
@@ -151,8 +153,8 @@ pub fn inherit_diffusion(config: &mut RunConfig, given: impl Fn(&str) -> bool) -
     config.check()
 }
 
-/// Gives the config of a run that goes on, and that does not say its dtype, the one of the checkpoint it goes on from: of `step`, or the
-/// last. Where there is none, or it cannot be read, the run itself says so.
+/// Gives the config of a run that goes on, and that does not say its dtype, the one of the checkpoint it goes on from:
+/// of `step`, or the last. Where there is none, or it cannot be read, the run itself says so.
 pub fn inherit_dtype(config: &mut RunConfig, step: Option<u64>) {
     let Ok(Some(checkpoint)) = RunFolder::new(&config.run.out).to_resume(step) else { return };
     let Ok(was) = checkpoint.config().map(|was| was.train.dtype) else { return };
@@ -162,8 +164,8 @@ pub fn inherit_dtype(config: &mut RunConfig, step: Option<u64>) {
     }
 }
 
-/// Writes config.toml anew for a run that goes on from `step`, if it differs. The old one is kept beside it, and named for the steps
-/// that it counted for.
+/// Writes config.toml anew for a run that goes on from `step`, if it differs. The old one is kept beside it, and named
+/// for the steps that it counted for.
 ///
 /// # Errors
 /// Those of reading and writing.

@@ -17,7 +17,8 @@ fn wait_for(machine: &Machine, call: &str) {
     }
 }
 
-/// Processes that a machine's `run.sh` has started, their numbers and command lines: their environment names its folders.
+/// Processes that a machine's `run.sh` has started, their numbers and command lines: their environment names its
+/// folders.
 fn processes(machine: &Machine) -> Vec<(String, String)> {
     let words = machine.path("stand-in").into_os_string().into_string().unwrap();
     let read = |entry: &fs::DirEntry, name| fs::read_to_string(entry.path().join(name)).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Small files that claim much: each is a skip with one line that names the limit, in little time and memory, whatever reads it.
+//! Small files that claim much: each is a skip with one line that names the limit, in little time and memory, whatever
+//! reads it.
 
 use super::media::*;
 use crate::mutated::{mutated, mutated_from};
@@ -194,7 +195,8 @@ fn a_black_image_of_a_thousandth_of_its_pixels_is_used() {
     assert!(frames.data.iter().all(|&value| value == 0));
 }
 
-/// Quarters of a picture beyond the size that FFmpeg takes, of one bit: black, white, half of the pixels, a quarter of them.
+/// Quarters of a picture beyond the size that FFmpeg takes, of one bit: black, white, half of the pixels, a quarter of
+/// them.
 const QUARTERS: [(u8, f64); 4] = [(0, 0.0), (0xff, 255.0), (0x55, 127.5), (0x11, 63.75)];
 
 fn quarters_png(path: &Path, width: u32, height: u32) {

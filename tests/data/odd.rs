@@ -1,5 +1,5 @@
-//! Files that play well elsewhere and mislead a plain reader: hidden opacity, padding, sizes that change, several streams,
-//! timestamps that repeat, fall or are missing.
+//! Files that play well elsewhere and mislead a plain reader: hidden opacity, padding, sizes that change, several
+//! streams, timestamps that repeat, fall or are missing.
 
 use super::media::*;
 use longreel::data::{Augment, Dataset, Frames};

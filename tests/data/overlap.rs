@@ -1,4 +1,5 @@
-//! What must not be trained on, or counts twice: runs below the data, held-out clips among those trained on, copies and links.
+//! What must not be trained on, or counts twice: runs below the data, held-out clips among those trained on, copies and
+//! links.
 
 use super::media::{config, message};
 use image::{Rgb, RgbImage};

@@ -1,5 +1,6 @@
-//! What may be wrong with a GPU, its driver or its memory, and what longreel says then: one error that says what to do, and no panic.
-//! On the emulated driver only, which is told what to lack (docs/gpu.md); on a GPU nothing can be taken away, and these say "skipped".
+//! What may be wrong with a GPU, its driver or its memory, and what longreel says then: one error that says what to do,
+//! and no panic. On the emulated driver only, which is told what to lack (docs/gpu.md); on a GPU nothing can be taken
+//! away, and these say "skipped".
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -118,7 +119,8 @@ fn the_check_changes_no_number() {
     assert_eq!(run.metrics("checked"), plain);
 }
 
-/// Where our own code allocates there is a second try, after the pool has given back what is free in it; where Candle does, an error.
+/// Where our own code allocates there is a second try, after the pool has given back what is free in it; where Candle
+/// does, an error.
 #[test]
 fn memory_in_pieces_is_given_back_and_asked_for_once_more() {
     if !emulated() {

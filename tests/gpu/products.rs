@@ -1,5 +1,5 @@
-//! Products: which numbers cuBLAS is given, that nothing in the environment changes f32, and parameters that it can read fast, which
-//! no file shows.
+//! Products: which numbers cuBLAS is given, that nothing in the environment changes f32, and parameters that it can
+//! read fast, which no file shows.
 
 use std::fs;
 use tempfile::TempDir;
@@ -40,8 +40,8 @@ fn nothing_in_the_environment_changes_f32_products() {
     assert_eq!(run.metrics("override"), plain);
 }
 
-/// Biases of 66 and norms of 32 numbers: without gaps between parameters most matrices begin between multiples of 16 bytes, which the
-/// emulated cuBLAS refuses.
+/// Biases of 66 and norms of 32 numbers: without gaps between parameters most matrices begin between multiples of 16
+/// bytes, which the emulated cuBLAS refuses.
 #[test]
 fn gaps_between_parameters_are_in_no_file() {
     let run = Run(TempDir::new().unwrap());

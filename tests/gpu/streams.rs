@@ -1,5 +1,6 @@
-//! What our kernels read by its address is told to other streams, by the events that cudarc keeps with an allocation, until they are
-//! launched and not only before. On the emulated driver a stream that is told too little ends the process.
+//! What our kernels read by its address is told to other streams, by the events that cudarc keeps with an allocation,
+//! until they are launched and not only before. On the emulated driver a stream that is told too little ends the
+//! process.
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::CudaStream;

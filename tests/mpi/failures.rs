@@ -39,7 +39,8 @@ pub fn failing(launch: &Launch, case: &str, folder: &Path) -> Result<()> {
     launch.run(ranks, work).map(|_| ())
 }
 
-/// Rank 2 of 3 or more fails while the others go on calling the collective of that name, among the odd and the even ranks.
+/// Rank 2 of 3 or more fails while the others go on calling the collective of that name, among the odd and the even
+/// ranks.
 fn among_odd_and_even(world: Arc<dyn Communicator>, failure: &str, collective: &str) -> Result<()> {
     let r = world.rank();
     let (_, call) = COLLECTIVES.iter().find(|(name, _)| *name == collective).expect(collective);

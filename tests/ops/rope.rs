@@ -1,5 +1,5 @@
-//! Rotary positions, behind the RMSNorm that they share a pass with: uneven axes, shards that start anywhere, several samples, head widths that 6 does and does not
-//! divide.
+//! Rotary positions, behind the RMSNorm that they share a pass with: uneven axes, shards that start anywhere, several
+//! samples, head widths that 6 does and does not divide.
 
 use super::{Op, close, normal, values};
 use candle_core::{Device, Tensor};

@@ -96,7 +96,8 @@ fn all_gather_and_broadcast_give_copies_of_any_dtype() {
             let (r, counts) = (comm.rank(), uneven(p));
             let shapes: Vec<Vec<usize>> = counts.iter().map(|&n| vec![n, 2]).collect();
             for dtype in [DType::F32, DType::BF16, DType::F64, DType::I64, DType::U8] {
-                // Rank r sends r, as a transposed (strided) view; later changes on either side stay where they are made.
+                // Rank r sends r, as a transposed (strided) view; later changes on either side stay where they are
+                // made.
                 let source = (Tensor::ones((2, counts[r]), DType::F32, &Device::Cpu)? * r as f64)?.to_dtype(dtype)?;
                 let gathered = comm.all_gather(&source.t()?, &shapes)?;
                 let own = source.t()?.contiguous()?;

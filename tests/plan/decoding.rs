@@ -1,4 +1,5 @@
-//! What decoding takes: predicted and measured memory of runs on images and videos that are larger than their clips, and its time.
+//! What decoding takes: predicted and measured memory of runs on images and videos that are larger than their clips,
+//! and its time.
 
 use super::*;
 use crate::data::media::ffmpeg;

@@ -20,7 +20,8 @@ fn a_run_is_its_steps_losses_samples_and_checkpoints() {
     let of = |what: &str| run[what].as_f64().unwrap();
     let decoding = plan["seconds_of_decoding"].as_f64().unwrap();
     assert!(near(of("steps"), 10.0 * step.max(decoding)), "{run}");
-    // A forward pass of 8192 tokens of width 128 through 4 blocks without text, and its ends of 4 x 4 x 3 numbers a token.
+    // A forward pass of 8192 tokens of width 128 through 4 blocks without text, and its ends of 4 x 4 x 3 numbers a
+    // token.
     let (n, d) = (8192.0f64, 128.0);
     let forward = 4.0 * (4.0 * n * n * d + 4.0 * 2.0 * n * d * d + 2.0 * 2.0 * n * d * 512.0) + 2.0 * n * 96.0 * d;
     // After steps 4, 8 and 10, of the one held-out clip that is large enough, at 4 noise levels.

@@ -1,4 +1,5 @@
-//! Runs that ended before their first checkpoint: queued again as they are, they start again, and what the dead one left is kept.
+//! Runs that ended before their first checkpoint: queued again as they are, they start again, and what the dead one
+//! left is kept.
 
 use super::*;
 use crate::train::{numbers, succeed, text};

@@ -1,5 +1,5 @@
-//! Kills at every system call of a save that changes files: the run's folder opens as the older checkpoint or as the newer one, whole,
-//! and the next save leaves nothing behind.
+//! Kills at every system call of a save that changes files: the run's folder opens as the older checkpoint or as the
+//! newer one, whole, and the next save leaves nothing behind.
 
 use super::*;
 use longreel::state::checkpoint::Checkpoint;
@@ -19,7 +19,8 @@ fn whole(run: &RunFolder) -> u64 {
     step
 }
 
-/// Saves checkpoint `step` in a process of its own that is killed when it makes `call` for the time `when`; whether it got to the end.
+/// Saves checkpoint `step` in a process of its own that is killed when it makes `call` for the time `when`; whether it
+/// got to the end.
 fn save_until(run: &RunFolder, step: u64, call: &str, when: usize) -> bool {
     let mut traced = Command::new("strace");
     traced.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
@@ -41,8 +42,8 @@ fn child_saves() {
     println!("saved");
 }
 
-/// Kills at every call in turn, each the first time, the second, and so on until a save gets to the end; the steps that the folder
-/// opened as, of each call in order.
+/// Kills at every call in turn, each the first time, the second, and so on until a save gets to the end; the steps that
+/// the folder opened as, of each call in order.
 fn at_every_call(old: u64, new: u64) -> Vec<u64> {
     let mut all = vec![];
     for call in CALLS {

@@ -1,5 +1,5 @@
-//! A run's folder: one process at a time in it; checkpoints that are what was saved, or an error; and nothing lost, whenever a process
-//! is killed.
+//! A run's folder: one process at a time in it; checkpoints that are what was saved, or an error; and nothing lost,
+//! whenever a process is killed.
 
 mod again;
 mod beside;

@@ -29,7 +29,8 @@ fn weights_that_are_not_finite_are_never_saved() {
     let place = Place::videos();
     place.train("run", &["train.steps=1"]);
     let before = snapshot(&place.path("run/checkpoints"));
-    // Beyond f32 at once: the update itself makes infinities, and a checkpoint is due before the next step could see them.
+    // Beyond f32 at once: the update itself makes infinities, and a checkpoint is due before the next step could see
+    // them.
     let args = ["train.steps=9", "train.lr=1e60", "train.checkpoint_every=1", "train.heldout_every=0", "--resume"];
     let error = place.error("run", &[&args[..], &["train.keep=1"]].concat());
     assert!(error.starts_with("step 2: ") && error.contains("patch_embedding.weight"), "{error}");

@@ -1,5 +1,5 @@
-//! A disk or a limit that leaves no room, and files that only show how a run goes: a clear end with the last checkpoint as it was, or
-//! no end at all.
+//! A disk or a limit that leaves no room, and files that only show how a run goes: a clear end with the last checkpoint
+//! as it was, or no end at all.
 
 use super::{Place, finish, snapshot, succeed, text};
 use std::fs;

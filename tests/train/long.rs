@@ -1,4 +1,5 @@
-//! Long steps: what is shown of them, Ctrl-C within one, a terminal that closes; and the summary of where time and bytes went.
+//! Long steps: what is shown of them, Ctrl-C within one, a terminal that closes; and the summary of where time and
+//! bytes went.
 
 use super::{Place, finish, numbers, picture, signal, snapshot, text};
 use longreel::data::write::write_video;
@@ -129,7 +130,8 @@ fn parts_add_up_to_the_step() {
         ] {
             assert!(record.more.contains_key(&format!("seconds_{part}")), "{part}: {record:?}");
         }
-        // Of a block of two micro-batches of four clips, rank 0 has 40 tokens (x, o) and one of three heads (lse), in whole pages.
+        // Of a block of two micro-batches of four clips, rank 0 has 40 tokens (x, o) and one of three heads (lse), in
+        // whole pages.
         for way in ["written", "read"] {
             assert_eq!(record.more[&format!("bytes_stash_{way}")], 2.0 * 2.0 * 3.0 * 4096.0);
         }

@@ -1,8 +1,8 @@
-//! Training from end to end, through the command: the same on any mesh of ranks, after a resume, a kill or Ctrl-C; what a run
-//! writes; and every kind of input that it must refuse.
+//! Training from end to end, through the command: the same on any mesh of ranks, after a resume, a kill or Ctrl-C; what
+//! a run writes; and every kind of input that it must refuse.
 //!
-//! The networks are tiny and so are the clips, which are made here; sizes divide nothing evenly. What single parts do (the
-//! optimizer, checkpoints, metrics files) is tested with those parts.
+//! The networks are tiny and so are the clips, which are made here; sizes divide nothing evenly. What single parts do
+//! (the optimizer, checkpoints, metrics files) is tested with those parts.
 
 mod data;
 mod failures;

@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Larger than the networks of other tests: what the held-out loss needs is asked of the system, and nobody else had it before.
+/// Larger than the networks of other tests: what the held-out loss needs is asked of the system, and nobody else had it
+/// before.
 const LARGE: &[&str] = &[
     "data.height=24",
     "data.width=48",

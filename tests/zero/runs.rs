@@ -1,4 +1,5 @@
-//! Whole runs: the same in every stage of ZeRO, and each goes on from a checkpoint on any other number of ranks, in any other stage.
+//! Whole runs: the same in every stage of ZeRO, and each goes on from a checkpoint on any other number of ranks, in any
+//! other stage.
 
 use longreel::model::folder::Folder;
 use longreel::observe::metrics::Record;

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Builds the emulated driver for a program: libcuda.so.1 and what else CUDA has, one library under all their names, and libnccl.so.2.
+# Builds the emulated driver for a program: libcuda.so.1 and what else CUDA has, one library under all their names, and
+# libnccl.so.2.
 #
 #   kernels/host/driver/build.sh PROGRAM FOLDER
 #
-# Then LD_LIBRARY_PATH=FOLDER PROGRAM runs without a GPU; EMULATED_GPUS says how many it shall see, one by default. Functions that the program names and that are not there say so when they are
-# called.
+# Then LD_LIBRARY_PATH=FOLDER PROGRAM runs without a GPU; EMULATED_GPUS says how many it shall see, one by default.
+# Functions that the program names and that are not there say so when they are called.
 set -euo pipefail
 program=$(realpath "$1") here=$(dirname "$(realpath "$0")")
 mkdir -p "$2" && cd "$2"

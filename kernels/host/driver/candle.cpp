@@ -182,7 +182,8 @@ usize count_of(const std::string& name, void** arguments) {
     return argument<usize>(arguments, name.starts_with("fill") ? 2 : 0);
 }
 
-/// These kernels count in 32 bits: EMULATED_CANDLE_MOST says how many elements one may be launched for. More end the program.
+/// These kernels count in 32 bits: EMULATED_CANDLE_MOST says how many elements one may be launched for. More end the
+/// program.
 std::function<void(const Grid&, void**)> counted(const std::string& name, const std::function<void(const Grid&, void**)>& run) {
     return [name, run](const Grid& grid, void** arguments) {
         const char* most = getenv("EMULATED_CANDLE_MOST");

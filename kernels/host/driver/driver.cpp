@@ -1,7 +1,9 @@
-// A CUDA driver without a GPU: memory is this process's, streams do their work at once, kernels are those of ours.cpp and candle.cpp.
+// A CUDA driver without a GPU: memory is this process's, streams do their work at once, kernels are those of ours.cpp
+// and candle.cpp.
 //
-// With it the program for GPUs runs on a CPU, slowly: what Rust allocates, copies and launches, with which arguments, in which order.
-// What is missing between two streams is an error (order.h). This file has devices, contexts and errors.
+// With it the program for GPUs runs on a CPU, slowly: what Rust allocates, copies and launches, with which arguments,
+// in which order. What is missing between two streams is an error (order.h). This file has devices, contexts and
+// errors.
 #include "pool.h"
 #include "wishes.h"
 #include <cstdio>

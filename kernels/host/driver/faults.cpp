@@ -1,5 +1,5 @@
-// Kernels that fail on purpose. As on a GPU the launch succeeds; what waits for the GPU next gets the error, and so does every call
-// after that, for the context is lost.
+// Kernels that fail on purpose. As on a GPU the launch succeeds; what waits for the GPU next gets the error, and so
+// does every call after that, for the context is lost.
 #include "faults.h"
 #include <atomic>
 #include <cstdlib>

@@ -1,7 +1,8 @@
 // The default memory pool of the emulated GPU, and what the process is told to count.
 //
-// As the driver documents it: free memory stays in the pool until a synchronisation, which gives back what is beyond the release
-// threshold. Free pieces are not joined, so a pool may have enough memory in too small pieces, which cuMemPoolTrimTo gives back.
+// As the driver documents it: free memory stays in the pool until a synchronisation, which gives back what is beyond
+// the release threshold. Free pieces are not joined, so a pool may have enough memory in too small pieces, which
+// cuMemPoolTrimTo gives back.
 #include "pool.h"
 #include "memory.h"
 #include "wishes.h"

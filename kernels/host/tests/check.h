@@ -16,8 +16,8 @@
 using emulator::Buffer;
 using emulator::Order;
 
-/// A kernel and how it is launched, for tests that are written once for several kernels. With TOUCHES, what driver/touches.h tells of it
-/// is checked too.
+/// A kernel and how it is launched, for tests that are written once for several kernels. With TOUCHES, what
+/// driver/touches.h tells of it is checked too.
 template <class... Parameters>
 struct Kernel {
     const char* name;

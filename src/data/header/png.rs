@@ -7,7 +7,8 @@ use std::io::{BufRead, Seek, SeekFrom};
 /// Deflate makes at most so many bytes of one: 258 from two bits.
 const DEFLATE: u64 = 1032;
 
-/// Walks the chunks to IEND; none if they do not reach it, or are no chunks: zeros are not walked to the end of the file.
+/// Walks the chunks to IEND; none if they do not reach it, or are no chunks: zeros are not walked to the end of the
+/// file.
 pub fn walk(file: &mut (impl BufRead + Seek), length: u64) -> Option<Found> {
     let (mut at, mut data, mut turn) = (8, 0, Orientation::NoTransforms);
     let (mut header, mut animated, mut transparent) = (None, false, false);
@@ -40,7 +41,8 @@ pub fn walk(file: &mut (impl BufRead + Seek), length: u64) -> Option<Found> {
     };
     let bits = width.checked_mul(samples * u64::from(depth))?;
     let raw = if interlaced == 0 { bits.div_ceil(8).checked_mul(height)? } else { bits.checked_mul(height)? / 8 };
-    // Decoded, a palette has its colours' channels, and any sample a byte at least. Turning the picture takes a second copy.
+    // Decoded, a palette has its colours' channels, and any sample a byte at least. Turning the picture takes a second
+    // copy.
     let samples = if color == 3 { 3 } else { samples } + u64::from(transparent);
     let whole = width.checked_mul(height)?.checked_mul(samples * u64::from(depth).div_ceil(8))?;
     let by_lines = interlaced == 0;

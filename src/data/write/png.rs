@@ -12,8 +12,8 @@ use crate::{Error, Result, bail};
 
 /// Writes an RGB picture of 8 bits a channel as its lines come.
 ///
-/// The file has its temporary name until [`finish`](Self::finish); a writer dropped before that leaves nothing behind, and what
-/// had the name before is as it was.
+/// The file has its temporary name until [`finish`](Self::finish); a writer dropped before that leaves nothing behind,
+/// and what had the name before is as it was.
 pub struct PngWriter {
     /// Bytes of a line.
     line: usize,
@@ -25,8 +25,8 @@ pub struct PngWriter {
     file: NewFile,
 }
 
-/// A file whose first failure is remembered: the PNG library writes its last bytes while it is dropped, and says nothing if that
-/// fails.
+/// A file whose first failure is remembered: the PNG library writes its last bytes while it is dropped, and says
+/// nothing if that fails.
 struct FailureRecorder {
     file: File,
     /// The system's number of the error; 0: none.
@@ -74,7 +74,8 @@ impl PngWriter {
     /// Appends `lines`, [n, width, 3].
     ///
     /// # Errors
-    /// They are not whole lines, or more than the picture has; the file cannot be written, for example because the disk is full.
+    /// They are not whole lines, or more than the picture has; the file cannot be written, for example because the disk
+    /// is full.
     pub fn push(&mut self, lines: &[u8]) -> Result<()> {
         let count = lines.len() / self.line;
         if !lines.len().is_multiple_of(self.line) || count > self.left {

@@ -1,7 +1,7 @@
 //! MP4, WebM and animated WebP frame by frame, through FFmpeg.
 //!
-//! MP4 is H.264 where FFmpeg can, else MPEG-4 part 2; WebM is VP9. Their colours are BT.709 in limited range (see `yuv`), and the
-//! file says so. WebP takes RGB as it is.
+//! MP4 is H.264 where FFmpeg can, else MPEG-4 part 2; WebM is VP9. Their colours are BT.709 in limited range (see
+//! `yuv`), and the file says so. WebP takes RGB as it is.
 
 use ffmpeg_next as ffmpeg;
 
@@ -19,7 +19,8 @@ use crate::{Error, Result, bail};
 /// A kind of file that FFmpeg writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Container {
-    /// H.264 at a quality that shows no loss (x264's CRF 16), 4:2:0, with the index in front so that browsers can start at once.
+    /// H.264 at a quality that shows no loss (x264's CRF 16), 4:2:0, with the index in front so that browsers can start
+    /// at once.
     Mp4,
     /// VP9 at a quality that shows hardly a loss (CRF 20), 4:2:0.
     WebM,

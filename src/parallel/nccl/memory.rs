@@ -18,7 +18,8 @@ pub(super) struct Place {
     whole: bool,
 }
 
-/// Refuses what is not moved: other dtypes, and tensors of another device. Those in memory pass, for they are small and copied.
+/// Refuses what is not moved: other dtypes, and tensors of another device. Those in memory pass, for they are small and
+/// copied.
 pub(super) fn check(t: &Tensor, gpu: &Device) -> Result<()> {
     let movable =
         [DType::U8, DType::U32, DType::I16, DType::I32, DType::I64, DType::BF16, DType::F16, DType::F32, DType::F64];

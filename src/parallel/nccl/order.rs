@@ -1,14 +1,16 @@
 //! The order of a process's exchanges: one at a time, as its program asks for them.
 //!
-//! A rank has several communicators, and one of them is called by a thread beside the rank's own (ZeRO's next unit). Each has a CUDA
-//! stream, but a GPU has few queues for all streams: two may share one, and then a communicator's kernel, which waits for its peers on
-//! the GPU, holds back the other's. If rank 0 had queued A before B, and rank 1 B before A, both would wait for ever. A lock alone would
-//! not help: rank 0 could hold it for A while rank 1 holds it for B. What helps is one order on all ranks, and there is one: a rank's own
-//! thread asks for all exchanges, also for those that the other thread carries out, and all ranks run the same program. So a place in
-//! the order is taken where an exchange is asked for, and an exchange begins when those before it have ended. In any two processes
-//! the exchanges that both take part in then have the same order, so the earliest one that has not ended can always go on.
+//! A rank has several communicators, and one of them is called by a thread beside the rank's own (ZeRO's next unit).
+//! Each has a CUDA stream, but a GPU has few queues for all streams: two may share one, and then a communicator's
+//! kernel, which waits for its peers on the GPU, holds back the other's. If rank 0 had queued A before B, and rank 1 B
+//! before A, both would wait for ever. A lock alone would not help: rank 0 could hold it for A while rank 1 holds it
+//! for B. What helps is one order on all ranks, and there is one: a rank's own thread asks for all exchanges, also for
+//! those that the other thread carries out, and all ranks run the same program. So a place in the order is taken where
+//! an exchange is asked for, and an exchange begins when those before it have ended. In any two processes the exchanges
+//! that both take part in then have the same order, so the earliest one that has not ended can always go on.
 //!
-//! `CUDA_DEVICE_MAX_CONNECTIONS` (see [`crate::cuda::before_start`]) makes shared queues rarer, for copies and computing as well.
+//! `CUDA_DEVICE_MAX_CONNECTIONS` (see [`crate::cuda::before_start`]) makes shared queues rarer, for copies and
+//! computing as well.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -14,9 +14,9 @@
 //! OUT/earlier-1/                          what a run left that this one has replaced
 //! ```
 //!
-//! A checkpoint is written into a folder of a temporary name, synced, then renamed: a crash or a full disk leaves no half
-//! one, and no older one is removed before the new one is there. One that is removed loses its name first. Only one rank writes.
-//! What the numbers mean, and when to save, is the business of the training loop.
+//! A checkpoint is written into a folder of a temporary name, synced, then renamed: a crash or a full disk leaves no
+//! half one, and no older one is removed before the new one is there. One that is removed loses its name first. Only
+//! one rank writes. What the numbers mean, and when to save, is the business of the training loop.
 
 mod open;
 mod save;
@@ -70,7 +70,8 @@ impl RunFolder {
         self.0.join("warnings.jsonl")
     }
 
-    /// Makes the folder of a new run and writes its config.toml. What a run left that ended before its first checkpoint is set aside.
+    /// Makes the folder of a new run and writes its config.toml. What a run left that ended before its first checkpoint
+    /// is set aside.
     ///
     /// # Errors
     /// There are checkpoints in it: a new run's would mix with them. Those of writing.
@@ -146,7 +147,8 @@ impl RunFolder {
         newest(&self.0.join(CHECKPOINTS))
     }
 
-    /// The checkpoint to go on from: of `step`, or the last one, if there is one. Names and lengths of its files are checked.
+    /// The checkpoint to go on from: of `step`, or the last one, if there is one. Names and lengths of its files are
+    /// checked.
     ///
     /// # Errors
     /// It is not there, or not whole; or the folder's checkpoints are of different runs.
@@ -187,7 +189,8 @@ impl RunFolder {
         Ok(Some(checkpoint))
     }
 
-    /// Starts the checkpoint of `step`; it appears with [`Saving::finish`]. What a killed run left half done is removed.
+    /// Starts the checkpoint of `step`; it appears with [`Saving::finish`]. What a killed run left half done is
+    /// removed.
     pub fn begin(&self, step: u64) -> Result<Saving> {
         Saving::begin(&self.0.join(CHECKPOINTS), step)
     }
@@ -226,8 +229,8 @@ fn list(all: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// The last checkpoint in a folder.
 ///
 /// # Errors
-/// It has no state.json: it was not written by [`Saving`], or something has damaged it. To take an older one in silence would be to
-/// lose steps in silence.
+/// It has no state.json: it was not written by [`Saving`], or something has damaged it. To take an older one in silence
+/// would be to lose steps in silence.
 fn newest(all: &Path) -> Result<Option<PathBuf>> {
     let whole = |path: &Path| path.join(STATE).is_file();
     // While a run trains, what is listed may be gone at the next look: its newest checkpoint is another one then.

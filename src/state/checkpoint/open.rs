@@ -1,6 +1,7 @@
 //! Opening a checkpoint: what was saved, or an error that names the file.
 //!
-//! state.json has the checksum of every file. Names and lengths are checked when a part is opened, contents while they are read (see
+//! state.json has the checksum of every file. Names and lengths are checked when a part is opened, contents while they
+//! are read (see
 //! [`Tensors::check_sums`]), so that nothing is read twice.
 
 use std::fs;
@@ -36,8 +37,8 @@ impl Checkpoint {
         Self::open_with(path, |_| Ok(())).map(|(checkpoint, ())| checkpoint)
     }
 
-    /// As [`open`](Self::open), with what `read` opens of it. If the run that trains meanwhile removes the checkpoint, the newest one
-    /// is taken instead; what is open by then can be read for as long as it is open.
+    /// As [`open`](Self::open), with what `read` opens of it. If the run that trains meanwhile removes the checkpoint,
+    /// the newest one is taken instead; what is open by then can be read for as long as it is open.
     ///
     /// # Errors
     /// Those of [`open`](Self::open) and of `read`; or `path` is the checkpoint itself, and was removed.
@@ -176,8 +177,8 @@ impl Checkpoint {
     }
 }
 
-/// Opens what `open` finds by the name `path`, of the checkpoint whose folder it tells; anew where the run that trains meanwhile has
-/// removed that one. A run's checkpoint loses its name at once, before any of its files goes.
+/// Opens what `open` finds by the name `path`, of the checkpoint whose folder it tells; anew where the run that trains
+/// meanwhile has removed that one. A run's checkpoint loses its name at once, before any of its files goes.
 ///
 /// # Errors
 /// Those of `open`; or `path` itself was removed.

@@ -11,7 +11,8 @@ use crate::files::{self, FileSum, NewFolder, atomic_write, write_pieces};
 use crate::model::folder::write_folder_pieces;
 use crate::{Result, bail};
 
-/// A checkpoint being written: call each part once, then [`finish`](Self::finish). Dropped before that, nothing remains.
+/// A checkpoint being written: call each part once, then [`finish`](Self::finish). Dropped before that, nothing
+/// remains.
 ///
 /// Tensors are names and shapes; `pieces` are their elements in order, made one after another: see [`write_pieces`].
 #[derive(Debug)]
@@ -23,7 +24,8 @@ pub struct Saving {
 }
 
 impl Saving {
-    /// Starts the checkpoint of `step` in the folder `all` of a run's checkpoints. What a killed run left there half done is removed.
+    /// Starts the checkpoint of `step` in the folder `all` of a run's checkpoints. What a killed run left there half
+    /// done is removed.
     pub(super) fn begin(all: &Path, step: u64) -> Result<Self> {
         files::remove_leftovers(all)?;
         let folder = NewFolder::begin(&all.join(folder_name(step)))?;
@@ -94,7 +96,8 @@ impl Saving {
     }
 }
 
-/// Removes all checkpoints up to that of `step` but the last `keep` (at least 1). One that cannot be removed is a warning.
+/// Removes all checkpoints up to that of `step` but the last `keep` (at least 1). One that cannot be removed is a
+/// warning.
 pub(super) fn remove_older(all: &Path, step: u64, keep: usize) -> Result<()> {
     // A folder without state.json is not ours to count, nor to remove. Newer steps are another history's.
     let older = list(all)?.into_iter().filter(|(s, path)| *s < step && path.join(STATE).is_file());

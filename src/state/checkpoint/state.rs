@@ -1,6 +1,7 @@
 //! state.json: what a checkpoint says besides its tensors, and what its files were when they were saved.
 //!
-//! It is written last. Its last line is the CRC-32C of all that comes before, so that it cannot be changed unnoticed itself.
+//! It is written last. Its last line is the CRC-32C of all that comes before, so that it cannot be changed unnoticed
+//! itself.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -20,7 +20,8 @@ pub enum Verdict {
     Gone,
 }
 
-/// Checks the checkpoints of the run `path`, oldest first, or the one checkpoint that it is; `tell` is given each as it is done.
+/// Checks the checkpoints of the run `path`, oldest first, or the one checkpoint that it is; `tell` is given each as it
+/// is done.
 ///
 /// # Errors
 /// There is none, or `tell` fails.
