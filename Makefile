@@ -38,6 +38,7 @@ test: setup ## all tests: unit, integration, documentation, and that the example
 	@scripts/setup-browser.sh
 	$(CARGO) test --release --locked $(MPI)
 	CARGO="$(CARGO)" scripts/test-older-cpus.sh $(MPI)
+	CARGO="$(CARGO)" scripts/test-features.sh
 
 faults: setup ## kills, full disks, damaged files, hostile hubs, dead ranks: FAULTS="--minutes 10 --seed 1" (docs/reliability.md)
 	$(CARGO) build --release --locked $(MPI)

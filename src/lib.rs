@@ -14,29 +14,42 @@
 //! - [`terminal`]: what may be shown there of text from outside.
 //! - [`meter`]: how far a rank is with its step, where its time goes, and whether it is to stop.
 
+// The rooms that are left out use them.
+#![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
+
 pub mod allocator;
 pub mod attention;
+#[cfg(feature = "media")]
 pub mod batch;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "media")]
 pub mod data;
 pub mod diffusion;
 pub mod engine;
 mod error;
 pub mod files;
+#[cfg(feature = "hub")]
+pub mod hub;
+#[cfg(not(feature = "hub"))]
+#[path = "hub/absent.rs"]
 pub mod hub;
 pub mod model;
 pub mod observe;
 pub mod ops;
 pub mod parallel;
+#[cfg(feature = "media")]
 pub mod plan;
 pub mod rng;
+#[cfg(feature = "media")]
 pub mod sample;
 pub mod simd;
 pub mod state;
 pub mod terminal;
+#[cfg(feature = "media")]
 pub mod train;
 
 pub use error::{Error, Result};

@@ -12,24 +12,36 @@
 //! - `http`, `server` and `page` answer a browser on this machine; `report` writes all of it into one file;
 //! - `page/` has the page itself.
 
+#[cfg(feature = "cli")]
 mod details;
+#[cfg(feature = "cli")]
 mod folder;
+#[cfg(feature = "cli")]
 mod follow;
 mod history;
+#[cfg(feature = "cli")]
 mod http;
 pub mod lock;
 pub mod meter;
 pub mod metrics;
+#[cfg(feature = "cli")]
 mod page;
 pub mod process;
+#[cfg(feature = "cli")]
 mod report;
+#[cfg(feature = "cli")]
 mod runs;
+#[cfg(feature = "cli")]
 mod series;
+#[cfg(feature = "cli")]
 mod server;
+#[cfg(feature = "cli")]
 pub mod status;
 pub mod stderr;
 pub mod tensorboard;
 pub mod warnings;
 
+#[cfg(feature = "cli")]
 pub use report::{MOST_MEDIA, Written, write_report};
+#[cfg(feature = "cli")]
 pub use server::Server;

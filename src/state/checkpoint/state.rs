@@ -9,6 +9,7 @@ use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 
 use crate::config::RunConfig;
+#[cfg(feature = "media")]
 use crate::data::Dataset;
 use crate::files::FileSum;
 use crate::terminal::counted;
@@ -50,6 +51,7 @@ pub struct DataCounts {
     pub clips: usize,
 }
 
+#[cfg(feature = "media")]
 impl DataCounts {
     /// Those of `dataset`.
     pub fn of(dataset: &Dataset) -> Self {
