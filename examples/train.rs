@@ -1,15 +1,14 @@
-//! Training from code: the config is made here, the run is an ordinary one, and its record is read at the end.
+//! Trains from code: the config is made here, the run is an ordinary one, and a hook sees each step.
 //!
 //!     cargo run --release --example train -- datasets/bbb/train runs/example
 //!
 //! Afterwards `longreel sample runs/example -o clip.mp4 --count 1` works as for any run.
 
 use longreel::config::{Prediction, RunConfig};
-use longreel::observe::metrics;
-use longreel::parallel::Launch;
+use longreel::train::Trainer;
 use longreel::{Error, Result};
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 /// The keys of docs/configuration.md; what is left out has its default.
 const CONFIG: &str = r#"
@@ -45,13 +44,15 @@ fn main() -> Result<()> {
     config.parallel.ranks = 2; // threads of this process, which share each clip's tokens
     config.check()?;
 
-    // Whoever sets this, a signal handler or another thread, ends the run after its step, with a checkpoint.
-    let interrupted = AtomicBool::new(false);
-    let record = config.run.out.join("metrics.jsonl");
-    longreel::train::run(config, longreel::train::Start::New, &Launch::threads(), &interrupted)?;
-
-    for step in metrics::read(&record)?.iter().filter(|r| r.step % 10 == 0) {
-        println!("step {:3}  loss {:.4}  {:6.0} tokens/s", step.step, step.loss, step.tokens_per_s);
-    }
+    // The hook sees what each step measured, and may end the run.
+    let trained = Trainer::new(config)
+        .on_step(|step| {
+            if step.step.is_multiple_of(10) {
+                println!("step {:3}  loss {:.4}  {:6.0} tokens/s", step.step, step.loss, step.tokens_per_s);
+            }
+            ControlFlow::Continue(())
+        })
+        .run()?;
+    println!("{} steps; the weights are in {}", trained.step, trained.checkpoint.display());
     Ok(())
 }

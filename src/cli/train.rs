@@ -2,8 +2,8 @@
 
 use crate::config::{RunConfig, read_config};
 use crate::parallel::Launch;
-use crate::train::Start;
 use crate::train::rehearsal::Rehearsal;
+use crate::train::{Start, Trainer};
 use crate::train::{inherit_diffusion, inherit_dtype};
 use crate::{Result, bail};
 use clap::Args;
@@ -47,7 +47,8 @@ pub fn run(args: &TrainArgs, launch: &Launch) -> Result<()> {
         None if args.resume => Start::Last,
         None => Start::New,
     };
-    crate::train::run(config, start, launch, super::catch_interrupts()?)
+    let trainer = Trainer::new(config).start(start).launch(launch).stop_when(super::catch_interrupts()?);
+    trainer.run().map(drop)
 }
 
 /// What was predicted beside what was measured.

@@ -160,6 +160,16 @@ impl Dataset {
         Ok((Self { config: config.clone(), files, starts, skipped, classes, shuffles: Shuffles::default() }, found))
     }
 
+    /// Of sources that are no files of a folder.
+    pub(super) fn of_sources(config: config::Data, files: Vec<SourceFile>, classes: Vec<String>) -> Self {
+        let ends = files.iter().scan(0, |count, file| {
+            *count += file.clips;
+            Some(*count)
+        });
+        let starts = std::iter::once(0).chain(ends).collect();
+        Self { config, files, starts, skipped: vec![], classes, shuffles: Default::default() }
+    }
+
     /// How many files have a caption that is not empty.
     pub fn captions(&self) -> usize {
         self.files.iter().filter(|file| file.caption.is_some()).count()
@@ -228,6 +238,7 @@ impl Dataset {
         let window = source.windows.as_ref().map_or(window, |windows| windows[window] as usize);
         let (first_frame, rate) = match &source.media {
             Media::Image => (0, None),
+            Media::Own(_) => (0, source.rate),
             Media::Video { picks, .. } => {
                 let first = self.windowing().frame(window, 0);
                 let first = picks.as_ref().map_or(first, |picks| picks[first] as usize);
@@ -278,6 +289,9 @@ impl Dataset {
         }
         let mut out = Frames::black(region, height, self.config.width);
         if let Err(reason) = caught(|| self.fill(clip, augment, region, stop, &mut out)) {
+            if let Media::Own(_) = self.files[clip.file].media {
+                bail!("{}: {reason}", clip.path.display());
+            }
             bail!(
                 "{}, clip {} from frame {}: {reason}; it was fine when the dataset was opened, \
                  `longreel scan --decode` finds every damaged file",
@@ -307,6 +321,7 @@ impl Dataset {
                 let mut image = ImageReader::open(&clip.path)?;
                 return fit_image::fit_image(&mut image, size, augment, region.lines.clone(), &mut out.data);
             }
+            Media::Own(own) => return own.fill(size, augment, region, out),
             Media::Video { index, picks } => (index, picks),
         };
         // Resampling to a higher rate takes a frame more than once: it is decoded once and copied.
@@ -358,6 +373,7 @@ impl Dataset {
                 caught(|| {
                     match &mut file.media {
                         Media::Image => verify_image(config, &file.path)?,
+                        Media::Own(_) => {}
                         Media::Video { index, .. } => index.verify(&file.path)?,
                     }
                     file.note_looks(config);

@@ -83,6 +83,7 @@ impl Decoding {
         for file in largest(files, LARGEST) {
             match file.media {
                 Media::Image => decoding.image = decoding.image.max(image_reader::memory(&file.path).unwrap_or(0)),
+                Media::Own(_) => {}
                 Media::Video { .. } => decoding.video = decoding.video.max(video(file, dataset.config()).unwrap_or(0)),
             }
         }

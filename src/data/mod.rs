@@ -9,6 +9,7 @@
 mod apart;
 mod captions;
 mod caught;
+mod clips;
 pub mod contact_sheet;
 mod dataset;
 mod decode;
@@ -40,6 +41,7 @@ pub mod write;
 
 pub use apart::{Apart, refuse_own_output};
 pub use captions::{CaptionLine, caption_lines};
+pub use clips::Clips;
 pub use dataset::{Clip, Dataset};
 pub use decoding::Decoding;
 pub use frame_cache::FrameCache;

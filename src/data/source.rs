@@ -1,5 +1,6 @@
 //! Probes one file of a dataset: what it holds, how many clips it gives, or why none.
 
+use super::clips::OwnClip;
 use super::ffmpeg::Reason;
 use super::image_reader::{self, Kind};
 use super::probe::VideoIndex;
@@ -37,6 +38,8 @@ pub struct SourceFile {
 #[derive(Clone, Debug)]
 pub(super) enum Media {
     Image,
+    /// Frames of no file.
+    Own(OwnClip),
     Video {
         index: Box<VideoIndex>,
         /// Which frames the configured rate takes; none: all.

@@ -10,7 +10,9 @@ use crate::{Result, bail};
 /// It begins with `hf://`.
 pub fn resolve(spec: &str) -> Result<PathBuf> {
     if spec.starts_with("hf://") {
-        bail!("{spec}: this longreel was built without the feature \"hub\", so it downloads nothing: name a local folder");
+        bail!(
+            "{spec}: this longreel was built without the feature \"hub\", so it downloads nothing: name a local folder"
+        );
     }
     Ok(spec.into())
 }

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::setup::RunSetup;
+use crate::Result;
 use crate::data::{draw_sheet, report};
 use crate::files::atomic_write;
 use crate::parallel::LauncherEnv;
 use crate::plan::Plan;
-use crate::{Result, hub};
 
 /// Files of the data that are named, of those used and of those not; a folder may have millions.
 const NAMED: usize = 200;
@@ -45,9 +45,9 @@ fn planned(setup: &RunSetup, plan: &Plan) -> Result<()> {
 
 /// What `longreel scan` says of the clips, of many files the first.
 fn data(setup: &RunSetup) -> Result<()> {
-    let root = hub::resolve(&setup.config.data.path)?;
+    let root = &setup.data_root;
     let tokens = setup.model.grid([setup.config.data.frames, setup.config.data.height, setup.config.data.width])?;
-    let mut about = report(&setup.dataset, &root, Some(tokens.iter().product()));
+    let mut about = report(&setup.dataset, root, Some(tokens.iter().product()));
     for (list, count) in [("files", "file_count"), ("skipped", "skipped_count")] {
         let Some(named) = about[list].as_array_mut() else { continue };
         let total = named.len();
@@ -65,8 +65,8 @@ fn sheet(setup: &RunSetup) -> Result<()> {
         return Ok(());
     }
     let path = setup.folder.root().join("data.png");
-    let root = hub::resolve(&data.path)?;
-    draw_sheet(&setup.dataset, &root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
+    let root = &setup.data_root;
+    draw_sheet(&setup.dataset, root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
 }
 
 fn write(setup: &RunSetup, name: impl AsRef<Path>, about: &Value) -> Result<()> {

@@ -15,7 +15,9 @@ mod report;
 mod run;
 pub(crate) mod setup;
 mod summary;
+mod trainer;
 
 pub use lineage::{inherit_diffusion, inherit_dtype};
-pub use run::{rehearse, run};
+pub use run::rehearse;
 pub use setup::Start;
+pub use trainer::{Trained, Trainer};

@@ -147,9 +147,9 @@ impl<'a> Report<'a> {
         Ok(Self(Some(voice)))
     }
 
-    /// Records a step.
-    pub fn step(&mut self, step: &Step) -> Result<()> {
-        let Some(voice) = &mut self.0 else { return Ok(()) };
+    /// Records a step, and returns the record where it is kept.
+    pub fn step(&mut self, step: &Step) -> Result<Option<Record>> {
+        let Some(voice) = &mut self.0 else { return Ok(None) };
         voice.waited += step.waited;
         voice.seconds += step.seconds;
         voice.spent.add(&step.spent);
@@ -186,7 +186,7 @@ impl<'a> Report<'a> {
             .collect();
         voice.log_event(|events| events.scalars(step.step, &tagged));
         voice.progress.update(step.step, step.epoch, step.loss, record.tokens_per_s);
-        Ok(())
+        Ok(Some(record))
     }
 
     /// Makes the metrics durable that a checkpoint is about to count; it may be saved in any case, and the run shall

@@ -12,14 +12,13 @@ use std::time::Instant;
 
 use super::device;
 use super::heldout::Heldout;
-use super::monitor::with_monitor;
 use super::progress::Progress;
 use super::rehearsal::{Phases, Rehearsal, Seen};
 use super::report::{Report, Step};
-use super::run_lock::RunLock;
 use super::schedule::LearningRate;
 use super::setup::{RunSetup, Start};
 use super::summary;
+use super::trainer::Hook;
 use crate::batch::{NoisyClip, NoisyClips, upload};
 use crate::config::{Label, RunConfig};
 use crate::data::{self, Decoding, Loader, Sample};
@@ -27,57 +26,18 @@ use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, tra
 use crate::engine::Engine;
 use crate::engine::stash::{self, Stash};
 use crate::observe::meter::{Section, StepMeter, StepTimes};
-use crate::parallel::{Communicator, Launch, Mesh, Metered, Reduce, agree, is_first};
+use crate::parallel::{Communicator, Launch, Mesh, Metered, Reduce, agree};
 use crate::plan::{Plan, REHEARSED};
 use crate::sample::{self, ClipSampler, ClipSpec, Request};
 use crate::state::checkpoint::{DataCounts, State};
 use crate::state::weights::TrainState;
 use crate::{Error, Result};
 
-/// Trains as `config` says, on ranks that `launch` runs, until its last step or until `interrupted` is set, on any of
-/// them; either way a checkpoint is saved at the end. It begins where `start` says. Meanwhile no other process may
-/// train in the run's folder.
-///
-/// # Errors
-/// One does already; or [`Error::Abandoned`] if the running step would have gone on for more than ten seconds after
-/// `interrupted` was set: it is left at once, and the checkpoint is that of the step before.
-pub fn run(config: RunConfig, start: Start, launch: &Launch, interrupted: &AtomicBool) -> Result<()> {
-    let ranks = config.parallel.ranks;
-    let _lock = launch.rank0_first(|| is_first().then(|| RunLock::take(&config.run.out)).transpose())?;
-    launch.rank0_first(|| RunSetup::fetch(&config))?;
-    let setup = RunSetup::open(config, start, launch)?;
-    if let Some(done) = setup.resume.as_ref().map(|checkpoint| checkpoint.state().step)
-        && done >= setup.config.train.steps
-    {
-        tracing::info!("nothing to do: step {done} of {}; raise train.steps", setup.config.train.steps);
-        // A kill or a disk's error behind the last checkpoint leaves something, too.
-        if is_first() {
-            setup.folder.remove_leftovers()?;
-            setup.folder.remove_older(done, setup.config.train.keep)?;
-        }
-        return Ok(());
-    }
-    // Each machine has its own scratch folder, for its own ranks.
-    let blocks = (setup.model.num_layers * launch.ranks_here(ranks)).div_ceil(ranks);
-    stash::check_room(&setup.config.stash, blocks, &setup.stashed()?)?;
-    // Of the ranks of this process, which are all or one.
-    let meters: Vec<Arc<StepMeter>> = (0..launch.processes().map_or(ranks, |_| 1)).map(|_| Arc::default()).collect();
-    let done = setup.resume.as_ref().map_or(0, |checkpoint| checkpoint.state().step);
-    let progress = Progress::new(setup.config.train.steps, done);
-    let train = |comm: Arc<dyn Communicator>| {
-        let meter = meters[comm.rank() % meters.len()].clone();
-        Rank::new(&setup, comm, meter)?.train(&progress, interrupted)
-    };
-    let run = || launch.run(ranks, train);
-    let abandoned = with_monitor(&meters, setup.model.num_layers, &progress, interrupted, run)?;
-    abandoned.into_iter().flatten().next().map_or(Ok(()), |step| Err(Error::Abandoned { step }))
-}
-
 /// Runs steps as `config` says, but without attention's arithmetic: memory, messages and stash are unchanged, values
 /// mean nothing. Saves nothing.
 pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
-    let setup = RunSetup::open(config, Start::New, launch)?;
+    let setup = RunSetup::open(config, Start::New, launch, None)?;
     let plan = Plan::with_decoding(&setup.config, &setup.model, true, Some(&Decoding::of(&setup.dataset)))?;
     stash::check_room(&setup.config.stash, setup.model.num_layers, &setup.stashed()?)?;
     let done = launch.run(setup.config.parallel.ranks, |comm| Rank::new(&setup, comm, Arc::default())?.rehearse())?;
@@ -87,8 +47,16 @@ pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
     Ok(Rehearsal::new(&plan, &seen))
 }
 
+/// How a rank's steps ended.
+pub(super) struct Ended {
+    /// Steps done.
+    pub step: u64,
+    /// The step that was left unfinished, if one was.
+    pub abandoned: Option<u64>,
+}
+
 /// One rank of a run.
-struct Rank<'a> {
+pub(super) struct Rank<'a> {
     setup: &'a RunSetup,
     mesh: Mesh,
     meter: Arc<StepMeter>,
@@ -100,7 +68,7 @@ struct Rank<'a> {
 }
 
 impl<'a> Rank<'a> {
-    fn new(setup: &'a RunSetup, comm: Arc<dyn Communicator>, meter: Arc<StepMeter>) -> Result<Self> {
+    pub fn new(setup: &'a RunSetup, comm: Arc<dyn Communicator>, meter: Arc<StepMeter>) -> Result<Self> {
         let comm = Arc::new(Metered::new(comm, meter.clone()));
         let config = &setup.config;
         let data = &config.data;
@@ -132,8 +100,8 @@ impl<'a> Rank<'a> {
         })
     }
 
-    /// Returns the step that was abandoned, if one was.
-    fn train(&self, progress: &Progress, interrupted: &AtomicBool) -> Result<Option<u64>> {
+    /// Goes through the run's steps; `hook` is called after each.
+    pub fn train(&self, progress: &Progress, interrupted: &AtomicBool, hook: Option<&Hook>) -> Result<Ended> {
         let train = &self.setup.config.train;
         let engine = self.engine()?;
         let rates = LearningRate::new(train)?;
@@ -175,7 +143,11 @@ impl<'a> Rank<'a> {
                 losses = self.weights.averaged(|model| heldout.losses(model))?;
             }
             let epoch = (position + (step - first) * batch) as f64 / self.setup.dataset.len() as f64;
-            report.step(&Step { step, epoch, loss, norm, lr, seconds, waited, spent, heldout: losses })?;
+            let record = report.step(&Step { step, epoch, loss, norm, lr, seconds, waited, spent, heldout: losses })?;
+            if let Some(hook) = hook {
+                let ends = record.is_some_and(|record| hook(&record).is_break());
+                stop |= self.sum([f64::from(u8::from(ends))])? != [0.0];
+            }
             if due(step, train.sample_every) {
                 self.sample(step, &mut report)?;
             }
@@ -190,7 +162,7 @@ impl<'a> Rank<'a> {
             self.save(step, position + (step - first) * batch, &mut report)?;
         }
         report.finish(step, abandoned.is_none() && step < train.steps)?;
-        Ok(abandoned)
+        Ok(Ended { step, abandoned })
     }
 
     /// Ends a step: weights by the sum of all ranks' gradients, whose norm it returns.

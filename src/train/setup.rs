@@ -3,12 +3,13 @@
 use candle_core::{DType, Device};
 use std::fs::File;
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::device::device;
 use super::lineage;
 use crate::config::{Compute, Label, RunConfig};
-use crate::data::{Apart, Dataset, Overlaps, refuse_own_output};
+use crate::data::{Apart, Clips, Dataset, Overlaps, refuse_own_output};
 use crate::engine::precision::check_on_gpu;
 use crate::engine::stash::Shapes;
 use crate::model::folder::Folder;
@@ -36,6 +37,8 @@ pub enum Start {
 pub struct RunSetup {
     pub config: RunConfig,
     pub dataset: Arc<Dataset>,
+    /// What names of files are shown below.
+    pub data_root: PathBuf,
     pub heldout: Option<Arc<Dataset>>,
     pub model: ModelConfig,
     /// Where initial weights come from, if not from the seed.
@@ -50,8 +53,9 @@ pub struct RunSetup {
 
 impl RunSetup {
     /// Fetches what `config` names on a hub, so that [`open`](Self::open) finds it on this machine.
-    pub fn fetch(config: &RunConfig) -> Result<()> {
-        let names = [config.model.from.as_ref(), Some(&config.data.path), config.data.heldout.as_ref()];
+    pub fn fetch(config: &RunConfig, own_clips: bool) -> Result<()> {
+        let data = (!own_clips).then_some(&config.data.path);
+        let names = [config.model.from.as_ref(), data, config.data.heldout.as_ref()];
         names.into_iter().flatten().try_for_each(|name| hub::resolve(name).map(drop))
     }
 
@@ -59,7 +63,7 @@ impl RunSetup {
     ///
     /// # Errors
     /// Whatever cannot be opened or does not fit together. Nothing has been written then.
-    pub fn open(config: RunConfig, start: Start, launch: &Launch) -> Result<Self> {
+    pub fn open(config: RunConfig, start: Start, launch: &Launch, own: Option<Arc<dyn Clips>>) -> Result<Self> {
         let folder = RunFolder::new(&config.run.out);
         let resume = match start {
             Start::Last => folder.to_resume(None)?,
@@ -122,13 +126,16 @@ impl RunSetup {
         }
         let data = &config.data;
         model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?;
-        let path = hub::resolve(&data.path)?;
+        let path = if own.is_some() { PathBuf::from(&data.path) } else { hub::resolve(&data.path)? };
         let held_out = data.heldout.as_ref().map(|path| hub::resolve(path)).transpose()?;
-        let places = [("data.path", Some(&path)), ("data.heldout", held_out.as_ref())];
+        let places = [("data.path", own.is_none().then_some(&path)), ("data.heldout", held_out.as_ref())];
         places
             .iter()
             .try_for_each(|(key, path)| path.map_or(Ok(()), |path| refuse_own_output(key, path, &config.run.out)))?;
-        let mut dataset = Dataset::open_without(data, &path, &Apart::of_run(&config.run.out, held_out.as_deref()))?;
+        let mut dataset = match &own {
+            Some(clips) => Dataset::of_clips(data, clips)?,
+            None => Dataset::open_without(data, &path, &Apart::of_run(&config.run.out, held_out.as_deref()))?,
+        };
         if data.label == Label::Folder && dataset.classes().len() > model.num_classes {
             let (have, named) = (dataset.classes().len(), model.num_classes);
             bail!("{} has {have} class folders, model.num_classes is {named}; set it to {have}", data.path)
@@ -164,7 +171,8 @@ impl RunSetup {
             Some(name) => name,
             None => random_name()?,
         };
-        Ok(Self { dataset: Arc::new(dataset), heldout, model, from, folder, device, resume, name, config })
+        let dataset = Arc::new(dataset);
+        Ok(Self { dataset, data_root: path, heldout, model, from, folder, device, resume, name, config })
     }
 
     /// What its ranks compute on.

@@ -6,6 +6,7 @@
 
 mod data;
 mod failures;
+mod library;
 mod limits;
 mod lineage;
 mod long;

@@ -133,6 +133,11 @@ impl RunFolder {
         Ok(aside)
     }
 
+    /// The folder of the checkpoint of `step`.
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.0.join(CHECKPOINTS).join(folder_name(step))
+    }
+
     /// All complete checkpoints with their steps, oldest first.
     pub fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>> {
         let all = list(&self.0.join(CHECKPOINTS))?;
