@@ -326,7 +326,7 @@ fn failed_write_names_its_reason_and_leaves_the_old_file() {
     assert!(message(write_video(&at("a.png").join("b.png"), &frames, 8, 8, 24.0)).contains("Not a directory"));
     let failing = write_file(&at("a.png"), |out| {
         std::io::Write::write_all(out, b"half of it").map_err(|e| Error::io("a.png", e))?;
-        bail!("the source dried up")
+        bail!(Data, "the source dried up")
     });
     assert_eq!(message(failing), "the source dried up");
     for name in ["a.mp4", "a.webm", "a.webp", "a.gif", "a.png"] {

@@ -54,7 +54,7 @@ pub(crate) fn meaning(e: DriverError) -> String {
 impl From<CandleError> for Error {
     /// Where a GPU's driver is at the root, with what its error means, for Candle gives the error's name only.
     fn from(e: CandleError) -> Self {
-        explain(&e).map_or(Self::Candle(e), Self::Invalid)
+        explain(&e).map_or(Self::Candle(e), Self::Environment)
     }
 }
 

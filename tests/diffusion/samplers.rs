@@ -168,7 +168,8 @@ fn what_cannot_be_sampled_is_refused() {
         let x = tensor(&[1.0, 2.0]);
         assert!(message(sampler.run(x.clone(), |x, _| Ok(x.narrow(0, 0, 1)?))).contains("sigma = 1"));
         assert!(message(sampler.run(x.clone(), |x, _| Ok(x.to_dtype(DType::F32)?))).contains("F32"));
-        let failing = |x: &Tensor, sigma: f64| if sigma < 1.0 { bail!("out of memory") } else { Ok(x.clone()) };
+        let failing =
+            |x: &Tensor, sigma: f64| if sigma < 1.0 { bail!(Environment, "out of memory") } else { Ok(x.clone()) };
         assert_eq!(message(sampler.run(x.clone(), failing)), "out of memory", "{kind:?}");
     }
 }

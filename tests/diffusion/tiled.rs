@@ -80,6 +80,6 @@ fn velocities_that_do_not_fit_are_refused() {
         let refused = |wrong| message(sampler.run_in_tiles(noise(DType::F32), &mut Wrong(wrong)));
         assert!(refused(|x| Ok(x.narrow(0, 0, 3)?)).contains("sigma = 1, rows 0..4"));
         assert!(refused(|x| Ok(x.to_dtype(DType::F64)?)).contains("F64"));
-        assert_eq!(refused(|_| longreel::bail!("out of memory")), "out of memory");
+        assert_eq!(refused(|_| longreel::bail!(Environment, "out of memory")), "out of memory");
     }
 }

@@ -277,7 +277,7 @@ fn a_failing_rank_stops_all_others_with_its_message() {
         let jobs = (0..3).map(|rank| job(rank, 3, port)).collect();
         let outcomes = on_all(jobs, limits(), move |party| {
             let work = match party.rank() == failing {
-                true => Err(Error::Invalid("no room on the disk".into())),
+                true => Err(Error::Environment("no room on the disk".into())),
                 false => party.exchange(b"").map(|_| ()),
             };
             party.finish_together(work)
