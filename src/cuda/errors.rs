@@ -59,7 +59,7 @@ impl From<CandleError> for Error {
 }
 
 /// The meaning of Candle's error, if the driver is at its root.
-fn explain(e: &CandleError) -> Option<String> {
+pub(super) fn explain(e: &CandleError) -> Option<String> {
     match e {
         CandleError::WithBacktrace { inner, .. }
         | CandleError::Context { inner, .. }
