@@ -107,6 +107,6 @@ fn loading_asks_for_every_name_and_refuses_another_length() {
     let missing = |name: &str| longreel::bail!(Data, "{name} is missing");
     assert!(Model::load(&tiny(), DType::F32, false, missing).is_err());
     let unit = &from.units[0];
-    let said = unit.param("blocks.9.nothing").unwrap_err().to_string();
+    let said = refusal!(Shape, unit.param("blocks.9.nothing"));
     assert!(said.contains("embed") && said.contains("blocks.9.nothing"), "{said}");
 }
