@@ -15,7 +15,7 @@ use longreel::state::checkpoint::Checkpoint;
 use longreel::{Error, Result};
 
 fn main() -> Result<()> {
-    let run = std::env::args().nth(1).ok_or_else(|| Error::Invalid("usage: psnr RUN".into()))?;
+    let run = std::env::args().nth(1).ok_or_else(|| Error::Config("usage: psnr RUN".into()))?;
     let checkpoint = Checkpoint::open(run.as_ref())?;
     let config = checkpoint.config()?;
     let folder = checkpoint.ema()?;
@@ -36,7 +36,7 @@ fn main() -> Result<()> {
         sampler.sample(ClipSpec { index: 0, label: None })?.collect(sequence.all.as_ref())
     })?
     .remove(0)
-    .ok_or_else(|| Error::Invalid("rank 0 has no clip".into()))?;
+    .ok_or_else(|| Error::Data("rank 0 has no clip".into()))?;
 
     let dataset = Dataset::open(&config.data, config.data.path.as_ref())?;
     let mut best = f64::NEG_INFINITY;

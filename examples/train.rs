@@ -30,7 +30,7 @@ const CONFIG: &str = r#"
 
 fn main() -> Result<()> {
     let [data, out]: [String; 2] = std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| {
-        Error::Invalid("usage: train DATA OUT".into()) // a folder of clips, and a folder for the run
+        Error::Config("usage: train DATA OUT".into()) // a folder of clips, and a folder for the run
     })?;
 
     // Text first, as from a file (the name is for error messages), then fields, then a check of the whole.

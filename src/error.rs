@@ -1,16 +1,34 @@
 //! The library's one error type.
 //!
-//! Every message says what was wrong, where (file, key, clip, rank, step) and what to do about it; the variants exist
-//! only where a caller acts on the difference. The binary prints the message and exits with a code that is not 0.
+//! Every message says what was wrong, where (file, key, clip, rank, step) and what to do about it. The variants say
+//! what kind of thing was wrong, so that callers and tests need not read the words. The binary prints the message and
+//! exits with a code that is not 0.
 
 use std::path::{Path, PathBuf};
 
 /// What can go wrong in longreel.
+///
+/// The first five variants hold the whole message.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// Input that cannot be used: a config key, a shape, a file's contents. The text is the whole story.
+    /// What the user asked for cannot be done: a config key, a command-line value or the name of a file to write is
+    /// wrong, or does not go with another.
     #[error("{0}")]
-    Invalid(String),
+    Config(String),
+    /// Sizes, tensors, ranks or the calls of ranks do not fit the network or one another.
+    #[error("{0}")]
+    Shape(String),
+    /// Media, a dataset, a caption, a model file or a hub's answer is damaged, missing or not what it should be.
+    #[error("{0}")]
+    Data(String),
+    /// A checkpoint or another part of a run's folder is damaged, missing, in the way, or of another run.
+    #[error("{0}")]
+    Checkpoint(String),
+    /// The machine, its processes, threads, GPUs, disks or network, the launcher or how longreel was built does not
+    /// allow it.
+    #[error("{0}")]
+    Environment(String),
     /// The operating system refused a file operation.
     #[error("{}: {source}{}", crate::terminal::name(path), whole(path, source))]
     Io { path: PathBuf, source: std::io::Error },
@@ -55,8 +73,17 @@ impl Error {
 
     /// The same error, its message preceded by where it happened: a file, a key, a clip.
     pub fn at(self, place: impl std::fmt::Display) -> Self {
+        self.reworded(|message| format!("{place}: {message}"))
+    }
+
+    /// The same kind of error with another message. Errors that are more than a message stay as they are.
+    pub(crate) fn reworded(self, change: impl FnOnce(String) -> String) -> Self {
         match self {
-            Self::Invalid(message) => Self::Invalid(format!("{place}: {message}")),
+            Self::Config(message) => Self::Config(change(message)),
+            Self::Shape(message) => Self::Shape(change(message)),
+            Self::Data(message) => Self::Data(change(message)),
+            Self::Checkpoint(message) => Self::Checkpoint(change(message)),
+            Self::Environment(message) => Self::Environment(change(message)),
             other => other,
         }
     }
@@ -70,8 +97,9 @@ impl Error {
     }
 }
 
-/// Returns early with [`Error::Invalid`](crate::Error::Invalid), formatted like `format!`.
+/// Returns early with an [`Error`](crate::Error) of the kind that comes first, its message formatted like `format!`:
+/// `bail!(Config, "steps = {steps}: must be at least 1")`.
 #[macro_export]
 macro_rules! bail {
-    ($($arg:tt)*) => { return Err($crate::Error::Invalid(format!($($arg)*))) };
+    ($kind:ident, $($arg:tt)*) => { return Err($crate::Error::$kind(format!($($arg)*))) };
 }

@@ -142,12 +142,12 @@ fn the_same_step_is_replaced_as_a_whole() {
 #[test]
 fn an_unfinished_checkpoint_cannot_be_published() {
     let (_temp, run) = run();
-    let message = run.begin(1).unwrap().finish(&state(1), 1).unwrap_err().to_string();
+    let message = refusal!(Checkpoint, run.begin(1).unwrap().finish(&state(1), 1));
     assert!(message.contains("without its transformer"), "{message}");
     let saving = run.begin(1).unwrap();
     parts(&saving, 1);
     assert!(
-        saving.finish(&state(2), 1).unwrap_err().to_string().contains("begun at step 1 was given the state of step 2")
+        refusal!(Checkpoint, saving.finish(&state(2), 1)).contains("begun at step 1 was given the state of step 2")
     );
     assert_eq!(steps(&run), Vec::<u64>::new());
 }
@@ -157,14 +157,14 @@ fn a_new_run_does_not_mix_with_an_old_one() {
     let (_temp, run) = run();
     run.create(&config()).unwrap(); // nothing saved yet: harmless
     save(&run, 30, 1);
-    let message = run.create(&config()).unwrap_err().to_string();
+    let message = refusal!(Checkpoint, run.create(&config()));
     assert!(message.contains("holds a run up to step 30; continue it with --resume"), "{message}");
 }
 
 #[test]
 fn folder_that_is_no_checkpoint_is_an_error() {
     let (temp, run) = run();
-    let error = |path: &Path| Checkpoint::open(path).map(|_| ()).unwrap_err().to_string();
+    let error = |path: &Path| refusal!(Checkpoint, Checkpoint::open(path));
     assert!(error(&temp.path().join("nowhere")).contains("nowhere: is not a folder"));
     assert!(error(run.root()).contains("holds no checkpoint"));
     save(&run, 1, 1);
@@ -190,10 +190,10 @@ fn damaged_parts_of_a_checkpoint_are_named() {
     let checkpoint = Checkpoint::open(run.root()).unwrap();
     // Another model's.
     let others = [("a".to_owned(), vec![2, 2]), ("b.c".to_owned(), vec![4]), ("d".to_owned(), vec![1])];
-    let message = checkpoint.optimizer(&others).unwrap_err().to_string();
+    let message = refusal!(Shape, checkpoint.optimizer(&others));
     assert!(message.contains("optimizer.safetensors: does not fit the model of 6 tensors: 2 missing (`m.d`, `v.d`)"));
     assert!(message.contains("2 of another shape (`m.b.c` is [3], not [4]"), "{message}");
-    let message = checkpoint.transformer().unwrap().check(&others[..1]).unwrap_err().to_string();
+    let message = refusal!(Shape, checkpoint.transformer().unwrap().check(&others[..1]));
     assert!(
         message.contains("transformer/diffusion_pytorch_model.safetensors") && message.contains("1 not known (`b.c`)")
     );
@@ -203,16 +203,12 @@ fn damaged_parts_of_a_checkpoint_are_named() {
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
     }
-    assert!(
-        checkpoint.optimizer(&parameters()).unwrap_err().to_string().contains("optimizer.safetensors: was cut short")
-    );
-    assert!(checkpoint.transformer().unwrap_err().to_string().contains("was cut short"));
+    assert!(refusal!(Checkpoint, checkpoint.optimizer(&parameters())).contains("optimizer.safetensors: was cut short"));
+    assert!(refusal!(Checkpoint, checkpoint.transformer()).contains("was cut short"));
     std::fs::remove_file(checkpoint.dir().join("optimizer.safetensors")).unwrap();
-    assert!(
-        checkpoint.optimizer(&parameters()).unwrap_err().to_string().contains("optimizer.safetensors: No such file")
-    );
+    assert!(refusal!(Checkpoint, checkpoint.optimizer(&parameters())).contains("optimizer.safetensors: No such file"));
     std::fs::remove_dir_all(checkpoint.dir().join("ema")).unwrap();
-    let message = checkpoint.ema().unwrap_err().to_string();
+    let message = refusal!(Checkpoint, checkpoint.ema());
     assert!(
         message.contains("ema/config.json: No such file, though it was saved"),
         "weights for an average: {message}"

@@ -26,13 +26,13 @@ pub fn parse(text: &str, sets: &[&str]) -> longreel::Result<RunConfig> {
 
 /// The message of the error that `sets` on top of the minimal config give.
 fn refused(sets: &[&str]) -> String {
-    parse(MINIMAL, sets).expect_err("must be refused").to_string()
+    refusal!(Config, parse(MINIMAL, sets))
 }
 
 /// The message where `from` in the minimal config is replaced by `to`.
 fn refused_with(from: &str, to: &str) -> String {
     assert!(MINIMAL.contains(from), "{from} is not in the text");
-    parse(&MINIMAL.replacen(from, to, 1), &[]).expect_err("must be refused").to_string()
+    refusal!(Config, parse(&MINIMAL.replacen(from, to, 1), &[]))
 }
 
 #[test]
@@ -143,20 +143,20 @@ fn wrong_types_name_line_key_and_what_is_expected() {
 fn missing_keys_and_sections_are_named() {
     assert!(refused_with("height = 32\n", "").starts_with("run.toml:2: [data] has no `height`, which has no default"));
     let no_model = &MINIMAL[..MINIMAL.find("[model]").unwrap()];
-    let message = parse(no_model, &[]).unwrap_err().to_string();
+    let message = refusal!(Config, parse(no_model, &[]));
     assert!(message.starts_with("run.toml") && message.contains("no section [model]"), "{message}");
     // An example stands below, which mends the file.
     let lines: Vec<&str> = message.lines().skip(1).map(str::trim).collect();
     assert_eq!(lines[0], "[model]");
     parse(&format!("{no_model}{}", lines.join("\n").replace("[2, 8, 8]", "[1, 8, 8]")), &[]).unwrap();
-    let message = parse("", &[]).unwrap_err().to_string();
+    let message = refusal!(Config, parse("", &[]));
     assert!(message.contains("no section [data]") && message.contains("\n  path = \"clips\""), "{message}");
 }
 
 #[test]
 fn text_that_is_not_toml_names_the_line() {
     for (text, line) in [("[data\npath = 1", 1), ("[data]\npath = \n", 2), ("[data]\npath = \"a\"\npath = \"b\"", 3)] {
-        let message = parse(text, &[]).unwrap_err().to_string();
+        let message = refusal!(Config, parse(text, &[]));
         assert!(message.starts_with(&format!("run.toml:{line}: ")), "{message}");
     }
 }
@@ -278,7 +278,7 @@ fn dtype_is_bf16_on_a_gpu_unless_it_is_given() {
 fn check_also_serves_configs_made_by_code() {
     let mut config = parse(MINIMAL, &[]).unwrap();
     config.parallel = Parallel { ranks: 6, data: 4, ..Parallel::default() };
-    assert_eq!(config.check().unwrap_err().to_string(), "parallel.data = 4: must divide parallel.ranks = 6");
+    assert_eq!(refusal!(Config, config.check()), "parallel.data = 4: must divide parallel.ranks = 6");
     config.parallel.data = 3;
     config.check().unwrap();
 }

@@ -349,6 +349,6 @@ fn too_many_ranks_are_an_error_on_all_ranks() {
         (1, 1, 5, 0, "parallel.head_groups = 0"),
     ] {
         let error = run(Case { ranks, ring, heads, head_groups, ..ONE }).map(|_| ()).unwrap_err();
-        assert!(matches!(&error, Error::Invalid(m) if m.contains(expected)), "{error}");
+        assert!(matches!(&error, Error::Shape(m) if m.contains(expected)), "{error}");
     }
 }

@@ -47,7 +47,7 @@ fn index(dir: &Path, map: &[(&str, &str)]) {
 }
 
 fn error(dir: &Path) -> String {
-    Folder::open(dir).map(|_| ()).expect_err("must be refused").to_string()
+    refusal!(Data, Folder::open(dir))
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn other_float_types_are_widened() {
     same("bf16", &|x| half::bf16::from_f32(x).to_f32());
     same("f16", &|x| half::f16::from_f32(x).to_f32());
     same("f64", &|x| (x as f64 * 1.1) as f32);
-    let message = tensors.read_f32("i64").unwrap_err().to_string();
+    let message = refusal!(Data, tensors.read_f32("i64"));
     assert!(message.contains("t.safetensors: tensor `i64` is I64; f32, bf16, f16 or f64 is needed"), "{message}");
 }
 
@@ -191,7 +191,7 @@ fn every_truncation_and_damage_is_an_error_with_the_files_name() {
     let folder = Folder::open(&dir).unwrap();
     // Windows short while it is open: an error still, where a memory map would end the process.
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(67).unwrap();
-    let message = folder.read_f32("a").unwrap_err().to_string();
+    let message = refusal!(Data, folder.read_f32("a"));
     assert!(message.contains("cut short while it was read (tensor `a`)"), "{message}");
 }
 
@@ -201,7 +201,7 @@ fn missing_extra_and_misshapen_tensors_are_counted_and_named() {
     let folder = Folder::open(&dir).unwrap();
     let mut expected: Vec<_> = (0..6).map(|i| (format!("block.{i}"), vec![1])).collect();
     expected.push(("a.weight".into(), vec![3, 2]));
-    let message = folder.check(&expected).unwrap_err().to_string();
+    let message = refusal!(Shape, folder.check(&expected));
     assert!(
         message.contains(
             "does not fit the model of 7 tensors: 6 missing (`block.0`, `block.1`, `block.2`, `block.3`, ...)"
@@ -216,7 +216,7 @@ fn missing_extra_and_misshapen_tensors_are_counted_and_named() {
         ("dtype", folder.dtype("zz").map(|_| ())),
         ("read", folder.read_f32("zz").map(|_| ())),
     ] {
-        assert!(call.unwrap_err().to_string().contains("has no tensor `zz` among its 2"), "{name}");
+        assert!(refusal!(Data, call).contains("has no tensor `zz` among its 2"), "{name}");
     }
 }
 
@@ -224,13 +224,13 @@ fn missing_extra_and_misshapen_tensors_are_counted_and_named() {
 fn nothing_is_overwritten_by_a_new_folder() {
     let (temp, dir) = model();
     let before = std::fs::read(dir.join(WEIGHTS)).unwrap();
-    let message = write_folder(&dir, &json!({}), [("x", vec![1], [0f32])]).unwrap_err().to_string();
+    let message = refusal!(Config, write_folder(&dir, &json!({}), [("x", vec![1], [0f32])]));
     assert!(message.contains("exists already"), "{message}");
     assert_eq!(std::fs::read(dir.join(WEIGHTS)).unwrap(), before);
     assert_eq!(names(temp.path()), ["model"], "no temporary folder is left");
     // Values that do not fill their shape, and names given twice.
     for tensors in [vec![("x", vec![2], [0f32])], vec![("x", vec![1], [0f32]), ("x", vec![1], [0f32])]] {
-        let message = write_folder(&temp.path().join("new"), &json!({}), tensors).unwrap_err().to_string();
+        let message = refusal!(Shape, write_folder(&temp.path().join("new"), &json!({}), tensors));
         assert!(message.contains("tensor `x`"), "{message}");
     }
     assert_eq!(names(temp.path()), ["model"]);
@@ -264,7 +264,7 @@ fn a_failed_write_leaves_the_old_file() {
         let message = atomic_write(&temp.path().join(bad), |_| Ok(())).unwrap_err().to_string();
         assert!(message.contains(bad), "{message}");
     }
-    assert!(atomic_write(Path::new("/"), |_| Ok(())).unwrap_err().to_string().contains("not a name"));
+    assert!(refusal!(Config, atomic_write(Path::new("/"), |_| Ok(()))).contains("not a name"));
 }
 
 /// A new file takes the old one's name, not its place: nobody can find half of it, not even a reader that has the old

@@ -130,7 +130,7 @@ fn a_tilde_is_the_home_folder_everywhere() {
     for (set, key) in
         [("data.path=~bob/clips", "data.path"), ("run.out=~bob", "run.out"), ("model.from=~bob/x", "model.from")]
     {
-        let error = parse(MINIMAL, &[set]).unwrap_err().to_string();
+        let error = refusal!(Config, parse(MINIMAL, &[set]));
         let expected = "the home folder of another user is not looked up: write the path out";
         assert!(error.starts_with(&format!("--set {set}: {key} = ")) && error.ends_with(expected), "{error}");
     }
@@ -141,7 +141,7 @@ fn a_tilde_is_the_home_folder_everywhere() {
 
 #[test]
 fn words_of_other_trainers_lead_to_the_key_or_say_that_there_is_none() {
-    let message = |set: &str| parse(MINIMAL, &[set]).unwrap_err().to_string();
+    let message = |set: &str| refusal!(Config, parse(MINIMAL, &[set]));
     for (set, expected) in [
         (
             "train.batch_size=4",

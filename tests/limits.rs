@@ -37,14 +37,14 @@ fn sizes_beyond_any_model_are_an_error_that_names_the_key() {
         ("rope_max_seq_len", json!(most)),
         ("patch_size", json!([1u64 << 33, 1u64 << 33, 4])),
     ] {
-        let error = ModelConfig::from_json(&config(key, value.clone())).unwrap_err().to_string();
+        let error = refusal!(Config, ModelConfig::from_json(&config(key, value.clone())));
         assert!(error.contains(key) && error.contains("must be at most"), "{key} = {value}: {error}");
     }
     // Each size is one that a model may have; all together are not.
     let mut all = config("num_layers", 4096.into());
     all["num_attention_heads"] = 4096.into();
     all["ffn_dim"] = (1 << 20).into();
-    let error = ModelConfig::from_json(&all).unwrap_err().to_string();
+    let error = refusal!(Config, ModelConfig::from_json(&all));
     assert!(error.contains("parameters; it must be at most 1099511627776"), "{error}");
     let wan = ModelConfig::default();
     let listed: usize = Model::shapes(&wan).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
@@ -82,7 +82,7 @@ fn a_config_with_two_billion_layers_is_one_line_at_once() {
     std::fs::write(at("model/config.json"), config("num_layers", 4096.into()).to_string()).unwrap();
     let folder = longreel::model::folder::Folder::open(&at("model")).unwrap();
     let network = ModelConfig::of(&folder).unwrap();
-    let error = folder.check(&Model::shapes(&network)).unwrap_err().to_string();
+    let error = refusal!(Shape, folder.check(&Model::shapes(&network)));
     assert!(
         error.contains("diffusion_pytorch_model.safetensors: does not fit") && error.contains("missing"),
         "{error}"
@@ -103,12 +103,12 @@ fn a_header_that_claims_more_than_any_disk_holds_is_refused_by_name() {
         [(u64::MAX, "damaged"), (1 << 61, "damaged"), ((1 << 61) - 1, "was cut short"), (9, "was cut short")]
     {
         std::fs::write(&path, safetensors(&json(end), 8)).unwrap();
-        let error = Tensors::open(&path).unwrap_err().to_string();
+        let error = refusal!(Data, Tensors::open(&path));
         assert!(error.contains("a.safetensors: ") && error.contains(why), "{end}: {error}");
     }
     // A header of 100 MB is in proportion to nothing here.
     std::fs::write(&path, [&99_999_999u64.to_le_bytes()[..], b"{}"].concat()).unwrap();
-    let error = Tensors::open(&path).unwrap_err().to_string();
+    let error = refusal!(Data, Tensors::open(&path));
     assert!(error.contains("a.safetensors: was cut short: its header has 99999999 bytes"), "{error}");
 }
 

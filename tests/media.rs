@@ -203,7 +203,7 @@ fn streaming_gives_the_same_file_and_shows_it_only_when_finished() {
         assert!(!parts.exists());
     }
     assert_eq!(writer.len(), 7);
-    assert!(message(writer.push(&frames[..100])).contains("not a whole number"));
+    assert!(refusal!(Shape, writer.push(&frames[..100])).contains("not a whole number"));
     writer.finish().unwrap();
     assert_eq!(fs::read(whole).unwrap(), fs::read(&parts).unwrap());
 
@@ -212,7 +212,7 @@ fn streaming_gives_the_same_file_and_shows_it_only_when_finished() {
     dropped.push(&frames).unwrap();
     drop(dropped);
     let empty = VideoWriter::create(&parts, Container::Mp4, 32, 48, 24.0).unwrap().finish();
-    assert!(message(empty).contains("without frames"));
+    assert!(refusal!(Data, empty).contains("without frames"));
     assert_eq!(decode(&parts).frames.len(), 7);
     assert_eq!(names(folder.path()), ["parts.mp4", "whole.mp4"]);
 }
@@ -260,8 +260,8 @@ fn a_preview_is_the_clip_no_larger_than_a_page_needs() {
     );
     let red = picture.pixels().filter(|pixel| pixel.0 == [200, 0, 0]).count() as f64;
     assert!((red / picture.pixels().len() as f64 - 0.25).abs() < 1e-3);
-    assert!(message(Preview::new(&[0; 3 * 70_000], 1, 70_000, 10.0)).contains("no preview"));
-    assert!(message(Preview::new(&frames, h, w, 0.0)).contains("not a frame rate"));
+    assert!(refusal!(Data, Preview::new(&[0; 3 * 70_000], 1, 70_000, 10.0)).contains("no preview"));
+    assert!(refusal!(Config, Preview::new(&frames, h, w, 0.0)).contains("not a frame rate"));
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn png_is_exact_alone_side_by_side_and_in_a_folder() {
     for (i, name) in names(&several).iter().enumerate() {
         assert_eq!(image::open(several.join(name)).unwrap().into_rgb8().as_raw(), frame(i));
     }
-    assert!(message(write_video(&several, &frames, h, w, 24.0)).contains("not empty"));
+    assert!(refusal!(Config, write_video(&several, &frames, h, w, 24.0)).contains("not empty"));
     let empty = folder.path().join("empty.dir");
     fs::create_dir(&empty).unwrap();
     write_video(&empty, frame(0), h, w, 24.0).unwrap();
@@ -305,30 +305,32 @@ fn failed_write_names_its_reason_and_leaves_the_old_file() {
     let frames = smooth(2, 8, 8);
     for name in ["a.mp4", "a.webm", "a.webp", "a.gif", "a.png"] {
         fs::write(at(name), "precious").unwrap();
-        assert!(message(write_video(&at(name), &[], 8, 8, 24.0)).contains("without frames"));
-        assert!(message(write_video(&at(name), &frames[1..], 8, 8, 24.0)).contains("not a whole number of 8x8"));
-        assert!(message(write_video(&at(name), &frames, 0, 8, 24.0)).contains("8x0"));
+        assert!(refusal!(Data, write_video(&at(name), &[], 8, 8, 24.0)).contains("without frames"));
+        assert!(
+            refusal!(Shape, write_video(&at(name), &frames[1..], 8, 8, 24.0)).contains("not a whole number of 8x8")
+        );
+        assert!(refusal!(Data, write_video(&at(name), &frames, 0, 8, 24.0)).contains("8x0"));
         let nowhere = at("nowhere").join(name);
         let error = message(write_video(&nowhere, &frames, 8, 8, 24.0));
         assert!(error.contains("nowhere") && error.contains("No such file"), "{error}");
     }
     for name in ["a.mp4", "a.webm", "a.webp", "a.gif"] {
         for fps in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
-            assert!(message(write_video(&at(name), &frames, 8, 8, fps)).contains("not a frame rate"));
+            assert!(refusal!(Config, write_video(&at(name), &frames, 8, 8, fps)).contains("not a frame rate"));
         }
     }
-    let error = message(write_video(&at("a.avi"), &frames, 8, 8, 24.0));
+    let error = refusal!(Config, write_video(&at("a.avi"), &frames, 8, 8, 24.0));
     assert!(error.contains(".avi") && error.contains(".mp4, .webm, .gif, .webp, .png"), "{error}");
-    assert!(message(write_video(Path::new("/"), &[0; 3], 1, 1, 1.0)).contains("not empty"));
-    assert!(message(write_video(Path::new(".."), &[0; 3], 1, 1, 1.0)).contains("not empty"));
-    assert!(message(VideoWriter::create(&at("wide.mp4"), Container::Mp4, 2, 20000, 24.0)).contains("16384"));
-    assert!(message(write_video(&at("wide.webp"), &[0; 3 * 16384], 1, 16384, 24.0)).contains("1 to 16383"));
+    assert!(refusal!(Config, write_video(Path::new("/"), &[0; 3], 1, 1, 1.0)).contains("not empty"));
+    assert!(refusal!(Config, write_video(Path::new(".."), &[0; 3], 1, 1, 1.0)).contains("not empty"));
+    assert!(refusal!(Data, VideoWriter::create(&at("wide.mp4"), Container::Mp4, 2, 20000, 24.0)).contains("16384"));
+    assert!(refusal!(Data, write_video(&at("wide.webp"), &[0; 3 * 16384], 1, 16384, 24.0)).contains("1 to 16383"));
     assert!(message(write_video(&at("a.png").join("b.png"), &frames, 8, 8, 24.0)).contains("Not a directory"));
     let failing = write_file(&at("a.png"), |out| {
         std::io::Write::write_all(out, b"half of it").map_err(|e| Error::io("a.png", e))?;
-        bail!("the source dried up")
+        bail!(Data, "the source dried up")
     });
-    assert_eq!(message(failing), "the source dried up");
+    assert_eq!(refusal!(Data, failing), "the source dried up");
     for name in ["a.mp4", "a.webm", "a.webp", "a.gif", "a.png"] {
         assert_eq!(fs::read(at(name)).unwrap(), b"precious");
     }
@@ -377,7 +379,7 @@ fn contact_sheets_show_every_frame_and_refuse_nonsense() {
         check_size(16, 8, 720, 1280, FrameScale::Real).is_ok()
             && check_size(16, 8, 2160, 3840, FrameScale::Row).is_ok()
     );
-    let large = message(check_size(16, 8, 2160, 3840, FrameScale::Real));
+    let large = refusal!(Config, check_size(16, 8, 2160, 3840, FrameScale::Real));
     assert!(large.contains("a contact sheet of 16 clips would have"), "{large}");
 
     // First, last and evenly between.
@@ -386,12 +388,12 @@ fn contact_sheets_show_every_frame_and_refuse_nonsense() {
     assert_eq!(picked.frames.iter().map(|f| f.as_raw()[0]).collect::<Vec<_>>(), [0, 3, 6, 9]);
 
     fs::write(&path, "precious").unwrap();
-    assert!(message(contact_sheet(&[], FrameScale::Row, &path)).contains("at least one clip"));
+    assert!(refusal!(Data, contact_sheet(&[], FrameScale::Row, &path)).contains("at least one clip"));
     let hollow = Strip { name: String::new(), caption: "hollow".into(), frames: vec![] };
-    assert!(message(contact_sheet(&[strips[0].clone(), hollow], FrameScale::Row, &path)).contains("\"hollow\""));
+    assert!(refusal!(Data, contact_sheet(&[strips[0].clone(), hollow], FrameScale::Row, &path)).contains("\"hollow\""));
     let endless =
         Strip { name: String::new(), caption: "endless".into(), frames: vec![image::RgbImage::new(3000, 1); 8] };
-    assert!(message(contact_sheet(&[endless], FrameScale::Row, &path)).contains("fewer"));
+    assert!(refusal!(Config, contact_sheet(&[endless], FrameScale::Row, &path)).contains("fewer"));
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     assert_eq!(names(folder.path()), ["sheet.png"]);
 }

@@ -74,18 +74,18 @@ fn bad_records_and_files_are_refused() {
     let path = folder.path().join("metrics.jsonl");
     let mut log = MetricsLog::create(&path).unwrap();
     log.write(&record(3)).unwrap();
-    assert!(log.write(&record(3)).unwrap_err().to_string().contains("step 3 comes after step 3"));
+    assert!(refusal!(Checkpoint, log.write(&record(3))).contains("step 3 comes after step 3"));
     let nan = log.write(&Record { grad_norm: f64::NAN, ..record(4) });
     assert!(matches!(nan, Err(Error::NonFinite { step: 4, ref tensor, .. }) if tensor == "grad_norm"), "{nan:?}");
     let before = fs::read(&path).unwrap();
-    assert!(MetricsLog::create(&path).unwrap_err().to_string().contains("earlier run"));
+    assert!(refusal!(Checkpoint, MetricsLog::create(&path)).contains("earlier run"));
 
     fs::write(&path, [&before[..], b"oops\n", &before[..]].concat()).unwrap();
-    let error = metrics::read(&path).unwrap_err().to_string();
+    let error = refusal!(Checkpoint, metrics::read(&path));
     assert!(error.contains("line 2: not a record of metrics"), "{error}");
     assert!(matches!(MetricsLog::create(&folder.path().join("no/metrics.jsonl")), Err(Error::Io { .. })));
     assert!(matches!(metrics::read(&folder.path().join("none")), Err(Error::Io { .. })));
-    let device = MetricsLog::create(std::path::Path::new("/dev/full")).unwrap_err().to_string();
+    let device = refusal!(Config, MetricsLog::create(std::path::Path::new("/dev/full")));
     assert!(device.contains("/dev/full: is a device, not a regular file"), "{device}");
 }
 
@@ -346,7 +346,7 @@ fn the_loss_curve_shows_both_losses() {
     let empty = folder.path().join("empty.jsonl");
     fs::write(&empty, "").unwrap();
     fs::write(&out, "precious").unwrap();
-    assert!(loss_curve(&empty, &out).unwrap_err().to_string().contains("no step"));
+    assert!(refusal!(Checkpoint, loss_curve(&empty, &out)).contains("no step"));
     assert!(matches!(loss_curve(&folder.path().join("none"), &out), Err(Error::Io { .. })));
     assert_eq!(fs::read(&out).unwrap(), b"precious");
 }

@@ -32,10 +32,6 @@ fn adamw(betas: [f64; 2], eps: f64, weight_decay: f64) -> AdamW {
     AdamW::new(&Train { betas, eps, weight_decay, ..Default::default() }).unwrap()
 }
 
-fn message<T>(result: longreel::Result<T>) -> String {
-    result.err().expect("this must be refused").to_string()
-}
-
 fn normal(sample: u64, len: usize) -> Vec<f32> {
     let mut out = vec![0.0; len];
     Key { seed: 2, purpose: Purpose::Test, step: 0, sample }.stream(0).fill_normal(&mut out);
@@ -223,7 +219,7 @@ fn sgd_goes_down_the_scaled_gradient() {
     let mut params = [1.0, -2.0];
     sgd(0.5, 0.25, &mut params, &[8.0, -4.0]).unwrap();
     assert_eq!(params, [0.0, -1.5]);
-    assert!(message(sgd(0.5, 1.0, &mut params, &[1.0])).contains("2 parameters, 1 gradients"));
+    assert!(refusal!(Shape, sgd(0.5, 1.0, &mut params, &[1.0])).contains("2 parameters, 1 gradients"));
 }
 
 #[test]
@@ -288,7 +284,7 @@ fn the_average_warms_up_and_follows() {
         }
     }
     assert!(average.iter().zip(&wide).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6));
-    assert!(message(follow(0.9, &mut [0.0], &[])).contains("1 values for 0"));
+    assert!(refusal!(Shape, follow(0.9, &mut [0.0], &[])).contains("1 values for 0"));
 }
 
 #[test]
@@ -310,13 +306,13 @@ fn learning_rates_warm_up_then_stay_or_fall() {
     assert_eq!(rate(0, 10, Schedule::Constant)(0), 0.5);
     assert_eq!([7, 8, 9].map(rate(8, 4, Schedule::Cosine)), [0.5, 0.0, 0.0]);
     for lr in [-1.0, f64::NAN, f64::INFINITY] {
-        assert!(message(LearningRate::new(&Train { lr, ..Default::default() })).contains("lr ="));
+        assert!(refusal!(Config, LearningRate::new(&Train { lr, ..Default::default() })).contains("lr ="));
     }
 }
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    let refuse = |config: Train| message(AdamW::new(&config));
+    let refuse = |config: Train| refusal!(Config, AdamW::new(&config));
     for betas in [[1.0, 0.9], [0.9, -0.1], [f64::NAN, 0.9]] {
         assert!(refuse(Train { betas, ..Default::default() }).contains("betas"));
     }
@@ -328,12 +324,12 @@ fn what_makes_no_sense_is_refused() {
     }
     let optimizer = adamw([0.9, 0.95], 1e-8, 0.0);
     let mut state = State::new(vec![0.0; 5]);
-    assert!(message(optimizer.update(1, 0.1, 1.0, state.shard(&[0.0; 4]), &[])).contains("4 gradients"));
-    assert!(message(optimizer.update(0, 0.1, 1.0, state.shard(&[0.0; 5]), &[])).contains("count from 1"));
+    assert!(refusal!(Shape, optimizer.update(1, 0.1, 1.0, state.shard(&[0.0; 4]), &[])).contains("4 gradients"));
+    assert!(refusal!(Shape, optimizer.update(0, 0.1, 1.0, state.shard(&[0.0; 5]), &[])).contains("count from 1"));
     for ranges in [vec![3..6], vec![2..4, 3..5], vec![3..4, 0..1], vec![Range { start: 4, end: 2 }]] {
-        let error = message(optimizer.update(1, 0.1, 1.0, state.shard(&[0.0; 5]), &ranges));
+        let error = refusal!(Shape, optimizer.update(1, 0.1, 1.0, state.shard(&[0.0; 5]), &ranges));
         assert!(error.contains("without decay"), "{ranges:?}: {error}");
     }
     state.m.pop();
-    assert!(message(optimizer.update(1, 0.1, 1.0, state.shard(&[0.0; 5]), &[])).contains("moments of 4"));
+    assert!(refusal!(Shape, optimizer.update(1, 0.1, 1.0, state.shard(&[0.0; 5]), &[])).contains("moments of 4"));
 }

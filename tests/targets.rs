@@ -66,7 +66,7 @@ fn only_regular_files_are_written_over() {
         let all = odd_ones(temp.path(), extension);
         let before = (kinds(&all), names(temp.path()));
         for (path, expected) in &all {
-            let error = write(path).unwrap_err().to_string();
+            let error = refusal!(Config, write(path));
             let wanted = format!("{}: {expected}", path.display());
             assert!(error.starts_with(&wanted) && error.contains("not written over"), "{extension}: {error}");
         }
@@ -84,7 +84,7 @@ fn a_link_that_comes_meanwhile_stays() {
         symlink("/dev/null", &path)?;
         out.write_all(b"new")
     });
-    assert!(error.unwrap_err().to_string().contains("is a symbolic link to /dev/null, not a regular file"));
+    assert!(refusal!(Config, error).contains("is a symbolic link to /dev/null, not a regular file"));
     assert_eq!(names(temp.path()), ["f"]);
     assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
 }
@@ -94,13 +94,13 @@ fn a_folder_gives_no_way_to_a_file_nor_a_link_to_a_folder() {
     let temp = tempdir().unwrap();
     let folder = temp.path().join("folder");
     fs::create_dir(&folder).unwrap();
-    assert!(check_target(&folder).unwrap_err().to_string().contains("folder: is a folder, not a regular file"));
+    assert!(refusal!(Config, check_target(&folder)).contains("folder: is a folder, not a regular file"));
     assert!(atomic_write(&folder, |_| Ok(())).is_err());
     fs::create_dir(temp.path().join("empty")).unwrap();
     symlink("empty", temp.path().join("link")).unwrap();
     fs::write(temp.path().join("file"), "mine").unwrap();
     for name in ["link", "file"] {
-        let error = NewFolder::begin(&temp.path().join(name)).unwrap_err().to_string();
+        let error = refusal!(Config, NewFolder::begin(&temp.path().join(name)));
         assert!(error.contains(&format!("{name}: is not a folder, and is not written over")), "{error}");
     }
     assert_eq!(names(temp.path()), ["empty", "file", "folder", "link"]);

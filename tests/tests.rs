@@ -1,5 +1,16 @@
 //! The one integration-test binary: a module for each room. Linking once keeps `make test` short.
 
+/// The message of the error that a result of the library must be, of this kind.
+macro_rules! refusal {
+    ($kind:ident, $result:expr) => {
+        match $result {
+            Err(longreel::Error::$kind(message)) => message,
+            Err(other) => panic!("an error of another kind: {other:?}"),
+            Ok(_) => panic!("an error was expected"),
+        }
+    };
+}
+
 mod attention;
 mod bench;
 mod bundle;

@@ -24,23 +24,28 @@ pub(super) fn statistic(dtype: DType) -> DType {
 /// Checks what both passes take; returns `[B, H, Sq, d]`.
 pub(super) fn operands(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
     let &[b, h, sq, d] = q.dims() else {
-        bail!("attention: q is {:?}, expected [B, H, Sq, d]", q.dims());
+        bail!(Shape, "attention: q is {:?}, expected [B, H, Sq, d]", q.dims());
     };
     let sk = k.dims().get(2).copied().unwrap_or(0);
     if !matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F64) {
-        bail!("attention: q is {:?}; it runs in f32, bf16 or, on the CPU, f64", q.dtype());
+        bail!(Shape, "attention: q is {:?}; it runs in f32, bf16 or, on the CPU, f64", q.dtype());
     }
     operand("q", q, q.dims(), q)?;
     operand("k", k, &[b, h, sk, d], q)?;
     operand("v", v, &[b, h, sk, d], q)?;
     if b * h * sq * sk == 0 {
-        bail!("attention: q {:?} and k {:?} need at least one row, key, head and batch entry", q.dims(), k.dims());
+        bail!(
+            Shape,
+            "attention: q {:?} and k {:?} need at least one row, key, head and batch entry",
+            q.dims(),
+            k.dims()
+        );
     }
     if d % 8 != 0 || d == 0 || d > MAX_DIM {
-        bail!("attention: the head dim is {d}; it must be a multiple of 8 from 8 to {MAX_DIM}");
+        bail!(Shape, "attention: the head dim is {d}; it must be a multiple of 8 from 8 to {MAX_DIM}");
     }
     if !(scale.is_finite() && scale > 0.0) {
-        bail!("attention: the scale is {scale}; it must be positive and finite");
+        bail!(Shape, "attention: the scale is {scale}; it must be positive and finite");
     }
     Ok([b, h, sq, d])
 }
@@ -52,7 +57,10 @@ pub(super) fn saved_rows(q: &Tensor, d_o: &Tensor, [lse, delta]: [&Tensor; 2]) -
     for (name, x) in [("lse", lse), ("delta", delta)] {
         if x.dims() != expected || x.dtype() != stat || !x.device().same_device(q.device()) {
             let (shape, dtype, location) = (x.dims(), x.dtype(), q.device().location());
-            bail!("attention backward: {name} is {dtype:?} {shape:?}, expected {stat:?} {expected:?} on {location:?}");
+            bail!(
+                Shape,
+                "attention backward: {name} is {dtype:?} {shape:?}, expected {stat:?} {expected:?} on {location:?}"
+            );
         }
     }
     Ok(())
@@ -63,10 +71,14 @@ fn operand(name: &str, x: &Tensor, shape: &[usize], like: &Tensor) -> Result<()>
     let dtype = like.dtype();
     if x.dims() != shape || x.dtype() != dtype || !x.device().same_device(like.device()) {
         let (has, is, location) = (x.dims(), x.dtype(), like.device().location());
-        bail!("attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on {location:?}");
+        bail!(Shape, "attention: {name} is {is:?} {has:?}, expected {dtype:?} {shape:?} on {location:?}");
     }
     if x.dim(3)? > 1 && x.stride()[3] != 1 {
-        bail!("attention: {name}'s last dim is not contiguous (strides {:?}); call contiguous() on it", x.stride());
+        bail!(
+            Shape,
+            "attention: {name}'s last dim is not contiguous (strides {:?}); call contiguous() on it",
+            x.stride()
+        );
     }
     Ok(())
 }

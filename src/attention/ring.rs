@@ -38,6 +38,7 @@ impl Ring {
         let ranks = comm.size();
         if ranks > rows {
             bail!(
+                Shape,
                 "a ring of {ranks} ranks cannot share {rows} rows, since each needs at least one; use at most {rows} ranks"
             );
         }
@@ -158,6 +159,7 @@ impl Ring {
         if x.rank() != 4 || x.dims()[2] != own_rows.len() {
             let (rank, ranks) = (self.comm.rank(), self.comm.size());
             bail!(
+                Shape,
                 "ring attention on rank {rank} of {ranks}: expected [B, H, {}, d], got {:?}",
                 own_rows.len(),
                 x.dims()

@@ -33,6 +33,7 @@ impl SequenceAttention {
         let ranks = sequence.all.size();
         if ranks > tokens {
             bail!(
+                Shape,
                 "{ranks} sequence-parallel ranks cannot share a clip of {tokens} tokens, since each needs at least one; \
                  use at most {tokens} sequence ranks, longer or larger clips, or smaller patches"
             );

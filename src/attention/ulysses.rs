@@ -56,12 +56,14 @@ impl Ulysses {
         let ranks = comm.size();
         if ranks > heads {
             bail!(
+                Shape,
                 "{ranks} sequence-parallel ranks cannot share {heads} attention heads, since each needs at least one; \
                  use at most {heads} sequence ranks (more data-parallel groups make smaller ones) or a network with more heads"
             );
         }
         if ranks > tokens {
             bail!(
+                Shape,
                 "{ranks} sequence-parallel ranks cannot share a clip of {tokens} tokens, since each needs at least one; \
                  use at most {tokens} sequence ranks, longer or larger clips, or smaller patches"
             );
@@ -74,7 +76,7 @@ impl Ulysses {
     pub(super) fn of_a_run(comm: Arc<dyn Communicator>, tokens: Split, first: usize, heads: usize) -> Result<Self> {
         let ranks = comm.size();
         if ranks > heads {
-            bail!("{ranks} ranks cannot share {heads} attention heads, since each needs at least one");
+            bail!(Shape, "{ranks} ranks cannot share {heads} attention heads, since each needs at least one");
         }
         let heads = Shares::new(Split::new(heads, ranks), 0..ranks);
         Ok(Self { comm, tokens: Shares::new(tokens, first..first + ranks), heads })
@@ -240,6 +242,7 @@ impl Ulysses {
         };
         if !matches!(x.rank(), 3 | 4) || x.dims()[..3] != expected {
             bail!(
+                Shape,
                 "{from} on rank {} of {}: expected {names} beginning with {expected:?}, got {:?}",
                 self.comm.rank(),
                 self.comm.size(),
@@ -247,10 +250,10 @@ impl Ulysses {
             );
         }
         if x.dtype() != dtype {
-            bail!("{from}: tensors of one message must have one dtype, got {dtype:?} and {:?}", x.dtype());
+            bail!(Shape, "{from}: tensors of one message must have one dtype, got {dtype:?} and {:?}", x.dtype());
         }
         if x.rank() == 4 && x.stride()[3] != 1 && x.dims()[3] > 1 {
-            bail!("{from}: the last dim must be contiguous, got strides {:?} for {:?}", x.stride(), x.dims());
+            bail!(Shape, "{from}: the last dim must be contiguous, got strides {:?} for {:?}", x.stride(), x.dims());
         }
         bytes::check_here(x)
     }

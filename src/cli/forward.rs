@@ -85,21 +85,26 @@ impl Inputs {
         let file = Tensors::open(path)?;
         let at = |what: &str| format!("{}: {what}", path.display());
         let &[b, channels, t, h, w] = file.shape("hidden_states")? else {
-            bail!("{} is {:?}; [B, C, T, H, W] is wanted", at("hidden_states"), file.shape("hidden_states")?)
+            bail!(Shape, "{} is {:?}; [B, C, T, H, W] is wanted", at("hidden_states"), file.shape("hidden_states")?)
         };
         if channels != config.in_channels {
-            bail!("{} has {channels} channels, the model takes {}", at("hidden_states"), config.in_channels)
+            bail!(Shape, "{} has {channels} channels, the model takes {}", at("hidden_states"), config.in_channels)
         }
         config.grid([t, h, w]).map_err(|e| e.at(at("hidden_states")))?;
         if b == 0 || file.shape("timestep")? != [b] {
-            bail!("{} is {:?}; one for each of {b} clips, [{b}], is wanted", at("timestep"), file.shape("timestep")?)
+            bail!(
+                Shape,
+                "{} is {:?}; one for each of {b} clips, [{b}], is wanted",
+                at("timestep"),
+                file.shape("timestep")?
+            )
         }
         let text = match config.text_dim {
             0 => None,
             features => {
                 let shape = file.shape("encoder_hidden_states")?.to_vec();
                 if !matches!(shape[..], [samples, tokens, f] if samples == b && tokens > 0 && f == features) {
-                    bail!("{} is {shape:?}; [{b}, tokens, {features}] is wanted", at("encoder_hidden_states"))
+                    bail!(Shape, "{} is {shape:?}; [{b}, tokens, {features}] is wanted", at("encoder_hidden_states"))
                 }
                 Some(Tensor::from_vec(file.read_f32("encoder_hidden_states")?, shape, &Device::Cpu)?)
             }

@@ -25,7 +25,7 @@ pub fn catch_interrupts() -> Result<&'static AtomicBool> {
         return Ok(&INTERRUPTED);
     }
     let hangup = (!ignored(SIGHUP)).then_some(SIGHUP);
-    let refused = |e: std::io::Error| Error::Invalid(format!("Ctrl-C cannot be caught: {e}"));
+    let refused = |e: std::io::Error| Error::Environment(format!("Ctrl-C cannot be caught: {e}"));
     let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)).map_err(refused)?;
     let wait = move || signals.forever().for_each(|_| interrupt());
     let thread = std::thread::Builder::new().name("signals".into()).spawn(wait);
@@ -56,7 +56,7 @@ fn interrupt() {
 /// The system refuses the handler.
 pub(super) fn outlive_file_limit() -> Result<()> {
     // A handler that does nothing: unlike an ignored signal, programs that are started from here do not inherit it.
-    let refused = |e: std::io::Error| Error::Invalid(format!("SIGXFSZ cannot be caught: {e}"));
+    let refused = |e: std::io::Error| Error::Environment(format!("SIGXFSZ cannot be caught: {e}"));
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop).map_err(refused)
 }
 

@@ -125,7 +125,7 @@ fn on_ranks(command: impl FnOnce(&Launch) -> Result<()>) -> Result<()> {
 /// Runs a command that is the work of one process.
 fn alone(command: impl FnOnce() -> Result<()>) -> Result<()> {
     report_once(match LauncherEnv::here() {
-        Some(LauncherEnv { size, launcher, .. }) => Err(Error::Invalid(format!(
+        Some(LauncherEnv { size, launcher, .. }) => Err(Error::Environment(format!(
             "{launcher} started {size} processes of a command that is the work of one: start it without {launcher}"
         ))),
         None => start_pool().and_then(|()| command()),
@@ -204,7 +204,7 @@ impl FormatTime for Utc {
 fn may_write(path: &Path, force: bool) -> Result<()> {
     check_target(path)?;
     if is_first() && !force && path.symlink_metadata().is_ok() {
-        bail!("{}: exists already: choose another name, or --force to replace it", path.display())
+        bail!(Config, "{}: exists already: choose another name, or --force to replace it", path.display())
     }
     Ok(())
 }

@@ -187,6 +187,7 @@ fn check_shortest(config: &RunConfig, model: &ModelConfig, decoding: Option<&Dec
     }
     let Some(smallest) = search.smallest() else { return Ok(()) };
     bail!(
+        Config,
         "--memory {} is too small for any clip of this height and width: the shortest, of {} and {}, needs {} a rank at \
          the least, with {}, and {} ranks do not fit either; take a smaller network, height or width, or more memory",
         gib(memory),

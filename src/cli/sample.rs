@@ -85,6 +85,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let (named, folder) = open(&launch.rank0_first(|| hub::resolve(&args.from))?, launch)?;
     let Some(checkpoint) = &named.checkpoint else {
         bail!(
+            Checkpoint,
             "{}: is a model without state.json, so its clips' size and its prediction are not known; sampling needs a run or a \
              checkpoint of longreel",
             named.dir.display()
@@ -162,12 +163,15 @@ impl SampleArgs {
     fn kind(&self) -> Result<Kind> {
         let kind = Kind::of(&self.output)?;
         if self.real_size && kind != Kind::Png {
-            bail!("--real-size is for contact sheets (-o FILE.png); in every other file frames have their real size")
+            bail!(
+                Config,
+                "--real-size is for contact sheets (-o FILE.png); in every other file frames have their real size"
+            )
         }
         kind.check_encoder(&self.output)?;
         let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
         if let Some(folder) = folder.filter(|folder| kind != Kind::Folder && !folder.is_dir()) {
-            bail!("{}: the folder {} is not there", self.output.display(), folder.display())
+            bail!(Config, "{}: the folder {} is not there", self.output.display(), folder.display())
         }
         Ok(kind)
     }
@@ -221,12 +225,14 @@ impl SampleArgs {
             return Ok((0..count).map(|i| (named > 0).then(|| i % named)).collect());
         };
         if count_of_classes == 0 {
-            bail!("--label {label}: the model has no classes")
+            bail!(Config, "--label {label}: the model has no classes")
         }
         let named = classes.iter().position(|class| class == label);
         match named.or_else(|| label.parse().ok()).filter(|&number| number < count_of_classes) {
             Some(number) => Ok(vec![Some(number); count]),
-            None => bail!("--label {label}: no such class; there are {count_of_classes}: {}", classes.join(", ")),
+            None => {
+                bail!(Config, "--label {label}: no such class; there are {count_of_classes}: {}", classes.join(", "))
+            }
         }
     }
 }

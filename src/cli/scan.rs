@@ -105,7 +105,7 @@ pub fn run(args: ScanArgs) -> Result<()> {
     let report = Report { dataset: &dataset, root: &root, tokens };
     if args.json { print_json(format!("{:#}", data::report(&dataset, &root, tokens))) } else { print(report.text()) }?;
     if dataset.is_empty() {
-        bail!("{}: no usable clips", root.display());
+        bail!(Data, "{}: no usable clips", root.display());
     }
     if args.no_sheet {
         return Ok(());

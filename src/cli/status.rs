@@ -34,7 +34,7 @@ pub fn run(args: &StatusArgs) -> Result<()> {
     }
     match failed.is_empty() {
         true => Ok(()),
-        false => Err(Error::Invalid(failed.join("\n  "))), // after all that could be read
+        false => Err(Error::Checkpoint(failed.join("\n  "))), // after all that could be read
     }
 }
 

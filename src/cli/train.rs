@@ -37,7 +37,10 @@ pub fn run(args: &TrainArgs, launch: &Launch) -> Result<()> {
     let config = args.config(launch)?;
     if args.rehearse {
         if launch.processes().is_some() {
-            bail!("--rehearse measures one process's memory: start it without a launcher, with --ranks for the ranks")
+            bail!(
+                Environment,
+                "--rehearse measures one process's memory: start it without a launcher, with --ranks for the ranks"
+            )
         }
         tracing::warn!("a rehearsal: attention is not computed, the steps' numbers mean nothing, and nothing is saved");
         return super::print(rehearsed(&crate::train::rehearse(config, launch)?));

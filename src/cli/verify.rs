@@ -42,6 +42,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     })?;
     if damaged > 0 {
         bail!(
+            Checkpoint,
             "{}: {damaged} of {} damaged; remove what is, or go on from another with --resume --step N",
             args.run.display(),
             counted(all, "checkpoint is", "checkpoints are")

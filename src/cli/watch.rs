@@ -36,7 +36,9 @@ pub fn run(args: &WatchArgs) -> Result<()> {
 /// Refuses places that are no folders.
 pub(super) fn check_folders(places: &[PathBuf]) -> Result<()> {
     match places.iter().find(|place| !place.is_dir()) {
-        Some(place) => bail!("{}: there is no such folder; name a run's, or one that has runs within", place.display()),
+        Some(place) => {
+            bail!(Checkpoint, "{}: there is no such folder; name a run's, or one that has runs within", place.display())
+        }
         None => Ok(()),
     }
 }

@@ -35,7 +35,7 @@ pub fn read_config(path: &Path) -> Result<String> {
     if let Some(format @ ("json" | "yaml" | "yml")) = path.extension().and_then(|e| e.to_str())
         && path.exists()
     {
-        bail!("{shown}: is called .{format}; {WANTED}");
+        bail!(Config, "{shown}: is called .{format}; {WANTED}");
     }
     // Without O_NONBLOCK, a named pipe that nobody writes to would keep `open` waiting for ever.
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
@@ -43,7 +43,7 @@ pub fn read_config(path: &Path) -> Result<String> {
     let about = file.metadata().map_err(|e| Error::io(path, e))?;
     let kind = about.file_type();
     if !kind.is_file() && !kind.is_fifo() {
-        bail!("{shown}: is a device or socket; {WANTED}");
+        bail!(Config, "{shown}: is a device or socket; {WANTED}");
     }
     let mut bytes = vec![];
     match kind.is_fifo() {
@@ -53,7 +53,7 @@ pub fn read_config(path: &Path) -> Result<String> {
         }
     }
     if about.len() > LONGEST || bytes.len() as u64 > LONGEST {
-        bail!("{shown}: is longer than 1 MiB; {WANTED}");
+        bail!(Config, "{shown}: is longer than 1 MiB; {WANTED}");
     }
     text(bytes, path)
 }
@@ -64,7 +64,7 @@ fn read_pipe(mut pipe: &File, path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     let mut piece = [0; 1 << 16];
     while bytes.len() as u64 <= LONGEST {
         match pipe.read(&mut piece) {
-            Ok(0) if bytes.is_empty() => bail!("{shown}: is a pipe that nothing is written to; {WANTED}"),
+            Ok(0) if bytes.is_empty() => bail!(Config, "{shown}: is a pipe that nothing is written to; {WANTED}"),
             Ok(0) => break,
             Ok(n) => bytes.extend(&piece[..n]),
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -72,7 +72,7 @@ fn read_pipe(mut pipe: &File, path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
                 let pause = Timespec { tv_sec: PAUSE, tv_nsec: 0 };
                 let ready = poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&pause));
                 if ready.map_err(|e| Error::io(path, e.into()))? == 0 {
-                    bail!("{shown}: is a pipe whose writer has been silent for {PAUSE} seconds; {WANTED}");
+                    bail!(Config, "{shown}: is a pipe whose writer has been silent for {PAUSE} seconds; {WANTED}");
                 }
             }
             Err(e) => return Err(Error::io(path, e)),
@@ -85,9 +85,9 @@ fn read_pipe(mut pipe: &File, path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
 fn text(bytes: Vec<u8>, path: &Path) -> Result<String> {
     let shown = path.display();
     match decode_text(bytes) {
-        Ok(text) if text.contains('\0') => bail!("{shown}: it is no text; {WANTED}"),
+        Ok(text) if text.contains('\0') => bail!(Config, "{shown}: it is no text; {WANTED}"),
         Ok(text) => Ok(text),
-        Err(reason) => bail!("{shown}: {reason}; {WANTED}"),
+        Err(reason) => bail!(Config, "{shown}: {reason}; {WANTED}"),
     }
 }
 
@@ -95,7 +95,7 @@ fn text(bytes: Vec<u8>, path: &Path) -> Result<String> {
 fn folder(path: &Path) -> Error {
     let shown = path.display();
     let has = |name: &str| path.join(name).exists();
-    Error::Invalid(if has("config.toml") && has("checkpoints") {
+    Error::Config(if has("config.toml") && has("checkpoints") {
         format!(
             "{shown}: is a run's folder; its config is {}, and --resume goes on with it",
             path.join("config.toml").display()

@@ -59,7 +59,7 @@ impl RunConfig {
     /// # Errors
     /// The first key whose value is not allowed, with the value and what is allowed.
     pub fn check(&self) -> Result<()> {
-        check::check(self).map_err(|problem| Error::Invalid(problem.to_string()))
+        check::check(self).map_err(|problem| Error::Config(problem.to_string()))
     }
 
     /// A number that ranks of one run agree on, though folders may lie elsewhere on each machine.
@@ -79,6 +79,6 @@ impl RunConfig {
     /// # Errors
     /// A number is beyond what TOML holds (i64), which [`check`](Self::check) refuses too.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(self).map_err(|e| Error::Invalid(format!("the config cannot be written as TOML: {e}")))
+        toml::to_string(self).map_err(|e| Error::Config(format!("the config cannot be written as TOML: {e}")))
     }
 }

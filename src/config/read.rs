@@ -87,16 +87,16 @@ impl<'a> Source<'a> {
     fn error(&self, span: Option<Range<usize>>, message: impl Display) -> Error {
         let origin = self.origin.display();
         let Some(Range { start, .. }) = span else {
-            return Error::Invalid(format!("{origin}: {message}"));
+            return Error::Config(format!("{origin}: {message}"));
         };
         if let Some(i) = self.starts.iter().rposition(|&s| s <= start) {
-            return Error::Invalid(format!("--set {}: {message}", self.sets[i]));
+            return Error::Config(format!("--set {}: {message}", self.sets[i]));
         }
         let before = &self.text.as_bytes()[..start.min(self.text.len())];
         let number = before.iter().filter(|&&b| b == b'\n').count();
         let line = terminal::shorten(self.text.lines().nth(number).unwrap_or("").trim(), LINE);
         let number = number + 1;
-        Error::Invalid(format!("{origin}:{number}: {message}\n  {number} | {line}"))
+        Error::Config(format!("{origin}:{number}: {message}\n  {number} | {line}"))
     }
 }
 

@@ -10,7 +10,8 @@ use candle_core::cuda_backend::cudarc::driver::sys::{CUresult, cuDriverGetVersio
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result};
 use candle_core::{CudaDevice, Device};
 
-use super::{check, explain, meaning, memory};
+use super::errors::explain;
+use super::{check, meaning, memory};
 
 /// The CUDA that this program is built with, as the driver counts versions: 13.0. A driver must know it, cuBLAS be of
 /// its major one.

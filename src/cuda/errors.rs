@@ -54,12 +54,12 @@ pub(crate) fn meaning(e: DriverError) -> String {
 impl From<CandleError> for Error {
     /// Where a GPU's driver is at the root, with what its error means, for Candle gives the error's name only.
     fn from(e: CandleError) -> Self {
-        explain(&e).map_or(Self::Candle(e), Self::Invalid)
+        explain(&e).map_or(Self::Candle(e), Self::Environment)
     }
 }
 
 /// The meaning of Candle's error, if the driver is at its root.
-fn explain(e: &CandleError) -> Option<String> {
+pub(super) fn explain(e: &CandleError) -> Option<String> {
     match e {
         CandleError::WithBacktrace { inner, .. }
         | CandleError::Context { inner, .. }

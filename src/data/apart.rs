@@ -70,6 +70,7 @@ pub fn refuse_own_output(key: &str, path: &Path, out: &Path) -> Result<()> {
     if first.is_none_or(|first| OF_A_RUN.iter().any(|name| first == *name)) {
         let (path, out) = (path.display(), out.display());
         bail!(
+            Config,
             "{key} is {path}, where the run in run.out = {out} puts its own files, which would be trained on: choose another run.out"
         )
     }

@@ -61,6 +61,7 @@ impl Captions {
             let place = Place { path: path.to_owned(), line: number };
             if let Some((_, before)) = self.lines.insert(folder.join(&file), (text, place)) {
                 bail!(
+                    Data,
                     "{}:{number}: {file:?} has a caption already, in {}:{}",
                     path.display(),
                     before.path.display(),
@@ -104,7 +105,7 @@ impl Captions {
 /// They are no text, or a line is no JSON object with the strings file_name and text, or leaves the folder; names the
 /// line.
 pub fn caption_lines(bytes: Vec<u8>, path: &Path) -> Result<Vec<CaptionLine>> {
-    let text = decode_text(bytes).map_err(|why| Error::Invalid(format!("{}: {why}", path.display())))?;
+    let text = decode_text(bytes).map_err(|why| Error::Data(format!("{}: {why}", path.display())))?;
     parse(&text, path)
 }
 
@@ -114,17 +115,17 @@ fn parse(text: &str, path: &Path) -> Result<Vec<CaptionLine>> {
         let at = format!("{}:{}", path.display(), i + 1);
         let value: serde_json::Value = match serde_json::from_str(line) {
             Ok(value) => value,
-            Err(e) => bail!("{at}: not JSON, column {}: {e}", e.column()),
+            Err(e) => bail!(Data, "{at}: not JSON, column {}: {e}", e.column()),
         };
         let field = |name: &str| match value.get(name).and_then(|v| v.as_str()) {
             Some(text) => Ok(text.to_owned()),
-            None => Err(Error::Invalid(format!(
+            None => Err(Error::Data(format!(
                 "{at}: no text under \"{name}\"; a line is {{\"file_name\": \"clip.mp4\", \"text\": \"a caption\"}}"
             ))),
         };
         let name = field("file_name")?;
         if !Path::new(&name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-            bail!("{at}: file_name {name:?} must lie in the folder of {METADATA}");
+            bail!(Data, "{at}: file_name {name:?} must lie in the folder of {METADATA}");
         }
         // Collecting components drops the `./` that would make the same file another key.
         let file = Path::new(&name).components().filter(|c| *c != Component::CurDir).collect();

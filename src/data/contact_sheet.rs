@@ -117,7 +117,10 @@ impl Layout {
             |count: u64, each: u64| count.saturating_mul(each + STRIP_GAP).saturating_add(2 * MARGIN - STRIP_GAP);
         let (width, height) = (length(columns, column), length(rows, row));
         if width.saturating_mul(height) > MOST_PIXELS {
-            bail!("a contact sheet of {strips} clips would have {width}x{height} pixels: show fewer clips or frames");
+            bail!(
+                Config,
+                "a contact sheet of {strips} clips would have {width}x{height} pixels: show fewer clips or frames"
+            );
         }
         Ok(Self { column, row, rows, size: (width as u32, height as u32) })
     }
@@ -126,10 +129,10 @@ impl Layout {
 /// The sheet as an image.
 fn draw(strips: &[Strip], scale: FrameScale) -> Result<RgbImage> {
     if strips.is_empty() {
-        bail!("a contact sheet needs at least one clip");
+        bail!(Data, "a contact sheet needs at least one clip");
     }
     if let Some(empty) = strips.iter().find(|s| s.frames.is_empty() || s.frames.iter().any(|f| f.is_empty())) {
-        bail!("a contact sheet cannot show the clip {:?}: it has no frames, or empty ones", empty.caption);
+        bail!(Data, "a contact sheet cannot show the clip {:?}: it has no frames, or empty ones", empty.caption);
     }
     let on_sheet = |strip: &Strip| strip.frames.iter().map(|frame| fitted(frame.dimensions(), scale)).collect();
     let sizes: Vec<Vec<(u32, u32)>> = strips.iter().map(on_sheet).collect();
@@ -228,7 +231,7 @@ fn style() -> TextStyle<'static> {
 }
 
 fn drawing(error: impl std::fmt::Display) -> crate::Error {
-    crate::Error::Invalid(format!("drawing text on a contact sheet failed: {error}"))
+    crate::Error::Data(format!("drawing text on a contact sheet failed: {error}"))
 }
 
 /// Makes [`FONT`] known to plotters: the programme carries its font, so pictures look alike on every machine.

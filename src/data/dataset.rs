@@ -82,7 +82,7 @@ impl Dataset {
                     format!("{skipped} skipped, the first is {}: {}", s.path.display(), s.reason)
                 },
             );
-            bail!("{}: no usable clips; {first}", path.display());
+            bail!(Data, "{}: no usable clips; {first}", path.display());
         }
         let captions = match dataset.captions() {
             0 => String::new(),
@@ -215,6 +215,7 @@ impl Dataset {
             match classes.iter().position(|known| known == name) {
                 Some(number) => numbers.push(number),
                 None => bail!(
+                    Data,
                     "class folder {name:?} of the held-out clips is not among the classes trained on: {classes:?}"
                 ),
             }
@@ -285,7 +286,7 @@ impl Dataset {
         let FrameRegion { frames, lines } = region;
         let (count, height) = (self.config.frames, self.config.height);
         if frames.start > frames.end || frames.end > count || lines.start >= lines.end || lines.end > height {
-            bail!("frames {frames:?}, lines {lines:?}, of a clip of {count} frames of {height} lines");
+            bail!(Shape, "frames {frames:?}, lines {lines:?}, of a clip of {count} frames of {height} lines");
         }
         let mut out = Frames::black(region, height, self.config.width);
         if let Err(reason) = caught(|| self.fill(clip, augment, region, stop, &mut out)) {
@@ -293,6 +294,7 @@ impl Dataset {
                 bail!("{}: {reason}", clip.path.display());
             }
             bail!(
+                Data,
                 "{}, clip {} from frame {}: {reason}; it was fine when the dataset was opened, \
                  `longreel scan --decode` finds every damaged file",
                 clip.path.display(),

@@ -80,6 +80,7 @@ pub fn token_grid(size: [usize; 3], patch: [usize; 3]) -> Result<[usize; 3]> {
     for ((side, step), name) in size.into_iter().zip(patch).zip(["frames", "height", "width"]) {
         if step == 0 || side % step != 0 || side == 0 {
             bail!(
+                Shape,
                 "a patch of {patch:?} (frames, height, width) does not divide a clip of {size:?}: \
                  {name} {side} is no positive multiple of {step}"
             );
@@ -192,6 +193,7 @@ impl Frames {
         let is_decoded = within(&needed.frames, &decoded.frames) && within(&needed.lines, &decoded.lines);
         if !is_decoded && !tokens.is_empty() {
             bail!(
+                Shape,
                 "tokens {tokens:?} lie in frames {:?} of the clip, lines {:?}, but frames {:?}, lines {:?}, are held",
                 needed.frames,
                 needed.lines,
@@ -201,7 +203,7 @@ impl Frames {
         }
         let row = 3 * patch.iter().product::<usize>();
         if values != tokens.len() * row {
-            bail!("{} rows of {row} values do not fit a buffer of {values}", tokens.len());
+            bail!(Shape, "{} rows of {row} values do not fit a buffer of {values}", tokens.len());
         }
         let (first, lines) = (self.first, self.lines.clone());
         Ok(Layout { patch, rows, columns, row, first, lines, width: self.width })

@@ -144,7 +144,7 @@ impl Shared {
     fn work(&self) {
         while let Some((ticket, request)) = self.next_request() {
             let sample = catch_unwind(AssertUnwindSafe(|| self.decode(request)))
-                .unwrap_or_else(|_| Err(Error::Invalid(format!("decoding clip {} panicked", request.clip))));
+                .unwrap_or_else(|_| Err(Error::Data(format!("decoding clip {} panicked", request.clip))));
             self.lock().ready.insert(ticket, sample);
             self.changed.notify_all();
         }
@@ -171,7 +171,7 @@ impl Shared {
             }
             Ok(None) => queue.total = Some(ticket),
             Err(_) => {
-                let error = Error::Invalid(format!("the list of clips to decode panicked at its entry {ticket}"));
+                let error = Error::Data(format!("the list of clips to decode panicked at its entry {ticket}"));
                 queue.ready.insert(ticket, Err(error));
                 queue.total = Some(ticket + 1);
             }
@@ -183,11 +183,7 @@ impl Shared {
 
     fn decode(&self, request: Request) -> Result<Sample> {
         if request.clip >= self.dataset.len() {
-            return Err(Error::Invalid(format!(
-                "clip {} was asked for, there are {}",
-                request.clip,
-                self.dataset.len()
-            )));
+            return Err(Error::Data(format!("clip {} was asked for, there are {}", request.clip, self.dataset.len())));
         }
         let clip = self.dataset.clip(request.clip);
         let decode = || self.dataset.region_until(&clip, &request.augment, &self.part, Some(&self.stop));

@@ -70,7 +70,7 @@ fn strip(dataset: &Dataset, root: &Path, clip: &Clip) -> Result<Strip> {
         let n = i * (config.frames - 1) / (count - 1).max(1);
         let frames = dataset.frames(clip, &Augment::PLAIN, n..n + 1)?;
         let frame = RgbImage::from_raw(config.width as u32, config.height as u32, frames.data)
-            .ok_or_else(|| Error::Invalid(format!("{}: a frame has another size", clip.path.display())))?;
+            .ok_or_else(|| Error::Data(format!("{}: a frame has another size", clip.path.display())))?;
         Ok(Strip::row_sized(frame)) // at once, as all strips are held until the sheet is drawn
     });
     let class = clip.class.map_or(String::new(), |class| format!("  [{}]", dataset.classes()[class]));

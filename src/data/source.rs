@@ -53,11 +53,11 @@ pub(super) fn check(config: &config::Data) -> Result<()> {
         [("frames", config.frames), ("height", config.height), ("width", config.width), ("stride", config.stride)];
     for (key, value) in counts {
         if value == 0 || value > 1 << 24 {
-            bail!("data.{key} = {value}: must be from 1 to {}", 1 << 24);
+            bail!(Config, "data.{key} = {value}: must be from 1 to {}", 1 << 24);
         }
     }
     if let Some(fps) = config.fps.filter(|fps| !(*fps > 0.0 && *fps <= 1000.0)) {
-        bail!("data.fps = {fps}: must be above 0 and at most 1000");
+        bail!(Config, "data.fps = {fps}: must be above 0 and at most 1000");
     }
     Ok(())
 }

@@ -93,7 +93,7 @@ impl Folder {
         if about.is_dir() {
             std::fs::read_dir(root).map_err(|e| Error::io(root, e))?;
         } else if !about.is_file() {
-            bail!("{}: a dataset is a folder or a file, this is neither", root.display());
+            bail!(Data, "{}: a dataset is a folder or a file, this is neither", root.display());
         }
         let (mut folder, mut others) = (Self::default(), Vec::new());
         let mut entries = WalkDir::new(root).follow_links(true).into_iter();

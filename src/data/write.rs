@@ -51,8 +51,9 @@ impl Kind {
             Some("gif") => Ok(Self::Gif),
             Some("png") => Ok(Self::Png),
             None if path.file_name().is_some() => Ok(Self::Folder),
-            None => bail!("{}: not a path to write to", path.display()),
+            None => bail!(Config, "{}: not a path to write to", path.display()),
             Some(other) => bail!(
+                Config,
                 "{}: cannot write files of the kind .{other}; use .mp4, .webm, .gif, .webp, .png, or a folder (a name that ends \
                  with /, or without extension)",
                 path.display()
@@ -112,13 +113,13 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Resu
 pub(super) fn frame_count(frames: &[u8], height: usize, width: usize) -> Result<usize> {
     let frame = height.saturating_mul(width).saturating_mul(3);
     if frame == 0 {
-        bail!("a clip of {width}x{height} pixels cannot be written");
+        bail!(Data, "a clip of {width}x{height} pixels cannot be written");
     }
     if frames.is_empty() {
-        bail!("a clip without frames cannot be written");
+        bail!(Data, "a clip without frames cannot be written");
     }
     if !frames.len().is_multiple_of(frame) {
-        bail!("{} bytes are not a whole number of {width}x{height} RGB frames of {frame} bytes", frames.len());
+        bail!(Shape, "{} bytes are not a whole number of {width}x{height} RGB frames of {frame} bytes", frames.len());
     }
     Ok(frames.len() / frame)
 }
@@ -131,7 +132,7 @@ pub(super) fn frame_image(frames: &[u8], height: usize, width: usize, i: usize) 
         (Ok(w), Ok(h)) => RgbImage::from_raw(w, h, pixels),
         _ => None,
     }
-    .ok_or_else(|| Error::Invalid(format!("frames of {width}x{height} pixels are too large for a picture")))
+    .ok_or_else(|| Error::Data(format!("frames of {width}x{height} pixels are too large for a picture")))
 }
 
 /// All frames side by side in reading order, on a sheet about as wide as it is high.
@@ -152,7 +153,7 @@ fn tile(frames: &[u8], height: usize, width: usize, n: usize) -> Result<RgbImage
 fn write_gif(path: &Path, frames: &[u8], height: usize, width: usize, fps: f64) -> Result<()> {
     check_fps(fps)?;
     if height.max(width) > u16::MAX as usize {
-        bail!("{}: {width}x{height} pixels are too many for a GIF", path.display());
+        bail!(Data, "{}: {width}x{height} pixels are too many for a GIF", path.display());
     }
     write_file(path, |out| encode_gif(out, frames, height, width, fps).map_err(|e| encoding(path, e)))
 }
@@ -203,7 +204,7 @@ impl Preview {
         let scale = (PREVIEW_PIXELS as f64 / (n * height * width) as f64).sqrt().min(1.0);
         let [h, w] = [height, width].map(|side| (side as f64 * scale) as usize);
         if h == 0 || w == 0 || h.max(w) > u16::MAX as usize {
-            bail!("a clip of {n} frames of {width}x{height} pixels has no preview");
+            bail!(Data, "a clip of {n} frames of {width}x{height} pixels has no preview");
         }
         let mut small = Vec::with_capacity(n * h * w * 3);
         for i in 0..n {
@@ -218,7 +219,7 @@ impl Preview {
             1 => frame_image(&small, h, w, 0)?.write_to(&mut encoded, ImageFormat::Png),
             _ => encode_gif(&mut encoded, &small, h, w, fps),
         };
-        done.map_err(|e| Error::Invalid(format!("a preview cannot be encoded: {e}")))?;
+        done.map_err(|e| Error::Data(format!("a preview cannot be encoded: {e}")))?;
         Ok(Self { height: h, width: w, encoded: encoded.into_inner() })
     }
 }
@@ -230,7 +231,7 @@ fn write_folder(path: &Path, frames: &[u8], height: usize, width: usize, n: usiz
         Err(e) => return Err(Error::io(path, e)),
     };
     if occupied {
-        bail!("{}: the folder is not empty; name a new one for the frames", path.display());
+        bail!(Config, "{}: the folder is not empty; name a new one for the frames", path.display());
     }
     let making = NewFolder::begin(path)?;
     for i in 0..n {
@@ -241,7 +242,7 @@ fn write_folder(path: &Path, frames: &[u8], height: usize, width: usize, n: usiz
 
 fn check_fps(fps: f64) -> Result<()> {
     if !(fps.is_finite() && (0.01..=1000.0).contains(&fps)) {
-        bail!("{fps} is not a frame rate; it must lie between 0.01 and 1000");
+        bail!(Config, "{fps} is not a frame rate; it must lie between 0.01 and 1000");
     }
     Ok(())
 }
@@ -250,6 +251,6 @@ fn check_fps(fps: f64) -> Result<()> {
 fn encoding(path: &Path, error: image::ImageError) -> Error {
     match error {
         image::ImageError::IoError(e) => failed(path, e),
-        other => Error::Invalid(format!("{}: {other}", path.display())),
+        other => Error::Data(format!("{}: {other}", path.display())),
     }
 }

@@ -28,10 +28,13 @@ impl Guidance {
     pub fn new(config: &Sample) -> Result<Self> {
         let Sample { guidance: scale, guidance_interval: interval @ [low, high], .. } = *config;
         if !scale.is_finite() {
-            bail!("[sample] guidance = {scale}: must be finite; 1 means none");
+            bail!(Config, "[sample] guidance = {scale}: must be finite; 1 means none");
         }
         if !(0.0 <= low && low <= high && high <= 1.0) {
-            bail!("[sample] guidance_interval = [{low}, {high}]: must be [low, high] with 0 <= low <= high <= 1");
+            bail!(
+                Config,
+                "[sample] guidance_interval = [{low}, {high}]: must be [low, high] with 0 <= low <= high <= 1"
+            );
         }
         Ok(Self { scale, interval })
     }

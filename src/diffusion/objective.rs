@@ -27,7 +27,7 @@ impl Objective {
     /// If the clamp is not in (0, 1].
     pub fn new(config: &Diffusion) -> Result<Self> {
         if !(config.clamp > 0.0 && config.clamp <= 1.0) {
-            bail!("[diffusion] clamp = {}: must be above 0 and at most 1", config.clamp);
+            bail!(Config, "[diffusion] clamp = {}: must be above 0 and at most 1", config.clamp);
         }
         Ok(Self { prediction: config.prediction, clamp: config.clamp })
     }
@@ -111,7 +111,7 @@ impl Objective {
         match self.prediction {
             Prediction::V => Ok(prediction.clone()),
             Prediction::X if sigma > 0.0 => Ok((x - prediction)?.affine(1.0 / sigma, 0.0)?),
-            Prediction::X => bail!("an x-prediction has no velocity at sigma = {sigma}"),
+            Prediction::X => bail!(Config, "an x-prediction has no velocity at sigma = {sigma}"),
         }
     }
 

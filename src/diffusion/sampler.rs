@@ -25,13 +25,19 @@ impl Sampler {
     /// If there are fewer than two sigmas, or they do not fall strictly within [0, 1].
     pub fn new(kind: SamplerKind, sigmas: Vec<f64>) -> Result<Self> {
         if sigmas.len() < 2 {
-            bail!("a sampler needs two sigmas or more, not {}", sigmas.len());
+            bail!(Config, "a sampler needs two sigmas or more, not {}", sigmas.len());
         }
         if let Some(i) = sigmas.iter().position(|sigma| !(0.0..=1.0).contains(sigma)) {
-            bail!("sigma {i} of the sampler is {}: sigmas lie in [0, 1]", sigmas[i]);
+            bail!(Config, "sigma {i} of the sampler is {}: sigmas lie in [0, 1]", sigmas[i]);
         }
         if let Some(i) = sigmas.windows(2).position(|pair| pair[1] >= pair[0]) {
-            bail!("sigmas {i} and {} of the sampler are {} and {}: sigmas must fall", i + 1, sigmas[i], sigmas[i + 1]);
+            bail!(
+                Config,
+                "sigmas {i} and {} of the sampler are {} and {}: sigmas must fall",
+                i + 1,
+                sigmas[i],
+                sigmas[i + 1]
+            );
         }
         Ok(Self { kind, sigmas })
     }
@@ -62,7 +68,7 @@ impl Sampler {
             let v = velocity(x, sigma)?;
             if v.shape() != x.shape() || v.dtype() != x.dtype() {
                 let (got, want) = ((v.shape(), v.dtype()), (x.shape(), x.dtype()));
-                bail!("sampling at sigma = {sigma}: the velocity is {got:?}, the state {want:?}");
+                bail!(Shape, "sampling at sigma = {sigma}: the velocity is {got:?}, the state {want:?}");
             }
             Ok(v)
         };
@@ -174,6 +180,6 @@ pub(super) fn combine(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
         1.0 => Ok(tensor.clone()),
         _ => tensor.affine(weight, 0.0),
     };
-    let Some(first) = terms.next() else { bail!("a sampler's step has no terms") };
+    let Some(first) = terms.next() else { bail!(Shape, "a sampler's step has no terms") };
     terms.try_fold(scaled(first)?, |sum, term| Ok((sum + scaled(term)?)?))
 }

@@ -32,13 +32,13 @@ pub fn shift_sigma(sigma: f64, a: f64) -> f64 {
 /// If `shift` is negative or not a number, or there is nothing to take the root of.
 pub fn resolve_shift(shift: f64, base_tokens: usize, tokens: usize) -> Result<f64> {
     if !(shift >= 0.0 && shift.is_finite()) {
-        bail!("shift = {shift}: must be positive, or 0 to follow from the token count");
+        bail!(Config, "shift = {shift}: must be positive, or 0 to follow from the token count");
     }
     if shift > 0.0 {
         return Ok(shift);
     }
     if base_tokens == 0 || tokens == 0 {
-        bail!("shift = 0 needs tokens: the clip has {tokens}, [diffusion] shift_base_tokens = {base_tokens}");
+        bail!(Config, "shift = 0 needs tokens: the clip has {tokens}, [diffusion] shift_base_tokens = {base_tokens}");
     }
     Ok((tokens as f64 / base_tokens as f64).sqrt())
 }
@@ -62,10 +62,10 @@ impl SigmaDistribution {
     pub fn new(config: &Diffusion, tokens: usize) -> Result<Self> {
         let Diffusion { timesteps, logit_mean: mean, logit_std: std, .. } = *config;
         if !mean.is_finite() {
-            bail!("[diffusion] logit_mean = {mean}: must be finite");
+            bail!(Config, "[diffusion] logit_mean = {mean}: must be finite");
         }
         if !(std >= 0.0 && std.is_finite()) {
-            bail!("[diffusion] logit_std = {std}: must be 0 or more");
+            bail!(Config, "[diffusion] logit_std = {std}: must be 0 or more");
         }
         let shift = resolve_shift(config.shift, config.shift_base_tokens, tokens)?;
         Ok(Self { timesteps, mean, std, shift })
@@ -112,7 +112,7 @@ impl LabelDropout {
     /// If its share is not within [0, 1].
     pub fn new(config: &Diffusion) -> Result<Self> {
         if !(0.0..=1.0).contains(&config.label_dropout) {
-            bail!("[diffusion] label_dropout = {}: must be within [0, 1]", config.label_dropout);
+            bail!(Config, "[diffusion] label_dropout = {}: must be within [0, 1]", config.label_dropout);
         }
         Ok(Self(config.label_dropout))
     }
@@ -130,10 +130,10 @@ impl LabelDropout {
 /// If there are no steps or `a` is not positive.
 pub fn inference_sigmas(steps: usize, a: f64) -> Result<Vec<f64>> {
     if steps == 0 {
-        bail!("[sample] steps = 0: sampling needs at least one step");
+        bail!(Config, "[sample] steps = 0: sampling needs at least one step");
     }
     if !(a > 0.0 && a.is_finite()) {
-        bail!("shift = {a}: sampling needs a positive shift (resolve 0 from the token count first)");
+        bail!(Config, "shift = {a}: sampling needs a positive shift (resolve 0 from the token count first)");
     }
     let spaced = |i: usize| 1.0 + (LAST_SIGMA - 1.0) * (i as f64 / steps as f64);
     let sigmas = (0..steps).map(|i| shift_sigma(spaced(i), a));

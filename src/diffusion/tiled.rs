@@ -164,7 +164,7 @@ fn visit(velocity: &mut dyn Velocity, state: Make, sigma: f64, take: Take) -> Re
     velocity.tiles(state, sigma, &mut |rows, x, v| {
         if v.shape() != x.shape() || v.dtype() != x.dtype() {
             let (got, want) = ((v.shape(), v.dtype()), (x.shape(), x.dtype()));
-            bail!("sampling at sigma = {sigma}, rows {rows:?}: the velocity is {got:?}, the state {want:?}");
+            bail!(Shape, "sampling at sigma = {sigma}, rows {rows:?}: the velocity is {got:?}, the state {want:?}");
         }
         take(rows, x, v)
     })

@@ -22,6 +22,7 @@ pub(crate) struct HeadGroup {
 pub(crate) fn shares(heads: usize, groups: usize, ranks: usize) -> Result<Split> {
     if groups == 0 || (heads / groups < ranks && groups > 1) {
         bail!(
+            Shape,
             "parallel.head_groups = {groups}: {heads} heads cannot form so many groups with a head for each of the {ranks} \
              ranks of a Ulysses group; use 1 to {}, or a larger parallel.ring",
             (heads / ranks).max(1)

@@ -85,7 +85,7 @@ impl<'a> Engine<'a> {
     /// at a time (0: [`tile_rows`]). Fails if there are more ranks than tokens, or the grid is one for more heads.
     pub fn new(model: &'a Model, sequence: &Sequence, grid: [usize; 3], batch: usize, tile: usize) -> Result<Self> {
         if batch == 0 {
-            bail!("a batch of no clips")
+            bail!(Shape, "a batch of no clips")
         }
         let config = &model.config;
         let groups = HeadGroup::split(sequence, grid.iter().product(), config.num_attention_heads, 1)?;

@@ -21,12 +21,14 @@ const BF16_HEADS: [usize; 3] = [64, 96, 128];
 pub fn check_on_gpu(bf16: bool, head_dim: usize, tokens: usize) -> Result<()> {
     if bf16 && !BF16_HEADS.contains(&head_dim) {
         bail!(
+            Shape,
             "attention in bf16 on a GPU has heads of 64, 96 or 128 features, the network's have {head_dim}: set \
              model.attention_head_dim, or train.dtype = \"f32\" for a check (of a command without a config: --dtype f32)"
         )
     }
     if !bf16 && tokens > F32_TOKENS {
         bail!(
+            Shape,
             "attention in f32 on a GPU is for checks of up to {F32_TOKENS} tokens a rank, and this one has {tokens}: set train.dtype = \
              \"bf16\" (of a command without a config: --dtype bf16)"
         )

@@ -30,6 +30,7 @@ pub(crate) fn check_on_gpu(rows: usize, width: usize) -> Result<()> {
     let most = (CANDLES_MOST / width).min(RUNS_MOST);
     if rows > most {
         bail!(
+            Config,
             "a tile of {rows} rows of up to {width} elements is longer than kernels of a GPU count; set train.tile to 0 or to \
              {most} at most"
         )

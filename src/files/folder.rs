@@ -24,7 +24,7 @@ impl NewFolder {
     /// `target` is there and no folder, or is a symbolic link; or those of the system.
     pub fn begin(target: &Path) -> Result<Self> {
         if fs::symlink_metadata(target).is_ok_and(|there| !there.is_dir()) {
-            bail!("{}: is not a folder, and is not written over: name another one", target.display())
+            bail!(Config, "{}: is not a folder, and is not written over: name another one", target.display())
         }
         create_folders(parent(target))?;
         Ok(Self { staged: temporary_folder(target)?, target: target.to_owned() })
@@ -48,7 +48,7 @@ impl NewFolder {
         }
         let occupied = fs::read_dir(&target).is_ok_and(|mut entries| entries.next().is_some());
         if occupied && !replace {
-            bail!("{}: exists already; remove it or choose another name", target.display());
+            bail!(Config, "{}: exists already; remove it or choose another name", target.display());
         }
         if occupied {
             return replaced(staged, &target);

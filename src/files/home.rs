@@ -15,12 +15,12 @@ pub fn expand_home(path: impl AsRef<Path>) -> Result<PathBuf> {
     };
     if first != "~" {
         if first.starts_with('~') {
-            bail!("{}: the home folder of another user is not looked up: write the path out", path.display());
+            bail!(Config, "{}: the home folder of another user is not looked up: write the path out", path.display());
         }
         return Ok(path.to_owned());
     }
     match std::env::home_dir().filter(|home| !home.as_os_str().is_empty()) {
         Some(home) => Ok(home.components().chain(path.components().skip(1)).collect()),
-        None => bail!("{}: there is no home folder: set HOME, or write the path out", path.display()),
+        None => bail!(Environment, "{}: there is no home folder: set HOME, or write the path out", path.display()),
     }
 }

@@ -86,7 +86,7 @@ pub fn check_target(path: &Path) -> Result<()> {
     } else {
         "a device".to_owned()
     };
-    bail!("{}: is {what}, not a regular file, and is not written over: name another file", path.display())
+    bail!(Config, "{}: is {what}, not a regular file, and is not written over: name another file", path.display())
 }
 
 /// Opens a file to write to, which `options` may create; what is no regular file is refused, and never waited for.
@@ -99,7 +99,7 @@ pub(crate) fn open_target(path: &Path, options: &OpenOptions) -> Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     let file = options.clone().custom_flags(flags).open(path).map_err(|e| failed(path, e))?;
     if !file.metadata().map_err(|e| Error::io(path, e))?.is_file() {
-        bail!("{}: is not a regular file, and is not written to", path.display())
+        bail!(Config, "{}: is not a regular file, and is not written to", path.display())
     }
     Ok(file)
 }
@@ -222,7 +222,7 @@ pub fn file_size(bytes: u64) -> String {
 /// How the temporary name of `path` begins; it ends with [`TEMPORARY`].
 fn temporary_prefix(path: &Path) -> Result<OsString> {
     let Some(name) = path.file_name() else {
-        bail!("{}: not a name that can be written to", path.display());
+        bail!(Config, "{}: not a name that can be written to", path.display());
     };
     let mut prefix = OsString::from(".");
     prefix.push(name);

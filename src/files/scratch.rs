@@ -36,7 +36,7 @@ impl Scratch {
         let folder = folder.map_or_else(std::env::temp_dir, Path::to_path_buf);
         let file = tempfile::tempfile_in(&folder).map_err(|e| {
             let folder = folder.display();
-            Error::Invalid(format!(
+            Error::Environment(format!(
                 "stash.folder: no scratch file can be made in {folder}: {e}; name a folder that can be written to"
             ))
         })?;
@@ -48,7 +48,7 @@ impl Scratch {
         let free = free_space(&self.file).map_err(|e| self.error("asking for the space of", e))?;
         if bytes > free {
             let (needed, free, folder) = (file_size(bytes), file_size(free), self.folder.display());
-            bail!("stash.folder: {needed} are needed in {folder}, where {free} are free; {}", self.advice)
+            bail!(Environment, "stash.folder: {needed} are needed in {folder}, where {free} are free; {}", self.advice)
         }
         Ok(())
     }
@@ -99,6 +99,6 @@ impl Scratch {
             (None, ErrorKind::UnexpectedEof) => "; something else has cut it short".to_owned(),
             (None, _) => String::new(),
         };
-        Error::Invalid(format!("{what} the scratch file in {}: {e}{hint}", self.folder.display()))
+        Error::Environment(format!("{what} the scratch file in {}: {e}{hint}", self.folder.display()))
     }
 }

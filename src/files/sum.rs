@@ -55,7 +55,10 @@ impl FileSum {
         self.check_length(found.bytes, path)?;
         if found != *self {
             let path = path.display();
-            bail!("{path}: is damaged, or another file was put in its place: it has {found}, where {self} were saved")
+            bail!(
+                Checkpoint,
+                "{path}: is damaged, or another file was put in its place: it has {found}, where {self} were saved"
+            )
         }
         Ok(())
     }
@@ -67,10 +70,11 @@ impl FileSum {
     pub fn check_length(&self, found: u64, path: &Path) -> Result<()> {
         let (path, saved) = (path.display(), self.bytes);
         if found < saved {
-            bail!("{path}: was cut short: it has {found} bytes, where {saved} were saved")
+            bail!(Checkpoint, "{path}: was cut short: it has {found} bytes, where {saved} were saved")
         }
         if found > saved {
             bail!(
+                Checkpoint,
                 "{path}: is damaged, or another file was put in its place: it has {found} bytes, where {saved} were saved"
             )
         }

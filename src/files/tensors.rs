@@ -78,22 +78,23 @@ impl Tensors {
     pub fn open_sharded(index: &Path) -> Result<Self> {
         let shown = index.display();
         let text = read_text(index, MAX_INDEX).map_err(|e| Error::io(index, e))?;
-        let json: Value = serde_json::from_str(&text).map_err(|e| Error::Invalid(format!("{shown}: not JSON: {e}")))?;
+        let json: Value = serde_json::from_str(&text).map_err(|e| Error::Data(format!("{shown}: not JSON: {e}")))?;
         let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
-            bail!("{shown}: has no `weight_map` from tensors to files; it is not a safetensors index");
+            bail!(Data, "{shown}: has no `weight_map` from tensors to files; it is not a safetensors index");
         };
         let mut all = Self { path: index.to_owned(), files: Vec::new(), entries: BTreeMap::new(), expected: None };
         let mut shards: BTreeMap<&str, (usize, BTreeMap<String, Entry>)> = BTreeMap::new();
         for (tensor, shard) in map {
             let Some(shard) = shard.as_str().filter(|s| is_plain_name(s)) else {
                 bail!(
+                    Data,
                     "{shown}: the file of tensor `{tensor}` is {shard}; it must be the name of a file beside the index"
                 );
             };
             if !shards.contains_key(shard) {
                 let path = index.with_file_name(shard);
                 if !path.is_file() {
-                    bail!("{shown}: names the shard {shard}, which is not there: the folder is incomplete");
+                    bail!(Data, "{shown}: names the shard {shard}, which is not there: the folder is incomplete");
                 }
                 let (file, entries) = open_file(&path)?;
                 shards.insert(shard, (all.files.len(), entries));
@@ -101,7 +102,7 @@ impl Tensors {
             }
             let (number, entries) = shards.get_mut(shard).expect("inserted above");
             let Some(mut entry) = entries.remove(tensor) else {
-                bail!("{shown}: says tensor `{tensor}` is in {shard}, but it is not");
+                bail!(Data, "{shown}: says tensor `{tensor}` is in {shard}, but it is not");
             };
             entry.file = *number;
             all.entries.insert(tensor.clone(), entry);
@@ -175,7 +176,7 @@ impl Tensors {
             Dtype::F64 => widen::<8>(&mut out, &mut read, |b| f64::from_le_bytes(b) as f32)?,
             Dtype::I64 if integers => widen::<8>(&mut out, &mut read, |b| i64::from_le_bytes(b) as f32)?,
             Dtype::I32 if integers => widen::<4>(&mut out, &mut read, |b| i32::from_le_bytes(b) as f32)?,
-            other => bail!("{}: tensor `{name}` is {other}; f32, bf16, f16 or f64 is needed", path.display()),
+            other => bail!(Data, "{}: tensor `{name}` is {other}; f32, bf16, f16 or f64 is needed", path.display()),
         }
         entry.sum.store(READ | u64::from(sum.crc32c()), Ordering::Relaxed);
         Ok(out)
@@ -186,7 +187,7 @@ impl Tensors {
         let Shard { path, file, .. } = &self.files[entry.file];
         file.read_exact_at(bytes, entry.start + at).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => {
-                Error::Invalid(format!("{}: cut short while it was read (tensor `{name}`)", path.display()))
+                Error::Data(format!("{}: cut short while it was read (tensor `{name}`)", path.display()))
             }
             _ => Error::io(path, e),
         })
@@ -284,7 +285,7 @@ impl Tensors {
             .collect();
         if !parts.is_empty() {
             let (path, total) = (self.path.display(), wanted.len());
-            bail!("{path}: does not fit the model of {total} tensors: {}", parts.join("; "));
+            bail!(Shape, "{path}: does not fit the model of {total} tensors: {}", parts.join("; "));
         }
         Ok(())
     }
@@ -292,7 +293,7 @@ impl Tensors {
     fn entry(&self, name: &str) -> Result<&Entry> {
         let Some(entry) = self.entries.get(name) else {
             let path = self.path.display();
-            bail!("{path}: has no tensor `{name}` among its {}", self.entries.len());
+            bail!(Data, "{path}: has no tensor `{name}` among its {}", self.entries.len());
         };
         Ok(entry)
     }
@@ -302,12 +303,11 @@ impl Tensors {
 fn open_file(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
     let shown = path.display();
     if !std::fs::metadata(path).map_err(|e| Error::io(path, e))?.is_file() {
-        bail!("{shown}: is not a file"); // a FIFO would wait for ever
+        bail!(Data, "{shown}: is not a file"); // a FIFO would wait for ever
     }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
-    let Header { tensors, sum } =
-        Header::read(&file, length).map_err(|why| Error::Invalid(format!("{shown}: {why}")))?;
+    let Header { tensors, sum } = Header::read(&file, length).map_err(|why| Error::Data(format!("{shown}: {why}")))?;
     let entry = |TensorPlace { name, dtype, shape, start, bytes }| {
         (name, Entry { file: 0, dtype, shape, start, bytes, sum: AtomicU64::new(0) })
     };

@@ -19,7 +19,7 @@ where
     for (name, shape, data) in tensors {
         let (name, length) = (name.as_ref(), data.as_ref().len());
         if shape.iter().product::<usize>() != length {
-            bail!("{}: tensor `{name}` of shape {shape:?} was given {length} values", path.display());
+            bail!(Shape, "{}: tensor `{name}` of shape {shape:?} was given {length} values", path.display());
         }
         shapes.push((name.to_owned(), shape));
         values.push(data);
@@ -47,7 +47,7 @@ pub fn write_pieces<D: AsRef<[f32]>>(
         end += 4 * shape.iter().product::<usize>();
         let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
         if header.insert(name.clone(), entry).is_some() {
-            bail!("{}: tensor `{name}` was given twice", path.display());
+            bail!(Shape, "{}: tensor `{name}` was given twice", path.display());
         }
     }
     let mut header = serde_json::to_vec(&header).map_err(|e| failed(path, e.into()))?;
@@ -69,7 +69,7 @@ pub fn write_pieces<D: AsRef<[f32]>>(
         }
         if length != end {
             let message = format!("{}: tensors of {end} bytes were given {length}", path.display());
-            return Err(refuse(Error::Invalid(message)));
+            return Err(refuse(Error::Shape(message)));
         }
         Ok(())
     });

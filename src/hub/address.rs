@@ -60,10 +60,10 @@ pub fn redirected(from: &Uri, location: &str) -> Result<Uri> {
     };
     let address = |text: &str| text.parse::<Uri>().ok().and_then(|uri| Some((Origin::of(&uri)?, uri)));
     let Some((to, uri)) = address(&full).filter(|_| !target.is_empty()) else {
-        bail!("it redirects to `{}`, which is no address of http or https", shown(location));
+        bail!(Data, "it redirects to `{}`, which is no address of http or https", shown(location));
     };
     if Origin::of(from).is_some_and(|from| from.secure) && !to.secure {
-        bail!("it redirects from https to {to}, where anyone could change what comes");
+        bail!(Data, "it redirects from https to {to}, where anyone could change what comes");
     }
     Ok(uri)
 }
@@ -83,7 +83,7 @@ pub fn range_start(header: &str) -> Option<u64> {
 
 /// An address in text, checked.
 pub(super) fn parse(text: &str) -> Result<Uri> {
-    text.parse().map_err(|e| Error::Invalid(format!("`{}` is no address: {e}", shown(text))))
+    text.parse().map_err(|e| Error::Data(format!("`{}` is no address: {e}", shown(text))))
 }
 
 /// Percent-encodes what may not stand in a part of an address's path; slashes stay.

@@ -93,10 +93,10 @@ impl Client {
     pub fn new(hub: &Hub) -> crate::Result<Self> {
         let Hub { endpoint, token, limits, .. } = hub;
         let Some(origin) = endpoint.parse().ok().and_then(|uri| Origin::of(&uri)) else {
-            bail!("{endpoint} is not an address; HF_ENDPOINT must be like https://huggingface.co");
+            bail!(Config, "{endpoint} is not an address; HF_ENDPOINT must be like https://huggingface.co");
         };
         let token = match token.as_ref().map(|token| HeaderValue::try_from(format!("Bearer {token}"))) {
-            Some(Err(_)) => bail!("the token in use (HF_TOKEN) holds characters that no token has"),
+            Some(Err(_)) => bail!(Config, "the token in use (HF_TOKEN) holds characters that no token has"),
             Some(Ok(mut value)) => {
                 value.set_sensitive(true);
                 Some(value)

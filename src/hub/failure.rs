@@ -29,25 +29,27 @@ impl From<Error> for Failure {
 impl Failure {
     /// The error for the user; `what` is the name, and the file, that it is about.
     pub fn explain(self, what: &str) -> Error {
-        Error::Invalid(match self {
+        match self {
             Self::Status { from, status: status @ (401 | 403) } => {
-                format!("{what}: {from} answered {status}: set HF_TOKEN to a token that may read it")
+                Error::Data(format!("{what}: {from} answered {status}: set HF_TOKEN to a token that may read it"))
             }
-            Self::Status { from, status: 404 } => format!("{what}: {from} has no such file"),
+            Self::Status { from, status: 404 } => Error::Data(format!("{what}: {from} has no such file")),
             Self::Status { from, status: status @ 400.. } => {
-                format!("{what}: {from} answered {status}; try again later")
+                Error::Data(format!("{what}: {from} answered {status}; try again later"))
             }
-            Self::Status { from, status } => {
-                format!("{what}: {from} does not answer like a hub (with status {status}); see HF_ENDPOINT")
-            }
-            Self::Network { from, text } => {
-                format!("{what}: {from} cannot be reached ({text}): check the network, or name a local folder")
-            }
+            Self::Status { from, status } => Error::Data(format!(
+                "{what}: {from} does not answer like a hub (with status {status}); see HF_ENDPOINT"
+            )),
+            Self::Network { from, text } => Error::Environment(format!(
+                "{what}: {from} cannot be reached ({text}): check the network, or name a local folder"
+            )),
             Self::Answer { from, text } => {
-                format!("{what}: {from} does not answer like a hub ({text}); see HF_ENDPOINT")
+                Error::Data(format!("{what}: {from} does not answer like a hub ({text}); see HF_ENDPOINT"))
             }
-            Self::Windows(text) => format!("{what}: {text}; a second try takes up the download where it ended"),
-            Self::Other(text) => format!("{what}: {text}"),
-        })
+            Self::Windows(text) => {
+                Error::Environment(format!("{what}: {text}; a second try takes up the download where it ended"))
+            }
+            Self::Other(text) => Error::Environment(format!("{what}: {text}")),
+        }
     }
 }

@@ -35,10 +35,10 @@ impl Info {
     pub fn parse(json: &[u8]) -> Result<Self> {
         let raw: RawInfo = match serde_json::from_slice(json) {
             Ok(raw) => raw,
-            Err(e) => bail!("{}", shown(&e.to_string())),
+            Err(e) => bail!(Data, "{}", shown(&e.to_string())),
         };
         if !is_commit(&raw.sha) {
-            bail!("it names a commit `{}`, which is no commit's hash", shown(&raw.sha));
+            bail!(Data, "it names a commit `{}`, which is no commit's hash", shown(&raw.sha));
         }
         let files = raw.siblings.into_iter().map(RawFile::check).collect::<Result<_>>()?;
         Ok(Self { commit: raw.sha, files })
@@ -74,7 +74,7 @@ impl RawFile {
     fn check(self) -> Result<RepoFile> {
         let Self { rfilename: name, size, blob_id, lfs } = self;
         if !is_inside(&name) {
-            bail!("it names a file `{}`, which would lie outside the cache", shown(&name));
+            bail!(Data, "it names a file `{}`, which would lie outside the cache", shown(&name));
         }
         // The blob of a file in LFS is only its pointer, so there the other hash counts.
         let hash = match (lfs, blob_id) {
@@ -83,7 +83,9 @@ impl RawFile {
             (None, None) => None,
         };
         let hash = match hash {
-            Some((None, said)) => bail!("it says that {} has the hash `{}`, which is none", shown(&name), shown(&said)),
+            Some((None, said)) => {
+                bail!(Data, "it says that {} has the hash `{}`, which is none", shown(&name), shown(&said))
+            }
             Some((hash, _)) => hash,
             None => None,
         };

@@ -75,7 +75,7 @@ impl Hub {
         let set = |path: &PathBuf| !path.to_string_lossy().trim().is_empty();
         let default = || std::env::home_dir().filter(set).map(|home| home.join(".cache/huggingface"));
         let Some(home) = std::env::var_os("HF_HOME").map(PathBuf::from).filter(set).or_else(default) else {
-            bail!("no home folder to keep hub files in: set HF_HOME to a folder");
+            bail!(Environment, "no home folder to keep hub files in: set HF_HOME to a folder");
         };
         let cache = Cache::new(files::expand_home(&home)?.join("hub"));
         let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
@@ -116,13 +116,15 @@ impl Hub {
         }
         let Name { id, revision, .. } = &name;
         match (refused, &self.token) {
-            (404, _) => bail!("{spec}: {} has no repository {id} with a revision {revision}", self.endpoint),
+            (404, _) => bail!(Data, "{spec}: {} has no repository {id} with a revision {revision}", self.endpoint),
             (_, None) => bail!(
+                Data,
                 "{spec}: {} answered {refused}: {id} does not exist, or is private or gated: set HF_TOKEN to a token \
                  that may read it",
                 self.endpoint
             ),
             (_, Some(_)) => bail!(
+                Data,
                 "{spec}: {} answered {refused}: the token in use (HF_TOKEN) may not read {id}, or it does not exist; \
                  for a gated one, accept its terms on its page first",
                 self.endpoint
@@ -138,7 +140,7 @@ impl Hub {
             let mut top: Vec<_> = info.files.iter().filter_map(|f| f.name.split('/').next()).collect();
             top.dedup();
             top.truncate(12);
-            bail!("{spec}: {} has no such file or folder; it has: {}", name.id, shown(&top.join(", ")));
+            bail!(Data, "{spec}: {} has no such file or folder; it has: {}", name.id, shown(&top.join(", ")));
         }
         let place = Place::new(&self.cache, &name.repo(kind));
         let lacking: Vec<_> = wanted.iter().copied().filter(|file| !place.has(commit, file)).collect();

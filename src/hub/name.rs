@@ -51,6 +51,7 @@ pub fn parse(spec: &str) -> Result<Name> {
 
 fn malformed(spec: &str) -> Result<Name> {
     bail!(
+        Config,
         "{spec}: a hub name is written hf://owner/name, hf://owner/name@revision or hf://owner/name/path (and \
          hf://datasets/owner/name for a data set)"
     )

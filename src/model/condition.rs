@@ -76,16 +76,16 @@ impl Conditioner {
                 let (samples, tokens, features) = text.dims3()?;
                 let wanted = self.text_dim();
                 if samples != b || features != wanted || tokens == 0 {
-                    bail!("text embeddings are {:?}; [{b}, tokens, {wanted}] is wanted", text.dims())
+                    bail!(Shape, "text embeddings are {:?}; [{b}, tokens, {wanted}] is wanted", text.dims())
                 }
                 let rows = rows_of(text, &time)?;
                 let text = self.text_rows(&Tape::off(), &rows)?.reshape((samples, tokens, self.width))?;
                 Some(Param::leaf("text", text)?)
             }
             (Some(_), None) => {
-                bail!("the model has text (text_dim {}), but no text embeddings are given", self.text_dim())
+                bail!(Shape, "the model has text (text_dim {}), but no text embeddings are given", self.text_dim())
             }
-            (None, Some(_)) => bail!("text embeddings are given, but the model has no text (text_dim 0)"),
+            (None, Some(_)) => bail!(Shape, "text embeddings are given, but the model has no text (text_dim 0)"),
         };
         Ok(Condition {
             conditioning: conditioning.clone(),
@@ -146,7 +146,7 @@ impl Conditioner {
 
     /// Text rows `[B L, text_dim]` to `[B L, D]`.
     fn text_rows(&self, tape: &Tape, rows: &Tensor) -> Result<Tensor> {
-        let Some((first, second)) = &self.text else { bail!("the model has no text") };
+        let Some((first, second)) = &self.text else { bail!(Shape, "the model has no text") };
         Ok(second.forward(tape, &first.gelu(tape, rows)?)?)
     }
 
@@ -171,18 +171,22 @@ impl Conditioner {
             (Some(table), Some(labels)) => {
                 let (given, wanted) = (labels.len(), conditioning.timesteps.len());
                 if given != wanted {
-                    bail!("{given} classes for {wanted} samples; one each is wanted")
+                    bail!(Shape, "{given} classes for {wanted} samples; one each is wanted")
                 }
                 let classes = table.value.dims()[0];
                 if let Some(label) = labels.iter().find(|&&label| label >= classes) {
-                    bail!("class {label}: the model has classes 0 to {} (the last is the null class)", classes - 1)
+                    bail!(
+                        Shape,
+                        "class {label}: the model has classes 0 to {} (the last is the null class)",
+                        classes - 1
+                    )
                 }
                 let rows =
                     labels.iter().map(|&label| table.value.get(label)).collect::<candle_core::Result<Vec<_>>>()?;
                 Ok(Some(Tensor::stack(&rows, 0)?))
             }
-            (Some(_), None) => bail!("the model has classes, but no class is given"),
-            (None, Some(_)) => bail!("a class is given, but the model has no classes"),
+            (Some(_), None) => bail!(Shape, "the model has classes, but no class is given"),
+            (None, Some(_)) => bail!(Shape, "a class is given, but the model has no classes"),
         }
     }
 }

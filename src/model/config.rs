@@ -104,11 +104,11 @@ impl ModelConfig {
         for (axis, name) in ["frames", "height", "width"].into_iter().enumerate() {
             let (n, patch) = (size[axis], self.patch_size[axis]);
             if n == 0 || !n.is_multiple_of(patch) {
-                bail!("{name} {n} is not a multiple of the patch's {patch} (patch_size = {:?})", self.patch_size)
+                bail!(Shape, "{name} {n} is not a multiple of the patch's {patch} (patch_size = {:?})", self.patch_size)
             }
             grid[axis] = n / patch;
             if grid[axis] > self.rope_max_seq_len {
-                bail!("{name} {n} gives {} positions, rope_max_seq_len is {}", grid[axis], self.rope_max_seq_len)
+                bail!(Shape, "{name} {n} gives {} positions, rope_max_seq_len is {}", grid[axis], self.rope_max_seq_len)
             }
         }
         Ok(grid)
@@ -117,15 +117,15 @@ impl ModelConfig {
     /// Reads a diffusers config.json. Keys that diffusers writes for other models are refused if they ask for what
     /// longreel does not have, and named in the log if they are merely unknown.
     pub fn from_json(json: &Value) -> Result<Self> {
-        let Some(map) = json.as_object() else { bail!("config.json: an object wanted") };
+        let Some(map) = json.as_object() else { bail!(Data, "config.json: an object wanted") };
         if let Some(class) = map.get("_class_name").and_then(Value::as_str)
             && class != "WanTransformer3DModel"
         {
-            bail!("config.json: _class_name is {class}; longreel runs WanTransformer3DModel")
+            bail!(Data, "config.json: _class_name is {class}; longreel runs WanTransformer3DModel")
         }
         for key in ["image_dim", "added_kv_proj_dim", "pos_embed_seq_len"] {
             if map.get(key).is_some_and(|v| !v.is_null()) {
-                bail!("config.json: {key} is set; image-conditioned models (I2V) are not supported")
+                bail!(Data, "config.json: {key} is set; image-conditioned models (I2V) are not supported")
             }
         }
         let known = serde_json::to_value(Self::default()).expect("plain fields");
@@ -135,7 +135,7 @@ impl ModelConfig {
             }
         }
         let mut config: Self = serde_path_to_error::deserialize(json)
-            .map_err(|e| Error::Invalid(format!("config.json: {}: {}", e.path(), e.inner())))?;
+            .map_err(|e| Error::Data(format!("config.json: {}: {}", e.path(), e.inner())))?;
         if config.out_channels == 0 {
             config.out_channels = config.in_channels; // as diffusers does for null
         }
@@ -187,27 +187,31 @@ impl ModelConfig {
         ];
         for (name, value, least, most) in bounds {
             if value < least {
-                bail!("model: {name} is 0; it must be at least 1")
+                bail!(Config, "model: {name} is 0; it must be at least 1")
             }
             if value > most {
-                bail!("model: {name} is {value}; it must be at most {most}")
+                bail!(Config, "model: {name} is {value}; it must be at most {most}")
             }
         }
         if !self.attention_head_dim.is_multiple_of(8) || self.attention_head_dim > 256 {
-            bail!("model: attention_head_dim is {}; a multiple of 8 up to 256 is wanted", self.attention_head_dim)
+            bail!(
+                Config,
+                "model: attention_head_dim is {}; a multiple of 8 up to 256 is wanted",
+                self.attention_head_dim
+            )
         }
         if self.freq_dim == 0 || !self.freq_dim.is_multiple_of(2) {
-            bail!("model: freq_dim is {}; an even number is wanted", self.freq_dim)
+            bail!(Config, "model: freq_dim is {}; an even number is wanted", self.freq_dim)
         }
         if !(self.eps > 0.0 && self.eps.is_finite()) {
-            bail!("model: eps is {}; a number above 0 is wanted", self.eps)
+            bail!(Config, "model: eps is {}; a number above 0 is wanted", self.eps)
         }
         if let Some(other) = self.qk_norm.as_deref().filter(|norm| *norm != "rms_norm_across_heads") {
-            bail!("model: qk_norm is {other}; only rms_norm_across_heads is known")
+            bail!(Config, "model: qk_norm is {other}; only rms_norm_across_heads is known")
         }
         let count = spec::count(self);
         if count > MOST_PARAMETERS {
-            bail!("model: its sizes make {count} parameters; it must be at most {MOST_PARAMETERS}")
+            bail!(Config, "model: its sizes make {count} parameters; it must be at most {MOST_PARAMETERS}")
         }
         Ok(())
     }

@@ -34,12 +34,16 @@ impl Folder {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
         if !dir.is_dir() {
-            bail!("{}: is not a folder; a model folder with {CONFIG} and {STEM}.safetensors is needed", dir.display());
+            bail!(
+                Data,
+                "{}: is not a folder; a model folder with {CONFIG} and {STEM}.safetensors is needed",
+                dir.display()
+            );
         }
         if !path.is_file() {
             let inner = dir.join("transformer").join(CONFIG).is_file();
             let hint = if inner { "; it is a pipeline: name the folder `transformer` in it" } else { "" };
-            bail!("{}: has no {CONFIG}, so it is not a model folder{hint}", dir.display());
+            bail!(Data, "{}: has no {CONFIG}, so it is not a model folder{hint}", dir.display());
         }
         let config = read_config(&path)?;
         let weights = find_weights(dir)?;
@@ -102,9 +106,9 @@ impl Folder {
 pub fn read_config(path: &Path) -> Result<Value> {
     let text = read_text(path, MAX_CONFIG).map_err(|e| Error::io(path, e))?;
     let config: Value =
-        serde_json::from_str(&text).map_err(|e| Error::Invalid(format!("{}: not JSON: {e}", path.display())))?;
+        serde_json::from_str(&text).map_err(|e| Error::Data(format!("{}: not JSON: {e}", path.display())))?;
     if !config.is_object() {
-        bail!("{}: must be a JSON object of the model's settings", path.display());
+        bail!(Data, "{}: must be a JSON object of the model's settings", path.display());
     }
     Ok(config)
 }
@@ -168,9 +172,13 @@ fn find_weights(dir: &Path) -> Result<PathBuf> {
     match variants.as_slice() {
         [name] => Ok(dir.join(name)),
         [] if dir.join(format!("{STEM}.bin")).is_file() => {
-            bail!("{}: has {STEM}.bin only; save the model as safetensors (safe_serialization=True)", dir.display())
+            bail!(
+                Data,
+                "{}: has {STEM}.bin only; save the model as safetensors (safe_serialization=True)",
+                dir.display()
+            )
         }
-        [] => bail!("{}: has neither {STEM}.safetensors nor {STEM}.safetensors.index.json", dir.display()),
-        many => bail!("{}: has several weights: {}; keep one", dir.display(), many.join(", ")),
+        [] => bail!(Data, "{}: has neither {STEM}.safetensors nor {STEM}.safetensors.index.json", dir.display()),
+        many => bail!(Data, "{}: has several weights: {}; keep one", dir.display(), many.join(", ")),
     }
 }

@@ -114,7 +114,7 @@ impl Model {
             for entry in &unit.entries {
                 let values = read(&entry.name)?;
                 if values.len() != entry.range.len() {
-                    bail!("{}: {} values for shape {:?}", entry.name, values.len(), entry.shape)
+                    bail!(Shape, "{}: {} values for shape {:?}", entry.name, values.len(), entry.shape)
                 }
                 let values = Tensor::from_vec(values, entry.range.len(), unit.value.device())?;
                 unit.value.slice_set(&values.to_dtype(unit.value.dtype())?, 0, entry.range.start)?;

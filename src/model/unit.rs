@@ -95,7 +95,7 @@ impl Unit {
     /// The parameter of this name, viewed in its shape.
     pub fn param(&self, name: &str) -> Result<Param> {
         let entry = self.entries.iter().find(|e| e.name == name);
-        let entry = entry.ok_or_else(|| Error::Invalid(format!("unit {} has no parameter {name}", self.name)))?;
+        let entry = entry.ok_or_else(|| Error::Shape(format!("unit {} has no parameter {name}", self.name)))?;
         let view =
             |flat: &Tensor| flat.narrow(0, entry.range.start, entry.range.len())?.reshape(entry.shape.as_slice());
         Ok(Param { name: name.into(), value: view(&self.value)?, grad: view(&self.grad)? })

@@ -82,6 +82,7 @@ impl MetricsLog {
         match std::fs::metadata(path) {
             Ok(there) if there.len() > 0 => {
                 bail!(
+                    Checkpoint,
                     "{} holds the metrics of an earlier run: resume that run, or choose another folder",
                     path.display()
                 )
@@ -118,12 +119,12 @@ impl MetricsLog {
     /// [`waits`](Self::waits).
     pub fn write(&mut self, record: &Record) -> Result<()> {
         if record.step <= self.last {
-            bail!("{}: step {} comes after step {}", self.path.display(), record.step, self.last);
+            bail!(Checkpoint, "{}: step {} comes after step {}", self.path.display(), record.step, self.last);
         }
         if let Some((name, value)) = record.values().into_iter().find(|(_, v)| !v.is_finite()) {
             return Err(Error::NonFinite { step: record.step, tensor: name.to_owned(), value });
         }
-        serde_json::to_writer(&mut self.unwritten, record).map_err(|e| Error::Invalid(format!("metrics: {e}")))?;
+        serde_json::to_writer(&mut self.unwritten, record).map_err(|e| Error::Checkpoint(format!("metrics: {e}")))?;
         self.unwritten.push(b'\n');
         self.last = record.step;
         self.flush()
@@ -171,7 +172,7 @@ pub(crate) fn each<R: DeserializeOwned>(path: &Path, mut take: impl FnMut(R)) ->
     lines(path, |line, text| {
         if line.ended {
             let record = serde_json::from_slice(text).map_err(|e| {
-                Error::Invalid(format!("{}, line {}: not a record of metrics: {e}", path.display(), line.number))
+                Error::Checkpoint(format!("{}, line {}: not a record of metrics: {e}", path.display(), line.number))
             })?;
             take(record);
         }

@@ -35,7 +35,11 @@ pub fn write_report(places: &[PathBuf], path: &Path) -> Result<Written> {
     let runs = find(places);
     if runs.is_empty() {
         let names: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
-        bail!("{}: there is no run, which is a folder with a config.toml or a metrics.jsonl", names.join(", "))
+        bail!(
+            Checkpoint,
+            "{}: there is no run, which is a folder with a config.toml or a metrics.jsonl",
+            names.join(", ")
+        )
     }
     let (mut all, mut curves) = (Map::new(), Map::new());
     for run in &runs {

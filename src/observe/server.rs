@@ -28,7 +28,10 @@ impl Server {
     pub fn bind(places: Vec<PathBuf>, port: u16) -> Result<Self> {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
             Ok(listener) => Ok(Self { listener, page: Arc::new(Page::new(places)) }),
-            Err(e) => bail!("port {port} of 127.0.0.1: {e}; choose another with --port, or 0 for any that is free"),
+            Err(e) => bail!(
+                Environment,
+                "port {port} of 127.0.0.1: {e}; choose another with --port, or 0 for any that is free"
+            ),
         }
     }
 

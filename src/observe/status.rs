@@ -96,11 +96,11 @@ impl RunStatus {
     pub fn read(root: &Path) -> Result<Self> {
         let about = fs::metadata(root).map_err(|e| Error::io(root, e))?;
         if !about.is_dir() {
-            bail!("{}: is not a folder; name a run's, which is run.out in its config", root.display())
+            bail!(Checkpoint, "{}: is not a folder; name a run's, which is run.out in its config", root.display())
         }
         let parts = [CONFIG, METRICS, CHECKPOINTS, LOCK];
         if parts.iter().all(|part| root.join(part).symlink_metadata().is_err()) {
-            bail!("{}: is not a run's folder: it has none of {}", root.display(), parts.join(", "))
+            bail!(Checkpoint, "{}: is not a run's folder: it has none of {}", root.display(), parts.join(", "))
         }
         // The lock first: a run that ends meanwhile has its last lines and checkpoint there when they are read.
         let lock = look(root);

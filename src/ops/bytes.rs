@@ -29,7 +29,7 @@ pub(crate) fn check_here(t: &Tensor) -> Result<()> {
 /// The whole storage of a CPU tensor; a view's layout says which part of it is meant.
 pub(crate) fn raw(storage: &Storage) -> Result<&[u8]> {
     let Storage::Cpu(storage) = storage else {
-        bail!("the tensor is on a GPU, where its bytes are not at hand; copy it to the CPU first")
+        bail!(Shape, "the tensor is on a GPU, where its bytes are not at hand; copy it to the CPU first")
     };
     Ok(match storage {
         CpuStorage::U8(v) => v,
@@ -41,7 +41,7 @@ pub(crate) fn raw(storage: &Storage) -> Result<&[u8]> {
         CpuStorage::F16(v) => bytemuck::cast_slice(v),
         CpuStorage::F32(v) => bytemuck::cast_slice(v),
         CpuStorage::F64(v) => bytemuck::cast_slice(v),
-        other => bail!("cannot move a tensor of dtype {:?}", storage_dtype(other)),
+        other => bail!(Shape, "cannot move a tensor of dtype {:?}", storage_dtype(other)),
     })
 }
 
@@ -62,14 +62,14 @@ fn raw_mut(storage: &mut CpuStorage) -> Result<&mut [u8]> {
         CpuStorage::F16(v) => bytemuck::cast_slice_mut(v),
         CpuStorage::F32(v) => bytemuck::cast_slice_mut(v),
         CpuStorage::F64(v) => bytemuck::cast_slice_mut(v),
-        other => bail!("cannot fill a tensor of dtype {:?}", storage_dtype(other)),
+        other => bail!(Shape, "cannot fill a tensor of dtype {:?}", storage_dtype(other)),
     })
 }
 
 /// The bytes of a contiguous view, given its storage's.
 pub(crate) fn view<'a>(bytes: &'a [u8], layout: &Layout, dtype: DType) -> Result<&'a [u8]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("expected a contiguous tensor, got {:?} with strides {:?}", layout.dims(), layout.stride())
+        bail!(Shape, "expected a contiguous tensor, got {:?} with strides {:?}", layout.dims(), layout.stride())
     };
     let size = dtype.size_in_bytes();
     Ok(&bytes[start * size..end * size])
@@ -96,7 +96,7 @@ pub(crate) fn build(dtype: DType, dims: &[usize], fill: impl FnOnce(&mut [u8]) -
         DType::F16 => of!(f16),
         DType::F32 => of!(f32),
         DType::F64 => of!(f64),
-        other => bail!("cannot make a tensor of dtype {other:?}"),
+        other => bail!(Shape, "cannot make a tensor of dtype {other:?}"),
     })
 }
 
@@ -151,14 +151,21 @@ pub(crate) fn set_rows(whole: &Tensor, part: &Tensor, start: usize) -> Result<()
     }
     let to = whole.narrow(0, start, part.dims().first().copied().unwrap_or(0))?;
     if (to.dims(), to.dtype()) != (part.dims(), part.dtype()) {
-        bail!("rows {:?} of {:?} do not go into {:?} of {:?}", part.dims(), part.dtype(), whole.dims(), whole.dtype())
+        bail!(
+            Shape,
+            "rows {:?} of {:?} do not go into {:?} of {:?}",
+            part.dims(),
+            part.dtype(),
+            whole.dims(),
+            whole.dtype()
+        )
     }
     let (storage, layout) = part.storage_and_layout();
     if layout.shape().elem_count() == 0 {
         return Ok(());
     }
     if std::ptr::eq(raw(&storage)?, raw(&whole.storage_and_layout().0)?) {
-        bail!("rows cannot be written over with rows of the same storage"); // which would be locked twice
+        bail!(Shape, "rows cannot be written over with rows of the same storage"); // which would be locked twice
     }
     let bytes = view(raw(&storage)?, layout, part.dtype())?;
     overwrite(&to, |out| {

@@ -158,6 +158,7 @@ fn listen(env: &TorchrunEnv) -> Result<TcpListener> {
     }
     let why = why.map_or_else(|| "no address".to_owned(), |e| e.to_string());
     bail!(
+        Environment,
         "rank 0 cannot listen at {}: {why}; choose a free MASTER_PORT, and as MASTER_ADDR rank 0's machine",
         endpoint(env)
     )
@@ -186,6 +187,7 @@ pub(super) fn come(env: &TorchrunEnv, key: &Key, limits: &Limits, until: Instant
         if Instant::now() + RETRY > until {
             let why = secrets_differ.unwrap_or(why);
             bail!(
+                Environment,
                 "rank {} did not reach rank 0 at {} within {} s: {why}; is MASTER_ADDR the machine of rank 0, and the port open?",
                 env.rank,
                 endpoint(env),
@@ -198,12 +200,12 @@ pub(super) fn come(env: &TorchrunEnv, key: &Key, limits: &Limits, until: Instant
 
 /// Meets who listens at an address, if that is rank 0 of the same job.
 fn greet(env: &TorchrunEnv, key: &Key, limits: &Limits, address: &SocketAddr, until: Instant) -> Result<Connection> {
-    let failed = |what: &str, e: &dyn Display| crate::Error::Invalid(format!("{what}: {e}"));
+    let failed = |what: &str, e: &dyn Display| crate::Error::Environment(format!("{what}: {e}"));
     let left = until.saturating_duration_since(Instant::now()).clamp(RETRY, HANDSHAKE_TIMEOUT);
     let end = Instant::now() + left;
     let link = TcpStream::connect_timeout(address, left).map_err(|e| failed("no connection", &e))?;
     let unlike = |e: std::io::Error| match late(&e) {
-        true => crate::Error::Invalid("what listens there does not answer as longreel does, or not in time".into()),
+        true => crate::Error::Environment("what listens there does not answer as longreel does, or not in time".into()),
         false => failed("what listens there does not answer as longreel does", &e),
     };
     let mut wire = Until::new(&link, end);
@@ -211,17 +213,17 @@ fn greet(env: &TorchrunEnv, key: &Key, limits: &Limits, address: &SocketAddr, un
     wire.write_all(&own.to_bytes()).and_then(|()| wire.read_exact(&mut answer)).map_err(unlike)?;
     let rank_0 = match Hello::parse(&answer) {
         Some(hello) if hello.rank == 0 => hello, // of another size: it will say so
-        _ => bail!("what listens there is no rank 0 of this longreel"),
+        _ => bail!(Environment, "what listens there is no rank 0 of this longreel"),
     };
     let transcript = Transcript::new(key, &own, &rank_0);
     let mut proof = [0; PROOF];
     let exchanged = wire.write_all(&transcript.proof(Side::Rank)).and_then(|()| wire.read_exact(&mut proof));
     exchanged.map_err(unlike)?;
     if proof == REFUSED {
-        bail!("rank 0 there has another job secret: {}", same_secret());
+        bail!(Environment, "rank 0 there has another job secret: {}", same_secret());
     }
     if !transcript.proves(Side::Rank0, &proof) {
-        bail!("what listens there does not know the job's secret: {}", same_secret());
+        bail!(Environment, "what listens there does not know the job's secret: {}", same_secret());
     }
     Connection::new(link, transcript.seals(Side::Rank), limits.silence).map_err(unlike)
 }
@@ -229,7 +231,7 @@ fn greet(env: &TorchrunEnv, key: &Key, limits: &Limits, address: &SocketAddr, un
 fn resolve(env: &TorchrunEnv) -> Result<Vec<SocketAddr>> {
     match (env.host.as_str(), env.port).to_socket_addrs() {
         Ok(addresses) => Ok(addresses.collect()),
-        Err(e) => bail!("MASTER_ADDR {} has no address: {e}", env.host),
+        Err(e) => bail!(Environment, "MASTER_ADDR {} has no address: {e}", env.host),
     }
 }
 

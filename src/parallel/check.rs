@@ -13,6 +13,7 @@ pub(super) fn all_to_all(
 ) -> Result<()> {
     if send.len() != size || shapes.len() != size {
         bail!(
+            Shape,
             "all_to_all over {size} ranks was given {} tensors and {} shapes; it needs one a rank",
             send.len(),
             shapes.len()
@@ -21,7 +22,12 @@ pub(super) fn all_to_all(
     for t in send {
         movable(t)?;
         if t.dtype() != send[0].dtype() {
-            bail!("all_to_all was given tensors of {:?} and of {:?}; they must agree", send[0].dtype(), t.dtype());
+            bail!(
+                Shape,
+                "all_to_all was given tensors of {:?} and of {:?}; they must agree",
+                send[0].dtype(),
+                t.dtype()
+            );
         }
     }
     Ok(())
@@ -30,7 +36,7 @@ pub(super) fn all_to_all(
 /// The one check that takes both sides: what rank `from` sends is what rank `to` expects.
 pub(super) fn sent(dims: &[usize], from: usize, expected: &[usize], to: usize) -> Result<()> {
     if dims != expected {
-        bail!("all_to_all: rank {from} sends {dims:?} to rank {to}, which expects {expected:?}");
+        bail!(Shape, "all_to_all: rank {from} sends {dims:?} to rank {to}, which expects {expected:?}");
     }
     Ok(())
 }
@@ -43,10 +49,10 @@ pub(super) fn all_gather(
     movable: impl Fn(&Tensor) -> Result<()>,
 ) -> Result<()> {
     if shapes.len() != size {
-        bail!("all_gather over {size} ranks was given {} shapes; it needs one a rank", shapes.len());
+        bail!(Shape, "all_gather over {size} ranks was given {} shapes; it needs one a rank", shapes.len());
     }
     if send.dims() != shapes[rank] {
-        bail!("all_gather: rank {rank} sends {:?}, but shapes says {:?}", send.dims(), shapes[rank]);
+        bail!(Shape, "all_gather: rank {rank} sends {:?}, but shapes says {:?}", send.dims(), shapes[rank]);
     }
     movable(send)
 }
@@ -58,10 +64,10 @@ pub(super) fn reduce_scatter(
     movable: impl Fn(&Tensor) -> Result<()>,
 ) -> Result<()> {
     if counts.len() != size {
-        bail!("reduce_scatter over {size} ranks was given {} counts; it needs one a rank", counts.len());
+        bail!(Shape, "reduce_scatter over {size} ranks was given {} counts; it needs one a rank", counts.len());
     }
     if buffer.rank() != 1 || counts.iter().sum::<usize>() != buffer.elem_count() {
-        bail!("reduce_scatter: counts {counts:?} do not add up to a 1-D buffer of shape {:?}", buffer.dims());
+        bail!(Shape, "reduce_scatter: counts {counts:?} do not add up to a 1-D buffer of shape {:?}", buffer.dims());
     }
     reducible(buffer, movable)
 }
@@ -78,7 +84,7 @@ pub(super) fn broadcast(
     movable: impl Fn(&Tensor) -> Result<()>,
 ) -> Result<()> {
     if root >= size {
-        bail!("broadcast from rank {root}, but there are only {size} ranks");
+        bail!(Shape, "broadcast from rank {root}, but there are only {size} ranks");
     }
     contiguous("broadcast", buffer)?;
     movable(buffer)
@@ -87,6 +93,7 @@ pub(super) fn broadcast(
 fn contiguous(call: &str, buffer: &Tensor) -> Result<()> {
     if !buffer.is_contiguous() {
         bail!(
+            Shape,
             "{call} writes in place and needs a contiguous tensor, got {:?} with strides {:?}",
             buffer.dims(),
             buffer.stride()
@@ -97,7 +104,7 @@ fn contiguous(call: &str, buffer: &Tensor) -> Result<()> {
 
 fn reducible(buffer: &Tensor, movable: impl Fn(&Tensor) -> Result<()>) -> Result<()> {
     if !matches!(buffer.dtype(), DType::F32 | DType::F64) {
-        bail!("only f32 and f64 are reduced over ranks, got {:?}; convert the buffer first", buffer.dtype());
+        bail!(Shape, "only f32 and f64 are reduced over ranks, got {:?}; convert the buffer first", buffer.dtype());
     }
     movable(buffer)
 }

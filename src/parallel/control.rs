@@ -44,7 +44,11 @@ impl ControlPlane {
             match ready.map_err(|e| Error::Rank { rank: 0, message: format!("it left before all had come: {e}") })? {
                 Frame::Ready => return Self::start(env, vec![link], limits),
                 Frame::Failed(Failure { rank, message, .. }) => return Err(Error::Rank { rank, message }),
-                _ => bail!("rank 0 at {} speaks out of turn: is it the same longreel?", bootstrap::endpoint(env)),
+                _ => bail!(
+                    Environment,
+                    "rank 0 at {} speaks out of turn: is it the same longreel?",
+                    bootstrap::endpoint(env)
+                ),
             }
         }
         match bootstrap::gather(env, key, &limits, until) {
@@ -54,7 +58,7 @@ impl ControlPlane {
                 }
                 Self::start(env, links, limits)
             }
-            Err(refusal) => bail!("{}", refusal.tell()),
+            Err(refusal) => bail!(Environment, "{}", refusal.tell()),
         }
     }
 
@@ -91,7 +95,11 @@ impl ControlPlane {
     /// A rank failed, has ended or is lost, or the bytes are more than is sent this way.
     pub fn exchange(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         if bytes.len() > LONGEST {
-            bail!("{} bytes are too many to exchange by way of rank 0, which passes on {LONGEST} at most", bytes.len());
+            bail!(
+                Environment,
+                "{} bytes are too many to exchange by way of rank 0, which passes on {LONGEST} at most",
+                bytes.len()
+            );
         }
         let _turn = lock(&self.turn);
         let links = &*self.links;

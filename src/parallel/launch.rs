@@ -66,6 +66,7 @@ impl Limits {
                 Ok(Self { joining: limit, starting: limit, ..Self::default() })
             }
             _ => bail!(
+                Config,
                 "{JOIN_SECONDS} is {text:?}: it is how long ranks may take to join each other, in seconds, 1 to 86400 (a day)"
             ),
         }
@@ -133,6 +134,7 @@ impl Launch {
     pub fn ranks(&self, asked: Option<usize>, name: &str) -> Result<usize> {
         match (self.processes(), asked) {
             (Some(started), Some(asked)) if started != asked => bail!(
+                Config,
                 "{name} is {asked}, but {started} processes were started, and each is a rank: start {asked}, or leave {name} out"
             ),
             (Some(started), _) => Ok(started),
@@ -163,7 +165,7 @@ impl Launch {
         let (comm, threads) = (processes.communicator(), processes.threads());
         let (rank, size) = (comm.rank(), comm.size());
         if size != ranks {
-            bail!("{ranks} ranks were asked for, but {size} processes were started");
+            bail!(Config, "{ranks} ranks were asked for, but {size} processes were started");
         }
         if rank == 0 {
             let mut hosts = processes.hosts();
@@ -231,6 +233,7 @@ fn join(env: &LauncherEnv, limits: Limits) -> Result<Box<dyn Processes>> {
 fn join(env: &LauncherEnv, _: Limits) -> Result<Box<dyn Processes>> {
     let LauncherEnv { size, launcher, .. } = env;
     bail!(
+        Environment,
         "{launcher} started {size} processes of a longreel that was built without MPI: they would all do the same work, over each other's \
          files. Build it with `cargo build --release --features mpi`, or start one process with --ranks {size}, for threads"
     )
@@ -244,6 +247,7 @@ fn join_on_gpus(torchrun: &TorchrunEnv, limits: Limits) -> Result<Box<dyn Proces
 #[cfg(not(feature = "nccl"))]
 fn join_on_gpus(torchrun: &TorchrunEnv, _: Limits) -> Result<Box<dyn Processes>> {
     bail!(
+        Environment,
         "torchrun started {0} processes of a longreel that was built without NCCL: they would all do the same work, over each other's \
          files. Build it with `cargo build --release --features nccl` (docs/launching.md), or start one process with --ranks {0}, for \
          threads",

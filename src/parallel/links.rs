@@ -124,11 +124,11 @@ impl Links {
     /// The next bytes that are received on a link.
     pub fn take(&self, link: usize) -> Result<Vec<u8>> {
         let found = self.wait(|state| match state.inbox[link].pop_front() {
-            None if state.left[link] => Err(Error::Invalid(String::new())),
+            None if state.left[link] => Err(Error::Environment(String::new())),
             bytes => Ok(bytes),
         });
         found.or_else(|e| {
-            if matches!(e, Error::Invalid(_)) {
+            if matches!(e, Error::Environment(_)) {
                 let message = format!("it ended while rank {} waits for it", self.rank);
                 self.take_failure(Failure { rank: self.other(link), message, lost: false }, None);
             }

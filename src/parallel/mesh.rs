@@ -31,6 +31,7 @@ impl Mesh {
         let ranks = world.size();
         if !ranks.is_multiple_of(data) {
             bail!(
+                Shape,
                 "{ranks} ranks cannot form {data} data-parallel groups of equal size; \
                  choose a number of groups that divides {ranks}"
             );

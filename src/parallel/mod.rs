@@ -113,7 +113,7 @@ pub trait Communicator: Send + Sync {
 /// itself and must agree on, such as a hash of the configuration. `what` names it in the message.
 ///
 /// # Errors
-/// [`Error::Invalid`](crate::Error::Invalid), the same on every rank; or what the gathering itself meets with.
+/// [`Error::Environment`](crate::Error::Environment), the same on every rank; or what the gathering itself meets with.
 pub fn agree(comm: &dyn Communicator, what: &str, value: u64) -> Result<()> {
     let own = Tensor::new(&[value as i64], &Device::Cpu)?; // the same 64 bits: Candle has no u64
     let mut values = Vec::with_capacity(comm.size());
@@ -124,5 +124,5 @@ pub fn agree(comm: &dyn Communicator, what: &str, value: u64) -> Result<()> {
         return Ok(());
     }
     let sides: Vec<String> = values.iter().enumerate().map(|(rank, v)| format!("rank {rank} has {v}")).collect();
-    bail!("ranks disagree on {what}: {}; start all with the same configuration and data", sides.join(", "))
+    bail!(Environment, "ranks disagree on {what}: {}; start all with the same configuration and data", sides.join(", "))
 }

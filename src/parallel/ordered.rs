@@ -11,7 +11,7 @@ use crate::{Result, bail};
 /// `((x0 op x1) op x2) op ...` for every element of `parts`, one a rank, all of one shape.
 pub(super) fn reduce(parts: impl IntoIterator<Item = Tensor>, op: Reduce) -> Result<Tensor> {
     let mut parts = parts.into_iter();
-    let Some(mut sum) = parts.next() else { bail!("nothing to reduce: there is no rank") };
+    let Some(mut sum) = parts.next() else { bail!(Shape, "nothing to reduce: there is no rank") };
     for x in parts {
         let better = match op {
             Reduce::Sum => {

@@ -30,10 +30,11 @@ pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
         let host = &info.affinity.host;
         let gpus = match &info.gpus {
             Ok(gpus) => gpus,
-            Err(why) => bail!("rank {rank} on {host} cannot run on a GPU: {why}"),
+            Err(why) => bail!(Environment, "rank {rank} on {host} cannot run on a GPU: {why}"),
         };
         if info.local >= gpus.count {
             bail!(
+                Environment,
                 "rank {rank} on {host} has LOCAL_RANK {}, but may use {} GPUs there: start no more processes on a machine than it has GPUs, \
                  and see CUDA_VISIBLE_DEVICES",
                 info.local,
@@ -44,6 +45,7 @@ pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
             ranks[..rank].iter().position(|other| other.affinity.host == *host && other.local == info.local)
         {
             bail!(
+                Environment,
                 "ranks {other} and {rank} both have LOCAL_RANK {} on {host}: each needs a GPU of its own",
                 info.local
             );
@@ -55,6 +57,7 @@ pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
         let other_host = &ranks[other].affinity.host;
         if gpus.count != theirs.count {
             bail!(
+                Environment,
                 "rank {other} on {other_host} may use {} GPUs, and rank {rank} on {host} {}: use machines alike, or give each as many by \
                  CUDA_VISIBLE_DEVICES",
                 theirs.count,
@@ -64,6 +67,7 @@ pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
         if gpus.nccl != theirs.nccl {
             let [one, two] = [theirs.nccl, gpus.nccl].map(version);
             bail!(
+                Environment,
                 "rank {other} on {other_host} has NCCL {one}, and rank {rank} on {host} {two}: install the same on all machines"
             );
         }

@@ -58,9 +58,9 @@ impl Secret {
     pub(super) fn from(get: impl Fn(&str) -> Option<String>, one_machine: bool) -> Result<Self> {
         let set = |name: &str| get(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         match (set(TEXT), set(FILE)) {
-            (Some(_), Some(_)) => bail!("{TEXT} and {FILE} are both set: set one of them"),
+            (Some(_), Some(_)) => bail!(Environment, "{TEXT} and {FILE} are both set: set one of them"),
             (Some(text), None) => {
-                long_enough(text.as_bytes()).map_err(|why| Error::Invalid(format!("{TEXT} {why}")))?;
+                long_enough(text.as_bytes()).map_err(|why| Error::Environment(format!("{TEXT} {why}")))?;
                 Ok(Self::Text(text))
             }
             (None, Some(path)) => Ok(Self::File(path.into())),
@@ -82,6 +82,7 @@ impl Secret {
         let path = match self {
             Self::Text(text) => return Ok(Key::new(text.as_bytes())),
             Self::Missing => bail!(
+                Environment,
                 "this job has no secret, by which its ranks know each other on several machines: set {TEXT} to the same random text of at \
                  least {SHORTEST} bytes for all processes (openssl rand -hex 32), or {FILE} to a file that all of them see"
             ),
@@ -93,19 +94,20 @@ impl Secret {
                 Ok(secret) => return Ok(Key::new(&secret)),
                 Err(e) if e.kind() == ErrorKind::NotFound && rank == 0 => {
                     make(path).map_err(|e| {
-                        Error::Invalid(format!("{shown}: no job secret can be kept there: {e}; set {TEXT} instead"))
+                        Error::Environment(format!("{shown}: no job secret can be kept there: {e}; set {TEXT} instead"))
                     })?;
                 }
                 Err(e) if e.kind() == ErrorKind::NotFound => {
                     if Instant::now() > until {
                         bail!(
+                            Environment,
                             "there is no job secret at {shown}, where rank 0 makes it: if it is on another file system or of another user, \
                              set {TEXT} to the same random text for all processes"
                         );
                     }
                     thread::sleep(LOOK);
                 }
-                Err(e) => bail!("{shown} holds no job secret: {e}; remove it, or set {TEXT} instead"),
+                Err(e) => bail!(Environment, "{shown} holds no job secret: {e}; remove it, or set {TEXT} instead"),
             }
         }
     }

@@ -32,6 +32,7 @@ impl Sequence {
         if !ranks.is_multiple_of(ring) {
             let all: Vec<String> = divisors().map(|n| n.to_string()).collect();
             bail!(
+                Shape,
                 "{ranks} sequence-parallel ranks cannot form a ring of {ring}; set parallel.ring to a divisor of {ranks} \
                  ({}), or to 0 to choose",
                 all.join(", ")
@@ -40,6 +41,7 @@ impl Sequence {
         let size = ranks / ring;
         if size > heads {
             bail!(
+                Shape,
                 "{size} sequence-parallel ranks cannot share {heads} attention heads, since each needs at least one: {ranks} \
                  ranks in a ring of {ring} leave {size} to a Ulysses group; set parallel.ring to {smallest} or more, or to 0 to \
                  choose"

@@ -23,7 +23,7 @@ pub fn thread_refused(what: &str, why: &dyn Display) -> Error {
     } else {
         limits.join("; ")
     };
-    Error::Invalid(format!(
+    Error::Environment(format!(
         "cannot start {what}: {why}; {limits}; raise what is too low, or use fewer ranks or threads"
     ))
 }
@@ -75,7 +75,10 @@ fn wanted(text: Option<&str>) -> Result<Option<usize>> {
     match text.parse() {
         Ok(0) => Ok(None),
         Ok(n @ 1..=MOST) => Ok(Some(n)),
-        _ => bail!("{THREADS} is {text:?}: it is a number of threads, 1 to {MOST}; unset or 0, it is one a processor"),
+        _ => bail!(
+            Config,
+            "{THREADS} is {text:?}: it is a number of threads, 1 to {MOST}; unset or 0, it is one a processor"
+        ),
     }
 }
 

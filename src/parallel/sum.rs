@@ -18,7 +18,7 @@ pub(super) fn reduce(out: &mut [u8], parts: &[&[u8]], dtype: DType, op: Reduce) 
     match dtype {
         DType::F32 => elements::<f32>(out, parts, op),
         DType::F64 => elements::<f64>(out, parts, op),
-        other => bail!("only f32 and f64 are reduced over ranks, got {other:?}; convert the buffer first"),
+        other => bail!(Shape, "only f32 and f64 are reduced over ranks, got {other:?}; convert the buffer first"),
     }
     Ok(())
 }

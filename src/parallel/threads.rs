@@ -37,7 +37,7 @@ where
     F: Fn(Arc<dyn Communicator>) -> Result<T> + Sync,
 {
     if ranks == 0 || threads_per_rank == 0 {
-        bail!("cannot run {ranks} ranks with {threads_per_rank} threads each; both must be at least 1");
+        bail!(Config, "cannot run {ranks} ranks with {threads_per_rank} threads each; both must be at least 1");
     }
     let rendezvous = Arc::new(Rendezvous::new(ranks));
     let world = Group { id: 0, members: (0..ranks).collect() };
@@ -150,7 +150,7 @@ impl Call<'_> {
             let message = args[i].refusal.clone().unwrap_or_default();
             rendezvous.fail(group.members[i], message.clone());
             return Err(match i == *rank {
-                true => Error::Invalid(message),
+                true => Error::Shape(message),
                 false => Error::Rank { rank: group.members[i], message },
             });
         }
@@ -167,7 +167,7 @@ impl Call<'_> {
         let number = call_number(self.ticket);
         let message = format!("ranks disagree in call {number} of ranks {:?}: {what}", group.members);
         rendezvous.fail(group.members[i], message.clone());
-        Err(Error::Invalid(message))
+        Err(Error::Shape(message))
     }
 
     /// Waits until no rank reads another's buffers any more.

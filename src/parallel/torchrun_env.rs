@@ -36,16 +36,21 @@ impl TorchrunEnv {
         let text = |name: &str| match get(name) {
             Some(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
             _ => bail!(
+                Environment,
                 "{name} is missing: a process that torchrun starts has it; set it, or start one process with --ranks"
             ),
         };
         let size: usize = number("WORLD_SIZE", &text("WORLD_SIZE")?)?;
         let rank: usize = number("RANK", &text("RANK")?)?;
         if size == 0 || u32::try_from(size).is_err() {
-            bail!("WORLD_SIZE is {size}: it is the number of all processes of the job");
+            bail!(Environment, "WORLD_SIZE is {size}: it is the number of all processes of the job");
         }
         if rank >= size {
-            bail!("RANK is {rank}, but WORLD_SIZE is {size}: processes are numbered from 0 to {}", size - 1);
+            bail!(
+                Environment,
+                "RANK is {rank}, but WORLD_SIZE is {size}: processes are numbered from 0 to {}",
+                size - 1
+            );
         }
         let own = |e: Error| Error::Rank { rank, message: e.to_string() };
         let local: usize = text("LOCAL_RANK").and_then(|text| number("LOCAL_RANK", &text)).map_err(own)?;
@@ -53,19 +58,20 @@ impl TorchrunEnv {
             let message = format!(
                 "LOCAL_RANK is {local}, but WORLD_SIZE is {size}: it counts the job's processes on one machine"
             );
-            return Err(own(Error::Invalid(message)));
+            return Err(own(Error::Environment(message)));
         }
         let host = text("MASTER_ADDR")?;
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host).to_owned();
         let mut port: u16 = number("MASTER_PORT", &text("MASTER_PORT")?)?;
         if port == 0 {
-            bail!("MASTER_PORT is 0: it is the port at which rank 0 listens, 1 to 65535");
+            bail!(Environment, "MASTER_PORT is 0: it is the port at which rank 0 listens, 1 to 65535");
         }
         // torchrun listens there itself then.
         if get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value.trim().eq_ignore_ascii_case("true")) {
             port = match port.checked_add(1) {
                 Some(next) => next,
                 None => bail!(
+                    Environment,
                     "MASTER_PORT is 65535, where torchrun listens, and longreel takes the next one: choose a lower port"
                 ),
             };
@@ -80,5 +86,5 @@ impl TorchrunEnv {
 
 fn number<T: FromStr>(name: &str, text: &str) -> Result<T> {
     text.parse()
-        .map_err(|_| Error::Invalid(format!("{name} is {text:?}: it must be a whole number, as torchrun sets it")))
+        .map_err(|_| Error::Environment(format!("{name} is {text:?}: it must be a whole number, as torchrun sets it")))
 }

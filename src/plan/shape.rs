@@ -44,6 +44,7 @@ impl Shape {
         let [ulysses, ring] = Sequence::degrees(sequence, heads, parallel.ring)?;
         if sequence > tokens {
             crate::bail!(
+                Shape,
                 "{sequence} sequence-parallel ranks cannot share a clip of {tokens} tokens: use at most {tokens}"
             )
         }

@@ -126,7 +126,7 @@ impl ClipSampler<'_> {
     /// As there.
     pub fn sample(&self, clip: ClipSpec) -> Result<Sampled> {
         let sampled = self.sample_batch(&[clip], 1, &|_| {})?;
-        sampled.into_iter().next().ok_or_else(|| Error::Invalid("a batch of one clip is empty".to_owned()))
+        sampled.into_iter().next().ok_or_else(|| Error::Shape("a batch of one clip is empty".to_owned()))
     }
 
     /// Clips that a batch holds at most where nothing else limits it: as many as bring a rank [`ENOUGH_TOKENS`]. So a
@@ -144,7 +144,7 @@ impl ClipSampler<'_> {
     fn sample_batch(&self, clips: &[ClipSpec], most: usize, report: &dyn Fn([usize; 2])) -> Result<Vec<Sampled>> {
         let (config, request) = (&self.model.config, self.request);
         if config.in_channels != 3 || config.out_channels != 3 {
-            bail!("the model's clips have {} channels; sampling makes pixels, which have 3", config.in_channels)
+            bail!(Shape, "the model's clips have {} channels; sampling makes pixels, which have 3", config.in_channels)
         }
         let grid = config.grid(request.size)?;
         let heads = config.num_attention_heads / self.sequence.ulysses.size(); // each group needs a head for each rank
@@ -199,7 +199,7 @@ pub fn check_guidance(name: &str, scale: f64, model: &ModelConfig) -> Result<()>
         return Ok(());
     }
     let text = if model.text_dim > 0 { ", and its text is one empty token, as prompts are not encoded" } else { "" };
-    bail!("{name} is {scale}, but the model has no classes{text}: there is nothing to guide by; leave it at 1")
+    bail!(Config, "{name} is {scale}, but the model has no classes{text}: there is nothing to guide by; leave it at 1")
 }
 
 /// The guided velocity of a network on a batch of clips, as a sampler asks for it.

@@ -82,7 +82,7 @@ impl Sampled {
     pub fn write_png(&self, comm: &dyn Communicator, path: &Path) -> Result<Result<()>> {
         let [frames, height, width] = self.size;
         if frames != 1 {
-            bail!("{}: a clip of {frames} frames is not one picture", path.display())
+            bail!(Data, "{}: a clip of {frames} frames is not one picture", path.display())
         }
         let mut writer = (comm.rank() == 0).then(|| PngWriter::create(path, height, width)).transpose();
         self.bands(comm, |band| {

@@ -85,7 +85,7 @@ impl Isa {
                 None => Err(format!("{CPU_VARIABLE}={name:?}: must be one of {}, or unset", names.join(", "))),
             }
         });
-        ALLOWED.clone().map_err(Error::Invalid)
+        ALLOWED.clone().map_err(Error::Config)
     }
 
     /// Whether this CPU has the instruction set, and [`CPU_VARIABLE`] allows it.

@@ -30,7 +30,7 @@ impl NamedModel {
         let shown = path.display();
         std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if !path.is_dir() {
-            bail!("{shown}: is not a folder; a run's, a checkpoint's or a model's is needed");
+            bail!(Checkpoint, "{shown}: is not a folder; a run's, a checkpoint's or a model's is needed");
         }
         let is_part = [TRANSFORMER, EMA].iter().any(|part| path.file_name().is_some_and(|name| name == *part));
         if path.join(CONFIG).is_file() {
@@ -43,13 +43,11 @@ impl NamedModel {
             return Ok(Self { dir: inner, checkpoint: None });
         }
         if is_part || path.join("model_index.json").is_file() {
-            bail!("{shown}: has no {CONFIG}, so it is not a model folder");
+            bail!(Data, "{shown}: has no {CONFIG}, so it is not a model folder");
         }
-        let checkpoint = Checkpoint::open(path).map_err(|e| match e {
-            Error::Invalid(message) if !path.join(STATE).is_file() => {
-                Error::Invalid(format!("{message}; nor has it the {CONFIG} of a model folder"))
-            }
-            other => other,
+        let checkpoint = Checkpoint::open(path).map_err(|e| match path.join(STATE).is_file() {
+            true => e,
+            false => e.reworded(|message| format!("{message}; nor has it the {CONFIG} of a model folder")),
         })?;
         let dir = checkpoint.dir().join(checkpoint.average());
         Ok(Self { dir, checkpoint: Some(checkpoint) })

@@ -58,13 +58,13 @@ impl AdamW {
     pub fn new(config: &Train) -> Result<Self> {
         let Train { betas, eps, weight_decay, .. } = *config;
         if let Some(beta) = betas.iter().find(|beta| !(0.0..1.0).contains(*beta)) {
-            bail!("[train] betas: {beta} must be at least 0 and below 1");
+            bail!(Config, "[train] betas: {beta} must be at least 0 and below 1");
         }
         if !(eps > 0.0 && eps.is_finite()) {
-            bail!("[train] eps = {eps}: must be above 0");
+            bail!(Config, "[train] eps = {eps}: must be above 0");
         }
         if !(weight_decay >= 0.0 && weight_decay.is_finite()) {
-            bail!("[train] weight_decay = {weight_decay}: must be 0 or more");
+            bail!(Config, "[train] weight_decay = {weight_decay}: must be 0 or more");
         }
         Ok(Self { betas, eps, weight_decay })
     }
@@ -78,12 +78,12 @@ impl AdamW {
         let Shard { params, grads, m, v, average } = shard;
         let n = params.len();
         if grads.len() != n || m.len() != n || v.len() != n {
-            bail!("AdamW: {n} parameters, {} gradients, moments of {} and {}", grads.len(), m.len(), v.len());
+            bail!(Shape, "AdamW: {n} parameters, {} gradients, moments of {} and {}", grads.len(), m.len(), v.len());
         }
         if let Some((_, average)) = &average
             && average.len() != n
         {
-            bail!("EMA: an average of {} values for {n} parameters", average.len());
+            bail!(Shape, "EMA: an average of {} values for {n} parameters", average.len());
         }
         check_ranges(no_decay, n)?;
         let (rest, average) = average.map_or((0.0, None), |(decay, average)| ((1.0 - decay) as f32, Some(average)));
@@ -111,7 +111,7 @@ impl AdamW {
     /// The constants of step number `step`, counted from 1.
     pub(super) fn step(&self, step: u64, lr: f64, scale: f64) -> Result<Step> {
         if step == 0 {
-            bail!("AdamW: steps count from 1");
+            bail!(Shape, "AdamW: steps count from 1");
         }
         let [bias1, bias2] = self.betas.map(|beta| 1.0 - beta.powf(step as f64));
         Ok(Step {
@@ -144,7 +144,7 @@ fn apply(step: &Step, (params, grads): (&mut [f32], &[f32]), (m, v): (&mut [f32]
 /// If the slices differ in length.
 pub fn sgd(lr: f64, scale: f64, params: &mut [f32], grads: &[f32]) -> Result<()> {
     if params.len() != grads.len() {
-        bail!("SGD: {} parameters, {} gradients", params.len(), grads.len());
+        bail!(Shape, "SGD: {} parameters, {} gradients", params.len(), grads.len());
     }
     let rate = (lr * scale) as f32;
     params.par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK)).for_each(|(params, grads)| {
@@ -190,7 +190,7 @@ fn check_ranges(ranges: &[Range<usize>], n: usize) -> Result<()> {
     let mut end = 0;
     for range in ranges {
         if range.start < end || range.end < range.start || range.end > n {
-            bail!("AdamW: the range {range:?} without decay does not follow {end} within {n} parameters");
+            bail!(Shape, "AdamW: the range {range:?} without decay does not follow {end} within {n} parameters");
         }
         end = range.end;
     }

@@ -18,17 +18,20 @@ pub fn device(wanted: Option<Hardware>, name: &str, ranks: usize, launch: &Launc
         (Hardware::Cpu, None) => Ok(Device::Cpu),
         (Hardware::Cuda, Some(gpu)) => Ok(gpu),
         (Hardware::Cpu, Some(_)) => bail!(
+            Config,
             "{name} is \"cpu\", but each rank was started on a GPU of its own: leave {name} out, or start the ranks with mpirun or \
              --ranks (docs/launching.md)"
         ),
         (Hardware::Cuda, None) if !cfg!(feature = "cuda") => bail!(
+            Environment,
             "{name} is \"cuda\", but this longreel was built without CUDA: build it with `cargo build --release --features \
              cuda`, or set {name} = \"cpu\""
         ),
         #[cfg(feature = "cuda")]
         (Hardware::Cuda, None) if ranks == 1 => crate::cuda::open(0)
-            .map_err(|e| crate::Error::Invalid(format!("{name} is \"cuda\", but {e}; or set {name} = \"cpu\""))),
+            .map_err(|e| crate::Error::Environment(format!("{name} is \"cuda\", but {e}; or set {name} = \"cpu\""))),
         (Hardware::Cuda, None) => bail!(
+            Environment,
             "{name} is \"cuda\" and there are {ranks} ranks, which would share one GPU: start a process for each, as torchrun does \
              (docs/launching.md), or use one rank"
         ),
@@ -67,7 +70,7 @@ pub fn check(device: &Device) -> Result<()> {
             .cuda_stream()
             .context()
             .check_err()
-            .map_err(|e| crate::Error::Invalid(format!("the GPU reports: {}", crate::cuda::meaning(e)))),
+            .map_err(|e| crate::Error::Environment(format!("the GPU reports: {}", crate::cuda::meaning(e)))),
         _ => Ok(()),
     }
 }

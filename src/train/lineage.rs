@@ -29,6 +29,7 @@ pub(super) fn check_network(checkpoint: &Checkpoint, config: &RunConfig, model: 
         let was = &was[key];
         if was != is {
             bail!(
+                Config,
                 "model.{key} is {is}, the network of the checkpoint of step {step} has {was}: set it back, or start a new run with \
                  another run.out"
             )
@@ -39,6 +40,7 @@ pub(super) fn check_network(checkpoint: &Checkpoint, config: &RunConfig, model: 
     if was.is_some() && was != is {
         let [was, is] = [was, is].map(shown);
         bail!(
+            Config,
             "diffusion.prediction is {is}, the checkpoint of step {step} was trained with {was}: the network would predict another thing \
              than it learnt; set it back, or start a new run from its weights with model.from"
         )
@@ -57,6 +59,7 @@ pub(super) fn number_classes(checkpoint: &Checkpoint, dataset: &mut Dataset) -> 
     }
     if let Some(new) = dataset.classes().iter().find(|name| !classes.contains(name)) {
         bail!(
+            Data,
             "data.path: class folder {new:?} is not among the classes of the checkpoint of step {step}: {classes:?}; the network knows \
              classes by their place in that list, so name the folder as before, or start a new run with model.from"
         )
@@ -149,7 +152,7 @@ pub fn inherit_diffusion(config: &mut RunConfig, given: impl Fn(&str) -> bool) -
         );
     }
     config.diffusion =
-        section.clone().try_into().map_err(|e| Error::Invalid(format!("model.from: [diffusion]: {e}")))?;
+        section.clone().try_into().map_err(|e| Error::Checkpoint(format!("model.from: [diffusion]: {e}")))?;
     config.check()
 }
 
@@ -210,7 +213,7 @@ fn written(state: &State) -> Table {
 }
 
 fn table(config: &RunConfig) -> Result<Table> {
-    Table::try_from(config).map_err(|e| Error::Invalid(format!("the config cannot be written as TOML: {e}")))
+    Table::try_from(config).map_err(|e| Error::Config(format!("the config cannot be written as TOML: {e}")))
 }
 
 fn value<'a>(config: &'a Table, section: &str, key: &str) -> Option<&'a Value> {

@@ -40,7 +40,12 @@ const ROOM: usize = 64 << 20;
 pub fn loss_curve(metrics: &Path, out: &Path) -> Result<()> {
     // Later, within the libraries that draw, a lack of memory would end the process.
     if Vec::<u8>::new().try_reserve_exact(ROOM).is_err() {
-        bail!("{}: there is no memory left to draw it, which takes up to {}", out.display(), gib(ROOM as u64));
+        bail!(
+            Environment,
+            "{}: there is no memory left to draw it, which takes up to {}",
+            out.display(),
+            gib(ROOM as u64)
+        );
     }
     let (mut raw, mut heldout) = (Thinned::default(), Thinned::default());
     metrics::each(metrics, |Losses { step, loss, heldout: heldout_loss }| {
@@ -51,15 +56,15 @@ pub fn loss_curve(metrics: &Path, out: &Path) -> Result<()> {
     })?;
     let (raw, heldout) = (raw.finish(), heldout.finish());
     if raw.is_empty() {
-        bail!("{}: no step to draw yet", metrics.display());
+        bail!(Checkpoint, "{}: no step to draw yet", metrics.display());
     }
     let size = (SIZE.0 * FINE, SIZE.1 * FINE);
     let mut picture = RgbImage::from_pixel(size.0, size.1, image::Rgb([255, 255, 255]));
     {
         let area = BitMapBackend::with_buffer(&mut picture, size).into_drawing_area();
         draw(&area, &raw, &heldout)
-            .map_err(|e| Error::Invalid(format!("{}: drawing the curve failed: {e}", out.display())))?;
-        area.present().map_err(|e| Error::Invalid(format!("{}: {e}", out.display())))?;
+            .map_err(|e| Error::Data(format!("{}: drawing the curve failed: {e}", out.display())))?;
+        area.present().map_err(|e| Error::Data(format!("{}: {e}", out.display())))?;
     }
     write_image(out, &imageops::resize(&picture, SIZE.0, SIZE.1, FilterType::Triangle))
 }

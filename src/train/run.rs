@@ -253,7 +253,7 @@ impl<'a> Rank<'a> {
         let (mut clips, mut labels) = (vec![], vec![]);
         for i in 0..train.batch {
             let Some(sample) = self.meter.during(Section::Data, || loader.next()) else {
-                return Err(Error::Invalid("the loader has stopped".into()));
+                return Err(Error::Environment("the loader has stopped".into()));
             };
             let Sample { clip, frames, .. } = sample?;
             let number = self.clip_number(micro, i);

@@ -125,7 +125,7 @@ fn taken(root: &Path, path: &Path) -> Error {
     let who = holder.map_or("another process".to_owned(), |Holder { host, pid, since, command }| {
         format!("process {pid} on {host} ({command}), since {since}")
     });
-    Error::Invalid(format!(
+    Error::Environment(format!(
         "{}: a process is at work in this run: {who}; wait until it has ended, or end it, or choose another run.out",
         root.display()
     ))

@@ -20,7 +20,7 @@ impl LearningRate {
     pub fn new(config: &Train) -> Result<Self> {
         let Train { lr: peak, warmup, steps, schedule, .. } = *config;
         if !(peak >= 0.0 && peak.is_finite()) {
-            bail!("[train] lr = {peak}: must be 0 or more");
+            bail!(Config, "[train] lr = {peak}: must be 0 or more");
         }
         Ok(Self { peak, warmup, steps, schedule })
     }

@@ -71,7 +71,11 @@ impl RunSetup {
             Start::New => match folder.latest()? {
                 None => None,
                 Some(last) => {
-                    bail!("{} exists: continue that run with --resume, or choose another run.out", last.display())
+                    bail!(
+                        Checkpoint,
+                        "{} exists: continue that run with --resume, or choose another run.out",
+                        last.display()
+                    )
                 }
             },
         };
@@ -90,7 +94,7 @@ impl RunSetup {
             && checkpoint.state().seed != config.run.seed
         {
             let (old, new) = (checkpoint.state().seed, config.run.seed);
-            bail!("run.seed is {new}, the checkpoint's run has seed {old}: its order and noise would not go on")
+            bail!(Config, "run.seed is {new}, the checkpoint's run has seed {old}: its order and noise would not go on")
         }
         let device = device(Some(config.train.device), "train.device", config.parallel.ranks, launch)?;
         let from = match &config.model.from {
@@ -116,7 +120,10 @@ impl RunSetup {
         }
         if model.in_channels != 3 || model.out_channels != 3 {
             let (i, o) = (model.in_channels, model.out_channels);
-            bail!("model.from: the network takes {i} and gives {o} channels; training is on pixels, which have 3")
+            bail!(
+                Shape,
+                "model.from: the network takes {i} and gives {o} channels; training is on pixels, which have 3"
+            )
         }
         if model.text_dim > 0 {
             tracing::warn!("the network has text: it is trained with one empty token, captions are not encoded");
@@ -138,10 +145,11 @@ impl RunSetup {
         };
         if data.label == Label::Folder && dataset.classes().len() > model.num_classes {
             let (have, named) = (dataset.classes().len(), model.num_classes);
-            bail!("{} has {have} class folders, model.num_classes is {named}; set it to {have}", data.path)
+            bail!(Config, "{} has {have} class folders, model.num_classes is {named}; set it to {have}", data.path)
         }
         if data.label == Label::None && model.num_classes > 0 {
             bail!(
+                Config,
                 "model.num_classes is {}, but the clips have no classes: set data.label = \"folder\"",
                 model.num_classes
             )

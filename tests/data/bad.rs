@@ -133,11 +133,11 @@ fn pipes_and_devices_are_skipped_unread() {
 #[test]
 fn a_folder_with_nothing_usable_is_one_error() {
     let folder = folder();
-    let error = message(Dataset::open(&config(1, 8, 8), folder.path()));
+    let error = refusal!(Data, Dataset::open(&config(1, 8, 8), folder.path()));
     assert!(error.contains("no usable clips") && error.contains("no files"), "{error}");
     std::fs::write(folder.path().join("a.mp4"), b"x").unwrap();
     std::fs::write(folder.path().join("b.doc"), b"x").unwrap();
-    let error = message(Dataset::open(&config(1, 8, 8), folder.path()));
+    let error = refusal!(Data, Dataset::open(&config(1, 8, 8), folder.path()));
     assert!(error.contains("no usable clips") && error.contains("2 files") && error.contains("a.mp4"), "{error}");
     assert!(Dataset::survey(&config(1, 8, 8), folder.path()).unwrap().is_empty());
 }
@@ -147,15 +147,15 @@ fn a_missing_path_and_wrong_settings_are_errors() {
     let folder = folder();
     let error = message(Dataset::open(&config(1, 8, 8), &folder.path().join("nowhere")));
     assert!(error.contains("nowhere"), "{error}");
-    assert!(message(Dataset::open(&config(1, 8, 8), Path::new("/dev/null"))).contains("neither"));
+    assert!(refusal!(Data, Dataset::open(&config(1, 8, 8), Path::new("/dev/null"))).contains("neither"));
     let mut wrong = config(0, 8, 8);
-    assert!(message(Dataset::open(&wrong, folder.path())).contains("data.frames = 0"));
+    assert!(refusal!(Config, Dataset::open(&wrong, folder.path())).contains("data.frames = 0"));
     wrong = config(1, 8, 0);
-    assert!(message(Dataset::open(&wrong, folder.path())).contains("data.width = 0"));
+    assert!(refusal!(Config, Dataset::open(&wrong, folder.path())).contains("data.width = 0"));
     for fps in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         wrong = config(1, 8, 8);
         wrong.fps = Some(fps);
-        assert!(message(Dataset::open(&wrong, folder.path())).contains("data.fps"));
+        assert!(refusal!(Config, Dataset::open(&wrong, folder.path())).contains("data.fps"));
     }
 }
 
@@ -165,5 +165,5 @@ fn an_unnamed_class_is_a_skip() {
     image::RgbImage::new(8, 8).save(folder.path().join("a.png")).unwrap();
     let mut labelled = config(1, 8, 8);
     labelled.label = Label::Folder;
-    assert!(message(Dataset::open(&labelled, folder.path())).contains("no class folder"));
+    assert!(refusal!(Data, Dataset::open(&labelled, folder.path())).contains("no class folder"));
 }

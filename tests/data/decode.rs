@@ -312,12 +312,12 @@ fn a_file_damaged_after_it_was_opened_is_an_error_that_names_it() {
         bytes.iter().enumerate().map(|(i, &b)| if i > 2000 && i % 7 == 0 { b ^ 0x55 } else { b }).collect();
     for (what, contents) in [("ruined", ruined), ("cut", bytes[..bytes.len() / 2].to_vec()), ("emptied", Vec::new())] {
         std::fs::write(&path, contents).unwrap();
-        let error = message(dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..48));
+        let error = refusal!(Data, dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..48));
         assert!(error.contains("a.mkv") && error.contains("scan --decode"), "{what}: {error}");
     }
     std::fs::remove_file(&path).unwrap();
-    assert!(message(dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..48)).contains("a.mkv"));
-    assert!(message(dataset.frames(&dataset.clip(0), &Augment::PLAIN, 40..49)).contains("40..49"));
+    assert!(refusal!(Data, dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..48)).contains("a.mkv"));
+    assert!(refusal!(Shape, dataset.frames(&dataset.clip(0), &Augment::PLAIN, 40..49)).contains("40..49"));
 }
 
 #[test]

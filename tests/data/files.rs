@@ -145,7 +145,7 @@ fn errors_in_metadata_name_the_line() {
         ("{\"file_name\": \"./a.png\", \"text\": \"x\"}", "already"),
     ] {
         fs::write(folder.path().join("metadata.jsonl"), format!("{good}{line}\n")).unwrap();
-        let error = message(Dataset::open(&config(1, 16, 16), folder.path()));
+        let error = refusal!(Data, Dataset::open(&config(1, 16, 16), folder.path()));
         assert!(error.contains("metadata.jsonl:2") && error.contains(what), "{line}: {error}");
     }
 }
@@ -177,6 +177,6 @@ fn classes_are_the_folders_directly_below() {
     assert_eq!(heldout.clip(0).class, Some(0));
     heldout.number_classes_as(dataset.classes()).unwrap();
     assert_eq!((heldout.clip(0).class, heldout.classes()), (Some(3), dataset.classes()));
-    let error = message(heldout.number_classes_as(&["9".to_owned()]));
+    let error = refusal!(Data, heldout.number_classes_as(&["9".to_owned()]));
     assert!(error.contains("not among"), "{error}");
 }

@@ -105,7 +105,8 @@ fn rank_loads_only_the_lines_of_its_tokens() {
         }
     }
     let clip = dataset.clip(0);
-    let refused = |frames, lines| message(dataset.region(&clip, &Augment::PLAIN, &FrameRegion { frames, lines }));
+    let refused =
+        |frames, lines| refusal!(Shape, dataset.region(&clip, &Augment::PLAIN, &FrameRegion { frames, lines }));
     assert!(refused(0..1, 8..25).contains("lines 8..25"));
     assert!(refused(0..1, 8..8).contains("lines 8..8"));
     assert!(refused(0..2, 0..8).contains("frames 0..2"));
@@ -124,7 +125,7 @@ fn damage_in_a_png_is_an_error_that_names_it() {
     let dataset = open(&config(1, 600, 800), folder.path());
     let named = |what: &str, reason: &str, bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        let error = message(dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..1));
+        let error = refusal!(Data, dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..1));
         assert!(error.contains("a.png, clip 0") && error.contains(reason), "{what}: {error}");
     };
     named("cut", "it is cut short or damaged", &whole[..whole.len() * 2 / 3]);

@@ -132,20 +132,20 @@ fn damaged_clip_is_an_error_in_its_place_and_ends_the_loader() {
     for _ in 0..3 {
         loader.next().unwrap().unwrap();
     }
-    let error = message(loader.next().unwrap());
+    let error = refusal!(Data, loader.next().unwrap());
     assert!(error.contains("b.mkv") && error.contains("clip 3 from frame 12"), "{error}");
     assert!(loader.next().is_none() && loader.next().is_none());
 
     let mut loader =
         Loader::new(dataset.clone(), FrameRegion::whole(0..4, 40), 2, std::iter::once(dataset.plain(11))).unwrap();
-    assert!(message(loader.next().unwrap()).contains("there are 11"));
+    assert!(refusal!(Data, loader.next().unwrap()).contains("there are 11"));
     let panics = (0..3u64).map({
         let dataset = dataset.clone();
         move |i| if i < 1 { dataset.plain(0) } else { panic!("on purpose") }
     });
     let mut loader = Loader::new(dataset, FrameRegion::whole(0..4, 40), 2, panics).unwrap();
     loader.next().unwrap().unwrap();
-    assert!(message(loader.next().unwrap()).contains("panicked"));
+    assert!(refusal!(Data, loader.next().unwrap()).contains("panicked"));
     assert!(loader.next().is_none());
 }
 

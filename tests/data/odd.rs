@@ -124,7 +124,7 @@ fn a_size_that_changes_out_of_a_quick_look_s_sight_is_an_error_that_names_the_fr
     let path = dented(folder.path());
     let dataset = open(&config(4, 48, 64), &path);
     assert_eq!(dataset.len(), 9, "the first frame and the last are large enough");
-    let error = message(dataset.frames(&dataset.clip(4), &Augment::PLAIN, 0..4));
+    let error = refusal!(Data, dataset.frames(&dataset.clip(4), &Augment::PLAIN, 0..4));
     assert!(error.contains("dented.mkv") && error.contains("frame 16 is 32x24 (width x height), smaller"), "{error}");
     let dataset = dataset.decode_all();
     assert_eq!(dataset.len(), 6);

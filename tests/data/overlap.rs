@@ -1,7 +1,7 @@
 //! What must not be trained on, or counts twice: runs below the data, held-out clips among those trained on, copies and
 //! links.
 
-use super::media::{config, message};
+use super::media::config;
 use image::{Rgb, RgbImage};
 use longreel::data::{Apart, Dataset, Overlaps, refuse_own_output};
 use std::fs;
@@ -73,7 +73,7 @@ fn a_run_s_own_output_is_refused_as_data() {
         fs::create_dir_all(out.join(name)).unwrap();
     }
     for path in ["", "samples", "samples/deep", "checkpoints"] {
-        let error = message(refuse_own_output("data.path", &out.join(path), &out));
+        let error = refusal!(Config, refuse_own_output("data.path", &out.join(path), &out));
         assert!(error.starts_with("data.path is ") && error.ends_with("choose another run.out"), "{error}");
     }
     for path in [out.join("clips"), temp.path().to_owned(), temp.path().join("not there")] {

@@ -1,6 +1,5 @@
 //! Tests arithmetic without files: windows, resampling, patch rows.
 
-use super::media::message;
 use longreel::data::{FrameRegion, Frames, RowOrder, Windows, resample, token_grid, u8_to_unit};
 use longreel::parallel::Split;
 use proptest::prelude::*;
@@ -153,20 +152,21 @@ fn patch_rows_outside_the_region_are_an_error() {
     let frames = noise([4, 8, 8], 1);
     let held = part(&frames, &FrameRegion::whole(2..4, 8));
     let mut rows = vec![0.0; 4 * 24];
-    let mut ask =
-        |patch, tokens, len: usize| message(held.patch_rows(patch, tokens, RowOrder::ChannelLast, &mut rows[..len]));
+    let mut ask = |patch, tokens, len: usize| {
+        refusal!(Shape, held.patch_rows(patch, tokens, RowOrder::ChannelLast, &mut rows[..len]))
+    };
     assert!(ask([2, 2, 2], 15..17, 48).contains("frames 0..4"));
     assert!(ask([2, 2, 2], 32..33, 24).contains("frames 4..6"));
     assert!(ask([2, 3, 2], 16..17, 36).contains("does not divide"));
     assert!(ask([0, 2, 2], 16..17, 24).contains("does not divide"));
     assert!(ask([2, 2, 2], 16..17, 23).contains("buffer of 23"));
-    assert!(message(token_grid([5, 8, 8], [2, 2, 2])).contains("frames 5"));
+    assert!(refusal!(Shape, token_grid([5, 8, 8], [2, 2, 2])).contains("frames 5"));
     assert_eq!(token_grid([4, 8, 6], [2, 4, 3]).unwrap(), [2, 2, 2]);
     assert_eq!(FrameRegion::of_tokens(5..5, [2, 2, 2], [2, 2, 2]), FrameRegion::whole(0..0, 4));
     assert_eq!(FrameRegion::of_tokens(3..5, [2, 2, 2], [2, 2, 2]), FrameRegion::whole(0..4, 4));
     held.patch_rows([2, 2, 2], 16..32, RowOrder::ChannelLast, &mut vec![0.0; 16 * 24]).unwrap();
     let line = part(&frames, &FrameRegion { frames: 2..4, lines: 2..4 });
-    let error = message(line.patch_rows([2, 2, 2], 23..25, RowOrder::ChannelLast, &mut [0.0; 48]));
+    let error = refusal!(Shape, line.patch_rows([2, 2, 2], 23..25, RowOrder::ChannelLast, &mut [0.0; 48]));
     assert!(error.contains("lines 2..6") && error.contains("lines 2..4, are held"), "{error}");
 }
 

@@ -1,6 +1,6 @@
 //! Guidance: the formula, when it acts, and how often the network is called.
 
-use super::{message, tensor, values};
+use super::{tensor, values};
 use longreel::config::{Sample, SamplerKind};
 use longreel::diffusion::{Guidance, Sampler};
 
@@ -51,8 +51,8 @@ fn guidance_drives_a_sampler() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    assert!(message(guidance(f64::NAN, [0.0, 1.0])).contains("guidance = NaN"));
+    assert!(refusal!(Config, guidance(f64::NAN, [0.0, 1.0])).contains("guidance = NaN"));
     for interval in [[0.5, 0.4], [-0.1, 1.0], [0.0, 1.1], [f64::NAN, 1.0], [0.0, f64::NAN]] {
-        assert!(message(guidance(2.0, interval)).contains("guidance_interval"), "{interval:?}");
+        assert!(refusal!(Config, guidance(2.0, interval)).contains("guidance_interval"), "{interval:?}");
     }
 }

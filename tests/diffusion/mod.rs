@@ -19,8 +19,3 @@ fn values(x: &Tensor) -> Vec<f64> {
 fn tensor(values: &[f64]) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()
 }
-
-/// The message of an error that must be there.
-fn message<T>(result: longreel::Result<T>) -> String {
-    result.err().expect("this must be refused").to_string()
-}

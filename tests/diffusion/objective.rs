@@ -1,6 +1,6 @@
 //! Noise rows, noisy rows, row orders; the losses, their gradients, and what predictions stand for.
 
-use super::{message, tensor, values};
+use super::{tensor, values};
 use candle_core::{Device, Tensor};
 use longreel::config::{Diffusion, Prediction};
 use longreel::diffusion::{
@@ -138,11 +138,11 @@ fn predictions_stand_for_velocities_and_clean_clips() {
             assert!(close(&objective.clean(output, &x, sigma).unwrap(), &x0), "{prediction:?} {sigma}");
         }
     }
-    assert!(message(objective(Prediction::X).velocity(&x0, &eps, 0.0)).contains("sigma = 0"));
+    assert!(refusal!(Config, objective(Prediction::X).velocity(&x0, &eps, 0.0)).contains("sigma = 0"));
     assert!(objective(Prediction::X).velocity(&x0, &tensor(&[1.0]), 0.5).is_err());
     for clamp in [0.0, -1.0, 1.5, f64::NAN] {
         let config = Diffusion { clamp, ..Default::default() };
-        assert!(message(Objective::new(&config)).contains("clamp"));
+        assert!(refusal!(Config, Objective::new(&config)).contains("clamp"));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The samplers beyond their order: known values, the distribution they end in, shards, and what they refuse.
 
 use super::flows::{Gaussian, MIXTURE, network, spaced};
-use super::{message, tensor, values};
+use super::{tensor, values};
 use candle_core::{DType, Device, Tensor};
 use longreel::bail;
 use longreel::config::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
@@ -154,7 +154,7 @@ fn calls_are_counted_and_end_before_zero() {
 
 #[test]
 fn what_cannot_be_sampled_is_refused() {
-    let refuse = |sigmas: &[f64]| message(Sampler::new(Euler, sigmas.to_vec()));
+    let refuse = |sigmas: &[f64]| refusal!(Config, Sampler::new(Euler, sigmas.to_vec()));
     assert!(refuse(&[]).contains("two sigmas"));
     assert!(refuse(&[1.0]).contains("two sigmas"));
     assert!(refuse(&[1.0, f64::NAN, 0.0]).contains("sigma 1 "));
@@ -166,9 +166,10 @@ fn what_cannot_be_sampled_is_refused() {
     for kind in ALL {
         let sampler = Sampler::new(kind, vec![1.0, 0.5, 0.0]).unwrap();
         let x = tensor(&[1.0, 2.0]);
-        assert!(message(sampler.run(x.clone(), |x, _| Ok(x.narrow(0, 0, 1)?))).contains("sigma = 1"));
-        assert!(message(sampler.run(x.clone(), |x, _| Ok(x.to_dtype(DType::F32)?))).contains("F32"));
-        let failing = |x: &Tensor, sigma: f64| if sigma < 1.0 { bail!("out of memory") } else { Ok(x.clone()) };
-        assert_eq!(message(sampler.run(x.clone(), failing)), "out of memory", "{kind:?}");
+        assert!(refusal!(Shape, sampler.run(x.clone(), |x, _| Ok(x.narrow(0, 0, 1)?))).contains("sigma = 1"));
+        assert!(refusal!(Shape, sampler.run(x.clone(), |x, _| Ok(x.to_dtype(DType::F32)?))).contains("F32"));
+        let failing =
+            |x: &Tensor, sigma: f64| if sigma < 1.0 { bail!(Environment, "out of memory") } else { Ok(x.clone()) };
+        assert_eq!(refusal!(Environment, sampler.run(x.clone(), failing)), "out of memory", "{kind:?}");
     }
 }

@@ -1,6 +1,5 @@
 //! Sigmas: the shift, training draws and their quantiles, sampling lists; label dropout.
 
-use super::message;
 use longreel::config::{Diffusion, Timesteps};
 use longreel::diffusion::{LabelDropout, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep};
 
@@ -29,10 +28,10 @@ fn the_shift_follows_from_tokens_where_asked() {
     assert_eq!(resolve_shift(3.0, 0, 0).unwrap(), 3.0);
     let config = Diffusion { shift: 0.0, shift_base_tokens: 1024, timesteps: Timesteps::Uniform, ..Default::default() };
     assert_eq!(SigmaDistribution::new(&config, 9 * 1024).unwrap().quantile(0.5), 0.75);
-    assert!(message(resolve_shift(0.0, 0, 8)).contains("shift_base_tokens"));
-    assert!(message(resolve_shift(0.0, 8, 0)).contains("tokens"));
+    assert!(refusal!(Config, resolve_shift(0.0, 0, 8)).contains("shift_base_tokens"));
+    assert!(refusal!(Config, resolve_shift(0.0, 8, 0)).contains("tokens"));
     for shift in [-1.0, f64::NAN, f64::INFINITY] {
-        assert!(message(resolve_shift(shift, 8, 8)).contains("shift ="));
+        assert!(refusal!(Config, resolve_shift(shift, 8, 8)).contains("shift ="));
     }
 }
 
@@ -85,7 +84,7 @@ fn labels_are_dropped_at_their_share_and_not_with_the_timestep() {
     let mean = sigmas.sum::<f64>() / (share * n as f64);
     assert!((mean - 0.5).abs() < 0.03, "{mean}");
     for share in [-0.1, 1.1, f64::NAN] {
-        assert!(message(dropout(share)).contains("label_dropout"));
+        assert!(refusal!(Config, dropout(share)).contains("label_dropout"));
     }
 }
 
@@ -97,15 +96,15 @@ fn sampling_goes_from_one_to_zero() {
     assert!(close(&inference_sigmas(2, 3.0).unwrap(), &shifted));
     assert_eq!(inference_sigmas(1, 3.0).unwrap(), [1.0, 0.0]);
     assert!(inference_sigmas(5000, 9.0).unwrap().is_sorted_by(|a, b| a > b));
-    assert!(message(inference_sigmas(0, 1.0)).contains("steps = 0"));
+    assert!(refusal!(Config, inference_sigmas(0, 1.0)).contains("steps = 0"));
     for shift in [0.0, -1.0, f64::NAN] {
-        assert!(message(inference_sigmas(3, shift)).contains("shift ="));
+        assert!(refusal!(Config, inference_sigmas(3, shift)).contains("shift ="));
     }
 }
 
 #[test]
 fn distributions_out_of_range_are_refused() {
-    let refuse = |config: Diffusion| message(SigmaDistribution::new(&config, 64));
+    let refuse = |config: Diffusion| refusal!(Config, SigmaDistribution::new(&config, 64));
     assert!(refuse(Diffusion { logit_mean: f64::NAN, ..Default::default() }).contains("logit_mean"));
     assert!(refuse(Diffusion { logit_std: -1.0, ..Default::default() }).contains("logit_std"));
     assert!(refuse(Diffusion { logit_std: f64::INFINITY, ..Default::default() }).contains("logit_std"));

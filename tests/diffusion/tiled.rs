@@ -1,7 +1,7 @@
 //! The samplers tile by tile against their plain form: the same bits, in any order of tiles.
 
 use super::flows::{MIXTURE, network, spaced};
-use super::{message, values};
+use super::values;
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
 use longreel::config::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
@@ -77,9 +77,9 @@ impl Velocity for Wrong {
 fn velocities_that_do_not_fit_are_refused() {
     let kinds: [SamplerKind; 4] = [Euler, Heun, Dpmpp, Unipc];
     for sampler in kinds.map(|kind| Sampler::new(kind, vec![1.0, 0.5, 0.0]).unwrap()) {
-        let refused = |wrong| message(sampler.run_in_tiles(noise(DType::F32), &mut Wrong(wrong)));
-        assert!(refused(|x| Ok(x.narrow(0, 0, 3)?)).contains("sigma = 1, rows 0..4"));
-        assert!(refused(|x| Ok(x.to_dtype(DType::F64)?)).contains("F64"));
-        assert_eq!(refused(|_| longreel::bail!("out of memory")), "out of memory");
+        let run = |wrong| sampler.run_in_tiles(noise(DType::F32), &mut Wrong(wrong));
+        assert!(refusal!(Shape, run(|x| Ok(x.narrow(0, 0, 3)?))).contains("sigma = 1, rows 0..4"));
+        assert!(refusal!(Shape, run(|x| Ok(x.to_dtype(DType::F64)?))).contains("F64"));
+        assert_eq!(refusal!(Environment, run(|_| longreel::bail!(Environment, "out of memory"))), "out of memory");
     }
 }

@@ -104,9 +104,9 @@ fn loading_asks_for_every_name_and_refuses_another_length() {
     let short = |name: &str| Ok(if name == "proj_out.bias" { normal(1, 7) } else { read(name)? });
     let said = Model::load(&tiny(), DType::F32, false, short).err().unwrap().to_string();
     assert!(said.contains("proj_out.bias") && said.contains('7') && said.contains("[8]"), "{said}");
-    let missing = |name: &str| longreel::bail!("{name} is missing");
+    let missing = |name: &str| longreel::bail!(Data, "{name} is missing");
     assert!(Model::load(&tiny(), DType::F32, false, missing).is_err());
     let unit = &from.units[0];
-    let said = unit.param("blocks.9.nothing").unwrap_err().to_string();
+    let said = refusal!(Shape, unit.param("blocks.9.nothing"));
     assert!(said.contains("embed") && said.contains("blocks.9.nothing"), "{said}");
 }

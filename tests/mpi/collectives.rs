@@ -86,10 +86,10 @@ fn from_two_threads(world: &Arc<dyn Communicator>) -> Result<()> {
 
 /// On a process: its [`results`], as a file of its rank.
 pub fn save(launch: &Launch, folder: &Path) -> Result<()> {
-    let Some(ranks) = launch.processes() else { bail!("not under mpirun") };
+    let Some(ranks) = launch.processes() else { bail!(Environment, "not under mpirun") };
     let saved = |comm: Arc<dyn Communicator>| {
         let file = folder.join(comm.rank().to_string());
-        let text = serde_json::to_string(&results(comm)?).map_err(|e| Error::Invalid(e.to_string()))?;
+        let text = serde_json::to_string(&results(comm)?).map_err(|e| Error::Data(e.to_string()))?;
         std::fs::write(&file, text).map_err(|e| Error::io(&file, e))
     };
     launch.run(ranks, saved).map(|_| ())
@@ -133,7 +133,7 @@ pub fn waiting(launch: &Launch) -> Result<()> {
         comm.barrier()?;
         let (waited, used) = (start.elapsed().as_secs_f64(), processor_time() - used);
         if waited < 1.9 || used > 0.2 * waited {
-            bail!("waiting for {waited:.2} s took {used:.2} s of a processor")
+            bail!(Environment, "waiting for {waited:.2} s took {used:.2} s of a processor")
         }
         Ok(())
     };
@@ -164,12 +164,12 @@ pub fn long(launch: &Launch) -> Result<()> {
         let received = comm.all_to_all(send, &shapes)?;
         eprintln!("rank {}: {n} bytes in {:.2} s", comm.rank(), start.elapsed().as_secs_f64());
         if !right(&received[other], other)? {
-            bail!("all_to_all brought other bytes")
+            bail!(Data, "all_to_all brought other bytes")
         }
         drop(received);
         comm.broadcast(&mine, 0)?;
         if !right(&mine, 0)? {
-            bail!("broadcast brought other bytes")
+            bail!(Data, "broadcast brought other bytes")
         }
         drop(mine);
         let numbers = n / 4;
@@ -178,7 +178,7 @@ pub fn long(launch: &Launch) -> Result<()> {
         let sum = Tensor::from_vec(of(comm.rank()).collect::<Vec<_>>(), numbers, &Device::Cpu)?;
         comm.all_reduce(&sum, Reduce::Sum)?;
         if sum.to_vec1::<f32>()?.iter().enumerate().any(|(i, &x)| x != value(0, i) + value(1, i)) {
-            bail!("all_reduce gave another sum")
+            bail!(Data, "all_reduce gave another sum")
         }
         Ok(())
     };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// On a process: what `case` names goes wrong; what this rank saw of it, as a file of its rank.
 pub fn failing(launch: &Launch, case: &str, folder: &Path) -> Result<()> {
-    let Some(ranks) = launch.processes() else { bail!("not under mpirun") };
+    let Some(ranks) = launch.processes() else { bail!(Environment, "not under mpirun") };
     let (kind, detail) = case.split_once(' ').unwrap_or((case, ""));
     let work = |world: Arc<dyn Communicator>| {
         let r = world.rank();
@@ -50,7 +50,7 @@ fn among_odd_and_even(world: Arc<dyn Communicator>, failure: &str, collective: &
     if r == 2 {
         std::thread::sleep(Duration::from_millis(30)); // the others wait already
         match failure {
-            "error" => bail!("clip 17 is broken"),
+            "error" => bail!(Data, "clip 17 is broken"),
             "panic" => panic!("index {} out of bounds", 17),
             _ => return Ok(()),
         }

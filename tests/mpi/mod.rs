@@ -71,7 +71,7 @@ fn child() {
             "waiting" => collectives::waiting(launch),
             "long" => collectives::long(launch),
             "failing" => failures::failing(launch, detail, folder),
-            _ => bail!("no such work: {name}"),
+            _ => bail!(Config, "no such work: {name}"),
         };
         let report = |outcome: &Result<()>| {
             if let Err(e) = outcome {

@@ -152,7 +152,7 @@ fn a_missing_or_mistyped_variable_is_named() {
     // What one process alone can know is its own error, so that it says so itself.
     assert!(matches!(fails(variables(&[("LOCAL_RANK", None)])), Error::Rank { rank: 2, .. }));
     let last = [("TORCHELASTIC_USE_AGENT_STORE", Some("True")), ("MASTER_PORT", Some("65535"))];
-    assert!(fails(variables(&last)).to_string().contains("choose a lower port"));
+    assert!(refusal!(Environment, variables(&last)).contains("choose a lower port"));
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn a_failing_rank_stops_all_others_with_its_message() {
         let jobs = (0..3).map(|rank| job(rank, 3, port)).collect();
         let outcomes = on_all(jobs, limits(), move |party| {
             let work = match party.rank() == failing {
-                true => Err(Error::Invalid("no room on the disk".into())),
+                true => Err(Error::Environment("no room on the disk".into())),
                 false => party.exchange(b"").map(|_| ()),
             };
             party.finish_together(work)

@@ -227,8 +227,8 @@ fn mesh_has_sequence_innermost_and_refuses_uneven_groups() {
     ];
     assert_eq!(results.unwrap(), expected);
     for data in [0, 4] {
-        let e = fails(run_threads(6, 1, move |comm| Mesh::new(comm, data, 2, 0).map(|_| ())));
-        assert!(e.to_string().contains(&format!("6 ranks cannot form {data} data-parallel groups")), "{e}");
+        let e = refusal!(Shape, run_threads(6, 1, move |comm| Mesh::new(comm, data, 2, 0).map(|_| ())));
+        assert!(e.contains(&format!("6 ranks cannot form {data} data-parallel groups")), "{e}");
     }
     let mesh = Mesh::new(Arc::new(Single), 1, 1, 0).unwrap();
     assert_eq!((mesh.data.size(), mesh.sequence.all.size()), (1, 1));
@@ -239,7 +239,7 @@ fn agree_names_the_ranks_that_differ() {
     run_threads(4, 1, |comm| agree(&*comm, "the seed", u64::MAX)).unwrap();
     agree(&Single, "the seed", 3).unwrap();
     let messages =
-        run_threads(3, 1, |comm| Ok(fails(agree(&*comm, "the seed", 5 + comm.rank() as u64 / 2)).to_string()));
+        run_threads(3, 1, |comm| Ok(refusal!(Environment, agree(&*comm, "the seed", 5 + comm.rank() as u64 / 2))));
     for message in messages.unwrap() {
         assert!(message.contains("disagree on the seed: rank 0 has 5, rank 1 has 5, rank 2 has 6"), "{message}");
     }

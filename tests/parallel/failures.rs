@@ -41,7 +41,7 @@ fn fail_at(collective: Collective, failure: Failure, split: bool, late: bool) ->
                 std::thread::sleep(Duration::from_millis(20)); // the others wait already
             }
             match failure {
-                Failure::Error => bail!("clip 17 is broken"),
+                Failure::Error => bail!(Data, "clip 17 is broken"),
                 Failure::Panic => panic!("index {} out of bounds", 17),
                 Failure::Return => return Ok(()),
             }
@@ -70,7 +70,7 @@ fn a_failing_rank_stops_all_others_at_every_collective_with_its_own_error() {
                     let (error, mut seen) = fail_at(collective, failure, split, late);
                     let case = format!("{} {failure:?} split {split} late {late}: {error}; {seen:?}", collective.0);
                     match (failure, &error) {
-                        (Failure::Error, Error::Invalid(m)) => assert_eq!(m, "clip 17 is broken", "{case}"),
+                        (Failure::Error, Error::Data(m)) => assert_eq!(m, "clip 17 is broken", "{case}"),
                         (Failure::Panic, Error::Rank { rank: 2, message }) => {
                             assert_eq!(message, "panicked: index 17 out of bounds", "{case}")
                         }
@@ -115,10 +115,10 @@ fn of_two_failures_the_first_is_reported() {
     for _ in 0..20 {
         let result = run_threads(3, 1, |comm| -> Result<()> {
             match comm.rank() {
-                2 => bail!("the cause"),
+                2 => bail!(Data, "the cause"),
                 // Rank 0 fails in turn because of it.
                 0 => match comm.barrier() {
-                    Err(Error::Rank { rank: 2, .. }) => bail!("the consequence"),
+                    Err(Error::Rank { rank: 2, .. }) => bail!(Data, "the consequence"),
                     other => other,
                 },
                 _ => comm.barrier(),

@@ -52,7 +52,7 @@ fn without_a_launcher_ranks_are_threads_as_many_as_asked_for() {
     assert_eq!(launch.rank0_first(|| Ok(7)).unwrap(), 7);
     assert_eq!(launch.run(3, |comm| Ok((comm.rank(), comm.size()))).unwrap(), [(0, 3), (1, 3), (2, 3)]);
     let mut reported = None;
-    let outcome = launch.run_to_exit(|_| longreel::bail!("no"), |outcome| reported = Some(outcome.is_err()));
+    let outcome = launch.run_to_exit(|_| longreel::bail!(Data, "no"), |outcome| reported = Some(outcome.is_err()));
     assert_eq!((outcome.unwrap_err().to_string(), reported), ("no".to_owned(), Some(true)));
 }
 

@@ -18,7 +18,7 @@ fn the_time_for_joining_is_the_environments() {
     let day = Duration::from_secs(86_400);
     assert_eq!(limits(Some(" 86400 ")).unwrap(), Limits { joining: day, starting: day, ..Limits::default() });
     for bad in ["0", "-1", "86401", "1.5", "soon"] {
-        let said = limits(Some(bad)).unwrap_err().to_string();
+        let said = refusal!(Config, limits(Some(bad)));
         assert!(said.starts_with(&format!("LONGREEL_JOIN_SECONDS is \"{bad}\": ")), "{said}");
     }
 }

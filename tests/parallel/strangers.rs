@@ -85,7 +85,7 @@ fn good(job: TorchrunEnv, limits: Limits) -> Receiver<Result<Vec<Vec<u8>>>> {
     thread::spawn(move || {
         send.send(ControlPlane::join(&job, limits).and_then(|party| {
             let all = party.exchange(&[job.rank as u8]);
-            party.finish_together(all.as_ref().map(drop).map_err(|e| longreel::Error::Invalid(e.to_string())))?;
+            party.finish_together(all.as_ref().map(drop).map_err(|e| longreel::Error::Environment(e.to_string())))?;
             all
         }))
     });

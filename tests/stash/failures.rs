@@ -59,7 +59,7 @@ fn failing(at: Copy, panics: bool) -> Hook {
             panic!("a bad copy");
         }
         if copy == at {
-            bail!("a bad copy")
+            bail!(Environment, "a bad copy")
         }
         Ok(())
     })

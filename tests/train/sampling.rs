@@ -219,7 +219,7 @@ fn a_failure_to_take_a_clip_ends_the_sampling() {
         let clips = ClipSpec::numbered([Some(0); 4]);
         sampler(&model, &objective, &sequence, &request).sample_all(&clips, 2, &|_| {}, |number, _| {
             assert!(number < 2, "went on");
-            if number == 1 { Err(Error::Invalid("no room for clip 1".into())) } else { Ok(()) }
+            if number == 1 { Err(Error::Environment("no room for clip 1".into())) } else { Ok(()) }
         })
     });
     assert!(result.expect_err("clip 1 fails").to_string().contains("no room for clip 1"));
@@ -296,7 +296,7 @@ fn a_failure_to_take_a_band_ends_all_ranks() {
         let mut taken = 0;
         Sampled::new(local, [1, 64, 16384], [1, 16, 16])?.bands(comm.as_ref(), |_| {
             taken += 1;
-            if taken == 2 { Err(Error::Invalid("no room".into())) } else { Ok(()) }
+            if taken == 2 { Err(Error::Environment("no room".into())) } else { Ok(()) }
         })
     });
     assert!(result.expect_err("rank 0 fails").to_string().contains("no room"));

@@ -172,7 +172,7 @@ fn backward_as(
 fn check_on(isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
     let shape = check::operands(q, k, v, scale)?;
     if !isa.is_available() {
-        bail!("attention: this CPU lacks the features of the {isa:?} path");
+        bail!(Environment, "attention: this CPU lacks the features of the {isa:?} path");
     }
     Ok(shape)
 }
@@ -183,14 +183,14 @@ fn heads<'a, E: PackedElement + candle_core::WithDType>(
 ) -> Result<Heads<'a, E>> {
     let (storage, layout) = tensor;
     let Storage::Cpu(storage) = &**storage else {
-        bail!("attention: the tensor is not on the CPU");
+        bail!(Shape, "attention: the tensor is not on the CPU");
     };
     let data = <E as candle_core::WithDType>::cpu_storage_as_slice(storage)?;
     let &[_, heads, rows, dim] = layout.dims() else {
-        bail!("attention: the tensor is {:?}, expected four dims", layout.dims());
+        bail!(Shape, "attention: the tensor is {:?}, expected four dims", layout.dims());
     };
     let &[batch, head, row, _] = layout.stride() else {
-        bail!("attention: the tensor is {:?}, expected four dims", layout.dims());
+        bail!(Shape, "attention: the tensor is {:?}, expected four dims", layout.dims());
     };
     Ok(Heads { data: &data[layout.start_offset()..], strides: [batch, head, row], heads, rows, dim })
 }

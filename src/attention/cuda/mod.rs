@@ -61,6 +61,7 @@ impl Kernels {
             (DType::BF16, 128, true) => names!("partial_bf16_d128"),
             (DType::F32, _, _) => names!("f32"),
             _ => bail!(
+                Shape,
                 "attention on a GPU: {dtype:?} with heads of {d}; there is bf16 with heads of 64, 96 or 128, and f32, for checks"
             ),
         };

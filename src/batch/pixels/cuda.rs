@@ -81,7 +81,9 @@ fn draw(
     }
     let kernel = Kernel::of(device, "noisy_patches")?;
     clips.runs(rows, |clip, tokens, values| {
-        let (Some(pixels), row) = (&clip.pixels, clips.row()) else { bail!("a clip's pixels are not on the GPU") };
+        let (Some(pixels), row) = (&clip.pixels, clips.row()) else {
+            bail!(Shape, "a clip's pixels are not on the GPU")
+        };
         let lent = Lent::new(pixels);
         let view = lent.view::<u8>()?;
         let (pixels, _guard) = view.device_ptr(&stream);

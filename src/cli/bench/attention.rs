@@ -49,7 +49,7 @@ pub fn run(args: &AttentionArgs) -> Result<Report> {
     let isa = args.path.as_deref().map_or(Ok(Isa::best()), named)?;
     let device = device_of(args.device, 1)?;
     if device.is_cuda() && args.path.is_some() {
-        bail!("--path is of CPUs: leave it out, or --device cuda")
+        bail!(Config, "--path is of CPUs: leave it out, or --device cuda")
     }
     if device.is_cuda() {
         check_on_gpu(args.dtype == Compute::Bf16, args.head_dim, args.tokens)?;
@@ -62,8 +62,10 @@ fn named(name: &str) -> Result<Isa> {
     let available: Vec<&str> = Isa::ALL.into_iter().filter(|p| p.is_available()).map(Isa::name).collect();
     match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
         Some(isa) if isa.is_available() => Ok(isa),
-        Some(_) => bail!("--path {name}: this CPU lacks its features; it can run {}", available.join(", ")),
-        None => bail!("--path {name}: no such path; this CPU can run {}", available.join(", ")),
+        Some(_) => {
+            bail!(Environment, "--path {name}: this CPU lacks its features; it can run {}", available.join(", "))
+        }
+        None => bail!(Config, "--path {name}: no such path; this CPU can run {}", available.join(", ")),
     }
 }
 

@@ -79,6 +79,7 @@ fn difference(runs: usize, engines: &[Engine; 2], mut f: impl FnMut(&Engine) -> 
     match median(seconds.split_off(1)) {
         median if median > 0.0 => Ok(median),
         _ => bail!(
+            Config,
             "two blocks took no longer than one: too small a shape for this machine; use a larger one or more --runs"
         ),
     }

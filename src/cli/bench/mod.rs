@@ -68,7 +68,7 @@ fn device_of(wanted: Option<Hardware>, ranks: usize) -> Result<Device> {
 /// Runs `f` with `threads` threads (default: all), as a rank of training runs; `f` is told how many there are.
 fn on_threads<T: Send>(threads: Option<usize>, f: impl Fn(usize) -> Result<T> + Sync) -> Result<T> {
     let threads = threads.unwrap_or_else(|| super::threads_per_rank(1));
-    let Some(result) = run_threads(1, threads, |_| f(threads))?.pop() else { bail!("no rank") };
+    let Some(result) = run_threads(1, threads, |_| f(threads))?.pop() else { bail!(Environment, "no rank") };
     Ok(result)
 }
 

@@ -35,7 +35,7 @@ pub fn run(args: &PeakArgs) -> Result<Report> {
     let device = device_of(args.device, 1)?;
     if device.is_cuda() {
         if args.threads.is_some() {
-            bail!("--threads is of CPUs: leave it out, or --device cuda")
+            bail!(Config, "--threads is of CPUs: leave it out, or --device cuda")
         }
         return on_gpu(&device);
     }
@@ -74,14 +74,15 @@ const GPU_COPIES: [(&str, &str); 3] = [
 /// GB/s of copies on the GPU (read and written), from the host's pinned memory to the GPU, and back.
 #[cfg(feature = "cuda")]
 fn gpu_copies(device: &Device) -> Result<[f64; 3]> {
-    let rates = crate::cuda::copies_per_second(device.as_cuda_device()?)
-        .map_err(|e| Error::Invalid(format!("copies of 512 MiB on the GPU and to its host cannot be measured: {e}")))?;
+    let rates = crate::cuda::copies_per_second(device.as_cuda_device()?).map_err(|e| {
+        Error::Environment(format!("copies of 512 MiB on the GPU and to its host cannot be measured: {e}"))
+    })?;
     Ok(rates.map(|rate| rate / 1e9))
 }
 
 #[cfg(not(feature = "cuda"))]
 fn gpu_copies(_: &Device) -> Result<[f64; 3]> {
-    bail!("this longreel was built without CUDA")
+    bail!(Environment, "this longreel was built without CUDA")
 }
 
 /// GB/s, read and written, of copying an array on all threads: the best of four: the first has to get its pages.

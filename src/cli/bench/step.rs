@@ -72,7 +72,7 @@ pub fn run(args: &StepArgs) -> Result<Report> {
     let device = device_of(args.device, args.ranks)?;
     let threads = args.threads.unwrap_or_else(|| threads_per_rank(args.ranks));
     let ranks = run_threads(args.ranks, threads, |comm| measure(args, &config, grid, &device, comm))?;
-    let Some(first) = ranks.first() else { bail!("no rank") };
+    let Some(first) = ranks.first() else { bail!(Environment, "no rank") };
     let step = |part: fn(&Seconds) -> f64| median(first.steps.iter().map(part).collect());
     let mut facts = args.shape.facts(tokens, args.layers);
     facts.extend([("ranks", json!(args.ranks)), ("threads", json!(threads))]);

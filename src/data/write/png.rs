@@ -55,7 +55,7 @@ impl PngWriter {
     pub fn create(path: &Path, height: usize, width: usize) -> Result<Self> {
         let most = i32::MAX as usize; // PNG's own limit
         if height == 0 || width == 0 || height > most || width > most {
-            bail!("{}: a PNG cannot have {width}x{height} pixels", path.display())
+            bail!(Data, "{}: a PNG cannot have {width}x{height} pixels", path.display())
         }
         let file = NewFile::begin(path)?;
         let trouble = Arc::new(AtomicI32::new(0));
@@ -80,7 +80,7 @@ impl PngWriter {
         let count = lines.len() / self.line;
         if !lines.len().is_multiple_of(self.line) || count > self.left {
             let (path, bytes, line) = (self.file.target().display(), lines.len(), self.line);
-            bail!("{path}: {bytes} bytes are not lines of {line} bytes, of which {} are to come", self.left)
+            bail!(Shape, "{path}: {bytes} bytes are not lines of {line} bytes, of which {} are to come", self.left)
         }
         self.stream
             .write_all(lines)
@@ -97,7 +97,7 @@ impl PngWriter {
         let Self { left, stream, trouble, file, .. } = self;
         if left > 0 {
             let missing = counted(left, "line of the picture is", "lines of the picture are");
-            bail!("{}: {missing} missing", file.target().display())
+            bail!(Shape, "{}: {missing} missing", file.target().display())
         }
         let finished = stream.finish();
         if let Some(e) = system_error(&trouble) {
@@ -120,6 +120,6 @@ fn system_error(trouble: &AtomicI32) -> Option<io::Error> {
 fn failing(path: &Path, error: png::EncodingError) -> Error {
     match error {
         png::EncodingError::IoError(e) => failed(path, e),
-        other => Error::Invalid(format!("{}: {other}", path.display())),
+        other => Error::Data(format!("{}: {other}", path.display())),
     }
 }

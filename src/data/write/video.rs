@@ -78,6 +78,7 @@ fn find(name: &Path, encoders: &[&str]) -> Result<ffmpeg::Codec> {
     match encoders.iter().find_map(|encoder| encoder::find_by_name(encoder)) {
         Some(codec) => Ok(codec),
         None => bail!(
+            Environment,
             "{}: this FFmpeg has no encoder for it ({}); use .gif or another kind, or an FFmpeg built with it",
             name.display(),
             encoders.join(", ")
@@ -148,10 +149,10 @@ impl FrameEncoder {
         check_fps(fps)?;
         let largest = container.largest();
         if height == 0 || width == 0 || height.max(width) > largest {
-            bail!("{}: a video cannot have {width}x{height} pixels; 1 to {largest} are possible", name.display());
+            bail!(Data, "{}: a video cannot have {width}x{height} pixels; 1 to {largest} are possible", name.display());
         }
         if path.to_str().is_none() {
-            bail!("{}: FFmpeg can only write to paths in UTF-8", name.display());
+            bail!(Config, "{}: FFmpeg can only write to paths in UTF-8", name.display());
         }
         let codec = find(name, encoders)?;
         let mut output = format::output_as(&path, container.name()).map_err(|e| failed(name, e))?;
@@ -225,7 +226,7 @@ impl FrameEncoder {
 
     fn finish(mut self) -> Result<()> {
         if self.count == 0 {
-            bail!("{}: a clip without frames cannot be written", self.name.display());
+            bail!(Data, "{}: a clip without frames cannot be written", self.name.display());
         }
         self.encoder.send_eof().map_err(|e| failed(&self.name, e))?;
         self.drain()?;
@@ -287,7 +288,7 @@ fn start_ffmpeg(name: &Path) -> Result<()> {
 fn failed(name: &Path, error: ffmpeg::Error) -> Error {
     match error {
         ffmpeg::Error::Other { errno } => Error::io(name, std::io::Error::from_raw_os_error(errno)),
-        other => Error::Invalid(format!("{}: FFmpeg could not write the video: {other}", name.display())),
+        other => Error::Data(format!("{}: FFmpeg could not write the video: {other}", name.display())),
     }
 }
 

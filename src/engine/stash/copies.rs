@@ -111,7 +111,7 @@ impl Copies {
         let mut state = self.shared.wait(state, |state| !state.blocks.iter().any(busy))?;
         let layout = Layout::new(shapes, &self.settings);
         let reserved = self.shared.store.reserve(blocks, layout.size);
-        reserved.map_err(|e| Error::Invalid(format!("rank {}: {e}", self.shared.rank)))?;
+        reserved.map_err(|e| Error::Environment(format!("rank {}: {e}", self.shared.rank)))?;
         let size = layout.size;
         state.layout = Some(Arc::new(layout));
         state.blocks.clear();
@@ -124,12 +124,12 @@ impl Copies {
         let state = self.shared.lock();
         let mut state = self.shared.wait(state, |state| state.blocks.iter().filter(flying).count() < FLYING)?;
         let blocks = state.blocks.len();
-        let Some(layout) = &state.layout else { bail!("stash: no step has begun") };
+        let Some(layout) = &state.layout else { bail!(Shape, "stash: no step has begun") };
         let residuals = layout.stored(residuals)?;
         let now = self.shared.pool.now()?;
         match state.blocks.get_mut(i) {
             Some(block @ Block::Nowhere) => *block = Block::Waits(residuals, now.clone()),
-            _ => bail!("stash: block {i} of {blocks} was put twice, or there is no such block"),
+            _ => bail!(Shape, "stash: block {i} of {blocks} was put twice, or there is no such block"),
         }
         // Backward begins with the last block.
         state.wanted = (i + 1 == blocks).then_some((i, now));
@@ -180,7 +180,7 @@ impl Shared {
     ) -> Result<MutexGuard<'a, State>> {
         loop {
             if let Some(message) = &state.failure {
-                return Err(Error::Invalid(message.clone()));
+                return Err(Error::Environment(message.clone()));
             }
             if done(&state) {
                 return Ok(state);
@@ -205,7 +205,7 @@ impl Shared {
             };
             let outcome = catch_unwind(AssertUnwindSafe(copy)).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-                bail!("a copy panicked: {}", text.unwrap_or("(no message)"))
+                bail!(Environment, "a copy panicked: {}", text.unwrap_or("(no message)"))
             });
             state = self.lock();
             match outcome {
@@ -227,7 +227,7 @@ impl Shared {
         layout: Option<&Layout>,
         copier: &mut Copier,
     ) -> Result<Block> {
-        let Some(layout) = layout else { bail!("stash: no step has begun") };
+        let Some(layout) = layout else { bail!(Shape, "stash: no step has begun") };
         match waiting {
             Some(residuals) => {
                 (self.hook)(Copy::Write(i))?;

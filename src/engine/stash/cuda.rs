@@ -23,7 +23,7 @@ use crate::{Error, Result, bail};
 fn pin(context: &Arc<CudaContext>, bytes: usize) -> Result<PinnedHostSlice<u8>> {
     // SAFETY: bytes of any value are bytes; nothing is read of them that was not written.
     unsafe { context.alloc_pinned_with_flags(bytes, 0) }.map_err(|e| {
-        Error::Invalid(format!(
+        Error::Environment(format!(
             "stash: cannot pin {bytes} bytes of memory ({e:?}): set stash.where = \"disk\", stash.dtype = \"bf16\" or \
              stash.keep_attention = false"
         ))
@@ -31,7 +31,7 @@ fn pin(context: &Arc<CudaContext>, bytes: usize) -> Result<PinnedHostSlice<u8>> 
 }
 
 fn failed(e: DriverError) -> Error {
-    Error::Invalid(format!("stash: the GPU cannot copy: {}", meaning(e)))
+    Error::Environment(format!("stash: the GPU cannot copy: {}", meaning(e)))
 }
 
 /// An event of the stream that Candle computes in.
@@ -60,7 +60,7 @@ impl Pinned {
         let mut bytes = blocks[block].lock().unwrap_or_else(PoisonError::into_inner);
         let range = offset as usize..offset as usize + length;
         let Some(part) = bytes.as_mut_slice().map_err(failed)?.get_mut(range.clone()) else {
-            bail!("stash: bytes {range:?} were not reserved")
+            bail!(Shape, "stash: bytes {range:?} were not reserved")
         };
         f(part)
     }
@@ -176,7 +176,7 @@ impl CopyStream {
         }
         match &mut self.staging {
             Some(bytes) => bytes.as_mut_slice().map_err(failed),
-            None => bail!("stash: no staging memory"),
+            None => bail!(Shape, "stash: no staging memory"),
         }
     }
 }
@@ -188,15 +188,15 @@ fn bytes_of<'a>(lent: &'a Lent, t: &Tensor) -> Result<CudaView<'a, u8>> {
     let bytes = match t.dtype() {
         DType::F32 => unsafe { lent.view::<f32>()?.transmute(4 * n) },
         DType::BF16 => unsafe { lent.view::<bf16>()?.transmute(2 * n) },
-        other => bail!("stash: a GPU stashes f32 and bf16, got {other:?}"),
+        other => bail!(Shape, "stash: a GPU stashes f32 and bf16, got {other:?}"),
     };
-    bytes.ok_or_else(|| Error::Invalid(format!("stash: {:?} is more than its storage holds", t.dims())))
+    bytes.ok_or_else(|| Error::Shape(format!("stash: {:?} is more than its storage holds", t.dims())))
 }
 
 /// Calls `f` with a contiguous tensor's bytes, to be changed in place.
 fn change_bytes(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, u8>) -> Result<()>) -> Result<()> {
     let n = t.elem_count();
-    let short = || Error::Invalid(format!("stash: {:?} is more than its storage holds", t.dims()));
+    let short = || Error::Shape(format!("stash: {:?} is more than its storage holds", t.dims()));
     // SAFETY (of both): as in `bytes_of`, and any bytes are elements.
     match t.dtype() {
         DType::F32 => {
@@ -205,6 +205,6 @@ fn change_bytes(t: &Tensor, f: impl FnOnce(CudaViewMut<'_, u8>) -> Result<()>) -
         DType::BF16 => {
             change_as::<bf16, _>(t, |mut to| Ok(unsafe { to.transmute_mut(2 * n) }.ok_or_else(short).and_then(f)))?
         }
-        other => bail!("stash: a GPU stashes f32 and bf16, got {other:?}"),
+        other => bail!(Shape, "stash: a GPU stashes f32 and bf16, got {other:?}"),
     }
 }

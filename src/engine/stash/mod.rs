@@ -200,5 +200,5 @@ pub fn check_room(settings: &Settings, blocks: usize, shapes: &Shapes) -> Result
 }
 
 fn not_there(i: usize) -> Error {
-    Error::Invalid(format!("stash: block {i} was not put, or was taken twice"))
+    Error::Shape(format!("stash: block {i} was not put, or was taken twice"))
 }

@@ -133,7 +133,7 @@ impl Layout {
                 lse.write(store, block, &attention.lse, copier)
             }
             (None, None) => Ok(()),
-            _ => bail!("stash: attention's output was put by mistake, or not put"),
+            _ => bail!(Shape, "stash: attention's output was put by mistake, or not put"),
         }
     }
 
@@ -207,7 +207,12 @@ impl Field {
         let dtype = if t.device().is_cpu() { self.dtype } else { self.stored };
         if (t.dims(), t.dtype()) != (&self.dims, dtype) {
             let dims = &self.dims;
-            bail!("stash: a tensor of {:?} {:?} was put where {dims:?} {dtype:?} was announced", t.dims(), t.dtype())
+            bail!(
+                Shape,
+                "stash: a tensor of {:?} {:?} was put where {dims:?} {dtype:?} was announced",
+                t.dims(),
+                t.dtype()
+            )
         }
         let t = t.contiguous()?;
         if t.elem_count() == 0 {

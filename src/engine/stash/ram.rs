@@ -19,7 +19,7 @@ impl Tensors {
 
     pub fn put(&mut self, i: usize, residuals: Residuals) -> Result<()> {
         let blocks = self.0.len();
-        let Some(slot) = self.0.get_mut(i) else { bail!("stash: block {i} of {blocks}") };
+        let Some(slot) = self.0.get_mut(i) else { bail!(Shape, "stash: block {i} of {blocks}") };
         *slot = Some(residuals);
         Ok(())
     }
@@ -43,7 +43,7 @@ impl Bytes {
         let tensors = blocks.get(block).map(|block| block.lock().unwrap_or_else(PoisonError::into_inner));
         match tensors.and_then(|mut tensors| f(&mut tensors)) {
             Some(result) => Ok(result),
-            None => bail!("stash: bytes of block {block} that are not there"),
+            None => bail!(Shape, "stash: bytes of block {block} that are not there"),
         }
     }
 }

@@ -110,17 +110,17 @@ impl Group {
         let call_text = format!("{call} (call {number} of ranks {:?})", self.members);
         let own_args = |i| {
             let own_args = CallArgs { call: call.clone(), refusal: refusal.clone(), numbers: numbers(i) };
-            serde_json::to_vec(&own_args).map_err(|e| Error::Invalid(e.to_string()))
+            serde_json::to_vec(&own_args).map_err(|e| Error::Environment(e.to_string()))
         };
         let read = |text: Vec<u8>| {
-            serde_json::from_slice(&text).map_err(|e| Error::Invalid(format!("a rank of another longreel? {e}")))
+            serde_json::from_slice(&text).map_err(|e| Error::Environment(format!("a rank of another longreel? {e}")))
         };
         let args: Vec<CallArgs> = self.exchange(&call_text, own_args)?.into_iter().map(read).collect::<Result<_>>()?;
         if let Some(i) = args.iter().position(|args| args.refusal.is_some()) {
             let message = args[i].refusal.clone().unwrap_or_default();
             self.link.detector.fail(self.members[i], message.clone());
             return Err(match i == self.rank {
-                true => Error::Invalid(message),
+                true => Error::Shape(message),
                 false => Error::Rank { rank: self.members[i], message },
             });
         }
@@ -136,7 +136,7 @@ impl Group {
     fn disagree<T>(&self, matched: &MatchedCall, i: usize, what: String) -> Result<T> {
         let message = format!("ranks disagree in call {} of ranks {:?}: {what}", matched.number, self.members);
         self.link.detector.fail(self.members[i], message.clone());
-        Err(Error::Invalid(message))
+        Err(Error::Shape(message))
     }
 
     /// Sends the parts of the 1-D `buffer` that `part` gives to the others, and returns this rank's part, reduced over
@@ -304,7 +304,7 @@ impl Communicator for Group {
         let number = matched.numbers.iter().map(|n| n[2]).max().unwrap_or(free);
         self.link.took(number);
         if number >= GROUPS {
-            bail!("communicators were split {GROUPS} times; keep and use them again instead");
+            bail!(Environment, "communicators were split {GROUPS} times; keep and use them again instead");
         }
         let sides: Vec<[u64; 2]> = matched.numbers.iter().map(|n| [n[0], n[1]]).collect();
         let (ranks, rank) = group_of(&sides, self.rank);

@@ -92,7 +92,7 @@ fn missing(env: &LauncherEnv, siblings_here: &BTreeMap<usize, Sibling>, limit: D
         return Error::Rank { rank, message };
     }
     let elsewhere = (0..env.size).filter(|rank| *rank != env.rank && !siblings_here.contains_key(rank)).collect();
-    Error::Invalid(format!(
+    Error::Environment(format!(
         "the {} ranks that {} started have not joined each other within {limit} s; those on {host} have come, so see what became of ranks \
          {}; {more}",
         env.size,

@@ -126,7 +126,7 @@ impl Flight {
     /// Starts to send bytes.
     pub fn send_bytes(&mut self, channel: &Channel, bytes: Vec<u8>, to: usize, tag: c_int) -> Result<()> {
         if bytes.len() > c_int::MAX as usize {
-            bail!("a note of {} bytes to rank {to} is too long for MPI", bytes.len());
+            bail!(Environment, "a note of {} bytes to rank {to} is too long for MPI", bytes.len());
         }
         let (pointer, length) = (bytes.as_ptr(), bytes.len());
         self.bytes.push(bytes);
@@ -198,5 +198,5 @@ fn check(code: c_int) -> Result<()> {
     // SAFETY: the buffer has the length that MPI asks for.
     unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut length) };
     text.truncate(length.max(0) as usize);
-    Err(Error::Invalid(format!("MPI reports: {}", String::from_utf8_lossy(&text))))
+    Err(Error::Environment(format!("MPI reports: {}", String::from_utf8_lossy(&text))))
 }

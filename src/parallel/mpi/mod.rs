@@ -65,10 +65,13 @@ impl World {
     pub fn start(env: &LauncherEnv, limits: Limits) -> Result<Self> {
         let joining = Joining::watch(env, limits.starting)?;
         let Some((universe, threading)) = mpi::environment::initialize_with_threading(Threading::Multiple) else {
-            bail!("MPI was started before in this process, or has ended: one job is run by a process")
+            bail!(Environment, "MPI was started before in this process, or has ended: one job is run by a process")
         };
         if threading != Threading::Multiple {
-            bail!("this MPI has no MPI_THREAD_MULTIPLE, which longreel needs: install one that was built with it")
+            bail!(
+                Environment,
+                "this MPI has no MPI_THREAD_MULTIPLE, which longreel needs: install one that was built with it"
+            )
         }
         let world = universe.world();
         let (rank, size) = (world.rank() as usize, world.size() as usize);
@@ -76,6 +79,7 @@ impl World {
         if size != *started {
             std::mem::forget(universe); // ending it may wait for processes that know nothing of it
             bail!(
+                Environment,
                 "{launcher} started {started} processes, but MPI sees {size}: use the launcher of the MPI that longreel was built \
                  with, or with srun one of the kinds that `srun --mpi=list` names (pmix, pmi2)"
             );
@@ -98,9 +102,9 @@ impl World {
 
     /// Learns where all ranks are.
     fn meet(&mut self) -> Result<()> {
-        let own = serde_json::to_vec(&CpuAffinity::here()).map_err(|e| Error::Invalid(e.to_string()))?;
+        let own = serde_json::to_vec(&CpuAffinity::here()).map_err(|e| Error::Environment(e.to_string()))?;
         for text in self.group.exchange("the start", |_| Ok(own.clone()))? {
-            let affinity = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;
+            let affinity = serde_json::from_slice(&text).map_err(|e| Error::Environment(e.to_string()))?;
             self.affinities.push(affinity);
         }
         self.link.detector.name(self.affinities.iter().map(|p| p.location()).collect());

@@ -45,6 +45,7 @@ impl Gpu {
             self.control.check()?;
             if began.elapsed() > limit {
                 bail!(
+                    Environment,
                     "{call} has not ended within {} s: do all ranks call the same, with shapes that fit? NCCL does not compare",
                     limit.as_secs_f32()
                 );
@@ -108,7 +109,7 @@ impl Comm {
     fn guarded(&self, handle: &mut Option<Raw>, work: impl FnOnce(Raw) -> Result<()>) -> Result<()> {
         let Some(raw) = *handle else {
             self.gpu.control.check()?;
-            bail!("this communicator was given up after an error; no rank can use it any more");
+            bail!(Environment, "this communicator was given up after an error; no rank can use it any more");
         };
         let done = work(raw);
         if done.is_err() {
@@ -198,14 +199,11 @@ fn complete(event: &CudaEvent) -> Result<bool> {
 
 /// An error of NCCL or CUDA with the call that met it; another rank's stays as it is.
 fn at(call: &str, e: Error) -> Error {
-    match e {
-        Error::Invalid(message) if !message.starts_with(call) => Error::Invalid(format!("{call}: {message}")),
-        other => other,
-    }
+    if e.to_string().starts_with(call) { e } else { e.at(call) }
 }
 
 pub(super) fn driver(e: DriverError) -> Error {
-    Error::Invalid(format!("the GPU reports: {}; nvidia-smi says how it is", crate::cuda::meaning(e)))
+    Error::Environment(format!("the GPU reports: {}; nvidia-smi says how it is", crate::cuda::meaning(e)))
 }
 
 impl Drop for Comm {

@@ -113,6 +113,7 @@ impl Nccl {
             }
         }
         bail!(
+            Environment,
             "NCCL is not to be used on this machine: {}; install NCCL 2.18 or newer, or name its folder in LD_LIBRARY_PATH",
             why.join("; ")
         )
@@ -121,7 +122,11 @@ impl Nccl {
     fn recent(self) -> Result<Self> {
         let version = self.version()?;
         if version < OLDEST {
-            bail!("NCCL here is {}, and longreel needs 2.18 or newer: install one", rank_info::version(version));
+            bail!(
+                Environment,
+                "NCCL here is {}, and longreel needs 2.18 or newer: install one",
+                rank_info::version(version)
+            );
         }
         Ok(self)
     }
@@ -153,7 +158,7 @@ impl Nccl {
             [(self.get_error_string)(code), (self.get_last_error)(std::ptr::null_mut())].map(|text| owned(text))
         };
         let last = if last.is_empty() { last } else { format!(": {last}") };
-        Err(Error::Invalid(format!("NCCL reports {what}{last}"))) // it names NCCL_DEBUG itself
+        Err(Error::Environment(format!("NCCL reports {what}{last}"))) // it names NCCL_DEBUG itself
     }
 }
 

@@ -24,10 +24,11 @@ pub(super) fn check(t: &Tensor, gpu: &Device) -> Result<()> {
     let movable =
         [DType::U8, DType::U32, DType::I16, DType::I32, DType::I64, DType::BF16, DType::F16, DType::F32, DType::F64];
     if !movable.contains(&t.dtype()) {
-        bail!("cannot send a tensor of dtype {:?} between ranks", t.dtype());
+        bail!(Shape, "cannot send a tensor of dtype {:?} between ranks", t.dtype());
     }
     if !t.device().is_cpu() && !t.device().same_device(gpu) {
         bail!(
+            Shape,
             "this communicator moves tensors of its rank's own GPU; make them with the device that Launch::gpu gives"
         );
     }
@@ -38,7 +39,12 @@ pub(super) fn check(t: &Tensor, gpu: &Device) -> Result<()> {
 pub(super) fn place(t: &Tensor, stream: &CudaStream) -> Result<Place> {
     let (storage, layout) = t.storage_and_layout();
     let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-        bail!("expected a contiguous tensor on a GPU, got {:?} with strides {:?}", layout.dims(), layout.stride())
+        bail!(
+            Shape,
+            "expected a contiguous tensor on a GPU, got {:?} with strides {:?}",
+            layout.dims(),
+            layout.stride()
+        )
     };
     let (at, length) = match t.dtype() {
         DType::U8 => base::<u8>(storage, stream),
@@ -50,7 +56,7 @@ pub(super) fn place(t: &Tensor, stream: &CudaStream) -> Result<Place> {
         DType::F16 => base::<f16>(storage, stream),
         DType::F32 => base::<f32>(storage, stream),
         DType::F64 => base::<f64>(storage, stream),
-        other => bail!("cannot send a tensor of dtype {other:?} between ranks"),
+        other => bail!(Shape, "cannot send a tensor of dtype {other:?} between ranks"),
     }?;
     let size = t.dtype().size_in_bytes();
     let whole = start == 0 && end == length;

@@ -55,7 +55,7 @@ impl World {
             .map_err(Error::to_string)
             .and_then(|nccl| Ok(Gpus { count: cuda::count()?, nccl: nccl.version().map_err(|e| e.to_string())? }));
         let own = RankInfo { affinity: CpuAffinity::here(), local: env.local, gpus };
-        let own = serde_json::to_vec(&own).map_err(|e| Error::Invalid(e.to_string()))?;
+        let own = serde_json::to_vec(&own).map_err(|e| Error::Environment(e.to_string()))?;
         let mut infos = vec![];
         for (rank, text) in control.exchange(&own)?.into_iter().enumerate() {
             let info = serde_json::from_slice::<RankInfo>(&text);
@@ -71,7 +71,9 @@ impl World {
         let (rank, size) = (gpu.control.rank(), gpu.control.size());
         let id = if rank == 0 { gpu.nccl.unique_id()?.0.to_vec() } else { vec![] };
         let id = gpu.control.exchange(&id)?.swap_remove(0);
-        let Ok(id) = id.try_into() else { bail!("rank 0 gave no meeting place for NCCL: is it of another longreel?") };
+        let Ok(id) = id.try_into() else {
+            bail!(Environment, "rank 0 gave no meeting place for NCCL: is it of another longreel?")
+        };
         Group::new(gpu.clone(), UniqueId(id), (0..size).collect(), rank)
     }
 }
@@ -79,7 +81,7 @@ impl World {
 /// Tells the others of an error before there is any work that could fail; the error of all.
 fn ended(control: &ControlPlane, e: Error) -> Error {
     let message = e.to_string();
-    control.finish_together(Err(e)).err().unwrap_or(Error::Invalid(message))
+    control.finish_together(Err(e)).err().unwrap_or(Error::Environment(message))
 }
 
 impl Processes for World {

@@ -78,7 +78,10 @@ impl RunFolder {
     pub fn create(&self, config: &RunConfig) -> Result<()> {
         if let Some((step, _)) = list(&self.0.join(CHECKPOINTS))?.pop() {
             let root = self.0.display();
-            bail!("{root}: holds a run up to step {step}; continue it with --resume, or choose another run.out");
+            bail!(
+                Checkpoint,
+                "{root}: holds a run up to step {step}; continue it with --resume, or choose another run.out"
+            );
         }
         create_folders(&self.0)?;
         if std::fs::symlink_metadata(self.metrics()).is_ok_and(|file| file.is_file() && file.len() > 0) {
@@ -172,7 +175,7 @@ impl RunFolder {
                     } else {
                         format!("there are {}", steps.join(", "))
                     };
-                    bail!("{}: no checkpoint of step {step}; {there}", self.0.display())
+                    bail!(Checkpoint, "{}: no checkpoint of step {step}; {there}", self.0.display())
                 };
                 dir.clone()
             }
@@ -187,6 +190,7 @@ impl RunFolder {
             {
                 let (dir, other) = (dir.display(), other.dir().display());
                 bail!(
+                    Checkpoint,
                     "{dir} is of the run {run}, but {other} of the run {others}: take out what does not belong into this folder"
                 )
             }
@@ -257,6 +261,7 @@ fn newest(all: &Path) -> Result<Option<PathBuf>> {
         None => "there is no older one".to_owned(),
     };
     bail!(
+        Checkpoint,
         "{}: has no {STATE}, without which what is there cannot be trusted; remove that folder, or {older}",
         last.display()
     )

@@ -57,7 +57,7 @@ impl Checkpoint {
     pub(super) fn at(dir: &Path) -> Result<Self> {
         let file = dir.join(STATE);
         let text = fs::read_to_string(&file).map_err(|e| match e.kind() {
-            ErrorKind::InvalidData => Error::Invalid(format!(
+            ErrorKind::InvalidData => Error::Checkpoint(format!(
                 "{}: is not the state of a checkpoint, or damaged: it is no text",
                 file.display()
             )),
@@ -66,7 +66,11 @@ impl Checkpoint {
         let record = Record::parse(&text, &file)?;
         let step = record.state.step;
         if step_of(dir).is_some_and(|named| named != step) {
-            bail!("{}: is of step {step}: the folder was renamed, or the file is another checkpoint's", file.display())
+            bail!(
+                Checkpoint,
+                "{}: is of step {step}: the folder was renamed, or the file is another checkpoint's",
+                file.display()
+            )
         }
         Ok(Self { dir: dir.to_owned(), record, sum: crc32c::crc32c(text.as_bytes()) })
     }
@@ -158,7 +162,7 @@ impl Checkpoint {
             match fs::metadata(&path) {
                 Ok(there) => sum.check_length(there.len(), &path)?,
                 Err(e) if e.kind() == ErrorKind::NotFound => {
-                    bail!("{}: No such file, though it was saved with this checkpoint", path.display())
+                    bail!(Checkpoint, "{}: No such file, though it was saved with this checkpoint", path.display())
                 }
                 Err(e) => return Err(Error::io(&path, e)),
             }
@@ -170,7 +174,11 @@ impl Checkpoint {
             let entry = entry.map_err(|e| Error::io(&root, e.into()))?;
             let name = entry.path().strip_prefix(&self.dir).unwrap_or(entry.path()).to_string_lossy();
             if !entry.file_type().is_dir() && name != STATE && !self.record.files.contains_key(&*name) {
-                bail!("{}: is no part of this checkpoint, it was put there later: remove it", entry.path().display())
+                bail!(
+                    Checkpoint,
+                    "{}: is no part of this checkpoint, it was put there later: remove it",
+                    entry.path().display()
+                )
             }
         }
         Ok(())
@@ -189,7 +197,10 @@ pub(crate) fn retried<T>(path: &Path, open: impl Fn() -> Result<(PathBuf, Result
         match opened {
             Err(_) if !path.is_dir() => {
                 let path = path.display();
-                bail!("{path}: was removed while it was opened: its run keeps the last train.keep checkpoints only")
+                bail!(
+                    Checkpoint,
+                    "{path}: was removed while it was opened: its run keeps the last train.keep checkpoints only"
+                )
             }
             Err(_) if attempt < ATTEMPTS && !dir.is_dir() => attempt += 1,
             other => return other,
@@ -201,18 +212,21 @@ pub(crate) fn retried<T>(path: &Path, open: impl Fn() -> Result<(PathBuf, Result
 fn find(path: &Path) -> Result<PathBuf> {
     let shown = path.display();
     if !path.is_dir() {
-        bail!("{shown}: is not a folder; a run's folder or a checkpoint's is needed");
+        bail!(Checkpoint, "{shown}: is not a folder; a run's folder or a checkpoint's is needed");
     }
     let inner = path.join(CHECKPOINTS);
     if path.join(STATE).is_file() {
         return Ok(path.to_owned());
     }
     if step_of(path).is_some() && !inner.is_dir() {
-        bail!("{shown}: has no {STATE}, without which what is there cannot be trusted; choose another checkpoint")
+        bail!(
+            Checkpoint,
+            "{shown}: has no {STATE}, without which what is there cannot be trusted; choose another checkpoint"
+        )
     }
     match newest(if inner.is_dir() { &inner } else { path })? {
         Some(found) => Ok(found),
-        None => bail!("{shown}: holds no checkpoint (a folder step-NNNNNNNN with {STATE} in it)"),
+        None => bail!(Checkpoint, "{shown}: holds no checkpoint (a folder step-NNNNNNNN with {STATE} in it)"),
     }
 }
 

@@ -80,12 +80,12 @@ impl Saving {
     pub fn finish(self, state: &State, keep: usize) -> Result<PathBuf> {
         let Self { folder, all, step, files } = self;
         if state.step != step {
-            bail!("a checkpoint begun at step {step} was given the state of step {}", state.step);
+            bail!(Checkpoint, "a checkpoint begun at step {step} was given the state of step {}", state.step);
         }
         let path = folder.path();
         for part in [TRANSFORMER, OPTIMIZER] {
             if !path.join(part).exists() {
-                bail!("the checkpoint of step {step} was finished without its {part}");
+                bail!(Checkpoint, "the checkpoint of step {step} was finished without its {part}");
             }
         }
         let text = Record { state: state.clone(), files: files.into_inner() }.to_text()?;

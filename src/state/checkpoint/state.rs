@@ -103,7 +103,7 @@ fn seal_of(text: &str) -> String {
 impl Record {
     /// As text, with its checksum.
     pub fn to_text(&self) -> Result<String> {
-        let json = serde_json::to_string_pretty(self).map_err(|e| Error::Invalid(format!("the state: {e}")))?;
+        let json = serde_json::to_string_pretty(self).map_err(|e| Error::Checkpoint(format!("the state: {e}")))?;
         let open = json.trim_end_matches("\n}");
         Ok(format!("{open}{SEAL}{}", seal_of(open)))
     }
@@ -115,11 +115,12 @@ impl Record {
     pub fn parse(text: &str, file: &Path) -> Result<Self> {
         let file = file.display();
         let record: Self = serde_json::from_str(text)
-            .map_err(|e| Error::Invalid(format!("{file}: is not the state of a checkpoint, or damaged: {e}")))?;
+            .map_err(|e| Error::Checkpoint(format!("{file}: is not the state of a checkpoint, or damaged: {e}")))?;
         let sealed = text.rsplit_once(SEAL).is_some_and(|(before, seal)| seal == seal_of(before));
         let never = record.files.is_empty() && record.state.run.is_none() && !text.contains(SEAL);
         if !sealed && !never {
             bail!(
+                Checkpoint,
                 "{file}: is damaged, or was changed after it was saved: its last line is not the checksum of the others"
             )
         }

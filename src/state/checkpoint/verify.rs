@@ -33,7 +33,7 @@ pub fn verify(path: &Path, mut tell: impl FnMut(&Path, Verdict) -> Result<()>) -
         list(if inner.is_dir() { &inner } else { path })?.into_iter().map(|(_, dir)| dir).collect()
     };
     if found.is_empty() {
-        bail!("{}: holds no checkpoint", path.display())
+        bail!(Checkpoint, "{}: holds no checkpoint", path.display())
     }
     let mut run = None;
     for dir in found {
@@ -57,7 +57,7 @@ fn verdict(dir: &Path, run: &mut Option<String>) -> Verdict {
         let first = run.get_or_insert_with(|| own.clone());
         if first != own {
             let dir = dir.display();
-            wrong.push(Error::Invalid(format!("{dir}: is of the run {own}, those before are of {first}")));
+            wrong.push(Error::Checkpoint(format!("{dir}: is of the run {own}, those before are of {first}")));
         }
     }
     if !checkpoint.has_sums() {

@@ -41,9 +41,9 @@ pub(in crate::state) struct Shard<'a> {
 /// A step of AdamW; the average follows in the same pass.
 pub(in crate::state) fn update(step: &Step, shard: &Shard, no_decay: &[Range<usize>]) -> Result<()> {
     let n = shard.params.elem_count();
-    let [m, v, average @ ..] = shard.numbers else { bail!("AdamW: {} kinds of moments", shard.numbers.len()) };
+    let [m, v, average @ ..] = shard.numbers else { bail!(Shape, "AdamW: {} kinds of moments", shard.numbers.len()) };
     if [shard.grads, m, v].into_iter().chain(average).any(|t| t.elem_count() != n) {
-        bail!("AdamW: {n} parameters, {} gradients, moments of {}", shard.grads.elem_count(), m.elem_count());
+        bail!(Shape, "AdamW: {n} parameters, {} gradients, moments of {}", shard.grads.elem_count(), m.elem_count());
     }
     check_ranges(no_decay, n)?;
     if n == 0 {

@@ -77,6 +77,7 @@ impl TrainState {
                 if others != sum {
                     let what = tensors.summed(i);
                     bail!(
+                        Environment,
                         "ranks {first} and {rank} have read different bytes of {what}: their machines see different files"
                     )
                 }

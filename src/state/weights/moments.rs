@@ -217,5 +217,5 @@ impl Moments {
 }
 
 fn stopped() -> Error {
-    Error::Invalid("moments: the thread that copies them has stopped".to_owned())
+    Error::Environment("moments: the thread that copies them has stopped".to_owned())
 }

@@ -76,7 +76,7 @@ impl Prefetch {
 }
 
 fn gone() -> Error {
-    Error::Invalid("the thread that gathers parameters is gone".into())
+    Error::Environment("the thread that gathers parameters is gone".into())
 }
 
 impl Drop for Prefetch {
