@@ -85,12 +85,12 @@ impl Dataset {
         check(config)?;
         let (count, classes) = (clips.count(), clips.classes());
         if count == 0 {
-            bail!("the clips to train on are none");
+            bail!(Data, "the clips to train on are none");
         }
         let source = |number: usize| {
             let class = clips.class(number);
             if let Some(class) = class.filter(|&class| class >= classes.len()) {
-                bail!("clip {number} is of class {class}, but there are {} names of classes", classes.len());
+                bail!(Data, "clip {number} is of class {class}, but there are {} names of classes", classes.len());
             }
             Ok(SourceFile {
                 path: PathBuf::from(format!("clip {number}")),

@@ -291,7 +291,7 @@ impl Dataset {
         let mut out = Frames::black(region, height, self.config.width);
         if let Err(reason) = caught(|| self.fill(clip, augment, region, stop, &mut out)) {
             if let Media::Own(_) = self.files[clip.file].media {
-                bail!("{}: {reason}", clip.path.display());
+                bail!(Data, "{}: {reason}", clip.path.display());
             }
             bail!(
                 Data,
