@@ -11,6 +11,7 @@ use crate::{Result, bail};
 pub fn resolve(spec: &str) -> Result<PathBuf> {
     if spec.starts_with("hf://") {
         bail!(
+            Config,
             "{spec}: this longreel was built without the feature \"hub\", so it downloads nothing: name a local folder"
         );
     }
