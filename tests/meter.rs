@@ -12,8 +12,9 @@ use longreel::engine::{Engine, Objective, Source};
 use longreel::observe::meter::{Section, StepMeter, StepTimes, Traffic};
 use longreel::parallel::{Communicator, Mesh, Metered, Reduce, Single, run_threads};
 use longreel::plan::flops;
+use parking_lot::Mutex;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Squares, with something done before each loss.

@@ -7,8 +7,9 @@
 //! a block looks like.
 
 use candle_core::Device;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use super::pack::{Copier, Layout, Point, Pool};
@@ -58,6 +59,7 @@ struct Shared {
     rank: usize,
     hook: Hook,
     pool: Pool,
+    /// No code under this lock panics half-way through a change.
     state: Mutex<State>,
     /// Rung at every change.
     bell: Condvar,
@@ -104,7 +106,7 @@ impl Copies {
     /// Returns the bytes of a block.
     pub fn begin(&mut self, blocks: usize, shapes: &Shapes) -> Result<u64> {
         let busy = |block: &Block| matches!(block, Block::Writing | Block::Reading);
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         // A step that failed half-way leaves blocks behind.
         state.wanted = None;
         state.blocks.iter_mut().filter(|block| !busy(block)).for_each(|block| *block = Block::Nowhere);
@@ -121,7 +123,7 @@ impl Copies {
 
     pub fn put(&mut self, i: usize, residuals: Residuals) -> Result<()> {
         let flying = |block: &&Block| matches!(block, Block::Waits(..) | Block::Writing);
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         let mut state = self.shared.wait(state, |state| state.blocks.iter().filter(flying).count() < FLYING)?;
         let blocks = state.blocks.len();
         let Some(layout) = &state.layout else { bail!("stash: no step has begun") };
@@ -139,7 +141,7 @@ impl Copies {
 
     pub fn take(&mut self, i: usize) -> Result<Residuals> {
         let now = self.shared.pool.now()?; // all that uses the block above was asked for
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         match state.blocks.get(i) {
             None | Some(Block::Nowhere) if state.failure.is_none() => return Err(not_there(i)),
             Some(Block::Reading | Block::Ready(_)) => {}
@@ -158,7 +160,7 @@ impl Copies {
 
 impl Drop for Copies {
     fn drop(&mut self) {
-        self.shared.lock().ends = true;
+        self.shared.state.lock().ends = true;
         self.shared.bell.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join(); // panics are caught on the thread
@@ -167,11 +169,6 @@ impl Drop for Copies {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code under the lock panics half-way through a change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits until `done`, or fails once a copy has failed.
     fn wait<'a>(
         &'a self,
@@ -185,16 +182,16 @@ impl Shared {
             if done(&state) {
                 return Ok(state);
             }
-            state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.bell.wait(&mut state);
         }
     }
 
     /// A copy thread.
     fn work(&self, copier: &mut Copier) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while !state.ends {
             let Some((i, point, waiting)) = state.next() else {
-                state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+                self.bell.wait(&mut state);
                 continue;
             };
             let layout = state.layout.clone();
@@ -207,7 +204,7 @@ impl Shared {
                 let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
                 bail!("a copy panicked: {}", text.unwrap_or("(no message)"))
             });
-            state = self.lock();
+            state = self.state.lock();
             match outcome {
                 Ok(block) => state.blocks[i] = block,
                 Err(e) => {
