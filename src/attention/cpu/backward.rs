@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use super::ordered_sums::{OrderedSums, Task};
 use super::pack::{Heads, PackedElement, steps};
 use super::probs::{Pairs, Probs, RowBlock};
-use super::queries::{Layout, SavedRows, pack_queries};
+use super::queries::{Layout, QueryRows, pack_queries};
 use super::schedule::{self, Schedule};
 use super::{PACKED, by_row, row_block, wide};
 use crate::observe::meter::StepMeter;
@@ -42,7 +42,7 @@ pub(super) fn backward<S: Simd, E: PackedElement, O: PackedElement + Default>(
     q: Heads<E>,
     k: Heads<E>,
     v: Heads<E>,
-    saved: SavedRows<E>,
+    saved: QueryRows<E>,
     heads: usize,
     scale: f64,
     meter: &StepMeter,
