@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 
 use super::STAGED;
-use super::copies::Store;
+use super::store::Store;
 use crate::cuda::{Lent, change_as, meaning};
 use crate::{Error, Result, bail};
 

@@ -5,9 +5,9 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use parking_lot::Mutex;
 
-use super::copies::Store;
 #[cfg(feature = "cuda")]
 use super::cuda::{CopyStream, Recorded};
+use super::store::Store;
 use super::{Attention, Residuals, Shapes};
 use crate::config::{Compute, Stash as Settings};
 use crate::ops::bytes;

@@ -3,7 +3,7 @@
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 
-use super::copies::Store;
+use super::store::Store;
 use super::{Residuals, not_there};
 use crate::{Result, bail};
 
