@@ -3,7 +3,7 @@
 
 use candle_core::{D, DType, Device, Tensor};
 use longreel::attention::cpu::{Isa, backward_on, forward_on};
-use longreel::attention::{flash, flash_backward, reference};
+use longreel::attention::{Qkv, SavedRows, flash, flash_backward, reference};
 use longreel::rng::{Key, Purpose};
 
 /// q, k, v, d_o.
@@ -30,15 +30,19 @@ pub fn delta(d_o: &Tensor, o: &Tensor) -> Tensor {
 
 /// o, lse, dq, dk, dv of a path.
 fn run(isa: Isa, [q, k, v, d_o]: &Inputs, scale: f64) -> [Tensor; 5] {
-    let (o, lse) = forward_on(isa, q, k, v, scale).unwrap();
-    let (dq, dk, dv) = backward_on(isa, q, k, v, d_o, &lse, &delta(d_o, &o), scale).unwrap();
+    let qkv = Qkv::new(q, k, v);
+    let (o, lse) = forward_on(isa, qkv, scale).unwrap();
+    let (dq, dk, dv) = backward_on(isa, qkv, SavedRows::new(d_o, &lse, &delta(d_o, &o)), scale).unwrap();
     [o, lse, dq, dk, dv]
 }
 
 /// The same from the reference, in the dtype of the inputs.
 pub fn run_reference([q, k, v, d_o]: &Inputs, scale: f64) -> [Tensor; 5] {
-    let (o, lse) = reference::attention(q, k, v, scale).unwrap();
-    let (dq, dk, dv) = reference::attention_backward(q, k, v, d_o, &lse, &delta(d_o, &o), scale).unwrap();
+    let qkv = Qkv::new(q, k, v);
+    let (o, lse) = reference::attention(qkv, scale).unwrap();
+    let delta = delta(d_o, &o);
+    let saved = SavedRows::new(d_o, &lse, &delta);
+    let (dq, dk, dv) = reference::attention_backward(qkv, saved, scale).unwrap();
     [o, lse, dq, dk, dv]
 }
 
@@ -84,7 +88,7 @@ fn reference_gradients_match_finite_differences() {
     let scale = 0.4;
     let [.., dq, dk, dv] = run_reference(&x, scale);
     let loss = |[q, k, v, d_o]: &Inputs| {
-        let (o, _) = reference::attention(q, k, v, scale).unwrap();
+        let (o, _) = reference::attention(Qkv::new(q, k, v), scale).unwrap();
         (o * d_o).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()
     };
     for (which, grad) in [dq, dk, dv].iter().enumerate() {
@@ -305,8 +309,9 @@ fn long_head_split_in_two_pipelines_is_exact() {
 #[test]
 fn flash_uses_the_best_isa_and_the_reference_for_f64() {
     let x @ [q, k, v, d_o] = &inputs(1, 2, [20, 70], 32, DType::BF16);
-    let (o, lse) = flash(q, k, v, 0.2).unwrap();
-    let (dq, dk, dv) = flash_backward(q, k, v, d_o, &lse, &delta(d_o, &o), 0.2).unwrap();
+    let qkv = Qkv::new(q, k, v);
+    let (o, lse) = flash(qkv, 0.2).unwrap();
+    let (dq, dk, dv) = flash_backward(qkv, SavedRows::new(d_o, &lse, &delta(d_o, &o)), 0.2).unwrap();
     assert!(o.dtype() == DType::BF16 && lse.dtype() == DType::F32 && dq.is_contiguous());
     assert_same_bits(&[o, lse, dq, dk, dv], &run(Isa::best(), x, 0.2), "best path");
 
@@ -350,7 +355,7 @@ fn nan_stays_in_the_rows_that_it_touches() {
 fn bad_attention_input_is_an_error() {
     let [q, k, v, d_o] = inputs(1, 2, [4, 6], 16, DType::F32);
     let refused = |q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, words: &[&str]| {
-        let error = refusal!(Shape, flash(q, k, v, scale));
+        let error = refusal!(Shape, flash(Qkv::new(q, k, v), scale));
         for word in words {
             assert!(error.contains(word), "{error:?} lacks {word:?}");
         }
@@ -371,7 +376,8 @@ fn bad_attention_input_is_an_error() {
     for scale in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         refused(&q, &k, &v, scale, &["scale", "positive"]);
     }
-    let (o, lse) = flash(&q, &k, &v, 1.0).unwrap();
+    let qkv = Qkv::new(&q, &k, &v);
+    let (o, lse) = flash(qkv, 1.0).unwrap();
     let delta = delta(&d_o, &o);
     let short = lse.narrow(2, 0, 3).unwrap();
     for (d_o, lse, delta, word) in [
@@ -379,7 +385,7 @@ fn bad_attention_input_is_an_error() {
         (&d_o, &short, &delta, "lse is F32 [1, 2, 3]"),
         (&d_o, &lse, &delta.to_dtype(DType::F64).unwrap(), "delta is F64"),
     ] {
-        let error = refusal!(Shape, flash_backward(&q, &k, &v, d_o, lse, delta, 1.0));
+        let error = refusal!(Shape, flash_backward(qkv, SavedRows::new(d_o, lse, delta), 1.0));
         assert!(error.contains(word), "{error:?} lacks {word:?}");
     }
 }

@@ -17,7 +17,7 @@ mod stash;
 mod streams;
 
 use candle_core::{D, DType, Device, Tensor};
-use longreel::attention::{flash, flash_backward, reference};
+use longreel::attention::{Qkv, SavedRows, flash, flash_backward, reference};
 use longreel::rng::{Key, Purpose};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -80,11 +80,12 @@ fn off(got: &[f64], want: &[f64]) -> f64 {
 /// o, lse, dq, dk, dv.
 fn attention([q, k, v, d_o]: &[Tensor; 4], plain: bool) -> [Tensor; 5] {
     let scale = 0.7 / (q.dims()[3] as f64).sqrt();
-    let (o, lse) = if plain { reference::attention(q, k, v, scale) } else { flash(q, k, v, scale) }.unwrap();
+    let qkv = Qkv::new(q, k, v);
+    let (o, lse) = if plain { reference::attention(qkv, scale) } else { flash(qkv, scale) }.unwrap();
     let wide = lse.dtype();
     let delta = (d_o.to_dtype(wide).unwrap() * o.to_dtype(wide).unwrap()).unwrap().sum(D::Minus1).unwrap();
     let backward = if plain { reference::attention_backward } else { flash_backward };
-    let (dq, dk, dv) = backward(q, k, v, d_o, &lse, &delta, scale).unwrap();
+    let (dq, dk, dv) = backward(qkv, SavedRows::new(d_o, &lse, &delta), scale).unwrap();
     [o, lse, dq, dk, dv]
 }
 

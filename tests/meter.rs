@@ -5,15 +5,16 @@ use crate::attention::{delta, inputs};
 use crate::engine::{Case, GRID, ONE, Squares, conditioning, model};
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
-use longreel::attention::Ring;
+use longreel::attention::{Qkv, Ring, SavedRows};
 use longreel::config::Stash as Settings;
 use longreel::engine::stash::Stash;
 use longreel::engine::{Engine, Objective, Source};
 use longreel::observe::meter::{Section, StepMeter, StepTimes, Traffic};
 use longreel::parallel::{Communicator, Mesh, Metered, Reduce, Single, run_threads};
 use longreel::plan::flops;
+use parking_lot::Mutex;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Squares, with something done before each loss.
@@ -156,6 +157,7 @@ fn attention_stops_in_the_midst_of_a_pass() {
     let [q, k, v, d_o] = &x;
     let lse = Tensor::zeros((1, 1, 40_000), DType::F32, q.device()).unwrap();
     let delta = delta(d_o, v);
+    let (qkv, saved) = (Qkv::new(q, k, v), SavedRows::new(d_o, &lse, &delta));
     let all = 4 * 64 * 40_000u64.pow(2);
     for (backward, total) in [(false, all), (true, all / 4 * 10)] {
         let meter = Arc::new(StepMeter::default());
@@ -170,8 +172,8 @@ fn attention_stops_in_the_midst_of_a_pass() {
                 Instant::now()
             });
             let pass = |_: Arc<dyn Communicator>| match backward {
-                true => ring.backward(q, k, v, d_o, &lse, &delta, 0.125).map(|_| ()),
-                false => ring.forward(q, k, v, 0.125).map(|_| ()),
+                true => ring.backward(qkv, saved, 0.125).map(|_| ()),
+                false => ring.forward(qkv, 0.125).map(|_| ()),
             };
             run_threads(1, 2, pass).unwrap();
             asked.join().unwrap().elapsed()

@@ -5,7 +5,7 @@ use crate::attention::{
     Inputs, NAMES, assert_same_bits, check_bf16, delta, errors, exact, extreme, inputs, run_reference, values,
 };
 use candle_core::{DType, Device, Tensor};
-use longreel::attention::{Ring, flash, flash_backward};
+use longreel::attention::{Qkv, Ring, SavedRows, flash, flash_backward};
 use longreel::parallel::{Single, Split, run_threads};
 use std::sync::Arc;
 
@@ -16,8 +16,9 @@ fn run(ranks: usize, threads: usize, x: &Inputs, scale: f64) -> [Tensor; 5] {
         let ring = Ring::new(comm, rows)?;
         let mine = ring.local_rows();
         let [q, k, v, d_o] = x.each_ref().map(|x| x.narrow(2, mine.start, mine.len()).unwrap());
-        let (o, lse) = ring.forward(&q, &k, &v, scale)?;
-        let (dq, dk, dv) = ring.backward(&q, &k, &v, &d_o, &lse, &delta(&d_o, &o), scale)?;
+        let qkv = Qkv::new(&q, &k, &v);
+        let (o, lse) = ring.forward(qkv, scale)?;
+        let (dq, dk, dv) = ring.backward(qkv, SavedRows::new(&d_o, &lse, &delta(&d_o, &o)), scale)?;
         assert!([&o, &dq, &dk, &dv].iter().all(|y| y.dtype() == q.dtype() && y.is_contiguous()));
         Ok([o, lse, dq, dk, dv])
     })
@@ -42,8 +43,9 @@ fn any_ring_gives_what_one_rank_does() {
 fn one_rank_is_flash_attention_bit_for_bit() {
     for dtype in [DType::F32, DType::BF16, DType::F64] {
         let x @ [q, k, v, d_o] = &inputs(1, 2, [70, 70], 16, dtype);
-        let (o, lse) = flash(q, k, v, 0.3).unwrap();
-        let (dq, dk, dv) = flash_backward(q, k, v, d_o, &lse, &delta(d_o, &o), 0.3).unwrap();
+        let qkv = Qkv::new(q, k, v);
+        let (o, lse) = flash(qkv, 0.3).unwrap();
+        let (dq, dk, dv) = flash_backward(qkv, SavedRows::new(d_o, &lse, &delta(d_o, &o)), 0.3).unwrap();
         assert_same_bits(&[o, lse, dq, dk, dv], &run(1, 1, x, 0.3), "a ring of one");
     }
 }
@@ -130,7 +132,7 @@ fn ring_rows_of_another_rank_are_an_error() {
     let error = run_threads(2, 1, |comm| {
         let rank = comm.rank();
         let x = Tensor::zeros((1, 1, Split::new(5, 2).count(1 - rank), 8), DType::F32, &Device::Cpu)?;
-        Ring::new(comm, 5)?.forward(&x, &x, &x, 1.0)
+        Ring::new(comm, 5)?.forward(Qkv::new(&x, &x, &x), 1.0)
     });
     let error = refusal!(Shape, error);
     assert!(error.contains("ring attention on rank") && error.contains("expected [B, H, "), "{error}");

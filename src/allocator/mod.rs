@@ -38,6 +38,7 @@ const PAGE: usize = 4096;
 /// misses of the TLB.
 const HUGE: usize = 2 << 20;
 
+/// The standard library's lock: parking_lot's allocates when a thread waits for it, which an allocator cannot allow.
 static LEDGER: Mutex<Ledger> = Mutex::new(Ledger::new());
 
 /// See the module.

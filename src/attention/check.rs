@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
+use super::operands::{Qkv, SavedRows};
 use crate::{Result, bail};
 
 /// Operations for each query, key and feature: two products forward, five backward.
@@ -22,7 +23,8 @@ pub(super) fn statistic(dtype: DType) -> DType {
 }
 
 /// Checks what both passes take; returns `[B, H, Sq, d]`.
-pub(super) fn operands(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
+pub(super) fn operands(qkv: Qkv, scale: f64) -> Result<[usize; 4]> {
+    let Qkv { q, k, v } = qkv;
     let &[b, h, sq, d] = q.dims() else {
         bail!(Shape, "attention: q is {:?}, expected [B, H, Sq, d]", q.dims());
     };
@@ -51,7 +53,8 @@ pub(super) fn operands(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result
 }
 
 /// Checks what backward takes beside checked operands.
-pub(super) fn saved_rows(q: &Tensor, d_o: &Tensor, [lse, delta]: [&Tensor; 2]) -> Result<()> {
+pub(super) fn saved_rows(q: &Tensor, saved: SavedRows) -> Result<()> {
+    let SavedRows { d_o, lse, delta } = saved;
     operand("d_o", d_o, q.dims(), q)?;
     let (expected, stat) = (&q.dims()[..3], statistic(q.dtype()));
     for (name, x) in [("lse", lse), ("delta", delta)] {

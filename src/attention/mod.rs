@@ -9,6 +9,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod moves;
+mod operands;
 pub mod reference;
 mod ring;
 mod sequence;
@@ -19,31 +20,24 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::observe::meter::StepMeter;
 pub use check::{BACKWARD, FORWARD};
+use operands::Options;
+pub use operands::{Qkv, SavedRows};
 pub use ring::Ring;
 pub use sequence::SequenceAttention;
 pub use ulysses::Ulysses;
 
 /// softmax(scale q kᵀ) v by blocks with an online softmax, and the row statistic.
 ///
-/// q `[B, H, Sq, d]`, k and v `[B, H, Sk, d]`, of one dtype (f32, bf16 or f64), last dim contiguous, other strides
-/// free. Returns o `[B, H, Sq, d]` contiguous in q's dtype, and lse `[B, H, Sq]` in f32 (f64 for f64 input). f64 goes
-/// to the plain [`reference`]. FlashAttention-2, arXiv 2307.08691.
-pub fn flash(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-    attend(q, k, v, scale, true, &StepMeter::default())
+/// q, k and v are of one dtype (f32, bf16 or f64), last dim contiguous, other strides free. Returns o `[B, H, Sq, d]`
+/// contiguous in q's dtype, and lse `[B, H, Sq]` in f32 (f64 for f64 input). f64 goes to the plain [`reference`].
+/// FlashAttention-2, arXiv 2307.08691.
+pub fn flash(qkv: Qkv, scale: f64) -> Result<(Tensor, Tensor)> {
+    attend(qkv, Options { scale, rounded: true, meter: &StepMeter::default() })
 }
 
-/// Gradients of [`flash`] with respect to q, k and v, given the cotangent `d_o`, the saved `lse` and
-/// `delta` = rowsum(d_o * o) `[B, H, Sq]` (in lse's dtype). They come contiguous, in q's dtype.
-pub fn flash_backward(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    d_o: &Tensor,
-    lse: &Tensor,
-    delta: &Tensor,
-    scale: f64,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    differentiate(q, k, v, d_o, [lse, delta], scale, true, &StepMeter::default())
+/// Gradients of [`flash`] with respect to q, k and v. They come contiguous, in q's dtype.
+pub fn flash_backward(qkv: Qkv, saved: SavedRows, scale: f64) -> Result<(Tensor, Tensor, Tensor)> {
+    differentiate(qkv, saved, Options { scale, rounded: true, meter: &StepMeter::default() })
 }
 
 /// Contiguous tensors of groups of heads side by side along dim 1; the tensor itself if there is one group. The parts
@@ -56,39 +50,20 @@ pub(crate) fn side_by_side(parts: Vec<Tensor>) -> Result<Tensor> {
     Ok(Tensor::cat(&parts, 1)?)
 }
 
-/// [`flash`] for a metered rank, where q, k and v are. If not `rounded`, its results are still to be merged with those
-/// of other keys: o is f32 for bf16 too, and lse is f64.
-fn attend(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    scale: f64,
-    rounded: bool,
-    meter: &StepMeter,
-) -> Result<(Tensor, Tensor)> {
+/// [`flash`] with these options, where q, k and v are.
+fn attend(qkv: Qkv, options: Options) -> Result<(Tensor, Tensor)> {
     #[cfg(feature = "cuda")]
-    if q.device().is_cuda() {
-        return cuda::attend(q, k, v, scale, rounded, meter);
+    if qkv.q.device().is_cuda() {
+        return cuda::attend(qkv, options);
     }
-    cpu::attend(q, k, v, scale, rounded, meter)
+    cpu::attend(qkv, options)
 }
 
-/// [`flash_backward`] for a metered rank. If not `rounded`, its results are still to be added to those of other keys:
-/// they are f32 for bf16 too.
-#[allow(clippy::too_many_arguments)]
-fn differentiate(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    d_o: &Tensor,
-    statistics: [&Tensor; 2],
-    scale: f64,
-    rounded: bool,
-    meter: &StepMeter,
-) -> Result<(Tensor, Tensor, Tensor)> {
+/// [`flash_backward`] with these options.
+fn differentiate(qkv: Qkv, saved: SavedRows, options: Options) -> Result<(Tensor, Tensor, Tensor)> {
     #[cfg(feature = "cuda")]
-    if q.device().is_cuda() {
-        return cuda::differentiate(q, k, v, d_o, statistics, scale, rounded, meter);
+    if qkv.q.device().is_cuda() {
+        return cuda::differentiate(qkv, saved, options);
     }
-    cpu::differentiate(q, k, v, d_o, statistics, scale, rounded, meter)
+    cpu::differentiate(qkv, saved, options)
 }

@@ -64,7 +64,7 @@ mod tests {
     use crate::attention::Ulysses;
     use crate::parallel::{Split, run_threads};
     use candle_core::{DType, Device, Tensor};
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     /// The plan, carried out by the obvious loops.
     fn carry_out(plan: &Move, from: &[u8], to: &mut [u8]) {
@@ -138,11 +138,11 @@ mod tests {
                 let [a, b] = &given[rank];
                 let got =
                     if to_heads { ulysses.seq_to_heads_many(&[a, b]) } else { ulysses.heads_to_seq_many(&[a, b]) }?;
-                results.lock().unwrap()[rank] = got;
+                results.lock()[rank] = got;
                 Ok(())
             })
             .unwrap();
-            let results = results.into_inner().unwrap();
+            let results = results.into_inner();
             for (rank, results) in results.iter().enumerate() {
                 let groups = batch * m.count(rank);
                 for (which, width) in [wide, flat].into_iter().enumerate() {

@@ -8,13 +8,15 @@
 
 use candle_core::{D, DType, Tensor};
 
+use super::{Qkv, SavedRows};
 use crate::Result;
 
 /// softmax(scale q kᵀ) v and the row statistic, with all logits in memory.
 ///
-/// q `[B, H, Sq, d]`, k and v `[B, H, Sk, d]`, any strides. Returns o `[B, H, Sq, d]` in q's dtype and lse `[B, H,
-/// Sq]`, the natural log of the sum of exponentials of the scaled logits, in f64 for f64 input and f32 otherwise.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+/// q, k and v may have any strides. Returns o `[B, H, Sq, d]` in q's dtype and lse `[B, H, Sq]`, the natural log of the
+/// sum of exponentials of the scaled logits, in f64 for f64 input and f32 otherwise.
+pub fn attention(qkv: Qkv, scale: f64) -> Result<(Tensor, Tensor)> {
+    let Qkv { q, k, v } = qkv;
     let s = logits(q, k, scale)?; // [B, H, Sq, Sk]
     let max = s.max_keepdim(D::Minus1)?; // subtracted, so that no logit overflows
     let e = s.broadcast_sub(&max)?.exp()?;
@@ -25,17 +27,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tens
     Ok((o, lse))
 }
 
-/// Gradients of [`attention`] with respect to q, k and v, given the cotangent `d_o` `[B, H, Sq, d]`, the saved `lse`
-/// and `delta` = rowsum(d_o * o), both `[B, H, Sq]`. They come in q's dtype.
-pub fn attention_backward(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    d_o: &Tensor,
-    lse: &Tensor,
-    delta: &Tensor,
-    scale: f64,
-) -> Result<(Tensor, Tensor, Tensor)> {
+/// Gradients of [`attention`] with respect to q, k and v. They come in q's dtype.
+pub fn attention_backward(qkv: Qkv, saved: SavedRows, scale: f64) -> Result<(Tensor, Tensor, Tensor)> {
+    let (Qkv { q, k, v }, SavedRows { d_o, lse, delta }) = (qkv, saved);
     let dtype = q.dtype();
     let p = logits(q, k, scale)?.broadcast_sub(&lse.unsqueeze(D::Minus1)?)?.exp()?; // [B, H, Sq, Sk]
     let d_o = d_o.contiguous()?;

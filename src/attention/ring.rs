@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cpu::rehearsal::{rehearse_backward, rehearse_forward};
+use super::operands::{Options, Qkv, SavedRows};
 use super::{attend, check, differentiate};
 use crate::observe::meter::StepMeter;
 use crate::ops::bytes;
@@ -67,13 +68,14 @@ impl Ring {
     /// # Errors
     /// If an argument is not as [`flash`] wants it or has other rows than [`local_rows`](Self::local_rows), or a rank
     /// fails.
-    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+    pub fn forward(&self, qkv: Qkv, scale: f64) -> Result<(Tensor, Tensor)> {
+        let Qkv { q, k, v } = qkv;
         self.check(q)?;
         self.check(k)?;
         let alone = self.comm.size() == 1; // then results are final
         let of = |k: &Tensor, v: &Tensor| match &self.rehearsing {
-            Some(all) => rehearse_forward(q, k, v, scale, alone, &|| all.barrier()),
-            None => attend(q, k, v, scale, alone, &self.meter),
+            Some(all) => rehearse_forward(Qkv { q, k, v }, scale, alone, &|| all.barrier()),
+            None => attend(Qkv { q, k, v }, Options { scale, rounded: alone, meter: &self.meter }),
         };
         if alone {
             return of(k, v);
@@ -92,23 +94,14 @@ impl Ring {
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        d_o: &Tensor,
-        lse: &Tensor,
-        delta: &Tensor,
-        scale: f64,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    pub fn backward(&self, qkv: Qkv, saved: SavedRows, scale: f64) -> Result<(Tensor, Tensor, Tensor)> {
+        let Qkv { q, k, v } = qkv;
         self.check(q)?;
         self.check(k)?;
-        let (alone, statistics) = (self.comm.size() == 1, [lse, delta]);
+        let alone = self.comm.size() == 1;
         let of = |k: &Tensor, v: &Tensor| match &self.rehearsing {
-            Some(all) => rehearse_backward(q, k, v, statistics, scale, alone, &|| all.barrier()),
-            None => differentiate(q, k, v, d_o, statistics, scale, alone, &self.meter),
+            Some(all) => rehearse_backward(Qkv { q, k, v }, saved, scale, alone, &|| all.barrier()),
+            None => differentiate(Qkv { q, k, v }, saved, Options { scale, rounded: alone, meter: &self.meter }),
         };
         if alone {
             return of(k, v);

@@ -9,6 +9,7 @@ use candle_core::Tensor;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::operands::{Qkv, SavedRows};
 use super::ring::Ring;
 use super::ulysses::Ulysses;
 use crate::observe::meter::StepMeter;
@@ -84,22 +85,12 @@ impl SequenceAttention {
 
     /// As [`flash`](super::flash) over all tokens of the clip; the arguments are what [`to_heads`](Self::to_heads)
     /// gave. Collective.
-    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-        self.ring.forward(q, k, v, scale)
+    pub fn attend(&self, qkv: Qkv, scale: f64) -> Result<(Tensor, Tensor)> {
+        self.ring.forward(qkv, scale)
     }
 
     /// As [`flash_backward`](super::flash_backward) over all tokens of the clip. Collective.
-    #[allow(clippy::too_many_arguments)]
-    pub fn attend_backward(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        d_o: &Tensor,
-        lse: &Tensor,
-        delta: &Tensor,
-        scale: f64,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
-        self.ring.backward(q, k, v, d_o, lse, delta, scale)
+    pub fn attend_backward(&self, qkv: Qkv, saved: SavedRows, scale: f64) -> Result<(Tensor, Tensor, Tensor)> {
+        self.ring.backward(qkv, saved, scale)
     }
 }

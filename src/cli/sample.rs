@@ -2,8 +2,8 @@
 
 use candle_core::DType;
 use clap::Args;
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use super::sampling::SamplingProgress;
 use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
@@ -129,11 +129,11 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
                 return clip.bands(comm, |_| Ok(())); // to rank 0, which writes them
             }
             let class = clips[index].label.and_then(|label| checkpoint.state().classes.get(label));
-            write.lock().unwrap_or_else(|e| e.into_inner()).take(index, class.map(String::as_str), &clip, comm)
+            write.lock().take(index, class.map(String::as_str), &clip, comm)
         })
     })?;
     drop(progress);
-    let writer = write.into_inner().unwrap_or_else(|e| e.into_inner());
+    let writer = write.into_inner();
     if !writer.strips.is_empty() {
         contact_sheet(&writer.strips, args.scale(), &args.output)?;
     }

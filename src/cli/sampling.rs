@@ -5,7 +5,7 @@ use crate::sample::SamplingState;
 use crate::terminal::clock;
 use crate::train::progress::LOG_EVERY;
 use indicatif::ProgressBar;
-use std::sync::Mutex;
+use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 
 /// Sampler steps of all clips.
@@ -35,7 +35,7 @@ impl SamplingProgress {
             bar.set_message(line);
             return;
         }
-        let mut logged = self.logged.lock().unwrap_or_else(|e| e.into_inner());
+        let mut logged = self.logged.lock();
         if logged.elapsed() >= LOG_EVERY {
             tracing::info!("{line}");
             *logged = Instant::now();

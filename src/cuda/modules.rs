@@ -1,7 +1,7 @@
 //! The compiled kernels: where they are in the program, how each is launched, and their modules on a device.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use candle_core::cuda_backend::cudarc::driver::sys::CUresult;
@@ -10,6 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaDevice, Error, Result, bail};
+use parking_lot::Mutex;
 
 use super::check::checked;
 use super::meaning;
@@ -49,7 +50,7 @@ impl Kernel {
     pub fn of(device: &CudaDevice, name: &'static str) -> Result<Self> {
         let stream = device.cuda_stream();
         let context = stream.context().clone();
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = LOADED.lock();
         let (modules, kernels) = match loaded.entry(context.ordinal()) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {

@@ -1,7 +1,6 @@
 //! Turns tensors into what kernels take, and back.
 
 use std::marker::PhantomData;
-use std::sync::Mutex;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaStorage};
@@ -9,6 +8,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaDevice, DType, Device, Error, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
 };
+use parking_lot::Mutex;
 
 /// The device of a tensor on a GPU.
 pub(crate) fn device_of(x: &Tensor) -> Result<CudaDevice> {
@@ -93,7 +93,7 @@ pub(crate) fn change_as<T: CudaDType + DeviceRepr, R>(
             if values.len() < end {
                 bail!("change: the tensor is released; its unit must be gathered before it is used")
             }
-            let mut slot = self.0.lock().expect("no other thread has it");
+            let mut slot = self.0.lock();
             if let Some(f) = slot.0.take() {
                 slot.1 = Some(f(values.slice_mut(start..end))?);
             }
@@ -103,7 +103,7 @@ pub(crate) fn change_as<T: CudaDType + DeviceRepr, R>(
     let op = Change(Mutex::new((Some(f), None)), PhantomData::<T>);
     t.inplace_op1(&op)?;
     match op.0.into_inner() {
-        Ok((_, Some(result))) => Ok(result),
+        (_, Some(result)) => Ok(result),
         _ => bail!("change: the closure did not run"),
     }
 }

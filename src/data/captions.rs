@@ -3,7 +3,6 @@
 //! A line of metadata.jsonl is `{"file_name": "clips/a.mp4", "text": "a caption"}`, the file's path relative to the
 //! folder that metadata.jsonl lies in; other keys are passed over. Where both name a file, the text file wins.
 
-use super::walk::Skipped;
 use crate::files::{decode_text, read_text};
 use crate::{Error, Result, bail};
 use std::collections::BTreeMap;
@@ -85,17 +84,15 @@ impl Captions {
         Ok(text.filter(|text| !text.is_empty()).cloned())
     }
 
-    /// Reports lines of metadata that name no file among `media` (sorted by their bytes).
-    pub fn unclaimed(&self, media: &[PathBuf], skipped: &mut Vec<Skipped>) {
+    /// What lines of metadata name that is no file among `media`, and what to say of it.
+    pub fn unclaimed(&self, media: &[PathBuf]) -> Vec<(PathBuf, String)> {
         let known: std::collections::BTreeSet<&PathBuf> = media.iter().collect();
-        for (file, (_, place)) in self.lines.iter().filter(|(file, _)| !known.contains(file)) {
-            let reason = format!(
-                "line {} of {} names it, but there is no such video or image",
-                place.line,
-                place.path.display()
-            );
-            skipped.push(Skipped::new(file, reason));
-        }
+        let unclaimed = self.lines.iter().filter(|(file, _)| !known.contains(file));
+        let reason = |place: &Place| {
+            let (line, path) = (place.line, place.path.display());
+            format!("line {line} of {path} names it, but there is no such video or image")
+        };
+        unclaimed.map(|(file, (_, place))| (file.clone(), reason(place))).collect()
     }
 }
 

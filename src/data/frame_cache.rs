@@ -4,7 +4,8 @@ use super::frames::{FrameRegion, Frames};
 use super::shuffle::Request;
 use crate::Result;
 use crate::config::{Crop, Data};
-use std::sync::{Arc, Mutex, MutexGuard};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// Bytes of pixels that a rank keeps at most: either all of its parts of all clips fit, or none is kept.
 pub const MOST: u64 = 64 << 20;
@@ -40,18 +41,14 @@ impl FrameCache {
     /// Those of `decode`; nothing is kept then.
     pub fn get(&self, request: &Request, decode: impl FnOnce() -> Result<Frames>) -> Result<Arc<Frames>> {
         let index = request.clip * self.variants + usize::from(request.augment.flip);
-        if let Some(Some(frames)) = self.lock().get(index) {
+        if let Some(Some(frames)) = self.parts.lock().get(index) {
             return Ok(frames.clone());
         }
         let frames = Arc::new(decode()?);
-        if let Some(part) = self.lock().get_mut(index) {
+        if let Some(part) = self.parts.lock().get_mut(index) {
             *part = Some(frames.clone());
         }
         Ok(frames)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Option<Arc<Frames>>>> {
-        self.parts.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

@@ -10,10 +10,11 @@ use super::frames::{FrameRegion, Frames};
 use super::shuffle::Request;
 use crate::parallel::thread_refused;
 use crate::{Error, Result};
+use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -103,7 +104,7 @@ impl Iterator for Loader {
     /// The next clip; waits for it if need be. None after the last one, or after an error.
     fn next(&mut self) -> Option<Self::Item> {
         let start = Instant::now();
-        let mut queue = self.shared.lock();
+        let mut queue = self.shared.queue.lock();
         let sample = loop {
             let ticket = queue.taken;
             if queue.total.is_some_and(|total| ticket >= total) {
@@ -112,7 +113,7 @@ impl Iterator for Loader {
             if let Some(sample) = queue.ready.remove(&ticket) {
                 break sample;
             }
-            queue = self.shared.changed.wait(queue).unwrap_or_else(|e| e.into_inner());
+            self.shared.changed.wait(&mut queue);
         };
         queue.taken += 1;
         if sample.is_err() {
@@ -128,7 +129,7 @@ impl Iterator for Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        drop(self.shared.lock()); // whoever is about to wait has seen the flag or gets the notice
+        drop(self.shared.queue.lock()); // whoever is about to wait has seen the flag or gets the notice
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -137,22 +138,18 @@ impl Drop for Loader {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     fn work(&self) {
         while let Some((ticket, request)) = self.next_request() {
             let sample = catch_unwind(AssertUnwindSafe(|| self.decode(request)))
                 .unwrap_or_else(|_| Err(Error::Data(format!("decoding clip {} panicked", request.clip))));
-            self.lock().ready.insert(ticket, sample);
+            self.queue.lock().ready.insert(ticket, sample);
             self.changed.notify_all();
         }
     }
 
     /// The next request, once there is room for its clip; none when there is nothing left to do.
     fn next_request(&self) -> Option<(u64, Request)> {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         loop {
             if self.stop.load(Ordering::Relaxed) || queue.total.is_some() {
                 return None;
@@ -160,7 +157,7 @@ impl Shared {
             if queue.issued - queue.taken < self.prefetch as u64 {
                 break;
             }
-            queue = self.changed.wait(queue).unwrap_or_else(|e| e.into_inner());
+            self.changed.wait(&mut queue);
         }
         let ticket = queue.issued;
         // A panic of the caller's iterator must end as an error at the consumer, not as a wait without end.

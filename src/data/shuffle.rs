@@ -6,7 +6,8 @@
 use super::Dataset;
 use crate::config::{self, Crop};
 use crate::rng::{Key, Purpose};
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// How a clip is cropped and mirrored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,7 +58,7 @@ struct Shuffle {
 
 impl Shuffles {
     fn get(&self, seed: u64, epoch: u64, count: usize) -> Arc<Vec<usize>> {
-        let mut known = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut known = self.0.lock();
         if let Some(shuffle) = known.iter().find(|o| (o.seed, o.epoch) == (seed, epoch)) {
             return shuffle.clips.clone();
         }

@@ -160,7 +160,8 @@ impl Folder {
                 self.skipped.push(Skipped::new(path, "it is not a video or image"));
             }
         }
-        self.captions.unclaimed(&self.media, &mut self.skipped);
+        let unclaimed = self.captions.unclaimed(&self.media);
+        self.skipped.extend(unclaimed.into_iter().map(|(path, reason)| Skipped { path, reason }));
         Ok(())
     }
 }

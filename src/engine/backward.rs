@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use super::flops::BOTH;
 use super::{Attention, Engine, Objective, Pass, Phase, Residuals, Stash};
 use crate::Result;
-use crate::attention::side_by_side;
+use crate::attention::{Qkv, SavedRows, side_by_side};
 use crate::model::{Block, Condition};
 use crate::observe::meter::{Section, Traffic};
 use crate::ops::bytes::set_rows;
@@ -92,7 +92,8 @@ impl Engine<'_> {
             let lse = lse.narrow(1, done, heads)?;
             done += heads;
             self.enter(Phase::BackwardAttention);
-            let backward = || group.attention.attend_backward(&q, &k, &v, &d_o, &lse, &delta, self.scale());
+            let (qkv, saved) = (Qkv::new(&q, &k, &v), SavedRows::new(&d_o, &lse, &delta));
+            let backward = || group.attention.attend_backward(qkv, saved, self.scale());
             let gradients = self.meter.during(Section::AttentionBackward, backward)?;
             drop((q, k, v, d_o, delta));
             self.enter(Phase::BackwardReturn);

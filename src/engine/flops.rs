@@ -2,8 +2,6 @@
 //! products only, as this engine does them, recomputed ones counted too. [`plan::flops`](crate::plan::flops) counts
 //! what any engine would have to do at least.
 
-use std::sync::PoisonError;
-
 use super::Engine;
 use crate::attention::{BACKWARD, FORWARD};
 use crate::model::ModelConfig;
@@ -37,7 +35,7 @@ impl Engine<'_> {
     /// that computes it, also where it only rehearses.
     pub fn operations(&self) -> u64 {
         let (each, rows) = (&self.per_row, self.rows() as u64);
-        let keeps = self.stash.lock().unwrap_or_else(PoisonError::into_inner).keeps_attention();
+        let keeps = self.stash.lock().keeps_attention();
         let times = if keeps { 1 } else { 2 }; // of attention's forward pass
         let groups = self.groups.len() as u64;
         let before = (times + 1) * groups + BOTH;

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use super::heads::HeadGroup;
 use super::{Attention, Engine, Pass, Phase, Residuals, Source, Stash};
 use crate::Result;
-use crate::attention::side_by_side;
+use crate::attention::{Qkv, side_by_side};
 use crate::model::{Block, BlockCondition, Condition, Conditioning};
 use crate::observe::meter::{Section, Traffic};
 use crate::ops::Tape;
@@ -75,9 +75,8 @@ impl Engine<'_> {
             self.enter(phases[0]);
             let [q, k, v] = self.queries_keys_values(block, cond, x, group)?;
             self.enter(phases[1]);
-            let (o, lse) =
-                // [B, my heads, S, d]
-                self.meter.during(Section::Attention, || group.attention.attend(&q, &k, &v, self.scale()))?;
+            let forward = || group.attention.attend(Qkv::new(&q, &k, &v), self.scale());
+            let (o, lse) = self.meter.during(Section::Attention, forward)?; // [B, my heads, S, d], [B, my heads, S]
             drop((q, k, v));
             outputs.push(self.to_rows(&o, group)?);
             statistics.push(lse);

@@ -22,8 +22,9 @@ pub mod stash;
 mod tile;
 
 use candle_core::{DType, Device, Tensor};
+use parking_lot::Mutex;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Hardware;
@@ -125,7 +126,7 @@ impl<'a> Engine<'a> {
     }
 
     /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so
-    /// that clips of several shapes use one scratch file.
+    /// that clips of several shapes use one scratch file. The lock is that of the crate parking_lot.
     pub fn with_stash(self, stash: Arc<Mutex<Stash>>) -> Self {
         Self { stash, ..self }
     }
@@ -191,7 +192,7 @@ impl<'a> Engine<'a> {
     /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's
     /// gradient.
     pub fn loss_and_gradients(&self, conditioning: &Conditioning, objective: &dyn Objective) -> Result<f64> {
-        let mut stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stash = self.stash.lock();
         stash.begin(self.model.blocks.len(), &self.shapes())?;
         let (condition, x) = self.embed(conditioning, objective)?;
         let x = self.forward(&condition, x, Some(&mut stash))?;

@@ -5,13 +5,13 @@
 //! there are no leftovers to look for at the next start, and no start can remove a file that a live run uses. The price
 //! is that `ls` and `du` do not show it, only `df` does. It is never synced, for nobody reads it after a crash.
 
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate, fstatfs};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use super::{file_size, free_space};
 use crate::{Error, Result, bail};
@@ -65,7 +65,7 @@ impl Scratch {
     /// # Errors
     /// The folder has no room.
     pub fn reserve(&self, bytes: u64) -> Result<()> {
-        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reserved = self.reserved.lock();
         if bytes <= *reserved {
             return Ok(());
         }

@@ -7,9 +7,9 @@ use super::info::Info;
 use super::{Hub, shown};
 use crate::bail;
 use crossbeam_channel::RecvTimeoutError;
+use parking_lot::Mutex;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use ureq::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use ureq::{Agent, Body};
@@ -222,11 +222,11 @@ impl Client {
         let Answer { from, mut body, .. } = answer;
         let stalled = || Failure::Windows(format!("{from} sent fewer than {stall_bytes} bytes in {stall:?}"));
         let (waiting, ended) = (Mutex::new(None::<Instant>), AtomicBool::new(false));
-        let waits = |since| *waiting.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        let waits = |since| *waiting.lock() = since;
         let (done, over) = crossbeam_channel::bounded::<()>(0);
         let watch = || {
             while over.recv_timeout(stall / 4) == Err(RecvTimeoutError::Timeout) {
-                let since = *waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let since = *waiting.lock();
                 if since.is_some_and(|since| since.elapsed() > stall) {
                     ended.store(true, SeqCst);
                     return self.agent.clone().shutdown();

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::attention::{flash, flash_backward};
+use crate::attention::{Qkv, SavedRows, flash, flash_backward};
 use crate::ops::bytes::in_order;
 use crate::ops::{Custom, Op1, Param, Real, Rows, Tape, cast};
 
@@ -62,7 +62,7 @@ impl Cross {
         for (sample, first, count) in self.rows.runs(n, usize::MAX) {
             let [k, v] = self.of_sample(sample)?;
             let run = self.heads_first(&q.narrow(0, first, count)?)?;
-            let (o, _) = flash(&run, &k, &v, self.scale(width)).map_err(crate::Error::into_candle)?;
+            let (o, _) = flash(Qkv::new(&run, &k, &v), self.scale(width)).map_err(crate::Error::into_candle)?;
             out.push(self.rows_first(&o, q.dtype())?);
         }
         Tensor::cat(&out, 0)
@@ -77,12 +77,13 @@ impl Cross {
             let [k, v] = self.of_sample(sample)?;
             let run = |x: &Tensor| x.narrow(0, first, count);
             let q_run = self.heads_first(&run(q)?)?;
-            let (_, lse) = flash(&q_run, &k, &v, scale).map_err(crate::Error::into_candle)?;
+            let qkv = Qkv::new(&q_run, &k, &v);
+            let (_, lse) = flash(qkv, scale).map_err(crate::Error::into_candle)?;
             let delta = crate::ops::row_dot(&run(d_o)?, &run(o)?, self.heads)?; // [count, H]
             let delta = in_order(&delta.t()?).map_err(crate::Error::into_candle)?.unsqueeze(0)?; // [1, H, count]
             let d_o = self.heads_first(&run(d_o)?)?;
-            let (dq_run, dk, dv) =
-                flash_backward(&q_run, &k, &v, &d_o, &lse, &delta, scale).map_err(crate::Error::into_candle)?;
+            let saved = SavedRows::new(&d_o, &lse, &delta);
+            let (dq_run, dk, dv) = flash_backward(qkv, saved, scale).map_err(crate::Error::into_candle)?;
             dq.push(self.rows_first(&dq_run, q.dtype())?);
             for (leaf, gradient) in [(&self.k, dk), (&self.v, dv)] {
                 let of_sample =

@@ -9,8 +9,8 @@
 //! all messages are still sent, so that no rank waits for one that has stopped. [`StepMeter::skipped`] says that a
 //! step's results are garbage.
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A list of names, an enum's variants in order.
@@ -108,6 +108,7 @@ pub struct StepMeter {
     total: AtomicU64,
     stop: AtomicBool,
     skipped: AtomicBool,
+    /// No code under this lock panics half-way through a change.
     clock: Mutex<Clock>,
 }
 
@@ -136,7 +137,7 @@ impl Default for StepMeter {
 impl StepMeter {
     /// A step of `total` operations begins: counts and times start from nothing.
     pub fn begin(&self, total: u64) {
-        let mut clock = self.clock();
+        let mut clock = self.clock.lock();
         self.done.store(0, Relaxed);
         self.total.store(total, Relaxed);
         let start = Instant::now();
@@ -146,7 +147,7 @@ impl StepMeter {
 
     /// The step has ended: where its time went.
     pub fn end(&self) -> StepTimes {
-        let mut clock = self.clock();
+        let mut clock = self.clock.lock();
         clock.switch(Section::Rest);
         clock.now = Now { section: Section::Rest, block: None, began: None };
         clock.spent.clone()
@@ -154,7 +155,7 @@ impl StepMeter {
 
     /// Where time went so far, since the step began, or ever where none has.
     pub fn spent(&self) -> StepTimes {
-        let mut clock = self.clock();
+        let mut clock = self.clock.lock();
         let section = clock.now.section;
         clock.switch(section);
         clock.spent.clone()
@@ -167,7 +168,7 @@ impl StepMeter {
 
     /// Counts `bytes` as moved.
     pub fn moved(&self, traffic: Traffic, bytes: u64) {
-        self.clock().spent.bytes[traffic as usize] += bytes;
+        self.clock.lock().spent.bytes[traffic as usize] += bytes;
     }
 
     /// Operations of the step: done, and all.
@@ -177,20 +178,20 @@ impl StepMeter {
 
     /// Does `work`, whose time belongs to `section`; afterwards time belongs to what it belonged to before.
     pub fn during<T>(&self, section: Section, work: impl FnOnce() -> T) -> T {
-        let before = self.clock().switch(section);
+        let before = self.clock.lock().switch(section);
         let result = work();
-        self.clock().switch(before);
+        self.clock.lock().switch(before);
         result
     }
 
     /// Says that the rank enters this block, or leaves all blocks.
     pub fn enter_block(&self, block: Option<usize>) {
-        self.clock().now.block = block;
+        self.clock.lock().now.block = block;
     }
 
     /// What the rank is at.
     pub fn now(&self) -> Now {
-        self.clock().now
+        self.clock.lock().now
     }
 
     /// Asks the rank to skip the rest of its step, for good.
@@ -210,11 +211,6 @@ impl StepMeter {
     /// Whether work was skipped: the step's results are garbage.
     pub fn skipped(&self) -> bool {
         self.skipped.load(Relaxed)
-    }
-
-    fn clock(&self) -> MutexGuard<'_, Clock> {
-        // No code under the lock panics half-way through a change.
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

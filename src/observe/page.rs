@@ -3,10 +3,11 @@
 //! Everything is read from the runs' folders when it is asked for; no run notices. The script, the style and the frame
 //! of the page are in `page/`, and are part of the binary.
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::details::{PICTURES, SAMPLES, details, kind_of_media};
 use super::follow::Follower;
@@ -76,14 +77,14 @@ impl Page {
     /// Looks for runs anew.
     fn find(&self) -> Vec<Run> {
         let runs = find(&self.places);
-        lock(&self.runs).clone_from(&runs);
+        self.runs.lock().clone_from(&runs);
         runs
     }
 
     /// What `answer` makes of the run `id`.
     fn of(&self, id: &str, answer: impl FnOnce(&Run) -> Answer) -> Answer {
         let named = |run: &Run| run.id == id;
-        let known = lock(&self.runs).iter().find(|run| named(run)).cloned();
+        let known = self.runs.lock().iter().find(|run| named(run)).cloned();
         let run = known.or_else(|| self.find().into_iter().find(named));
         run.map_or_else(Answer::not_found, |run| answer(&run))
     }
@@ -91,7 +92,7 @@ impl Page {
     fn metrics(&self, run: &Run, request: &Request) -> Answer {
         let Ok(metrics) = run.dir.open(METRICS) else { return Answer::text(JSON, json!({ "series": {} }).to_string()) };
         let follower = self.follower(&run.id);
-        let mut follower = lock(&follower);
+        let mut follower = follower.lock();
         let number = |name| request.number(name);
         let answer = match number("last") {
             0 => follower
@@ -106,7 +107,7 @@ impl Page {
     }
 
     fn follower(&self, id: &str) -> Arc<Mutex<Follower>> {
-        let mut followers = lock(&self.followers);
+        let mut followers = self.followers.lock();
         if followers.len() >= MOST_FOLLOWED && !followers.contains_key(id) {
             followers.clear(); // they are read again when asked for
         }
@@ -129,8 +130,4 @@ fn frame() -> String {
     FRAME
         .replace("<!-- style -->", "<link rel=\"stylesheet\" href=\"/style.css\">")
         .replace("<!-- scripts -->", scripts.trim_end())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner) // a thread that panicked has answered nobody
 }

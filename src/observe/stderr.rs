@@ -2,8 +2,8 @@
 
 use crate::terminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 use std::io::Write;
-use std::sync::Mutex;
 
 /// The bar on the screen, if any, so that log lines can step aside.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -15,7 +15,7 @@ pub struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let bar = BAR.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let bar = BAR.lock().clone();
         match bar {
             Some(bar) => bar.suspend(|| std::io::stderr().write_all(bytes))?,
             None => std::io::stderr().write_all(bytes)?,
@@ -37,12 +37,12 @@ pub(crate) fn bar(length: u64, done: u64) -> Option<ProgressBar> {
         let style = ProgressStyle::with_template("{bar:24.cyan/blue} {msg}").unwrap_or(ProgressStyle::default_bar());
         bar.set_style(style.progress_chars("━╸─"));
         bar.set_position(done);
-        *BAR.lock().unwrap_or_else(|e| e.into_inner()) = Some(bar.clone());
+        *BAR.lock() = Some(bar.clone());
         bar
     })
 }
 
 /// Lets log lines come as they would without this line.
 pub(crate) fn leave() {
-    *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
+    *BAR.lock() = None;
 }

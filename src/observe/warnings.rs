@@ -4,12 +4,12 @@
 //! It is a layer of the program's log. Warnings that come before the run has a folder wait for it. A warning is a line
 //! of JSON: `{"time": "2026-11-30T01:02:03Z", "message": ".."}`.
 
+use parking_lot::Mutex;
 use serde_json::json;
 use std::fmt::{Debug, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
@@ -43,7 +43,7 @@ impl<S: Subscriber> Layer<S> for KeepWarnings {
         }
         let mut message = Message(String::new());
         event.record(&mut message);
-        kept().take(json!({ "time": terminal::utc(), "message": terminal::message(&message.0) }).to_string());
+        KEPT.lock().take(json!({ "time": terminal::utc(), "message": terminal::message(&message.0) }).to_string());
     }
 }
 
@@ -57,7 +57,7 @@ pub struct Keeping(());
 /// It cannot be written.
 pub fn keep_in(path: &Path) -> Result<Keeping> {
     let file = open_target(path, OpenOptions::new().create(true).append(true))?;
-    let mut kept = kept();
+    let mut kept = KEPT.lock();
     (kept.file, kept.written) = (Some(file), 0);
     std::mem::take(&mut kept.waiting).into_iter().for_each(|line| kept.take(line));
     Ok(Keeping(()))
@@ -65,7 +65,7 @@ pub fn keep_in(path: &Path) -> Result<Keeping> {
 
 impl Drop for Keeping {
     fn drop(&mut self) {
-        kept().file = None;
+        KEPT.lock().file = None;
     }
 }
 
@@ -81,10 +81,6 @@ impl Kept {
             _ => {}
         }
     }
-}
-
-fn kept() -> MutexGuard<'static, Kept> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The text of an event: its message, then its other fields.

@@ -6,7 +6,8 @@ use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Shape, Storage, StorageRef, Tensor, WithDType, bail,
 };
-use std::{marker::PhantomData, ops::Range, sync::Mutex};
+use parking_lot::Mutex;
+use std::{marker::PhantomData, ops::Range};
 
 use super::Real;
 
@@ -96,7 +97,7 @@ pub fn write<T: Element, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle
             if values.len() < end {
                 bail!("write: the tensor is released; its unit must be gathered before it is used")
             }
-            let mut slot = self.0.lock().expect("no other thread has it");
+            let mut slot = self.0.lock();
             if let Some(f) = slot.0.take() {
                 slot.1 = Some(f(&mut values[start..end]));
             }
@@ -115,7 +116,7 @@ pub fn write<T: Element, R>(t: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Candle
     let op = Write(Mutex::new((Some(f), None)), PhantomData::<T>);
     t.inplace_op1(&op)?;
     match op.0.into_inner() {
-        Ok((_, Some(result))) => Ok(result),
+        (_, Some(result)) => Ok(result),
         _ => bail!("write: the closure did not run"),
     }
 }

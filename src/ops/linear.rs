@@ -6,7 +6,8 @@
 //! weights are packed once for all tiles.
 
 use candle_core::{DType, Result, Tensor};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use parking_lot::Mutex;
+use std::sync::{Arc, OnceLock, Weak};
 
 #[cfg(feature = "cuda")]
 use super::cuda::{Array, Numbers, Start};
@@ -105,7 +106,7 @@ impl Linear {
     }
 
     fn packed(&self) -> Arc<Packed> {
-        let mut slot = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.packed.lock();
         slot.upgrade().unwrap_or_else(|| {
             let packed = Arc::new(Packed::default());
             *slot = Arc::downgrade(&packed);

@@ -4,12 +4,13 @@
 //! They have found each other by [`bootstrap`](super::bootstrap), and each has a link to rank 0, which passes messages
 //! on. A thread for each link reads its frames: a kind, a length that is checked first, and bytes.
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::links::{Links, lock};
+use super::links::Links;
 use super::wire::{Failure, Frame, LONGEST};
 use super::{Limits, TorchrunEnv, bootstrap, thread_refused};
 use crate::{Error, Result, bail};
@@ -101,7 +102,7 @@ impl ControlPlane {
                 bytes.len()
             );
         }
-        let _turn = lock(&self.turn);
+        let _turn = self.turn.lock();
         let links = &*self.links;
         if links.rank != 0 {
             links.send(0, &Frame::Data(bytes.to_vec()))?;

@@ -4,12 +4,12 @@
 use candle_core::{Device, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 use tracing::Span;
 
 use super::launcher_env::TORCHRUN;
+use super::processes::Processes;
 use super::threads::{in_pool, panicked};
-use super::{Communicator, LauncherEnv, TorchrunEnv, run_threads};
+use super::{Communicator, LauncherEnv, Limits, TorchrunEnv, run_threads};
 use crate::{Result, bail};
 
 /// The machine's processors (those this process is bound to, or fewer where a container's quota says so), shared out to
@@ -17,80 +17,6 @@ use crate::{Result, bail};
 pub fn threads_per_rank(ranks: usize) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
     (processors / ranks).max(1)
-}
-
-/// What processes that are ranks have to keep to; the defaults are right outside tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The most bytes in one message, a multiple of 8; longer ones go in parts. MPI counts in C ints, so it is below 2
-    /// GiB.
-    pub message: usize,
-    /// A process that nothing is heard from for so long is lost.
-    pub silence: Duration,
-    /// How long processes that know each other only by an address may take to meet there.
-    pub joining: Duration,
-    /// How long MPI may take to join all processes of its launcher.
-    pub starting: Duration,
-    /// How long ranks may be in one exchange of GPUs, whose disagreements nobody sees.
-    pub exchange: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        let [silence, joining, starting, exchange] = [25, 60, 300, 1800].map(Duration::from_secs);
-        Self { message: 1 << 30, silence, joining, starting, exchange }
-    }
-}
-
-/// The variable that sets how long ranks may take to join each other, in seconds.
-pub(super) const JOIN_SECONDS: &str = "LONGREEL_JOIN_SECONDS";
-
-impl Limits {
-    /// The defaults, but for what the environment says: `LONGREEL_JOIN_SECONDS`.
-    ///
-    /// # Errors
-    /// It is no number of seconds of at most a day.
-    pub fn from_environment() -> Result<Self> {
-        Self::from(|name| std::env::var(name).ok())
-    }
-
-    /// As [`from_environment`](Self::from_environment), of variables that `get` gives.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn from(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let Some(text) = get(JOIN_SECONDS).filter(|text| !text.trim().is_empty()) else { return Ok(Self::default()) };
-        match text.trim().parse() {
-            Ok(seconds @ 1..=86_400) => {
-                let limit = Duration::from_secs(seconds);
-                Ok(Self { joining: limit, starting: limit, ..Self::default() })
-            }
-            _ => bail!(
-                Config,
-                "{JOIN_SECONDS} is {text:?}: it is how long ranks may take to join each other, in seconds, 1 to 86400 (a day)"
-            ),
-        }
-    }
-}
-
-/// Processes that are ranks: what a backend of them offers beside the communicator.
-pub(super) trait Processes: Sync {
-    /// That of all processes.
-    fn communicator(&self) -> Arc<dyn Communicator>;
-    /// How many threads this process's rank has.
-    fn threads(&self) -> usize;
-    /// The host of each rank.
-    fn hosts(&self) -> Vec<&str>;
-    /// Says that the calling thread is the one that the rank's work runs in.
-    fn enter(&self);
-    /// Tells the others how this process's work ended and waits for theirs; the outcome of all together.
-    fn finish_together(&self, outcome: Result<()>) -> Result<()>;
-    /// Whether this process reports to the user how the work of all ended.
-    fn is_reporter(&self) -> bool;
-    /// Where the communicator's tensors are, if not in memory.
-    fn gpu(&self) -> Option<Device> {
-        None
-    }
 }
 
 /// How ranks are run. See [the module](self).

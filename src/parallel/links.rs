@@ -3,9 +3,9 @@
 //!
 //! Rank 0 has a link to every other rank, and every other rank has one to rank 0.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::net::Shutdown;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::TorchrunEnv;
@@ -21,6 +21,7 @@ pub(super) struct Links {
     pub size: usize,
     /// From rank 1 on, or to rank 0 alone. Locked to send; a thread of each reads.
     links: Vec<Mutex<Outgoing>>,
+    /// No code under this lock panics half-way through a change.
     state: Mutex<State>,
     news: Condvar,
 }
@@ -62,11 +63,11 @@ impl Links {
     }
 
     pub fn check(&self) -> Result<()> {
-        lock(&self.state).check()
+        self.state.lock().check()
     }
 
     pub fn failure(&self) -> Option<Failure> {
-        lock(&self.state).failure.clone()
+        self.state.lock().failure.clone()
     }
 
     /// Says that this rank's work has ended well; of rank 0: that of all has.
@@ -88,10 +89,10 @@ impl Links {
 
     /// Ends all, at once.
     pub fn close(&self) {
-        lock(&self.state).over = true;
+        self.state.lock().over = true;
         self.news.notify_all();
         for link in &self.links {
-            lock(link).shutdown(Shutdown::Both);
+            link.lock().shutdown(Shutdown::Both);
         }
     }
 
@@ -101,23 +102,23 @@ impl Links {
     }
 
     pub fn send(&self, link: usize, frame: &Frame) -> Result<()> {
-        lock(&self.state).check()?;
-        let sent = lock(&self.links[link]).send(frame);
+        self.state.lock().check()?;
+        let sent = self.links[link].lock().send(frame);
         sent.or_else(|e| {
             self.lose(link, format!("nothing can be sent to it: {e}"));
-            lock(&self.state).check()
+            self.state.lock().check()
         })
     }
 
     /// Waits until `there` finds something, or the run fails.
     fn wait<T>(&self, mut there: impl FnMut(&mut State) -> Result<Option<T>>) -> Result<T> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         loop {
             if let Some(found) = there(&mut state)? {
                 return Ok(found);
             }
             state.check()?;
-            state = self.news.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.news.wait(&mut state);
         }
     }
 
@@ -132,7 +133,7 @@ impl Links {
                 let message = format!("it ended while rank {} waits for it", self.rank);
                 self.take_failure(Failure { rank: self.other(link), message, lost: false }, None);
             }
-            lock(&self.state).check().and(Err(e))
+            self.state.lock().check().and(Err(e))
         })
     }
 
@@ -140,7 +141,7 @@ impl Links {
     pub fn listen(&self, link: usize, mut input: Incoming, silence: Duration) {
         loop {
             let frame = input.next(silence);
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             match frame {
                 Ok(Frame::Heartbeat | Frame::Ready) => {}
                 Ok(Frame::Left) => state.left[link] = true,
@@ -176,7 +177,7 @@ impl Links {
 
     /// Keeps the first failure, and passes it on by all links but that by which it came.
     pub fn take_failure(&self, failure: Failure, from: Option<usize>) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.failure.is_some() {
             return;
         }
@@ -185,23 +186,23 @@ impl Links {
         drop(state);
         for (link, stream) in self.links.iter().enumerate() {
             if Some(link) != from {
-                let _ = lock(stream).send(&Frame::Failed(failure.clone()));
+                let _ = stream.lock().send(&Frame::Failed(failure.clone()));
             }
         }
-        lock(&self.state).telling = false;
+        self.state.lock().telling = false;
         self.news.notify_all();
     }
 
     /// Sends a heartbeat on every link each `every`.
     pub fn beat(&self, every: Duration) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         while !state.over {
             drop(state);
             for link in &self.links {
-                let _ = lock(link).send(&Frame::Heartbeat); // its reader sees what became of it
+                let _ = link.lock().send(&Frame::Heartbeat); // its reader sees what became of it
             }
             let until = Instant::now() + every;
-            state = lock(&self.state);
+            state = self.state.lock();
             state = self.rest(state, until, |state| state.over);
         }
     }
@@ -215,7 +216,7 @@ impl Links {
     ) -> MutexGuard<'a, State> {
         while !enough(&state) && Instant::now() < until {
             let left = until.saturating_duration_since(Instant::now());
-            state = self.news.wait_timeout(state, left).map_or_else(|e| e.into_inner().0, |(state, _)| state);
+            self.news.wait_for(&mut state, left);
         }
         state
     }
@@ -223,15 +224,10 @@ impl Links {
     /// Closes the links, and leaves the others time to read the last frames.
     pub fn part(&self) {
         let until = Instant::now() + LINGER;
-        drop(self.rest(lock(&self.state), until, |state| !state.telling));
+        drop(self.rest(self.state.lock(), until, |state| !state.telling));
         for link in &self.links {
-            lock(link).shutdown(Shutdown::Write);
+            link.lock().shutdown(Shutdown::Write);
         }
-        drop(self.rest(lock(&self.state), until, |state| state.closed.iter().all(|closed| *closed)));
+        drop(self.rest(self.state.lock(), until, |state| state.closed.iter().all(|closed| *closed)));
     }
-}
-
-/// No code under these locks panics half-way through a change, so a poisoned one still guards a sound state.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,6 +15,7 @@ mod guests;
 pub mod handshake;
 mod launch;
 mod launcher_env;
+mod limits;
 mod links;
 mod mesh;
 mod metered;
@@ -24,6 +25,7 @@ mod mpi;
 mod nccl;
 #[cfg(any(feature = "nccl", test))]
 mod ordered;
+mod processes;
 #[cfg(any(feature = "nccl", test))]
 mod rank_info;
 mod rendezvous;
@@ -42,8 +44,9 @@ use std::sync::Arc;
 
 use crate::{Result, bail};
 pub use control::ControlPlane;
-pub use launch::{Launch, Limits, threads_per_rank};
+pub use launch::{Launch, threads_per_rank};
 pub use launcher_env::{LauncherEnv, is_first, is_to_tell};
+pub use limits::Limits;
 pub use mesh::Mesh;
 pub use metered::Metered;
 pub use secret::{Key, Secret};

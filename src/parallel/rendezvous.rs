@@ -6,9 +6,10 @@
 //! wait for each other. Nothing here knows what the collectives mean; see `threads.rs`.
 
 use candle_core::Tensor;
+use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use crate::{Error, Result};
@@ -38,6 +39,7 @@ pub(super) struct Group {
 
 /// Shared by all ranks of a run.
 pub(super) struct Rendezvous {
+    /// No code under this lock panics half-way through a change.
     state: Mutex<State>,
     bell: Condvar,
     groups: AtomicU64,
@@ -83,12 +85,12 @@ impl Rendezvous {
 
     /// Says that the calling thread is the one that `rank`'s closure runs in.
     pub fn enter(&self, rank: usize) {
-        self.lock().ranks[rank].main = Some(thread::current().id());
+        self.state.lock().ranks[rank].main = Some(thread::current().id());
     }
 
     /// Says that `rank` makes no more calls: ranks that wait for it get an error.
     pub fn leave(&self, rank: usize) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.ranks[rank].left = true;
         state.look_for_the_stuck();
         self.bell.notify_all();
@@ -96,21 +98,21 @@ impl Rendezvous {
 
     /// Makes all pending and later calls fail. Only the first failure counts.
     pub fn fail(&self, rank: usize, message: String) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.failure.get_or_insert((rank, message));
         self.bell.notify_all();
     }
 
     /// The rank that failed first.
     pub fn failed(&self) -> Option<usize> {
-        self.lock().failure.as_ref().map(|f| f.0)
+        self.state.lock().failure.as_ref().map(|f| f.0)
     }
 
     /// Deposits `own_args` as member `index` of `group`, waits for all others' and returns all, in the group's order.
     pub fn meet(&self, group: &Group, index: usize, ticket: u64, own_args: CallArgs) -> Result<Arc<Vec<CallArgs>>> {
         let key = (group.id, ticket);
         let me = group.members[index];
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.check()?;
         let presence = &mut state.ranks[me];
         presence.off_main |= presence.main != Some(thread::current().id());
@@ -147,13 +149,8 @@ impl Rendezvous {
                 return Ok(full);
             }
             state.check()?;
-            state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.bell.wait(&mut state);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code under the lock panics half-way through a change, so a poisoned lock still guards a sound state.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

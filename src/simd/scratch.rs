@@ -3,8 +3,8 @@
 //! A training step calls attention once a block with the same shapes, and fresh pages cost a fault each (a tenth of the
 //! time of a short forward pass). Contents of a buffer are whatever its last user left.
 
+use parking_lot::Mutex;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
 
 /// Memory kept for later calls, in bytes; buffers beyond it are freed.
 pub(crate) const KEPT: usize = 64 << 20;
@@ -34,7 +34,7 @@ impl Scratch {
     /// A buffer of `len` words with unspecified contents.
     pub fn take(len: usize) -> Self {
         let need = len.div_ceil(16).max(1);
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = FREE.lock();
         // The smallest that fits, unless it would waste more than it holds.
         let fit = (0..free.len())
             .filter(|&i| serves(free[i].len(), need))
@@ -70,7 +70,7 @@ impl Drop for Scratch {
         if lines.len() * 64 > LARGEST {
             return;
         }
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = FREE.lock();
         let kept_bytes: usize = free.iter().map(|l| l.len() * 64).sum();
         if kept_bytes + lines.len() * 64 <= KEPT {
             free.push(lines);

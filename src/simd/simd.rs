@@ -12,7 +12,7 @@
 // SAFETY (of the whole layer): the functions of an implementation need the CPU features that it names. They are reached
 // only through `Simd::run`, and `super::Isa` lets an implementation run only on a CPU that has its features.
 
-use super::tile::{Left, Out, Right};
+use super::operands::{Left, Out, Right};
 
 /// Rows of a panel by columns: keys or queries that are lanes together, on every instruction set.
 pub(crate) const WIDTH: usize = 64;
@@ -30,7 +30,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Elements in a word: 1 for f32, 2 for bf16 pairs.
     const PAIR: usize;
     /// Whether products run on a matrix unit. It multiplies tiles, not vectors, and takes its left operands row by row:
-    /// see [`Left`](super::tile::Left).
+    /// see [`Left`].
     const MATRIX: bool = false;
     /// Rows of a register tile: 6 x 4 vectors are 24 of AVX-512's 32 registers, 6 x 2 are 12 of AVX2's 16; a matrix
     /// unit's are two tiles by two.

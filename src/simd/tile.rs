@@ -5,23 +5,11 @@
 //! two strides, which lets one kernel serve A and its transpose; B's rows are contiguous words. Nothing here knows of
 //! attention: any product of packed operands may use it.
 
+pub(crate) use super::operands::{Left, Out, Right};
 use super::simd::Simd;
 
 /// Rows of a vector unit's register tile, [`Simd::ROWS`].
 const ROWS: usize = 6;
-
-/// The left operand: word (tile, row in it, step) lies at `words + tile * tile_stride + row * row_stride + step *
-/// step_stride`. A matrix unit's steps are neighbours, and its tiles follow each other: all rows are `row` apart.
-///
-/// `ROW` is the stride of a vector unit's rows where the compiler knows it, and a tile's addresses then need no
-/// arithmetic; where it is 0, `row` is the stride.
-#[derive(Clone, Copy)]
-pub(crate) struct Left<const ROW: usize> {
-    pub words: *const u32,
-    pub tile: usize,
-    pub row: usize,
-    pub step: usize,
-}
 
 impl<const ROW: usize> Left<ROW> {
     /// Rows `row` apart whose steps are neighbours; `row` is `ROW` on vector units.
@@ -45,16 +33,6 @@ impl Left<1> {
     }
 }
 
-/// The right operand, in column blocks of [`column_block`] columns: step k's words of column block s are contiguous
-/// from `words + s * column_block + k * step`. What a register tile reads is then one run, which hardware prefetches;
-/// of rows of all columns it would be every fourth line.
-#[derive(Clone, Copy)]
-pub(crate) struct Right {
-    pub words: *const u32,
-    pub step: usize,
-    pub column_block: usize,
-}
-
 impl Right {
     /// `words` as `[column blocks][steps][column_block]`, of `width` columns.
     pub fn new<S: Simd>(words: &[u32], steps: usize, width: usize) -> Self {
@@ -74,16 +52,6 @@ impl Right {
 pub(crate) fn column_block<S: Simd>(width: usize) -> usize {
     let vectors = width / S::LANES;
     vectors.div_ceil(vectors.div_ceil(S::COLS)) * S::LANES
-}
-
-/// The row-major f32 result: `rows` by `width`, each row `stride` from the last, added to what is there if `add`.
-#[derive(Clone, Copy)]
-pub(crate) struct Out {
-    pub values: *mut f32,
-    pub stride: usize,
-    pub rows: usize,
-    pub width: usize,
-    pub add: bool,
 }
 
 /// `out = A B` or `out += A B` over `steps` steps on a vector unit. `rows` is a multiple of [`ROWS`], or 4 more than

@@ -5,7 +5,7 @@ use crate::observe::process::{Memory, memory};
 use crate::observe::stderr::{bar, leave};
 use crate::terminal::{clock, epoch, rate};
 use indicatif::ProgressBar;
-use std::sync::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 
 /// Without a terminal a log line comes this often.
@@ -51,7 +51,7 @@ impl Progress {
     /// first step, the last, and one now and then.
     pub fn update(&self, step: u64, times: f64, loss: f64, tokens_per_s: f64) {
         let now = Instant::now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.done = step;
         state.step_time.update(now, step);
         let left = state.step_time.left(self.total.saturating_sub(step));
@@ -65,7 +65,7 @@ impl Progress {
     /// how long it will go on, if that is known. Without a terminal this logs now and then.
     pub fn within(&self, share: f64, at: &str, left: Option<Duration>) {
         let now = Instant::now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let later = state.step_time.left(self.total.saturating_sub(state.done + 1));
         let line = within(state.done + 1, self.total, share, at, memory(), left, later);
         let due = now - state.logged >= self.log_every;
@@ -93,10 +93,6 @@ impl Progress {
             bar.abandon();
             leave();
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
@@ -221,7 +217,7 @@ mod tests {
         struct Log(Arc<Mutex<Vec<u8>>>);
         impl Write for Log {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-                self.0.lock().unwrap().write(bytes)
+                self.0.lock().write(bytes)
             }
             fn flush(&mut self) -> std::io::Result<()> {
                 Ok(())
@@ -238,7 +234,7 @@ mod tests {
                 progress.within(0.125, "attention", Some(Duration::from_secs(61)));
                 progress.update(50, 0.1, 0.5, 1e3);
             });
-            let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            let text = String::from_utf8(log.0.lock().clone()).unwrap();
             let lines = text.lines().map(|l| l[l.find("step ").unwrap()..].to_owned());
             lines.collect::<Vec<_>>()
         };

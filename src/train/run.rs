@@ -6,8 +6,9 @@
 //! gradients of the whole batch.
 
 use candle_core::{Device, Tensor};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::device;

@@ -1,9 +1,10 @@
 //! Runs a training from code: what to train on, where to begin, on which ranks, and who is told of each step.
 
+use parking_lot::Mutex;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
 use super::monitor::with_monitor;
 use super::progress::Progress;
@@ -96,7 +97,7 @@ impl<'a> Trainer<'a> {
     /// processes, either all have a hook or none has.
     pub fn on_step(mut self, hook: impl FnMut(&Record) -> ControlFlow<()> + Send + 'a) -> Self {
         let hook = Mutex::new(hook);
-        self.on_step = Some(Box::new(move |record| (hook.lock().unwrap_or_else(|e| e.into_inner()))(record)));
+        self.on_step = Some(Box::new(move |record| hook.lock()(record)));
         self
     }
 

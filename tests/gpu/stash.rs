@@ -3,7 +3,7 @@
 //! the process, however short the work.
 
 use candle_core::{DType, Device, Tensor};
-use longreel::attention::flash;
+use longreel::attention::{Qkv, flash};
 use longreel::config::{Compute, Place, Stash as Settings};
 use longreel::engine::stash::{Attention, Residuals, Shapes, Stash};
 use tempfile::TempDir;
@@ -46,7 +46,7 @@ impl Work {
     }
 
     fn begin(&self) {
-        flash(&self.0[0], &self.0[1], &self.0[2], 0.1).unwrap();
+        flash(Qkv::new(&self.0[0], &self.0[1], &self.0[2]), 0.1).unwrap();
     }
 }
 

@@ -1,10 +1,10 @@
 //! A headless Chromium, driven by the DevTools protocol over two pipes: messages are JSON, each ended by a NUL.
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -37,7 +37,7 @@ impl Browser {
             eprintln!("skipped: no Chromium on the PATH, in which the page would be looked at");
             return None;
         };
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = TURN.lock();
         let profile = TempDir::new().unwrap();
         let mut command = Command::new("sh");
         // Chromium reads from descriptor 3 and writes to 4.

@@ -108,7 +108,7 @@ fn one_block_is_read_ahead_and_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let (seen, hook) = recorder();
     let reads = || -> Vec<usize> {
-        let seen = seen.lock().unwrap();
+        let seen = seen.lock();
         seen.iter().filter_map(|copy| if let Copy::Read(i) = copy { Some(*i) } else { None }).collect()
     };
     let mut stash = Stash::open_with(&disk(folder.path()), 0, hook).unwrap();

@@ -11,10 +11,11 @@ use longreel::Result;
 use longreel::config::{Compute, Place, Stash as Settings};
 use longreel::engine::stash::{Attention, Copy, Hook, Residuals, Shapes, Stash};
 use longreel::rng::{Key, Purpose};
+use parking_lot::Mutex;
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -77,7 +78,7 @@ fn recorder() -> (Arc<Mutex<Vec<Copy>>>, Hook) {
     let seen = Arc::new(Mutex::new(vec![]));
     let there = seen.clone();
     let hook = move |copy| {
-        there.lock().unwrap().push(copy);
+        there.lock().push(copy);
         Ok(())
     };
     (seen, Arc::new(hook))

@@ -14,14 +14,14 @@
 use std::f64::consts::LOG2_E;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rayon::prelude::*;
 
 use super::ordered_sums::{OrderedSums, Task};
 use super::pack::{Heads, PackedElement, steps};
 use super::probs::{Pairs, Probs, RowBlock};
-use super::queries::{Layout, SavedRows, pack_queries};
+use super::queries::{Layout, QueryRows, pack_queries};
 use super::schedule::{self, Schedule};
 use super::{PACKED, by_row, row_block, wide};
 use crate::observe::meter::StepMeter;
@@ -42,7 +42,7 @@ pub(super) fn backward<S: Simd, E: PackedElement, O: PackedElement + Default>(
     q: Heads<E>,
     k: Heads<E>,
     v: Heads<E>,
-    saved: SavedRows<E>,
+    saved: QueryRows<E>,
     heads: usize,
     scale: f64,
     meter: &StepMeter,
@@ -266,7 +266,7 @@ impl<E: PackedElement, O: PackedElement> Kernel for Keys<'_, E, O> {
             return;
         }
         self.meter.add(super::BACKWARD * (keys * self.queries * d) as u64);
-        let mut grads = self.grads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut grads = self.grads.lock();
         match grads.half.take() {
             Some(mut half) => sums.floats().iter_mut().zip(half.floats()).for_each(|(x, half)| *x += *half),
             None if self.halves => {

@@ -18,6 +18,7 @@ use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD};
+use super::operands::{Options, Qkv, SavedRows};
 use crate::observe::meter::StepMeter;
 pub use crate::simd::Isa;
 use crate::simd::simd::{Simd, WIDTH};
@@ -47,51 +48,27 @@ fn wide(d: usize) -> usize {
 }
 
 /// [`super::attend`] on the CPU.
-pub(super) fn attend(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    scale: f64,
-    rounded: bool,
-    meter: &StepMeter,
-) -> Result<(Tensor, Tensor)> {
-    forward_as(Isa::best(), q, k, v, scale, rounded, meter)
+pub(super) fn attend(qkv: Qkv, options: Options) -> Result<(Tensor, Tensor)> {
+    forward_as(Isa::best(), qkv, options)
 }
 
 /// [`super::differentiate`] on the CPU.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn differentiate(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    d_o: &Tensor,
-    [lse, delta]: [&Tensor; 2],
-    scale: f64,
-    rounded: bool,
-    meter: &StepMeter,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    backward_as(Isa::best(), q, k, v, d_o, [lse, delta], scale, rounded, meter)
+pub(super) fn differentiate(qkv: Qkv, saved: SavedRows, options: Options) -> Result<(Tensor, Tensor, Tensor)> {
+    backward_as(Isa::best(), qkv, saved, options)
 }
 
 /// [`super::flash`] on one instruction set, for tests and benchmarks; f64 takes the plain reference on every one.
-pub fn forward_on(isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
-    forward_as(isa, q, k, v, scale, true, &StepMeter::default())
+pub fn forward_on(isa: Isa, qkv: Qkv, scale: f64) -> Result<(Tensor, Tensor)> {
+    forward_as(isa, qkv, Options { scale, rounded: true, meter: &StepMeter::default() })
 }
 
 /// o and lse: `rounded` to q's dtype and to its [`statistic`](check::statistic)'s, or in f32 and in f64.
-fn forward_as(
-    isa: Isa,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    scale: f64,
-    rounded: bool,
-    meter: &StepMeter,
-) -> Result<(Tensor, Tensor)> {
-    let [b, h, sq, d] = check_on(isa, q, k, v, scale)?;
+fn forward_as(isa: Isa, qkv: Qkv, options: Options) -> Result<(Tensor, Tensor)> {
+    let (Qkv { q, k, v }, Options { scale, rounded, meter }) = (qkv, options);
+    let [b, h, sq, d] = check_on(isa, qkv, scale)?;
     if q.dtype() == DType::F64 {
         meter.add(check::operations(FORWARD, [b, h, sq, d], k));
-        return super::reference::attention(q, k, v, scale);
+        return super::reference::attention(qkv, scale);
     }
     let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
     macro_rules! run {
@@ -113,47 +90,28 @@ fn forward_as(
 
 /// [`super::flash_backward`] on one instruction set, for tests and benchmarks; f64 takes the plain reference on every
 /// one.
-#[allow(clippy::too_many_arguments)]
-pub fn backward_on(
-    isa: Isa,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    d_o: &Tensor,
-    lse: &Tensor,
-    delta: &Tensor,
-    scale: f64,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    backward_as(isa, q, k, v, d_o, [lse, delta], scale, true, &StepMeter::default())
+pub fn backward_on(isa: Isa, qkv: Qkv, saved: SavedRows, scale: f64) -> Result<(Tensor, Tensor, Tensor)> {
+    backward_as(isa, qkv, saved, Options { scale, rounded: true, meter: &StepMeter::default() })
 }
 
 /// The gradients, `rounded` to q's dtype or in f32.
-#[allow(clippy::too_many_arguments)]
-fn backward_as(
-    isa: Isa,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    d_o: &Tensor,
-    [lse, delta]: [&Tensor; 2],
-    scale: f64,
-    rounded: bool,
-    meter: &StepMeter,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    let [b, h, sq, d] = check_on(isa, q, k, v, scale)?;
+fn backward_as(isa: Isa, qkv: Qkv, saved: SavedRows, options: Options) -> Result<(Tensor, Tensor, Tensor)> {
+    let (Qkv { q, k, v }, Options { scale, rounded, meter }) = (qkv, options);
+    let [b, h, sq, d] = check_on(isa, qkv, scale)?;
     let sk = k.dims()[2];
-    check::saved_rows(q, d_o, [lse, delta])?;
+    check::saved_rows(q, saved)?;
     if q.dtype() == DType::F64 {
         meter.add(check::operations(BACKWARD, [b, h, sq, d], k));
-        return super::reference::attention_backward(q, k, v, d_o, lse, delta, scale);
+        return super::reference::attention_backward(qkv, saved, scale);
     }
+    let SavedRows { d_o, lse, delta } = saved;
     let (lse, delta) = (lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?);
     let (qs, ks, vs) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
     let os = d_o.storage_and_layout();
     macro_rules! run {
         ($element:ty, $out:ty, $bf16:literal) => {{
             let (q, k, v) = (heads::<$element>(&qs)?, heads(&ks)?, heads(&vs)?);
-            let saved = queries::SavedRows { d_o: heads(&os)?, lse: &lse, delta: &delta };
+            let saved = queries::QueryRows { d_o: heads(&os)?, lse: &lse, delta: &delta };
             let [dq, dk, dv] = with_isa!(
                 isa, $bf16, S => backward::backward::<S, $element, $out>(q, k, v, saved, b * h, scale, meter)
             );
@@ -169,8 +127,8 @@ fn backward_as(
 }
 
 /// Checks what both passes take on an instruction set; returns `[B, H, Sq, d]`.
-fn check_on(isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<[usize; 4]> {
-    let shape = check::operands(q, k, v, scale)?;
+fn check_on(isa: Isa, qkv: Qkv, scale: f64) -> Result<[usize; 4]> {
+    let shape = check::operands(qkv, scale)?;
     if !isa.is_available() {
         bail!(Environment, "attention: this CPU lacks the features of the {isa:?} path");
     }

@@ -144,7 +144,7 @@ impl Drop for Task<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     /// Sums that depend on the order of their terms come out the same from any number of threads.
     #[test]
@@ -159,7 +159,7 @@ mod tests {
                 for _ in 0..threads {
                     scope.spawn(|| {
                         loop {
-                            let Some((pipeline, group)) = tasks.lock().unwrap().next() else { break };
+                            let Some((pipeline, group)) = tasks.lock().next() else { break };
                             let mut task = shared.task(pipeline, group);
                             for block in 0..shared.blocks(pipeline).len() {
                                 let first = task.is_first();

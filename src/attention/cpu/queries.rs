@@ -5,9 +5,9 @@ use std::f64::consts::LOG2_E;
 use super::pack::{Heads, PackedElement, columns_words, rows_words};
 use crate::simd::simd::Simd;
 
-/// What the forward pass left and the caller's cotangent.
+/// The elements of [`SavedRows`](crate::attention::SavedRows).
 #[derive(Clone, Copy)]
-pub(super) struct SavedRows<'a, E> {
+pub(super) struct QueryRows<'a, E> {
     pub d_o: Heads<'a, E>,
     /// `[B, H, Sq]`
     pub lse: &'a [f32],
@@ -36,7 +36,7 @@ impl Layout {
 /// One block of queries in the layouts that every group of keys needs.
 pub(super) fn pack_queries<S: Simd, E: PackedElement>(
     q: &Heads<E>,
-    saved: &SavedRows<E>,
+    saved: &QueryRows<E>,
     layout: Layout,
     head: usize,
     first: usize,

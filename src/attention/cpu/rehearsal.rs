@@ -10,6 +10,7 @@ use half::bf16;
 use super::{Isa, backward, forward};
 use crate::Result;
 use crate::attention::check::{operands, statistic};
+use crate::attention::{Qkv, SavedRows};
 use crate::simd::scratch::Scratch;
 use crate::simd::with_isa;
 
@@ -38,15 +39,9 @@ pub fn backward_words(half: bool, heads: usize, sq: usize, d: usize) -> [usize; 
 }
 
 /// As [`attend`](super::attend), in shapes and memory.
-pub fn rehearse_forward(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    scale: f64,
-    rounded: bool,
-    meet: Meet,
-) -> Result<(Tensor, Tensor)> {
-    let [b, h, sq, d] = operands(q, k, v, scale)?;
+pub fn rehearse_forward(qkv: Qkv, scale: f64, rounded: bool, meet: Meet) -> Result<(Tensor, Tensor)> {
+    let [b, h, sq, d] = operands(qkv, scale)?;
+    let Qkv { q, k, .. } = qkv;
     let o = filled(&[b, h, sq, d], result(q.dtype(), rounded))?;
     let lse = filled(&[b, h, sq], DType::F64)?;
     let _packed = touched(forward_words(q.dtype() == DType::BF16, b * h, k.dims()[2], d));
@@ -57,15 +52,14 @@ pub fn rehearse_forward(
 
 /// As [`differentiate`](super::differentiate), in shapes and memory.
 pub fn rehearse_backward(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    [lse, delta]: [&Tensor; 2],
+    qkv: Qkv,
+    saved: SavedRows,
     scale: f64,
     rounded: bool,
     meet: Meet,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let [b, h, sq, d] = operands(q, k, v, scale)?;
+    let [b, h, sq, d] = operands(qkv, scale)?;
+    let (Qkv { q, k, v }, SavedRows { lse, delta, .. }) = (qkv, saved);
     let _statistics = [lse.flatten_all()?.to_vec1::<f32>()?, delta.flatten_all()?.to_vec1::<f32>()?];
     let dtype = result(q.dtype(), rounded);
     let gradients = (filled(&[b, h, sq, d], dtype)?, filled(k.dims(), dtype)?, filled(v.dims(), dtype)?);

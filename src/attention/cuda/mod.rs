@@ -13,8 +13,8 @@ use candle_core::{DType, Tensor};
 use half::bf16;
 
 use super::check::{self, BACKWARD, FORWARD, operations};
+use super::operands::{Options, Qkv, SavedRows};
 use crate::cuda::{Kernel, Lent, device_of, empty, tensor};
-use crate::observe::meter::StepMeter;
 use crate::{Result, bail};
 pub(super) use copy::{copy_rows, side_by_side};
 pub(super) use merge::merge;
@@ -75,15 +75,9 @@ impl Kernels {
 }
 
 /// As [`super::cpu::attend`], on the GPU that q, k and v are on.
-pub(super) fn attend(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    scale: f64,
-    rounded: bool,
-    meter: &StepMeter,
-) -> Result<(Tensor, Tensor)> {
-    let shape = check::operands(q, k, v, scale)?;
+pub(super) fn attend(qkv: Qkv, options: Options) -> Result<(Tensor, Tensor)> {
+    let (Qkv { q, k, v }, Options { scale, rounded, meter }) = (qkv, options);
+    let shape = check::operands(qkv, scale)?;
     let kernels = Kernels::of(q.dtype(), shape[3], !rounded)?;
     let [q, k, v] = [aligned(q)?, aligned(k)?, aligned(v)?];
     let (o, lse) = match (q.dtype(), rounded) {
@@ -97,19 +91,11 @@ pub(super) fn attend(
 }
 
 /// As [`super::cpu::differentiate`], on the GPU that q, k and v are on.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn differentiate(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    d_o: &Tensor,
-    [lse, delta]: [&Tensor; 2],
-    scale: f64,
-    rounded: bool,
-    meter: &StepMeter,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    let shape = check::operands(q, k, v, scale)?;
-    check::saved_rows(q, d_o, [lse, delta])?;
+pub(super) fn differentiate(qkv: Qkv, saved: SavedRows, options: Options) -> Result<(Tensor, Tensor, Tensor)> {
+    let (Qkv { q, k, v }, SavedRows { d_o, lse, delta }) = (qkv, saved);
+    let Options { scale, rounded, meter } = options;
+    let shape = check::operands(qkv, scale)?;
+    check::saved_rows(q, saved)?;
     let kernels = Kernels::of(q.dtype(), shape[3], !rounded)?;
     let inputs = [aligned(q)?, aligned(k)?, aligned(v)?, aligned(d_o)?, lse.contiguous()?, delta.contiguous()?];
     let gradients = match (q.dtype(), rounded) {

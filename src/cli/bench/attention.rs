@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Report, device_of, flops, normal, on_threads, peak_on, timed};
 use crate::attention::cpu::{backward_on, forward_on};
-use crate::attention::{flash, flash_backward};
+use crate::attention::{Qkv, SavedRows, flash, flash_backward};
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
 use crate::engine::precision::check_on_gpu;
@@ -77,16 +77,18 @@ fn measure(args: &AttentionArgs, isa: Isa, device: &Device, threads: usize) -> R
     let (q, k, v, d_o) = (draw(0)?, draw(1)?, draw(2)?, draw(3)?);
     let scale = (head_dim as f64).powf(-0.5);
     let peak = peak_on(device, isa, dtype)?;
-    let attend = || if device.is_cpu() { forward_on(isa, &q, &k, &v, scale) } else { flash(&q, &k, &v, scale) };
+    let qkv = Qkv::new(&q, &k, &v);
+    let attend = || if device.is_cpu() { forward_on(isa, qkv, scale) } else { flash(qkv, scale) };
     let done = || Ok(device.synchronize()?); // a GPU is only asked to work so far
     let forward = timed(args.runs, || attend().and_then(|_| done()))?;
     let rows = |x: &Tensor| x.reshape((heads * tokens, head_dim));
     let both = timed(args.runs, || {
         let (o, lse) = attend()?;
         let delta = row_dot(&rows(&d_o)?, &rows(&o)?, 1)?.reshape((1, heads, tokens))?;
+        let saved = SavedRows::new(&d_o, &lse, &delta);
         match device.is_cpu() {
-            true => backward_on(isa, &q, &k, &v, &d_o, &lse, &delta, scale),
-            false => flash_backward(&q, &k, &v, &d_o, &lse, &delta, scale),
+            true => backward_on(isa, qkv, saved, scale),
+            false => flash_backward(qkv, saved, scale),
         }?;
         done()
     })?;

@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
+use parking_lot::Mutex;
 use serde_json::json;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::latent::{Latent, ShapeArgs, conditioning};

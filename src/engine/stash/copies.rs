@@ -7,44 +7,19 @@
 //! a block looks like.
 
 use candle_core::Device;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use super::pack::{Copier, Layout, Point, Pool};
+use super::store::Store;
 use super::{Copy, Hook, Residuals, Settings, Shapes, not_there};
 use crate::parallel::thread_refused;
 use crate::{Error, Result, bail};
 
 /// Blocks that wait or are being written at a time, and threads.
 pub const FLYING: usize = 2;
-
-/// Where bytes go. `offset` counts from the block's first byte.
-pub(super) trait Store: Send + Sync {
-    /// Makes room for `blocks` blocks of `size` bytes, no copy being under way.
-    fn reserve(&self, blocks: usize, size: u64) -> Result<()>;
-
-    fn write(&self, block: usize, offset: u64, from: &[u8]) -> Result<()>;
-
-    fn read(&self, block: usize, offset: u64, to: &mut [u8]) -> Result<()>;
-
-    /// A tensor of so many bytes is about to be written from `offset` on, from its first byte to its last.
-    fn start(&self, _block: usize, _offset: u64, _bytes: usize) -> Result<()> {
-        Ok(())
-    }
-
-    /// The tensor at `offset` was read and will not be again: memory that holds it may go.
-    fn forget(&self, _block: usize, _offset: u64) -> Result<()> {
-        Ok(())
-    }
-
-    /// Calls `f` with `length` of the block's bytes, if they are memory that a GPU copies to and from by itself; None
-    /// if not.
-    #[cfg(feature = "cuda")]
-    fn pinned(&self, _: usize, _: u64, _: usize, _: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Option<Result<()>> {
-        None
-    }
-}
 
 /// The threads' owner: dropped, it waits for them to end.
 pub(super) struct Copies {
@@ -58,6 +33,7 @@ struct Shared {
     rank: usize,
     hook: Hook,
     pool: Pool,
+    /// No code under this lock panics half-way through a change.
     state: Mutex<State>,
     /// Rung at every change.
     bell: Condvar,
@@ -104,7 +80,7 @@ impl Copies {
     /// Returns the bytes of a block.
     pub fn begin(&mut self, blocks: usize, shapes: &Shapes) -> Result<u64> {
         let busy = |block: &Block| matches!(block, Block::Writing | Block::Reading);
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         // A step that failed half-way leaves blocks behind.
         state.wanted = None;
         state.blocks.iter_mut().filter(|block| !busy(block)).for_each(|block| *block = Block::Nowhere);
@@ -121,7 +97,7 @@ impl Copies {
 
     pub fn put(&mut self, i: usize, residuals: Residuals) -> Result<()> {
         let flying = |block: &&Block| matches!(block, Block::Waits(..) | Block::Writing);
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         let mut state = self.shared.wait(state, |state| state.blocks.iter().filter(flying).count() < FLYING)?;
         let blocks = state.blocks.len();
         let Some(layout) = &state.layout else { bail!(Shape, "stash: no step has begun") };
@@ -139,7 +115,7 @@ impl Copies {
 
     pub fn take(&mut self, i: usize) -> Result<Residuals> {
         let now = self.shared.pool.now()?; // all that uses the block above was asked for
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         match state.blocks.get(i) {
             None | Some(Block::Nowhere) if state.failure.is_none() => return Err(not_there(i)),
             Some(Block::Reading | Block::Ready(_)) => {}
@@ -158,7 +134,7 @@ impl Copies {
 
 impl Drop for Copies {
     fn drop(&mut self) {
-        self.shared.lock().ends = true;
+        self.shared.state.lock().ends = true;
         self.shared.bell.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join(); // panics are caught on the thread
@@ -167,11 +143,6 @@ impl Drop for Copies {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code under the lock panics half-way through a change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits until `done`, or fails once a copy has failed.
     fn wait<'a>(
         &'a self,
@@ -185,16 +156,16 @@ impl Shared {
             if done(&state) {
                 return Ok(state);
             }
-            state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.bell.wait(&mut state);
         }
     }
 
     /// A copy thread.
     fn work(&self, copier: &mut Copier) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while !state.ends {
             let Some((i, point, waiting)) = state.next() else {
-                state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+                self.bell.wait(&mut state);
                 continue;
             };
             let layout = state.layout.clone();
@@ -207,7 +178,7 @@ impl Shared {
                 let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
                 bail!(Environment, "a copy panicked: {}", text.unwrap_or("(no message)"))
             });
-            state = self.lock();
+            state = self.state.lock();
             match outcome {
                 Ok(block) => state.blocks[i] = block,
                 Err(e) => {

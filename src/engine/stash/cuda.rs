@@ -12,10 +12,11 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::{CudaDevice, DType, Tensor};
 use half::bf16;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
 
 use super::STAGED;
-use super::copies::Store;
+use super::store::Store;
 use crate::cuda::{Lent, change_as, meaning};
 use crate::{Error, Result, bail};
 
@@ -56,8 +57,8 @@ impl Pinned {
 
     /// Calls `f` with the `length` bytes of a block from `offset` on.
     fn with(&self, block: usize, offset: u64, length: usize, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
-        let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = blocks[block].lock().unwrap_or_else(PoisonError::into_inner);
+        let blocks = self.blocks.read();
+        let mut bytes = blocks[block].lock();
         let range = offset as usize..offset as usize + length;
         let Some(part) = bytes.as_mut_slice().map_err(failed)?.get_mut(range.clone()) else {
             bail!(Shape, "stash: bytes {range:?} were not reserved")
@@ -69,9 +70,8 @@ impl Pinned {
 impl Store for Pinned {
     fn reserve(&self, blocks: usize, size: u64) -> Result<()> {
         let size = size as usize;
-        let mut slots = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
-        let fits =
-            |block: &Mutex<PinnedHostSlice<u8>>| block.lock().unwrap_or_else(PoisonError::into_inner).len() == size;
+        let mut slots = self.blocks.write();
+        let fits = |block: &Mutex<PinnedHostSlice<u8>>| block.lock().len() == size;
         if slots.len() == blocks && slots.iter().all(fits) {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::copies::Store;
+use super::store::Store;
 use crate::Result;
 use crate::config::{Compute, Stash as Settings};
 use crate::files::Scratch;

@@ -4,6 +4,7 @@
 //! - `disk`: the scratch file, and whether there is room for it;
 //! - `pack`: a block as bytes, rounded to bf16 or not;
 //! - `copies`: the threads that write blocks behind forward and read them ahead of backward;
+//! - `store`: what bytes are kept in, for the copies;
 //! - `gpu`: pinned memory for a GPU's blocks, and the streams that copy them.
 //!
 //! The engine sees `begin`, `put` and `take`, and none of this. Nothing here knows what the tensors mean.
@@ -14,14 +15,16 @@ mod cuda;
 mod disk;
 mod pack;
 mod ram;
+mod store;
 
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 use crate::config::{Compute, Place, Stash as Settings};
 use crate::{Error, Result};
-use copies::{Copies, Store};
+use copies::Copies;
 use pack::Layout;
+use store::Store;
 
 /// What backward needs of a block's forward pass. On a GPU, `x` and `o` are lent until the next block is taken: their
 /// memory is then read into again, so they must not be kept, nor given to another rank.

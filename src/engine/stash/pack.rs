@@ -3,11 +3,11 @@
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
-use super::copies::Store;
 #[cfg(feature = "cuda")]
 use super::cuda::{CopyStream, Recorded};
+use super::store::Store;
 use super::{Attention, Residuals, Shapes};
 use crate::config::{Compute, Stash as Settings};
 use crate::ops::bytes;
@@ -140,7 +140,7 @@ impl Layout {
     /// Reads a block into new tensors, or on a GPU into buffers of the pool.
     pub fn read(&self, store: &dyn Store, block: usize, pool: &Pool, copier: &mut Copier) -> Result<Residuals> {
         // The block above is still in use; the one above that is not, so two buffers take turns.
-        let mut turn = pool.turns[block % 2].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = pool.turns[block % 2].lock();
         // On a GPU a new tensor would be taken behind what is computed, and copied to after it. Memory that only the
         // block's user holds goes back as soon as it is not needed, and between steps there is none.
         let buffers = if pool.device.is_cpu() { &mut Buffers::default() } else { &mut *turn };

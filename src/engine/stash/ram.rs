@@ -1,9 +1,9 @@
 //! Keeps the stash in memory: tensors handed over as they are, without a copy; or, where they are rounded, bytes.
 
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError, RwLock};
 
-use super::copies::Store;
+use super::store::Store;
 use super::{Residuals, not_there};
 use crate::{Result, bail};
 
@@ -39,8 +39,8 @@ type TensorBytes = BTreeMap<u64, Vec<u8>>;
 
 impl Bytes {
     fn with<T>(&self, block: usize, f: impl FnOnce(&mut TensorBytes) -> Option<T>) -> Result<T> {
-        let blocks = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let tensors = blocks.get(block).map(|block| block.lock().unwrap_or_else(PoisonError::into_inner));
+        let blocks = self.0.read();
+        let tensors = blocks.get(block).map(|block| block.lock());
         match tensors.and_then(|mut tensors| f(&mut tensors)) {
             Some(result) => Ok(result),
             None => bail!(Shape, "stash: bytes of block {block} that are not there"),
@@ -56,7 +56,7 @@ fn tensor(tensors: &mut TensorBytes, offset: u64) -> Option<(&mut Vec<u8>, usize
 
 impl Store for Bytes {
     fn reserve(&self, blocks: usize, _: u64) -> Result<()> {
-        let mut slots = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.0.write();
         slots.clear(); // a step that failed half-way leaves bytes behind
         slots.resize_with(blocks, Mutex::default);
         Ok(())

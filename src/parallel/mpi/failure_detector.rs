@@ -5,11 +5,11 @@
 //! heartbeat every few seconds), that it has failed and why, and that it has returned. MPI itself would tell nothing:
 //! to MPI, a host that is gone is only slow.
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::ffi::c_int;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,7 @@ pub(super) struct FailureDetector {
     limits: Limits,
     /// Process and host of each rank, for messages.
     locations: Mutex<Vec<String>>,
+    /// No code under this lock panics half-way through a change.
     state: Mutex<State>,
     /// Set with the first failure.
     failed: AtomicBool,
@@ -110,12 +111,12 @@ impl FailureDetector {
 
     /// Sets the process and host of each rank, for messages.
     pub fn name(&self, locations: Vec<String>) {
-        *lock(&self.locations) = locations;
+        *self.locations.lock() = locations;
     }
 
     /// Says that the calling thread is the one that the rank's work runs in.
     pub fn enter(&self) {
-        lock(&self.state).main = Some(thread::current().id());
+        self.state.lock().main = Some(thread::current().id());
     }
 
     /// The failure that stopped the run, if one has.
@@ -123,7 +124,7 @@ impl FailureDetector {
         if !self.failed.load(Ordering::Acquire) {
             return Ok(());
         }
-        match &lock(&self.state).failure {
+        match &self.state.lock().failure {
             Some(Failure { rank, message, .. }) => Err(Error::Rank { rank: *rank, message: message.clone() }),
             None => Ok(()),
         }
@@ -131,12 +132,12 @@ impl FailureDetector {
 
     /// Makes all pending and later calls of all ranks fail. Only the first failure counts.
     pub fn fail(&self, rank: usize, message: String) {
-        self.take_failure(&mut lock(&self.state), Failure { rank, message, lost: false });
+        self.take_failure(&mut self.state.lock(), Failure { rank, message, lost: false });
     }
 
     /// Whether `rank` returned so long ago that nothing more can come from it.
     pub fn gone(&self, rank: usize) -> bool {
-        lock(&self.state).peers[rank].left.is_some_and(|left| left.elapsed() > GRACE)
+        self.state.lock().peers[rank].left.is_some_and(|left| left.elapsed() > GRACE)
     }
 
     /// Waits until `done`. It sleeps longer each time, at most `longest`, so that a waiting rank leaves the processor
@@ -175,7 +176,7 @@ impl FailureDetector {
 
     /// Says that this rank begins a call.
     pub fn begin(&self) {
-        let off_main = lock(&self.state).main.is_some_and(|main| main != thread::current().id());
+        let off_main = self.state.lock().main.is_some_and(|main| main != thread::current().id());
         self.present(|presence| {
             presence.calls += 1;
             presence.off_main |= off_main;
@@ -183,7 +184,7 @@ impl FailureDetector {
     }
 
     fn present(&self, change: impl FnOnce(&mut Presence)) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let me = &mut state.peers[self.rank];
         change(&mut me.presence);
         me.since = Instant::now();
@@ -216,7 +217,7 @@ impl FailureDetector {
         let mut last_heartbeat: Option<Instant> = None;
         let mut looked = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let gap = looked.elapsed();
             looked = Instant::now();
             if gap > HEARTBEAT {
@@ -264,7 +265,7 @@ impl FailureDetector {
             ranks.find(|&(rank, peer)| rank != self.rank && peer.left.is_none() && peer.heard.elapsed() > least)
         };
         let Some((rank, peer)) = silent(self.limits.silence) else { return };
-        let locations = lock(&self.locations);
+        let locations = self.locations.lock();
         let mut message = format!("nothing was heard from it for {} s", peer.heard.elapsed().as_secs());
         let _ = write!(message, " ({}): it was stopped or killed, or its host is down or cut off", locations[rank]);
         let others: Vec<String> = self.silent(state).filter(|&r| r != rank).map(|r| r.to_string()).collect();
@@ -306,7 +307,7 @@ impl FailureDetector {
     /// Tells the others how this rank's work ended, and waits until all have ended. Returns how the run ended: as this
     /// rank's work did, or as the rank that failed first.
     pub fn finish_together(&self, outcome: Result<()>) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if let Err(e) = &outcome {
             let (rank, message) = match e {
                 Error::Rank { rank, message } => (*rank, message.clone()),
@@ -334,7 +335,7 @@ impl FailureDetector {
 
     /// Whether all have left, or those who have not are not to be waited for.
     fn settled(&self) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.outbox.retain_mut(|flight| !matches!(flight.done(), Ok(true)));
         if state.peers.iter().all(|peer| peer.left.is_some()) && state.outbox.is_empty() {
             return true;
@@ -347,12 +348,12 @@ impl FailureDetector {
 
     /// Whether all processes have ended their work, so that they can end together.
     pub fn all_left(&self) -> bool {
-        lock(&self.state).peers.iter().all(|peer| peer.left.is_some())
+        self.state.lock().peers.iter().all(|peer| peer.left.is_some())
     }
 
     /// Whether this rank reports to the user: the first one that still answers.
     pub fn is_reporter(&self) -> bool {
-        self.speaker(&lock(&self.state))
+        self.speaker(&self.state.lock())
     }
 
     fn speaker(&self, state: &State) -> bool {
@@ -367,7 +368,7 @@ impl FailureDetector {
 
     /// For how long a rank has been known to be lost.
     pub fn lost_for(&self) -> Option<Duration> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         state.failure.as_ref().filter(|failure| failure.lost).map(|_| state.failed_at.elapsed())
     }
 
@@ -380,9 +381,4 @@ impl FailureDetector {
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
-}
-
-/// No code under these locks panics half-way through a change, so a poisoned one still guards a sound state.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{FAREWELL, end_within};
 use crate::observe::stderr::Stderr;
-use crate::parallel::launch::JOIN_SECONDS;
+use crate::parallel::limits::JOIN_SECONDS;
 use crate::parallel::{LauncherEnv, thread_refused};
 use crate::{Error, Result, terminal};
 

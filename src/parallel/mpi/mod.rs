@@ -28,7 +28,7 @@ use self::failure_detector::FailureDetector;
 use self::joining::Joining;
 use self::messages::Channel;
 use super::cpu_affinity::CpuAffinity;
-use super::launch::Processes;
+use super::processes::Processes;
 use super::{Communicator, LauncherEnv, Limits, thread_refused};
 use crate::{Error, Result, bail};
 

@@ -9,10 +9,11 @@
 //! agree on.
 
 use candle_core::{DType, Device, Tensor};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::ops::{Deref, Range};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::comm::{Comm, Gpu, Message};
 use super::library::UniqueId;
@@ -67,7 +68,8 @@ impl Group {
     /// wait.
     fn begin(&self, checked: Result<()>, call: String) -> Result<Call> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
-        let turn = self.comm.is_some().then(|| self.reserved().pop_front().unwrap_or_else(|| self.gpu.order.take()));
+        let turn =
+            self.comm.is_some().then(|| self.reserved.lock().pop_front().unwrap_or_else(|| self.gpu.order.take()));
         self.gpu.control.check()?;
         self.reported(checked)?;
         let name = format!("{call} (call {number} of ranks {:?})", self.members);
@@ -75,10 +77,6 @@ impl Group {
             self.reported(self.gpu.wait(&name, self.gpu.limits.exchange, || Ok(turn.has_come())))?;
         }
         Ok(Call { name, _turn: turn })
-    }
-
-    fn reserved(&self) -> std::sync::MutexGuard<'_, VecDeque<Turn>> {
-        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The outcome of this rank's own work; a failure is reported to the other ranks.
@@ -266,7 +264,7 @@ impl Communicator for Group {
     fn reserve(&self) {
         if self.comm.is_some() {
             let turn = self.gpu.order.take();
-            self.reserved().push_back(turn);
+            self.reserved.lock().push_back(turn);
         }
     }
 

@@ -7,9 +7,10 @@
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DriverError};
 use candle_core::{Device, Tensor};
+use parking_lot::Mutex;
 use std::ffi::c_int;
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -86,14 +87,10 @@ impl Comm {
         let comm = Self { gpu, stream, handle };
         let limit = comm.gpu.limits.joining.max(comm.gpu.limits.silence);
         let made = comm.gpu.nccl.check(code).and_then(|()| {
-            let mut handle = comm.lock();
+            let mut handle = comm.handle.lock();
             comm.guarded(&mut handle, |raw| comm.gpu.wait("making a communicator", limit, || comm.ready(raw)))
         });
         made.map(|()| comm)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Raw>> {
-        self.handle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether what was last begun is under way no more; an error if it went wrong.
@@ -174,7 +171,7 @@ impl Comm {
         begin: impl FnOnce(Raw) -> Result<()>,
     ) -> Result<()> {
         let in_flight: Vec<Tensor> = tensors.into_iter().cloned().collect();
-        let mut handle = self.lock();
+        let mut handle = self.handle.lock();
         let (gpu, limit) = (&self.gpu, self.gpu.limits.exchange);
         let done = self.guarded(&mut handle, |raw| {
             gpu.control.check()?;
@@ -209,7 +206,7 @@ pub(super) fn driver(e: DriverError) -> Error {
 impl Drop for Comm {
     /// Ends the communicator with the others, or without those that do not come.
     fn drop(&mut self) {
-        let Some(raw) = self.lock().take() else { return };
+        let Some(raw) = self.handle.lock().take() else { return };
         let _ = self.gpu.compute.context().bind_to_thread();
         let nccl = &self.gpu.nccl;
         // SAFETY: as in `ready`; the handle was taken, so this is its last use.

@@ -21,7 +21,7 @@ use self::collectives::Group;
 use self::comm::Gpu;
 use self::library::{Nccl, UniqueId};
 use super::cpu_affinity::CpuAffinity;
-use super::launch::Processes;
+use super::processes::Processes;
 use super::rank_info::{self, Gpus, RankInfo};
 use super::{Communicator, ControlPlane, Limits, TorchrunEnv};
 use crate::{Error, Result, bail, cuda};

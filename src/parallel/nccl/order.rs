@@ -12,8 +12,9 @@
 //! `CUDA_DEVICE_MAX_CONNECTIONS` (see [`crate::cuda::before_start`]) makes shared queues rarer, for copies and
 //! computing as well.
 
+use parking_lot::Mutex;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Who is next.
 #[derive(Default)]
@@ -35,13 +36,9 @@ pub(super) struct Turn {
 }
 
 impl Order {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The place behind all that were taken.
     pub fn take(self: &Arc<Self>) -> Turn {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.taken += 1;
         Turn { order: self.clone(), number: state.taken - 1 }
     }
@@ -50,13 +47,13 @@ impl Order {
 impl Turn {
     /// Whether all before it have ended.
     pub fn has_come(&self) -> bool {
-        self.order.lock().at == self.number
+        self.order.0.lock().at == self.number
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut state = self.order.lock();
+        let mut state = self.order.0.lock();
         state.over.insert(self.number);
         while let Some(first) = state.over.first().copied().filter(|&first| first == state.at) {
             state.over.remove(&first);
