@@ -12,7 +12,21 @@
 //! - [`attention`]: the global operation; [`parallel`]: communicators and sharding; [`ops`]: differentiable fused ops.
 //! - [`files`]: atomic writes and safetensors; [`hub`]: `hf://` names; [`rng`]: counter-based random numbers.
 //! - [`terminal`]: what may be shown there of text from outside.
-//! - [`meter`]: how far a rank is with its step, where its time goes, and whether it is to stop.
+//! - [`observe`]: metrics, where a step's time goes, warnings, TensorBoard, and the page that shows runs.
+//!
+//! To train from code, begin with [`train`], [`data`], [`sample`] and [`plan`]. For a network of your own there are
+//! [`attention`], [`parallel`] and [`ops`]. `docs/library.md` leads through both.
+//!
+//! ```no_run
+//! use longreel::config::RunConfig;
+//! use longreel::train::Trainer;
+//!
+//! let text = std::fs::read_to_string("configs/demo.toml")?;
+//! let config = RunConfig::parse(&text, "configs/demo.toml".as_ref(), &["train.steps=200".to_owned()])?;
+//! let trained = Trainer::new(config).run()?;
+//! println!("{} steps; weights in {}", trained.step, trained.checkpoint.display());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 // The rooms that are left out use them.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]

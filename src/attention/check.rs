@@ -7,6 +7,7 @@ use crate::{Result, bail};
 
 /// Operations for each query, key and feature: two products forward, five backward.
 pub const FORWARD: u64 = 4;
+/// What backward allows.
 pub const BACKWARD: u64 = 10;
 
 /// Head dims above this would overflow the blocks' share of the caches.

@@ -3,6 +3,19 @@
 //!
 //! Non-causal, no mask. All tensors are `[B, H, S, d]`; the row statistic `lse` (log of the sum of exponentials of the
 //! scaled logits, natural) is `[B, H, S]`. Nothing here sees a file or a model.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use longreel::attention::{Qkv, flash};
+//!
+//! let [q, k, v] = [1, 2, 3].map(|_| Tensor::randn(0f32, 1.0, (1, 4, 100, 64), &Device::Cpu));
+//! let (q, k, v) = (q?, k?, v?);
+//! let (o, lse) = flash(Qkv::new(&q, &k, &v), 0.125)?; // no matrix of 100 x 100 logits is made
+//! assert_eq!((o.dims(), lse.dims()), (&[1, 4, 100, 64][..], &[1, 4, 100][..]));
+//! # Ok::<(), longreel::Error>(())
+//! ```
+
+#![warn(missing_docs)]
 
 mod check;
 pub mod cpu;

@@ -17,6 +17,7 @@ pub struct Qkv<'a> {
 }
 
 impl<'a> Qkv<'a> {
+    /// Borrows them.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
         Self { q, k, v }
     }
@@ -35,6 +36,7 @@ pub struct SavedRows<'a> {
 }
 
 impl<'a> SavedRows<'a> {
+    /// Borrows them.
     pub fn new(d_o: &'a Tensor, lse: &'a Tensor, delta: &'a Tensor) -> Self {
         Self { d_o, lse, delta }
     }

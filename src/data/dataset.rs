@@ -34,12 +34,15 @@ pub struct Clip {
     pub id: usize,
     /// Index in [`Dataset::files`].
     pub file: usize,
+    /// The file itself.
     pub path: PathBuf,
     /// Which clip of the file it is.
     pub window: usize,
     /// Its first frame, counted in the file.
     pub first_frame: usize,
+    /// What the file's caption says.
     pub caption: Option<Arc<str>>,
+    /// Index in [`Dataset::classes`].
     pub class: Option<usize>,
     /// Frames per second of the clip itself; none for an image.
     pub rate: Option<f64>,

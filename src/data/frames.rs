@@ -20,6 +20,7 @@ pub enum RowOrder {
 /// A region of a clip: the same lines of some consecutive frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameRegion {
+    /// Which frames, counted in the clip.
     pub frames: Range<usize>,
     /// Lines of pixels of each frame, at least one.
     pub lines: Range<usize>,
@@ -61,6 +62,7 @@ pub struct Frames {
     pub lines: Range<usize>,
     /// Lines of a whole frame.
     pub height: usize,
+    /// Pixels of a line.
     pub width: usize,
     /// The pixels; its length is a multiple of lines * width * 3.
     pub data: Vec<u8>,

@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 /// A clip, or a rank's part of it, ready for the step.
 #[derive(Clone, Debug)]
 pub struct Sample {
+    /// What was asked for.
     pub request: Request,
+    /// The clip that the frames are of.
     pub clip: Clip,
     /// Shared with the cache of the clips decoded before.
     pub frames: Arc<Frames>,

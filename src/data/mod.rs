@@ -6,6 +6,8 @@
 //!
 //! Only the files marked as such talk to FFmpeg, and only `ffmpeg` does so unsafely. `docs/data.md` tells the rules.
 
+#![warn(missing_docs)]
+
 mod apart;
 mod captions;
 mod caught;

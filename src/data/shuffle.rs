@@ -41,7 +41,9 @@ impl Augment {
 pub struct Request {
     /// Index of the clip in its dataset.
     pub clip: usize,
+    /// Which time the clips are gone through, from 0.
     pub epoch: u64,
+    /// How it is cropped and mirrored.
     pub augment: Augment,
 }
 

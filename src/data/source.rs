@@ -14,6 +14,7 @@ use std::sync::Arc;
 /// A file that gives clips.
 #[derive(Clone, Debug)]
 pub struct SourceFile {
+    /// Where it is.
     pub path: PathBuf,
     /// Frames that the file holds; 1 for an image.
     pub frames: usize,
@@ -25,6 +26,7 @@ pub struct SourceFile {
     pub rate: Option<f64>,
     /// How many clips are cut from it.
     pub clips: usize,
+    /// What is said of it, by a text file beside it or a metadata.jsonl.
     pub caption: Option<Arc<str>>,
     /// Index in [`Dataset::classes`].
     pub class: Option<usize>,

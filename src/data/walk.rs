@@ -60,7 +60,9 @@ const UNFINISHED: [&str; 4] = ["part", "partial", "crdownload", "download"];
 /// A file or folder that is not used, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
+    /// The file or folder.
     pub path: PathBuf,
+    /// Why it is not used, a clause.
     pub reason: String,
 }
 

@@ -183,7 +183,9 @@ fn encode_gif(
 /// A clip in memory for a page that shows pictures, no larger than that page needs.
 #[derive(Clone, Debug)]
 pub struct Preview {
+    /// Height of a frame.
     pub height: usize,
+    /// Width of a frame.
     pub width: usize,
     /// A GIF of several frames, or the PNG of one.
     pub encoded: Vec<u8>,

@@ -25,7 +25,9 @@ use crate::simd::product::Epilogue;
 /// A linear layer over weights `[out, in]` and bias `[out]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
+    /// `[out, in]`.
     pub weight: Param,
+    /// `[out]`.
     pub bias: Param,
     pub(super) bf16: bool,
     isa: Isa,

@@ -6,6 +6,20 @@
 //! made of Candle's own differentiable ops in [`plain`], against which the tests compare it.
 //!
 //! Nothing here knows of ranks, models or files.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use longreel::ops::{Tape, silu};
+//!
+//! let x = Tensor::new(&[[-1f32, 0.0, 2.0]], &Device::Cpu)?;
+//! let tape = Tape::recording();
+//! let y = silu(&tape, &x)?;
+//! let gradients = tape.backward(&[(&y, &y.ones_like()?)], &[&x])?;
+//! assert_eq!(gradients[0].to_vec2::<f32>()?[0][1], 0.5); // silu'(0)
+//! # Ok::<(), longreel::Error>(())
+//! ```
+
+#![warn(missing_docs)]
 
 pub(crate) mod bytes;
 mod cast;

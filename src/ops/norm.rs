@@ -16,8 +16,10 @@ pub enum Affine {
     /// y = xhat.
     None,
     /// y = xhat * weight + bias, both `[D]`.
+    #[allow(missing_docs)]
     Weights { weight: Param, bias: Param },
     /// y = xhat * (1 + scale) + shift, rows of `modulation` `[B, k, D]` at the two indices (adaLN, arXiv 2212.09748).
+    #[allow(missing_docs)]
     Modulation { modulation: Param, shift: usize, scale: usize, rows: Rows },
 }
 

@@ -81,10 +81,12 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// This process's rank.
     pub fn rank(&self) -> usize {
         self.links.rank
     }
 
+    /// How many ranks there are.
     pub fn size(&self) -> usize {
         self.links.size
     }

@@ -29,6 +29,7 @@ pub const REFUSED: [u8; PROOF] = [0; PROOF];
 /// Who a process says it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
+    /// The rank that the sender says it is.
     pub rank: usize,
     /// How many ranks it knows of.
     pub size: usize,
@@ -72,7 +73,9 @@ impl Hello {
 /// A side of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
+    /// A rank other than 0.
     Rank,
+    /// Rank 0, which the others come to.
     Rank0,
 }
 
@@ -83,6 +86,7 @@ pub struct Transcript {
 }
 
 impl Transcript {
+    /// Of a job with this key, and what the two have said.
     pub fn new(key: &Key, rank: &Hello, rank_0: &Hello) -> Self {
         Self { key: key.clone(), hellos: [rank.to_bytes(), rank_0.to_bytes()] }
     }

@@ -6,6 +6,7 @@ use crate::Error;
 /// This process among those that a launcher started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LauncherEnv {
+    /// This process's rank.
     pub rank: usize,
     /// Processes, at least two; none if torchrun's `WORLD_SIZE` is no number, which is refused in
     /// [`Launch::from_environment`](super::Launch::from_environment).

@@ -20,6 +20,7 @@ pub struct Metered {
 }
 
 impl Metered {
+    /// Wraps `inner`; `meter` gets the times.
     pub fn new(inner: Arc<dyn Communicator>, meter: Arc<StepMeter>) -> Self {
         Self { inner, meter, timed: true }
     }

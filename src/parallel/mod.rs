@@ -4,6 +4,21 @@
 //! Nothing here knows of models. Messages are Candle tensors, so that a backend may hand them over without a copy
 //! (threads), as bytes (MPI) or from device to device (NCCL). Every collective is called by all ranks of a communicator
 //! in the same order; a backend that can see a disagreement fails loudly on all ranks rather than hang.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use longreel::parallel::{Reduce, run_threads};
+//!
+//! let sums = run_threads(3, 1, |comm| {
+//!     let x = Tensor::new(&[comm.rank() as f32], &Device::Cpu)?;
+//!     comm.all_reduce(&x, Reduce::Sum)?;
+//!     Ok(x.to_vec1::<f32>()?[0])
+//! })?;
+//! assert_eq!(sums, [3.0, 3.0, 3.0]); // 0 + 1 + 2, on each rank
+//! # Ok::<(), longreel::Error>(())
+//! ```
+
+#![warn(missing_docs)]
 
 mod bootstrap;
 mod check;
@@ -60,8 +75,11 @@ pub use torchrun_env::TorchrunEnv;
 /// How [`Communicator::all_reduce`] combines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduce {
+    /// The sum, in rank order.
     Sum,
+    /// The largest.
     Max,
+    /// The smallest.
     Min,
 }
 

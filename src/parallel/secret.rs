@@ -178,6 +178,7 @@ pub(super) fn random<const N: usize>() -> io::Result<[u8; N]> {
 pub struct Key(Hmac<Sha256>);
 
 impl Key {
+    /// Of these bytes.
     pub fn new(key: &[u8]) -> Self {
         Self(Hmac::new_from_slice(key).expect("HMAC takes keys of any length"))
     }

@@ -5,7 +5,9 @@ use std::ops::Range;
 /// `total` things over `parts` ranks; rank r holds floor(r * total / parts) .. floor((r + 1) * total / parts).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Split {
+    /// Elements that are split.
     pub total: usize,
+    /// Parts that they are split into.
     pub parts: usize,
 }
 

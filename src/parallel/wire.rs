@@ -20,7 +20,9 @@ pub(super) const HEAD: usize = 5;
 pub enum Frame {
     /// Tells that the sender lives.
     Heartbeat,
+    /// A message for a call.
     Data(Vec<u8>),
+    /// The sender, or a rank that it tells of, has failed.
     Failed(Failure),
     /// The sender's work has ended well; from rank 0: that of all.
     Left,
@@ -31,7 +33,9 @@ pub enum Frame {
 /// What ended a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
+    /// The rank that failed first.
     pub rank: usize,
+    /// Its error.
     pub message: String,
     /// It is not there any more.
     pub lost: bool,

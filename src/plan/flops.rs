@@ -10,6 +10,7 @@ use crate::model::ModelConfig;
 
 /// Forward and backward over forward, for attention and for a linear layer.
 pub const ATTENTION_BOTH: f64 = 3.5;
+/// The same of linear layers.
 pub const LINEAR_BOTH: f64 = 3.0;
 
 /// Attention forward of one clip: two products of `heads` matrices, tokens x tokens x head_dim.
@@ -61,6 +62,7 @@ pub struct Work {
 }
 
 impl Work {
+    /// Counts them for a clip of `tokens` tokens on ranks of shape `s`.
     pub fn new(config: &RunConfig, model: &ModelConfig, s: &Shape, tokens: usize, parameters: usize) -> Self {
         let clips = (config.train.batch * config.train.accumulate * config.parallel.data) as f64;
         let layers = model.num_layers;

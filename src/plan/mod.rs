@@ -10,6 +10,21 @@
 //! Sizes of packed panels, of the stash, and of splits come from the code that allocates them; the rest follows
 //! src/engine/, whose order of allocations `phases` repeats: tests hold each phase against what the allocator counts.
 //! `longreel train --rehearse` measures what this says. Nothing is allocated or read here.
+//!
+//! ```
+//! use longreel::config::RunConfig;
+//! use longreel::plan::Plan;
+//! use longreel::state::network::network;
+//!
+//! let text = std::fs::read_to_string("configs/demo.toml")?;
+//! let config = RunConfig::parse(&text, "configs/demo.toml".as_ref(), &[])?;
+//! let plan = Plan::new(&config, &network(&config)?, false)?;
+//! assert_eq!(plan.tokens, 4 * 4 * 7);
+//! println!("{} bytes a rank at the peak, {}", plan.per_rank(), plan.largest().peak().name);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![warn(missing_docs)]
 
 mod buffers;
 pub mod flops;
@@ -32,7 +47,9 @@ pub const REHEARSED: u64 = 2;
 /// Bytes of something that lives during a phase.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
+    /// What it is for.
     pub name: &'static str,
+    /// How large it is.
     pub bytes: u64,
 }
 
@@ -43,11 +60,14 @@ fn part(name: &'static str, bytes: u64) -> Part {
 /// A part of a step, with all that lives at once in it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
+    /// When in a step.
     pub name: &'static str,
+    /// All that is there at that time.
     pub parts: Vec<Part>,
 }
 
 impl Phase {
+    /// Bytes of all parts.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes).sum()
     }
@@ -56,6 +76,7 @@ impl Phase {
 /// What one rank needs.
 #[derive(Clone, Debug)]
 pub struct Rank {
+    /// What is in memory in each phase of a step.
     pub phases: Vec<Phase>,
     /// Bytes of its scratch file; 0: none.
     pub disk: u64,
@@ -75,7 +96,9 @@ impl Rank {
 pub struct Plan {
     /// Tokens of a clip.
     pub tokens: usize,
+    /// Parameters of the network.
     pub parameters: usize,
+    /// Each rank's share.
     pub ranks: Vec<Rank>,
     /// Ranks along each axis: data, Ulysses, ring.
     pub mesh: [usize; 3],
@@ -85,6 +108,7 @@ pub struct Plan {
     pub videos: u64,
     /// Whether what decoding takes is known, and counted.
     pub decoding: bool,
+    /// Operations and messages of a step.
     pub work: Work,
     /// The share of a clip that rank 0 decodes.
     pub part: f64,

@@ -21,8 +21,11 @@ const NEARLY: u64 = 1000;
 /// Settings that differ from a config's, as `--set` takes them, and the plan with them.
 #[derive(Clone, Debug)]
 pub struct Change {
+    /// What to write on a command line, as `key=value`.
     pub settings: Vec<String>,
+    /// The config with it.
     pub config: RunConfig,
+    /// What that needs.
     pub plan: Plan,
 }
 
@@ -106,6 +109,7 @@ pub struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
+    /// For a config whose network is `model`, and clips of which `decoding` is known.
     pub fn new(config: &'a RunConfig, model: &'a ModelConfig, decoding: Option<&'a Decoding>) -> Self {
         let axes = axes(config, model);
         let mut combinations = vec![vec![]];

@@ -33,7 +33,9 @@ pub struct Times {
     pub steps: f64,
     /// All held-out losses; none where the number of clips is not known, 0 where there are no such losses.
     pub heldout: Option<f64>,
+    /// All samples during training.
     pub samples: f64,
+    /// All checkpoints.
     pub checkpoints: f64,
 }
 

@@ -4,6 +4,31 @@
 //! What a clip begins from is drawn token by token from (seed, the clip's index), and nothing that the network does to
 //! one row depends on which other rows there are. So a clip has the same bits in a batch of any size, and but for
 //! rounding on any number of ranks.
+//!
+//! ```no_run
+//! use longreel::config::RunConfig;
+//! use candle_core::DType;
+//! use longreel::diffusion::Objective;
+//! use longreel::model::{Model, ModelConfig};
+//! use longreel::parallel::{Sequence, Single};
+//! use longreel::sample::{ClipSampler, ClipSpec, Request};
+//! use longreel::state::named::NamedModel;
+//! use std::sync::Arc;
+//!
+//! let text = std::fs::read_to_string("runs/demo/config.toml")?;
+//! let config = RunConfig::parse(&text, "runs/demo/config.toml".as_ref(), &[])?;
+//! let (_, folder) = NamedModel::opened("runs/demo".as_ref())?; // the average of the last checkpoint
+//! let network = ModelConfig::from_json(folder.config())?;
+//! let model = Model::load(&network, DType::F32, false, |name| folder.read_f32(name))?;
+//! let (request, objective) = (Request::from_config(&config)?, Objective::new(&config.diffusion)?);
+//! let sequence = Sequence::new(Arc::new(Single), model.config.num_attention_heads, 0)?;
+//! let sampler = ClipSampler { model: &model, objective: &objective, sequence: &sequence, request: &request, tile: 0 };
+//! let clip = sampler.sample(ClipSpec { index: 0, label: Some(3) })?;
+//! println!("{:?}, values in -1 to 1", clip.rows.dims());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![warn(missing_docs)]
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
@@ -31,8 +56,11 @@ const ENOUGH_TOKENS: usize = 4096;
 pub struct Request {
     /// Frames, height, width of the clips.
     pub size: [usize; 3],
+    /// The solver.
     pub sampler: SamplerKind,
+    /// Its steps.
     pub steps: usize,
+    /// Classifier-free guidance.
     pub guidance: Guidance,
     /// Shift of sigma; 0: from the token count.
     pub shift: f64,
@@ -40,6 +68,7 @@ pub struct Request {
     pub shift_base_tokens: usize,
     /// Groups of heads that attention takes one after another, where the ranks leave each group enough heads.
     pub head_groups: usize,
+    /// Which noise clips begin from.
     pub seed: u64,
 }
 
@@ -88,9 +117,13 @@ pub struct SamplingState {
 /// A network that samples, over the ranks of a sequence.
 #[derive(Clone, Copy)]
 pub struct ClipSampler<'a> {
+    /// The network.
     pub model: &'a Model,
+    /// What the network predicts.
     pub objective: &'a Objective,
+    /// The ranks that share each clip's tokens.
     pub sequence: &'a Sequence,
+    /// How to sample.
     pub request: &'a Request,
     /// Rows of a tile; 0: automatic.
     pub tile: usize,

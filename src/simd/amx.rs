@@ -9,8 +9,8 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
-use super::simd::Beside;
 use super::tile::{Left, Out, Right};
+use super::vector::Beside;
 
 /// Rows of a tile, and words of a row.
 const SIDE: usize = 16;

@@ -5,8 +5,8 @@
 use std::arch::x86_64::*;
 
 use super::exp::{EIGHTHS, NEAR};
-use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
+use super::vector::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2<const BF16: bool>;

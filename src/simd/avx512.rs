@@ -5,8 +5,8 @@
 use std::arch::x86_64::*;
 
 use super::exp::two_to_fraction;
-use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
+use super::vector::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const BF16: bool>;

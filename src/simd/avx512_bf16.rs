@@ -4,8 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::amx;
-use super::simd::{Beside, Kernel, Simd};
 use super::tile::{Left, Out, Right};
+use super::vector::{Beside, Kernel, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Bf16<const AMX: bool>;

@@ -5,7 +5,7 @@
 //! into the exponent ([`two_to_fraction`]), or into n + j / 8 and what is near, |g| <= 1/16 ([`EIGHTHS`], [`NEAR`]):
 //! three multiply-adds less, for instruction sets that look eight values up at once.
 
-use super::simd::Simd;
+use super::vector::Simd;
 
 /// Degree 6: relative error 7e-8 evaluated in f32.
 const FINE: [f32; 6] = [0.693_147_06, 0.240_229_31, 0.055_485_282, 0.009_675_452, 0.001_246_784_6, 0.000_216_129_16];
@@ -41,7 +41,7 @@ pub(crate) unsafe fn two_to_fraction<S: Simd>(f: S::V) -> S::V {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::Kernel;
+    use super::super::vector::Kernel;
     use super::super::{Isa, with_isa};
     use super::*;
 

@@ -22,9 +22,9 @@ pub mod peak;
 pub(crate) mod portable;
 pub(crate) mod product;
 pub(crate) mod scratch;
-pub(crate) mod simd;
 pub(crate) mod tile;
 pub(crate) mod uninit_vec;
+pub(crate) mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -3,8 +3,8 @@
 //! [`super::portable`].
 
 use super::portable::Portable;
-use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
+use super::vector::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs<const TILES: bool>;

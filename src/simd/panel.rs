@@ -16,8 +16,8 @@
 use rayon::prelude::*;
 
 use super::scratch::Scratch;
-use super::simd::{Kernel, Simd};
 use super::tile::Left;
+use super::vector::{Kernel, Simd};
 
 /// A row-major matrix of f32.
 #[derive(Clone, Copy)]

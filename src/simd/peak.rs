@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::simd::{Kernel, Simd};
+use super::vector::{Kernel, Simd};
 use super::{Isa, with_isa};
 
 /// Floats (or words) of the widest vector.

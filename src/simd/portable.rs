@@ -1,12 +1,12 @@
-//! Implements [`Simd`](super::simd::Simd) for any CPU, with arrays of four f32 that the compiler turns into whatever
+//! Implements [`Simd`](super::vector::Simd) for any CPU, with arrays of four f32 that the compiler turns into whatever
 //! vectors the target offers.
 //!
 //! `BF16`: matrices that are packed are rounded to bf16, which f32 words hold. Multiply-add is two roundings here,
 //! because a fused one is a function call on targets without it.
 
 use super::exp::two_to_fraction;
-use super::simd::{Kernel, Simd};
 use super::tile::{Left, Out, Right};
+use super::vector::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable<const BF16: bool>;

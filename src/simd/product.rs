@@ -10,9 +10,9 @@ use rayon::prelude::*;
 
 use super::panel::{Block, Lines, Panels, left as left_lanes};
 use super::scratch::Scratch;
-use super::simd::{Kernel, Simd};
 use super::tile::{Out, Right};
 use super::uninit_vec::UninitVec;
+use super::vector::{Kernel, Simd};
 
 /// Words of the right operand taken at a time: 20 KiB, which stay in L1 beside the rows of the left one. A matrix unit,
 /// which takes longer over its sums than over its operands, has more.

@@ -6,7 +6,7 @@
 //! attention: any product of packed operands may use it.
 
 pub(crate) use super::operands::{Left, Out, Right};
-use super::simd::Simd;
+use super::vector::Simd;
 
 /// Rows of a vector unit's register tile, [`Simd::ROWS`].
 const ROWS: usize = 6;

@@ -1,6 +1,6 @@
 //! The functions that the x86 instruction sets share but for the width of their vectors, written once.
 
-/// The f32 functions of [`super::simd::Simd`], for an instruction set with these features and intrinsics.
+/// The f32 functions of [`super::vector::Simd`], for an instruction set with these features and intrinsics.
 macro_rules! float_functions {
     (
         $features:literal, $V:ty, $splat:ident, $load:ident, $store:ident,
@@ -56,7 +56,7 @@ macro_rules! float_functions {
     };
 }
 
-/// The two entry points of [`super::simd::Simd`], for an instruction set with these features.
+/// The two entry points of [`super::vector::Simd`], for an instruction set with these features.
 macro_rules! entry_points {
     ($features:literal) => {
         #[target_feature(enable = $features)]

@@ -1,5 +1,7 @@
 //! Trains a network: sets a run up, goes through its steps, measures validation losses, and reports.
 
+#![warn(missing_docs)]
+
 pub mod device;
 pub mod plot;
 pub mod progress;

@@ -4,6 +4,7 @@
 //! An op under test is an [`Op`]: a fused form over inputs and [`Param`]s, and a plain form over tensors that Candle's
 //! autograd differentiates. Not here: whole networks (`model/`, `golden.rs`) and flash attention (`attention.rs`).
 
+mod candle_nn;
 mod cross;
 mod elementwise;
 mod linear;

@@ -26,8 +26,8 @@ use super::schedule::{self, Schedule};
 use super::{PACKED, by_row, row_block, wide};
 use crate::observe::meter::StepMeter;
 use crate::simd::scratch::Scratch;
-use crate::simd::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::simd::tile::{Left, Out, Right, column_block};
+use crate::simd::vector::{Beside, Kernel, Simd, WIDTH};
 
 /// Keys of a group: dq and the panels of queries pass through once a group, and from L3. Fixed, because the order of
 /// dq's sums follows from it.

@@ -16,8 +16,8 @@ use super::softmax::{Running, Softmax};
 use super::{PACKED, by_row, row_block, wide};
 use crate::observe::meter::StepMeter;
 use crate::simd::scratch::Scratch;
-use crate::simd::simd::{Beside, Kernel, Simd, WIDTH};
 use crate::simd::tile::{Left, Out, Right};
+use crate::simd::vector::{Beside, Kernel, Simd, WIDTH};
 
 /// Bands of a task at most: their sums and words stay in L2 while a key panel stays in L1.
 const ROW_BLOCKS: usize = 8;

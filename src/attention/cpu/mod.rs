@@ -21,7 +21,7 @@ use super::check::{self, BACKWARD, FORWARD};
 use super::operands::{Options, Qkv, SavedRows};
 use crate::observe::meter::StepMeter;
 pub use crate::simd::Isa;
-use crate::simd::simd::{Simd, WIDTH};
+use crate::simd::vector::{Simd, WIDTH};
 use crate::simd::with_isa;
 use crate::{Result, bail};
 use pack::{Heads, PackedElement};

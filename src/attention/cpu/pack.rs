@@ -1,6 +1,6 @@
 //! Packs tensors into panels, in the layouts that make every load of the kernels contiguous.
 //!
-//! A word holds one f32 or two bf16 that are neighbours along the contracted dimension (see [`crate::simd::simd`]).
+//! A word holds one f32 or two bf16 that are neighbours along the contracted dimension (see [`crate::simd::vector`]).
 //! Of a block of rows x `[n, d]` the products need these layouts, all zero-padded:
 //! - [`columns`]: `[steps][WIDTH]`, contraction over d with a lane a row: the right operand of q kᵀ;
 //! - [`rows`]: `[n / PAIR][wide]`, contraction over rows with a lane a column: the right operand of p v;
@@ -18,8 +18,8 @@ use half::bf16;
 
 use super::wide;
 use crate::simd::panel::turn;
-use crate::simd::simd::Simd;
 use crate::simd::tile::{Right, column_block};
+use crate::simd::vector::Simd;
 use crate::simd::{narrowed, widened};
 
 /// A tensor's element as the kernels see it.

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use super::{by_row, row_block};
-use crate::simd::simd::{Beside, Simd};
+use crate::simd::vector::{Beside, Simd};
 
 /// What a row block of keys by a block of queries passes through, each row a key; used over and over.
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 use std::f64::consts::LOG2_E;
 
 use super::pack::{Heads, PackedElement, columns_words, rows_words};
-use crate::simd::simd::Simd;
+use crate::simd::vector::Simd;
 
 /// The elements of [`SavedRows`](crate::attention::SavedRows).
 #[derive(Clone, Copy)]

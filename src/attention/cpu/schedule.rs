@@ -1,7 +1,7 @@
 //! Schedules the pieces of a task of either pass: a row block against a panel of lanes, all row blocks for one panel
 //! after another. Each piece goes through logits, probabilities, and what the probabilities add to sums.
 
-use crate::simd::simd::{Beside, Simd};
+use crate::simd::vector::{Beside, Simd};
 
 /// A task's pieces. All functions need the instruction set's features, and the pieces they name.
 pub(super) trait Schedule<S: Simd> {

@@ -7,7 +7,7 @@
 use std::marker::PhantomData;
 
 use super::by_row;
-use crate::simd::simd::{Beside, Simd};
+use crate::simd::vector::{Beside, Simd};
 
 /// log2 of how far a logit may exceed the maximum that its row subtracts.
 const SLACK: f32 = 8.0;
