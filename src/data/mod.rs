@@ -29,6 +29,7 @@ mod loader;
 mod overlap;
 mod probe;
 mod rates;
+mod region;
 mod report;
 mod scale;
 mod shrink;
