@@ -75,7 +75,9 @@ fn check(case: &[&str], what: &str, [predicted, measured]: [f64; 2], shared: f64
     // with it.
     let copied = case.iter().any(|key| key.starts_with("stash.where=disk") || key.starts_with("stash.dtype=bf16"));
     let forward = what.contains("forward") || what.contains("head and loss");
-    let written = if copied && forward { 0.15 * predicted } else { 0.0 };
+    // In backward a block that is read ahead may still be on its way, where the machine is busy.
+    let share = if forward { 0.15 } else { 0.05 };
+    let written = if copied { share * predicted } else { 0.0 };
     let fits = predicted - measured <= shared.max(written + margin) && measured - predicted <= margin;
     assert!(fits, "{case:?}: {what} predicted {predicted}, measured {measured} MiB");
 }

@@ -1,5 +1,6 @@
 # What run.sh needs before it measures: a clean environment, a Python, CUDA's libraries, a longreel that starts and sees
-# a GPU. shellcheck shell=bash disable=SC2154,SC2034 # run.sh's variables, and variables for its parts
+# a GPU.
+# shellcheck shell=bash disable=SC2154,SC2034 # run.sh's variables, and variables for its parts
 
 # Removes what would change results or times, or make longreel think that a launcher started it.
 environment() {
