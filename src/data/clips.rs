@@ -35,8 +35,8 @@ pub trait Clips: Send + Sync {
     /// How many clips there are, at least one.
     fn count(&self) -> usize;
 
-    /// Pixels of `frames` of clip `clip`, [frames, height, width, 3] in RGB. Ranks ask for the frames that they need, from several
-    /// threads at once, and every time for the same bytes.
+    /// Pixels of `frames` of clip `clip`, [frames, height, width, 3] in RGB. Ranks ask for the frames that they need,
+    /// from several threads at once, and every time for the same bytes.
     ///
     /// # Errors
     /// The clip cannot be had: the run ends with this message.
@@ -77,7 +77,8 @@ impl Debug for OwnClip {
 }
 
 impl Dataset {
-    /// The dataset of somebody's own `clips`, each of which is the one clip of a source called "clip 0", "clip 1" and so on.
+    /// The dataset of somebody's own `clips`, each of which is the one clip of a source called "clip 0", "clip 1" and
+    /// so on.
     ///
     /// # Errors
     /// A value of `config` is out of range; there is no clip; a clip's class has no name.

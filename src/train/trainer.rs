@@ -86,29 +86,29 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Trains on `clips` instead of the files of `data.path`, which is then only a name for messages. Their classes count
-    /// if `data.label` says "folder". Held-out clips are files still.
+    /// Trains on `clips` instead of the files of `data.path`, which is then only a name for messages. Their classes
+    /// count if `data.label` says "folder". Held-out clips are files still.
     pub fn clips(mut self, clips: Arc<dyn Clips>) -> Self {
         self.clips = Some(clips);
         self
     }
 
-    /// Calls `hook` on world rank 0 after each step with what it measured; `Break` stops the run after that step. Where ranks are
-    /// processes, either all have a hook or none has.
+    /// Calls `hook` on world rank 0 after each step with what it measured; `Break` stops the run after that step. Where
+    /// ranks are processes, either all have a hook or none has.
     pub fn on_step(mut self, hook: impl FnMut(&Record) -> ControlFlow<()> + Send + 'a) -> Self {
         let hook = Mutex::new(hook);
         self.on_step = Some(Box::new(move |record| hook.lock()(record)));
         self
     }
 
-    /// Trains until the last step, or until it is told to stop. Either way a checkpoint is saved at the end. Meanwhile no other
-    /// process may train in the run's folder.
+    /// Trains until the last step, or until it is told to stop. Either way a checkpoint is saved at the end. Meanwhile
+    /// no other process may train in the run's folder.
     ///
     /// # Errors
-    /// The config does not fit the clips, the machine or the checkpoint; another process trains there already; a file that matters
-    /// cannot be written; a loss or weight is not finite; a rank fails. [`Error::Abandoned`] if the running step would have gone
-    /// on for more than ten seconds after the flag of [`stop_when`](Self::stop_when) was set: it is left at once, and the
-    /// checkpoint is that of the step before.
+    /// The config does not fit the clips, the machine or the checkpoint; another process trains there already; a file
+    /// that matters cannot be written; a loss or weight is not finite; a rank fails. [`Error::Abandoned`] if the
+    /// running step would have gone on for more than ten seconds after the flag of [`stop_when`](Self::stop_when) was
+    /// set: it is left at once, and the checkpoint is that of the step before.
     pub fn run(self) -> Result<Trained> {
         let (threads, never) = (Launch::threads(), AtomicBool::new(false));
         let (launch, interrupted) = (self.launch.unwrap_or(&threads), self.interrupted.unwrap_or(&never));
