@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Formatting, clippy, the width of lines, and checks of the shell and Python scripts; warnings are errors.   (make lint)
+# Formatting, clippy, the width of lines, and checks of the shell and Python scripts; warnings are errors.
+#                                                                                                       (make lint)
+# Arguments are cargo's, such as --features mpi.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cargo=${CARGO:-cargo}
 ruff=ruff==0.17.6
 
 "$cargo" fmt --check
-"$cargo" clippy --release --locked --all-targets -- -D warnings
-if [ "$#" -gt 0 ]; then "$cargo" clippy --release --locked --all-targets "$@" -- -D warnings; fi
+"$cargo" clippy --release --locked --all-targets "$@" -- -D warnings
 
 # rustfmt leaves comments alone.
 git ls-files -z '*.rs' '*.cu' '*.cuh' '*.h' '*.cpp' '*.js' '*.sh' .ci/run | python3 -c '
