@@ -1,11 +1,12 @@
-//! Clips that are no files of a folder: frames that a program makes or reads itself, to be trained on all the same.
+//! Takes clips from a program instead of files: frames that it makes or reads itself.
 
 use super::dataset::Dataset;
 use super::ffmpeg::Reason;
 use super::frames::{FrameRegion, Frames};
 use super::shuffle::Augment;
 use super::source::{Media, SourceFile, check};
-use crate::{Result, bail, config};
+use crate::config::{self, Crop, Label};
+use crate::{Result, bail};
 use std::fmt::{self, Debug, Formatter};
 use std::ops::Range;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -84,14 +85,22 @@ impl Dataset {
     /// A value of `config` is out of range; there is no clip; a clip's class has no name.
     pub fn of_clips(config: &config::Data, clips: &Arc<dyn Clips>) -> Result<Self> {
         check(config)?;
+        // They are cut, sampled and cropped already.
+        let config = config::Data { stride: 1, fps: None, crop: Crop::Center, ..config.clone() };
         let (count, classes) = (clips.count(), clips.classes());
         if count == 0 {
-            bail!(Data, "the clips to train on are none");
+            bail!(Data, "Clips::count() is 0: there is nothing to train on");
+        }
+        if let Some(name) = (1..classes.len()).find(|&i| classes[..i].contains(&classes[i])).map(|i| &classes[i]) {
+            bail!(Data, "two classes are called {name:?}");
         }
         let source = |number: usize| {
             let class = clips.class(number);
             if let Some(class) = class.filter(|&class| class >= classes.len()) {
                 bail!(Data, "clip {number} is of class {class}, but there are {} names of classes", classes.len());
+            }
+            if class.is_none() && config.label == Label::Folder {
+                bail!(Data, "clip {number} has no class, though data.label is \"folder\"");
             }
             Ok(SourceFile {
                 path: PathBuf::from(format!("clip {number}")),
@@ -108,7 +117,7 @@ impl Dataset {
             })
         };
         let files = (0..count).map(source).collect::<Result<Vec<_>>>()?;
-        Ok(Self::of_sources(config.clone(), files, classes))
+        Ok(Self::of_sources(config, files, classes))
     }
 }
 
@@ -127,8 +136,10 @@ impl OwnClip {
                 count * height * width * 3
             ));
         }
-        let lines = |frame: &[u8]| frame[region.lines.start * width * 3..region.lines.end * width * 3].to_vec();
-        out.data = pixels.chunks_exact(height * width * 3).flat_map(lines).collect();
+        let lines = region.lines.start * width * 3..region.lines.end * width * 3;
+        for (to, from) in out.data.chunks_exact_mut(lines.len()).zip(pixels.chunks_exact(height * width * 3)) {
+            to.copy_from_slice(&from[lines.clone()]);
+        }
         if augment.flip {
             for line in out.data.chunks_exact_mut(width * 3) {
                 let (pixels, _) = line.as_chunks_mut::<3>();

@@ -1,4 +1,4 @@
-//! What decoding takes: memory of a decoding thread, from what a file says of itself, and the time of a clip.
+//! Estimates what decoding takes: memory of a thread, from what a file says of itself, and the time of a clip.
 //!
 //! An image's decoder holds the whole image, unless its lines come one by one. FFmpeg's hold as many frames as the
 //! codec may look back at, and those that wait for their turn to be shown.
@@ -62,7 +62,8 @@ impl Decoding {
             return Ok(None);
         }
         let mut decoding = Self::of(&dataset);
-        decoding.clips = (decoding.clips as u128 * count as u128 / decoding.files[0] as u128) as usize;
+        let looked_at = count.min(LOOKED_AT) as u128;
+        decoding.clips = (decoding.clips as u128 * count as u128 / looked_at.max(1)) as usize;
         decoding.files[1] = count;
         if timed {
             decoding.seconds = dataset.seconds_of_a_clip();
@@ -83,7 +84,10 @@ impl Decoding {
         for file in largest(files, LARGEST) {
             match file.media {
                 Media::Image => decoding.image = decoding.image.max(image_reader::memory(&file.path).unwrap_or(0)),
-                Media::Own(_) => {}
+                // A thread has the whole frames that it was given.
+                Media::Own(_) => {
+                    decoding.image = (file.frames * file.height * file.width * 3) as u64;
+                }
                 Media::Video { .. } => decoding.video = decoding.video.max(video(file, dataset.config()).unwrap_or(0)),
             }
         }

@@ -1,7 +1,7 @@
-//! Decoded clips that a rank keeps. Small clips cost more time to decode again every epoch than memory to keep.
+//! Keeps decoded clips in memory, since small ones cost more time to decode again every epoch than memory to keep.
 
 use super::frames::{FrameRegion, Frames};
-use super::shuffle::Request;
+use super::shuffle::{Augment, Request};
 use crate::Result;
 use crate::config::{Crop, Data};
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ pub struct FrameCache {
     /// 2 where a clip's mirror image is kept beside it.
     variants: usize,
     /// Empty if nothing is kept.
-    parts: Mutex<Vec<Option<Arc<Frames>>>>,
+    parts: Vec<Mutex<Option<Arc<Frames>>>>,
 }
 
 impl FrameCache {
@@ -24,7 +24,8 @@ impl FrameCache {
     pub fn new(data: &Data, clips: usize, part: &FrameRegion) -> Self {
         let variants = variants(data);
         let kept = Self::bytes(data, clips, part.bytes(data.width) as u64) > 0;
-        Self { variants, parts: Mutex::new(if kept { vec![None; clips * variants] } else { vec![] }) }
+        let count = if kept { clips * variants } else { 0 };
+        Self { variants, parts: (0..count).map(|_| Mutex::default()).collect() }
     }
 
     /// Bytes of pixels that a cache holds in the end, if a rank's part of a clip has `part` bytes. 0 if nothing is
@@ -34,20 +35,22 @@ impl FrameCache {
         if data.crop == Crop::Center && all <= MOST { all } else { 0 }
     }
 
-    /// What `request` names, from the cache or else by `decode`. Threads that ask for the same clip at once may each
-    /// decode it.
+    /// What `request` names, from the cache or else by `decode`. Of threads that ask for the same clip at once one decodes
+    /// it, and the others wait.
     ///
     /// # Errors
     /// Those of `decode`; nothing is kept then.
     pub fn get(&self, request: &Request, decode: impl FnOnce() -> Result<Frames>) -> Result<Arc<Frames>> {
-        let index = request.clip * self.variants + usize::from(request.augment.flip);
-        if let Some(Some(frames)) = self.parts.lock().get(index) {
+        let Augment { crop, flip } = request.augment;
+        let usual = crop == Augment::PLAIN.crop && usize::from(flip) < self.variants;
+        let place = request.clip * self.variants + usize::from(flip);
+        let Some(part) = self.parts.get(place).filter(|_| usual) else { return decode().map(Arc::new) };
+        let mut part = part.lock();
+        if let Some(frames) = &*part {
             return Ok(frames.clone());
         }
         let frames = Arc::new(decode()?);
-        if let Some(part) = self.parts.lock().get_mut(index) {
-            *part = Some(frames.clone());
-        }
+        *part = Some(frames.clone());
         Ok(frames)
     }
 }

@@ -1,7 +1,7 @@
-//! Decoding ahead of the step: threads that fill a bounded queue, in the order in which clips were asked for.
+//! Decodes clips ahead of the step, by threads that fill a bounded queue in the order in which clips were asked for.
 //!
 //! The queue holds what is decoded and what is being decoded, so memory is bounded by its length. A clip that cannot be
-//! decoded is an error in its place, and the last thing that comes: training never goes on without a clip unawares.
+//! decoded ends the iterator with an error in its place, so no clip is left out silently.
 //! Where all clips together are small, each is decoded once ([`FrameCache`]).
 
 use super::dataset::{Clip, Dataset};

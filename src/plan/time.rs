@@ -105,14 +105,16 @@ fn decoding_of_a_step(config: &RunConfig, plan: &Plan, seconds: f64) -> f64 {
     clips * frames * seconds / threads as f64
 }
 
-/// Steps whose clips are decoded: all, or those of the first epoch where decoded clips are kept.
+/// Steps whose clips are decoded: all, or where decoded clips are kept as many as it takes to have each once.
 fn steps_that_decode(config: &RunConfig, plan: &Plan, decoding: &Decoding) -> u64 {
     let whole = (config.data.frames * config.data.height * config.data.width * 3) as f64;
     if FrameCache::bytes(&config.data, decoding.clips, (plan.part * whole) as u64) == 0 {
         return config.train.steps;
     }
-    let batch = config.train.batch * config.train.accumulate * config.parallel.data;
-    (decoding.clips.div_ceil(batch) as u64).min(config.train.steps)
+    // A data rank keeps what it has had, and in time has all clips, and their mirror images.
+    let batch = config.train.batch * config.train.accumulate;
+    let all = decoding.clips.saturating_mul(1 + usize::from(config.data.flip));
+    (all.div_ceil(batch) as u64).min(config.train.steps)
 }
 
 /// Passes of the network for one sample.

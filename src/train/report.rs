@@ -41,7 +41,7 @@ pub struct Step {
     pub waited: Duration,
     /// Where the time went.
     pub spent: StepTimes,
-    /// StateBytes-out losses by ascending noise, on steps that measure them.
+    /// Held-out losses by ascending noise, on steps that measure them.
     pub heldout: Vec<f64>,
 }
 

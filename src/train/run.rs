@@ -109,6 +109,7 @@ impl<'a> Rank<'a> {
         let heldout = Heldout::new(self.setup, &self.mesh, &self.objective, &self.sigmas)?;
         let (first, position) = self.setup.resume.as_ref().map_or((0, 0), |c| (c.state().step, c.state().position));
 
+        agree(self.mesh.world.as_ref(), "whether a hook sees each step", u64::from(hook.is_some()))?;
         agree(self.mesh.world.as_ref(), "how many clips there are", self.setup.dataset.len() as u64)?;
 
         let batch = self.global_batch();

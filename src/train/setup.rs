@@ -164,7 +164,11 @@ impl RunSetup {
         let heldout = match &held_out {
             None => None,
             Some(held_out) => {
-                let apart = Apart::of_run(&config.run.out, None).with(&path, "it is trained on (data.path)");
+                let apart = Apart::of_run(&config.run.out, None);
+                let apart = match own {
+                    Some(_) => apart,
+                    None => apart.with(&path, "it is trained on (data.path)"),
+                };
                 let mut heldout = Dataset::open_without(data, held_out, &apart)?;
                 if data.label == Label::Folder {
                     heldout.number_classes_as(dataset.classes())?;
@@ -172,7 +176,7 @@ impl RunSetup {
                 Some(Arc::new(heldout))
             }
         };
-        if is_first() {
+        if is_first() && own.is_none() {
             Overlaps::find(&dataset, heldout.as_deref()).log();
         }
         let name = match resume.as_ref().and_then(|checkpoint| checkpoint.state().run.clone()) {

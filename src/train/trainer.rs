@@ -1,4 +1,4 @@
-//! Runs a training from code: what to train on, where to begin, on which ranks, and who is told of each step.
+//! Runs a training from code, with the caller's clips, ranks and hook after each step.
 
 use parking_lot::Mutex;
 use std::ops::ControlFlow;
@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::run::{Ended, Rank};
 use super::run_lock::RunLock;
 use super::setup::{RunSetup, Start};
-use crate::config::RunConfig;
+use crate::config::{Crop, RunConfig};
 use crate::data::Clips;
 use crate::engine::stash;
 use crate::observe::meter::StepMeter;
@@ -68,13 +68,14 @@ impl<'a> Trainer<'a> {
         Self { config, start: Start::New, launch: None, interrupted: None, clips: None, on_step: None }
     }
 
-    /// Begins elsewhere: after a checkpoint of the run.
+    /// Starts from a checkpoint of the run.
     pub fn start(mut self, start: Start) -> Self {
         self.start = start;
         self
     }
 
-    /// Takes `launch`'s ranks, which may be processes.
+    /// Takes `launch`'s ranks, which may be processes; `parallel.ranks` is then their number. Such a program runs
+    /// within [`Launch::run_to_exit`], so that all processes end together and with the first error.
     pub fn launch(mut self, launch: &'a Launch) -> Self {
         self.launch = Some(launch);
         self
@@ -93,8 +94,8 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Calls `hook` on world rank 0 after each step with what it measured; `Break` stops the run after that step. Where
-    /// ranks are processes, either all have a hook or none has.
+    /// Calls `hook` on world rank 0 after each step with what it measured; `Break` stops the run after that step,
+    /// without another validation. Where ranks are processes, either all have a hook or none has.
     pub fn on_step(mut self, hook: impl FnMut(&Record) -> ControlFlow<()> + Send + 'a) -> Self {
         let hook = Mutex::new(hook);
         self.on_step = Some(Box::new(move |record| hook.lock()(record)));
@@ -112,9 +113,15 @@ impl<'a> Trainer<'a> {
     pub fn run(self) -> Result<Trained> {
         let (threads, never) = (Launch::threads(), AtomicBool::new(false));
         let (launch, interrupted) = (self.launch.unwrap_or(&threads), self.interrupted.unwrap_or(&never));
-        let config = self.config;
+        let mut config = self.config;
+        if self.clips.is_some() {
+            // They are cut, sampled and cropped already.
+            (config.data.stride, config.data.fps, config.data.crop) = (1, None, Crop::Center);
+        }
         let ranks = config.parallel.ranks;
-        let _lock = launch.rank0_first(|| is_first().then(|| RunLock::take(&config.run.out)).transpose())?;
+        // Processes that are ranks of one job share the lock of the first; others are runs of their own.
+        let first = launch.processes().is_none() || is_first();
+        let _lock = launch.rank0_first(|| first.then(|| RunLock::take(&config.run.out)).transpose())?;
         launch.rank0_first(|| RunSetup::fetch(&config, self.clips.is_some()))?;
         let setup = RunSetup::open(config, self.start, launch, self.clips)?;
         let steps = setup.config.train.steps;
@@ -122,7 +129,7 @@ impl<'a> Trainer<'a> {
         if setup.resume.is_some() && done >= steps {
             tracing::info!("nothing to do: step {done} of {steps}; raise train.steps");
             // A kill or a disk's error behind the last checkpoint leaves something, too.
-            if is_first() {
+            if first {
                 setup.folder.remove_leftovers()?;
                 setup.folder.remove_older(done, setup.config.train.keep)?;
             }

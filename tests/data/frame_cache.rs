@@ -2,7 +2,7 @@
 
 use super::media::*;
 use longreel::config::Crop;
-use longreel::data::{Augment, FrameCache, FrameRegion, Loader, Request};
+use longreel::data::{Augment, FrameCache, FrameRegion, Frames, Loader, Request};
 use std::sync::Arc;
 
 const PART: u64 = 2 * 40 * 48 * 3;
@@ -22,6 +22,16 @@ fn clips_that_fit_are_decoded_once_and_equal_what_decoding_gives() {
     let expected: Vec<_> =
         requests[..3].iter().map(|r| dataset.frames(&dataset.clip(r.clip), &r.augment, 1..3).unwrap()).collect();
     assert_ne!(expected[0], expected[1], "a mirrored clip is another");
+
+    // What is asked otherwise than a run asks is not taken from the cache.
+    config.flip = false;
+    let plain = FrameCache::new(&config, 2, &FrameRegion::whole(1..3, 40));
+    let mirrored = request(0, true);
+    let black = |first| Ok(Frames { first, lines: 0..1, height: 1, width: 1, data: vec![0; 3] });
+    assert_eq!(plain.get(&mirrored, || black(1)).unwrap().first, 1);
+    assert_eq!(plain.get(&request(1, false), || black(2)).unwrap().first, 2, "the mirror image of clip 0");
+    assert_eq!(plain.get(&mirrored, || black(3)).unwrap().first, 3, "kept, though the run has no mirror images");
+    assert_eq!(plain.get(&request(1, false), || panic!("decoded again")).unwrap().first, 2);
 
     // One clip at a time, so that the file is gone before a clip is asked for again.
     let mut loader = Loader::new(dataset.clone(), FrameRegion::whole(1..3, 40), 1, requests.into_iter()).unwrap();

@@ -1,7 +1,7 @@
 //! Training from code: own clips, a hook after each step, what comes back.
 
 use super::snapshot;
-use longreel::config::RunConfig;
+use longreel::config::{Data, Label, RunConfig};
 use longreel::data::{Augment, Clips, Dataset, FrameRegion};
 use longreel::observe::metrics;
 use longreel::train::{Start, Trainer};
@@ -123,8 +123,9 @@ fn own_clips_come_whole_in_parts_and_mirrored() {
     let mut config = config(Path::new("none"), &[]).data;
     config.flip = true;
     let clips = Drawn::new(usize::MAX);
+    (config.stride, config.fps) = (6, Some(3.0)); // of files; own clips have frames of their own
     let dataset = Dataset::of_clips(&config, &clips).unwrap();
-    assert_eq!((dataset.len(), dataset.classes().len()), (5, 2));
+    assert_eq!((dataset.len(), dataset.classes().len(), dataset.rate()), (5, 2, Some(12.0)));
     let clip = dataset.clip(3);
     assert_eq!((clip.class, clip.rate), (Some(1), Some(12.0)));
     let whole = dataset.frames(&clip, &Augment::PLAIN, 0..4).unwrap();
@@ -174,6 +175,9 @@ fn clips_that_fail_or_do_not_fit_are_errors_that_name_them() {
         }
     }
     let short: Arc<dyn Clips> = Arc::new(Short);
+    let message = Dataset::of_clips(&data, &short).unwrap_err().to_string();
+    assert!(message.contains("clip 0 has no class"), "{message}");
+    let data = Data { label: Label::None, ..data };
     let dataset = Dataset::of_clips(&data, &short).unwrap();
     let message = dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..2).unwrap_err().to_string();
     assert!(message.contains("clip 0: it gave 2 bytes for 2 frames") && message.contains("2304"), "{message}");
