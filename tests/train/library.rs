@@ -39,7 +39,7 @@ struct Drawn {
 }
 
 impl Drawn {
-    fn new(left: usize) -> Arc<dyn Clips> {
+    fn clips(left: usize) -> Arc<dyn Clips> {
         Arc::new(Self { left: AtomicUsize::new(left) })
     }
 }
@@ -81,12 +81,12 @@ fn config(out: &Path, sets: &[&str]) -> RunConfig {
 fn a_hook_sees_each_step_and_stops_the_run_after_the_one_it_says() {
     let folder = tempfile::tempdir().unwrap();
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
-    let done = Trainer::new(config(&whole, &[])).clips(Drawn::new(usize::MAX)).run().unwrap();
+    let done = Trainer::new(config(&whole, &[])).clips(Drawn::clips(usize::MAX)).run().unwrap();
     assert_eq!((done.step, done.finished, done.checkpoint.is_dir()), (6, true, true));
 
     let mut seen = vec![];
     let stopped = Trainer::new(config(&parts, &[]))
-        .clips(Drawn::new(usize::MAX))
+        .clips(Drawn::clips(usize::MAX))
         .on_step(|record| {
             seen.push((record.step, record.loss));
             if record.step == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -97,7 +97,7 @@ fn a_hook_sees_each_step_and_stops_the_run_after_the_one_it_says() {
     assert!(stopped.checkpoint.ends_with("checkpoints/step-00000002") && stopped.checkpoint.is_dir());
 
     let resumed = Trainer::new(config(&parts, &[]))
-        .clips(Drawn::new(usize::MAX))
+        .clips(Drawn::clips(usize::MAX))
         .start(Start::Last)
         .on_step(|record| {
             seen.push((record.step, record.loss));
@@ -114,7 +114,7 @@ fn a_hook_sees_each_step_and_stops_the_run_after_the_one_it_says() {
     let weights = |folder: &Path| snapshot(&folder.join("transformer")).into_values().collect::<Vec<_>>();
     assert!(weights(&resumed.checkpoint) == weights(&done.checkpoint), "the weights differ");
 
-    let again = Trainer::new(config(&parts, &[])).clips(Drawn::new(usize::MAX)).start(Start::Last).run().unwrap();
+    let again = Trainer::new(config(&parts, &[])).clips(Drawn::clips(usize::MAX)).start(Start::Last).run().unwrap();
     assert_eq!(again, resumed, "nothing is left to do");
 }
 
@@ -122,7 +122,7 @@ fn a_hook_sees_each_step_and_stops_the_run_after_the_one_it_says() {
 fn own_clips_come_whole_in_parts_and_mirrored() {
     let mut config = config(Path::new("none"), &[]).data;
     config.flip = true;
-    let clips = Drawn::new(usize::MAX);
+    let clips = Drawn::clips(usize::MAX);
     (config.stride, config.fps) = (6, Some(3.0)); // of files; own clips have frames of their own
     let dataset = Dataset::of_clips(&config, &clips).unwrap();
     assert_eq!((dataset.len(), dataset.classes().len(), dataset.rate()), (5, 2, Some(12.0)));
@@ -143,7 +143,7 @@ fn own_clips_come_whole_in_parts_and_mirrored() {
 #[test]
 fn clips_that_fail_or_do_not_fit_are_errors_that_name_them() {
     let folder = tempfile::tempdir().unwrap();
-    let failing = Trainer::new(config(folder.path(), &["train.steps=50"])).clips(Drawn::new(17)).run();
+    let failing = Trainer::new(config(folder.path(), &["train.steps=50"])).clips(Drawn::clips(17)).run();
     let message = failing.unwrap_err().to_string();
     assert!(message.contains("the camera is off") && message.contains("clip "), "{message}");
     assert!(!message.contains("scan --decode"), "{message}");
