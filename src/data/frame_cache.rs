@@ -35,8 +35,8 @@ impl FrameCache {
         if data.crop == Crop::Center && all <= MOST { all } else { 0 }
     }
 
-    /// What `request` names, from the cache or else by `decode`. Of threads that ask for the same clip at once one decodes
-    /// it, and the others wait.
+    /// What `request` names, from the cache or else by `decode`. Of threads that ask for the same clip at once one
+    /// decodes it, and the others wait.
     ///
     /// # Errors
     /// Those of `decode`; nothing is kept then.
