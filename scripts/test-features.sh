@@ -11,3 +11,4 @@ check() {
 PKG_CONFIG=/bin/false FFMPEG_DIR=/nonexistent LIBCLANG_PATH=/nonexistent check
 check --features media
 check --features hub
+if command -v mpicc >/dev/null; then check --features mpi; fi

@@ -18,6 +18,7 @@
 //! [`attention`], [`parallel`] and [`ops`]. `docs/library.md` leads through both.
 //!
 //! ```no_run
+//! # #[cfg(feature = "media")] {
 //! use longreel::config::RunConfig;
 //! use longreel::train::Trainer;
 //!
@@ -25,6 +26,7 @@
 //! let config = RunConfig::parse(&text, "configs/demo.toml".as_ref(), &["train.steps=200".to_owned()])?;
 //! let trained = Trainer::new(config).run()?;
 //! println!("{} steps; weights in {}", trained.step, trained.checkpoint.display());
+//! # }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
