@@ -52,7 +52,7 @@ fn what_a_gpu_lacks_is_one_error_that_says_what_to_do() {
         // No room for weights and moments; room for them, but for no tile.
         (
             &[("EMULATED_MEMORY", "1000000")],
-            &["the GPU has no memory left", "of 0.0010 GiB tensors use", "are reserved for them"],
+            &["the GPU has no memory left", "of 0.0009 GiB tensors use", "are reserved for them"],
         ),
         (&[("EMULATED_MEMORY", "1550000")], &["the GPU has no memory left", "train.tile", "longreel plan"]),
         (&[("LONGREEL_GPU_CHECK", "yes")], &["LONGREEL_GPU_CHECK=\"yes\": must be 0 or 1"]),
