@@ -85,8 +85,7 @@ impl Dataset {
     /// A value of `config` is out of range; there is no clip; a clip's class has no name.
     pub fn of_clips(config: &config::Data, clips: &Arc<dyn Clips>) -> Result<Self> {
         check(config)?;
-        // They are cut, sampled and cropped already.
-        let config = config::Data { stride: 1, fps: None, crop: Crop::Center, ..config.clone() };
+        let config = own_clips_config(config);
         let (count, classes) = (clips.count(), clips.classes());
         if count == 0 {
             bail!(Data, "Clips::count() is 0: there is nothing to train on");
@@ -117,8 +116,13 @@ impl Dataset {
             })
         };
         let files = (0..count).map(source).collect::<Result<Vec<_>>>()?;
-        Ok(Self::of_sources(config, files, classes))
+        Ok(Self::of_sources(config, files, vec![], classes))
     }
+}
+
+/// `config` without what is done to files: own clips are cut, sampled and cropped already.
+pub(crate) fn own_clips_config(config: &config::Data) -> config::Data {
+    config::Data { stride: 1, fps: None, crop: Crop::Center, ..config.clone() }
 }
 
 impl OwnClip {
@@ -141,10 +145,7 @@ impl OwnClip {
             to.copy_from_slice(&from[lines.clone()]);
         }
         if augment.flip {
-            for line in out.data.chunks_exact_mut(width * 3) {
-                let (pixels, _) = line.as_chunks_mut::<3>();
-                pixels.reverse();
-            }
+            out.data.chunks_exact_mut(width * 3).for_each(|line| line.as_chunks_mut::<3>().0.reverse());
         }
         Ok(())
     }

@@ -140,30 +140,30 @@ impl Dataset {
                 Ok(SourceFile { caption, class, ..caught(|| probe(config, file))? })
             })
             .collect();
-        let (mut files, mut starts, mut count) = (Vec::new(), Vec::new(), 0);
+        let mut files = Vec::new();
         for (path, outcome) in media.into_iter().zip(probed) {
             match outcome {
-                Ok(file) => {
-                    starts.push(count);
-                    count += file.clips;
-                    files.push(file);
-                }
+                Ok(file) => files.push(file),
                 Err(reason) => skipped.push(Skipped { path, reason }),
             }
         }
         skipped.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
-        starts.push(count);
-        Ok((Self { config: config.clone(), files, starts, skipped, classes, shuffles: Shuffles::default() }, found))
+        Ok((Self::of_sources(config.clone(), files, skipped, classes), found))
     }
 
-    /// Of sources that are no files of a folder.
-    pub(super) fn of_sources(config: config::Data, files: Vec<SourceFile>, classes: Vec<String>) -> Self {
+    /// Numbers the clips of `files`, in their order.
+    pub(super) fn of_sources(
+        config: config::Data,
+        files: Vec<SourceFile>,
+        skipped: Vec<Skipped>,
+        classes: Vec<String>,
+    ) -> Self {
         let ends = files.iter().scan(0, |count, file| {
             *count += file.clips;
             Some(*count)
         });
         let starts = std::iter::once(0).chain(ends).collect();
-        Self { config, files, starts, skipped: vec![], classes, shuffles: Default::default() }
+        Self { config, files, starts, skipped, classes, shuffles: Shuffles::default() }
     }
 
     /// How many files have a caption that is not empty.
@@ -273,21 +273,16 @@ impl Dataset {
                 })
             })
             .collect();
-        let (mut files, mut starts, mut count) = (Vec::new(), Vec::new(), 0);
+        let mut files = Vec::new();
         for (file, check) in self.files.into_iter().zip(checks) {
             match check {
-                Ok(()) => {
-                    starts.push(count);
-                    count += file.clips;
-                    files.push(file);
-                }
+                Ok(()) => files.push(file),
                 Err(reason) => {
                     self.skipped.push(Skipped::new(file.path, reason));
                 }
             }
         }
-        starts.push(count);
-        Self { files, starts, ..self }
+        Self::of_sources(self.config, files, self.skipped, self.classes)
     }
 
     pub(super) fn windowing(&self) -> Windows {

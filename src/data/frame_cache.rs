@@ -22,16 +22,20 @@ impl FrameCache {
     /// A cache for `clips` clips cut as `data` says, of each of which a rank needs `part`. It keeps nothing where
     /// [`bytes`](Self::bytes) is 0.
     pub fn new(data: &Data, clips: usize, part: &FrameRegion) -> Self {
-        let variants = variants(data);
         let kept = Self::bytes(data, clips, part.bytes(data.width) as u64) > 0;
-        let count = if kept { clips * variants } else { 0 };
-        Self { variants, parts: (0..count).map(|_| Mutex::default()).collect() }
+        let count = if kept { Self::parts(data, clips) } else { 0 };
+        Self { variants: variants(data), parts: (0..count).map(|_| Mutex::default()).collect() }
+    }
+
+    /// Parts that are decoded until all are kept: one of each clip, and of its mirror image where there are such.
+    pub fn parts(data: &Data, clips: usize) -> usize {
+        clips.saturating_mul(variants(data))
     }
 
     /// Bytes of pixels that a cache holds in the end, if a rank's part of a clip has `part` bytes. 0 if nothing is
     /// kept: the clips are too many or too large, or each epoch crops them elsewhere.
     pub fn bytes(data: &Data, clips: usize, part: u64) -> u64 {
-        let all = (clips as u64).saturating_mul(variants(data) as u64).saturating_mul(part);
+        let all = (Self::parts(data, clips) as u64).saturating_mul(part);
         if data.crop == Crop::Center && all <= MOST { all } else { 0 }
     }
 

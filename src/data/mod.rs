@@ -45,6 +45,7 @@ pub mod write;
 pub use apart::{Apart, refuse_own_output};
 pub use captions::{CaptionLine, caption_lines};
 pub use clips::Clips;
+pub(crate) use clips::own_clips_config;
 pub use dataset::{Clip, Dataset};
 pub use decoding::Decoding;
 pub use frame_cache::FrameCache;

@@ -3,7 +3,7 @@
 //! [`atomic_write`] does it for a file, [`NewFolder`] for a folder: write beside the target under a temporary name,
 //! fsync, rename, fsync the parent. (Rename is atomic; without the first fsync a crash may leave a name without
 //! contents, without the second the name may be lost.) [`Tensors`] and [`write_tensors`] read and write safetensors,
-//! [`read_text`] reads text. `scratch` is for the opposite, a file that nobody shall find.
+//! [`read_text`] reads text. `scratch` makes files that nobody shall find.
 //!
 //! What is written over is a regular file, or nothing: a device, a pipe or a symbolic link under the name of a result
 //! is a mistake, and a rename would destroy it. Folders on the way may be symbolic links.

@@ -35,7 +35,8 @@ pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
         if info.local >= gpus.count {
             bail!(
                 Environment,
-                "rank {rank} on {host} has LOCAL_RANK {}, but may use {} GPUs there: start no more processes on a machine than it has GPUs, \
+                "rank {rank} on {host} has LOCAL_RANK {}, but may use {} GPUs there: \
+                 start no more processes on a machine than it has GPUs, \
                  and see CUDA_VISIBLE_DEVICES",
                 info.local,
                 gpus.count

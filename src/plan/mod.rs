@@ -110,8 +110,8 @@ pub struct Plan {
     pub decoding: bool,
     /// Operations and messages of a step.
     pub work: Work,
-    /// The share of a clip that rank 0 decodes.
-    pub part: f64,
+    /// Bytes of rank 0's part of a clip, and of the whole.
+    pub frames: [u64; 2],
 }
 
 /// The process's code, libraries, decoders of small clips, and freed memory that the allocator keeps in any case (at
@@ -170,8 +170,8 @@ impl Plan {
             true => (CONTEXT * count, 0),
             false => (PROCESS + (SMALL + videos) * count, videos * count),
         };
-        let part = shape.frames as f64 / (data.frames * data.height * data.width * 3) as f64;
-        Ok(Self { tokens, parameters, ranks, mesh, process, videos, decoding: decoding.is_some(), work, part })
+        let frames = [shape.frames, (data.frames * data.height * data.width * 3) as u64];
+        Ok(Self { tokens, parameters, ranks, mesh, process, videos, decoding: decoding.is_some(), work, frames })
     }
 
     /// The rank that needs most.

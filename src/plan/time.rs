@@ -100,20 +100,20 @@ impl Times {
 fn decoding_of_a_step(config: &RunConfig, plan: &Plan, seconds: f64) -> f64 {
     let clips = (config.train.batch * config.train.accumulate * config.parallel.ranks) as f64;
     // A rank decodes the frames that it needs; an image as a whole.
-    let frames = if config.data.frames > 1 { plan.part } else { 1.0 };
+    let [part, whole] = plan.frames.map(|bytes| bytes as f64);
+    let frames = if config.data.frames > 1 { part / whole } else { 1.0 };
     let threads = (config.parallel.ranks * Decoding::threads(config)).min(Decoding::cores());
     clips * frames * seconds / threads as f64
 }
 
 /// Steps whose clips are decoded: all, or where decoded clips are kept as many as it takes to have each once.
 fn steps_that_decode(config: &RunConfig, plan: &Plan, decoding: &Decoding) -> u64 {
-    let whole = (config.data.frames * config.data.height * config.data.width * 3) as f64;
-    if FrameCache::bytes(&config.data, decoding.clips, (plan.part * whole) as u64) == 0 {
+    if FrameCache::bytes(&config.data, decoding.clips, plan.frames[0]) == 0 {
         return config.train.steps;
     }
-    // A data rank keeps what it has had, and in time has all clips, and their mirror images.
+    // A data rank keeps what it has had, and in time has all of them.
     let batch = config.train.batch * config.train.accumulate;
-    let all = decoding.clips.saturating_mul(1 + usize::from(config.data.flip));
+    let all = FrameCache::parts(&config.data, decoding.clips);
     (all.div_ceil(batch) as u64).min(config.train.steps)
 }
 

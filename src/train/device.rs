@@ -6,8 +6,9 @@ use crate::config::Hardware;
 use crate::parallel::Launch;
 use crate::{Result, bail};
 
-/// The device of this process's ranks, of whom there are `ranks` in all, where the user wants `wanted`, a setting
-/// called `name`: by default the CPU, or the GPU that a launcher gave each rank. Without one it is the machine's first.
+/// Picks the device of this process's ranks. `ranks` counts those of all processes; `wanted` is the user's setting,
+/// which is called `name`. By default it is the CPU, or the GPU that a launcher gave each rank. Without a launcher a
+/// GPU is the machine's first.
 ///
 /// # Errors
 /// It is a GPU, and longreel was built without CUDA, there is none, or several ranks would share it; or it is the CPU,

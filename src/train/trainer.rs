@@ -11,8 +11,8 @@ use super::progress::Progress;
 use super::run::{Ended, Rank};
 use super::run_lock::RunLock;
 use super::setup::{RunSetup, Start};
-use crate::config::{Crop, RunConfig};
-use crate::data::Clips;
+use crate::config::RunConfig;
+use crate::data::{Clips, own_clips_config};
 use crate::engine::stash;
 use crate::observe::meter::StepMeter;
 use crate::observe::metrics::Record;
@@ -115,8 +115,7 @@ impl<'a> Trainer<'a> {
         let (launch, interrupted) = (self.launch.unwrap_or(&threads), self.interrupted.unwrap_or(&never));
         let mut config = self.config;
         if self.clips.is_some() {
-            // They are cut, sampled and cropped already.
-            (config.data.stride, config.data.fps, config.data.crop) = (1, None, Crop::Center);
+            config.data = own_clips_config(&config.data);
         }
         let ranks = config.parallel.ranks;
         // Processes that are ranks of one job share the lock of the first; others are runs of their own.

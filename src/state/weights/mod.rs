@@ -205,8 +205,8 @@ impl TrainState {
         self.non_finite(step, "", own)?.map_or(Ok(()), Err)
     }
 
-    /// The error about the first element that is not finite in any rank's part of a unit, which `own` gives: the rank
-    /// whose it is tells the others.
+    /// The error about the first element that is not finite in any rank's part of a unit, which `own` gives. The rank
+    /// that holds the element tells the others.
     fn non_finite(
         &self,
         step: u64,
