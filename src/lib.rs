@@ -45,6 +45,7 @@ mod cuda;
 #[cfg(feature = "media")]
 pub mod data;
 pub mod diffusion;
+pub mod encode;
 pub mod engine;
 mod error;
 pub mod files;
@@ -67,5 +68,6 @@ pub mod state;
 pub mod terminal;
 #[cfg(feature = "media")]
 pub mod train;
+pub mod vae;
 
 pub use error::{Error, Result};

@@ -13,13 +13,17 @@ use crate::model::{Conditioning, Model, ModelConfig, Patches};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
 use crate::state::named::NamedModel;
 use crate::train::device::device;
+use crate::vae::Weights;
 use crate::{Result, bail, hub};
 
-/// Run a diffusers transformer folder on the inputs of a safetensors file.
+/// Run a diffusers transformer folder, or a VAE, on the inputs of a safetensors file.
 ///
-/// The inputs are `hidden_states` [B, C, T, H, W], `timestep` [B] and, for a model with text, `encoder_hidden_states`
-/// [B, L, text_dim], for one with classes `class_labels` [B]; the output is `sample`, with --grads also `loss` =
-/// mean(sample^2) and `grad.NAME` for every parameter.
+/// A transformer's inputs are `hidden_states` [B, C, T, H, W], `timestep` [B] and, for a model with text,
+/// `encoder_hidden_states` [B, L, text_dim], for one with classes `class_labels` [B]; the output is `sample`, with
+/// --grads also `loss` = mean(sample^2) and `grad.NAME` for every parameter.
+///
+/// A VAE's input is `pixels` [1, 3, T, H, W] in -1..1, and the outputs are `moments` [1, 2z, T', h, w] (means, then log
+/// variances) and `latents` (means, normalised); or the input is `latents`, and the output `decoded`.
 #[derive(Debug, Args)]
 pub struct ForwardArgs {
     /// A transformer or pipeline folder in diffusers' layout, a run, a checkpoint or a part of it, or
@@ -47,6 +51,9 @@ pub struct ForwardArgs {
     /// What computes; default: the CPU, or the GPU that a launcher gave this rank
     #[arg(long)]
     pub device: Option<Hardware>,
+    /// For a VAE on one rank: work on tiles of this side in pixels, for less memory, with the same result
+    #[arg(long, value_name = "PIXELS", value_parser = super::at_least_1)]
+    pub tile: Option<usize>,
 }
 
 /// Named results, ready to be written.
@@ -56,8 +63,15 @@ type Named = Vec<(String, Vec<usize>, Vec<f32>)>;
 pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
     super::may_write(&args.output, args.force)?;
     let ranks = launch.ranks(args.ranks, "--ranks")?;
+    let path = launch.rank0_first(|| hub::resolve(&args.model))?;
+    if Weights::is_vae(&path) {
+        return super::vae::forward(args, &path, ranks, launch);
+    }
+    if args.tile.is_some() {
+        bail!(Config, "--tile: {} is no VAE; only a VAE works on tiles of pixels", path.display());
+    }
     let device = device(args.device, "--device", ranks, launch)?;
-    let (_, folder) = NamedModel::opened(&launch.rank0_first(|| hub::resolve(&args.model))?)?;
+    let (_, folder) = NamedModel::opened(&path)?;
     let config = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&config))?;
     let inputs = Inputs::read(&args.inputs, &config)?;

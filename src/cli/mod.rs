@@ -17,6 +17,7 @@ mod scan;
 mod shell;
 mod status;
 mod train;
+mod vae;
 mod verify;
 mod watch;
 

@@ -38,7 +38,7 @@ pub(crate) use scratch::Scratch;
 pub use sum::FileSum;
 pub(crate) use sum::Summed;
 use sum::Summing;
-pub use tensors::Tensors;
+pub use tensors::{Tensors, check_names};
 pub use text::{decode_text, read_text};
 pub use write_tensors::{write_pieces, write_tensors};
 

@@ -264,30 +264,12 @@ impl Tensors {
     /// # Errors
     /// One that counts the missing, the extra and the misshapen and names the first of each.
     pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
-        let wanted: BTreeMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-        let quoted = |n: &&str| format!("`{n}`");
-        let missing: Vec<_> = wanted.keys().filter(|n| !self.contains(n)).map(quoted).collect();
-        let extra: Vec<_> = self.names().filter(|n| !wanted.contains_key(n)).map(|n| quoted(&n)).collect();
-        let misshapen: Vec<_> = wanted
-            .iter()
-            .filter_map(|(name, shape)| {
-                let found = &self.entries.get(*name)?.shape;
-                (found != shape).then(|| format!("`{name}` is {found:?}, not {shape:?}"))
-            })
-            .collect();
-        let parts: Vec<_> = [("missing", missing), ("not known", extra), ("of another shape", misshapen)]
-            .into_iter()
-            .filter(|(_, list)| !list.is_empty())
-            .map(|(what, list)| {
-                let more = if list.len() > LISTED { ", ..." } else { "" };
-                format!("{} {what} ({}{more})", list.len(), list[..list.len().min(LISTED)].join(", "))
-            })
-            .collect();
-        if !parts.is_empty() {
-            let (path, total) = (self.path.display(), wanted.len());
-            bail!(Shape, "{path}: does not fit the model of {total} tensors: {}", parts.join("; "));
-        }
-        Ok(())
+        check_names(&self.path, &self.shapes(), expected)
+    }
+
+    /// Names and shapes of all tensors.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {
@@ -297,6 +279,38 @@ impl Tensors {
         };
         Ok(entry)
     }
+}
+
+/// Checks that a file's tensors are exactly `expected`: names with shapes.
+///
+/// # Errors
+/// One that counts the missing, the extra and the misshapen and names the first of each.
+pub fn check_names(path: &Path, found: &BTreeMap<String, Vec<usize>>, expected: &[(String, Vec<usize>)]) -> Result<()> {
+    let wanted: BTreeMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+    let quoted = |n: &&str| format!("`{n}`");
+    let missing: Vec<_> = wanted.keys().filter(|n| !found.contains_key(**n)).map(quoted).collect();
+    let extra: Vec<_> =
+        found.keys().filter(|n| !wanted.contains_key(n.as_str())).map(|n| quoted(&n.as_str())).collect();
+    let misshapen: Vec<_> = wanted
+        .iter()
+        .filter_map(|(name, shape)| {
+            let found = found.get(*name)?;
+            (found != shape).then(|| format!("`{name}` is {found:?}, not {shape:?}"))
+        })
+        .collect();
+    let parts: Vec<_> = [("missing", missing), ("not known", extra), ("of another shape", misshapen)]
+        .into_iter()
+        .filter(|(_, list)| !list.is_empty())
+        .map(|(what, list)| {
+            let more = if list.len() > LISTED { ", ..." } else { "" };
+            format!("{} {what} ({}{more})", list.len(), list[..list.len().min(LISTED)].join(", "))
+        })
+        .collect();
+    if !parts.is_empty() {
+        let (path, total) = (path.display(), wanted.len());
+        bail!(Shape, "{path}: does not fit the model of {total} tensors: {}", parts.join("; "));
+    }
+    Ok(())
 }
 
 /// Opens a safetensors file and reads its header; entries are of file 0.

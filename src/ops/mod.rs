@@ -35,7 +35,7 @@ mod math;
 mod norm;
 mod param;
 pub mod plain;
-mod products;
+pub(crate) mod products;
 mod release;
 mod residual;
 mod rope;

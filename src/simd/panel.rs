@@ -78,6 +78,11 @@ impl Panels {
         (contraction.next_multiple_of(2) / S::PAIR).next_multiple_of(S::STEPS) * width
     }
 
+    /// Bytes of all panels.
+    pub fn bytes(&self) -> usize {
+        4 * self.words.len()
+    }
+
     /// The words of panel `i`.
     pub fn panel(&self, i: usize) -> &[u32] {
         &self.words[i * self.len..][..self.len]
@@ -99,7 +104,8 @@ pub(crate) fn across_left<S: Simd>(m: Matrix) -> Panels {
     across_by::<S>(m, left::<S>(), S::MATRIX)
 }
 
-fn across_by<S: Simd>(m: Matrix, width: usize, turned: bool) -> Panels {
+/// The columns of `m` in panels of `width`, contraction over its rows; `turned`: a row a lane.
+pub(crate) fn across_by<S: Simd>(m: Matrix, width: usize, turned: bool) -> Panels {
     let mut panels = Panels::new::<S>(m.rows, m.columns, width, turned);
     let len = panels.len;
     if len > 0 {

@@ -1,0 +1,129 @@
+//! `longreel forward` on a VAE.
+
+use std::path::Path;
+
+use super::forward::ForwardArgs;
+use crate::config::{Compute, Hardware};
+use crate::files::{Tensors, write_tensors};
+use crate::parallel::{Launch, is_first};
+use crate::simd::Isa;
+use crate::vae::{Arithmetic, Decoder, Encoder, Frame, Weights, tiles};
+use crate::{Result, bail, encode};
+
+/// Encodes `pixels` or decodes `latents` of the inputs.
+pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &Launch) -> Result<()> {
+    if args.grads {
+        bail!(Config, "--grads: a VAE is frozen, it has no gradients");
+    }
+    if args.device == Some(Hardware::Cuda) {
+        bail!(Config, "--device: a VAE runs on the CPU");
+    }
+    if args.tile.is_some() && ranks > 1 {
+        bail!(Config, "--tile is for one rank; {ranks} ranks share each frame by rows instead");
+    }
+    let weights = Weights::open(path)?;
+    let arithmetic = Arithmetic { isa: Isa::best(), bf16: args.dtype == Compute::Bf16 };
+    let file = Tensors::open(&args.inputs)?;
+    let mut results = match (file.contains("pixels"), file.contains("latents")) {
+        (true, false) => {
+            let clip = Clip::read(&file, "pixels", 3)?;
+            weights.config.check_size([clip.size[2], clip.size[3]]).map_err(|e| e.at(args.inputs.display()))?;
+            let encoder = Encoder::load(&weights, arithmetic)?;
+            launch.run(ranks, |comm| {
+                let [_, t, h, w] = clip.size;
+                let moments = match args.tile {
+                    Some(tile) => tiles::encode(&encoder, t, [h, w], tile, &mut |t, rows, columns| {
+                        Ok(clip.frame(t).part(rows, columns))
+                    })?,
+                    None => {
+                        let mut read = |t: usize, rows| Ok(Frame { cut: [false; 4], ..clip.frame(t).part(rows, 0..w) });
+                        encode::encode(&encoder, &comm, t, [h, w], &mut read, &mut |_| ())?
+                    }
+                };
+                let latents: Vec<Frame> = moments.iter().map(|frame| encoder.latents(frame)).collect();
+                Ok(vec![stacked("moments", &moments), stacked("latents", &latents)])
+            })?
+        }
+        (false, true) => {
+            let clip = Clip::read(&file, "latents", weights.config.z_dim)?;
+            let decoder = Decoder::load(&weights, arithmetic)?;
+            let latents: Vec<Frame> = (0..clip.size[1]).map(|t| clip.frame(t)).collect();
+            launch.run(ranks, |comm| {
+                let mut frames: Vec<Frame> = vec![];
+                let scale = decoder.config().scale_space();
+                let [_, _, h, w] = clip.size;
+                match args.tile {
+                    Some(tile) => tiles::decode(&decoder, &latents, tile, &mut |t, tile| {
+                        if frames.len() == t {
+                            let shape = [h * scale, w * scale, 3];
+                            frames.push(Frame::new(shape, vec![0.0; shape.iter().product()]));
+                        }
+                        frames[t].put(&tile);
+                        Ok(())
+                    })?,
+                    None => encode::decode(&decoder, &comm, &latents, &mut |frame| {
+                        frames.push(frame);
+                        Ok(())
+                    })?,
+                }
+                Ok(vec![stacked("decoded", &frames)])
+            })?
+        }
+        _ => bail!(
+            Data,
+            "{}: must have either `pixels` [1, 3, T, H, W] or `latents` [1, {}, T, h, w]",
+            args.inputs.display(),
+            weights.config.z_dim
+        ),
+    };
+    if !is_first() {
+        return Ok(()); // all have the same
+    }
+    write_tensors(&args.output, results.swap_remove(0))
+}
+
+/// A clip `[channels, frames, rows, width]`.
+struct Clip {
+    size: [usize; 4],
+    values: Vec<f32>,
+}
+
+impl Clip {
+    fn read(file: &Tensors, name: &str, channels: usize) -> Result<Self> {
+        let shape = file.shape(name)?;
+        let &[1, c, t, h, w] = shape else { return Err(wrong(file, name, shape, channels)) };
+        if c != channels || t * h * w == 0 {
+            return Err(wrong(file, name, shape, channels));
+        }
+        let values = file.read_f32(name)?;
+        if let Some(value) = values.iter().find(|x| !x.is_finite()) {
+            bail!(Data, "{}: `{name}` has a value that is {value}", file.path().display());
+        }
+        Ok(Self { size: [c, t, h, w], values })
+    }
+
+    fn frame(&self, t: usize) -> Frame {
+        let [c, frames, h, w] = self.size;
+        let planes: Vec<f32> =
+            (0..c).flat_map(|c| &self.values[(c * frames + t) * h * w..][..h * w]).copied().collect();
+        Frame::from_planes([c, h, w], &planes)
+    }
+}
+
+fn wrong(file: &Tensors, name: &str, shape: &[usize], channels: usize) -> crate::Error {
+    let path = file.path().display();
+    crate::Error::Shape(format!("{path}: `{name}` is {shape:?}; [1, {channels}, T, H, W] is wanted"))
+}
+
+/// Frames as one tensor `[1, channels, frames, rows, width]`.
+fn stacked(name: &str, frames: &[Frame]) -> (String, Vec<usize>, Vec<f32>) {
+    let Frame { rows, width, channels, .. } = frames[0];
+    let plane = rows * width;
+    let mut values = vec![0.0; channels * frames.len() * plane];
+    for (t, frame) in frames.iter().enumerate() {
+        for c in 0..channels {
+            frame.plane(c, &mut values[(c * frames.len() + t) * plane..][..plane]);
+        }
+    }
+    (name.to_owned(), vec![1, channels, frames.len(), rows, width], values)
+}

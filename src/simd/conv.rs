@@ -1,0 +1,383 @@
+//! Convolves packed frames: products of pixels and channels over a kernel's taps, on the register tiles of
+//! [`super::tile`], without a copy of every pixel's neighbourhood.
+//!
+//! A [`PackedFrame`] holds a frame's channels pixel after pixel with a border of zeros. The taps of one kernel row then
+//! lie next to each other in memory, for every pixel, so a row of output pixels times one kernel row is one product
+//! whose left rows overlap. Sums start from what the result holds (a bias, or a residual), and each element's sum is
+//! taken in one order: kernel row by kernel row, wherever the pixel lies, so results have the same bits for any number
+//! of threads and any split of a frame's rows.
+
+use rayon::prelude::*;
+
+use super::panel::{Matrix, Panels, across_by};
+use super::scratch::Scratch;
+use super::tile::{Left, Out, Right, column_block};
+use super::vector::{Kernel, Simd};
+
+/// Pixels whose sums are taken together: whole register tiles on every instruction set.
+const BLOCK: usize = 192;
+
+/// Words of the weights taken at a time: 20 KiB, which stay in L1. A matrix unit has more, see `product.rs`.
+fn words<S: Simd>() -> usize {
+    if S::MATRIX { 16 << 10 } else { 5 << 10 }
+}
+
+/// Words of a pixel of `channels`.
+fn pixel_words<S: Simd>(channels: usize) -> usize {
+    channels.div_ceil(S::PAIR).next_multiple_of(S::STEPS)
+}
+
+/// What a frame's values go through on their way into the packed frame.
+#[derive(Clone, Copy)]
+pub(crate) enum Activation<'a> {
+    /// Nothing.
+    None,
+    /// SiLU of the pixel's channels, scaled to norm 1 and multiplied by these factors, one a channel.
+    NormSilu(&'a [f32]),
+}
+
+/// A frame with channels together and a border of one pixel, as words of an instruction set:
+/// `[rows + 2][pitch][pixel words]`.
+pub(crate) struct PackedFrame {
+    words: Scratch,
+    /// Rows without the border.
+    rows: usize,
+    /// Pixels of a row with its border and what the last register tile reads beyond.
+    pitch: usize,
+    pixel_words: usize,
+}
+
+impl PackedFrame {
+    /// Packs `values` `[rows, width, channels]`; `neighbours` are the rows above and below, which are zeros where there
+    /// is none.
+    pub fn pack<S: Simd>(
+        values: &[f32],
+        [width, channels]: [usize; 2],
+        neighbours: [Option<&[f32]>; 2],
+        activation: Activation,
+    ) -> Self {
+        let (row, pixel_words) = (width * channels, pixel_words::<S>(channels));
+        let pitch = width.next_multiple_of(2 * S::ROWS) + 3;
+        let rows = values.len() / row;
+        let mut words = Scratch::take((rows + 2) * pitch * pixel_words);
+        let line = channels.next_multiple_of(2 * S::LANES);
+        let factors = match activation {
+            Activation::None => None,
+            Activation::NormSilu(factors) => {
+                let mut padded = factors.to_vec();
+                padded.resize(line, 0.0);
+                Some(padded)
+            }
+        };
+        words.par_chunks_exact_mut(pitch * pixel_words).enumerate().for_each(|(i, words)| {
+            let values = match i {
+                0 => neighbours[0],
+                i if i > rows => neighbours[1],
+                i => Some(&values[(i - 1) * row..i * row]),
+            };
+            match values {
+                // SAFETY: this instruction set was chosen for this CPU.
+                Some(values) => unsafe {
+                    S::run(PackRow { values, channels, line, factors: factors.as_deref(), words, pixel_words })
+                },
+                None => words.fill(0),
+            }
+        });
+        Self { words, rows, pitch, pixel_words }
+    }
+
+    /// Bytes it holds.
+    pub fn bytes(&self) -> usize {
+        4 * self.words.len()
+    }
+
+    fn at(&self, row: usize, pixel: usize) -> *const u32 {
+        self.words[(row * self.pitch + pixel) * self.pixel_words..].as_ptr()
+    }
+}
+
+struct PackRow<'a> {
+    values: &'a [f32],
+    channels: usize,
+    /// Channels rounded up to two vectors.
+    line: usize,
+    factors: Option<&'a [f32]>,
+    words: &'a mut [u32],
+    pixel_words: usize,
+}
+
+impl Kernel for PackRow<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { values, channels, line, factors, words, pixel_words } = self;
+        let width = values.len() / channels;
+        words[..pixel_words].fill(0);
+        words[(width + 1) * pixel_words..].fill(0);
+        // The line of a pixel, and its words with room for whole vectors.
+        let (mut x, mut packed) = (vec![0f32; line], vec![0u32; line.max(pixel_words)]);
+        let whole = line == channels && line / S::PAIR == pixel_words;
+        for (pixel, words) in
+            values.chunks_exact(channels).zip(words[pixel_words..].chunks_exact_mut(pixel_words).take(width))
+        {
+            x[..channels].copy_from_slice(pixel);
+            if let Some(factors) = factors {
+                // SAFETY: both are `line` long, whole vectors.
+                unsafe { norm_silu::<S>(&mut x, factors) }
+            }
+            let to = if whole { words.as_mut_ptr() } else { packed.as_mut_ptr() };
+            for i in (0..line).step_by(2 * S::LANES) {
+                // SAFETY: two vectors of the line, and room for their words.
+                unsafe {
+                    let p = x.as_ptr().add(i);
+                    S::put_row(to.add(i / S::PAIR), S::element(S::load(p)), S::element(S::load(p.add(S::LANES))));
+                }
+            }
+            if !whole {
+                words.copy_from_slice(&packed[..pixel_words]);
+            }
+        }
+    }
+}
+
+/// `x = silu(x / max(|x|, 1e-12) * factors)`.
+///
+/// # Safety
+/// The CPU has the features of `S`; both are as long, whole vectors.
+#[inline(always)]
+unsafe fn norm_silu<S: Simd>(x: &mut [f32], factors: &[f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut squares = S::splat(0.0);
+        for x in x.chunks_exact(S::LANES) {
+            let x = S::load(x.as_ptr());
+            squares = S::mul_add(x, x, squares);
+        }
+        let mut lanes = [0f32; 16];
+        S::store(lanes.as_mut_ptr(), squares);
+        let norm = lanes.iter().sum::<f32>().sqrt();
+        let scale = S::splat(1.0 / norm.max(1e-12));
+        let (to_base_2, least, none) = (S::splat(std::f32::consts::LOG2_E), S::splat(-127.0), S::splat(0.0));
+        for (x, factors) in x.chunks_exact_mut(S::LANES).zip(factors.chunks_exact(S::LANES)) {
+            let y = S::mul(S::mul(S::load(x.as_ptr()), scale), S::load(factors.as_ptr()));
+            // e^-y, at most 2^127
+            S::store(lanes.as_mut_ptr(), S::exp2(S::sub(none, S::max(least, S::mul(y, to_base_2)))));
+            S::store(x.as_mut_ptr(), y);
+            for (x, e) in x.iter_mut().zip(&lanes) {
+                *x /= 1.0 + e;
+            }
+        }
+    }
+}
+
+/// The weights of a convolution packed for an instruction set: a right operand for each frame and row of the kernel.
+pub(crate) struct ConvWeights {
+    /// `[frames][rows]`, each of contraction `[columns][channels]`.
+    taps: Vec<Panels>,
+    /// Frames and rows of the kernel.
+    size: [usize; 2],
+}
+
+impl ConvWeights {
+    /// Packs `weights` `[out, channels, frames, rows, columns]`.
+    pub fn pack<S: Simd>(weights: &[f32], [out, channels, frames, rows, columns]: [usize; 5]) -> Self {
+        assert_eq!(weights.len(), out * channels * frames * rows * columns, "a kernel's weights");
+        let padded = pixel_words::<S>(channels) * S::PAIR;
+        let width = column_block::<S>(out.next_multiple_of(S::LANES));
+        let mut taps = Vec::with_capacity(frames * rows);
+        let mut matrix = vec![0f32; columns * padded * out];
+        for tap in 0..frames * rows {
+            for (o, weights) in weights.chunks_exact(channels * frames * rows * columns).enumerate() {
+                for (c, weights) in weights.chunks_exact(frames * rows * columns).enumerate() {
+                    for (x, weight) in weights[tap * columns..][..columns].iter().enumerate() {
+                        matrix[(x * padded + c) * out + o] = *weight;
+                    }
+                }
+            }
+            taps.push(across_by::<S>(Matrix::new(&matrix, columns * padded, out), width, false));
+        }
+        Self { taps, size: [frames, rows] }
+    }
+
+    /// Bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.taps.iter().map(Panels::bytes).sum()
+    }
+}
+
+/// One kernel of a convolution, and where it stands.
+pub(crate) struct Phase<'a> {
+    pub weights: &'a ConvWeights,
+    /// The row and column of the packed frame that the kernel's first tap reads for the first output pixel; 1 is the
+    /// frame's own first.
+    pub origin: [usize; 2],
+}
+
+/// A convolution of up to three packed frames into one.
+pub(crate) struct Convolution<'a> {
+    /// One kernel; or four, of which number `2 a + b` makes the pixels at rows `2 i + a` and columns `2 j + b`.
+    pub phases: &'a [Phase<'a>],
+    /// A frame for each frame of the kernel, the oldest first; none: zeros.
+    pub inputs: &'a [Option<&'a PackedFrame>],
+    /// Input pixels from one output pixel of a phase to the next.
+    pub stride: usize,
+}
+
+impl Convolution<'_> {
+    /// `out += the convolution`, for `out` `[rows, width, channels]`.
+    pub fn add_to<S: Simd>(&self, out: &mut [f32], [width, channels]: [usize; 2]) {
+        let times = if self.phases.len() == 4 { 2 } else { 1 };
+        let (rows, width) = (out.len() / (width * channels * times), width / times);
+        // As many rows as fill a block share a pass over the weights, if there are tasks enough.
+        let enough = rows.div_ceil(4 * rayon::current_num_threads()).max(1);
+        let together = BLOCK.div_ceil(width).min(enough);
+        out.par_chunks_mut(together * times * times * width * channels).enumerate().with_max_len(1).for_each(
+            |(i, out)| {
+                let task = Rows { of: self, out, first: i * together, width, channels, times };
+                // SAFETY: this instruction set was chosen for this CPU.
+                unsafe { S::run(task) }
+            },
+        );
+    }
+}
+
+/// Some rows of output of each phase.
+struct Rows<'a, 'b> {
+    of: &'a Convolution<'b>,
+    out: &'a mut [f32],
+    first: usize,
+    /// Pixels of a phase's row.
+    width: usize,
+    channels: usize,
+    /// Rows and columns of output for one of a phase.
+    times: usize,
+}
+
+impl Kernel for Rows<'_, '_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { of, out, first, width, channels, times } = self;
+        let line = times * width * channels; // of output
+        let rows = out.len() / (times * line);
+        let mut edge: Option<Scratch> = None; // sums of blocks that are not whole tiles and vectors
+        for (p, phase) in of.phases.iter().enumerate() {
+            let start = p / times * line + p % times * channels;
+            let columns = phase.weights.taps[0].width;
+            for (panel, column) in (0..channels).step_by(columns).enumerate() {
+                let count = columns.min(channels - column);
+                // SAFETY: all blocks lie within the output; the packed frames have a border, and words beyond a row's
+                // end for whole register tiles.
+                unsafe {
+                    let mut blocks = Vec::with_capacity(rows * width.div_ceil(BLOCK));
+                    for (row, x) in (0..rows).flat_map(|row| (0..width).step_by(BLOCK).map(move |x| (row, x))) {
+                        let pixels = BLOCK.min(width - x);
+                        let at = start + row * times * line + x * times * channels + column;
+                        blocks.push(Pixels { row, x, pixels, values: out[at..].as_mut_ptr() });
+                    }
+                    let edges = blocks.iter().filter(|block| !block.is_whole::<S>(count)).count();
+                    let mut sums = match edges {
+                        0 => std::ptr::null_mut(),
+                        n => edge.insert(Scratch::take(n * BLOCK * columns)).floats().as_mut_ptr(),
+                    };
+                    let targets: Vec<Out> = blocks
+                        .iter()
+                        .map(|block| {
+                            let rows = block.padded::<S>();
+                            if block.is_whole::<S>(count) {
+                                let (values, stride) = (block.values, times * channels);
+                                return Out { values, stride, rows, width: count, add: true };
+                            }
+                            let target = Out { values: sums, stride: columns, rows, width: columns, add: true };
+                            std::slice::from_raw_parts_mut(sums, rows * columns).fill(0.0);
+                            block.copy(times * channels, count, target, true);
+                            sums = sums.add(BLOCK * columns);
+                            target
+                        })
+                        .collect();
+                    phase.add_products::<S>(of, panel, first, &blocks, &targets);
+                    for (block, target) in blocks.iter().zip(&targets).filter(|(block, _)| !block.is_whole::<S>(count))
+                    {
+                        block.copy(times * channels, count, *target, false);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Phase<'_> {
+    /// Adds the products of all taps with panel `panel` of the weights: run by run of the weights, which stay in L1 for
+    /// all blocks.
+    ///
+    /// # Safety
+    /// The CPU has the features of `S`; blocks and targets belong to the convolution's output.
+    #[inline(always)]
+    unsafe fn add_products<S: Simd>(
+        &self,
+        of: &Convolution,
+        panel: usize,
+        first: usize,
+        blocks: &[Pixels],
+        targets: &[Out],
+    ) {
+        let [_, kernel_rows] = self.weights.size;
+        for (tap, panels) in self.weights.taps.iter().enumerate() {
+            let Some(input) = of.inputs[tap / kernel_rows] else { continue };
+            let (width, words_of_panel) = (panels.width, panels.panel(panel));
+            let most = words::<S>() / width;
+            for step in (0..panels.steps).step_by(most) {
+                let steps = most.min(panels.steps - step);
+                let right = Right { words: words_of_panel[step * width..].as_ptr(), step: width, column_block: 0 };
+                for (block, target) in blocks.iter().zip(targets) {
+                    let row = (first + block.row) * of.stride + self.origin[0] + tap % kernel_rows;
+                    debug_assert!(row < input.rows + 2);
+                    let pixel = of.stride * input.pixel_words;
+                    // SAFETY: the packed frame has this row, and its pitch has room for the last tile's pixels.
+                    unsafe {
+                        let words = input.at(row, block.x * of.stride + self.origin[1]).add(step);
+                        let left = Left::<0> { words, tile: S::ROWS * pixel, row: pixel, step: 1 };
+                        S::product(steps, left, right, *target);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A run of output pixels of one row and panel.
+struct Pixels {
+    row: usize,
+    x: usize,
+    pixels: usize,
+    values: *mut f32,
+}
+
+impl Pixels {
+    /// Pixels rounded up to what register tiles take.
+    fn padded<S: Simd>(&self) -> usize {
+        match self.pixels % S::ROWS {
+            1..=4 if !S::MATRIX => self.pixels / S::ROWS * S::ROWS + 4,
+            _ => self.pixels.next_multiple_of(S::ROWS),
+        }
+    }
+
+    fn is_whole<S: Simd>(&self, count: usize) -> bool {
+        self.padded::<S>() == self.pixels && count.is_multiple_of(S::LANES)
+    }
+
+    /// Copies `count` channels of each pixel, `stride` apart, into `target` or back.
+    ///
+    /// # Safety
+    /// Both have room for the pixels.
+    unsafe fn copy(&self, stride: usize, count: usize, target: Out, into: bool) {
+        for i in 0..self.pixels {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (values, sums) = (self.values.add(i * stride), target.values.add(i * target.stride));
+                match into {
+                    true => std::ptr::copy_nonoverlapping(values, sums, count),
+                    false => std::ptr::copy_nonoverlapping(sums, values, count),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Encodes pixels to latents and decodes them, as diffusers' AutoencoderKLWan does: the VAE of Wan 2.1 and of Wan 2.2's
+//! A14B, and that of TI2V-5B.
+//!
+//! The network is causal in time, so a clip streams through it frame by frame: each layer remembers the few frames
+//! that its convolution looks back on, and memory does not grow with the clip. A frame goes through all layers before
+//! the next one ([`layer`]). In space the layers see one row beyond what they hold; [`RowShards`] fetches it where
+//! several processes share a frame, and [`tiles`] cuts a frame for one process with little memory. Only the attention
+//! in the middle sees a whole frame.
+//!
+//! The weights are frozen: nothing here keeps what a backward pass would need.
+//!
+//! From below: [`frame`], [`conv`], [`resample`], [`residual`], [`attention`]; [`spec`] lists the layers of a
+//! [`config`], [`weights`] reads them, [`layer`] builds and runs them.
+//!
+//! Source: <https://github.com/Wan-Video/Wan2.1>, and diffusers' `autoencoder_kl_wan.py`, by their results.
+
+mod attention;
+mod config;
+mod conv;
+mod frame;
+mod layer;
+mod resample;
+mod residual;
+mod shards;
+mod spec;
+pub mod tiles;
+mod weights;
+
+use crate::Result;
+use layer::Layer;
+use std::sync::Arc;
+
+pub use config::VaeConfig;
+pub use conv::Arithmetic;
+pub use frame::Frame;
+pub use shards::{RowShards, Whole};
+pub use spec::{TensorSpec, tensors};
+pub use weights::Weights;
+
+/// One direction of the VAE, with the frames that its layers remember of a clip; a clone of one that has seen no frame
+/// begins a clip and shares the weights.
+#[derive(Clone)]
+struct Half {
+    before: Vec<Layer>,
+    attention: attention::Attention,
+    after: Vec<Layer>,
+}
+
+impl Half {
+    fn load(spec: &spec::HalfSpec, arithmetic: Arithmetic, read: &mut layer::Read) -> Result<Self> {
+        let before = layer::load(&spec.before, arithmetic, read)?;
+        let (place, c) = &spec.attention;
+        let mut next = |name: &str, shape: &[usize]| {
+            let [name, original] = [&place.0, &place.1].map(|prefix| format!("{prefix}.{name}"));
+            read(&TensorSpec { name, original, shape: shape.to_vec() })
+        };
+        let scale = (*c as f32).sqrt();
+        let norm = next("norm.gamma", &[*c, 1, 1])?.into_iter().map(|x| x * scale).collect();
+        let (weights, bias) = (next("to_qkv.weight", &[3 * c, *c, 1, 1])?, next("to_qkv.bias", &[3 * c])?);
+        let third = |i: usize| {
+            let weights = weights[i * c * c..][..c * c].to_vec();
+            conv::Pointwise::new(arithmetic, weights, bias[i * c..][..*c].to_vec())
+        };
+        let proj = conv::Pointwise::new(arithmetic, next("proj.weight", &[*c, *c, 1, 1])?, next("proj.bias", &[*c])?);
+        let [query, key, value] = [third(0), third(1), third(2)];
+        let attention = attention::Attention { arithmetic, norm: Arc::new(norm), query, key, value, proj };
+        let after = layer::load(&spec.after, arithmetic, read)?;
+        Ok(Self { before, attention, after })
+    }
+
+    fn push(&mut self, x: Frame, shards: &dyn RowShards, emit: &mut dyn FnMut(Frame) -> Result<()>) -> Result<()> {
+        let Self { before, attention, after } = self;
+        layer::stream(before, x, shards, &mut |x| layer::stream(after, attention.push(x, shards)?, shards, emit))
+    }
+
+    /// Bytes of weights, and of remembered frames.
+    fn bytes(&self) -> [usize; 2] {
+        let [before, after] = [layer::bytes(&self.before), layer::bytes(&self.after)];
+        [before[0] + after[0] + self.attention.bytes(), before[1] + after[1]]
+    }
+}
+
+/// The encoder, and its place in a clip.
+#[derive(Clone)]
+pub struct Encoder {
+    config: Arc<VaeConfig>,
+    half: Half,
+}
+
+impl Encoder {
+    /// Reads the encoder's weights.
+    ///
+    /// # Errors
+    /// Those of [`Weights::read`].
+    pub fn load(weights: &Weights, arithmetic: Arithmetic) -> Result<Self> {
+        let config = Arc::new(weights.config.clone());
+        let half = Half::load(&spec::encoder(&config), arithmetic, &mut |tensor| weights.read(tensor))?;
+        Ok(Self { config, half })
+    }
+
+    /// The VAE's settings.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// Takes the clip's next frame of pixels `[rows, width, 3]` in -1..1 and gives, after the first and then after
+    /// every fourth, a frame of moments `[rows / 8, width / 8, 2 z]` (or / 16): means, then log variances. The size
+    /// must be one that [`VaeConfig::check_size`] allows.
+    ///
+    /// # Errors
+    /// Those of `shards`.
+    pub fn push(&mut self, pixels: &Frame, shards: &dyn RowShards) -> Result<Option<Frame>> {
+        let mut moments = None;
+        self.half.push(self.patches(pixels), shards, &mut |frame| {
+            moments = Some(frame);
+            Ok(())
+        })?;
+        Ok(moments)
+    }
+
+    /// The means of a frame of moments, normalised: what the network sees.
+    pub fn latents(&self, moments: &Frame) -> Frame {
+        let (z, mean, std) = (self.config.z_dim, &self.config.latents_mean, &self.config.latents_std);
+        let pixels = moments.values.chunks_exact(2 * z);
+        let normalised = |pixel: &[f32]| (0..z).map(|c| (pixel[c] - mean[c]) / std[c]).collect::<Vec<f32>>();
+        moments.with(z, pixels.flat_map(normalised).collect())
+    }
+
+    fn patches(&self, pixels: &Frame) -> Frame {
+        match self.config.patch() {
+            1 => pixels.clone(),
+            side => resample::patchify(pixels, side),
+        }
+    }
+
+    /// Bytes of weights, and of the frames that layers remember now.
+    pub fn bytes(&self) -> [usize; 2] {
+        self.half.bytes()
+    }
+}
+
+/// The decoder, and its place in a clip.
+#[derive(Clone)]
+pub struct Decoder {
+    config: Arc<VaeConfig>,
+    half: Half,
+}
+
+impl Decoder {
+    /// Reads the decoder's weights.
+    ///
+    /// # Errors
+    /// Those of [`Weights::read`].
+    pub fn load(weights: &Weights, arithmetic: Arithmetic) -> Result<Self> {
+        let config = Arc::new(weights.config.clone());
+        // As they were written: the decoder's first product stands before its other layers.
+        let half = Half::load(&spec::decoder(&config), arithmetic, &mut |tensor| weights.read(tensor))?;
+        Ok(Self { config, half })
+    }
+
+    /// The VAE's settings.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// Takes the clip's next frame of normalised latents `[rows, width, z]` and gives one frame of pixels in -1..1,
+    /// `[8 rows, 8 width, 3]` (or 16), for the first and four for each other, to `emit`.
+    ///
+    /// # Errors
+    /// Those of `shards` and of `emit`.
+    pub fn push(
+        &mut self,
+        latents: &Frame,
+        shards: &dyn RowShards,
+        emit: &mut dyn FnMut(Frame) -> Result<()>,
+    ) -> Result<()> {
+        let x = self.denormalised(latents);
+        let side = self.config.patch();
+        self.half.push(x, shards, &mut |frame| emit(pixels(frame, side)))
+    }
+
+    fn denormalised(&self, latents: &Frame) -> Frame {
+        let (mean, std) = (&self.config.latents_mean, &self.config.latents_std);
+        let mut x = latents.clone();
+        for pixel in x.values.chunks_exact_mut(self.config.z_dim) {
+            pixel.iter_mut().zip(mean.iter().zip(std)).for_each(|(x, (mean, std))| *x = *x * std + mean);
+        }
+        x
+    }
+
+    /// Bytes of weights, and of the frames that layers remember now.
+    pub fn bytes(&self) -> [usize; 2] {
+        self.half.bytes()
+    }
+}
+
+/// The last layer's output as pixels.
+fn pixels(frame: Frame, side: usize) -> Frame {
+    let mut frame = if side == 1 { frame } else { resample::unpatchify(&frame, side) };
+    frame.values.iter_mut().for_each(|x| *x = x.clamp(-1.0, 1.0));
+    frame
+}

@@ -1,0 +1,189 @@
+//! Reads a VAE's weights: a diffusers folder, or a single file of Wan's own or of ComfyUI, which its tensors tell apart.
+
+use candle_core::pickle::PthTensors;
+use candle_core::{DType, Device};
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use super::config::{MEAN_21, VaeConfig};
+use super::spec::{self, TensorSpec};
+use crate::files::{Tensors, check_names, read_text};
+use crate::{Error, Result, bail};
+
+const CONFIG: &str = "config.json";
+const STEM: &str = "diffusion_pytorch_model";
+
+/// Single files that Wan's own folders hold.
+const ORIGINALS: [&str; 2] = ["Wan2.1_VAE.pth", "Wan2.2_VAE.pth"];
+
+/// Bytes that a config.json may have; one is of a kilobyte.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// A VAE's config, and its tensors, read when asked for.
+pub struct Weights {
+    pub config: VaeConfig,
+    path: PathBuf,
+    source: Source,
+    /// Whether names are Wan's own.
+    original: bool,
+}
+
+enum Source {
+    Safetensors(Tensors),
+    Pickle(PthTensors),
+}
+
+impl Weights {
+    /// Opens a folder with `config.json` and weights (or a pipeline folder with `vae` in it, or Wan's own), or a file.
+    /// All names and shapes are checked; no tensor is read.
+    ///
+    /// # Errors
+    /// There is nothing of the kind; the file is damaged; the config is of another model, or the tensors do not fit it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let inner = path.join("vae");
+        if let Some(dir) = [path, &inner].into_iter().find(|dir| dir.join(CONFIG).is_file()) {
+            return Self::open_folder(dir);
+        }
+        if !path.is_dir() {
+            return Self::open_file(path);
+        }
+        match ORIGINALS.map(|name| path.join(name)).into_iter().find(|file| file.is_file()) {
+            Some(file) => Self::open_file(&file),
+            None => bail!(
+                Data,
+                "{}: has neither {CONFIG}, nor vae/{CONFIG}, nor {}; a VAE's folder or file is needed",
+                path.display(),
+                ORIGINALS.join(" or ")
+            ),
+        }
+    }
+
+    /// Whether `path` looks like a VAE, so that what is wrong with it is to be said by [`open`](Self::open): a file, a
+    /// folder with one of Wan's own, or one whose `config.json` names an AutoencoderKL of any kind.
+    pub fn is_vae(path: &Path) -> bool {
+        let class = || {
+            let text = read_text(&path.join(CONFIG), MAX_CONFIG).ok()?;
+            let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+            json.get("_class_name")?.as_str().map(|class| class.starts_with("AutoencoderKL"))
+        };
+        path.is_file() || class() == Some(true) || ORIGINALS.iter().any(|name| path.join(name).is_file())
+    }
+
+    fn open_folder(dir: &Path) -> Result<Self> {
+        let config = read_config(&dir.join(CONFIG))?;
+        let [index, whole] = [".safetensors.index.json", ".safetensors"].map(|end| dir.join(format!("{STEM}{end}")));
+        let tensors = match index.is_file() {
+            true => Tensors::open_sharded(&index)?,
+            false if whole.is_file() => Tensors::open(&whole)?,
+            false => bail!(Data, "{}: has no {STEM}.safetensors", dir.display()),
+        };
+        Self::checked(config, tensors.path().to_owned(), Source::Safetensors(tensors))
+    }
+
+    fn open_file(path: &Path) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !metadata.is_file() {
+            bail!(Data, "{}: is neither a folder nor a file", path.display());
+        }
+        let mut magic = [0; 2];
+        let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        file.read_exact(&mut magic).map_err(|e| Error::io(path, e))?;
+        let source = match &magic {
+            b"PK" => Source::Pickle(PthTensors::new(path, None).map_err(|e| unreadable(path, &e))?),
+            _ => Source::Safetensors(Tensors::open(path)?),
+        };
+        let beside = path.with_file_name(CONFIG);
+        let config = match beside.is_file() {
+            true => read_config(&beside)?,
+            false => guess(&source.shapes()).map_err(|why| Error::Data(format!("{}: {why}", path.display())))?,
+        };
+        Self::checked(config, path.to_owned(), source)
+    }
+
+    fn checked(config: VaeConfig, path: PathBuf, source: Source) -> Result<Self> {
+        let found = source.shapes();
+        let original = found.contains_key("encoder.conv1.weight");
+        let expected: Vec<(String, Vec<usize>)> = spec::tensors(&config)
+            .into_iter()
+            .map(|tensor| (if original { tensor.original } else { tensor.name }, tensor.shape))
+            .collect();
+        check_names(&path, &found, &expected)?;
+        Ok(Self { config, path, source, original })
+    }
+
+    /// The file, or the index of its shards.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A tensor's values.
+    ///
+    /// # Errors
+    /// It cannot be read, is of another type than a float, or has a value that is not finite.
+    pub fn read(&self, tensor: &TensorSpec) -> Result<Vec<f32>> {
+        let name = if self.original { &tensor.original } else { &tensor.name };
+        let values = match &self.source {
+            Source::Safetensors(tensors) => tensors.read_f32(name)?,
+            Source::Pickle(tensors) => {
+                let read = || {
+                    let found = tensors.get(name)?.ok_or_else(|| candle_core::Error::Msg(format!("no `{name}`")))?;
+                    found.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()
+                };
+                read().map_err(|e| unreadable(&self.path, &e))?
+            }
+        };
+        if let Some(value) = values.iter().find(|x| !x.is_finite()) {
+            bail!(Data, "{}: tensor `{name}` has a value that is {value}; the file is damaged", self.path.display());
+        }
+        Ok(values)
+    }
+}
+
+fn unreadable(path: &Path, error: &candle_core::Error) -> Error {
+    Error::Data(format!("{}: cannot be read as a PyTorch file of tensors: {error}", path.display()))
+}
+
+fn read_config(path: &Path) -> Result<VaeConfig> {
+    let text = read_text(path, MAX_CONFIG).map_err(|e| Error::io(path, e))?;
+    let json = serde_json::from_str(&text).map_err(|e| Error::Data(format!("{}: not JSON: {e}", path.display())))?;
+    VaeConfig::from_json(&json, path)
+}
+
+impl Source {
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        match self {
+            Self::Safetensors(tensors) => tensors.shapes(),
+            Self::Pickle(tensors) => {
+                let infos = tensors.tensor_infos().iter();
+                infos.map(|(name, info)| (name.clone(), info.layout.dims().to_vec())).collect()
+            }
+        }
+    }
+}
+
+/// The config of a file that has none beside it: one of the two published kinds, with its widths.
+fn guess(shapes: &BTreeMap<String, Vec<usize>>) -> std::result::Result<VaeConfig, String> {
+    let first = |names: [&str; 2], dim: usize| {
+        names.iter().find_map(|name| shapes.get(*name)).and_then(|shape| shape.get(dim)).copied()
+    };
+    let (Some(base), Some(z)) = (
+        first(["encoder.conv1.weight", "encoder.conv_in.weight"], 0),
+        first(["conv2.weight", "post_quant_conv.weight"], 0),
+    ) else {
+        return Err("is not a VAE of Wan: it has no `encoder.conv1.weight` and `conv2.weight`".into());
+    };
+    let residual = shapes.contains_key("encoder.downsamples.0.downsamples.0.residual.0.gamma")
+        || shapes.contains_key("encoder.down_blocks.0.resnets.0.norm1.gamma");
+    let known = if residual { VaeConfig::wan22() } else { VaeConfig::default() };
+    if z != known.z_dim {
+        return Err(format!(
+            "its latents have {z} channels; without a {CONFIG} beside it, only the published VAEs of {} and {} channels \
+             are known",
+            MEAN_21.len(),
+            VaeConfig::wan22().z_dim
+        ));
+    }
+    let decoder = first(["decoder.head.0.gamma", "decoder.norm_out.gamma"], 0);
+    Ok(VaeConfig { base_dim: base, decoder_base_dim: decoder, ..known })
+}
