@@ -56,5 +56,6 @@ mod targets;
 mod terminal;
 mod train;
 mod usage;
+mod vae;
 mod wgmma;
 mod zero;

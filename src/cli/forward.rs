@@ -13,7 +13,7 @@ use crate::model::{Conditioning, Model, ModelConfig, Patches};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
 use crate::state::named::NamedModel;
 use crate::train::device::device;
-use crate::vae::Weights;
+use crate::vae::VaeWeights;
 use crate::{Result, bail, hub};
 
 /// Run a diffusers transformer folder, or a VAE, on the inputs of a safetensors file.
@@ -64,7 +64,7 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
     super::may_write(&args.output, args.force)?;
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let path = launch.rank0_first(|| hub::resolve(&args.model))?;
-    if Weights::is_vae(&path) {
+    if VaeWeights::is_vae(&path) {
         return super::vae::forward(args, &path, ranks, launch);
     }
     if args.tile.is_some() {

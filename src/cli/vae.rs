@@ -7,7 +7,7 @@ use crate::config::{Compute, Hardware};
 use crate::files::{Tensors, write_tensors};
 use crate::parallel::{Launch, is_first};
 use crate::simd::Isa;
-use crate::vae::{Arithmetic, Decoder, Encoder, Frame, Weights, tiles};
+use crate::vae::{Arithmetic, Decoder, Encoder, Frame, VaeWeights, tiles};
 use crate::{Result, bail, encode};
 
 /// Encodes `pixels` or decodes `latents` of the inputs.
@@ -21,7 +21,7 @@ pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &La
     if args.tile.is_some() && ranks > 1 {
         bail!(Config, "--tile is for one rank; {ranks} ranks share each frame by rows instead");
     }
-    let weights = Weights::open(path)?;
+    let weights = VaeWeights::open(path)?;
     let arithmetic = Arithmetic { isa: Isa::best(), bf16: args.dtype == Compute::Bf16 };
     let file = Tensors::open(&args.inputs)?;
     let mut results = match (file.contains("pixels"), file.contains("latents")) {

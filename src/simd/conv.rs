@@ -381,3 +381,108 @@ impl Pixels {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Isa, round_to_bf16, with_isa};
+    use super::*;
+
+    /// Numbers in -1..1 that depend on `i` alone.
+    fn value(i: usize) -> f32 {
+        (i as u32).wrapping_mul(2_654_435_761) as f32 / (1u64 << 31) as f32 - 1.0
+    }
+
+    fn values(n: usize, from: usize) -> Vec<f32> {
+        (0..n).map(|i| value(i + from)).collect()
+    }
+
+    /// Sizes of a convolution: rows, width and channels of the frames; channels, frames, rows and columns of the kernel.
+    struct Case([usize; 3], [usize; 4], usize);
+
+    /// The convolution by its definition, in f64, on top of 0.5.
+    fn plain(case: &Case, frames: &[Option<Vec<f32>>], weights: &[f32], round: impl Fn(f32) -> f32) -> Vec<f64> {
+        let &Case([rows, width, c], [out, kt, kh, kw], stride) = case;
+        let [ry, rx] = [rows / stride, width / stride];
+        let first = usize::from(stride == 2 || kh == 1); // of the border's rows that the first tap reads
+        let mut sums = vec![0.5; ry * rx * out];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let (y, x, o) = (i / out / rx, i / out % rx, i % out);
+            for (t, frame) in frames.iter().enumerate() {
+                let Some(frame) = frame else { continue };
+                for (dy, dx) in (0..kh).flat_map(|dy| (0..kw).map(move |dx| (dy, dx))) {
+                    let (y, x) = ((y * stride + dy + first).wrapping_sub(1), (x * stride + dx + first).wrapping_sub(1));
+                    if y >= rows || x >= width {
+                        continue;
+                    }
+                    for c_in in 0..c {
+                        let weight = weights[(((o * c + c_in) * kt + t) * kh + dy) * kw + dx];
+                        *sum += f64::from(round(frame[(y * width + x) * c + c_in])) * f64::from(round(weight));
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    fn fast<S: Simd>(case: &Case, frames: &[Option<Vec<f32>>], weights: &[f32]) -> Vec<f32> {
+        let &Case([rows, width, c], [out, kt, kh, kw], stride) = case;
+        let weights = ConvWeights::pack::<S>(weights, [out, c, kt, kh, kw]);
+        let pack = |frame: &Vec<f32>| PackedFrame::pack::<S>(frame, [width, c], [None; 2], Activation::None);
+        let packed: Vec<_> = frames.iter().map(|frame| frame.as_ref().map(pack)).collect();
+        let inputs: Vec<_> = packed.iter().map(Option::as_ref).collect();
+        let origin = [usize::from(stride == 2 || kh == 1); 2];
+        let mut sums = vec![0.5; (rows / stride) * (width / stride) * out];
+        let phases = &[Phase { weights: &weights, origin }];
+        Convolution { phases, inputs: &inputs, stride }.add_to::<S>(&mut sums, [width / stride, out]);
+        sums
+    }
+
+    #[test]
+    fn convolution_agrees_with_its_definition_on_every_isa() {
+        let cases = [
+            Case([3, 5, 3], [7, 3, 3, 3], 1),     // nothing is whole
+            Case([4, 200, 20], [24, 3, 3, 3], 1), // two blocks a row
+            Case([5, 12, 70], [131, 1, 3, 3], 1), // several panels and runs of weights
+            Case([6, 14, 33], [16, 1, 3, 3], 2),
+            Case([2, 9, 40], [40, 3, 1, 1], 1),
+        ];
+        for case in &cases {
+            let &Case([rows, width, c], [out, kt, kh, kw], _) = case;
+            // The oldest frame is missing, as at a clip's start.
+            let frames: Vec<_> =
+                (0..kt).map(|t| (t > 0 || kt == 1).then(|| values(rows * width * c, 1000 * t))).collect();
+            let weights = values(out * c * kt * kh * kw, 77);
+            let bound = 1e-6 * (c * kt * kh * kw) as f64;
+            let (exact, rounded) =
+                (plain(case, &frames, &weights, |x| x), plain(case, &frames, &weights, round_to_bf16));
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let f32 = with_isa!(isa, false, S => fast::<S>(case, &frames, &weights));
+                let bf16 = with_isa!(isa, true, S => fast::<S>(case, &frames, &weights));
+                for (i, ((a, b), (c, d))) in f32.iter().zip(&exact).zip(bf16.iter().zip(&rounded)).enumerate() {
+                    assert!((f64::from(*a) - b).abs() < bound, "{isa:?} f32, element {i}: {a}, not {b}");
+                    assert!((f64::from(*c) - d).abs() < bound, "{isa:?} bf16, element {i}: {c}, not {d}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_neighbours_are_seen_as_rows_of_one_frame() {
+        type S = super::super::portable::Portable<false>;
+        let case = Case([6, 7, 5], [9, 1, 3, 3], 1);
+        let (frame, weights) = (values(6 * 7 * 5, 3), values(9 * 5 * 9, 4));
+        let whole = fast::<S>(&case, &[Some(frame.clone())], &weights);
+        let packed_weights = ConvWeights::pack::<S>(&weights, [9, 5, 1, 3, 3]);
+        let part = |rows: std::ops::Range<usize>| {
+            let row = |i: usize| &frame[i * 35..][..35];
+            let near = [(rows.start > 0).then(|| row(rows.start - 1)), (rows.end < 6).then(|| row(rows.end))];
+            let values = &frame[rows.start * 35..rows.end * 35];
+            let packed = PackedFrame::pack::<S>(values, [7, 5], near, Activation::None);
+            let mut sums = vec![0.5; rows.len() * 7 * 9];
+            let phases = &[Phase { weights: &packed_weights, origin: [0, 0] }];
+            Convolution { phases, inputs: &[Some(&packed)], stride: 1 }.add_to::<S>(&mut sums, [7, 9]);
+            sums
+        };
+        assert_eq!([part(0..2), part(2..3), part(3..6)].concat(), whole);
+    }
+}

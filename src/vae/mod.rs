@@ -35,7 +35,7 @@ pub use conv::Arithmetic;
 pub use frame::Frame;
 pub use shards::{RowShards, Whole};
 pub use spec::{TensorSpec, tensors};
-pub use weights::Weights;
+pub use weights::VaeWeights;
 
 /// One direction of the VAE, with the frames that its layers remember of a clip; a clone of one that has seen no frame
 /// begins a clip and shares the weights.
@@ -91,8 +91,8 @@ impl Encoder {
     /// Reads the encoder's weights.
     ///
     /// # Errors
-    /// Those of [`Weights::read`].
-    pub fn load(weights: &Weights, arithmetic: Arithmetic) -> Result<Self> {
+    /// Those of [`VaeWeights::read`].
+    pub fn load(weights: &VaeWeights, arithmetic: Arithmetic) -> Result<Self> {
         let config = Arc::new(weights.config.clone());
         let half = Half::load(&spec::encoder(&config), arithmetic, &mut |tensor| weights.read(tensor))?;
         Ok(Self { config, half })
@@ -150,8 +150,8 @@ impl Decoder {
     /// Reads the decoder's weights.
     ///
     /// # Errors
-    /// Those of [`Weights::read`].
-    pub fn load(weights: &Weights, arithmetic: Arithmetic) -> Result<Self> {
+    /// Those of [`VaeWeights::read`].
+    pub fn load(weights: &VaeWeights, arithmetic: Arithmetic) -> Result<Self> {
         let config = Arc::new(weights.config.clone());
         // As they were written: the decoder's first product stands before its other layers.
         let half = Half::load(&spec::decoder(&config), arithmetic, &mut |tensor| weights.read(tensor))?;

@@ -17,11 +17,14 @@ const STEM: &str = "diffusion_pytorch_model";
 /// Single files that Wan's own folders hold.
 const ORIGINALS: [&str; 2] = ["Wan2.1_VAE.pth", "Wan2.2_VAE.pth"];
 
+/// The encoder's first layer, by Wan's own name and by diffusers'.
+const FIRST: [&str; 2] = ["encoder.conv1.weight", "encoder.conv_in.weight"];
+
 /// Bytes that a config.json may have; one is of a kilobyte.
 const MAX_CONFIG: u64 = 1 << 20;
 
 /// A VAE's config, and its tensors, read when asked for.
-pub struct Weights {
+pub struct VaeWeights {
     pub config: VaeConfig,
     path: PathBuf,
     source: Source,
@@ -34,7 +37,7 @@ enum Source {
     Pickle(PthTensors),
 }
 
-impl Weights {
+impl VaeWeights {
     /// Opens a folder with `config.json` and weights (or a pipeline folder with `vae` in it, or Wan's own), or a file.
     /// All names and shapes are checked; no tensor is read.
     ///
@@ -59,15 +62,22 @@ impl Weights {
         }
     }
 
-    /// Whether `path` looks like a VAE, so that what is wrong with it is to be said by [`open`](Self::open): a file, a
-    /// folder with one of Wan's own, or one whose `config.json` names an AutoencoderKL of any kind.
+    /// Whether `path` is meant to be a VAE, so that what is wrong with it is for [`open`](Self::open) to say: a file with
+    /// an encoder's first layer or a pickle, a folder with one of Wan's own files, or one whose `config.json` names an
+    /// AutoencoderKL of any kind.
     pub fn is_vae(path: &Path) -> bool {
+        if path.is_file() {
+            let mut magic = [0; 2];
+            let begun = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+            let layers = || Tensors::open(path).is_ok_and(|tensors| FIRST.iter().any(|name| tensors.contains(name)));
+            return begun.is_ok() && (&magic == b"PK" || layers());
+        }
         let class = || {
             let text = read_text(&path.join(CONFIG), MAX_CONFIG).ok()?;
             let json: serde_json::Value = serde_json::from_str(&text).ok()?;
             json.get("_class_name")?.as_str().map(|class| class.starts_with("AutoencoderKL"))
         };
-        path.is_file() || class() == Some(true) || ORIGINALS.iter().any(|name| path.join(name).is_file())
+        class() == Some(true) || ORIGINALS.iter().any(|name| path.join(name).is_file())
     }
 
     fn open_folder(dir: &Path) -> Result<Self> {
@@ -167,10 +177,7 @@ fn guess(shapes: &BTreeMap<String, Vec<usize>>) -> std::result::Result<VaeConfig
     let first = |names: [&str; 2], dim: usize| {
         names.iter().find_map(|name| shapes.get(*name)).and_then(|shape| shape.get(dim)).copied()
     };
-    let (Some(base), Some(z)) = (
-        first(["encoder.conv1.weight", "encoder.conv_in.weight"], 0),
-        first(["conv2.weight", "post_quant_conv.weight"], 0),
-    ) else {
+    let (Some(base), Some(z)) = (first(FIRST, 0), first(["conv2.weight", "post_quant_conv.weight"], 0)) else {
         return Err("is not a VAE of Wan: it has no `encoder.conv1.weight` and `conv2.weight`".into());
     };
     let residual = shapes.contains_key("encoder.downsamples.0.downsamples.0.residual.0.gamma")
