@@ -12,6 +12,7 @@ macro_rules! refusal {
 }
 
 mod attention;
+#[cfg(feature = "bench")]
 mod bench;
 mod bundle;
 mod bundle_kernels;

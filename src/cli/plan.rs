@@ -9,7 +9,7 @@ mod value;
 use clap::Args;
 use std::path::{Path, PathBuf};
 
-use super::bench::machine;
+use super::machine::machine;
 use crate::config::RunConfig;
 use crate::data::{Apart, Decoding};
 use crate::files::gib;
