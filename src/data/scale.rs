@@ -59,6 +59,13 @@ fn context(source: (Pixel, u32, u32), format: Pixel, size: (u32, u32)) -> Reason
         .map_err(|_| format!("its {width}x{height} frames of {kind:?} cannot be resized to {w}x{h}"))
 }
 
+/// swscale, from RGB to frames of the same `size` (width, height) to be written: YUV is BT.709 in limited range.
+pub fn from_rgb(format: Pixel, size: (u32, u32)) -> Reason<Context> {
+    let mut context = context((Pixel::RGB24, size.0, size.1), format, size)?;
+    ffmpeg::set_colors(&mut context, ffi::SWS_CS_ITU709, None, false);
+    Ok(context)
+}
+
 /// A conversion set up for frames of one kind, and the frame it writes to.
 struct Conversion {
     kind: (Pixel, u32, u32, c_int, Option<bool>),
@@ -79,7 +86,7 @@ impl Conversion {
         );
         if !cached.as_ref().is_some_and(|c| (c.kind, c.size) == (kind, size)) {
             let mut context = context((kind.0, kind.1, kind.2), format, size)?;
-            ffmpeg::set_colors(&mut context, kind.3, kind.4);
+            ffmpeg::set_colors(&mut context, kind.3, kind.4, true);
             *cached = Some(Self { kind, size, context, target: frame::Video::new(format, size.0, size.1) });
         }
         let Some(conversion) = cached else { return Err("it cannot be resized".to_owned()) };
