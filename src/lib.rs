@@ -44,6 +44,9 @@ pub mod config;
 mod cuda;
 #[cfg(feature = "media")]
 pub mod data;
+#[cfg(not(feature = "media"))]
+#[path = "data/absent.rs"]
+pub mod data;
 pub mod diffusion;
 pub mod engine;
 mod error;

@@ -27,11 +27,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Hardware;
 use crate::model::{Conditioning, Model};
 use crate::observe::meter::{Section, StepMeter};
-use crate::ops::bytes;
-use crate::ops::{Rope, Rows, Tape};
+use crate::ops::{Hardware, Rope, Rows, Tape, bytes};
 use crate::parallel::Sequence;
 use crate::{Result, bail};
 use flops::PerRow;

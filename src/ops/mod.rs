@@ -23,7 +23,7 @@
 
 pub(crate) mod bytes;
 mod cast;
-
+mod compute;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod custom;
@@ -63,6 +63,7 @@ macro_rules! on_gpu {
 use on_gpu;
 
 pub use cast::cast;
+pub use compute::{Compute, Hardware};
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::{Array, Numbers, numbers};
 pub(crate) use custom::{Custom, Op1};

@@ -95,7 +95,7 @@ impl<'a> Report<'a> {
             setup.folder.set_newer_aside(done)?;
             lineage::rewrite_config(&setup.folder, &setup.config, done)?;
         } else {
-            setup.folder.create(&setup.config)?;
+            setup.folder.create(&setup.config.to_toml()?)?;
         }
         let warnings = keep_in(&setup.folder.warnings());
         let plan = Plan::with_decoding(&setup.config, &setup.model, false, Some(&Decoding::of(&setup.dataset)))?;

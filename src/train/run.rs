@@ -76,13 +76,7 @@ impl<'a> Rank<'a> {
         let grid = setup.model.grid([data.frames, data.height, data.width])?;
         agree(comm.as_ref(), "the configuration", config.fingerprint()?)?;
         let mesh = Mesh::new(comm, config.parallel.data, setup.model.num_attention_heads, config.parallel.ring)?;
-        let weights = TrainState::new(
-            setup.initial()?,
-            &config.train,
-            mesh.world.clone(),
-            config.parallel.zero,
-            config.stash.folder.as_deref(),
-        )?;
+        let weights = TrainState::new(setup.initial()?, &config.state(), mesh.world.clone())?;
         let world = mesh.world.as_ref();
         agree(world, "the step to start from", setup.resume.as_ref().map_or(0, |c| c.state().step))?;
         if let Some(checkpoint) = &setup.resume {
@@ -96,7 +90,7 @@ impl<'a> Rank<'a> {
             weights,
             objective: Objective::new(&config.diffusion)?,
             sigmas: SigmaDistribution::new(&config.diffusion, grid.iter().product())?,
-            dropout: LabelDropout::new(&config.diffusion)?,
+            dropout: LabelDropout::new(config.diffusion.label_dropout)?,
             grid,
         })
     }
@@ -312,12 +306,13 @@ impl<'a> Rank<'a> {
         let saving = if writes { Some(self.setup.folder.begin(step)?) } else { None };
         self.weights.save(saving.as_ref())?;
         if let Some(saving) = saving {
-            let mut state = State::new(&self.setup.config, step, position)?;
+            let config = &self.setup.config;
+            let mut state = State::new(config.to_toml()?, config.run.seed, step, position);
             state.run = Some(self.setup.name.clone());
             state.fps = self.setup.fps();
             state.data = Some(DataCounts::of(&self.setup.dataset));
             state.classes = self.setup.dataset.classes().to_vec();
-            let path = saving.finish(&state, self.setup.config.train.keep)?;
+            let path = saving.finish(&state, config.train.keep)?;
             tracing::info!("saved {}", path.display());
         }
         recorded?; // weights are worth more than their record: they are saved all the same

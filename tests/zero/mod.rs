@@ -5,12 +5,14 @@ mod prefetch;
 mod runs;
 
 use candle_core::{DType, Device, Tensor};
-use longreel::config::{Place, Train};
 use longreel::engine::{Engine, Objective, ParamHooks, Pass, Source};
+use longreel::files::Place;
 use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::ops::{read, storage_bytes, write};
 use longreel::parallel::{Communicator, Mesh, run_threads};
 use longreel::rng::{Key, Purpose};
+use longreel::state::StateOptions;
+use longreel::state::optimizer::AdamWOptions;
 use longreel::state::weights::{StateBytes, TrainState};
 use longreel::{Error, Result};
 use std::ops::Range;
@@ -107,8 +109,8 @@ impl Case {
         self.sequence * self.data
     }
 
-    fn weights(self, comm: Arc<dyn Communicator>, train: &Train) -> Result<TrainState> {
-        TrainState::new(model()?, train, comm, self.zero, None)
+    fn weights(self, comm: Arc<dyn Communicator>, options: &StateOptions) -> Result<TrainState> {
+        TrainState::new(model()?, &options!(options.clone(); zero: self.zero), comm)
     }
 
     /// All micro-batches of a step: the gradients, summed.
@@ -133,10 +135,11 @@ impl Case {
     /// Two steps: the gradient norms, every rank's weights after them, and their average's.
     fn steps(self, by: By) -> Result<([f64; 2], Vec<Vec<f32>>)> {
         // Epsilon is large, as AdamW would else magnify the rounding of gradients that are nothing.
-        let train = Train { clip: 0.05, weight_decay: 0.1, eps: 1e-3, ema: 0.9, ..Train::default() };
-        let train = Train { clip: if by == By::Sgd { 0.0 } else { train.clip }, ..train };
+        let adamw = options!(AdamWOptions::default(); weight_decay: 0.1, eps: 1e-3);
+        let clip = if by == By::Sgd { 0.0 } else { 0.05 };
+        let options = options!(StateOptions::default(); adamw: adamw, clip, ema: 0.9);
         let results = run_threads(self.ranks(), 1, |comm| {
-            let weights = self.weights(comm.clone(), &train)?;
+            let weights = self.weights(comm.clone(), &options)?;
             let mut norms = [0.0; 2];
             for (step, norm) in (0..).zip(&mut norms) {
                 self.gradients(comm.clone(), &weights)?;
@@ -223,10 +226,10 @@ fn a_clipped_step_of_adamw_is_that_of_one_rank_in_every_stage() {
 
 /// What each rank holds after a step.
 fn memory(zero: usize, sequence: usize) -> Vec<StateBytes> {
-    memory_of(Train::default(), zero, sequence)
+    memory_of(StateOptions::default(), zero, sequence)
 }
 
-fn memory_of(train: Train, zero: usize, sequence: usize) -> Vec<StateBytes> {
+fn memory_of(train: StateOptions, zero: usize, sequence: usize) -> Vec<StateBytes> {
     let case = Case { sequence, data: 1, accumulate: 3, zero };
     run_threads(case.ranks(), 1, |comm| {
         let weights = case.weights(comm.clone(), &train)?;
@@ -241,7 +244,7 @@ fn memory_of(train: Train, zero: usize, sequence: usize) -> Vec<StateBytes> {
 #[test]
 fn rank_holds_only_its_shard() {
     let whole = 4 * model().unwrap().count();
-    let disk = Train { moments: Place::Disk, ..Train::default() };
+    let disk = options!(StateOptions::default(); moments: Place::Disk);
     assert_eq!(memory_of(disk, 0, 1)[0], StateBytes { parameters: whole, gradients: whole, moments: 0, average: 0 });
     assert_eq!(memory(0, 1)[0], StateBytes { parameters: whole, gradients: whole, moments: 2 * whole, average: whole });
     for ranks in [2, 4] {
@@ -269,7 +272,7 @@ fn rank_holds_only_its_shard() {
 fn unit_is_gathered_only_while_it_is_used() {
     let case = Case { sequence: 2, data: 1, accumulate: 1, zero: 3 };
     run_threads(2, 1, |comm| {
-        let weights = case.weights(comm, &Train::default())?;
+        let weights = case.weights(comm, &StateOptions::default())?;
         let tensors = |tensor: fn(&longreel::model::Unit) -> &Tensor| -> Vec<usize> {
             weights.model.units.iter().map(|unit| storage_bytes(tensor(unit))).collect()
         };
@@ -296,7 +299,7 @@ fn gradients_that_are_not_finite_are_named_by_all_ranks() {
         // The head's last parameter lies in the last rank's part.
         run_threads(4, 1, |comm| {
             let rank = comm.rank();
-            let weights = case.weights(comm.clone(), &Train::default())?;
+            let weights = case.weights(comm.clone(), &StateOptions::default())?;
             case.gradients(comm, &weights)?;
             let last = weights.model.units.len() - 1;
             weights.before_use(last, Pass::Backward)?;

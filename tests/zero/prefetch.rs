@@ -4,9 +4,9 @@
 use super::{Case, values};
 use candle_core::Tensor;
 use longreel::Result;
-use longreel::config::Train;
 use longreel::engine::{ParamHooks, Pass};
 use longreel::parallel::{Communicator, Reduce, run_threads};
+use longreel::state::StateOptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ fn next_unit_is_prefetched_while_this_one_is_used() {
     run_threads(2, 1, |comm| {
         let gathers: Arc<[AtomicUsize; 2]> = Arc::default();
         let comm = Arc::new(Counted { inner: comm, gathers: gathers.clone(), beside: 0 });
-        let weights = CASE.weights(comm, &Train::default())?;
+        let weights = CASE.weights(comm, &StateOptions::default())?;
         // Nobody waits for what comes beside, so it comes at some time.
         let counts = |expected: [usize; 2]| {
             let start = Instant::now();
@@ -90,7 +90,7 @@ fn next_unit_is_prefetched_while_this_one_is_used() {
 #[test]
 fn prefetched_parameters_are_dropped_after_an_update() {
     run_threads(2, 1, |comm| {
-        let weights = CASE.weights(comm.clone(), &Train::default())?;
+        let weights = CASE.weights(comm.clone(), &StateOptions::default())?;
         let before = values(&weights)?;
         CASE.gradients(comm, &weights)?;
         weights.before_use(0, Pass::Forward)?; // a pass that ends here, with unit 1 on its way

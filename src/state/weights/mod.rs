@@ -13,11 +13,10 @@ mod step;
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::optimizer::{AdamW, first_non_finite};
-use crate::config::Train;
+use super::options::StateOptions;
 use crate::engine::{ParamHooks, Pass};
 use crate::model::{Model, Unit};
 use crate::ops::bytes::{duplicate, zeros};
@@ -76,18 +75,12 @@ pub struct StateBytes {
 }
 
 impl TrainState {
-    /// `model` before its first step, held as ZeRO's stage `zero` has it over the ranks of `world`, all of which have
-    /// the same model. `scratch` is the folder of scratch files, if not the system's.
+    /// `model` before its first step, held as `options` say over the ranks of `world`, all of which have the same model.
     ///
     /// # Errors
     /// Moments shall be on disk, and the folder cannot be written to or has no room.
-    pub fn new(
-        model: Model,
-        config: &Train,
-        world: Arc<dyn Communicator>,
-        zero: usize,
-        scratch: Option<&Path>,
-    ) -> Result<Self> {
+    pub fn new(model: Model, options: &StateOptions, world: Arc<dyn Communicator>) -> Result<Self> {
+        let &StateOptions { adamw, clip, ema, moments, zero, .. } = options;
         let shards = |unit: &Unit| Shards::new(unit.value.elem_count(), world.clone());
         let range = |unit: &Unit| if zero >= 1 { shards(unit).range() } else { 0..unit.value.elem_count() };
         // Candle's `copy` of a view would keep all of its storage.
@@ -96,9 +89,9 @@ impl TrainState {
         let average = |i: usize| own(&model.units[i]);
         let moments = Moments::new(
             model.units.iter().map(|unit| range(unit).len()).collect(),
-            if config.ema > 0.0 { Some(&average) } else { None },
-            config.moments,
-            scratch,
+            if ema > 0.0 { Some(&average) } else { None },
+            moments,
+            options.scratch.as_deref(),
             &device,
         )?;
         let state = |unit: &Unit| -> Result<UnitState> {
@@ -120,12 +113,12 @@ impl TrainState {
             Ok(state)
         };
         let units = model.units.iter().map(state).collect::<Result<_>>()?;
-        let optimizer = AdamW::new(config)?;
+        let optimizer = AdamW::new(adamw)?;
         let prefetch = match world.size() {
             2.. if zero >= 3 => Some(Prefetch::new(world.as_ref())?),
             _ => None,
         };
-        Ok(Self { model, units, moments, optimizer, clip: config.clip, ema: config.ema, zero, world, prefetch })
+        Ok(Self { model, units, moments, optimizer, clip, ema, zero, world, prefetch })
     }
 
     /// What this rank holds now.

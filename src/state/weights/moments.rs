@@ -8,8 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::path::Path;
 
-use crate::config::Place;
-use crate::files::Scratch;
+use crate::files::{Place, Scratch};
 use crate::ops::bytes::zeros;
 use crate::ops::{read, storage_bytes, write};
 use crate::parallel::thread_refused;
