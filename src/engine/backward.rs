@@ -23,16 +23,16 @@ impl Engine<'_> {
     ) -> Result<f64> {
         self.enter(Phase::Head);
         let head = || self.head_and_loss(condition, objective, x);
-        let (loss, dx) = self.with_unit(self.head_unit(), Pass::Backward, head)?;
+        let (loss, dx) = self.with_unit(self.model.head.unit, Pass::Backward, head)?;
         for (i, block) in self.model.blocks.iter().enumerate().rev() {
             self.meter.enter_block(Some(i));
             let residuals = self.meter.during(Section::Stash, || stash.take(i))?;
             self.meter.moved(Traffic::StashRead, stash.copied());
-            self.with_unit(i + 1, Pass::Backward, || self.block_backward(condition, block, residuals, &dx))?;
+            self.with_unit(block.unit, Pass::Backward, || self.block_backward(condition, block, residuals, &dx))?;
         }
         self.meter.enter_block(None);
         self.enter(Phase::Update);
-        self.with_unit(0, Pass::Backward, || {
+        self.with_unit(self.model.embed.unit, Pass::Backward, || {
             self.each_tile(Section::EmbedBackward, self.per_row.embed, |tile| {
                 self.model.embed.backward(&self.input(objective, &tile)?, &self.rows_of(&dx, &tile)?)
             })?;

@@ -16,7 +16,7 @@ impl Engine<'_> {
     /// The condition, and the residual stream `[rows, D]` before the first block.
     pub(super) fn embed(&self, conditioning: &Conditioning, source: &dyn Source) -> Result<(Condition, Tensor)> {
         self.enter(Phase::Embed);
-        self.with_unit(0, Pass::Forward, || {
+        self.with_unit(self.model.embed.unit, Pass::Forward, || {
             let condition = self.model.conditioner.forward(conditioning)?;
             let x = self.buffer(self.model.config.width(), self.dtype())?;
             self.each_tile(Section::Embed, self.per_row.embed, |tile| {
@@ -38,7 +38,7 @@ impl Engine<'_> {
     ) -> Result<Tensor> {
         for (i, block) in self.model.blocks.iter().enumerate() {
             self.meter.enter_block(Some(i));
-            let (next, attention) = self.with_unit(i + 1, Pass::Forward, || {
+            let (next, attention) = self.with_unit(block.unit, Pass::Forward, || {
                 let cond = block.begin(condition)?;
                 let phases = [Phase::ForwardExchange, Phase::ForwardAttention];
                 let attention = self.attend(block, &cond, &x, phases)?;

@@ -88,7 +88,7 @@ impl<'a> Engine<'a> {
         }
         let config = &model.config;
         let groups = HeadGroup::split(sequence, grid.iter().product(), config.num_attention_heads, 1)?;
-        let on = hardware(model.units[0].value.device());
+        let on = hardware(model.device());
         let tile = tile_rows(tile, config.ffn_dim, on);
         if on == Hardware::Cuda {
             let rows = batch * groups[0].attention.local_tokens().len();
@@ -177,7 +177,7 @@ impl<'a> Engine<'a> {
     ) -> Result<()> {
         let (condition, x) = self.embed(conditioning, source)?;
         let x = self.forward(&condition, x, None)?;
-        self.with_unit(self.head_unit(), Pass::Forward, || {
+        self.with_unit(self.model.head.unit, Pass::Forward, || {
             let head = self.model.head.begin(&condition)?;
             self.each_tile(Section::Head, self.per_row.head, |tile| {
                 let output =
@@ -262,7 +262,7 @@ impl<'a> Engine<'a> {
 
     /// Where the model is, and the tensors of a step.
     fn device(&self) -> &Device {
-        self.model.units[0].value.device()
+        self.model.device()
     }
 
     /// A tile's input, where the model is.
@@ -272,7 +272,7 @@ impl<'a> Engine<'a> {
 
     /// The model's dtype, of the residual stream.
     fn dtype(&self) -> DType {
-        self.model.units[0].value.dtype()
+        self.model.dtype()
     }
 
     /// The dtype attention computes in.

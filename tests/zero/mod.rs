@@ -168,10 +168,10 @@ fn flat(model: &Model) -> Result<Vec<f32>> {
 /// All values, unit by unit as the engine sees them.
 fn values(weights: &TrainState) -> Result<Vec<f32>> {
     let mut values = vec![];
-    for (number, unit) in weights.model.units.iter().enumerate() {
-        weights.before_use(number, Pass::Forward)?;
+    for unit in &weights.model.units {
+        weights.before_use(unit.id, Pass::Forward)?;
         values.extend(unit.value.to_vec1::<f32>()?);
-        weights.after_use(number, Pass::Forward)?;
+        weights.after_use(unit.id, Pass::Forward)?;
     }
     Ok(values)
 }
@@ -277,15 +277,16 @@ fn unit_is_gathered_only_while_it_is_used() {
             weights.model.units.iter().map(|unit| storage_bytes(tensor(unit))).collect()
         };
         assert_eq!(tensors(|unit| &unit.value), [0; 4]);
-        weights.before_use(1, Pass::Backward)?;
-        assert_eq!(tensors(|unit| &unit.value), [0, 4 * weights.model.units[1].value.elem_count(), 0, 0]);
-        assert_eq!(tensors(|unit| &unit.grad), [0, 4 * weights.model.units[1].grad.elem_count(), 0, 0]);
-        weights.after_use(1, Pass::Backward)?;
+        let used = weights.model.unit(weights.model.blocks[0].unit);
+        weights.before_use(used.id, Pass::Backward)?;
+        assert_eq!(tensors(|unit| &unit.value), [0, 4 * used.value.elem_count(), 0, 0]);
+        assert_eq!(tensors(|unit| &unit.grad), [0, 4 * used.grad.elem_count(), 0, 0]);
+        weights.after_use(used.id, Pass::Backward)?;
         assert_eq!((tensors(|unit| &unit.value), tensors(|unit| &unit.grad)), (vec![0; 4], vec![0; 4]));
         // Used without: an error, no wrong numbers.
-        let error = read::<f32>(&weights.model.units[1].value).map(|_| ()).unwrap_err().to_string();
+        let error = read::<f32>(&used.value).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("the tensor is released"), "{error}");
-        let error = write(&weights.model.units[1].grad, |_: &mut [f32]| ()).unwrap_err().to_string();
+        let error = write(&used.grad, |_: &mut [f32]| ()).unwrap_err().to_string();
         assert!(error.contains("the tensor is released"), "{error}");
         Ok(())
     })
@@ -301,17 +302,17 @@ fn gradients_that_are_not_finite_are_named_by_all_ranks() {
             let rank = comm.rank();
             let weights = case.weights(comm.clone(), &StateOptions::default())?;
             case.gradients(comm, &weights)?;
-            let last = weights.model.units.len() - 1;
-            weights.before_use(last, Pass::Backward)?;
+            let head = weights.model.unit(weights.model.head.unit);
+            weights.before_use(head.id, Pass::Backward)?;
             if rank == 1 {
-                write(&weights.model.units[last].grad, |g: &mut [f32]| *g.last_mut().unwrap() = f32::NAN)?;
+                write(&head.grad, |g: &mut [f32]| *g.last_mut().unwrap() = f32::NAN)?;
             }
-            weights.after_use(last, Pass::Backward)?;
+            weights.after_use(head.id, Pass::Backward)?;
             if zero < 2 {
                 weights.sum_gradients()?;
             }
             let error = weights.gradient_norm(7).unwrap_err();
-            let entries = &weights.model.units[last].entries;
+            let entries = &head.entries;
             let name = format!("the gradient of {}", entries.last().unwrap().name);
             assert!(
                 matches!(&error, Error::NonFinite { step: 7, tensor, .. } if *tensor == name),

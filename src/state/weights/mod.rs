@@ -18,7 +18,7 @@ use std::sync::Arc;
 use super::optimizer::{AdamW, first_non_finite};
 use super::options::StateOptions;
 use crate::engine::{ParamHooks, Pass};
-use crate::model::{Model, Unit};
+use crate::model::{Model, Unit, UnitId};
 use crate::ops::bytes::{duplicate, zeros};
 use crate::ops::{add_assign, clear, read, release, restore, storage_bytes, write};
 use crate::parallel::Communicator;
@@ -85,10 +85,10 @@ impl TrainState {
         let range = |unit: &Unit| if zero >= 1 { shards(unit).range() } else { 0..unit.value.elem_count() };
         // Candle's `copy` of a view would keep all of its storage.
         let own = |unit: &Unit| duplicate(&unit.value.narrow(0, range(unit).start, range(unit).len())?);
-        let device = model.units[0].value.device().clone();
-        let average = |i: usize| own(&model.units[i]);
+        let device = model.device().clone();
+        let average = |id| own(model.unit(id));
         let moments = Moments::new(
-            model.units.iter().map(|unit| range(unit).len()).collect(),
+            model.units.iter().map(|unit| (unit.id, range(unit).len())).collect(),
             if ema > 0.0 { Some(&average) } else { None },
             moments,
             options.scratch.as_deref(),
@@ -163,13 +163,13 @@ impl TrainState {
 
     /// Lets weights and average change places, each rank in its part; in stage 3, gathers the average.
     fn swap(&self) -> Result<()> {
-        for (i, (unit, state)) in self.each().enumerate() {
+        for (unit, state) in self.each() {
             if let Some(value) = &state.value {
                 restore(&unit.value)?;
-                let average = self.moments.get(i, Kind::Average)?;
+                let average = self.moments.get(unit.id, Kind::Average)?;
                 state.shards.gather(average.as_ref().unwrap_or(value), &unit.value)?;
             } else if let Some(numbers) = self.moments.on_gpu().filter(|_| self.ema > 0.0) {
-                let average = &numbers[i][Kind::Average as usize];
+                let average = &numbers[unit.id.index()][Kind::Average as usize];
                 let weights = duplicate(&state.part(&unit.value)?)?;
                 if weights.elem_count() > 0 {
                     unit.value.slice_set(average, 0, state.range.start)?;
@@ -178,7 +178,7 @@ impl TrainState {
                 self.share(unit, state)?;
             } else if self.ema > 0.0 {
                 write(&state.part(&unit.value)?, |own: &mut [f32]| {
-                    self.moments.change(i, Kind::Average, |average| own.swap_with_slice(average))
+                    self.moments.change(unit.id, Kind::Average, |average| own.swap_with_slice(average))
                 })??;
                 self.share(unit, state)?;
             }
@@ -207,11 +207,11 @@ impl TrainState {
         own: impl Fn(&Unit, &UnitState) -> Result<Tensor>,
     ) -> Result<Option<Error>> {
         let mut first = [f64::INFINITY, 0.0, 0.0]; // unit, element, value
-        for (number, (unit, state)) in self.each().enumerate() {
+        for (unit, state) in self.each() {
             let part = own(unit, state)?;
             let part = read::<f32>(&part)?;
             if let Some(i) = first_non_finite(&part) {
-                first = [number as f64, (state.shards.range().start + i) as f64, f64::from(part[i])];
+                first = [unit.id.index() as f64, (state.shards.range().start + i) as f64, f64::from(part[i])];
                 break;
             }
         }
@@ -225,19 +225,24 @@ impl TrainState {
         Ok(Some(Error::NonFinite { step, tensor, value: first[2] }))
     }
 
+    /// A unit, and what this rank holds of it.
+    fn unit(&self, id: UnitId) -> (&Unit, &UnitState) {
+        (self.model.unit(id), &self.units[id.index()])
+    }
+
     fn each(&self) -> impl Iterator<Item = (&Unit, &UnitState)> {
         self.model.units.iter().zip(&self.units)
     }
 }
 
 impl TrainState {
-    /// Stage 3: puts together all parameters of unit `number`, and begins to fetch those of the unit after it on the
+    /// Stage 3: puts together all parameters of the unit, and begins to fetch those of the unit after it on the
     /// engine's way.
-    fn gather(&self, number: usize, pass: Pass) -> Result<()> {
-        let (unit, state) = (&self.model.units[number], &self.units[number]);
+    fn gather(&self, id: UnitId, pass: Pass) -> Result<()> {
+        let (unit, state) = self.unit(id);
         let Some(shard) = &state.value else { return Ok(()) };
         let fetched = match &self.prefetch {
-            Some(prefetch) => prefetch.take(number)?,
+            Some(prefetch) => prefetch.take(id)?,
             None => None,
         };
         let parts = match fetched {
@@ -248,30 +253,30 @@ impl TrainState {
         state.shards.fill(&unit.value, &parts)?;
         drop(parts);
         let next = match pass {
-            Pass::Forward => Some(number + 1), // the last of them, the head, is also where the way back begins
-            Pass::Backward => number.checked_sub(1),
+            Pass::Forward => self.model.unit_after(id), // the last of them, the head, is also where the way back begins
+            Pass::Backward => self.model.unit_before(id),
         };
-        let next =
-            next.and_then(|next| Some((next, self.model.units.get(next)?, self.units.get(next)?.value.as_ref()?)));
-        if let (Some(prefetch), Some((next, unit, own))) = (&self.prefetch, next) {
-            prefetch.start(next, unit.value.elem_count(), own)?;
+        if let (Some(prefetch), Some((unit, state))) = (&self.prefetch, next.map(|next| self.unit(next)))
+            && let Some(own) = &state.value
+        {
+            prefetch.start(unit.id, unit.value.elem_count(), own)?;
         }
         Ok(())
     }
 }
 
 impl ParamHooks for TrainState {
-    fn before_use(&self, number: usize, pass: Pass) -> Result<()> {
-        self.gather(number, pass)?;
-        let unit = &self.model.units[number];
+    fn before_use(&self, unit: UnitId, pass: Pass) -> Result<()> {
+        self.gather(unit, pass)?;
+        let unit = self.model.unit(unit);
         if pass == Pass::Backward {
             restore(&unit.grad)?; // zeros, where it was released
         }
         Ok(())
     }
 
-    fn after_use(&self, unit: usize, pass: Pass) -> Result<()> {
-        let (unit, state) = (&self.model.units[unit], &self.units[unit]);
+    fn after_use(&self, unit: UnitId, pass: Pass) -> Result<()> {
+        let (unit, state) = self.unit(unit);
         if pass == Pass::Backward
             && let Some(shard) = &state.grad
         {
