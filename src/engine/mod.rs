@@ -16,7 +16,7 @@ mod flops;
 mod forward;
 pub(crate) mod heads;
 mod hooks;
-mod phase;
+
 pub mod precision;
 pub mod stash;
 mod tile;
@@ -28,14 +28,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{Conditioning, Model};
-use crate::observe::meter::{Section, StepMeter};
+use crate::observe::meter::{Phase, Section, StepMeter};
 use crate::ops::{Hardware, Rope, Rows, Tape, bytes};
 use crate::parallel::Sequence;
 use crate::{Result, bail};
 use flops::PerRow;
 use heads::HeadGroup;
 pub use hooks::{ParamHooks, Pass};
-pub use phase::Phase;
 pub use stash::Stash;
 use stash::{Attention, Residuals, Shapes};
 pub(crate) use tile::check_on_gpu;
@@ -158,6 +157,7 @@ impl<'a> Engine<'a> {
     }
 
     fn enter(&self, phase: Phase) {
+        self.meter.enter(phase);
         if let Some(on_phase) = self.on_phase {
             on_phase(phase);
         }
@@ -177,9 +177,10 @@ impl<'a> Engine<'a> {
     ) -> Result<()> {
         let (condition, x) = self.embed(conditioning, source)?;
         let x = self.forward(&condition, x, None)?;
+        self.enter(Phase::Head);
         self.with_unit(self.model.head.unit, Pass::Forward, || {
             let head = self.model.head.begin(&condition)?;
-            self.each_tile(Section::Head, self.per_row.head, |tile| {
+            self.each_tile(self.per_row.head, |tile| {
                 let output =
                     self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.sample_rows(&tile))?;
                 take(tile, output.to_device(&Device::Cpu)?)
@@ -211,15 +212,10 @@ impl<'a> Engine<'a> {
         Shapes::new(self.rows(), self.model.config.width(), lse, self.dtype(), self.compute())
     }
 
-    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is `section`'s, and a row
-    /// is so many operations.
-    fn each_tile(
-        &self,
-        section: Section,
-        operations: u64,
-        mut work: impl FnMut(Range<usize>) -> Result<()>,
-    ) -> Result<()> {
-        self.meter.during(section, || {
+    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is that of the phase, and a
+    /// row is so many operations.
+    fn each_tile(&self, operations: u64, mut work: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+        self.meter.compute(|| {
             let rows = self.rows();
             for start in (0..rows).step_by(self.tile) {
                 if self.meter.stops() {

@@ -9,8 +9,8 @@ use super::shape::Shape;
 use super::{Part, Phase, part};
 use crate::config::{Place, RunConfig};
 use crate::data::{Decoding, FrameCache};
-use crate::engine::Phase as At;
 use crate::model::{Model, ModelConfig};
+use crate::observe::meter::Phase as At;
 use crate::state::weights::IN_FLIGHT;
 
 /// Everything that phases are made of.

@@ -16,7 +16,6 @@ mod monitor;
 mod report;
 mod run;
 pub(crate) mod setup;
-mod summary;
 mod trainer;
 
 pub use lineage::{inherit_diffusion, inherit_dtype};

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use crate::allocator;
-use crate::engine::Phase;
+use crate::observe::meter::Phase;
 use crate::observe::process::memory;
 use crate::plan::Plan;
 

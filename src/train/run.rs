@@ -18,7 +18,6 @@ use super::rehearsal::{Phases, Rehearsal, Seen};
 use super::report::{Report, Step};
 use super::schedule::LearningRate;
 use super::setup::{RunSetup, Start};
-use super::summary;
 use super::trainer::Hook;
 use crate::batch::{NoisyClip, NoisyClips, upload};
 use crate::config::{Label, RunConfig};
@@ -44,7 +43,7 @@ pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
     let done = launch.run(setup.config.parallel.ranks, |comm| Rank::new(&setup, comm, Arc::default())?.rehearse())?;
     let (spent, seen): (Vec<StepTimes>, Vec<Seen>) = done.into_iter().unzip();
     let (steps, tokens) = (REHEARSED.min(setup.config.train.steps), setup.tokens()?);
-    tracing::info!("{}", summary::table(&spent[0], steps, tokens));
+    tracing::info!("{}", spent[0].table(steps, tokens));
     Ok(Rehearsal::new(&plan, &seen))
 }
 
