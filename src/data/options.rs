@@ -74,7 +74,7 @@ impl ClipOptions {
     }
 
     /// The same without what is done to files: own clips are cut, sampled and cropped already.
-    pub(crate) fn of_own_clips(&self) -> Self {
+    pub fn of_own_clips(&self) -> Self {
         Self { stride: 1, fps: None, crop: Crop::Center, ..self.clone() }
     }
 }

@@ -22,5 +22,6 @@ pub use sampler::Sampler;
 pub use schedule::{
     LabelDropout, QUANTILES, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep,
 };
+#[cfg(feature = "media")]
 pub(crate) use tiled::State;
 pub use tiled::{Make, Take, Velocity};

@@ -134,11 +134,13 @@ impl NewFile {
     }
 
     /// What it will be called.
+    #[cfg(feature = "media")]
     pub fn target(&self) -> &Path {
         &self.target
     }
 
     /// Where it is for now.
+    #[cfg(feature = "media")]
     pub fn path(&self) -> &Path {
         self.staged.path()
     }

@@ -73,6 +73,7 @@ pub use linear::{Linear, PackedGuard};
 pub use math::Real;
 pub use norm::{Affine, layer_norm, rms_norm, rms_rope};
 pub use param::Param;
+#[cfg(feature = "media")]
 pub(crate) use products::packed_words;
 pub use release::{release, restore, storage_bytes};
 pub use rope::Rope;

@@ -18,6 +18,7 @@ mod run;
 pub(crate) mod setup;
 mod trainer;
 
+pub use crate::observe::metrics::Record;
 pub use lineage::{inherit_diffusion, inherit_dtype};
 pub use run::rehearse;
 pub use setup::Start;
