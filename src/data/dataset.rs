@@ -6,10 +6,8 @@
 use super::apart::Apart;
 use super::caught::caught;
 use super::ffmpeg::Reason;
-use super::fit_image;
-use super::image_reader::ImageReader;
 use super::options::{ClipOptions, Label};
-use super::shuffle::{Augment, Shuffles};
+use super::shuffle::Shuffles;
 use super::source::{Media, SourceFile, check, probe};
 use super::walk::{Folder, Skipped};
 use super::windows::Windows;
@@ -48,8 +46,8 @@ pub struct Dataset {
     pub(super) files: Vec<SourceFile>,
     /// Clips before each file.
     starts: Vec<usize>,
-    skipped: Vec<Skipped>,
-    classes: Vec<String>,
+    pub(super) skipped: Vec<Skipped>,
+    pub(super) classes: Vec<String>,
     pub(super) shuffles: Shuffles,
 }
 
@@ -254,46 +252,7 @@ impl Dataset {
         }
     }
 
-    /// Decodes every used file from start to end, in parallel, and moves the damaged ones to
-    /// [`skipped`](Self::skipped).
-    pub fn decode_all(mut self) -> Self {
-        let options = &self.options;
-        let checks: Vec<Reason<()>> = self
-            .files
-            .par_iter_mut()
-            .map(|file| {
-                caught(|| {
-                    match &mut file.media {
-                        Media::Image => verify_image(options, &file.path)?,
-                        Media::Own(_) => {}
-                        Media::Video { index, .. } => index.verify(&file.path)?,
-                    }
-                    file.note_looks(options);
-                    if file.windows.is_none() { file.heed_sizes(options) } else { Ok(()) }
-                })
-            })
-            .collect();
-        let mut files = Vec::new();
-        for (file, check) in self.files.into_iter().zip(checks) {
-            match check {
-                Ok(()) => files.push(file),
-                Err(reason) => {
-                    self.skipped.push(Skipped::new(file.path, reason));
-                }
-            }
-        }
-        Self::of_sources(self.options, files, self.skipped, self.classes)
-    }
-
     pub(super) fn windowing(&self) -> Windows {
         Windows { frames: self.options.frames, stride: self.options.stride }
     }
-}
-
-/// Makes the clip that an image gives, as training does, and decodes the rest of it.
-fn verify_image(options: &ClipOptions, path: &Path) -> Reason<()> {
-    let [height, width] = [options.height, options.width];
-    let mut image = ImageReader::open(path)?;
-    fit_image::fit_image(&mut image, [height, width], &Augment::PLAIN, 0..height, &mut vec![0; height * width * 3])?;
-    image.finish()
 }

@@ -41,8 +41,29 @@ mod residual;
 mod rope;
 mod tape;
 
-/// An [`Op1`]'s passes on a GPU, by its own `on_gpu(x)` and `back_on_gpu(x, dy)`.
+/// An [`Op1`]'s passes on a GPU, by its own `on_gpu(x)` and `back_on_gpu(x, dy)`; an `Op2`'s by `on_gpu(a, b)` and
+/// `back_on_gpu(b, dy)`.
 macro_rules! on_gpu {
+    (two) => {
+        #[cfg(feature = "cuda")]
+        fn gpu_forward(
+            &self,
+            a: crate::ops::cuda::Array,
+            b: crate::ops::cuda::Array,
+        ) -> Result<crate::ops::cuda::Numbers> {
+            self.on_gpu(a, b)
+        }
+
+        #[cfg(feature = "cuda")]
+        fn gpu_backward(
+            &self,
+            _: crate::ops::cuda::Array,
+            b: crate::ops::cuda::Array,
+            dy: crate::ops::cuda::Array,
+        ) -> Result<[Option<crate::ops::cuda::Numbers>; 2]> {
+            self.back_on_gpu(b, dy)
+        }
+    };
     () => {
         #[cfg(feature = "cuda")]
         fn gpu_forward(&self, x: crate::ops::cuda::Array) -> Result<crate::ops::cuda::Numbers> {

@@ -14,38 +14,22 @@ use std::time::Instant;
 use super::device;
 use super::heldout::Heldout;
 use super::progress::Progress;
-use super::rehearsal::{Phases, Rehearsal, Seen};
 use super::report::{Report, Step};
 use super::schedule::LearningRate;
-use super::setup::{RunSetup, Start};
+use super::setup::RunSetup;
 use super::trainer::Hook;
 use crate::batch::{NoisyClip, NoisyClips, upload};
-use crate::config::{Label, RunConfig};
-use crate::data::{self, Decoding, Loader, Sample};
+use crate::config::Label;
+use crate::data::{self, Loader, Sample};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
-use crate::engine::stash::{self, Stash};
-use crate::observe::meter::{Section, StepMeter, StepTimes};
-use crate::parallel::{Communicator, Launch, Mesh, Metered, Reduce, agree};
-use crate::plan::{Plan, REHEARSED};
+use crate::engine::stash::Stash;
+use crate::observe::meter::{Section, StepMeter};
+use crate::parallel::{Communicator, Mesh, Metered, Reduce, agree};
 use crate::sample::{self, ClipSampler, ClipSpec, Request};
 use crate::state::checkpoint::{DataCounts, State};
 use crate::state::weights::TrainState;
 use crate::{Error, Result};
-
-/// Runs steps as `config` says, but without attention's arithmetic: memory, messages and stash are unchanged, values
-/// mean nothing. Saves nothing.
-pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
-    config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
-    let setup = RunSetup::open(config, Start::New, launch, None)?;
-    let plan = Plan::with_decoding(&setup.config, &setup.model, true, Some(&Decoding::of(&setup.dataset)))?;
-    stash::check_room(&setup.config.stash, setup.model.num_layers, &setup.stashed()?)?;
-    let done = launch.run(setup.config.parallel.ranks, |comm| Rank::new(&setup, comm, Arc::default())?.rehearse())?;
-    let (spent, seen): (Vec<StepTimes>, Vec<Seen>) = done.into_iter().unzip();
-    let (steps, tokens) = (REHEARSED.min(setup.config.train.steps), setup.tokens()?);
-    tracing::info!("{}", spent[0].table(steps, tokens));
-    Ok(Rehearsal::new(&plan, &seen))
-}
 
 /// How a rank's steps ended.
 pub(super) struct Ended {
@@ -57,9 +41,9 @@ pub(super) struct Ended {
 
 /// One rank of a run.
 pub(super) struct Rank<'a> {
-    setup: &'a RunSetup,
+    pub setup: &'a RunSetup,
     mesh: Mesh,
-    meter: Arc<StepMeter>,
+    pub meter: Arc<StepMeter>,
     weights: TrainState,
     objective: Objective,
     sigmas: SigmaDistribution,
@@ -161,7 +145,7 @@ impl<'a> Rank<'a> {
     }
 
     /// Ends a step: weights by the sum of all ranks' gradients, whose norm it returns.
-    fn update(&self, step: u64, loss: f64, lr: f64) -> Result<f64> {
+    pub fn update(&self, step: u64, loss: f64, lr: f64) -> Result<f64> {
         self.weights.sum_gradients()?;
         let norm = self.weights.gradient_norm(step + 1)?;
         if !loss.is_finite() {
@@ -172,25 +156,8 @@ impl<'a> Rank<'a> {
         Ok(norm)
     }
 
-    /// Two steps without attention's arithmetic; where their time went, and what memory they had in use.
-    fn rehearse(&self) -> Result<(StepTimes, Seen)> {
-        let phases = Phases::default();
-        let enter = |phase| phases.enter(phase);
-        let engine = self.engine()?.on_phase(&enter).rehearsing();
-        let steps = REHEARSED.min(self.setup.config.train.steps);
-        let mut loader = self.loader(&engine, 0, steps)?;
-        let mut spent = StepTimes::default();
-        for step in 0..steps {
-            let loss = self.gradients(&engine, &mut loader, step)?;
-            self.meter.during(Section::Optimizer, || self.update(step, loss, 0.0))?;
-            spent.add(&self.meter.end());
-        }
-        drop((engine, loader));
-        Ok((spent, phases.finish()))
-    }
-
     /// The engine of the run's clips, with the run's stash.
-    fn engine(&self) -> Result<Engine<'_>> {
+    pub fn engine(&self) -> Result<Engine<'_>> {
         let config = &self.setup.config;
         let stash = Arc::new(Mutex::new(Stash::open(&config.stash, self.mesh.world.rank(), self.setup.device())?));
         let (train, sequence) = (&config.train, &self.mesh.sequence);
@@ -203,7 +170,7 @@ impl<'a> Rank<'a> {
     }
 
     /// Loss and gradients of a step: this rank's share.
-    fn gradients(&self, engine: &Engine, loader: &mut Loader, step: u64) -> Result<f64> {
+    pub fn gradients(&self, engine: &Engine, loader: &mut Loader, step: u64) -> Result<f64> {
         let micro_batches = 0..self.setup.config.train.accumulate;
         self.meter.begin(micro_batches.len() as u64 * engine.operations());
         self.weights.zero_gradients()?;
@@ -223,7 +190,7 @@ impl<'a> Rank<'a> {
     }
 
     /// Decodes what this rank's tokens lie in, of its clips of `steps` steps from `position` on, in order.
-    fn loader(&self, engine: &Engine, position: u64, steps: u64) -> Result<Loader> {
+    pub fn loader(&self, engine: &Engine, position: u64, steps: u64) -> Result<Loader> {
         let train = &self.setup.config.train;
         let (dataset, seed) = (self.setup.dataset.clone(), self.setup.config.run.seed);
         let numbers: Vec<u64> = (0..train.accumulate)

@@ -1,11 +1,12 @@
 //! The stash keeps each block's residuals between forward and backward, in memory or in a scratch file.
 //!
+//! - `options`: where a stash is, and how much it keeps;
 //! - `ram`: memory, where tensors are handed over as they are, or kept as bytes if they are rounded;
 //! - `disk`: the scratch file, and whether there is room for it;
 //! - `pack`: a block as bytes, rounded to bf16 or not;
 //! - `copies`: the threads that write blocks behind forward and read them ahead of backward;
 //! - `store`: what bytes are kept in, for the copies;
-//! - `gpu`: pinned memory for a GPU's blocks, and the streams that copy them.
+//! - `cuda`: pinned memory for a GPU's blocks, and the streams that copy them.
 //!
 //! The engine sees `begin`, `put` and `take`, and none of this. Nothing here knows what the tensors mean.
 
