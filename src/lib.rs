@@ -7,9 +7,9 @@
 //!
 //! To train from code, begin with [`train`], [`data`], [`sample`], [`plan`] and a [`config`]. For a network of your own
 //! there are [`attention`], [`parallel`] and [`ops`]. `docs/library.md` leads through both. [`diffusion`] has noise,
-//! losses and solvers, [`model`] the network's token-local pieces, [`engine`] runs them, and [`state`] has weights, moments and checkpoints;
-//! [`allocator`] is for programs that want the memory which `plan` describes. Modules that are not listed here are
-//! public for the program and the tests, and change without notice.
+//! losses and solvers, [`model`] the network's token-local pieces, which [`engine`] runs, and [`state`] weights,
+//! moments and checkpoints; [`allocator`] is for programs that want the memory which `plan` describes. Modules that
+//! are not listed here are public for the program and the tests, and change without notice.
 //!
 //! ```no_run
 //! # #[cfg(feature = "media")] {

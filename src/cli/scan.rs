@@ -122,7 +122,8 @@ pub fn run(args: ScanArgs) -> Result<()> {
     Ok(())
 }
 
-/// The folder, and how its clips are cut, as the arguments say; the patch size if one is known, and what training would leave out.
+/// The folder, and how its clips are cut, as the arguments say; the patch size if one is known, and what training would
+/// leave out.
 fn settings(args: &ScanArgs) -> Result<(String, ClipOptions, Option<[usize; 3]>, Apart)> {
     let config = args.config.as_deref().map(|path| RunConfig::load(path, &[])).transpose()?;
     let patch = config.as_ref().map(|c| c.model.patch_size).filter(|patch| *patch != [0; 3]);

@@ -212,8 +212,8 @@ impl<'a> Engine<'a> {
         Shapes::new(self.rows(), self.model.config.width(), lse, self.dtype(), self.compute())
     }
 
-    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is that of the phase, and a
-    /// row is so many operations.
+    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is that of the phase, and
+    /// a row is so many operations.
     fn each_tile(&self, operations: u64, mut work: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
         self.meter.compute(|| {
             let rows = self.rows();

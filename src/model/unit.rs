@@ -45,8 +45,8 @@ pub struct Entry {
 }
 
 impl Unit {
-    /// A unit of zeros, the `index`-th of its model, on this device. On a GPU every parameter begins at a multiple of 64 bytes, as products are fast
-    /// then; what lies between two is zero and stays so, and no file has it.
+    /// A unit of zeros, the `index`-th of its model, on this device. On a GPU every parameter begins at a multiple of
+    /// 64 bytes, as products are fast then; what lies between two is zero and stays so, and no file has it.
     pub fn zeros(index: usize, spec: &UnitSpec, dtype: DType, device: &Device) -> Result<Self> {
         let align = if device.is_cpu() { 1 } else { ALIGNMENT / dtype.size_in_bytes() };
         let mut entries = vec![];

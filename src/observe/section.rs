@@ -53,8 +53,8 @@ named! {
 /// the stash, has sections of its own.
 macro_rules! phases {
     ($($(#[$doc:meta])* $variant:ident: $text:literal, $section:ident;)*) => {
-        /// A phase of a step: where the engine is, by which buffers live together. `Again` is attention once more, where
-        /// its output is not stashed.
+        /// A phase of a step: where the engine is, by which buffers live together. `Again` is attention once more,
+        /// where its output is not stashed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Phase { $($(#[$doc])* $variant,)* }
 

@@ -44,8 +44,8 @@ pub fn samples(format: Pixel) -> Option<(usize, i32)> {
     (alike && flags & unlike as u64 == 0 && (8..=16).contains(&depth)).then_some((bytes, (1 << depth) - 1))
 }
 
-/// Tells `context` which matrix makes YUV of RGB, and which range the source has (none: as its pixel format implies) and
-/// the target.
+/// Tells `context` which matrix makes YUV of RGB, and which range the source has (none: as its pixel format implies)
+/// and the target.
 pub fn set_colors(context: &mut Context, matrix: c_int, full: Option<bool>, target_is_full: bool) {
     let (mut source, mut target) = (std::ptr::null_mut(), std::ptr::null_mut());
     let (mut source_full, mut target_full, mut brightness, mut contrast, mut saturation) = (0, 0, 0, 0, 0);

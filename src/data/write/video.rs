@@ -1,7 +1,7 @@
 //! MP4, WebM and animated WebP frame by frame, through FFmpeg.
 //!
-//! MP4 is H.264 where FFmpeg can, else MPEG-4 part 2; WebM is VP9. Their colours are BT.709 in limited range, one chroma
-//! sample for 2x2 pixels, and the file says so. WebP takes RGB as it is. swscale converts.
+//! MP4 is H.264 where FFmpeg can, else MPEG-4 part 2; WebM is VP9. Their colours are BT.709 in limited range, one
+//! chroma sample for 2x2 pixels, and the file says so. WebP takes RGB as it is. swscale converts.
 
 use ffmpeg_next as ffmpeg;
 

@@ -69,8 +69,8 @@ impl RunFolder {
         self.0.join("warnings.jsonl")
     }
 
-    /// Makes the folder of a new run and writes `config` as its config.toml. What a run left that ended before its first checkpoint
-    /// is set aside.
+    /// Makes the folder of a new run and writes `config` as its config.toml. What a run left that ended before its
+    /// first checkpoint is set aside.
     ///
     /// # Errors
     /// There are checkpoints in it: a new run's would mix with them. Those of writing.

@@ -75,7 +75,8 @@ pub struct StateBytes {
 }
 
 impl TrainState {
-    /// `model` before its first step, held as `options` say over the ranks of `world`, all of which have the same model.
+    /// `model` before its first step, held as `options` say over the ranks of `world`, all of which have the same
+    /// model.
     ///
     /// # Errors
     /// Moments shall be on disk, and the folder cannot be written to or has no room.

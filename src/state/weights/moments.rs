@@ -48,8 +48,8 @@ pub const IN_FLIGHT: usize = 3;
 type Numbers = Vec<f32>;
 
 impl Moments {
-    /// Of units' parts of so many elements; moments are zero, averages are what `average` gives for each unit. Memory is the
-    /// `device`'s.
+    /// Of units' parts of so many elements; moments are zero, averages are what `average` gives for each unit. Memory
+    /// is the `device`'s.
     ///
     /// # Errors
     /// The scratch folder cannot be written to, or has no room.
