@@ -6,6 +6,7 @@
 //! Prints the PSNR in dB, 20 log10(255) - 10 log10(mean squared error), against the nearest clip.
 
 use candle_core::DType;
+use longreel::config::RunConfig;
 use longreel::data::{Augment, Dataset};
 use longreel::diffusion::Objective;
 use longreel::model::{Model, ModelConfig};
@@ -17,7 +18,7 @@ use longreel::{Error, Result};
 fn main() -> Result<()> {
     let run = std::env::args().nth(1).ok_or_else(|| Error::Config("usage: psnr RUN".into()))?;
     let checkpoint = Checkpoint::open(run.as_ref())?;
-    let config = checkpoint.config()?;
+    let config = RunConfig::of_checkpoint(&checkpoint)?;
     let folder = checkpoint.ema()?;
     let network = ModelConfig::from_json(folder.config())?;
     let request = Request::from_config(&config)?;
@@ -38,7 +39,7 @@ fn main() -> Result<()> {
     .remove(0)
     .ok_or_else(|| Error::Data("rank 0 has no clip".into()))?;
 
-    let dataset = Dataset::open(&config.data, config.data.path.as_ref())?;
+    let dataset = Dataset::open(&config.data.clips(), config.data.path.as_ref())?;
     let mut best = f64::NEG_INFINITY;
     for number in 0..dataset.len() {
         let truth = dataset.frames(&dataset.clip(number), &Augment::PLAIN, 0..config.data.frames)?;

@@ -11,4 +11,5 @@ check() {
 PKG_CONFIG=/bin/false FFMPEG_DIR=/nonexistent LIBCLANG_PATH=/nonexistent check
 check --features media
 check --features hub
+check --features cli # without bench
 if command -v mpicc >/dev/null; then check --features mpi; fi

@@ -2,20 +2,14 @@
 //! sequence over ranks.
 //!
 //! Everything but attention is token-local, so a network is an alternation of token-local pieces, which run tile by
-//! tile, and attention, the only place where ranks talk. `docs/design.md` tells the whole; the rooms, from the top:
+//! tile, and attention, the only place where ranks talk. `docs/design.md` tells the whole, and what each room of `src`
+//! does.
 //!
-//! - [`cli`]: the commands.
-//! - [`train`]: the loop; [`plan`]: what a step will need, before it runs; [`sample`]: from noise to clips.
-//! - [`batch`]: clips as the engine sees them; [`state`]: what a run carries from step to step, and its checkpoints.
-//! - [`data`]: folders to clips to a rank's frames; [`engine`]: forward and backward over model and attention.
-//! - [`model`]: the network's token-local pieces; [`diffusion`]: noise, targets, samplers.
-//! - [`attention`]: the global operation; [`parallel`]: communicators and sharding; [`ops`]: differentiable fused ops.
-//! - [`files`]: atomic writes and safetensors; [`hub`]: `hf://` names; [`rng`]: counter-based random numbers.
-//! - [`terminal`]: what may be shown there of text from outside.
-//! - [`observe`]: metrics, where a step's time goes, warnings, TensorBoard, and the page that shows runs.
-//!
-//! To train from code, begin with [`train`], [`data`], [`sample`] and [`plan`]. For a network of your own there are
-//! [`attention`], [`parallel`] and [`ops`]. `docs/library.md` leads through both.
+//! To train from code, begin with [`train`], [`data`], [`sample`], [`plan`] and a [`config`]. For a network of your own
+//! there are [`attention`], [`parallel`] and [`ops`]. `docs/library.md` leads through both. [`diffusion`] has noise,
+//! losses and solvers, [`model`] the network's token-local pieces, which [`engine`] runs, and [`state`] weights,
+//! moments and checkpoints; [`allocator`] is for programs that want the memory which `plan` describes. Modules that
+//! are not listed here are public for the program and the tests, and change without notice.
 //!
 //! ```no_run
 //! # #[cfg(feature = "media")] {
@@ -30,41 +24,50 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-// The rooms that are left out use them.
-#![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
-
 pub mod allocator;
 pub mod attention;
 #[cfg(feature = "media")]
+#[doc(hidden)]
 pub mod batch;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 pub mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "media")]
 pub mod data;
+#[cfg(not(feature = "media"))]
+#[path = "data/absent.rs"]
+pub mod data;
 pub mod diffusion;
 pub mod encode;
 pub mod engine;
 mod error;
+#[doc(hidden)]
 pub mod files;
 #[cfg(feature = "hub")]
+#[doc(hidden)]
 pub mod hub;
 #[cfg(not(feature = "hub"))]
 #[path = "hub/absent.rs"]
+#[doc(hidden)]
 pub mod hub;
 pub mod model;
+#[doc(hidden)]
 pub mod observe;
 pub mod ops;
 pub mod parallel;
 #[cfg(feature = "media")]
 pub mod plan;
+#[doc(hidden)]
 pub mod rng;
 #[cfg(feature = "media")]
 pub mod sample;
+#[doc(hidden)]
 pub mod simd;
 pub mod state;
+#[doc(hidden)]
 pub mod terminal;
 #[cfg(feature = "media")]
 pub mod train;

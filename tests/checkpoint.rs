@@ -14,7 +14,7 @@ fn config() -> RunConfig {
 }
 
 fn state(step: u64) -> State {
-    let state = State::new(&config(), step, 3 * step).unwrap();
+    let state = State::new(config().to_toml().unwrap(), config().run.seed, step, 3 * step);
     State { fps: Some(23.976), classes: vec!["cat".into(), "a dog".into()], ..state }
 }
 
@@ -46,7 +46,7 @@ fn save(run: &RunFolder, step: u64, keep: usize) {
 fn run() -> (TempDir, RunFolder) {
     let temp = tempdir().unwrap();
     let run = RunFolder::new(temp.path().join("run"));
-    run.create(&config()).unwrap();
+    run.create(&config().to_toml().unwrap()).unwrap();
     (temp, run)
 }
 
@@ -83,7 +83,7 @@ fn checkpoint_round_trips() {
         let checkpoint = Checkpoint::open(path).unwrap();
         assert_eq!(checkpoint.dir(), dir);
         assert_eq!(checkpoint.state(), &state(100));
-        assert_eq!(checkpoint.config().unwrap(), config());
+        assert_eq!(RunConfig::of_checkpoint(&checkpoint).unwrap(), config());
         let (weights, ema) = (checkpoint.transformer().unwrap(), checkpoint.ema().unwrap());
         weights.check(&parameters()).unwrap();
         assert_eq!(weights.read_f32("b.c").unwrap(), [1100.0, 1100.125, 1100.25]);
@@ -155,9 +155,9 @@ fn an_unfinished_checkpoint_cannot_be_published() {
 #[test]
 fn a_new_run_does_not_mix_with_an_old_one() {
     let (_temp, run) = run();
-    run.create(&config()).unwrap(); // nothing saved yet: harmless
+    run.create(&config().to_toml().unwrap()).unwrap(); // nothing saved yet: harmless
     save(&run, 30, 1);
-    let message = refusal!(Checkpoint, run.create(&config()));
+    let message = refusal!(Checkpoint, run.create(&config().to_toml().unwrap()));
     assert!(message.contains("holds a run up to step 30; continue it with --resume"), "{message}");
 }
 

@@ -3,8 +3,7 @@
 
 use crate::train::{Place, fail, longreel, snapshot, succeed, text};
 use image::AnimationDecoder;
-use longreel::config::{Crop, Data, Label};
-use longreel::data::{Augment, Dataset, Frames};
+use longreel::data::{Augment, ClipOptions, Dataset, Frames};
 use longreel::files::write_tensors;
 use longreel::model::folder::Folder;
 use longreel::model::{Model, ModelConfig};
@@ -33,22 +32,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 /// The one clip of a video file and its rate.
 fn video(path: &Path, [frames, height, width]: [usize; 3]) -> (Frames, f64) {
-    let config = Data {
-        path: String::new(),
-        heldout: None,
-        frames,
-        height,
-        width,
-        stride: 1,
-        fps: None,
-        crop: Crop::Center,
-        flip: false,
-        label: Label::None,
-        deinterlace: true,
-        tonemap: true,
-        prefetch: 1,
-    };
-    let dataset = Dataset::open(&config, path).unwrap();
+    let dataset = Dataset::open(&ClipOptions::new([frames, height, width]), path).unwrap();
     let file = &dataset.files()[0];
     assert_eq!((file.frames, file.height, file.width), (frames, height, width), "{}", path.display());
     (dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..frames).unwrap(), file.rate.unwrap())

@@ -1,6 +1,8 @@
 //! The configuration: what is read, what is refused and with which words. Its documentation: `documentation.rs`.
 
 use longreel::config::*;
+use longreel::diffusion::DiffusionOptions;
+use longreel::engine::stash::StashOptions;
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -320,10 +322,10 @@ prop_compose! {
 prop_compose! {
     fn stash()(
         disk in any::<bool>(), folder in proptest::option::of("[a-z/\"]{1,9}"), bf16 in any::<bool>(), keep_attention in any::<bool>(),
-    ) -> Stash {
+    ) -> StashOptions {
         let place = if disk { Place::Disk } else { Place::Ram };
         let dtype = if bf16 { Compute::Bf16 } else { Compute::F32 };
-        Stash { place, folder: folder.map(Into::into), dtype, keep_attention }
+        options!(StashOptions::default(); place, folder: folder.map(Into::into), dtype, keep_attention)
     }
 }
 
@@ -340,11 +342,12 @@ prop_compose! {
             patch_size: patch, num_attention_heads: heads, attention_head_dim: 8 * dim, num_layers: heads, ffn_dim: dim,
             ..Model::default()
         };
-        let diffusion = Diffusion {
+        let diffusion = options!(
+            DiffusionOptions::default();
             prediction: if x { Prediction::X } else { Prediction::V },
             timesteps: if uniform { Timesteps::Uniform } else { Timesteps::LogitNormal },
-            logit_mean: -n[0], logit_std: n[1] + 1e-9, shift: n[2], label_dropout: unit[0], ..Diffusion::default()
-        };
+            logit_mean: -n[0], logit_std: n[1] + 1e-9, shift: n[2], label_dropout: unit[0]
+        );
         let train = Train {
             steps, lr: n[3], weight_decay: n[4], betas: [unit[1], unit[2]], warmup: steps / 2, tile: dim,
             dtype: if bf16 { Compute::Bf16 } else { Compute::F32 },

@@ -3,13 +3,13 @@
 //! `parallel/`.
 
 use candle_core::{DType, Device, Tensor};
-use longreel::config::Train;
 use longreel::engine::{Engine, Objective, Source};
 use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::ops::{read, write};
 use longreel::parallel::{Communicator, Mesh, Reduce, run_threads};
 use longreel::rng::{Key, Purpose};
-use longreel::state::optimizer::{clip_coefficient, sgd};
+use longreel::state::StateOptions;
+use longreel::state::optimizer::{AdamWOptions, clip_coefficient, sgd};
 use longreel::state::weights::TrainState;
 use longreel::{Error, Result};
 use std::ops::Range;
@@ -282,10 +282,8 @@ fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
     let mut results = run_threads(case.ranks, 1, |comm| {
         let weights = TrainState::new(
             model(DType::F32, case.heads, case.bf16)?,
-            &Train { clip: 0.05, weight_decay: 0.1, ..Train::default() },
+            &options!(StateOptions::default(); clip: 0.05, adamw: options!(AdamWOptions::default(); weight_decay: 0.1)),
             comm.clone(),
-            0,
-            None,
         )?;
         gradients(case, &weights.model, comm)?;
         let norm = weights.gradient_norm(0)?;

@@ -5,12 +5,11 @@
 //! This proves logic, not speed, and stands in for no run on a GPU. It needs a C++20 compiler as `c++`.
 
 use candle_core::{Device, Tensor};
-use longreel::config::Train;
 use longreel::data::{FrameRegion, Frames, RowOrder};
 use longreel::diffusion::{channel_first, noise_rows, noisy, training_key};
 use longreel::ops::{Param, Rope, Rows, Tape, rms_rope};
 use longreel::rng::{Key, Purpose};
-use longreel::state::optimizer::{AdamW, Shard, norm_squared};
+use longreel::state::optimizer::{AdamW, AdamWOptions, Shard, norm_squared};
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -315,7 +314,7 @@ fn patches(arrays: &mut Arrays, name: &str, tokens: Range<usize>) {
 fn adamw(arrays: &mut Arrays) {
     let (n, step, lr, scale, betas, eps, weight_decay, decay) = (1100, 7, 1e-2, 0.4, [0.9, 0.99], 1e-8, 0.1, 0.95);
     let no_decay = [0..3, 3..10, 200..200, 250..700, 1090..1100];
-    let optimizer = AdamW::new(&Train { betas, eps, weight_decay, ..Default::default() }).unwrap();
+    let optimizer = AdamW::new(options!(AdamWOptions::default(); betas, eps, weight_decay)).unwrap();
     let (mut params, grads, mut m) = (normal(1, n), normal(2, n), normal(3, n));
     let mut v: Vec<f32> = normal(4, n).iter().map(|x| x * x).collect();
     let mut average = normal(5, n);

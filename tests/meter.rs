@@ -6,8 +6,7 @@ use crate::engine::{Case, GRID, ONE, Squares, conditioning, model};
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
 use longreel::attention::{Qkv, Ring, SavedRows};
-use longreel::config::Stash as Settings;
-use longreel::engine::stash::Stash;
+use longreel::engine::stash::{Stash, StashOptions};
 use longreel::engine::{Engine, Objective, Source};
 use longreel::observe::meter::{Section, StepMeter, StepTimes, Traffic};
 use longreel::parallel::{Communicator, Mesh, Metered, Reduce, Single, run_threads};
@@ -47,7 +46,7 @@ fn step(
         let (rank, meter) = (comm.rank(), Arc::new(StepMeter::default()));
         let mesh = Mesh::new(Arc::new(Metered::new(comm, meter.clone())), case.data, case.heads, case.ring)?;
         let (model, clips) = (model(case.dtype, case.heads, case.bf16)?, vec![0, 1]);
-        let stash = Stash::open(&Settings { keep_attention, ..Settings::default() }, rank, &Device::Cpu)?;
+        let stash = Stash::open(&options!(StashOptions::default(); keep_attention), rank, &Device::Cpu)?;
         let engine = Engine::new(&model, &mesh.sequence, GRID, 2, case.tile)?
             .with_meter(meter.clone())
             .with_stash(Arc::new(Mutex::new(stash)))

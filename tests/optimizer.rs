@@ -5,7 +5,7 @@
 use longreel::config::{Schedule, Train};
 use longreel::rng::{Key, Purpose};
 use longreel::state::ema::ema_decay;
-use longreel::state::optimizer::{AdamW, Shard, clip_coefficient, first_non_finite, norm_squared, sgd};
+use longreel::state::optimizer::{AdamW, AdamWOptions, Shard, clip_coefficient, first_non_finite, norm_squared, sgd};
 use longreel::train::schedule::LearningRate;
 use std::ops::Range;
 
@@ -29,7 +29,7 @@ impl State {
 }
 
 fn adamw(betas: [f64; 2], eps: f64, weight_decay: f64) -> AdamW {
-    AdamW::new(&Train { betas, eps, weight_decay, ..Default::default() }).unwrap()
+    AdamW::new(options!(AdamWOptions::default(); betas, eps, weight_decay)).unwrap()
 }
 
 fn normal(sample: u64, len: usize) -> Vec<f32> {
@@ -312,15 +312,15 @@ fn learning_rates_warm_up_then_stay_or_fall() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    let refuse = |config: Train| refusal!(Config, AdamW::new(&config));
+    let refuse = |options: AdamWOptions| refusal!(Config, AdamW::new(options));
     for betas in [[1.0, 0.9], [0.9, -0.1], [f64::NAN, 0.9]] {
-        assert!(refuse(Train { betas, ..Default::default() }).contains("betas"));
+        assert!(refuse(options!(AdamWOptions::default(); betas)).contains("betas"));
     }
     for eps in [0.0, -1e-8, f64::NAN] {
-        assert!(refuse(Train { eps, ..Default::default() }).contains("eps"));
+        assert!(refuse(options!(AdamWOptions::default(); eps)).contains("eps"));
     }
     for weight_decay in [-0.1, f64::NAN, f64::INFINITY] {
-        assert!(refuse(Train { weight_decay, ..Default::default() }).contains("weight_decay"));
+        assert!(refuse(options!(AdamWOptions::default(); weight_decay)).contains("weight_decay"));
     }
     let optimizer = adamw([0.9, 0.95], 1e-8, 0.0);
     let mut state = State::new(vec![0.0; 5]);

@@ -11,7 +11,19 @@ macro_rules! refusal {
     };
 }
 
+/// A room's options as they are, but for these fields: `options!(base; field: value, field)`.
+macro_rules! options {
+    (@value $field:ident) => { $field };
+    (@value $field:ident $value:expr) => { $value };
+    ($base:expr; $($field:ident $(: $value:expr)?),+) => {{
+        let mut options = $base;
+        $(options.$field = options!(@value $field $($value)?);)+
+        options
+    }};
+}
+
 mod attention;
+#[cfg(feature = "bench")]
 mod bench;
 mod bundle;
 mod bundle_kernels;

@@ -6,9 +6,11 @@
 //! Logging goes to stderr as `RUST_LOG` says, stdout holds only what was asked for; who closes it early (`| head`) is
 //! no error.
 
+#[cfg(feature = "bench")]
 mod bench;
 mod forward;
 mod interrupt;
+mod machine;
 mod plan;
 mod report;
 mod sample;
@@ -62,6 +64,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     Watch(watch::WatchArgs),
     Report(report::ReportArgs),
+    #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => alone(|| verify::run(&args)),
         Command::Watch(args) => alone(|| watch::run(&args)),
         Command::Report(args) => alone(|| report::run(&args)),
+        #[cfg(feature = "bench")]
         Command::Bench(args) => alone(|| bench::run(args)),
         Command::Completions(args) => alone(|| shell::completions(&args, Cli::command())),
         Command::Man(args) => alone(|| shell::man(&args, Cli::command())),

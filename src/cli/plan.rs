@@ -9,7 +9,7 @@ mod value;
 use clap::Args;
 use std::path::{Path, PathBuf};
 
-use super::bench::machine;
+use super::machine::machine;
 use crate::config::RunConfig;
 use crate::data::{Apart, Decoding};
 use crate::files::gib;
@@ -17,7 +17,6 @@ use crate::model::ModelConfig;
 use crate::plan::search::{Change, Search};
 use crate::plan::time::{Rates, Times};
 use crate::plan::{Plan, longest, shortest};
-use crate::state::network::network;
 use crate::terminal::counted;
 use crate::{Result, bail};
 
@@ -84,7 +83,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let mut sets = args.set.clone();
     sets.extend(args.ranks.map(|ranks| format!("parallel.ranks={ranks}")));
     let config = RunConfig::load(&args.config, &sets)?;
-    let model = network(&config)?;
+    let model = config.network()?;
     let decoding = decoding(&config);
     let known = decoding.as_ref().ok();
     let plan = Plan::with_decoding(&config, &model, false, known)?;
@@ -99,7 +98,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
 fn decoding(config: &RunConfig) -> std::result::Result<Decoding, String> {
     let path = here(&config.data.path)?;
     let held_out = config.data.heldout.as_ref().map(Path::new);
-    match Decoding::look(&config.data, path, &Apart::of_run(&config.run.out, held_out), true) {
+    match Decoding::look(&config.data.clips(), path, &Apart::of_run(&config.run.out, held_out), true) {
         Ok(Some(decoding)) => Ok(decoding),
         Ok(None) => Err(format!("{}: no file can be used", path.display())),
         Err(e) => Err(e.to_string()),
@@ -118,7 +117,7 @@ fn here(name: &str) -> std::result::Result<&Path, String> {
 /// How many held-out clips there are, if that can be found out.
 fn heldout_clips(config: &RunConfig) -> Option<usize> {
     let path = here(config.data.heldout.as_ref()?).ok()?;
-    Decoding::clips(&config.data, path, &Apart::of_run(&config.run.out, None))
+    Decoding::clips(&config.data.clips(), path, &Apart::of_run(&config.run.out, None))
 }
 
 /// What of FLOP/s and messages is given, or measured on this machine.

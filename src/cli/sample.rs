@@ -13,8 +13,7 @@ use crate::diffusion::Objective;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Communicator, Launch, Sequence, agree, is_first};
-use crate::sample::{ClipSampler, ClipSpec, Request, SamplingState, check_guidance};
-use crate::sample::{FPS_OF_IMAGES, Sampled};
+use crate::sample::{ClipSampler, ClipSpec, FPS_OF_IMAGES, Request, Sampled, SamplingState, check_guidance};
 use crate::state::named::NamedModel;
 use crate::train::device::device;
 use crate::{Error, Result, bail, hub, terminal};
@@ -91,7 +90,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
             named.dir.display()
         )
     };
-    let config = checkpoint.config()?;
+    let config = RunConfig::of_checkpoint(checkpoint)?;
     let network = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&network))?;
     let request = args.request(&config)?;

@@ -4,8 +4,8 @@
 //! changed.
 
 use super::{at_least_1, print, print_json};
-use crate::config::{Crop, Data, Label, RunConfig};
-use crate::data::{self, Apart, Dataset, Overlaps, draw_sheet, name_below, token_grid};
+use crate::config::RunConfig;
+use crate::data::{self, Apart, ClipOptions, Dataset, Label, Overlaps, draw_sheet, name_below, token_grid};
 use crate::terminal::{self, counted};
 use crate::{Result, bail, hub};
 use clap::Args;
@@ -91,15 +91,15 @@ pub fn run(args: ScanArgs) -> Result<()> {
         // one.
         super::may_write(&sheet, args.force || args.sheet.is_none())?;
     }
-    let (data, patch, apart) = settings(&args)?;
-    let root = hub::resolve(&data.path)?;
-    let mut dataset = Dataset::survey_without(&data, &root, &apart)?;
+    let (path, clips, patch, apart) = settings(&args)?;
+    let root = hub::resolve(&path)?;
+    let mut dataset = Dataset::survey_without(&clips, &root, &apart)?;
     Overlaps::find(&dataset, None).log();
     if args.decode {
         dataset = dataset.decode_all();
     }
     let tokens = match patch {
-        Some(patch) => Some(token_grid([data.frames, data.height, data.width], patch)?.iter().product()),
+        Some(patch) => Some(token_grid(clips.size(), patch)?.iter().product()),
         None => None,
     };
     let report = Report { dataset: &dataset, root: &root, tokens };
@@ -122,50 +122,37 @@ pub fn run(args: ScanArgs) -> Result<()> {
     Ok(())
 }
 
-/// The data section that the arguments make, the patch size if one is known, and what training would leave out.
-fn settings(args: &ScanArgs) -> Result<(Data, Option<[usize; 3]>, Apart)> {
+/// The folder, and how its clips are cut, as the arguments say; the patch size if one is known, and what training would
+/// leave out.
+fn settings(args: &ScanArgs) -> Result<(String, ClipOptions, Option<[usize; 3]>, Apart)> {
     let config = args.config.as_deref().map(|path| RunConfig::load(path, &[])).transpose()?;
     let patch = config.as_ref().map(|c| c.model.patch_size).filter(|patch| *patch != [0; 3]);
     let apart = config
         .as_ref()
         .map_or(Apart::default(), |config| Apart::of_run(&config.run.out, config.data.heldout.as_ref().map(Path::new)));
-    let mut data = match config {
-        Some(config) => config.data,
-        None => Data {
-            path: String::new(),
-            heldout: None,
-            frames: 16,
-            height: 64,
-            width: 64,
-            stride: 1,
-            fps: None,
-            crop: Crop::Center,
-            flip: false,
-            label: Label::None,
-            deinterlace: true,
-            tonemap: true,
-            prefetch: 1,
-        },
+    let (mut path, mut clips) = match config {
+        Some(config) => (config.data.path.clone(), config.data.clips()),
+        None => (String::new(), ClipOptions::new([16, 64, 64])),
     };
-    if let Some(path) = &args.path {
-        data.path = path.clone();
+    if let Some(named) = &args.path {
+        path = named.clone();
     }
     let numbers = [
-        (&mut data.frames, args.frames),
-        (&mut data.stride, args.stride),
-        (&mut data.height, args.height),
-        (&mut data.width, args.width),
+        (&mut clips.frames, args.frames),
+        (&mut clips.stride, args.stride),
+        (&mut clips.height, args.height),
+        (&mut clips.width, args.width),
     ];
     for (field, flag) in numbers {
         *field = flag.unwrap_or(*field);
     }
-    data.fps = args.fps.or(data.fps);
+    clips.fps = args.fps.or(clips.fps);
     match args.label {
-        Some(LabelFlag::None) => data.label = Label::None,
-        Some(LabelFlag::Folder) => data.label = Label::Folder,
+        Some(LabelFlag::None) => clips.label = Label::None,
+        Some(LabelFlag::Folder) => clips.label = Label::Folder,
         None => {}
     }
-    Ok((data, args.patch.or(patch), apart))
+    Ok((path, clips, args.patch.or(patch), apart))
 }
 
 struct Report<'a> {
@@ -182,17 +169,17 @@ impl Report<'_> {
 
     /// Files, skips and totals, for people.
     fn text(&self) -> String {
-        let (dataset, config) = (self.dataset, self.dataset.config());
-        let which = match config.stride {
+        let (dataset, options) = (self.dataset, self.dataset.options());
+        let which = match options.stride {
             1 => "every frame".to_owned(),
             stride => format!("one frame in {stride}"),
         };
-        let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} fps"));
+        let rate = options.fps.map_or(String::new(), |fps| format!(" at {fps} fps"));
         let mut out = format!(
             "clips of {}, {}x{} (width x height), {which} of the source{rate}\n",
-            counted(config.frames, "frame", "frames"),
-            config.width,
-            config.height
+            counted(options.frames, "frame", "frames"),
+            options.width,
+            options.height
         );
         let names: Vec<String> = dataset.files().iter().map(|f| terminal::name(self.name(&f.path))).collect();
         let wide = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max(4);

@@ -3,7 +3,9 @@
 //! Not here: what depends on files (is the folder there, are there enough clips), on a checkpoint, or on the machine.
 
 use super::choices::Label;
-use super::run::{Data, Diffusion, Model, Parallel, RunConfig, Sample, Stash, Train};
+use super::run::{Data, Model, Parallel, RunConfig, Sample, Train};
+use crate::diffusion::DiffusionOptions;
+use crate::engine::stash::StashOptions;
 use std::fmt::{self, Debug, Display};
 
 /// Sizes beyond this are taken for typing errors; products of several of them still fit a usize.
@@ -99,7 +101,7 @@ fn model(c: &Model, data: &Data) -> Checked {
     }
 }
 
-fn diffusion(c: &Diffusion) -> Checked {
+fn diffusion(c: &DiffusionOptions) -> Checked {
     ensure(c.logit_mean.is_finite(), "diffusion.logit_mean", c.logit_mean, "must be finite")?;
     ensure(c.logit_std.is_finite() && c.logit_std > 0.0, "diffusion.logit_std", c.logit_std, "must be above 0")?;
     at_least_0("diffusion.shift", c.shift)?;
@@ -143,7 +145,7 @@ fn parallel(c: &Parallel) -> Checked {
     ensure(c.zero <= 3, "parallel.zero", c.zero, "must be a stage of ZeRO, 0 (none) to 3")
 }
 
-fn stash(c: &Stash) -> Checked {
+fn stash(c: &StashOptions) -> Checked {
     match &c.folder {
         Some(folder) => ensure(
             !folder.as_os_str().is_empty(),

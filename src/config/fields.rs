@@ -1,7 +1,9 @@
 //! Which keys there are, learnt from the structs: serde's derived code tells a deserializer the fields it expects, so a
 //! deserializer that only listens needs no second list to keep true.
 
-use super::run::{Data, Diffusion, Model, Parallel, Run, RunConfig, Sample, Stash, Train};
+use super::run::{Data, Model, Parallel, Run, RunConfig, Sample, Train};
+use crate::diffusion::DiffusionOptions;
+use crate::engine::stash::StashOptions;
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor, value::Error};
 
 /// Every section and its keys, in the order of [`RunConfig`].
@@ -10,10 +12,10 @@ pub fn sections() -> Vec<(&'static str, &'static [&'static str])> {
         fields::<Run>(),
         fields::<Data>(),
         fields::<Model>(),
-        fields::<Diffusion>(),
+        fields::<DiffusionOptions>(),
         fields::<Train>(),
         fields::<Parallel>(),
-        fields::<Stash>(),
+        fields::<StashOptions>(),
         fields::<Sample>(),
     ];
     let names = fields::<RunConfig>();

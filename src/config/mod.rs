@@ -5,6 +5,7 @@
 //! - `fields`: the keys there are, learnt from the structs;
 //! - `read`: TOML and overrides to a config, with errors that name file, line and the nearest known key;
 //! - `unknown`, `words`: what was meant by a key that nobody knows, in other trainers' words too;
+//! - `resolve`: the options that a config gives the rooms below;
 //! - `paths`: `~` in paths; `check`: what values are allowed;
 //! - `file`: where the text comes from; `example`: the smallest config, for errors.
 //!
@@ -17,6 +18,7 @@ mod fields;
 mod file;
 mod paths;
 mod read;
+mod resolve;
 mod run;
 mod unknown;
 mod words;

@@ -1,12 +1,18 @@
 //! What a run's TOML file may say: one struct a section, one documented field a key.
 //!
 //! Defaults are the values of `Default`; an unknown or mistyped key is an error. Values are checked in `check`; nothing
-//! is resolved against files here: that is the business of the room that uses the section.
+//! is resolved against files here: that is the business of the room that uses the section. A section that is a room's
+//! options is that room's struct; where a key is part of a room's options, the room has its default.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-use super::choices::{Compute, Crop, Hardware, Label, Place, Prediction, SamplerKind, Schedule, Timesteps};
+use super::choices::{Compute, Crop, Hardware, Label, Place, SamplerKind, Schedule};
+use crate::data::ClipOptions;
+use crate::diffusion::DiffusionOptions;
+use crate::engine::stash::StashOptions;
+use crate::model::ModelConfig;
+use crate::state::StateOptions;
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,13 +23,13 @@ pub struct RunConfig {
     pub data: Data,
     pub model: Model,
     #[serde(default)]
-    pub diffusion: Diffusion,
+    pub diffusion: DiffusionOptions,
     #[serde(default)]
     pub train: Train,
     #[serde(default)]
     pub parallel: Parallel,
     #[serde(default)]
-    pub stash: Stash,
+    pub stash: StashOptions,
     #[serde(default)]
     pub sample: Sample,
 }
@@ -54,7 +60,7 @@ pub struct Data {
     /// Width of a clip in pixels.
     pub width: usize,
     /// Take every n-th frame of the source.
-    #[serde(default = "one")]
+    #[serde(default = "stride")]
     pub stride: usize,
     /// Frames per second to resample the source to, before `stride`; none: the source's own frames.
     #[serde(default)]
@@ -69,10 +75,10 @@ pub struct Data {
     #[serde(default)]
     pub label: Label,
     /// Make progressive frames of interlaced ones.
-    #[serde(default = "yes")]
+    #[serde(default = "deinterlace")]
     pub deinterlace: bool,
     /// Bring high dynamic range (PQ, HLG) to the usual one.
-    #[serde(default = "yes")]
+    #[serde(default = "tonemap")]
     pub tonemap: bool,
     /// Clips decoded ahead of the step.
     #[serde(default = "prefetch")]
@@ -105,28 +111,6 @@ pub struct Model {
     /// Add fixed sine-cosine positions to the embedded patches, beside RoPE, as DiT and JiT do. RoPE tells tokens only
     /// how far apart they are; a small network trained from scratch learns much faster where it is told where they are.
     pub pos_embed: bool,
-}
-
-/// `[diffusion]`: noise, target and loss.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Diffusion {
-    /// What the network predicts: the velocity `eps - x0`, or the clean clip.
-    pub prediction: Prediction,
-    /// How training timesteps are drawn.
-    pub timesteps: Timesteps,
-    /// Mean of the logit-normal.
-    pub logit_mean: f64,
-    /// Standard deviation of the logit-normal.
-    pub logit_std: f64,
-    /// Shift of sigma: s' = a s / (1 + (a - 1) s). 1: none. 0: from the clip's token count (see `shift_base_tokens`).
-    pub shift: f64,
-    /// With shift = 0: a = sqrt(tokens / shift_base_tokens).
-    pub shift_base_tokens: usize,
-    /// x-prediction: 1 - t is clamped from below by this in the loss (JiT).
-    pub clamp: f64,
-    /// Share of labels dropped in training, for guidance.
-    pub label_dropout: f64,
 }
 
 /// `[train]`: the loop and the optimizer.
@@ -194,21 +178,6 @@ pub struct Parallel {
     pub zero: usize,
 }
 
-/// `[stash]`: what blocks remember between forward and backward. Loss and samples do not need it, training does.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Stash {
-    /// In memory or in a scratch file for each rank.
-    #[serde(rename = "where")]
-    pub place: Place,
-    /// Folder of the scratch files; none: the system's folder for temporary files, `$TMPDIR` or else /tmp.
-    pub folder: Option<PathBuf>,
-    /// What a block's input and attention's output are kept in: f32, as they are; bf16, rounded.
-    pub dtype: Compute,
-    /// Keep attention's output; else compute it again.
-    pub keep_attention: bool,
-}
-
 /// `[sample]`: how clips are sampled, during training and by `longreel sample` where its flags do not say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -227,12 +196,21 @@ pub struct Sample {
     pub shift: f64,
 }
 
-fn one() -> usize {
-    1
+/// What clips are where the section does not say.
+fn usual() -> ClipOptions {
+    ClipOptions::new([0; 3])
 }
 
-fn yes() -> bool {
-    true
+fn stride() -> usize {
+    usual().stride
+}
+
+fn deinterlace() -> bool {
+    usual().deinterlace
+}
+
+fn tonemap() -> bool {
+    usual().tonemap
 }
 
 fn prefetch() -> usize {
@@ -255,30 +233,16 @@ impl Default for Model {
             attention_head_dim: 0,
             num_layers: 0,
             ffn_dim: 0,
-            freq_dim: 256,
+            freq_dim: ModelConfig::default().freq_dim,
             num_classes: 0,
             pos_embed: false,
         }
     }
 }
 
-impl Default for Diffusion {
-    fn default() -> Self {
-        Self {
-            prediction: Prediction::V,
-            timesteps: Timesteps::LogitNormal,
-            logit_mean: 0.0,
-            logit_std: 1.0,
-            shift: 1.0,
-            shift_base_tokens: 4096,
-            clamp: 0.05,
-            label_dropout: 0.1,
-        }
-    }
-}
-
 impl Default for Train {
     fn default() -> Self {
+        let StateOptions { adamw, clip, ema, moments, .. } = StateOptions::default();
         Self {
             steps: 1000,
             batch: 1,
@@ -287,13 +251,13 @@ impl Default for Train {
             lr: 1e-4,
             warmup: 100,
             schedule: Schedule::Constant,
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.0,
-            clip: 1.0,
-            ema: 0.999,
+            betas: adamw.betas,
+            eps: adamw.eps,
+            weight_decay: adamw.weight_decay,
+            clip,
+            ema,
             device: Hardware::Cpu,
-            moments: Place::Ram,
+            moments,
             tile: 0,
             checkpoint_every: 500,
             keep: 3,
@@ -305,13 +269,7 @@ impl Default for Train {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Self { ranks: 1, data: 1, ring: 0, head_groups: 1, zero: 0 }
-    }
-}
-
-impl Default for Stash {
-    fn default() -> Self {
-        Self { place: Place::Ram, folder: None, dtype: Compute::F32, keep_attention: true }
+        Self { ranks: 1, data: 1, ring: 0, head_groups: 1, zero: StateOptions::default().zero }
     }
 }
 

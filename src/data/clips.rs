@@ -3,9 +3,9 @@
 use super::dataset::Dataset;
 use super::ffmpeg::Reason;
 use super::frames::{FrameRegion, Frames};
+use super::options::{ClipOptions, Label};
 use super::shuffle::Augment;
 use super::source::{Media, SourceFile, check};
-use crate::config::{self, Crop, Label};
 use crate::{Result, bail};
 use std::fmt::{self, Debug, Formatter};
 use std::ops::Range;
@@ -82,10 +82,10 @@ impl Dataset {
     /// so on.
     ///
     /// # Errors
-    /// A value of `config` is out of range; there is no clip; a clip's class has no name.
-    pub fn of_clips(config: &config::Data, clips: &Arc<dyn Clips>) -> Result<Self> {
-        check(config)?;
-        let config = own_clips_config(config);
+    /// A value of `options` is out of range; there is no clip; a clip's class has no name.
+    pub fn of_clips(options: &ClipOptions, clips: &Arc<dyn Clips>) -> Result<Self> {
+        check(options)?;
+        let options = options.of_own_clips();
         let (count, classes) = (clips.count(), clips.classes());
         if count == 0 {
             bail!(Data, "Clips::count() is 0: there is nothing to train on");
@@ -98,14 +98,14 @@ impl Dataset {
             if let Some(class) = class.filter(|&class| class >= classes.len()) {
                 bail!(Data, "clip {number} is of class {class}, but there are {} names of classes", classes.len());
             }
-            if class.is_none() && config.label == Label::Folder {
+            if class.is_none() && options.label == Label::Folder {
                 bail!(Data, "clip {number} has no class, though data.label is \"folder\"");
             }
             Ok(SourceFile {
                 path: PathBuf::from(format!("clip {number}")),
-                frames: config.frames,
-                height: config.height,
-                width: config.width,
+                frames: options.frames,
+                height: options.height,
+                width: options.width,
                 rate: clips.rate(),
                 clips: 1,
                 caption: None,
@@ -116,13 +116,8 @@ impl Dataset {
             })
         };
         let files = (0..count).map(source).collect::<Result<Vec<_>>>()?;
-        Ok(Self::of_sources(config, files, vec![], classes))
+        Ok(Self::of_sources(options, files, vec![], classes))
     }
-}
-
-/// `config` without what is done to files: own clips are cut, sampled and cropped already.
-pub(crate) fn own_clips_config(config: &config::Data) -> config::Data {
-    config::Data { stride: 1, fps: None, crop: Crop::Center, ..config.clone() }
 }
 
 impl OwnClip {

@@ -6,13 +6,11 @@
 use super::apart::Apart;
 use super::caught::caught;
 use super::ffmpeg::Reason;
-use super::fit_image;
-use super::image_reader::ImageReader;
-use super::shuffle::{Augment, Shuffles};
+use super::options::{ClipOptions, Label};
+use super::shuffle::Shuffles;
 use super::source::{Media, SourceFile, check, probe};
 use super::walk::{Folder, Skipped};
 use super::windows::Windows;
-use crate::config::{self, Label};
 use crate::terminal::counted;
 use crate::{Result, bail};
 use rayon::prelude::*;
@@ -44,31 +42,31 @@ pub struct Clip {
 /// The clips of a folder.
 #[derive(Debug)]
 pub struct Dataset {
-    pub(super) config: config::Data,
+    pub(super) options: ClipOptions,
     pub(super) files: Vec<SourceFile>,
     /// Clips before each file.
     starts: Vec<usize>,
-    skipped: Vec<Skipped>,
-    classes: Vec<String>,
+    pub(super) skipped: Vec<Skipped>,
+    pub(super) classes: Vec<String>,
     pub(super) shuffles: Shuffles,
 }
 
 impl Dataset {
-    /// Opens the clips below `path`, a folder (or a single file), cut as `config` says. `config.path` itself is not
-    /// read, so that held-out clips open the same way. Every file not used is logged as a warning with its reason.
+    /// Opens the clips below `path`, a folder (or a single file), cut as `options` say. Held-out clips open the
+    /// same way. Every file not used is logged as a warning with its reason.
     ///
     /// # Errors
     /// As [`survey`](Self::survey); or nothing is usable.
-    pub fn open(config: &config::Data, path: &Path) -> Result<Self> {
-        Self::open_without(config, path, &Apart::default())
+    pub fn open(options: &ClipOptions, path: &Path) -> Result<Self> {
+        Self::open_without(options, path, &Apart::default())
     }
 
     /// As [`open`](Self::open), but for what is `apart`.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_without(config: &config::Data, path: &Path, apart: &Apart) -> Result<Self> {
-        let dataset = Self::survey_without(config, path, apart)?;
+    pub fn open_without(options: &ClipOptions, path: &Path, apart: &Apart) -> Result<Self> {
+        let dataset = Self::survey_without(options, path, apart)?;
         dataset.skipped.iter().for_each(Skipped::log);
         if dataset.is_empty() {
             let first = dataset.skipped.first().map_or_else(
@@ -99,23 +97,23 @@ impl Dataset {
     /// As [`open`](Self::open), but may come out empty, and logs nothing: for reports.
     ///
     /// # Errors
-    /// A value of `config` is out of range; `path` cannot be read; a metadata.jsonl is malformed.
-    pub fn survey(config: &config::Data, path: &Path) -> Result<Self> {
-        Self::survey_without(config, path, &Apart::default())
+    /// A value of `options` is out of range; `path` cannot be read; a metadata.jsonl is malformed.
+    pub fn survey(options: &ClipOptions, path: &Path) -> Result<Self> {
+        Self::survey_without(options, path, &Apart::default())
     }
 
     /// As [`survey`](Self::survey), but for what is `apart`.
     ///
     /// # Errors
     /// As [`survey`](Self::survey).
-    pub fn survey_without(config: &config::Data, path: &Path, apart: &Apart) -> Result<Self> {
-        let (dataset, _) = Self::spread(config, path, apart, usize::MAX)?;
+    pub fn survey_without(options: &ClipOptions, path: &Path, apart: &Apart) -> Result<Self> {
+        let (dataset, _) = Self::spread(options, path, apart, usize::MAX)?;
         Ok(dataset)
     }
 
     /// The same of at most `most` files, spread evenly over the folder, and how many there are; nothing is logged.
-    pub(super) fn spread(config: &config::Data, path: &Path, apart: &Apart, most: usize) -> Result<(Self, usize)> {
-        check(config)?;
+    pub(super) fn spread(options: &ClipOptions, path: &Path, apart: &Apart, most: usize) -> Result<(Self, usize)> {
+        check(options)?;
         let Folder { mut media, captions, mut skipped } = Folder::walk(path, apart)?;
         let found = media.len();
         if found > most {
@@ -126,7 +124,7 @@ impl Dataset {
             let folder = parts.next()?.as_os_str().to_string_lossy().into_owned();
             parts.next().map(|_| folder)
         };
-        let labelled = config.label == Label::Folder;
+        let labelled = options.label == Label::Folder;
         let names: BTreeSet<String> = media.iter().filter(|_| labelled).filter_map(|file| class_of(file)).collect();
         let classes: Vec<String> = names.into_iter().collect();
         let probed: Vec<Reason<SourceFile>> = media
@@ -137,7 +135,7 @@ impl Dataset {
                     return Err("it lies in no class folder (label = \"folder\")".to_owned());
                 }
                 let caption = captions.of(file)?.map(Arc::from);
-                Ok(SourceFile { caption, class, ..caught(|| probe(config, file))? })
+                Ok(SourceFile { caption, class, ..caught(|| probe(options, file))? })
             })
             .collect();
         let mut files = Vec::new();
@@ -148,12 +146,12 @@ impl Dataset {
             }
         }
         skipped.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
-        Ok((Self::of_sources(config.clone(), files, skipped, classes), found))
+        Ok((Self::of_sources(options.clone(), files, skipped, classes), found))
     }
 
     /// Numbers the clips of `files`, in their order.
     pub(super) fn of_sources(
-        config: config::Data,
+        options: ClipOptions,
         files: Vec<SourceFile>,
         skipped: Vec<Skipped>,
         classes: Vec<String>,
@@ -163,7 +161,7 @@ impl Dataset {
             Some(*count)
         });
         let starts = std::iter::once(0).chain(ends).collect();
-        Self { config, files, starts, skipped, classes, shuffles: Shuffles::default() }
+        Self { options, files, starts, skipped, classes, shuffles: Shuffles::default() }
     }
 
     /// How many files have a caption that is not empty.
@@ -172,8 +170,8 @@ impl Dataset {
     }
 
     /// How the clips are cut.
-    pub fn config(&self) -> &config::Data {
-        &self.config
+    pub fn options(&self) -> &ClipOptions {
+        &self.options
     }
 
     /// How many clips there are.
@@ -239,7 +237,7 @@ impl Dataset {
             Media::Video { picks, .. } => {
                 let first = self.windowing().frame(window, 0);
                 let first = picks.as_ref().map_or(first, |picks| picks[first] as usize);
-                (first, self.config.fps.or(source.rate).map(|rate| rate / self.config.stride as f64))
+                (first, self.options.fps.or(source.rate).map(|rate| rate / self.options.stride as f64))
             }
         };
         Clip {
@@ -254,46 +252,7 @@ impl Dataset {
         }
     }
 
-    /// Decodes every used file from start to end, in parallel, and moves the damaged ones to
-    /// [`skipped`](Self::skipped).
-    pub fn decode_all(mut self) -> Self {
-        let config = &self.config;
-        let checks: Vec<Reason<()>> = self
-            .files
-            .par_iter_mut()
-            .map(|file| {
-                caught(|| {
-                    match &mut file.media {
-                        Media::Image => verify_image(config, &file.path)?,
-                        Media::Own(_) => {}
-                        Media::Video { index, .. } => index.verify(&file.path)?,
-                    }
-                    file.note_looks(config);
-                    if file.windows.is_none() { file.heed_sizes(config) } else { Ok(()) }
-                })
-            })
-            .collect();
-        let mut files = Vec::new();
-        for (file, check) in self.files.into_iter().zip(checks) {
-            match check {
-                Ok(()) => files.push(file),
-                Err(reason) => {
-                    self.skipped.push(Skipped::new(file.path, reason));
-                }
-            }
-        }
-        Self::of_sources(self.config, files, self.skipped, self.classes)
-    }
-
     pub(super) fn windowing(&self) -> Windows {
-        Windows { frames: self.config.frames, stride: self.config.stride }
+        Windows { frames: self.options.frames, stride: self.options.stride }
     }
-}
-
-/// Makes the clip that an image gives, as training does, and decodes the rest of it.
-fn verify_image(config: &config::Data, path: &Path) -> Reason<()> {
-    let [height, width] = [config.height, config.width];
-    let mut image = ImageReader::open(path)?;
-    fit_image::fit_image(&mut image, [height, width], &Augment::PLAIN, 0..height, &mut vec![0; height * width * 3])?;
-    image.finish()
 }

@@ -7,10 +7,10 @@ use super::apart::Apart;
 use super::dataset::Dataset;
 use super::ffmpeg::{Reader, Reason};
 use super::image_reader;
+use super::options::ClipOptions;
 use super::scale::cover;
 use super::shuffle::Augment;
 use super::source::{Media, SourceFile};
-use crate::config::{Data, RunConfig};
 use ffmpeg_next::codec::Id;
 use ffmpeg_next::frame;
 use std::path::Path;
@@ -41,9 +41,9 @@ pub struct Decoding {
 }
 
 impl Decoding {
-    /// Threads that decode for one rank.
-    pub fn threads(config: &RunConfig) -> usize {
-        config.data.prefetch.max(config.train.batch).min(Self::cores())
+    /// Threads that decode for one rank, `prefetch` clips ahead and a micro-batch of `batch` clips at least.
+    pub fn threads(prefetch: usize, batch: usize) -> usize {
+        prefetch.max(batch).min(Self::cores())
     }
 
     /// Processors of this machine.
@@ -56,8 +56,8 @@ impl Decoding {
     ///
     /// # Errors
     /// Those of [`Dataset::survey`].
-    pub fn look(config: &Data, path: &Path, apart: &Apart, timed: bool) -> crate::Result<Option<Self>> {
-        let (dataset, count) = Dataset::spread(config, path, apart, LOOKED_AT)?;
+    pub fn look(options: &ClipOptions, path: &Path, apart: &Apart, timed: bool) -> crate::Result<Option<Self>> {
+        let (dataset, count) = Dataset::spread(options, path, apart, LOOKED_AT)?;
         if dataset.is_empty() {
             return Ok(None);
         }
@@ -72,8 +72,8 @@ impl Decoding {
     }
 
     /// How many clips the files below `path` give, if all of them are looked at and some can be used.
-    pub fn clips(config: &Data, path: &Path, apart: &Apart) -> Option<usize> {
-        let (dataset, count) = Dataset::spread(config, path, apart, LOOKED_AT).ok()?;
+    pub fn clips(options: &ClipOptions, path: &Path, apart: &Apart) -> Option<usize> {
+        let (dataset, count) = Dataset::spread(options, path, apart, LOOKED_AT).ok()?;
         (count <= LOOKED_AT && !dataset.is_empty()).then(|| dataset.len())
     }
 
@@ -88,7 +88,7 @@ impl Decoding {
                 Media::Own(_) => {
                     decoding.image = (file.frames * file.height * file.width * 3) as u64;
                 }
-                Media::Video { .. } => decoding.video = decoding.video.max(video(file, dataset.config()).unwrap_or(0)),
+                Media::Video { .. } => decoding.video = decoding.video.max(video(file, dataset.options()).unwrap_or(0)),
             }
         }
         decoding
@@ -103,14 +103,14 @@ fn largest(files: &[SourceFile], count: usize) -> Vec<&SourceFile> {
     all
 }
 
-fn video(file: &SourceFile, config: &Data) -> Reason<u64> {
+fn video(file: &SourceFile, options: &ClipOptions) -> Reason<u64> {
     let mut reader = Reader::open(&file.path, None)?;
     let mut frame = frame::Video::empty();
     reader.next_frame(&mut frame)?;
     let bytes: usize = (0..frame.planes()).map(|plane| frame.data(plane).len()).sum();
     // One is being decoded, one is in the hands of who asked for it.
     let frames = references(reader.codec(), reader.references()) + reader.delay() + 2;
-    let (width, height) = cover((file.width, file.height), (config.width, config.height));
+    let (width, height) = cover((file.width, file.height), (options.width, options.height));
     let resized = (width * height * 3) as u64;
     Ok((frames * bytes) as u64 + resized + CONTEXT)
 }
@@ -135,7 +135,7 @@ impl Dataset {
         // One in the middle: on average a clip begins as far behind a key frame.
         let clip = self.clip(before + self.files()[number].clips / 2);
         let start = Instant::now();
-        self.frames(&clip, &Augment::PLAIN, 0..self.config().frames).ok()?;
+        self.frames(&clip, &Augment::PLAIN, 0..self.options().frames).ok()?;
         Some(start.elapsed().as_secs_f64())
     }
 }

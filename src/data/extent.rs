@@ -2,15 +2,15 @@
 
 use super::caught::caught;
 use super::dataset::Dataset;
+use super::options::ClipOptions;
 use super::source::probe;
-use crate::config;
 use rayon::prelude::*;
 
 impl Dataset {
     /// The largest width and height of clips for which no file is too small, those counted that are too small now; none
     /// where there is no file. Files that are left out for another reason do not count.
     pub fn largest_size(&self) -> Option<(usize, usize)> {
-        let any_size = config::Data { height: 1, width: 1, ..self.config().clone() };
+        let any_size = ClipOptions { height: 1, width: 1, ..self.options().clone() };
         let left_out = self.skipped().par_iter().filter_map(|skip| {
             let file = caught(|| probe(&any_size, &skip.path)).ok()?;
             Some((file.width, file.height))

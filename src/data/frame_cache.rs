@@ -1,9 +1,9 @@
 //! Keeps decoded clips in memory, since small ones cost more time to decode again every epoch than memory to keep.
 
 use super::frames::{FrameRegion, Frames};
+use super::options::{ClipOptions, Crop};
 use super::shuffle::{Augment, Request};
 use crate::Result;
-use crate::config::{Crop, Data};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -19,24 +19,24 @@ pub struct FrameCache {
 }
 
 impl FrameCache {
-    /// A cache for `clips` clips cut as `data` says, of each of which a rank needs `part`. It keeps nothing where
+    /// A cache for `clips` clips cut as `options` say, of each of which a rank needs `part`. It keeps nothing where
     /// [`bytes`](Self::bytes) is 0.
-    pub fn new(data: &Data, clips: usize, part: &FrameRegion) -> Self {
-        let kept = Self::bytes(data, clips, part.bytes(data.width) as u64) > 0;
-        let count = if kept { Self::parts(data, clips) } else { 0 };
-        Self { variants: variants(data), parts: (0..count).map(|_| Mutex::default()).collect() }
+    pub fn new(options: &ClipOptions, clips: usize, part: &FrameRegion) -> Self {
+        let kept = Self::bytes(options, clips, part.bytes(options.width) as u64) > 0;
+        let count = if kept { Self::parts(options, clips) } else { 0 };
+        Self { variants: variants(options), parts: (0..count).map(|_| Mutex::default()).collect() }
     }
 
     /// Parts that are decoded until all are kept: one of each clip, and of its mirror image where there are such.
-    pub fn parts(data: &Data, clips: usize) -> usize {
-        clips.saturating_mul(variants(data))
+    pub fn parts(options: &ClipOptions, clips: usize) -> usize {
+        clips.saturating_mul(variants(options))
     }
 
     /// Bytes of pixels that a cache holds in the end, if a rank's part of a clip has `part` bytes. 0 if nothing is
     /// kept: the clips are too many or too large, or each epoch crops them elsewhere.
-    pub fn bytes(data: &Data, clips: usize, part: u64) -> u64 {
-        let all = (Self::parts(data, clips) as u64).saturating_mul(part);
-        if data.crop == Crop::Center && all <= MOST { all } else { 0 }
+    pub fn bytes(options: &ClipOptions, clips: usize, part: u64) -> u64 {
+        let all = (Self::parts(options, clips) as u64).saturating_mul(part);
+        if options.crop == Crop::Center && all <= MOST { all } else { 0 }
     }
 
     /// What `request` names, from the cache or else by `decode`. Of threads that ask for the same clip at once one
@@ -60,6 +60,6 @@ impl FrameCache {
 }
 
 /// A clip and, if it may be mirrored, its mirror image.
-fn variants(data: &Data) -> usize {
-    1 + usize::from(data.flip)
+fn variants(options: &ClipOptions) -> usize {
+    1 + usize::from(options.flip)
 }

@@ -110,7 +110,7 @@ impl Frames {
     }
 
     /// Bytes of the lines held of a frame.
-    fn frame_bytes(&self) -> usize {
+    pub(super) fn frame_bytes(&self) -> usize {
         self.lines.len() * self.width * 3
     }
 
@@ -147,47 +147,7 @@ impl Frames {
         Ok(())
     }
 
-    /// The way back, for samples: writes rows in [-1, 1] (clamped; NaN is black) into the pixels of `tokens`.
-    ///
-    /// # Errors
-    /// As [`patch_rows`](Self::patch_rows).
-    pub fn set_rows(&mut self, patch: [usize; 3], tokens: Range<usize>, order: RowOrder, rows: &[f32]) -> Result<()> {
-        let layout = self.layout(patch, &tokens, rows.len())?;
-        let pixel = |value: f32| ((value + 1.0) * 127.5).round() as u8; // `as` saturates
-        for (i, row) in rows.chunks_exact(layout.row).enumerate() {
-            let (plane, mut taken) = (row.len() / 3, 0);
-            for (start, run) in layout.runs(tokens.start + i) {
-                for (j, target) in self.data[start..start + run * 3].iter_mut().enumerate() {
-                    *target = pixel(match order {
-                        RowOrder::ChannelLast => row[taken * 3 + j],
-                        RowOrder::ChannelFirst => row[j % 3 * plane + taken + j / 3],
-                    });
-                }
-                taken += run;
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies what `region`, of the same clip, holds of the frames and lines held here.
-    pub fn place(&mut self, region: &Self) {
-        let line = self.width * 3;
-        let size = self.frame_bytes();
-        for i in 0..region.count() {
-            let (frame, from) = (region.first + i, region.frame(i));
-            if !(self.first..self.first + self.count()).contains(&frame) {
-                continue;
-            }
-            for (y, pixels) in region.lines.clone().zip(from.chunks_exact(line)) {
-                if self.lines.contains(&y) {
-                    let start = (frame - self.first) * size + (y - self.lines.start) * line;
-                    self.data[start..start + line].copy_from_slice(pixels);
-                }
-            }
-        }
-    }
-
-    fn layout(&self, patch: [usize; 3], tokens: &Range<usize>, values: usize) -> Result<Layout> {
+    pub(super) fn layout(&self, patch: [usize; 3], tokens: &Range<usize>, values: usize) -> Result<Layout> {
         let [_, rows, columns] = token_grid([patch[0], self.height, self.width], patch)?;
         let needed = FrameRegion::of_tokens(tokens.clone(), [0, rows, columns], patch);
         let decoded = FrameRegion { frames: self.first..self.first + self.count(), lines: self.lines.clone() };
@@ -218,13 +178,13 @@ fn rows_a_task(row: usize) -> usize {
 }
 
 /// Where a token's pixels lie in the frames held.
-struct Layout {
+pub(super) struct Layout {
     patch: [usize; 3],
     /// Patches along a frame's height and width.
     rows: usize,
     columns: usize,
     /// Values a row.
-    row: usize,
+    pub row: usize,
     first: usize,
     lines: Range<usize>,
     width: usize,
@@ -232,7 +192,7 @@ struct Layout {
 
 impl Layout {
     /// A token's pixels in the order (pt, ph): the offset of each run of pw pixels, and pw.
-    fn runs(&self, token: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+    pub fn runs(&self, token: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let [pt, ph, pw] = self.patch;
         let (w, h, t) = (token % self.columns, token / self.columns % self.rows, token / (self.columns * self.rows));
         let (lines, width, first) = (self.lines.clone(), self.width, self.first);

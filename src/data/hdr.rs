@@ -6,6 +6,7 @@
 //! smoothly to 1 at 1000 nits. The result is coded for the display of BT.1886 (gamma 2.4), as FFmpeg's zscale filter
 //! does.
 
+use ffmpeg_next::format::Pixel;
 use ffmpeg_next::frame;
 use ffmpeg_next::util::color::TransferCharacteristic;
 use std::sync::OnceLock;
@@ -57,6 +58,16 @@ impl Transfer {
                 *to = code[((v * scale).min(1.0).sqrt() * (CODES - 1) as f32 + 0.5) as usize];
             }
         }
+    }
+
+    /// An RGB frame of 16 bits and high dynamic range in 8 bits and the usual one.
+    pub fn in_sdr(self, source: &frame::Video) -> frame::Video {
+        let mut flat = frame::Video::new(Pixel::RGB24, source.width(), source.height());
+        let (from, to, width) = (source.stride(0), flat.stride(0), source.width() as usize);
+        for (input, output) in source.data(0).chunks_exact(from).zip(flat.data_mut(0).chunks_exact_mut(to)) {
+            self.to_sdr(&input[..width * 6], &mut output[..width * 3]);
+        }
+        flat
     }
 
     /// Light of each 16-bit value: on the display for PQ, diffuse white being 1; at the camera for HLG, its most being

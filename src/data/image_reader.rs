@@ -6,7 +6,7 @@
 
 use super::ffmpeg::Reason;
 use super::header::{self, Header, MOST_MEMORY};
-use super::scale::blend;
+use super::opacity::blend;
 use crate::terminal::one_line;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat};

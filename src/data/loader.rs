@@ -71,7 +71,7 @@ impl Loader {
     ) -> Result<Self> {
         let prefetch = prefetch.max(1);
         let queue = Queue { requests: Box::new(requests), issued: 0, taken: 0, total: None, ready: BTreeMap::new() };
-        let cache = FrameCache::new(dataset.config(), dataset.len(), &part);
+        let cache = FrameCache::new(dataset.options(), dataset.len(), &part);
         let shared = Arc::new(Shared {
             dataset,
             part,

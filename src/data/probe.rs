@@ -9,7 +9,7 @@
 
 use super::decode;
 use super::ffmpeg::{self, PacketId, PacketInfo, Reader, Reason};
-use super::scale;
+use super::opacity;
 use super::sizes::{Size, Sizes};
 use super::{hdr, timing, truncation};
 use crate::terminal::counted;
@@ -118,27 +118,6 @@ impl VideoIndex {
         Some(self.keys[self.keys.partition_point(|key| key.packet as usize <= number).checked_sub(1)?])
     }
 
-    /// Decodes the whole file and compares; notes sizes that change on the way. An error says where it is damaged.
-    pub fn verify(&mut self, path: &Path) -> Reason<()> {
-        let found = from_decoding(path, &self.packets)?;
-        if found.order.len() != self.pts.len() {
-            return Err(format!(
-                "{} can be decoded of {}",
-                counted(found.order.len(), "frame", "frames"),
-                self.pts.len()
-            ));
-        }
-        let expected = |(n, number): (usize, &Option<usize>)| number.is_some_and(|i| self.frames[i] == n as u32);
-        if !self.frames.is_empty() && !found.order.iter().enumerate().all(expected) {
-            return Err("its timestamps contradict the order of its frames".to_owned());
-        }
-        let opaque = self.sizes.of(0).shape.opaque;
-        self.sizes = found.sizes;
-        (self.interlaced, self.hdr) = (found.looks.interlaced, found.looks.hdr);
-        self.sizes.0.iter_mut().for_each(|run| run.1.shape.opaque = opaque);
-        Ok(())
-    }
-
     /// When each frame is shown, in seconds.
     pub fn times(&self) -> Vec<f64> {
         self.pts.iter().map(|&pts| pts as f64 * self.tick).collect()
@@ -146,18 +125,18 @@ impl VideoIndex {
 }
 
 /// What both ways of indexing find.
-struct Found {
+pub(super) struct Found {
     /// The packets of the frames, in the order of display; none where decoding does not tell.
-    order: Vec<Option<usize>>,
-    sizes: Sizes,
-    looks: Looks,
+    pub order: Vec<Option<usize>>,
+    pub sizes: Sizes,
+    pub looks: Looks,
 }
 
 /// What some frame of a file is.
 #[derive(Clone, Copy, Default)]
-struct Looks {
-    interlaced: bool,
-    hdr: bool,
+pub(super) struct Looks {
+    pub interlaced: bool,
+    pub hdr: bool,
 }
 
 impl Looks {
@@ -278,7 +257,7 @@ fn from_packets(path: &Path, packets: &[PacketInfo]) -> Reason<Option<Found>> {
 }
 
 /// The index by decoding everything.
-fn from_decoding(path: &Path, packets: &[PacketId]) -> Reason<Found> {
+pub(super) fn from_decoding(path: &Path, packets: &[PacketId]) -> Reason<Found> {
     let mut reader = Reader::open(path, None)?.follow(packets);
     let mut frame = frame::Video::empty();
     let (mut order, mut sizes, mut looks) = (Vec::new(), Sizes(Vec::new()), Looks::default());
@@ -312,7 +291,7 @@ fn is_invisible(path: &Path, index: &VideoIndex) -> Reason<bool> {
     samples.dedup();
     let mut invisible = true;
     let looked = decode::frames(path, index, &samples, None, |_, frame| {
-        invisible &= ffmpeg::has_alpha(frame.format()) && scale::is_invisible(frame)?;
+        invisible &= ffmpeg::has_alpha(frame.format()) && opacity::is_invisible(frame)?;
         if invisible { Ok(()) } else { Err(String::new()) }
     });
     match looked {
@@ -322,48 +301,4 @@ fn is_invisible(path: &Path, index: &VideoIndex) -> Reason<bool> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::process::Command;
-
-    /// Where decoding can start in a file of 96 frames with a key frame every 12.
-    fn keys(name: &str, args: &[&str]) -> Vec<u32> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(name);
-        let input = ["-v", "error", "-nostdin", "-f", "lavfi", "-i", "testsrc=d=4:r=24:s=64x48", "-g", "12"];
-        assert!(Command::new("ffmpeg").args(input).args(args).arg(&path).status().unwrap().success());
-        let index = VideoIndex::probe(&path).unwrap();
-        assert_eq!(index.pts.len(), 96, "{name}");
-        // Seeking reaches them, rather than decoding from the start.
-        for key in &index.keys {
-            let mut reader = Reader::open(&path, None).unwrap().follow(&index.packets);
-            assert_eq!(reader.seek(key.packet as usize, key.stamp), Ok(()), "{name}: {key:?}");
-            let mut frame = frame::Video::empty();
-            assert!(reader.next_frame(&mut frame).unwrap());
-            let first = index.frames[frame.pts().unwrap() as usize];
-            assert!(first <= key.frame && first + 12 > key.frame, "{name}: {first} for {key:?}");
-        }
-        index.keys.iter().map(|key| key.frame).collect()
-    }
-
-    #[test]
-    fn every_container_can_seek_to_its_key_frames() {
-        let every_12: Vec<u32> = (0..96).step_by(12).collect();
-        let h264 = ["-c:v", "libx264", "-bf", "2", "-sc_threshold", "0"];
-        let mpeg2 = ["-c:v", "mpeg2video", "-bf", "2", "-sc_threshold", "1000000000"];
-        let repeated = ["-c:v", "libx264", "-bf", "0", "-sc_threshold", "0", "-vsync", "passthrough"];
-        let repeat = ["-vf", "settb=1/24,setpts=N-eq(N\\,30)"];
-        for (name, args) in [
-            ("a.mp4", &h264[..]),
-            ("a.avi", &h264),
-            ("a.ts", &h264),
-            ("a.flv", &h264),
-            ("b.ts", &mpeg2),
-            ("b.mpg", &mpeg2),
-            ("b.mxf", &mpeg2),
-            ("repeated.mkv", &[&repeat[..], &repeated].concat()),
-        ] {
-            assert_eq!(keys(name, args)[..8], every_12, "{name}"); // some encoders end on one more
-        }
-    }
-}
+mod tests;

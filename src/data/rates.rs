@@ -16,8 +16,8 @@ impl Dataset {
             before += rate.1;
             2 * before >= clips
         });
-        let source = self.config().fps.filter(|_| !rates.is_empty()).or(median.map(|rate| rate.0))?;
-        Some(source / self.config().stride as f64)
+        let source = self.options().fps.filter(|_| !rates.is_empty()).or(median.map(|rate| rate.0))?;
+        Some(source / self.options().stride as f64)
     }
 
     /// Says that files of several frame rates are mixed, where `data.fps` does not make them one: the same motion is
@@ -29,7 +29,7 @@ impl Dataset {
                 kinds.push(rate);
             }
         }
-        if self.config().fps.is_some() || self.config().frames == 1 || kinds.len() < 2 {
+        if self.options().fps.is_some() || self.options().frames == 1 || kinds.len() < 2 {
             return None;
         }
         let text =

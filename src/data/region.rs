@@ -18,12 +18,12 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 impl Dataset {
-    /// Decodes frames `range` of `clip`, 0..config.frames being the whole, resized, cropped and mirrored.
+    /// Decodes frames `range` of `clip`, 0..options.frames being the whole, resized, cropped and mirrored.
     ///
     /// # Errors
     /// As [`region`](Self::region).
     pub fn frames(&self, clip: &Clip, augment: &Augment, range: Range<usize>) -> Result<Frames> {
-        self.region(clip, augment, &FrameRegion::whole(range, self.config.height))
+        self.region(clip, augment, &FrameRegion::whole(range, self.options.height))
     }
 
     /// Decodes `region` of `clip`, resized, cropped and mirrored.
@@ -44,11 +44,11 @@ impl Dataset {
         stop: Option<&AtomicBool>,
     ) -> Result<Frames> {
         let FrameRegion { frames, lines } = region;
-        let (count, height) = (self.config.frames, self.config.height);
+        let (count, height) = (self.options.frames, self.options.height);
         if frames.start > frames.end || frames.end > count || lines.start >= lines.end || lines.end > height {
             bail!(Shape, "frames {frames:?}, lines {lines:?}, of a clip of {count} frames of {height} lines");
         }
-        let mut out = Frames::black(region, height, self.config.width);
+        let mut out = Frames::black(region, height, self.options.width);
         if let Err(reason) = caught(|| self.fill(clip, augment, region, stop, &mut out)) {
             if let Media::Own(_) = self.files[clip.file].media {
                 bail!(Data, "{}: {reason}", clip.path.display());
@@ -76,7 +76,7 @@ impl Dataset {
         if region.frames.is_empty() {
             return Ok(());
         }
-        let size = [self.config.height, self.config.width];
+        let size = [self.options.height, self.options.width];
         let bytes = region.lines.len() * size[1] * 3;
         let (index, picks) = match &self.files[clip.file].media {
             Media::Image => {
@@ -96,7 +96,7 @@ impl Dataset {
             .collect();
         let mut wanted = taken.clone();
         wanted.dedup();
-        let mut scaler = Scaler::new(self.config.tonemap);
+        let mut scaler = Scaler::new(self.options.tonemap);
         let mut fit = |i: usize, frame: &frame::Video| {
             let from = taken.partition_point(|&n| n < wanted[i]);
             let count = taken[from..].partition_point(|&n| n == wanted[i]);
@@ -111,10 +111,10 @@ impl Dataset {
             copies.chunks_exact_mut(bytes).for_each(|copy| copy.copy_from_slice(first));
             Ok(())
         };
-        let mut interlaced = self.config.deinterlace && index.interlaced;
+        let mut interlaced = self.options.deinterlace && index.interlaced;
         if !interlaced {
             let decoded = decode::frames(&clip.path, index, &wanted, stop, |i, frame| {
-                interlaced = self.config.deinterlace && frame.is_interlaced();
+                interlaced = self.options.deinterlace && frame.is_interlaced();
                 if interlaced { Err(String::new()) } else { fit(i, frame) }
             });
             if !interlaced {

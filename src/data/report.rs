@@ -16,7 +16,7 @@ const FRAMES: usize = 4;
 /// Files and skips of a dataset with their reasons, and totals; a clip is `tokens` tokens. Paths are those below
 /// `root`.
 pub fn report(dataset: &Dataset, root: &Path, tokens: Option<usize>) -> Value {
-    let config = dataset.config();
+    let options = dataset.options();
     let files = dataset.files().iter().map(|file| {
         json!({
             "path": name_below(root, &file.path), "frames": file.frames, "height": file.height, "width": file.width,
@@ -26,8 +26,8 @@ pub fn report(dataset: &Dataset, root: &Path, tokens: Option<usize>) -> Value {
     });
     let skipped = dataset.skipped().iter().map(|s| json!({"path": name_below(root, &s.path), "reason": s.reason}));
     json!({
-        "frames": config.frames, "stride": config.stride, "height": config.height, "width": config.width,
-        "fps": config.fps, "files": files.collect::<Vec<_>>(), "skipped": skipped.collect::<Vec<_>>(),
+        "frames": options.frames, "stride": options.stride, "height": options.height, "width": options.width,
+        "fps": options.fps, "files": files.collect::<Vec<_>>(), "skipped": skipped.collect::<Vec<_>>(),
         "mixed_rates": dataset.mixed_rates(), "classes": dataset.classes(), "clips": dataset.len(),
         "tokens_per_clip": tokens,
         "tokens": tokens.map(|tokens| tokens * dataset.len()),
@@ -64,12 +64,12 @@ pub fn draw_sheet(dataset: &Dataset, root: &Path, path: &Path, most: usize, time
 }
 
 fn strip(dataset: &Dataset, root: &Path, clip: &Clip) -> Result<Strip> {
-    let config = dataset.config();
-    let count = FRAMES.min(config.frames);
+    let options = dataset.options();
+    let count = FRAMES.min(options.frames);
     let frames = (0..count).map(|i| {
-        let n = i * (config.frames - 1) / (count - 1).max(1);
+        let n = i * (options.frames - 1) / (count - 1).max(1);
         let frames = dataset.frames(clip, &Augment::PLAIN, n..n + 1)?;
-        let frame = RgbImage::from_raw(config.width as u32, config.height as u32, frames.data)
+        let frame = RgbImage::from_raw(options.width as u32, options.height as u32, frames.data)
             .ok_or_else(|| Error::Data(format!("{}: a frame has another size", clip.path.display())))?;
         Ok(Strip::row_sized(frame)) // at once, as all strips are held until the sheet is drawn
     });

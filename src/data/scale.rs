@@ -6,6 +6,7 @@
 
 use super::ffmpeg::{self, Orientation, Reason};
 use super::hdr::Transfer;
+use super::opacity::over_white;
 use super::shuffle::Augment;
 use ffmpeg_next::ffi;
 use ffmpeg_next::format::Pixel;
@@ -59,17 +60,24 @@ fn context(source: (Pixel, u32, u32), format: Pixel, size: (u32, u32)) -> Reason
         .map_err(|_| format!("its {width}x{height} frames of {kind:?} cannot be resized to {w}x{h}"))
 }
 
+/// swscale, from RGB to frames of the same `size` (width, height) to be written: YUV is BT.709 in limited range.
+pub fn from_rgb(format: Pixel, size: (u32, u32)) -> Reason<Context> {
+    let mut context = context((Pixel::RGB24, size.0, size.1), format, size)?;
+    ffmpeg::set_colors(&mut context, ffi::SWS_CS_ITU709, None, false);
+    Ok(context)
+}
+
 /// A conversion set up for frames of one kind, and the frame it writes to.
-struct Conversion {
+pub(super) struct Conversion {
     kind: (Pixel, u32, u32, c_int, Option<bool>),
     size: (u32, u32),
     context: Context,
-    target: frame::Video,
+    pub target: frame::Video,
 }
 
 impl Conversion {
     /// Converts `source` to `format` at `size`, with the set-up of `cached` if it fits.
-    fn run(cached: &mut Option<Self>, source: &frame::Video, format: Pixel, size: (u32, u32)) -> Reason<()> {
+    pub fn run(cached: &mut Option<Self>, source: &frame::Video, format: Pixel, size: (u32, u32)) -> Reason<()> {
         let kind = (
             source.format(),
             source.width(),
@@ -79,7 +87,7 @@ impl Conversion {
         );
         if !cached.as_ref().is_some_and(|c| (c.kind, c.size) == (kind, size)) {
             let mut context = context((kind.0, kind.1, kind.2), format, size)?;
-            ffmpeg::set_colors(&mut context, kind.3, kind.4);
+            ffmpeg::set_colors(&mut context, kind.3, kind.4, true);
             *cached = Some(Self { kind, size, context, target: frame::Video::new(format, size.0, size.1) });
         }
         let Some(conversion) = cached else { return Err("it cannot be resized".to_owned()) };
@@ -165,7 +173,7 @@ impl Scaler {
         let format = if transfer.is_some() { Pixel::RGB48LE } else { Pixel::RGB24 };
         Conversion::run(&mut self.resize, source, format, (size.0 as u32, size.1 as u32))?;
         let Some(Conversion { target: resized, .. }) = &self.resize else { return Ok(()) };
-        let flat = transfer.map(|transfer| in_sdr(transfer, resized));
+        let flat = transfer.map(|transfer| transfer.in_sdr(resized));
         let resized = flat.as_ref().unwrap_or(resized);
 
         let (pixels, line) = (resized.data(0), resized.stride(0));
@@ -192,46 +200,4 @@ impl Scaler {
         }
         Ok(())
     }
-}
-
-/// An RGB frame of 16 bits and high dynamic range in 8 bits and the usual one.
-fn in_sdr(transfer: Transfer, source: &frame::Video) -> frame::Video {
-    let mut flat = frame::Video::new(Pixel::RGB24, source.width(), source.height());
-    let (from, to, width) = (source.stride(0), flat.stride(0), source.width() as usize);
-    for (input, output) in source.data(0).chunks_exact(from).zip(flat.data_mut(0).chunks_exact_mut(to)) {
-        transfer.to_sdr(&input[..width * 6], &mut output[..width * 3]);
-    }
-    flat
-}
-
-/// Whether all of a frame is transparent.
-pub fn is_invisible(source: &frame::Video) -> Reason<bool> {
-    let mut conversion = None;
-    Conversion::run(&mut conversion, source, Pixel::RGBA, (source.width(), source.height()))?;
-    let width = source.width() as usize;
-    Ok(conversion.is_none_or(|Conversion { target, .. }| {
-        let lines = target.data(0).chunks_exact(target.stride(0));
-        lines.flat_map(|line| line[..width * 4].chunks_exact(4)).all(|pixel| pixel[3] == 0)
-    }))
-}
-
-/// An RGBA frame over white, as RGB.
-fn over_white(source: &frame::Video) -> frame::Video {
-    let mut flat = frame::Video::new(Pixel::RGB24, source.width(), source.height());
-    let (from, to) = (source.stride(0), flat.stride(0));
-    let width = source.width() as usize;
-    for (input, output) in source.data(0).chunks_exact(from).zip(flat.data_mut(0).chunks_exact_mut(to)) {
-        for (rgba, rgb) in input[..width * 4].chunks_exact(4).zip(output.chunks_exact_mut(3)) {
-            for (target, &value) in rgb.iter_mut().zip(&rgba[..3]) {
-                *target = blend(value, rgba[3]);
-            }
-        }
-    }
-    flat
-}
-
-/// `value` with opacity `alpha` over white.
-pub fn blend(value: u8, alpha: u8) -> u8 {
-    let (value, alpha) = (value as u32, alpha as u32);
-    ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
 }

@@ -4,7 +4,7 @@
 //! own. A position names everything, so a resume is a number, and data ranks need only take different positions.
 
 use super::Dataset;
-use crate::config::{self, Crop};
+use super::options::{ClipOptions, Crop};
 use crate::rng::{Key, Purpose};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -23,16 +23,16 @@ impl Augment {
     pub const PLAIN: Self = Self { crop: [0.5; 2], flip: false };
 
     /// What `clip` gets in `epoch` of a run with `seed`.
-    pub fn draw(data: &config::Data, seed: u64, epoch: u64, clip: usize) -> Self {
+    pub fn draw(options: &ClipOptions, seed: u64, epoch: u64, clip: usize) -> Self {
         let key = |purpose| Key { seed, purpose, step: epoch, sample: clip as u64 };
-        let crop = match data.crop {
+        let crop = match options.crop {
             Crop::Center => Self::PLAIN.crop,
             Crop::Random => {
                 let mut stream = key(Purpose::Crop).stream(0);
                 [stream.uniform(), stream.uniform()]
             }
         };
-        Self { crop, flip: data.flip && key(Purpose::Flip).stream(0).below(2) == 1 }
+        Self { crop, flip: options.flip && key(Purpose::Flip).stream(0).below(2) == 1 }
     }
 }
 
@@ -85,7 +85,7 @@ impl Dataset {
     /// What is trained on at `position` of a run with `seed`.
     pub fn training(&self, seed: u64, position: u64) -> Request {
         let (clip, epoch) = self.clip_at(seed, position);
-        Request { clip, epoch, augment: Augment::draw(self.config(), seed, epoch, clip) }
+        Request { clip, epoch, augment: Augment::draw(self.options(), seed, epoch, clip) }
     }
 
     /// `clip` as it is, for held-out loss and reports.

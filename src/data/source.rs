@@ -3,9 +3,9 @@
 use super::clips::OwnClip;
 use super::ffmpeg::Reason;
 use super::image_reader::{self, Kind};
+use super::options::ClipOptions;
 use super::probe::VideoIndex;
 use super::windows::{Windows, resample};
-use crate::config;
 use crate::terminal::counted;
 use crate::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -50,39 +50,39 @@ pub(super) enum Media {
 }
 
 /// Refuses values out of range.
-pub(super) fn check(config: &config::Data) -> Result<()> {
+pub(super) fn check(options: &ClipOptions) -> Result<()> {
     let counts =
-        [("frames", config.frames), ("height", config.height), ("width", config.width), ("stride", config.stride)];
+        [("frames", options.frames), ("height", options.height), ("width", options.width), ("stride", options.stride)];
     for (key, value) in counts {
         if value == 0 || value > 1 << 24 {
             bail!(Config, "data.{key} = {value}: must be from 1 to {}", 1 << 24);
         }
     }
-    if let Some(fps) = config.fps.filter(|fps| !(*fps > 0.0 && *fps <= 1000.0)) {
+    if let Some(fps) = options.fps.filter(|fps| !(*fps > 0.0 && *fps <= 1000.0)) {
         bail!(Config, "data.fps = {fps}: must be above 0 and at most 1000");
     }
     Ok(())
 }
 
 /// What the file at `path` gives; caption and class are left to the caller.
-pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
+pub(super) fn probe(options: &ClipOptions, path: &Path) -> Reason<SourceFile> {
     let unreadable = |e: std::io::Error| format!("it cannot be read ({e})");
     if std::fs::metadata(path).map_err(unreadable)?.len() == 0 {
         return Err("it is empty (0 bytes)".to_owned());
     }
     let too_small = |width, height| {
-        let (w, h) = (config.width, config.height);
+        let (w, h) = (options.width, options.height);
         format!("it is too small: {width}x{height} (width x height), a clip is {w}x{h}")
     };
     let kind = image_reader::sniff(path)?;
-    let an_image = || match config.frames {
+    let an_image = || match options.frames {
         0 | 1 => Ok(()),
         frames => Err(format!("it is an image, which is one frame; the config asks {frames}")),
     };
     if let Kind::Image(format) = kind {
         let (width, height) = image_reader::probe(path, format)?;
         an_image()?;
-        if width < config.width || height < config.height {
+        if width < options.width || height < options.height {
             return Err(too_small(width, height));
         }
         return Ok(SourceFile {
@@ -104,7 +104,7 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
     }
     let index = VideoIndex::probe(path)?;
     let (times, count) = (index.times(), index.pts.len());
-    let picks = match config.fps {
+    let picks = match options.fps {
         None => None,
         Some(fps) => {
             let span = times[count - 1] - times[0];
@@ -114,17 +114,17 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
             Some(resample(&times, index.tick, fps))
         }
     };
-    let windowing = Windows { frames: config.frames, stride: config.stride };
+    let windowing = Windows { frames: options.frames, stride: options.stride };
     let usable = picks.as_ref().map_or(count, Vec::len);
     let missing = windowing.missing(usable);
     if missing > 0 {
-        let rate = config.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
+        let rate = options.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
         let (missing, usable) = (counted(missing, "frame", "frames"), counted(usable, "frame", "frames"));
         return Err(format!("it is {missing} too short: {usable}{rate}, a clip spans {}", windowing.span()));
     }
     let (width, height) = index.sizes.of(0).shown();
     let one_size = index.sizes.runs().len() == 1;
-    if one_size && (width < config.width || height < config.height) {
+    if one_size && (width < options.width || height < options.height) {
         return Err(too_small(width, height));
     }
     let mut file = SourceFile {
@@ -140,20 +140,20 @@ pub(super) fn probe(config: &config::Data, path: &Path) -> Reason<SourceFile> {
         windows: None,
         media: Media::Video { index: Box::new(index), picks },
     };
-    file.heed_sizes(config)?;
-    file.note_looks(config);
+    file.heed_sizes(options)?;
+    file.note_looks(options);
     Ok(file)
 }
 
 impl SourceFile {
     /// Notes what is done to interlaced frames and to high dynamic range.
-    pub(super) fn note_looks(&mut self, config: &config::Data) {
+    pub(super) fn note_looks(&mut self, options: &ClipOptions) {
         let Media::Video { index, .. } = &self.media else { return };
-        let interlaced = match config.deinterlace {
+        let interlaced = match options.deinterlace {
             true => "it is interlaced, and deinterlaced",
             false => "it is interlaced, and left so (data.deinterlace = false): what moves has combs",
         };
-        let hdr = match config.tonemap {
+        let hdr = match options.tonemap {
             true => "it has high dynamic range, and is tone-mapped",
             false => "it has high dynamic range, and is left so (data.tonemap = false): colours look washed out",
         };
@@ -169,7 +169,7 @@ impl SourceFile {
     ///
     /// # Errors
     /// No clip is left.
-    pub(super) fn heed_sizes(&mut self, config: &config::Data) -> Reason<()> {
+    pub(super) fn heed_sizes(&mut self, options: &ClipOptions) -> Reason<()> {
         let Media::Video { index, picks } = &self.media else { return Ok(()) };
         let runs = index.sizes.runs();
         if runs.len() < 2 {
@@ -177,9 +177,9 @@ impl SourceFile {
         }
         let small = |n: u32| {
             let (width, height) = index.sizes.of(n).shown();
-            width < config.width || height < config.height
+            width < options.width || height < options.height
         };
-        let windowing = Windows { frames: config.frames, stride: config.stride };
+        let windowing = Windows { frames: options.frames, stride: options.stride };
         let count = windowing.count(picks.as_ref().map_or(index.pts.len(), Vec::len));
         let number = |position: usize| picks.as_ref().map_or(position as u32, |picks| picks[position]);
         let fits = |w: &u32| !(0..windowing.frames).any(|i| small(number(windowing.frame(*w as usize, i))));
@@ -192,7 +192,7 @@ impl SourceFile {
         let sizes =
             format!("its frames change their size (width x height): {}{more}", listed.collect::<Vec<_>>().join(", "));
         let left_out = count - windows.len();
-        let (w, h) = (config.width, config.height);
+        let (w, h) = (options.width, options.height);
         let reason = format!("{sizes}; {left_out} of its {count} clips reach into frames smaller than {w}x{h}");
         if windows.is_empty() {
             return Err(reason);

@@ -5,7 +5,6 @@
 
 mod png;
 mod video;
-mod yuv;
 
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, ImageFormat, RgbImage};

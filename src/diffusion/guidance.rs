@@ -1,6 +1,5 @@
 //! Classifier-free guidance (Ho and Salimans 2022), limited to an interval of sigmas (Kynkaanniemi et al. 2024).
 
-use crate::config::Sample;
 use crate::{Result, bail};
 use candle_core::Tensor;
 
@@ -21,12 +20,12 @@ pub struct Guidance {
 }
 
 impl Guidance {
-    /// The guidance `[sample]` asks for.
+    /// Guidance of this `scale` (1: none), for sigma in `interval` only.
     ///
     /// # Errors
     /// If the scale is not finite or the interval is not one within [0, 1].
-    pub fn new(config: &Sample) -> Result<Self> {
-        let Sample { guidance: scale, guidance_interval: interval @ [low, high], .. } = *config;
+    pub fn new(scale: f64, interval: [f64; 2]) -> Result<Self> {
+        let [low, high] = interval;
         if !scale.is_finite() {
             bail!(Config, "[sample] guidance = {scale}: must be finite; 1 means none");
         }

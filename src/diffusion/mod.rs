@@ -9,6 +9,7 @@ mod exponential;
 mod guidance;
 mod noise;
 mod objective;
+mod options;
 mod sampler;
 mod schedule;
 mod tiled;
@@ -16,9 +17,11 @@ mod tiled;
 pub use guidance::{Condition, Guidance};
 pub use noise::{channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key, training_key};
 pub use objective::Objective;
+pub use options::{DiffusionOptions, Prediction, SamplerKind, Timesteps};
 pub use sampler::Sampler;
 pub use schedule::{
     LabelDropout, QUANTILES, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep,
 };
+#[cfg(feature = "media")]
 pub(crate) use tiled::State;
 pub use tiled::{Make, Take, Velocity};

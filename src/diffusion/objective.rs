@@ -5,7 +5,7 @@
 //! sigma is clamped from below in prediction and target alike, so `x_sigma` cancels and the loss is that of `x_hat`
 //! over the clamped sigma squared. The clamp weighs the loss only: in sampling it would bend the flow near sigma = 0.
 
-use crate::config::{Diffusion, Prediction};
+use super::options::{DiffusionOptions, Prediction};
 use crate::{Result, bail};
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -21,15 +21,15 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// The objective `[diffusion]` asks for.
+    /// The objective that `options` ask for.
     ///
     /// # Errors
     /// If the clamp is not in (0, 1].
-    pub fn new(config: &Diffusion) -> Result<Self> {
-        if !(config.clamp > 0.0 && config.clamp <= 1.0) {
-            bail!(Config, "[diffusion] clamp = {}: must be above 0 and at most 1", config.clamp);
+    pub fn new(options: &DiffusionOptions) -> Result<Self> {
+        if !(options.clamp > 0.0 && options.clamp <= 1.0) {
+            bail!(Config, "[diffusion] clamp = {}: must be above 0 and at most 1", options.clamp);
         }
-        Ok(Self { prediction: config.prediction, clamp: config.clamp })
+        Ok(Self { prediction: options.prediction, clamp: options.clamp })
     }
 
     /// The loss of a tile of one sample's rows, and its gradient.

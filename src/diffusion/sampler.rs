@@ -7,7 +7,7 @@
 //! [`Sampler::run_in_tiles`], in `tiled`, which is compared with it.
 
 use super::exponential::{corrector, predictor};
-use crate::config::SamplerKind;
+use super::options::SamplerKind;
 use crate::{Result, bail};
 use candle_core::Tensor;
 

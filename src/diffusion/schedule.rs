@@ -5,7 +5,7 @@
 //! held-out loss is taken at evenly spaced quantiles of the same distribution instead, which keeps it comparable from
 //! step to step.
 
-use crate::config::{Diffusion, Timesteps};
+use super::options::{DiffusionOptions, Timesteps};
 use crate::rng::{Key, Purpose};
 use crate::{Result, bail};
 
@@ -53,21 +53,21 @@ pub struct SigmaDistribution {
 }
 
 impl SigmaDistribution {
-    /// The distribution `[diffusion]` asks for, on clips of `tokens` tokens.
+    /// The distribution that `options` ask for, on clips of `tokens` tokens.
     ///
     /// The mean is that of logit(sigma): recipes that state it for logit(1 - sigma), as JiT's -0.8, change its sign.
     ///
     /// # Errors
     /// If a number is out of its range.
-    pub fn new(config: &Diffusion, tokens: usize) -> Result<Self> {
-        let Diffusion { timesteps, logit_mean: mean, logit_std: std, .. } = *config;
+    pub fn new(options: &DiffusionOptions, tokens: usize) -> Result<Self> {
+        let DiffusionOptions { timesteps, logit_mean: mean, logit_std: std, .. } = *options;
         if !mean.is_finite() {
             bail!(Config, "[diffusion] logit_mean = {mean}: must be finite");
         }
         if !(std >= 0.0 && std.is_finite()) {
             bail!(Config, "[diffusion] logit_std = {std}: must be 0 or more");
         }
-        let shift = resolve_shift(config.shift, config.shift_base_tokens, tokens)?;
+        let shift = resolve_shift(options.shift, options.shift_base_tokens, tokens)?;
         Ok(Self { timesteps, mean, std, shift })
     }
 
@@ -106,15 +106,15 @@ impl SigmaDistribution {
 pub struct LabelDropout(f64);
 
 impl LabelDropout {
-    /// The dropout `[diffusion]` asks for.
+    /// Drops this share of labels.
     ///
     /// # Errors
     /// If its share is not within [0, 1].
-    pub fn new(config: &Diffusion) -> Result<Self> {
-        if !(0.0..=1.0).contains(&config.label_dropout) {
-            bail!(Config, "[diffusion] label_dropout = {}: must be within [0, 1]", config.label_dropout);
+    pub fn new(share: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&share) {
+            bail!(Config, "[diffusion] label_dropout = {share}: must be within [0, 1]");
         }
-        Ok(Self(config.label_dropout))
+        Ok(Self(share))
     }
 
     /// Whether `sample` of the global batch of `step` loses its label.

@@ -8,8 +8,8 @@
 //! arithmetic, so results have the same bits.
 
 use super::Sampler;
+use super::options::SamplerKind;
 use super::sampler::{Prediction, combine, correct, predict};
-use crate::config::SamplerKind;
 use crate::ops::bytes::set_rows;
 use crate::{Result, bail};
 use candle_core::Tensor;

@@ -4,11 +4,11 @@
 use candle_core::Tensor;
 
 use super::flops::BOTH;
-use super::{Attention, Engine, Objective, Pass, Phase, Residuals, Stash};
+use super::{Attention, Engine, Objective, Pass, Residuals, Stash};
 use crate::Result;
 use crate::attention::{Qkv, SavedRows, side_by_side};
 use crate::model::{Block, Condition};
-use crate::observe::meter::{Section, Traffic};
+use crate::observe::meter::{Phase, Section, Traffic};
 use crate::ops::bytes::set_rows;
 use crate::ops::{Tape, add_assign, row_dot};
 
@@ -23,17 +23,17 @@ impl Engine<'_> {
     ) -> Result<f64> {
         self.enter(Phase::Head);
         let head = || self.head_and_loss(condition, objective, x);
-        let (loss, dx) = self.with_unit(self.head_unit(), Pass::Backward, head)?;
+        let (loss, dx) = self.with_unit(self.model.head.unit, Pass::Backward, head)?;
         for (i, block) in self.model.blocks.iter().enumerate().rev() {
             self.meter.enter_block(Some(i));
             let residuals = self.meter.during(Section::Stash, || stash.take(i))?;
             self.meter.moved(Traffic::StashRead, stash.copied());
-            self.with_unit(i + 1, Pass::Backward, || self.block_backward(condition, block, residuals, &dx))?;
+            self.with_unit(block.unit, Pass::Backward, || self.block_backward(condition, block, residuals, &dx))?;
         }
         self.meter.enter_block(None);
         self.enter(Phase::Update);
-        self.with_unit(0, Pass::Backward, || {
-            self.each_tile(Section::EmbedBackward, self.per_row.embed, |tile| {
+        self.with_unit(self.model.embed.unit, Pass::Backward, || {
+            self.each_tile(self.per_row.embed, |tile| {
                 self.model.embed.backward(&self.input(objective, &tile)?, &self.rows_of(&dx, &tile)?)
             })?;
             self.model.conditioner.backward(condition)
@@ -46,7 +46,7 @@ impl Engine<'_> {
         let head = self.model.head.begin(condition)?;
         let dx = self.buffer(self.model.config.width(), self.dtype())?;
         let mut loss = 0.0;
-        self.each_tile(Section::Head, BOTH * self.per_row.head, |tile| {
+        self.each_tile(BOTH * self.per_row.head, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
             let output = self.model.head.forward(&tape, &x, &head, self.sample_rows(&tile))?;
             let (share, d_output) = objective.loss(tile.clone(), &output)?;
@@ -69,7 +69,7 @@ impl Engine<'_> {
         self.enter(Phase::BackwardAfter);
         let d_o = self.buffer(self.model.config.width(), self.compute())?;
         let delta = self.buffer(self.heads(), self.dtype())?;
-        self.each_tile(Section::AfterBackward, BOTH * self.per_row.after, |tile| {
+        self.each_tile(BOTH * self.per_row.after, |tile| {
             let (tape, x, o) = (Tape::recording(), self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
             let y = block.after(&tape, &x, &o, &cond, self.sample_rows(&tile))?;
             let gradients = tape.backward(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
@@ -94,7 +94,7 @@ impl Engine<'_> {
             self.enter(Phase::BackwardAttention);
             let (qkv, saved) = (Qkv::new(&q, &k, &v), SavedRows::new(&d_o, &lse, &delta));
             let backward = || group.attention.attend_backward(qkv, saved, self.scale());
-            let gradients = self.meter.during(Section::AttentionBackward, backward)?;
+            let gradients = self.meter.compute(backward)?;
             drop((q, k, v, d_o, delta));
             self.enter(Phase::BackwardReturn);
             dq.push(self.to_rows(&gradients.0, group)?);
@@ -105,7 +105,7 @@ impl Engine<'_> {
         let [dq, dk, dv] = [side_by_side(dq)?, side_by_side(dk)?, side_by_side(dv)?]; // [rows, D]
 
         self.enter(Phase::BackwardBefore);
-        self.each_tile(Section::BeforeBackward, BOTH * self.per_row.before, |tile| {
+        self.each_tile(BOTH * self.per_row.before, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
             let outputs = block.before(&tape, &x, &cond, &self.rope, self.sample_rows(&tile))?;
             let gradients = [self.rows_of(&dq, &tile)?, self.rows_of(&dk, &tile)?, self.rows_of(&dv, &tile)?];

@@ -4,11 +4,11 @@
 use candle_core::Tensor;
 
 use super::heads::HeadGroup;
-use super::{Attention, Engine, Pass, Phase, Residuals, Source, Stash};
+use super::{Attention, Engine, Pass, Residuals, Source, Stash};
 use crate::Result;
 use crate::attention::{Qkv, side_by_side};
 use crate::model::{Block, BlockCondition, Condition, Conditioning};
-use crate::observe::meter::{Section, Traffic};
+use crate::observe::meter::{Phase, Section, Traffic};
 use crate::ops::Tape;
 use crate::ops::bytes::set_rows;
 
@@ -16,10 +16,10 @@ impl Engine<'_> {
     /// The condition, and the residual stream `[rows, D]` before the first block.
     pub(super) fn embed(&self, conditioning: &Conditioning, source: &dyn Source) -> Result<(Condition, Tensor)> {
         self.enter(Phase::Embed);
-        self.with_unit(0, Pass::Forward, || {
+        self.with_unit(self.model.embed.unit, Pass::Forward, || {
             let condition = self.model.conditioner.forward(conditioning)?;
             let x = self.buffer(self.model.config.width(), self.dtype())?;
-            self.each_tile(Section::Embed, self.per_row.embed, |tile| {
+            self.each_tile(self.per_row.embed, |tile| {
                 let input = self.input(source, &tile)?;
                 let embedded = self.model.embed.forward(&input, self.grid, &self.tokens_of(&tile))?;
                 set_rows(&x, &embedded, tile.start)
@@ -38,13 +38,13 @@ impl Engine<'_> {
     ) -> Result<Tensor> {
         for (i, block) in self.model.blocks.iter().enumerate() {
             self.meter.enter_block(Some(i));
-            let (next, attention) = self.with_unit(i + 1, Pass::Forward, || {
+            let (next, attention) = self.with_unit(block.unit, Pass::Forward, || {
                 let cond = block.begin(condition)?;
                 let phases = [Phase::ForwardExchange, Phase::ForwardAttention];
                 let attention = self.attend(block, &cond, &x, phases)?;
                 self.enter(Phase::ForwardAfter);
                 let next = self.buffer(self.model.config.width(), self.dtype())?;
-                self.each_tile(Section::After, self.per_row.after, |tile| {
+                self.each_tile(self.per_row.after, |tile| {
                     let (x, o) = (self.rows_of(&x, &tile)?, self.rows_of(&attention.o, &tile)?);
                     set_rows(&next, &block.after(&Tape::off(), &x, &o, &cond, self.sample_rows(&tile))?, tile.start)
                 })?;
@@ -76,7 +76,7 @@ impl Engine<'_> {
             let [q, k, v] = self.queries_keys_values(block, cond, x, group)?;
             self.enter(phases[1]);
             let forward = || group.attention.attend(Qkv::new(&q, &k, &v), self.scale());
-            let (o, lse) = self.meter.during(Section::Attention, forward)?; // [B, my heads, S, d], [B, my heads, S]
+            let (o, lse) = self.meter.compute(forward)?; // [B, my heads, S, d], [B, my heads, S]
             drop((q, k, v));
             outputs.push(self.to_rows(&o, group)?);
             statistics.push(lse);
@@ -98,7 +98,7 @@ impl Engine<'_> {
         let d = self.model.config.attention_head_dim;
         let buffer = || self.buffer(group.heads.len() * d, self.compute());
         let [q, k, v] = [buffer()?, buffer()?, buffer()?];
-        self.each_tile(Section::Before, self.per_row.before, |tile| {
+        self.each_tile(self.per_row.before, |tile| {
             let parts =
                 block.before(&Tape::off(), &self.rows_of(x, &tile)?, cond, &self.rope, self.sample_rows(&tile))?;
             for (whole, part) in [&q, &k, &v].into_iter().zip(parts) {

@@ -5,6 +5,7 @@
 
 use super::Engine;
 use crate::Result;
+use crate::model::UnitId;
 
 /// What a unit is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,31 +16,25 @@ pub enum Pass {
     Backward,
 }
 
-/// The owner of a model's parameters and gradients. Units are numbered as in
-/// [`Model::units`](crate::model::Model::units).
+/// The owner of a model's parameters and gradients.
 ///
 /// All ranks call the same hooks in the same order, so that a hook may call collectives.
 pub trait ParamHooks {
     /// Called before the engine uses the unit (FSDP: unshard).
-    fn before_use(&self, unit: usize, pass: Pass) -> Result<()>;
+    fn before_use(&self, unit: UnitId, pass: Pass) -> Result<()>;
 
     /// Called after the engine has used the unit (FSDP: reshard). After [`Pass::Backward`], its gradient is that of
     /// this micro-batch on this rank.
-    fn after_use(&self, unit: usize, pass: Pass) -> Result<()>;
+    fn after_use(&self, unit: UnitId, pass: Pass) -> Result<()>;
 }
 
 impl Engine<'_> {
-    /// Does `work`, which uses unit number `unit`.
-    pub(super) fn with_unit<T>(&self, unit: usize, pass: Pass, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Does `work`, which uses `unit`.
+    pub(super) fn with_unit<T>(&self, unit: UnitId, pass: Pass, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some(hooks) = self.hooks else { return work() };
         hooks.before_use(unit, pass)?;
         let result = work()?;
         hooks.after_use(unit, pass)?;
         Ok(result)
-    }
-
-    /// The head's unit; the embedding's is 0, block i's is i + 1.
-    pub(super) fn head_unit(&self) -> usize {
-        self.model.units.len() - 1
     }
 }

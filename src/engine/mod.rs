@@ -16,7 +16,7 @@ mod flops;
 mod forward;
 pub(crate) mod heads;
 mod hooks;
-mod phase;
+
 pub mod precision;
 pub mod stash;
 mod tile;
@@ -27,17 +27,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Hardware;
 use crate::model::{Conditioning, Model};
-use crate::observe::meter::{Section, StepMeter};
-use crate::ops::bytes;
-use crate::ops::{Rope, Rows, Tape};
+use crate::observe::meter::{Phase, Section, StepMeter};
+use crate::ops::{Hardware, Rope, Rows, Tape, bytes};
 use crate::parallel::Sequence;
 use crate::{Result, bail};
 use flops::PerRow;
 use heads::HeadGroup;
 pub use hooks::{ParamHooks, Pass};
-pub use phase::Phase;
 pub use stash::Stash;
 use stash::{Attention, Residuals, Shapes};
 pub(crate) use tile::check_on_gpu;
@@ -90,7 +87,7 @@ impl<'a> Engine<'a> {
         }
         let config = &model.config;
         let groups = HeadGroup::split(sequence, grid.iter().product(), config.num_attention_heads, 1)?;
-        let on = hardware(model.units[0].value.device());
+        let on = hardware(model.device());
         let tile = tile_rows(tile, config.ffn_dim, on);
         if on == Hardware::Cuda {
             let rows = batch * groups[0].attention.local_tokens().len();
@@ -160,6 +157,7 @@ impl<'a> Engine<'a> {
     }
 
     fn enter(&self, phase: Phase) {
+        self.meter.enter(phase);
         if let Some(on_phase) = self.on_phase {
             on_phase(phase);
         }
@@ -179,9 +177,10 @@ impl<'a> Engine<'a> {
     ) -> Result<()> {
         let (condition, x) = self.embed(conditioning, source)?;
         let x = self.forward(&condition, x, None)?;
-        self.with_unit(self.head_unit(), Pass::Forward, || {
+        self.enter(Phase::Head);
+        self.with_unit(self.model.head.unit, Pass::Forward, || {
             let head = self.model.head.begin(&condition)?;
-            self.each_tile(Section::Head, self.per_row.head, |tile| {
+            self.each_tile(self.per_row.head, |tile| {
                 let output =
                     self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.sample_rows(&tile))?;
                 take(tile, output.to_device(&Device::Cpu)?)
@@ -213,15 +212,10 @@ impl<'a> Engine<'a> {
         Shapes::new(self.rows(), self.model.config.width(), lse, self.dtype(), self.compute())
     }
 
-    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is `section`'s, and a row
-    /// is so many operations.
-    fn each_tile(
-        &self,
-        section: Section,
-        operations: u64,
-        mut work: impl FnMut(Range<usize>) -> Result<()>,
-    ) -> Result<()> {
-        self.meter.during(section, || {
+    /// Does `work` on this rank's rows, tile after tile, unless the rank is to stop: its time is that of the phase, and
+    /// a row is so many operations.
+    fn each_tile(&self, operations: u64, mut work: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+        self.meter.compute(|| {
             let rows = self.rows();
             for start in (0..rows).step_by(self.tile) {
                 if self.meter.stops() {
@@ -264,7 +258,7 @@ impl<'a> Engine<'a> {
 
     /// Where the model is, and the tensors of a step.
     fn device(&self) -> &Device {
-        self.model.units[0].value.device()
+        self.model.device()
     }
 
     /// A tile's input, where the model is.
@@ -274,7 +268,7 @@ impl<'a> Engine<'a> {
 
     /// The model's dtype, of the residual stream.
     fn dtype(&self) -> DType {
-        self.model.units[0].value.dtype()
+        self.model.dtype()
     }
 
     /// The dtype attention computes in.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use crate::config::Hardware;
+use crate::ops::Hardware;
 use crate::{Result, bail};
 
 /// Rows that pay for packing weights; more gain nothing.

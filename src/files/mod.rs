@@ -14,6 +14,7 @@ mod folder;
 mod header;
 mod home;
 mod scratch;
+mod storage;
 mod sum;
 mod tensors;
 mod text;
@@ -35,6 +36,7 @@ pub(crate) use folder::{create_folders, remove_folder, sync_folder};
 pub use header::{Header, TensorPlace};
 pub use home::expand_home;
 pub(crate) use scratch::Scratch;
+pub use storage::Place;
 pub use sum::FileSum;
 pub(crate) use sum::Summed;
 use sum::Summing;
@@ -132,11 +134,13 @@ impl NewFile {
     }
 
     /// What it will be called.
+    #[cfg(feature = "media")]
     pub fn target(&self) -> &Path {
         &self.target
     }
 
     /// Where it is for now.
+    #[cfg(feature = "media")]
     pub fn path(&self) -> &Path {
         self.staged.path()
     }

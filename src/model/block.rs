@@ -16,12 +16,14 @@
 use candle_core::{DType, Tensor};
 
 use super::cross::cross_attention;
-use super::{Condition, ModelConfig, Unit};
+use super::{Condition, ModelConfig, Unit, UnitId};
 use crate::Result;
 use crate::ops::{Affine, Linear, PackedGuard, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
 
 /// One block's weights.
 pub struct Block {
+    /// Where its parameters are.
+    pub unit: UnitId,
     attention: Attention,
     cross: Option<Cross>,
     ffn: (Linear, Linear),
@@ -113,6 +115,7 @@ impl Block {
             Some(Cross { attention: Attention::new(unit, "attn2", bf16)?, norm })
         };
         Ok(Self {
+            unit: unit.id,
             attention: Attention::new(unit, "attn1", bf16)?,
             cross,
             ffn: (unit.linear(&name("ffn.net.0.proj"), bf16)?, unit.linear(&name("ffn.net.2"), bf16)?),

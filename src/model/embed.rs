@@ -3,7 +3,7 @@
 
 use candle_core::Tensor;
 
-use super::{ModelConfig, Unit};
+use super::{ModelConfig, Unit, UnitId};
 use crate::Result;
 use crate::ops::{Linear, Tape};
 
@@ -12,6 +12,8 @@ const THETA: f64 = 10_000.0;
 
 /// `patch_embedding`: rows of patches in (C, pt, ph, pw) order to the residual stream.
 pub struct Embed {
+    /// Where its parameters are, and the conditioner's.
+    pub unit: UnitId,
     linear: Linear,
     positions: bool,
 }
@@ -23,7 +25,7 @@ impl Embed {
         let shape = (config.width(), config.patch_in());
         linear.weight.value = linear.weight.value.reshape(shape)?; // [D, C pt ph pw]
         linear.weight.grad = linear.weight.grad.reshape(shape)?;
-        Ok(Self { linear, positions: config.pos_embed })
+        Ok(Self { unit: unit.id, linear, positions: config.pos_embed })
     }
 
     /// `rows` `[n, C pt ph pw]`, the patches of `tokens` of a clip of `grid` (time, height, width) tokens, to `[n, D]`.

@@ -3,12 +3,14 @@
 
 use candle_core::Tensor;
 
-use super::{Condition, ModelConfig, Unit};
+use super::{Condition, ModelConfig, Unit, UnitId};
 use crate::Result;
 use crate::ops::{Affine, Linear, PackedGuard, Param, Rows, Tape, layer_norm};
 
 /// `proj_out` and the head's `scale_shift_table`.
 pub struct Head {
+    /// Where its parameters are.
+    pub unit: UnitId,
     out: Linear,
     table: Param, // [1, 2, D]
     eps: f64,
@@ -23,7 +25,12 @@ pub struct HeadCondition {
 impl Head {
     /// Views the weights in `unit`.
     pub fn new(unit: &Unit, config: &ModelConfig, bf16: bool) -> Result<Self> {
-        Ok(Self { out: unit.linear("proj_out", bf16)?, table: unit.param("scale_shift_table")?, eps: config.eps })
+        Ok(Self {
+            unit: unit.id,
+            out: unit.linear("proj_out", bf16)?,
+            table: unit.param("scale_shift_table")?,
+            eps: config.eps,
+        })
     }
 
     /// The head's view of the condition.

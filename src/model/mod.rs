@@ -32,12 +32,12 @@ pub use embed::Embed;
 pub use head::{Head, HeadCondition};
 pub use patch::Patches;
 pub use spec::{Init, ParamSpec, UnitSpec};
-pub use unit::{Entry, Unit};
+pub use unit::{Entry, Unit, UnitId};
 
 /// The network: its units of parameters and the pieces that view them.
 pub struct Model {
     pub config: ModelConfig,
-    /// embed, the blocks in order, head.
+    /// embed, the blocks in order, head: as a forward pass uses them. Each piece knows the id of its own.
     pub units: Vec<Unit>,
     pub embed: Embed,
     pub conditioner: Conditioner,
@@ -56,8 +56,8 @@ impl Model {
 
     fn zeros_on(config: &ModelConfig, dtype: DType, bf16: bool, device: &Device) -> Result<Self> {
         config.check()?;
-        let unit = |spec| Unit::zeros(spec, dtype, device);
-        let units = spec::units(config).iter().map(unit).collect::<Result<Vec<_>>>()?;
+        let unit = |(index, spec)| Unit::zeros(index, spec, dtype, device);
+        let units = spec::units(config).iter().enumerate().map(unit).collect::<Result<Vec<_>>>()?;
         let (first, rest) = units.split_first().expect("embed and head are always there");
         let (last, middle) = rest.split_last().expect("embed and head are always there");
         Ok(Self {
@@ -73,10 +73,10 @@ impl Model {
 
     /// The model with its values on another device, and gradients of zeros there.
     pub fn to_device(self, device: &Device) -> Result<Self> {
-        if self.units[0].value.device().same_device(device) {
+        if self.device().same_device(device) {
             return Ok(self);
         }
-        let model = Self::zeros_on(&self.config, self.units[0].value.dtype(), self.bf16, device)?;
+        let model = Self::zeros_on(&self.config, self.dtype(), self.bf16, device)?;
         for (to, from) in model.units.iter().zip(&self.units) {
             let flat = Tensor::zeros(to.value.dims(), from.value.dtype(), from.value.device())?;
             for (target, source) in to.entries.iter().zip(&from.entries) {
@@ -85,6 +85,31 @@ impl Model {
             to.value.slice_set(&flat.to_device(device)?, 0, 0)?;
         }
         Ok(model)
+    }
+
+    /// Where the parameters are.
+    pub fn device(&self) -> &Device {
+        self.units[0].value.device()
+    }
+
+    /// The parameters' dtype.
+    pub fn dtype(&self) -> DType {
+        self.units[0].value.dtype()
+    }
+
+    /// The unit of this id.
+    pub fn unit(&self, id: UnitId) -> &Unit {
+        &self.units[id.index()]
+    }
+
+    /// The unit that a forward pass uses after this one.
+    pub fn unit_after(&self, id: UnitId) -> Option<UnitId> {
+        self.units.get(id.index() + 1).map(|unit| unit.id)
+    }
+
+    /// The unit that a forward pass uses before this one, and backward after it.
+    pub fn unit_before(&self, id: UnitId) -> Option<UnitId> {
+        id.index().checked_sub(1).map(|index| self.units[index].id)
     }
 
     /// A model with Wan's initial values, drawn for each parameter from (seed, its name).

@@ -12,8 +12,20 @@ use crate::{Error, Result};
 /// Bytes whose multiples parameters begin at on a GPU.
 const ALIGNMENT: usize = 64;
 
+/// Names a unit of a model, which hands it out: who keeps something for each unit looks it up by this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitId(usize);
+
+impl UnitId {
+    /// The unit's place among those of its model, in the order in which a forward pass uses them.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// The parameters of the embedding, of one block or of the head.
 pub struct Unit {
+    pub id: UnitId,
     pub name: String,
     /// All parameters, flat, in the order of `entries`, which say where each lies.
     pub value: Tensor, // [n]
@@ -33,9 +45,9 @@ pub struct Entry {
 }
 
 impl Unit {
-    /// A unit of zeros, on this device. On a GPU every parameter begins at a multiple of 64 bytes, as products are fast
-    /// then; what lies between two is zero and stays so, and no file has it.
-    pub fn zeros(spec: &UnitSpec, dtype: DType, device: &Device) -> Result<Self> {
+    /// A unit of zeros, the `index`-th of its model, on this device. On a GPU every parameter begins at a multiple of
+    /// 64 bytes, as products are fast then; what lies between two is zero and stays so, and no file has it.
+    pub fn zeros(index: usize, spec: &UnitSpec, dtype: DType, device: &Device) -> Result<Self> {
         let align = if device.is_cpu() { 1 } else { ALIGNMENT / dtype.size_in_bytes() };
         let mut entries = vec![];
         let mut at = 0;
@@ -45,7 +57,7 @@ impl Unit {
             at = (at + n).next_multiple_of(align);
         }
         let zeros = || Tensor::zeros(at, dtype, device);
-        Ok(Self { name: spec.name.clone(), value: zeros()?, grad: zeros()?, entries })
+        Ok(Self { id: UnitId(index), name: spec.name.clone(), value: zeros()?, grad: zeros()?, entries })
     }
 
     /// How many parameters there are, what lies between them not counted.
@@ -122,7 +134,7 @@ mod tests {
         let entry = |range: Range<usize>| Entry { name: String::new(), shape: vec![range.len()], range, decay: true };
         let flat = || Tensor::arange(0f32, 35.0, &Device::Cpu).unwrap();
         let entries = vec![entry(0..3), entry(16..18), entry(32..35)];
-        let unit = Unit { name: String::new(), value: flat(), grad: flat(), entries };
+        let unit = Unit { id: UnitId(0), name: String::new(), value: flat(), grad: flat(), entries };
         assert_eq!(unit.dense(unit.value.to_vec1().unwrap()), [0.0, 1.0, 2.0, 16.0, 17.0, 32.0, 33.0, 34.0]);
         assert_eq!(unit.count(), 8);
     }

@@ -1,5 +1,7 @@
 //! The step meter counts a rank's operations, time and bytes during a step, and carries the request to stop.
 //!
+//! What a step is made of is in `section`: phases, in which the engine works, and sections, which the time belongs to.
+//!
 //! The rank's own work updates it, other threads read it. Work is counted in operations, one relaxed addition for
 //! hundreds of rows of attention or a tile, so metering costs nothing that could be measured. Time always belongs to
 //! exactly one [`Section`], so sections add up to the step. Who shows any of it, and who decides to stop, is not known
@@ -11,93 +13,26 @@
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// A list of names, an enum's variants in order.
-macro_rules! named {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident: $text:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($variant,)* }
-
-        impl $name {
-            /// All, in order.
-            pub const ALL: [Self; [$($text),*].len()] = [$(Self::$variant),*];
-
-            /// Its name for people.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-        }
-    };
-}
-
-named! {
-    /// The sections of a step that a rank's time is divided into.
-    Section {
-        Data: "waiting for clips",
-        Embed: "embedding",
-        Before: "before attention",
-        Attention: "attention",
-        After: "after attention",
-        Head: "head and loss",
-        AfterBackward: "after attention, backward",
-        AttentionBackward: "attention, backward",
-        BeforeBackward: "before attention, backward",
-        EmbedBackward: "embedding, backward",
-        Exchange: "exchanges between ranks",
-        Stash: "waiting for the stash",
-        Optimizer: "optimizer",
-        Rest: "other",
-    }
-}
-
-named! {
-    /// The collectives by which bytes leave a rank, and the ways to and from its stash.
-    Traffic {
-        AllToAll: "all-to-all",
-        AllGather: "all-gather",
-        ReduceScatter: "reduce-scatter",
-        AllReduce: "all-reduce",
-        Broadcast: "broadcast",
-        StashWritten: "stash, written",
-        StashRead: "stash, read",
-    }
-}
-
-/// Where a step's time went, by [`Section::ALL`], and its bytes, by [`Traffic::ALL`].
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct StepTimes {
-    pub time: [Duration; Section::ALL.len()],
-    pub bytes: [u64; Traffic::ALL.len()],
-}
-
-impl StepTimes {
-    /// Adds another's.
-    pub fn add(&mut self, other: &Self) {
-        self.time.iter_mut().zip(other.time).for_each(|(sum, x)| *sum += x);
-        self.bytes.iter_mut().zip(other.bytes).for_each(|(sum, x)| *sum += x);
-    }
-
-    /// The time of one section.
-    pub fn of(&self, section: Section) -> Duration {
-        self.time[section as usize]
-    }
-
-    /// The bytes of one kind of traffic.
-    pub fn moved(&self, traffic: Traffic) -> u64 {
-        self.bytes[traffic as usize]
-    }
-}
+pub use super::section::{Phase, Section, StepTimes, Traffic};
 
 /// What a rank is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
+    /// The phase that began last.
+    pub phase: Option<Phase>,
     pub section: Section,
     /// Number of the block, from 0.
     pub block: Option<usize>,
     /// When its step began; none between steps.
     pub began: Option<Instant>,
+}
+
+impl Now {
+    fn between_steps() -> Self {
+        Self { phase: None, section: Section::Rest, block: None, began: None }
+    }
 }
 
 /// Meters one rank. Any thread may read it; `begin`, `during` and `end` are for the rank's own thread.
@@ -123,7 +58,7 @@ struct Clock {
 impl Default for StepMeter {
     /// Between steps, not asked to stop.
     fn default() -> Self {
-        let now = Now { section: Section::Rest, block: None, began: None };
+        let now = Now::between_steps();
         Self {
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
@@ -141,7 +76,7 @@ impl StepMeter {
         self.done.store(0, Relaxed);
         self.total.store(total, Relaxed);
         let start = Instant::now();
-        clock.now = Now { section: Section::Rest, block: None, began: Some(start) };
+        clock.now = Now { began: Some(start), ..Now::between_steps() };
         (clock.since, clock.spent) = (start, StepTimes::default());
     }
 
@@ -149,7 +84,7 @@ impl StepMeter {
     pub fn end(&self) -> StepTimes {
         let mut clock = self.clock.lock();
         clock.switch(Section::Rest);
-        clock.now = Now { section: Section::Rest, block: None, began: None };
+        clock.now = Now::between_steps();
         clock.spent.clone()
     }
 
@@ -182,6 +117,17 @@ impl StepMeter {
         let result = work();
         self.clock.lock().switch(before);
         result
+    }
+
+    /// Says that a phase of the step begins.
+    pub fn enter(&self, phase: Phase) {
+        self.clock.lock().now.phase = Some(phase);
+    }
+
+    /// Does `work`, whose time belongs to the section of the phase that the rank is in.
+    pub fn compute<T>(&self, work: impl FnOnce() -> T) -> T {
+        let section = self.now().phase.map_or(Section::Rest, Phase::section);
+        self.during(section, work)
     }
 
     /// Says that the rank enters this block, or leaves all blocks.
@@ -228,6 +174,7 @@ impl Clock {
 mod tests {
     use super::*;
     use std::thread::sleep;
+    use std::time::Duration;
 
     #[test]
     fn times_of_sections_add_up_to_the_step() {

@@ -7,8 +7,8 @@
 //! - `runs` finds runs, `folder` opens files within one and nothing outside it;
 //! - `follow` reads metrics as they grow, `series` keeps them in bounded memory, `details` is all else that a run has;
 //! - `status` and `lock` say of one run how far it is and whether a process is at work in it;
-//! - `meter` says of a rank where it is in a step and where the time went, `process` what memory it has, `stderr`
-//!   shares the terminal between log and progress;
+//! - `meter` says of a rank where it is in a step and where the time went, in the words of `section`; `process` says
+//!   what memory it has, `stderr` shares the terminal between log and progress;
 //! - `http`, `server` and `page` answer a browser on this machine; `report` writes all of it into one file;
 //! - `page/` has the page itself.
 
@@ -31,6 +31,7 @@ pub mod process;
 mod report;
 #[cfg(feature = "cli")]
 mod runs;
+mod section;
 #[cfg(feature = "cli")]
 mod series;
 #[cfg(feature = "cli")]

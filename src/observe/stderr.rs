@@ -30,7 +30,7 @@ impl Write for Stderr {
 
 /// A line that renews itself, of which `done` parts of `length` are done, if stderr is a terminal that can do so. Log
 /// lines step aside for it until [`leave`].
-pub(crate) fn bar(length: u64, done: u64) -> Option<ProgressBar> {
+pub fn bar(length: u64, done: u64) -> Option<ProgressBar> {
     terminal::renews_lines().then(|| {
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
         // The template is a constant, so the fallback is never seen.
@@ -43,6 +43,6 @@ pub(crate) fn bar(length: u64, done: u64) -> Option<ProgressBar> {
 }
 
 /// Lets log lines come as they would without this line.
-pub(crate) fn leave() {
+pub fn leave() {
     *BAR.lock() = None;
 }

@@ -9,16 +9,12 @@ use candle_core::{DType, Result, Tensor};
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock, Weak};
 
-#[cfg(feature = "cuda")]
-use super::cuda::{Array, Numbers, Start};
 use super::custom::{Custom, Op1, Op2, Values, read, write};
 use super::elementwise::sum_columns;
 use super::gelu::{gelu, gelu_backward};
 use super::products::{Packed, WeightMatrix};
 use super::residual::Gate;
 use super::{Param, Real, Rows, Tape};
-#[cfg(feature = "cuda")]
-use crate::cuda::Lent;
 use crate::simd::Isa;
 use crate::simd::product::Epilogue;
 
@@ -170,7 +166,7 @@ impl Linear {
 }
 
 /// The preactivation x Wᵀ + b, saved by forward for backward if a tape records.
-struct SavedPreactivation(Option<OnceLock<Box<dyn std::any::Any + Send + Sync>>>);
+pub(super) struct SavedPreactivation(Option<OnceLock<Box<dyn std::any::Any + Send + Sync>>>);
 
 impl SavedPreactivation {
     fn new(tape: &Tape) -> Self {
@@ -181,14 +177,14 @@ impl SavedPreactivation {
         self.0.is_some()
     }
 
-    fn save(&self, sums: impl std::any::Any + Send + Sync) {
+    pub fn save(&self, sums: impl std::any::Any + Send + Sync) {
         if let Some(slot) = &self.0 {
             let _ = slot.set(Box::new(sums)); // an op runs forward once
         }
     }
 
     /// What was saved: `Vec<T>`, or elements on a GPU.
-    fn get<S: 'static>(&self) -> Result<&S> {
+    pub fn get<S: 'static>(&self) -> Result<&S> {
         let sums = self.0.as_ref().and_then(OnceLock::get).and_then(|sums| sums.downcast_ref::<S>());
         match sums {
             Some(sums) => Ok(sums),
@@ -197,16 +193,16 @@ impl SavedPreactivation {
     }
 }
 
-struct Plain(Linear);
-struct WithGelu {
-    linear: Linear,
-    preactivation: SavedPreactivation,
+pub(super) struct Plain(pub Linear);
+pub(super) struct WithGelu {
+    pub linear: Linear,
+    pub preactivation: SavedPreactivation,
 }
-struct WithResidual(Linear);
-struct WithGate {
-    linear: Linear,
-    gate: Gate,
-    preactivation: SavedPreactivation,
+pub(super) struct WithResidual(pub Linear);
+pub(super) struct WithGate {
+    pub linear: Linear,
+    pub gate: Gate,
+    pub preactivation: SavedPreactivation,
 }
 
 /// Adds the bias.
@@ -291,17 +287,6 @@ impl Op1 for Plain {
     super::on_gpu!();
 }
 
-#[cfg(feature = "cuda")]
-impl Plain {
-    fn on_gpu(&self, x: Array) -> Result<Numbers> {
-        self.0.on_gpu(x, Start::Nothing)
-    }
-
-    fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
-        self.0.back_on_gpu(x, dy)
-    }
-}
-
 impl Op1 for WithGelu {
     const NAME: &'static str = "linear, gelu";
 
@@ -320,21 +305,6 @@ impl Op1 for WithGelu {
     super::on_gpu!();
 }
 
-#[cfg(feature = "cuda")]
-impl WithGelu {
-    fn on_gpu(&self, x: Array) -> Result<Numbers> {
-        let sums = self.linear.on_gpu(x, Start::Nothing)?;
-        let y = super::cuda::gelu(x.device(), &sums)?;
-        self.preactivation.save(sums);
-        Ok(y)
-    }
-
-    fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
-        let d_sums = dy.tensor(super::cuda::gelu_backward(self.preactivation.get::<Numbers>()?, dy)?);
-        self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)
-    }
-}
-
 impl Op2 for WithResidual {
     const NAME: &'static str = "linear, residual";
 
@@ -348,15 +318,7 @@ impl Op2 for WithResidual {
         Ok([None, Some(self.0.backward(x, dy)?)])
     }
 
-    #[cfg(feature = "cuda")]
-    fn gpu_forward(&self, residual: Array, x: Array) -> Result<Numbers> {
-        self.0.on_gpu(x, Start::Residual(residual))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn gpu_backward(&self, _: Array, x: Array, dy: Array) -> Result<[Option<Numbers>; 2]> {
-        Ok([None, Some(self.0.back_on_gpu(x, dy)?)])
-    }
+    super::on_gpu!(two);
 }
 
 impl Op2 for WithGate {
@@ -374,19 +336,7 @@ impl Op2 for WithGate {
         Ok([None, Some(self.linear.backward(x, &d_sums)?)])
     }
 
-    #[cfg(feature = "cuda")]
-    fn gpu_forward(&self, residual: Array, x: Array) -> Result<Numbers> {
-        let sums = self.linear.on_gpu(x, Start::Nothing)?;
-        let y = self.gate.on_gpu(residual, &sums)?;
-        self.preactivation.save(sums);
-        Ok(y)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn gpu_backward(&self, _: Array, x: Array, dy: Array) -> Result<[Option<Numbers>; 2]> {
-        let d_sums = dy.tensor(self.gate.back_on_gpu(self.preactivation.get::<Numbers>()?, dy)?);
-        Ok([None, Some(self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)?)])
-    }
+    super::on_gpu!(two);
 }
 
 /// The residual is as large as the layer's output.

@@ -23,7 +23,7 @@
 
 pub(crate) mod bytes;
 mod cast;
-
+mod compute;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod custom;
@@ -41,8 +41,29 @@ mod residual;
 mod rope;
 mod tape;
 
-/// An [`Op1`]'s passes on a GPU, by its own `on_gpu(x)` and `back_on_gpu(x, dy)`.
+/// An [`Op1`]'s passes on a GPU, by its own `on_gpu(x)` and `back_on_gpu(x, dy)`; an `Op2`'s by `on_gpu(a, b)` and
+/// `back_on_gpu(b, dy)`.
 macro_rules! on_gpu {
+    (two) => {
+        #[cfg(feature = "cuda")]
+        fn gpu_forward(
+            &self,
+            a: crate::ops::cuda::Array,
+            b: crate::ops::cuda::Array,
+        ) -> Result<crate::ops::cuda::Numbers> {
+            self.on_gpu(a, b)
+        }
+
+        #[cfg(feature = "cuda")]
+        fn gpu_backward(
+            &self,
+            _: crate::ops::cuda::Array,
+            b: crate::ops::cuda::Array,
+            dy: crate::ops::cuda::Array,
+        ) -> Result<[Option<crate::ops::cuda::Numbers>; 2]> {
+            self.back_on_gpu(b, dy)
+        }
+    };
     () => {
         #[cfg(feature = "cuda")]
         fn gpu_forward(&self, x: crate::ops::cuda::Array) -> Result<crate::ops::cuda::Numbers> {
@@ -63,6 +84,7 @@ macro_rules! on_gpu {
 use on_gpu;
 
 pub use cast::cast;
+pub use compute::{Compute, Hardware};
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::{Array, Numbers, numbers};
 pub(crate) use custom::{Custom, Op1};
@@ -72,6 +94,7 @@ pub use linear::{Linear, PackedGuard};
 pub use math::Real;
 pub use norm::{Affine, layer_norm, rms_norm, rms_rope};
 pub use param::Param;
+#[cfg(feature = "media")]
 pub(crate) use products::packed_words;
 pub use release::{release, restore, storage_bytes};
 pub use rope::Rope;

@@ -4,7 +4,9 @@
 use std::sync::OnceLock;
 
 use super::gemm;
-use crate::simd::panel::{Lines, Matrix, Panels, across, across_left, along, right_words};
+#[cfg(feature = "media")]
+use crate::simd::panel::right_words;
+use crate::simd::panel::{Lines, Matrix, Panels, across, across_left, along};
 use crate::simd::product::{Epilogue, add_product, product};
 use crate::simd::{Isa, with_isa};
 
@@ -34,6 +36,7 @@ impl std::fmt::Debug for Packed {
 }
 
 /// Words of a weight matrix `[out, inner]` packed for forward, and for backward.
+#[cfg(feature = "media")]
 pub(crate) fn packed_words(out: usize, inner: usize, bf16: bool) -> [usize; 2] {
     match bf16 {
         true => with_isa!(Isa::best(), true, S => [right_words::<S>(inner, out), right_words::<S>(out, inner)]),

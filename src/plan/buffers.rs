@@ -7,9 +7,9 @@ use super::shape::Shape;
 use super::{Part, part};
 use crate::attention::cpu::rehearsal::{backward_words, forward_words};
 use crate::config::{Compute, Place, RunConfig};
-use crate::engine::Phase as At;
 use crate::engine::stash::{CHUNKS, FLYING, STAGING};
 use crate::model::ModelConfig;
+use crate::observe::meter::Phase as At;
 use crate::ops::packed_words;
 use crate::simd::scratch::{KEPT, LARGEST, serves};
 

@@ -14,11 +14,10 @@
 //! ```
 //! use longreel::config::RunConfig;
 //! use longreel::plan::Plan;
-//! use longreel::state::network::network;
 //!
 //! let text = std::fs::read_to_string("configs/demo.toml")?;
 //! let config = RunConfig::parse(&text, "configs/demo.toml".as_ref(), &[])?;
-//! let plan = Plan::new(&config, &network(&config)?, false)?;
+//! let plan = Plan::new(&config, &config.network()?, false)?;
 //! assert_eq!(plan.tokens, 4 * 4 * 7);
 //! println!("{} bytes a rank at the peak, {}", plan.per_rank(), plan.largest().peak().name);
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -9,8 +9,8 @@ use super::shape::Shape;
 use super::{Part, Phase, part};
 use crate::config::{Place, RunConfig};
 use crate::data::{Decoding, FrameCache};
-use crate::engine::Phase as At;
 use crate::model::{Model, ModelConfig};
+use crate::observe::meter::Phase as At;
 use crate::state::weights::IN_FLIGHT;
 
 /// Everything that phases are made of.
@@ -109,7 +109,7 @@ pub fn host(
 
 /// Decoded clips: all that the run goes through, if they are kept, or else those in use and decoded ahead.
 fn frames(config: &RunConfig, shape: &Shape, rehearsal: bool, decoding: Option<&Decoding>) -> Part {
-    match decoding.map_or(0, |decoding| FrameCache::bytes(&config.data, decoding.clips, shape.frames)) {
+    match decoding.map_or(0, |decoding| FrameCache::bytes(&config.data.clips(), decoding.clips, shape.frames)) {
         0 => part("frames and prefetch queue", clips(config, rehearsal) * shape.frames),
         kept => part("decoded clips, kept", kept.min(clips_of_a_run(config, rehearsal).saturating_mul(shape.frames))),
     }
@@ -129,7 +129,7 @@ fn clips_of_a_run(config: &RunConfig, rehearsal: bool) -> u64 {
 
 /// Threads of a rank that decode at a time.
 pub fn decoders(config: &RunConfig, rehearsal: bool) -> u64 {
-    (Decoding::threads(config) as u64).min(clips_of_a_run(config, rehearsal))
+    (Decoding::threads(config.data.prefetch, config.train.batch) as u64).min(clips_of_a_run(config, rehearsal))
 }
 
 /// Bytes of what a sampler keeps of the clips of a batch, of which training samples no more at once than it trains on.

@@ -6,8 +6,7 @@ use super::{Plan, flops};
 use crate::Result;
 use crate::config::RunConfig;
 use crate::data::{Decoding, FrameCache};
-use crate::diffusion::QUANTILES;
-use crate::diffusion::{Guidance, Sampler, inference_sigmas, resolve_shift};
+use crate::diffusion::{Guidance, QUANTILES, Sampler, inference_sigmas, resolve_shift};
 use crate::model::ModelConfig;
 
 /// What time is computed from.
@@ -102,18 +101,19 @@ fn decoding_of_a_step(config: &RunConfig, plan: &Plan, seconds: f64) -> f64 {
     // A rank decodes the frames that it needs; an image as a whole.
     let [part, whole] = plan.frames.map(|bytes| bytes as f64);
     let frames = if config.data.frames > 1 { part / whole } else { 1.0 };
-    let threads = (config.parallel.ranks * Decoding::threads(config)).min(Decoding::cores());
+    let threads =
+        (config.parallel.ranks * Decoding::threads(config.data.prefetch, config.train.batch)).min(Decoding::cores());
     clips * frames * seconds / threads as f64
 }
 
 /// Steps whose clips are decoded: all, or where decoded clips are kept as many as it takes to have each once.
 fn steps_that_decode(config: &RunConfig, plan: &Plan, decoding: &Decoding) -> u64 {
-    if FrameCache::bytes(&config.data, decoding.clips, plan.frames[0]) == 0 {
+    if FrameCache::bytes(&config.data.clips(), decoding.clips, plan.frames[0]) == 0 {
         return config.train.steps;
     }
     // A data rank keeps what it has had, and in time has all of them.
     let batch = config.train.batch * config.train.accumulate;
-    let all = FrameCache::parts(&config.data, decoding.clips);
+    let all = FrameCache::parts(&config.data.clips(), decoding.clips);
     (all.div_ceil(batch) as u64).min(config.train.steps)
 }
 
@@ -122,7 +122,7 @@ fn passes(config: &RunConfig, tokens: usize) -> Result<f64> {
     let sample = &config.sample;
     let shift = resolve_shift(sample.shift, config.diffusion.shift_base_tokens, tokens)?;
     let sigmas = inference_sigmas(sample.steps, shift)?;
-    let guidance = Guidance::new(sample)?;
+    let guidance = Guidance::new(sample.guidance, sample.guidance_interval)?;
     let guided = sigmas[..sample.steps].iter().filter(|&&sigma| guidance.active(sigma)).count();
     let calls = Sampler::new(sample.sampler, sigmas)?.calls();
     Ok(calls as f64 * (1.0 + guided as f64 / sample.steps as f64))

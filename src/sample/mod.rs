@@ -80,7 +80,7 @@ impl Request {
             size: [data.frames, data.height, data.width],
             sampler: sample.sampler,
             steps: sample.steps,
-            guidance: Guidance::new(sample)?,
+            guidance: Guidance::new(sample.guidance, sample.guidance_interval)?,
             shift: sample.shift,
             shift_base_tokens: config.diffusion.shift_base_tokens,
             head_groups: config.parallel.head_groups,

@@ -90,6 +90,7 @@ impl Panels {
 }
 
 /// Words of a right operand's panels.
+#[cfg(feature = "media")]
 pub(crate) fn right_words<S: Simd>(contraction: usize, lanes: usize) -> usize {
     lanes.div_ceil(right::<S>()) * Panels::len::<S>(contraction, right::<S>())
 }

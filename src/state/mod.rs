@@ -3,6 +3,8 @@
 pub mod checkpoint;
 pub mod ema;
 pub mod named;
-pub mod network;
 pub mod optimizer;
+mod options;
 pub mod weights;
+
+pub use options::StateOptions;

@@ -8,7 +8,6 @@
 pub(super) mod cuda;
 
 use super::ema::follow;
-use crate::config::Train;
 use crate::{Result, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -33,11 +32,25 @@ pub struct Shard<'a> {
 
 /// AdamW's constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    betas: [f64; 2],
-    eps: f64,
-    weight_decay: f64,
+#[non_exhaustive]
+pub struct AdamWOptions {
+    /// Decay of the running means: of the gradient, and of its square.
+    pub betas: [f64; 2],
+    /// Added to the root of the mean square.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices; biases, norms and tables have none.
+    pub weight_decay: f64,
 }
+
+impl Default for AdamWOptions {
+    fn default() -> Self {
+        Self { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// The optimizer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW(AdamWOptions);
 
 /// What one step does to every element.
 pub(super) struct Step {
@@ -51,12 +64,12 @@ pub(super) struct Step {
 }
 
 impl AdamW {
-    /// The optimizer `[train]` asks for.
+    /// The optimizer with these constants.
     ///
     /// # Errors
     /// If a constant is out of its range.
-    pub fn new(config: &Train) -> Result<Self> {
-        let Train { betas, eps, weight_decay, .. } = *config;
+    pub fn new(options: AdamWOptions) -> Result<Self> {
+        let AdamWOptions { betas, eps, weight_decay } = options;
         if let Some(beta) = betas.iter().find(|beta| !(0.0..1.0).contains(*beta)) {
             bail!(Config, "[train] betas: {beta} must be at least 0 and below 1");
         }
@@ -66,7 +79,7 @@ impl AdamW {
         if !(weight_decay >= 0.0 && weight_decay.is_finite()) {
             bail!(Config, "[train] weight_decay = {weight_decay}: must be 0 or more");
         }
-        Ok(Self { betas, eps, weight_decay })
+        Ok(Self(options))
     }
 
     /// Makes step number `step`, counted from 1, at learning rate `lr` with gradients times `scale` (see
@@ -113,15 +126,16 @@ impl AdamW {
         if step == 0 {
             bail!(Shape, "AdamW: steps count from 1");
         }
-        let [bias1, bias2] = self.betas.map(|beta| 1.0 - beta.powf(step as f64));
+        let AdamWOptions { betas, eps, weight_decay } = self.0;
+        let [bias1, bias2] = betas.map(|beta| 1.0 - beta.powf(step as f64));
         Ok(Step {
-            betas: self.betas.map(|beta| beta as f32),
-            rest: self.betas.map(|beta| (1.0 - beta) as f32),
+            betas: betas.map(|beta| beta as f32),
+            rest: betas.map(|beta| (1.0 - beta) as f32),
             scale: scale as f32,
             rate: (lr / bias1) as f32,
             inv_std: (1.0 / bias2.sqrt()) as f32,
-            eps: self.eps as f32,
-            decay: (lr * self.weight_decay) as f32,
+            eps: eps as f32,
+            decay: (lr * weight_decay) as f32,
         })
     }
 }

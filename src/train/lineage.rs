@@ -54,7 +54,7 @@ pub(super) fn check_network(checkpoint: &Checkpoint, config: &RunConfig, model: 
 /// There is a class that it does not know.
 pub(super) fn number_classes(checkpoint: &Checkpoint, dataset: &mut Dataset) -> Result<()> {
     let State { classes, step, .. } = checkpoint.state();
-    if classes.is_empty() || dataset.config().label == Label::None {
+    if classes.is_empty() || dataset.options().label == Label::None {
         return Ok(());
     }
     if let Some(new) = dataset.classes().iter().find(|name| !classes.contains(name)) {
@@ -160,7 +160,7 @@ pub fn inherit_diffusion(config: &mut RunConfig, given: impl Fn(&str) -> bool) -
 /// of `step`, or the last. Where there is none, or it cannot be read, the run itself says so.
 pub fn inherit_dtype(config: &mut RunConfig, step: Option<u64>) {
     let Ok(Some(checkpoint)) = RunFolder::new(&config.run.out).to_resume(step) else { return };
-    let Ok(was) = checkpoint.config().map(|was| was.train.dtype) else { return };
+    let Ok(was) = RunConfig::of_checkpoint(&checkpoint).map(|was| was.train.dtype) else { return };
     if was != config.train.dtype {
         tracing::info!("train.dtype is {}, as the run was begun; to change it, name it", was.name());
         config.train.dtype = was;

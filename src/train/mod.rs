@@ -16,10 +16,10 @@ mod monitor;
 mod report;
 mod run;
 pub(crate) mod setup;
-mod summary;
 mod trainer;
 
+pub use crate::observe::metrics::Record;
 pub use lineage::{inherit_diffusion, inherit_dtype};
-pub use run::rehearse;
+pub use rehearsal::rehearse;
 pub use setup::Start;
 pub use trainer::{Trained, Trainer};

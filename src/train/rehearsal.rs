@@ -1,13 +1,53 @@
-//! Measures a rehearsal's memory, the process's peak and the buffers in use by phase of a step, to compare it with the
-//! plan.
+//! Rehearses a run: steps without attention's arithmetic, whose memory, the process's peak and the buffers in use by
+//! phase, is compared with the plan.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use crate::allocator;
-use crate::engine::Phase;
+use super::run::Rank;
+use super::setup::{RunSetup, Start};
+use crate::config::RunConfig;
+use crate::data::Decoding;
+use crate::engine::stash;
+use crate::observe::meter::{Phase, Section, StepTimes};
 use crate::observe::process::memory;
-use crate::plan::Plan;
+use crate::parallel::Launch;
+use crate::plan::{Plan, REHEARSED};
+use crate::{Result, allocator};
+
+/// Runs steps as `config` says, but without attention's arithmetic: memory, messages and stash are unchanged, values
+/// mean nothing. Saves nothing.
+pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
+    config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
+    let setup = RunSetup::open(config, Start::New, launch, None)?;
+    let plan = Plan::with_decoding(&setup.config, &setup.model, true, Some(&Decoding::of(&setup.dataset)))?;
+    stash::check_room(&setup.config.stash, setup.model.num_layers, &setup.stashed()?)?;
+    let done = launch.run(setup.config.parallel.ranks, |comm| Rank::new(&setup, comm, Arc::default())?.rehearse())?;
+    let (spent, seen): (Vec<StepTimes>, Vec<Seen>) = done.into_iter().unzip();
+    let (steps, tokens) = (REHEARSED.min(setup.config.train.steps), setup.tokens()?);
+    tracing::info!("{}", spent[0].table(steps, tokens));
+    Ok(Rehearsal::new(&plan, &seen))
+}
+
+impl Rank<'_> {
+    /// Two steps without attention's arithmetic; where their time went, and what memory they had in use.
+    fn rehearse(&self) -> Result<(StepTimes, Seen)> {
+        let phases = Phases::default();
+        let enter = |phase| phases.enter(phase);
+        let engine = self.engine()?.on_phase(&enter).rehearsing();
+        let steps = REHEARSED.min(self.setup.config.train.steps);
+        let mut loader = self.loader(&engine, 0, steps)?;
+        let mut spent = StepTimes::default();
+        for step in 0..steps {
+            let loss = self.gradients(&engine, &mut loader, step)?;
+            self.meter.during(Section::Optimizer, || self.update(step, loss, 0.0))?;
+            spent.add(&self.meter.end());
+        }
+        drop((engine, loader));
+        Ok((spent, phases.finish()))
+    }
+}
 
 /// Predicted and measured bytes.
 #[derive(Clone, Debug)]

@@ -10,7 +10,6 @@ use super::lineage;
 use super::plot::loss_curve;
 use super::progress::Progress;
 use super::setup::RunSetup;
-use super::summary;
 use crate::Result;
 use crate::data::Decoding;
 use crate::data::write::{PREVIEW_PIXELS, Preview, write_video};
@@ -95,7 +94,7 @@ impl<'a> Report<'a> {
             setup.folder.set_newer_aside(done)?;
             lineage::rewrite_config(&setup.folder, &setup.config, done)?;
         } else {
-            setup.folder.create(&setup.config)?;
+            setup.folder.create(&setup.config.to_toml()?)?;
         }
         let warnings = keep_in(&setup.folder.warnings());
         let plan = Plan::with_decoding(&setup.config, &setup.model, false, Some(&Decoding::of(&setup.dataset)))?;
@@ -164,7 +163,7 @@ impl<'a> Report<'a> {
             seconds,
             waited: step.waited.as_secs_f64() / seconds,
             peak_rss: memory().peak,
-            more: summary::values(&step.spent).collect(),
+            more: step.spent.values().collect(),
             ..Record::default()
         };
         record.more.insert(EPOCH.to_owned(), step.epoch);
@@ -242,7 +241,7 @@ impl<'a> Report<'a> {
         };
         voice.progress.finish();
         if voice.steps > 0 {
-            tracing::info!("{}", summary::table(&voice.spent, voice.steps, voice.tokens));
+            tracing::info!("{}", voice.spent.table(voice.steps, voice.tokens));
             tracing::info!("memory: {} at the peak, planned {}", gib(peak), gib(voice.planned));
         }
         let share = 100.0 * voice.waited.as_secs_f64() / voice.seconds.as_secs_f64().max(1e-9);

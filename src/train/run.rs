@@ -14,39 +14,22 @@ use std::time::Instant;
 use super::device;
 use super::heldout::Heldout;
 use super::progress::Progress;
-use super::rehearsal::{Phases, Rehearsal, Seen};
 use super::report::{Report, Step};
 use super::schedule::LearningRate;
-use super::setup::{RunSetup, Start};
-use super::summary;
+use super::setup::RunSetup;
 use super::trainer::Hook;
 use crate::batch::{NoisyClip, NoisyClips, upload};
-use crate::config::{Label, RunConfig};
-use crate::data::{self, Decoding, Loader, Sample};
+use crate::config::Label;
+use crate::data::{self, Loader, Sample};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
-use crate::engine::stash::{self, Stash};
-use crate::observe::meter::{Section, StepMeter, StepTimes};
-use crate::parallel::{Communicator, Launch, Mesh, Metered, Reduce, agree};
-use crate::plan::{Plan, REHEARSED};
+use crate::engine::stash::Stash;
+use crate::observe::meter::{Section, StepMeter};
+use crate::parallel::{Communicator, Mesh, Metered, Reduce, agree};
 use crate::sample::{self, ClipSampler, ClipSpec, Request};
 use crate::state::checkpoint::{DataCounts, State};
 use crate::state::weights::TrainState;
 use crate::{Error, Result};
-
-/// Runs steps as `config` says, but without attention's arithmetic: memory, messages and stash are unchanged, values
-/// mean nothing. Saves nothing.
-pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
-    config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
-    let setup = RunSetup::open(config, Start::New, launch, None)?;
-    let plan = Plan::with_decoding(&setup.config, &setup.model, true, Some(&Decoding::of(&setup.dataset)))?;
-    stash::check_room(&setup.config.stash, setup.model.num_layers, &setup.stashed()?)?;
-    let done = launch.run(setup.config.parallel.ranks, |comm| Rank::new(&setup, comm, Arc::default())?.rehearse())?;
-    let (spent, seen): (Vec<StepTimes>, Vec<Seen>) = done.into_iter().unzip();
-    let (steps, tokens) = (REHEARSED.min(setup.config.train.steps), setup.tokens()?);
-    tracing::info!("{}", summary::table(&spent[0], steps, tokens));
-    Ok(Rehearsal::new(&plan, &seen))
-}
 
 /// How a rank's steps ended.
 pub(super) struct Ended {
@@ -58,9 +41,9 @@ pub(super) struct Ended {
 
 /// One rank of a run.
 pub(super) struct Rank<'a> {
-    setup: &'a RunSetup,
+    pub setup: &'a RunSetup,
     mesh: Mesh,
-    meter: Arc<StepMeter>,
+    pub meter: Arc<StepMeter>,
     weights: TrainState,
     objective: Objective,
     sigmas: SigmaDistribution,
@@ -76,13 +59,7 @@ impl<'a> Rank<'a> {
         let grid = setup.model.grid([data.frames, data.height, data.width])?;
         agree(comm.as_ref(), "the configuration", config.fingerprint()?)?;
         let mesh = Mesh::new(comm, config.parallel.data, setup.model.num_attention_heads, config.parallel.ring)?;
-        let weights = TrainState::new(
-            setup.initial()?,
-            &config.train,
-            mesh.world.clone(),
-            config.parallel.zero,
-            config.stash.folder.as_deref(),
-        )?;
+        let weights = TrainState::new(setup.initial()?, &config.state(), mesh.world.clone())?;
         let world = mesh.world.as_ref();
         agree(world, "the step to start from", setup.resume.as_ref().map_or(0, |c| c.state().step))?;
         if let Some(checkpoint) = &setup.resume {
@@ -96,7 +73,7 @@ impl<'a> Rank<'a> {
             weights,
             objective: Objective::new(&config.diffusion)?,
             sigmas: SigmaDistribution::new(&config.diffusion, grid.iter().product())?,
-            dropout: LabelDropout::new(&config.diffusion)?,
+            dropout: LabelDropout::new(config.diffusion.label_dropout)?,
             grid,
         })
     }
@@ -168,7 +145,7 @@ impl<'a> Rank<'a> {
     }
 
     /// Ends a step: weights by the sum of all ranks' gradients, whose norm it returns.
-    fn update(&self, step: u64, loss: f64, lr: f64) -> Result<f64> {
+    pub fn update(&self, step: u64, loss: f64, lr: f64) -> Result<f64> {
         self.weights.sum_gradients()?;
         let norm = self.weights.gradient_norm(step + 1)?;
         if !loss.is_finite() {
@@ -179,25 +156,8 @@ impl<'a> Rank<'a> {
         Ok(norm)
     }
 
-    /// Two steps without attention's arithmetic; where their time went, and what memory they had in use.
-    fn rehearse(&self) -> Result<(StepTimes, Seen)> {
-        let phases = Phases::default();
-        let enter = |phase| phases.enter(phase);
-        let engine = self.engine()?.on_phase(&enter).rehearsing();
-        let steps = REHEARSED.min(self.setup.config.train.steps);
-        let mut loader = self.loader(&engine, 0, steps)?;
-        let mut spent = StepTimes::default();
-        for step in 0..steps {
-            let loss = self.gradients(&engine, &mut loader, step)?;
-            self.meter.during(Section::Optimizer, || self.update(step, loss, 0.0))?;
-            spent.add(&self.meter.end());
-        }
-        drop((engine, loader));
-        Ok((spent, phases.finish()))
-    }
-
     /// The engine of the run's clips, with the run's stash.
-    fn engine(&self) -> Result<Engine<'_>> {
+    pub fn engine(&self) -> Result<Engine<'_>> {
         let config = &self.setup.config;
         let stash = Arc::new(Mutex::new(Stash::open(&config.stash, self.mesh.world.rank(), self.setup.device())?));
         let (train, sequence) = (&config.train, &self.mesh.sequence);
@@ -210,7 +170,7 @@ impl<'a> Rank<'a> {
     }
 
     /// Loss and gradients of a step: this rank's share.
-    fn gradients(&self, engine: &Engine, loader: &mut Loader, step: u64) -> Result<f64> {
+    pub fn gradients(&self, engine: &Engine, loader: &mut Loader, step: u64) -> Result<f64> {
         let micro_batches = 0..self.setup.config.train.accumulate;
         self.meter.begin(micro_batches.len() as u64 * engine.operations());
         self.weights.zero_gradients()?;
@@ -230,7 +190,7 @@ impl<'a> Rank<'a> {
     }
 
     /// Decodes what this rank's tokens lie in, of its clips of `steps` steps from `position` on, in order.
-    fn loader(&self, engine: &Engine, position: u64, steps: u64) -> Result<Loader> {
+    pub fn loader(&self, engine: &Engine, position: u64, steps: u64) -> Result<Loader> {
         let train = &self.setup.config.train;
         let (dataset, seed) = (self.setup.dataset.clone(), self.setup.config.run.seed);
         let numbers: Vec<u64> = (0..train.accumulate)
@@ -312,12 +272,13 @@ impl<'a> Rank<'a> {
         let saving = if writes { Some(self.setup.folder.begin(step)?) } else { None };
         self.weights.save(saving.as_ref())?;
         if let Some(saving) = saving {
-            let mut state = State::new(&self.setup.config, step, position)?;
+            let config = &self.setup.config;
+            let mut state = State::new(config.to_toml()?, config.run.seed, step, position);
             state.run = Some(self.setup.name.clone());
             state.fps = self.setup.fps();
             state.data = Some(DataCounts::of(&self.setup.dataset));
             state.classes = self.setup.dataset.classes().to_vec();
-            let path = saving.finish(&state, self.setup.config.train.keep)?;
+            let path = saving.finish(&state, config.train.keep)?;
             tracing::info!("saved {}", path.display());
         }
         recorded?; // weights are worth more than their record: they are saved all the same

@@ -18,7 +18,6 @@ use crate::parallel::{Launch, Sequence, Split, is_first};
 use crate::sample::check_guidance;
 use crate::state::checkpoint::{Checkpoint, RunFolder};
 use crate::state::named::NamedModel;
-use crate::state::network::described;
 use crate::{Error, Result, bail, hub};
 
 /// Where a run starts.
@@ -103,7 +102,7 @@ impl RunSetup {
         };
         let model = match &from {
             Some(folder) => ModelConfig::of(folder)?,
-            None => described(&config),
+            None => config.model.network(),
         };
         model.check()?;
         if device.is_cuda() {
@@ -140,8 +139,8 @@ impl RunSetup {
             .iter()
             .try_for_each(|(key, path)| path.map_or(Ok(()), |path| refuse_own_output(key, path, &config.run.out)))?;
         let mut dataset = match &own {
-            Some(clips) => Dataset::of_clips(data, clips)?,
-            None => Dataset::open_without(data, &path, &Apart::of_run(&config.run.out, held_out.as_deref()))?,
+            Some(clips) => Dataset::of_clips(&data.clips(), clips)?,
+            None => Dataset::open_without(&data.clips(), &path, &Apart::of_run(&config.run.out, held_out.as_deref()))?,
         };
         if data.label == Label::Folder && dataset.classes().len() > model.num_classes {
             let (have, named) = (dataset.classes().len(), model.num_classes);
@@ -169,7 +168,7 @@ impl RunSetup {
                     Some(_) => apart,
                     None => apart.with(&path, "it is trained on (data.path)"),
                 };
-                let mut heldout = Dataset::open_without(data, held_out, &apart)?;
+                let mut heldout = Dataset::open_without(&data.clips(), held_out, &apart)?;
                 if data.label == Label::Folder {
                     heldout.number_classes_as(dataset.classes())?;
                 }

@@ -12,7 +12,7 @@ use super::run::{Ended, Rank};
 use super::run_lock::RunLock;
 use super::setup::{RunSetup, Start};
 use crate::config::RunConfig;
-use crate::data::{Clips, own_clips_config};
+use crate::data::Clips;
 use crate::engine::stash;
 use crate::observe::meter::StepMeter;
 use crate::observe::metrics::Record;
@@ -115,7 +115,8 @@ impl<'a> Trainer<'a> {
         let (launch, interrupted) = (self.launch.unwrap_or(&threads), self.interrupted.unwrap_or(&never));
         let mut config = self.config;
         if self.clips.is_some() {
-            config.data = own_clips_config(&config.data);
+            let clips = config.data.clips().of_own_clips();
+            config.data = config.data.cut_as(&clips);
         }
         let ranks = config.parallel.ranks;
         // Processes that are ranks of one job share the lock of the first; others are runs of their own.

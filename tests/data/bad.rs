@@ -1,8 +1,7 @@
 //! Bad input: each file is a reported skip, each folder or setting an error; nothing panics or hangs.
 
 use super::media::*;
-use longreel::config::Label;
-use longreel::data::Dataset;
+use longreel::data::{Dataset, Label};
 use std::path::Path;
 
 #[test]

@@ -1,8 +1,7 @@
 //! Exactly the asked frames come back, whatever the container, timing, shape or colours of the file.
 
 use super::media::*;
-use longreel::config::Crop;
-use longreel::data::{Augment, Dataset};
+use longreel::data::{Augment, Crop, Dataset};
 use std::path::{Path, PathBuf};
 
 const SIZE: (usize, usize) = (64, 48); // width, height

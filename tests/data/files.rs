@@ -1,8 +1,7 @@
 //! Which files make the dataset: order, captions, classes, names.
 
 use super::media::*;
-use longreel::config::Label;
-use longreel::data::Dataset;
+use longreel::data::{Dataset, Label};
 use std::fs;
 use std::panic::AssertUnwindSafe;
 

@@ -1,8 +1,7 @@
 //! Small sets of clips are decoded once.
 
 use super::media::*;
-use longreel::config::Crop;
-use longreel::data::{Augment, FrameCache, FrameRegion, Frames, Loader, Request};
+use longreel::data::{Augment, Crop, FrameCache, FrameRegion, Frames, Loader, Request};
 use std::sync::Arc;
 
 const PART: u64 = 2 * 40 * 48 * 3;

@@ -2,9 +2,8 @@
 //! memory that takes.
 
 use super::media::*;
-use longreel::config::Crop;
 use longreel::data::write::PngWriter;
-use longreel::data::{Augment, Dataset, FrameRegion, token_grid};
+use longreel::data::{Augment, Crop, Dataset, FrameRegion, token_grid};
 use longreel::observe::process::memory;
 use longreel::parallel::Split;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,7 @@
 //! Tests the order of clips and the prefetch queue.
 
 use super::media::*;
-use longreel::config::Crop;
-use longreel::data::{Augment, Dataset, FrameRegion, Loader, Request, token_grid};
+use longreel::data::{Augment, Crop, Dataset, FrameRegion, Loader, Request, token_grid};
 use longreel::parallel::Split;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -41,7 +40,7 @@ fn order_crops_and_flips_depend_on_the_position_alone() {
     let (_folder, dataset) = eleven();
     let whole: Vec<Request> = (0..36).map(|p| dataset.training(3, p)).collect();
     for ranks in [1u64, 2, 3] {
-        let again = Dataset::open(dataset.config(), dataset.files()[0].path.parent().unwrap()).unwrap();
+        let again = Dataset::open(dataset.options(), dataset.files()[0].path.parent().unwrap()).unwrap();
         // Data ranks take positions step * ranks + rank; the run is resumed in the middle, in any order of asking.
         for position in (0..36).rev() {
             let (step, rank) = (position / ranks, position % ranks);
@@ -54,7 +53,7 @@ fn order_crops_and_flips_depend_on_the_position_alone() {
     assert!((8..=28).contains(&flips), "{flips} of 36 mirrored");
     assert!(whole.iter().all(|r| r.augment.crop.iter().all(|share| (0.0..1.0).contains(share))));
 
-    let mut plain = dataset.config().clone();
+    let mut plain = dataset.options().clone();
     (plain.crop, plain.flip) = (Crop::Center, false);
     assert_eq!(Augment::draw(&plain, 3, 1, 5), Augment::PLAIN);
     assert_eq!(dataset.plain(4), Request { clip: 4, epoch: 0, augment: Augment::PLAIN });

@@ -1,7 +1,6 @@
 //! Makes media whose frames say which frame they are, and reads that back.
 
-use longreel::config::{Crop, Data, Label};
-use longreel::data::{Augment, Clip, Dataset, Frames};
+use longreel::data::{Augment, Clip, ClipOptions, Dataset, Frames};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,22 +9,8 @@ use tempfile::TempDir;
 pub const BITS: usize = 8;
 
 /// A config for clips of (frames, height, width), all else as a user gets it.
-pub fn config(frames: usize, height: usize, width: usize) -> Data {
-    Data {
-        path: String::new(),
-        heldout: None,
-        frames,
-        height,
-        width,
-        stride: 1,
-        fps: None,
-        crop: Crop::Center,
-        flip: false,
-        label: Label::None,
-        deinterlace: true,
-        tonemap: true,
-        prefetch: 4,
-    }
+pub fn config(frames: usize, height: usize, width: usize) -> ClipOptions {
+    ClipOptions::new([frames, height, width])
 }
 
 pub fn folder() -> TempDir {
@@ -93,12 +78,12 @@ pub fn ffmpeg(path: impl AsRef<Path>, input: &[&str], args: &[&str], stdin: &[u8
 /// H.264 with key frames every 12, up to 3 B-frames between, like most files that users have.
 pub const H264: [&str; 10] = ["-c:v", "libx264", "-preset", "fast", "-g", "12", "-bf", "3", "-pix_fmt", "yuv420p"];
 
-pub fn open(config: &Data, path: &Path) -> Dataset {
+pub fn open(config: &ClipOptions, path: &Path) -> Dataset {
     Dataset::open(config, path).unwrap()
 }
 
 pub fn whole(dataset: &Dataset, clip: &Clip) -> Frames {
-    dataset.frames(clip, &Augment::PLAIN, 0..dataset.config().frames).unwrap()
+    dataset.frames(clip, &Augment::PLAIN, 0..dataset.options().frames).unwrap()
 }
 
 /// The reasons why files are skipped, by name.

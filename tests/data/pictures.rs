@@ -1,7 +1,6 @@
 //! Frames as the eye should have them: deinterlaced, of the usual range of light, and at one rate.
 
 use super::media::*;
-use longreel::config::Data;
 use longreel::data::Augment;
 use std::path::Path;
 use std::process::Command;
@@ -47,7 +46,7 @@ fn interlaced_frames_are_those_of_bwdif_wherever_decoding_begins() {
         let expected = reference(&path, &format!("bwdif=mode=send_frame:deint=interlaced,{SWSCALE}"));
         let bytes = 64 * 48 * 3;
         assert_eq!(expected.len(), 40 * bytes, "{name}");
-        let plain = Data { deinterlace: false, ..config(40, 48, 64) };
+        let plain = options!(config(40, 48, 64); deinterlace: false);
         let combs = open(&plain, &path);
         assert!(combs.files()[0].notes[0].contains("left so (data.deinterlace = false)"));
         let combs = whole(&combs, &combs.clip(0));
@@ -61,7 +60,7 @@ fn interlaced_frames_are_those_of_bwdif_wherever_decoding_begins() {
             let alone = dataset.frames(&dataset.clip(0), &Augment::PLAIN, n..n + 1).unwrap();
             assert!(alone.data == all.frame(n), "{name}: frame {n} by itself");
         }
-        let strided = open(&Data { stride: 3, ..config(5, 48, 64) }, &path);
+        let strided = open(&options!(config(5, 48, 64); stride: 3), &path);
         let third = whole(&strided, &strided.clip(1));
         for i in 0..5 {
             assert!(third.frame(i) == all.frame(15 + 3 * i), "{name}: every third frame");
@@ -93,7 +92,7 @@ fn high_dynamic_range_is_brought_to_the_usual_one() {
             assert!(a.abs_diff(b) <= 2, "patch {patch}, component {c}: {a}, zscale has {b}");
         }
     }
-    let plain = open(&Data { tonemap: false, ..config(1, 48, 66) }, &path);
+    let plain = open(&options!(config(1, 48, 66); tonemap: false), &path);
     assert!(plain.files()[0].notes[0].contains("washed out"));
     let left = whole(&plain, &plain.clip(0));
     assert!(left.data[(20 * 66 + 2 * 11 + 5) * 3].abs_diff((400 * 255 / 1023) as u8) <= 1);
@@ -110,9 +109,9 @@ fn mixed_rates_are_said_in_one_line_and_samples_have_the_median() {
     let line = dataset.mixed_rates().unwrap();
     assert!(line.contains("23.98, 25 and 30 frames per second") && line.contains("data.fps = 23.98"), "{line}");
     assert_eq!(dataset.rate(), Some(25.0), "2 of 3 clips each of 23.98, 24, 25, 30 and 30");
-    let strided = open(&Data { stride: 2, ..config(8, 48, 64) }, folder.path());
+    let strided = open(&options!(config(8, 48, 64); stride: 2), folder.path());
     assert_eq!(strided.rate(), Some(12.5));
-    let one = open(&Data { fps: Some(10.0), ..config(8, 48, 64) }, folder.path());
+    let one = open(&options!(config(8, 48, 64); fps: Some(10.0)), folder.path());
     assert_eq!((one.mixed_rates(), one.rate()), (None, Some(10.0)));
     let out = Command::new(env!("CARGO_BIN_EXE_longreel"))
         .args(["scan", ".", "--frames", "8", "--height", "48", "--width", "64", "--no-sheet"])

@@ -1,7 +1,7 @@
 //! Timestamps that repeat, fall, jump or are missing: the frames, their times and seeking stay.
 
 use super::media::*;
-use longreel::config::Data;
+use longreel::data::ClipOptions;
 use std::path::{Path, PathBuf};
 
 const SIZE: (usize, usize) = (64, 48); // width, height
@@ -22,8 +22,8 @@ fn shifted(path: PathBuf, count: usize, args: &[&str], n: usize, milliseconds: u
     path
 }
 
-fn at_rate(fps: f64, frames: usize, (width, height): (usize, usize)) -> Data {
-    Data { fps: Some(fps), ..config(frames, height, width) }
+fn at_rate(fps: f64, frames: usize, (width, height): (usize, usize)) -> ClipOptions {
+    options!(config(frames, height, width); fps: Some(fps))
 }
 
 /// Each frame by itself, sought back and forth, carries its number.

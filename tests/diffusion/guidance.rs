@@ -1,11 +1,10 @@
 //! Guidance: the formula, when it acts, and how often the network is called.
 
 use super::{tensor, values};
-use longreel::config::{Sample, SamplerKind};
-use longreel::diffusion::{Guidance, Sampler};
+use longreel::diffusion::{Guidance, Sampler, SamplerKind};
 
 fn guidance(guidance: f64, guidance_interval: [f64; 2]) -> longreel::Result<Guidance> {
-    Guidance::new(&Sample { guidance, guidance_interval, ..Default::default() })
+    Guidance::new(guidance, guidance_interval)
 }
 
 /// The guided velocity where the given one is (3, 1) and the null one (1, 2).

@@ -2,14 +2,14 @@
 
 use super::{tensor, values};
 use candle_core::{Device, Tensor};
-use longreel::config::{Diffusion, Prediction};
 use longreel::diffusion::{
-    Objective, channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key, training_key,
+    DiffusionOptions, Objective, Prediction, channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key,
+    training_key,
 };
 use longreel::rng::{Key, Purpose};
 
 fn objective(prediction: Prediction) -> Objective {
-    Objective::new(&Diffusion { prediction, clamp: 0.05, ..Default::default() }).unwrap()
+    Objective::new(&options!(DiffusionOptions::default(); prediction, clamp: 0.05)).unwrap()
 }
 
 /// Normal rows of some clip.
@@ -141,7 +141,7 @@ fn predictions_stand_for_velocities_and_clean_clips() {
     assert!(refusal!(Config, objective(Prediction::X).velocity(&x0, &eps, 0.0)).contains("sigma = 0"));
     assert!(objective(Prediction::X).velocity(&x0, &tensor(&[1.0]), 0.5).is_err());
     for clamp in [0.0, -1.0, 1.5, f64::NAN] {
-        let config = Diffusion { clamp, ..Default::default() };
+        let config = options!(DiffusionOptions::default(); clamp);
         assert!(refusal!(Config, Objective::new(&config)).contains("clamp"));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::flows::{Gaussian, MIXTURE, network, spaced};
 use super::{tensor, values};
-use longreel::config::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
+use longreel::diffusion::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
 use longreel::diffusion::{Sampler, shift_sigma};
 
 const GAUSSIAN: Gaussian = Gaussian { m: 0.6, s: 0.3 };

@@ -4,9 +4,8 @@ use super::flows::{Gaussian, MIXTURE, network, spaced};
 use super::{tensor, values};
 use candle_core::{DType, Device, Tensor};
 use longreel::bail;
-use longreel::config::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
-use longreel::config::{Diffusion, Prediction};
-use longreel::diffusion::{Objective, Sampler, inference_sigmas, noise_rows, sample_key};
+use longreel::diffusion::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
+use longreel::diffusion::{DiffusionOptions, Objective, Prediction, Sampler, inference_sigmas, noise_rows, sample_key};
 
 const ALL: [SamplerKind; 4] = [Euler, Heun, Dpmpp, Unipc];
 
@@ -104,7 +103,7 @@ fn noise_becomes_the_data_s_distribution() {
 
 #[test]
 fn x_prediction_samples_what_v_prediction_does() {
-    let config = Diffusion { prediction: Prediction::X, ..Default::default() };
+    let config = options!(DiffusionOptions::default(); prediction: Prediction::X);
     let objective = Objective::new(&config).unwrap();
     for kind in ALL {
         let sampler = Sampler::new(kind, inference_sigmas(8, 3.0).unwrap()).unwrap();

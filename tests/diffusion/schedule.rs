@@ -1,10 +1,13 @@
 //! Sigmas: the shift, training draws and their quantiles, sampling lists; label dropout.
 
-use longreel::config::{Diffusion, Timesteps};
-use longreel::diffusion::{LabelDropout, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep};
+use longreel::diffusion::{
+    DiffusionOptions, LabelDropout, SigmaDistribution, Timesteps, inference_sigmas, resolve_shift, shift_sigma,
+    timestep,
+};
 
 fn distribution(timesteps: Timesteps, logit_mean: f64, logit_std: f64, shift: f64) -> SigmaDistribution {
-    SigmaDistribution::new(&Diffusion { timesteps, logit_mean, logit_std, shift, ..Default::default() }, 4096).unwrap()
+    SigmaDistribution::new(&options!(DiffusionOptions::default(); timesteps, logit_mean, logit_std, shift), 4096)
+        .unwrap()
 }
 
 #[test]
@@ -26,7 +29,8 @@ fn the_shift_follows_from_tokens_where_asked() {
     assert_eq!(resolve_shift(0.0, 1024, 4096).unwrap(), 2.0);
     assert_eq!(resolve_shift(0.0, 4096, 1024).unwrap(), 0.5);
     assert_eq!(resolve_shift(3.0, 0, 0).unwrap(), 3.0);
-    let config = Diffusion { shift: 0.0, shift_base_tokens: 1024, timesteps: Timesteps::Uniform, ..Default::default() };
+    let config =
+        options!(DiffusionOptions::default(); shift: 0.0, shift_base_tokens: 1024, timesteps: Timesteps::Uniform);
     assert_eq!(SigmaDistribution::new(&config, 9 * 1024).unwrap().quantile(0.5), 0.75);
     assert!(refusal!(Config, resolve_shift(0.0, 0, 8)).contains("shift_base_tokens"));
     assert!(refusal!(Config, resolve_shift(0.0, 8, 0)).contains("tokens"));
@@ -71,7 +75,7 @@ fn draws_are_distributed_as_their_quantiles_say() {
 
 #[test]
 fn labels_are_dropped_at_their_share_and_not_with_the_timestep() {
-    let dropout = |label_dropout| LabelDropout::new(&Diffusion { label_dropout, ..Default::default() });
+    let dropout = |label_dropout| LabelDropout::new(label_dropout);
     let tenth = dropout(0.1).unwrap();
     let n = 20_000;
     let dropped: Vec<bool> = (0..n).map(|i| tenth.drops(7, i / 16, i % 16)).collect();
@@ -104,9 +108,9 @@ fn sampling_goes_from_one_to_zero() {
 
 #[test]
 fn distributions_out_of_range_are_refused() {
-    let refuse = |config: Diffusion| refusal!(Config, SigmaDistribution::new(&config, 64));
-    assert!(refuse(Diffusion { logit_mean: f64::NAN, ..Default::default() }).contains("logit_mean"));
-    assert!(refuse(Diffusion { logit_std: -1.0, ..Default::default() }).contains("logit_std"));
-    assert!(refuse(Diffusion { logit_std: f64::INFINITY, ..Default::default() }).contains("logit_std"));
-    assert!(refuse(Diffusion { shift: -2.0, ..Default::default() }).contains("shift"));
+    let refuse = |config: DiffusionOptions| refusal!(Config, SigmaDistribution::new(&config, 64));
+    assert!(refuse(options!(DiffusionOptions::default(); logit_mean: f64::NAN)).contains("logit_mean"));
+    assert!(refuse(options!(DiffusionOptions::default(); logit_std: -1.0)).contains("logit_std"));
+    assert!(refuse(options!(DiffusionOptions::default(); logit_std: f64::INFINITY)).contains("logit_std"));
+    assert!(refuse(options!(DiffusionOptions::default(); shift: -2.0)).contains("shift"));
 }

@@ -4,7 +4,7 @@ use super::flows::{MIXTURE, network, spaced};
 use super::values;
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
-use longreel::config::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
+use longreel::diffusion::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
 use longreel::diffusion::{Make, Sampler, Take, Velocity, noise_rows, sample_key};
 use std::ops::Range;
 

@@ -4,8 +4,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use longreel::attention::{Qkv, flash};
-use longreel::config::{Compute, Place, Stash as Settings};
-use longreel::engine::stash::{Attention, Residuals, Shapes, Stash};
+use longreel::engine::stash::{Attention, Residuals, Shapes, Stash, StashOptions};
+use longreel::files::Place;
+use longreel::ops::Compute;
 use tempfile::TempDir;
 
 use super::{gpu, normal, values};
@@ -75,9 +76,10 @@ fn the_stash_gives_back_what_was_computed() {
     let (gpu, folder) = (gpu(), TempDir::new().unwrap());
     let sizes = Sizes::new(&gpu);
     let work = Work::new(sizes.work, &gpu);
-    let disk = Settings { place: Place::Disk, folder: Some(folder.path().to_owned()), ..Settings::default() };
-    let rounded = Settings { dtype: Compute::Bf16, ..Settings::default() };
-    for (name, settings) in [("ram", Settings::default()), ("disk", disk), ("rounded", rounded)] {
+    let [mut disk, mut rounded] = [StashOptions::default(), StashOptions::default()];
+    (disk.place, disk.folder) = (Place::Disk, Some(folder.path().to_owned()));
+    rounded.dtype = Compute::Bf16;
+    for (name, settings) in [("ram", StashOptions::default()), ("disk", disk), ("rounded", rounded)] {
         let mut stash = Stash::open(&settings, 0, &gpu).unwrap();
         for step in 0..2 {
             stash.begin(BLOCKS, &sizes.shapes()).unwrap();

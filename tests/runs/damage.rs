@@ -135,7 +135,7 @@ fn what_was_put_in_later_is_found() {
     let saving = run.begin(3).unwrap();
     parts(&saving, 3);
     fs::remove_dir_all(dir(&run, 2)).unwrap();
-    saving.finish(&State::new(&config(), 3, 0).unwrap(), 9).unwrap();
+    saving.finish(&State::new(config().to_toml().unwrap(), config().run.seed, 3, 0), 9).unwrap();
     fs::create_dir(dir(&run, 3).join("more")).unwrap(); // an empty folder holds nothing that is read
     assert_eq!(load(&run, None).unwrap(), 3);
 }

@@ -41,7 +41,8 @@ fn parts(saving: &Saving, step: u64) {
 fn save_of(name: &str, run: &RunFolder, step: u64, keep: usize) -> longreel::Result<()> {
     let saving = run.begin(step)?;
     parts(&saving, step);
-    let state = State { run: Some(name.to_owned()), ..State::new(&config(), step, 3 * step)? };
+    let state =
+        State { run: Some(name.to_owned()), ..State::new(config().to_toml()?, config().run.seed, step, 3 * step) };
     saving.finish(&state, keep).map(drop)
 }
 
@@ -53,7 +54,7 @@ fn save(run: &RunFolder, step: u64, keep: usize) {
 fn run(steps: &[u64]) -> (TempDir, RunFolder) {
     let temp = tempdir().unwrap();
     let run = RunFolder::new(temp.path().join("run"));
-    run.create(&config()).unwrap();
+    run.create(&config().to_toml().unwrap()).unwrap();
     steps.iter().for_each(|&step| save(&run, step, 99));
     (temp, run)
 }

@@ -115,7 +115,7 @@ fn ranks_that_read_different_bytes_find_out() {
             let checkpoint = folder.to_resume(None)?.unwrap();
             let network = ModelConfig::from_json(checkpoint.transformer()?.config())?;
             let model = Model::init(&network, DType::F32, false, 1)?;
-            TrainState::new(model, &config.train, comm, zero, None)?.load(&checkpoint)
+            TrainState::new(model, &options!(config.state(); zero), comm)?.load(&checkpoint)
         })
     };
     for zero in 0..4 {

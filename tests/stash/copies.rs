@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 const F32: [DType; 2] = [DType::F32; 2];
 
 /// Puts `blocks` blocks and takes them all; each must come back with its bits, rounded or not.
-fn round_trip(stash: &mut Stash, step: u64, blocks: usize, rows: usize, dtypes: [DType; 2], settings: &Settings) {
+fn round_trip(stash: &mut Stash, step: u64, blocks: usize, rows: usize, dtypes: [DType; 2], settings: &StashOptions) {
     let what = |i: usize| 1000 * step + i as u64;
     stash.begin(blocks, &shapes(rows, 24, dtypes)).unwrap();
     for i in 0..blocks {
@@ -29,7 +29,7 @@ fn round_trip(stash: &mut Stash, step: u64, blocks: usize, rows: usize, dtypes: 
 fn stash_returns_residuals_however_late_copies_are() {
     let folder = tempfile::tempdir().unwrap();
     let all = [ram(), bf16(ram()), disk(folder.path()), bf16(disk(folder.path()))];
-    let all = all.into_iter().flat_map(|s| [s.clone(), Settings { keep_attention: false, ..s }]);
+    let all = all.into_iter().flat_map(|s| [s.clone(), options!(s; keep_attention: false)]);
     for settings in all {
         let mut stash = Stash::open_with(&settings, 0, late()).unwrap();
         // Shapes and dtypes change from step to step, up and down.
@@ -151,7 +151,7 @@ fn steps_use_the_same_file_and_buffers_again() {
 #[test]
 fn bf16_and_keep_attention_halve_the_file() {
     let folder = tempfile::tempdir().unwrap();
-    let length = |settings: Settings| {
+    let length = |settings: StashOptions| {
         let mut stash = Stash::open(&settings, 0, &Device::Cpu).unwrap();
         stash.begin(4, &shapes(1024, 512, F32)).unwrap();
         scratch_files(folder.path())[0].metadata().unwrap().len()
@@ -160,8 +160,8 @@ fn bf16_and_keep_attention_halve_the_file() {
     let d = disk(folder.path());
     assert_eq!(length(d.clone()), 2 * x + lse);
     assert_eq!(length(bf16(d.clone())), x + lse);
-    assert_eq!(length(Settings { keep_attention: false, ..d.clone() }), x);
-    assert_eq!(length(bf16(Settings { keep_attention: false, ..d })), x / 2);
+    assert_eq!(length(options!(d.clone(); keep_attention: false)), x);
+    assert_eq!(length(bf16(options!(d; keep_attention: false))), x / 2);
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl Objective for Squares {
 
 /// Loss and gradients of a few steps, each with a clip of another shape and weights that follow from the step before;
 /// of every rank.
-pub fn gradients(case: &Case, settings: &Settings, hook: &(dyn Fn(usize) -> Hook + Sync)) -> Result<Vec<Vec<f64>>> {
+pub fn gradients(case: &Case, settings: &StashOptions, hook: &(dyn Fn(usize) -> Hook + Sync)) -> Result<Vec<Vec<f64>>> {
     let config = ModelConfig {
         patch_size: [1, 1, 1],
         num_attention_heads: 3,
@@ -125,7 +125,7 @@ fn attention_computed_again_gives_the_same_bits() {
     for case in cases() {
         let want = gradients(&case, &ram(), &on_time).unwrap();
         for settings in [ram(), disk(folder.path())] {
-            let settings = Settings { keep_attention: false, ..settings };
+            let settings = options!(settings; keep_attention: false);
             assert!(gradients(&case, &settings, &|_| late()).unwrap() == want, "{} ranks, {settings:?}", case.ranks);
         }
     }

@@ -44,7 +44,7 @@ fn lack_of_disk_space_is_an_error_before_anything_is_written() {
             message.ends_with(&error(check_room(&disk(folder.path()), 10, &absurd)).split("free; ").nth(1).unwrap())
         );
         // What is set already is not advised.
-        let settings = bf16(Settings { keep_attention: false, ..disk(folder.path()) });
+        let settings = bf16(options!(disk(folder.path()); keep_attention: false));
         let message = error(check_room(&settings, 10, &absurd));
         assert!(message.ends_with("or need less: a smaller train.batch, or smaller clips"), "{message}");
     }

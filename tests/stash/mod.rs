@@ -8,8 +8,9 @@ mod run;
 
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
-use longreel::config::{Compute, Place, Stash as Settings};
-use longreel::engine::stash::{Attention, Copy, Hook, Residuals, Shapes, Stash};
+use longreel::engine::stash::{Attention, Copy, Hook, Residuals, Shapes, Stash, StashOptions};
+use longreel::files::Place;
+use longreel::ops::Compute;
 use longreel::rng::{Key, Purpose};
 use parking_lot::Mutex;
 use std::fs::{self, File};
@@ -19,16 +20,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-fn ram() -> Settings {
-    Settings::default()
+fn ram() -> StashOptions {
+    StashOptions::default()
 }
 
-fn disk(folder: &Path) -> Settings {
-    Settings { place: Place::Disk, folder: Some(folder.to_owned()), ..Settings::default() }
+fn disk(folder: &Path) -> StashOptions {
+    options!(StashOptions::default(); place: Place::Disk, folder: Some(folder.to_owned()))
 }
 
-fn bf16(settings: Settings) -> Settings {
-    Settings { dtype: Compute::Bf16, ..settings }
+fn bf16(settings: StashOptions) -> StashOptions {
+    options!(settings; dtype: Compute::Bf16)
 }
 
 /// Normal numbers of a key of their own.

@@ -1,7 +1,7 @@
 //! Training from code: own clips, a hook after each step, what comes back.
 
 use super::snapshot;
-use longreel::config::{Data, Label, RunConfig};
+use longreel::config::{Label, RunConfig};
 use longreel::data::{Augment, Clips, Dataset, FrameRegion};
 use longreel::observe::metrics;
 use longreel::train::{Start, Trainer};
@@ -120,7 +120,7 @@ fn a_hook_sees_each_step_and_stops_the_run_after_the_one_it_says() {
 
 #[test]
 fn own_clips_come_whole_in_parts_and_mirrored() {
-    let mut config = config(Path::new("none"), &[]).data;
+    let mut config = config(Path::new("none"), &[]).data.clips();
     config.flip = true;
     let clips = Drawn::clips(usize::MAX);
     (config.stride, config.fps) = (6, Some(3.0)); // of files; own clips have frames of their own
@@ -161,7 +161,7 @@ fn clips_that_fail_or_do_not_fit_are_errors_that_name_them() {
         }
     }
     let wrong: Arc<dyn Clips> = Arc::new(Wrong);
-    let data = config(folder.path(), &[]).data;
+    let data = config(folder.path(), &[]).data.clips();
     let message = Dataset::of_clips(&data, &wrong).unwrap_err().to_string();
     assert!(message.contains("clip 0 is of class 2"), "{message}");
 
@@ -177,7 +177,7 @@ fn clips_that_fail_or_do_not_fit_are_errors_that_name_them() {
     let short: Arc<dyn Clips> = Arc::new(Short);
     let message = Dataset::of_clips(&data, &short).unwrap_err().to_string();
     assert!(message.contains("clip 0 has no class"), "{message}");
-    let data = Data { label: Label::None, ..data };
+    let data = options!(data; label: Label::None);
     let dataset = Dataset::of_clips(&data, &short).unwrap();
     let message = dataset.frames(&dataset.clip(0), &Augment::PLAIN, 0..2).unwrap_err().to_string();
     assert!(message.contains("clip 0: it gave 2 bytes for 2 frames") && message.contains("2304"), "{message}");

@@ -3,19 +3,18 @@
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
-use longreel::config::{Diffusion, Prediction, Sample, SamplerKind};
 use longreel::data::write::{PngWriter, write_image};
 use longreel::data::{FrameRegion, Frames, RowOrder};
 use longreel::diffusion::{
-    Guidance, Objective, Sampler, channel_first, inference_sigmas, noise_rows, sample_key, timestep,
+    DiffusionOptions, Guidance, Objective, Prediction, Sampler, SamplerKind, channel_first, inference_sigmas,
+    noise_rows, sample_key, timestep,
 };
 use longreel::engine::{Engine, Source};
 use longreel::model::{Model, ModelConfig};
 use longreel::ops::read;
 use longreel::parallel::{Sequence, Split, run_threads};
 use longreel::rng::{Key, Purpose};
-use longreel::sample::Sampled;
-use longreel::sample::{ClipSampler, ClipSpec, Request, SamplingState, conditioning};
+use longreel::sample::{ClipSampler, ClipSpec, Request, Sampled, SamplingState, conditioning};
 use longreel::{Error, Result};
 use std::fs;
 use std::ops::Range;
@@ -61,12 +60,11 @@ fn model_as(bf16: bool) -> Result<Model> {
 }
 
 fn request(sampler: SamplerKind, scale: f64) -> Request {
-    let config = Sample { guidance: scale, guidance_interval: [0.2, 0.8], ..Default::default() };
     Request {
         size: SIZE,
         sampler,
         steps: 5,
-        guidance: Guidance::new(&config).unwrap(),
+        guidance: Guidance::new(scale, [0.2, 0.8]).unwrap(),
         shift: 1.0,
         shift_base_tokens: 4096,
         head_groups: 2,
@@ -127,7 +125,7 @@ fn numbers(x: &Tensor) -> Vec<f32> {
 #[test]
 fn tiles_on_any_ranks_sample_what_the_whole_state_does() {
     for (prediction, scale) in [(Prediction::X, 2.5), (Prediction::V, 1.0)] {
-        let objective = Objective::new(&Diffusion { prediction, ..Default::default() }).unwrap();
+        let objective = Objective::new(&options!(DiffusionOptions::default(); prediction)).unwrap();
         for kind in [SamplerKind::Euler, SamplerKind::Heun, SamplerKind::Dpmpp, SamplerKind::Unipc] {
             let request = request(kind, scale);
             let on = |ranks: usize| {
@@ -160,7 +158,7 @@ fn tiles_on_any_ranks_sample_what_the_whole_state_does() {
 /// with classes that differ, in f32 and bf16, and on several ranks.
 #[test]
 fn a_clip_does_not_depend_on_the_batch_that_it_is_sampled_in() {
-    let objective = Objective::new(&Diffusion { prediction: Prediction::X, ..Default::default() }).unwrap();
+    let objective = Objective::new(&options!(DiffusionOptions::default(); prediction: Prediction::X)).unwrap();
     let labels = [Some(0), Some(1), None, Some(1), Some(0)];
     let clips = ClipSpec::numbered(labels);
     for (kind, scale, bf16) in [
@@ -212,7 +210,7 @@ fn a_clip_does_not_depend_on_the_batch_that_it_is_sampled_in() {
 
 #[test]
 fn a_failure_to_take_a_clip_ends_the_sampling() {
-    let objective = Objective::new(&Diffusion::default()).unwrap();
+    let objective = Objective::new(&DiffusionOptions::default()).unwrap();
     let result = run_threads(2, 1, |comm| {
         let sequence = Sequence::new(comm, 3, 0)?;
         let (model, request) = (model()?, request(SamplerKind::Euler, 1.0));

@@ -5,12 +5,14 @@ mod prefetch;
 mod runs;
 
 use candle_core::{DType, Device, Tensor};
-use longreel::config::{Place, Train};
 use longreel::engine::{Engine, Objective, ParamHooks, Pass, Source};
+use longreel::files::Place;
 use longreel::model::{Conditioning, Model, ModelConfig};
 use longreel::ops::{read, storage_bytes, write};
 use longreel::parallel::{Communicator, Mesh, run_threads};
 use longreel::rng::{Key, Purpose};
+use longreel::state::StateOptions;
+use longreel::state::optimizer::AdamWOptions;
 use longreel::state::weights::{StateBytes, TrainState};
 use longreel::{Error, Result};
 use std::ops::Range;
@@ -107,8 +109,8 @@ impl Case {
         self.sequence * self.data
     }
 
-    fn weights(self, comm: Arc<dyn Communicator>, train: &Train) -> Result<TrainState> {
-        TrainState::new(model()?, train, comm, self.zero, None)
+    fn weights(self, comm: Arc<dyn Communicator>, options: &StateOptions) -> Result<TrainState> {
+        TrainState::new(model()?, &options!(options.clone(); zero: self.zero), comm)
     }
 
     /// All micro-batches of a step: the gradients, summed.
@@ -133,10 +135,11 @@ impl Case {
     /// Two steps: the gradient norms, every rank's weights after them, and their average's.
     fn steps(self, by: By) -> Result<([f64; 2], Vec<Vec<f32>>)> {
         // Epsilon is large, as AdamW would else magnify the rounding of gradients that are nothing.
-        let train = Train { clip: 0.05, weight_decay: 0.1, eps: 1e-3, ema: 0.9, ..Train::default() };
-        let train = Train { clip: if by == By::Sgd { 0.0 } else { train.clip }, ..train };
+        let adamw = options!(AdamWOptions::default(); weight_decay: 0.1, eps: 1e-3);
+        let clip = if by == By::Sgd { 0.0 } else { 0.05 };
+        let options = options!(StateOptions::default(); adamw: adamw, clip, ema: 0.9);
         let results = run_threads(self.ranks(), 1, |comm| {
-            let weights = self.weights(comm.clone(), &train)?;
+            let weights = self.weights(comm.clone(), &options)?;
             let mut norms = [0.0; 2];
             for (step, norm) in (0..).zip(&mut norms) {
                 self.gradients(comm.clone(), &weights)?;
@@ -165,10 +168,10 @@ fn flat(model: &Model) -> Result<Vec<f32>> {
 /// All values, unit by unit as the engine sees them.
 fn values(weights: &TrainState) -> Result<Vec<f32>> {
     let mut values = vec![];
-    for (number, unit) in weights.model.units.iter().enumerate() {
-        weights.before_use(number, Pass::Forward)?;
+    for unit in &weights.model.units {
+        weights.before_use(unit.id, Pass::Forward)?;
         values.extend(unit.value.to_vec1::<f32>()?);
-        weights.after_use(number, Pass::Forward)?;
+        weights.after_use(unit.id, Pass::Forward)?;
     }
     Ok(values)
 }
@@ -223,10 +226,10 @@ fn a_clipped_step_of_adamw_is_that_of_one_rank_in_every_stage() {
 
 /// What each rank holds after a step.
 fn memory(zero: usize, sequence: usize) -> Vec<StateBytes> {
-    memory_of(Train::default(), zero, sequence)
+    memory_of(StateOptions::default(), zero, sequence)
 }
 
-fn memory_of(train: Train, zero: usize, sequence: usize) -> Vec<StateBytes> {
+fn memory_of(train: StateOptions, zero: usize, sequence: usize) -> Vec<StateBytes> {
     let case = Case { sequence, data: 1, accumulate: 3, zero };
     run_threads(case.ranks(), 1, |comm| {
         let weights = case.weights(comm.clone(), &train)?;
@@ -241,7 +244,7 @@ fn memory_of(train: Train, zero: usize, sequence: usize) -> Vec<StateBytes> {
 #[test]
 fn rank_holds_only_its_shard() {
     let whole = 4 * model().unwrap().count();
-    let disk = Train { moments: Place::Disk, ..Train::default() };
+    let disk = options!(StateOptions::default(); moments: Place::Disk);
     assert_eq!(memory_of(disk, 0, 1)[0], StateBytes { parameters: whole, gradients: whole, moments: 0, average: 0 });
     assert_eq!(memory(0, 1)[0], StateBytes { parameters: whole, gradients: whole, moments: 2 * whole, average: whole });
     for ranks in [2, 4] {
@@ -269,20 +272,21 @@ fn rank_holds_only_its_shard() {
 fn unit_is_gathered_only_while_it_is_used() {
     let case = Case { sequence: 2, data: 1, accumulate: 1, zero: 3 };
     run_threads(2, 1, |comm| {
-        let weights = case.weights(comm, &Train::default())?;
+        let weights = case.weights(comm, &StateOptions::default())?;
         let tensors = |tensor: fn(&longreel::model::Unit) -> &Tensor| -> Vec<usize> {
             weights.model.units.iter().map(|unit| storage_bytes(tensor(unit))).collect()
         };
         assert_eq!(tensors(|unit| &unit.value), [0; 4]);
-        weights.before_use(1, Pass::Backward)?;
-        assert_eq!(tensors(|unit| &unit.value), [0, 4 * weights.model.units[1].value.elem_count(), 0, 0]);
-        assert_eq!(tensors(|unit| &unit.grad), [0, 4 * weights.model.units[1].grad.elem_count(), 0, 0]);
-        weights.after_use(1, Pass::Backward)?;
+        let used = weights.model.unit(weights.model.blocks[0].unit);
+        weights.before_use(used.id, Pass::Backward)?;
+        assert_eq!(tensors(|unit| &unit.value), [0, 4 * used.value.elem_count(), 0, 0]);
+        assert_eq!(tensors(|unit| &unit.grad), [0, 4 * used.grad.elem_count(), 0, 0]);
+        weights.after_use(used.id, Pass::Backward)?;
         assert_eq!((tensors(|unit| &unit.value), tensors(|unit| &unit.grad)), (vec![0; 4], vec![0; 4]));
         // Used without: an error, no wrong numbers.
-        let error = read::<f32>(&weights.model.units[1].value).map(|_| ()).unwrap_err().to_string();
+        let error = read::<f32>(&used.value).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("the tensor is released"), "{error}");
-        let error = write(&weights.model.units[1].grad, |_: &mut [f32]| ()).unwrap_err().to_string();
+        let error = write(&used.grad, |_: &mut [f32]| ()).unwrap_err().to_string();
         assert!(error.contains("the tensor is released"), "{error}");
         Ok(())
     })
@@ -296,19 +300,19 @@ fn gradients_that_are_not_finite_are_named_by_all_ranks() {
         // The head's last parameter lies in the last rank's part.
         run_threads(4, 1, |comm| {
             let rank = comm.rank();
-            let weights = case.weights(comm.clone(), &Train::default())?;
+            let weights = case.weights(comm.clone(), &StateOptions::default())?;
             case.gradients(comm, &weights)?;
-            let last = weights.model.units.len() - 1;
-            weights.before_use(last, Pass::Backward)?;
+            let head = weights.model.unit(weights.model.head.unit);
+            weights.before_use(head.id, Pass::Backward)?;
             if rank == 1 {
-                write(&weights.model.units[last].grad, |g: &mut [f32]| *g.last_mut().unwrap() = f32::NAN)?;
+                write(&head.grad, |g: &mut [f32]| *g.last_mut().unwrap() = f32::NAN)?;
             }
-            weights.after_use(last, Pass::Backward)?;
+            weights.after_use(head.id, Pass::Backward)?;
             if zero < 2 {
                 weights.sum_gradients()?;
             }
             let error = weights.gradient_norm(7).unwrap_err();
-            let entries = &weights.model.units[last].entries;
+            let entries = &head.entries;
             let name = format!("the gradient of {}", entries.last().unwrap().name);
             assert!(
                 matches!(&error, Error::NonFinite { step: 7, tensor, .. } if *tensor == name),

@@ -4,9 +4,10 @@
 use super::{Case, values};
 use candle_core::Tensor;
 use longreel::Result;
-use longreel::config::Train;
 use longreel::engine::{ParamHooks, Pass};
+use longreel::model::UnitId;
 use longreel::parallel::{Communicator, Reduce, run_threads};
+use longreel::state::StateOptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -61,7 +62,7 @@ fn next_unit_is_prefetched_while_this_one_is_used() {
     run_threads(2, 1, |comm| {
         let gathers: Arc<[AtomicUsize; 2]> = Arc::default();
         let comm = Arc::new(Counted { inner: comm, gathers: gathers.clone(), beside: 0 });
-        let weights = CASE.weights(comm, &Train::default())?;
+        let weights = CASE.weights(comm, &StateOptions::default())?;
         // Nobody waits for what comes beside, so it comes at some time.
         let counts = |expected: [usize; 2]| {
             let start = Instant::now();
@@ -71,15 +72,16 @@ fn next_unit_is_prefetched_while_this_one_is_used() {
             }
             assert_eq!(now(), expected);
         };
-        let last = weights.model.units.len() - 1;
-        for unit in 0..last {
+        let units: Vec<UnitId> = weights.model.units.iter().map(|unit| unit.id).collect();
+        let last = units.len() - 1;
+        for (number, &unit) in units[..last].iter().enumerate() {
             weights.before_use(unit, Pass::Forward)?;
-            counts([1, unit + 1]); // the first one was not asked for before
+            counts([1, number + 1]); // the first one was not asked for before
             weights.after_use(unit, Pass::Forward)?;
         }
-        for unit in (0..=last).rev() {
+        for (number, &unit) in units.iter().enumerate().rev() {
             weights.before_use(unit, Pass::Backward)?;
-            counts([1, 2 * last + 1 - unit.max(1)]);
+            counts([1, 2 * last + 1 - number.max(1)]);
             weights.after_use(unit, Pass::Backward)?;
         }
         Ok(())
@@ -90,17 +92,18 @@ fn next_unit_is_prefetched_while_this_one_is_used() {
 #[test]
 fn prefetched_parameters_are_dropped_after_an_update() {
     run_threads(2, 1, |comm| {
-        let weights = CASE.weights(comm.clone(), &Train::default())?;
+        let weights = CASE.weights(comm.clone(), &StateOptions::default())?;
         let before = values(&weights)?;
         CASE.gradients(comm, &weights)?;
-        weights.before_use(0, Pass::Forward)?; // a pass that ends here, with unit 1 on its way
-        weights.after_use(0, Pass::Forward)?;
+        let (embed, block) = (weights.model.embed.unit, weights.model.blocks[0].unit);
+        weights.before_use(embed, Pass::Forward)?; // a pass that ends here, with the block's unit on its way
+        weights.after_use(embed, Pass::Forward)?;
         weights.descend(0.05, 1.0)?;
-        weights.before_use(1, Pass::Forward)?;
-        let found = weights.model.units[1].value.to_vec1::<f32>()?;
-        weights.after_use(1, Pass::Forward)?;
+        weights.before_use(block, Pass::Forward)?;
+        let found = weights.model.unit(block).value.to_vec1::<f32>()?;
+        weights.after_use(block, Pass::Forward)?;
         let after = values(&weights)?;
-        let first = weights.model.units[0].value.elem_count();
+        let first = weights.model.unit(embed).value.elem_count();
         assert_eq!(found, after[first..first + found.len()]);
         assert_ne!(found, before[first..first + found.len()]);
         Ok(())

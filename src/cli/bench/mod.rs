@@ -15,15 +15,16 @@ mod step;
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, Subcommand};
 use rayon::prelude::*;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::machine::{on_threads, peak_of};
+use crate::Result;
 use crate::config::{Compute, Hardware};
-use crate::parallel::{Launch, run_threads};
+use crate::parallel::Launch;
 use crate::plan::flops;
 use crate::rng::{Key, Purpose};
-use crate::simd::{Isa, peak as isa_peak};
+use crate::simd::Isa;
 use crate::train::device::device;
-use crate::{Result, bail};
 use report::Report;
 
 /// Measure this machine on the work of training.
@@ -57,24 +58,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
     super::print(if args.json { report.json() } else { report.table() })
 }
 
-/// How long the peak that work is compared with is measured: long against the clock's grain, short against the work.
-const PEAK_TIME: Duration = Duration::from_millis(200);
-
 /// What `--device` names.
 fn device_of(wanted: Option<Hardware>, ranks: usize) -> Result<Device> {
     device(wanted, "--device", ranks, &Launch::threads())
-}
-
-/// Runs `f` with `threads` threads (default: all), as a rank of training runs; `f` is told how many there are.
-fn on_threads<T: Send>(threads: Option<usize>, f: impl Fn(usize) -> Result<T> + Sync) -> Result<T> {
-    let threads = threads.unwrap_or_else(|| super::threads_per_rank(1));
-    let Some(result) = run_threads(1, threads, |_| f(threads))?.pop() else { bail!(Environment, "no rank") };
-    Ok(result)
-}
-
-/// FLOP/s that the current threads reach on what `dtype` computes on.
-fn peak_of(isa: Isa, dtype: Compute) -> f64 {
-    isa_peak::peak(isa, dtype == Compute::Bf16, PEAK_TIME)
 }
 
 /// FLOP/s that `device` reaches in `dtype`: these threads on `isa`, or a GPU in large products by
@@ -95,11 +81,6 @@ fn peak_on(device: &Device, isa: Isa, dtype: Compute) -> Result<f64> {
     }
     device.synchronize()?;
     Ok((RUNS * 2 * N.pow(3)) as f64 / start.elapsed().as_secs_f64())
-}
-
-/// FLOP/s of all processors in `dtype`, and bytes/s of copying memory.
-pub(super) fn machine(dtype: Compute) -> Result<[f64; 2]> {
-    on_threads(None, |_| Ok([peak_of(Isa::best(), dtype), 1e9 * peak::copy()]))
 }
 
 /// The median of seconds.

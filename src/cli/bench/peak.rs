@@ -3,14 +3,13 @@
 
 use candle_core::Device;
 use clap::Args;
-use rayon::prelude::*;
 use serde_json::json;
-use std::time::Instant;
 
-use super::{PEAK_TIME, Report, device_of, isa_peak, on_threads, peak_on};
+use super::{Report, device_of, on_threads, peak_of, peak_on};
 #[cfg(feature = "cuda")]
 use crate::Error;
 use crate::cli::at_least_1;
+use crate::cli::machine::copy;
 use crate::config::{Compute, Hardware};
 use crate::simd::Isa;
 use crate::{Result, bail};
@@ -27,9 +26,6 @@ pub struct PeakArgs {
     device: Option<Hardware>,
 }
 
-/// f32 values of each of the two arrays that are copied: more than caches hold.
-const COPIED: usize = 1 << 26;
-
 /// Measures it.
 pub fn run(args: &PeakArgs) -> Result<Report> {
     let device = device_of(args.device, 1)?;
@@ -39,7 +35,7 @@ pub fn run(args: &PeakArgs) -> Result<Report> {
         }
         return on_gpu(&device);
     }
-    let peaks = |_| Ok([false, true].map(|bf16| isa_peak::peak(Isa::best(), bf16, PEAK_TIME) / 1e9));
+    let peaks = |_| Ok([Compute::F32, Compute::Bf16].map(|dtype| peak_of(Isa::best(), dtype) / 1e9));
     let one = on_threads(Some(1), peaks)?;
     let (threads, all_threads, copy) = on_threads(args.threads, |threads| Ok((threads, peaks(threads)?, copy())))?;
     let facts = vec![("path", json!(Isa::best().name())), ("threads", json!(threads))];
@@ -83,17 +79,4 @@ fn gpu_copies(device: &Device) -> Result<[f64; 3]> {
 #[cfg(not(feature = "cuda"))]
 fn gpu_copies(_: &Device) -> Result<[f64; 3]> {
     bail!(Environment, "this longreel was built without CUDA")
-}
-
-/// GB/s, read and written, of copying an array on all threads: the best of four: the first has to get its pages.
-pub(super) fn copy() -> f64 {
-    let (from, mut to) = (vec![1.0_f32; COPIED], vec![0.0_f32; COPIED]);
-    let mut best = 0.0_f64;
-    for _ in 0..4 {
-        let start = Instant::now();
-        to.par_chunks_mut(1 << 16).zip(from.par_chunks(1 << 16)).for_each(|(to, from)| to.copy_from_slice(from));
-        best = best.max(8.0 * COPIED as f64 / start.elapsed().as_secs_f64() / 1e9);
-        std::hint::black_box(&to);
-    }
-    best
 }

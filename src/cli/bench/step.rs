@@ -10,12 +10,14 @@ use std::time::Instant;
 use super::latent::{Latent, ShapeArgs, conditioning};
 use super::{Report, device_of, flops, median, peak_on};
 use crate::cli::{at_least_1, threads_per_rank};
-use crate::config::{self, Compute, Hardware, Place, Train};
-use crate::engine::{Engine, Stash};
+use crate::config::{Compute, Hardware, Place};
+use crate::engine::Engine;
+use crate::engine::stash::{Stash, StashOptions};
 use crate::model::{Model, ModelConfig};
 use crate::observe::process::page_faults;
 use crate::parallel::{Communicator, Reduce, Sequence, run_threads};
 use crate::simd::Isa;
+use crate::state::StateOptions;
 use crate::state::weights::TrainState;
 use crate::{Result, bail};
 
@@ -97,10 +99,10 @@ fn measure(
     comm: Arc<dyn Communicator>,
 ) -> Result<Measured> {
     let bf16 = args.shape.dtype == Compute::Bf16;
-    let train = Train { ema: 0.0, ..Train::default() };
+    let options = StateOptions { ema: 0.0, ..StateOptions::default() };
     let model = Model::init(network, DType::F32, bf16, 0)?.to_device(device)?;
-    let weights = TrainState::new(model, &train, comm.clone(), 0, None)?;
-    let stash = Stash::open(&config::Stash { place: args.stash, ..Default::default() }, comm.rank(), device)?;
+    let weights = TrainState::new(model, &options, comm.clone())?;
+    let stash = Stash::open(&StashOptions { place: args.stash, ..Default::default() }, comm.rank(), device)?;
     let stash = Arc::new(Mutex::new(stash));
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;
     let engine = Engine::new(&weights.model, &sequence, grid, 1, args.shape.tile)?.with_stash(stash);

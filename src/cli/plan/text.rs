@@ -73,7 +73,7 @@ fn memory(text: &mut String, found: &Found) {
     let _ = match &found.decoding {
         Ok(decoding) => {
             let [looked_at, all] = decoding.files;
-            let threads = counted(Decoding::threads(config), "thread", "threads");
+            let threads = counted(Decoding::threads(config.data.prefetch, config.train.batch), "thread", "threads");
             let all = counted(all, "file", "files");
             writeln!(text, "  (decoding: {threads} a rank; {looked_at} of {all} looked at)")
         }

@@ -44,9 +44,9 @@ pub fn samples(format: Pixel) -> Option<(usize, i32)> {
     (alike && flags & unlike as u64 == 0 && (8..=16).contains(&depth)).then_some((bytes, (1 << depth) - 1))
 }
 
-/// Tells `context` which matrix made the source's YUV, and which range it has; `full` none: as the pixel format
-/// implies.
-pub fn set_colors(context: &mut Context, matrix: c_int, full: Option<bool>) {
+/// Tells `context` which matrix makes YUV of RGB, and which range the source has (none: as its pixel format implies)
+/// and the target.
+pub fn set_colors(context: &mut Context, matrix: c_int, full: Option<bool>, target_is_full: bool) {
     let (mut source, mut target) = (std::ptr::null_mut(), std::ptr::null_mut());
     let (mut source_full, mut target_full, mut brightness, mut contrast, mut saturation) = (0, 0, 0, 0, 0);
     // SAFETY: the context is alive, all pointers are to live integers, the tables FFmpeg's own constants. The return
@@ -65,6 +65,6 @@ pub fn set_colors(context: &mut Context, matrix: c_int, full: Option<bool>) {
         );
         let table = ffi::sws_getCoefficients(matrix);
         let full = full.map_or(source_full, c_int::from);
-        ffi::sws_setColorspaceDetails(c, table, full, table, 1, 0, 1 << 16, 1 << 16);
+        ffi::sws_setColorspaceDetails(c, table, full, table, c_int::from(target_is_full), 0, 1 << 16, 1 << 16);
     }
 }

@@ -1,18 +1,19 @@
 //! MP4, WebM and animated WebP frame by frame, through FFmpeg.
 //!
-//! MP4 is H.264 where FFmpeg can, else MPEG-4 part 2; WebM is VP9. Their colours are BT.709 in limited range (see
-//! `yuv`), and the file says so. WebP takes RGB as it is.
+//! MP4 is H.264 where FFmpeg can, else MPEG-4 part 2; WebM is VP9. Their colours are BT.709 in limited range, one
+//! chroma sample for 2x2 pixels, and the file says so. WebP takes RGB as it is. swscale converts.
 
 use ffmpeg_next as ffmpeg;
 
 use ffmpeg::codec::{self, encoder};
 use ffmpeg::format::{self, Pixel};
+use ffmpeg::software::scaling;
 use ffmpeg::util::color;
 use ffmpeg::{Dictionary, Packet, Rational, frame};
 use std::path::{Path, PathBuf};
 
-use super::yuv::{fill_chroma, fill_luma};
 use super::{check_fps, frame_count};
+use crate::data::scale::from_rgb;
 use crate::files::NewFile;
 use crate::{Error, Result, bail};
 
@@ -129,6 +130,8 @@ impl VideoWriter {
 struct FrameEncoder {
     output: format::context::Output,
     encoder: encoder::video::Encoder,
+    /// From RGB to what the encoder takes.
+    conversion: scaling::Context,
     name: PathBuf, // for messages
     height: usize,
     width: usize,
@@ -203,19 +206,18 @@ impl FrameEncoder {
             Container::WebP => header.set("loop", "0"), // for ever
         }
         output.write_header_with(header).map_err(|e| failed(name, e))?;
-        Ok(Self { output, encoder, name: name.to_owned(), height, width, time_base, count: 0 })
+        let conversion = from_rgb(encoder.format(), (encoder.width(), encoder.height()));
+        let conversion = conversion.map_err(|reason| Error::Data(format!("{}: {reason}", name.display())))?;
+        Ok(Self { output, encoder, conversion, name: name.to_owned(), height, width, time_base, count: 0 })
     }
 
     fn push(&mut self, frames: &[u8]) -> Result<()> {
         frame_count(frames, self.height, self.width)?;
         for rgb in frames.chunks_exact(self.height * self.width * 3) {
-            let mut picture = frame::Video::new(self.encoder.format(), self.encoder.width(), self.encoder.height());
-            if picture.format() == Pixel::BGRA {
-                fill_bgra(&mut picture, rgb, self.width);
-            } else {
-                fill_luma(&mut picture, rgb, self.height, self.width);
-                fill_chroma(&mut picture, rgb, self.height, self.width);
-            }
+            let mut padded = frame::Video::new(Pixel::RGB24, self.encoder.width(), self.encoder.height());
+            fill(&mut padded, rgb, self.height, self.width);
+            let mut picture = frame::Video::empty();
+            self.conversion.run(&padded, &mut picture).map_err(|e| failed(&self.name, e))?;
             picture.set_pts(Some(self.count));
             self.count += 1;
             self.encoder.send_frame(&picture).map_err(|e| failed(&self.name, e))?;
@@ -251,13 +253,13 @@ impl FrameEncoder {
     }
 }
 
-/// The pixels as they are, none of them transparent.
-fn fill_bgra(picture: &mut frame::Video, rgb: &[u8], width: usize) {
-    let stride = picture.stride(0);
-    for (out, line) in picture.data_mut(0).chunks_mut(stride).zip(rgb.chunks_exact(width * 3)) {
-        for (out, pixel) in out.chunks_exact_mut(4).zip(line.chunks_exact(3)) {
-            out.copy_from_slice(&[pixel[2], pixel[1], pixel[0], 255]);
-        }
+/// Copies `rgb` [height, width, 3] into `picture`, which may be one line or column larger: that repeats the last.
+fn fill(picture: &mut frame::Video, rgb: &[u8], height: usize, width: usize) {
+    let (stride, line) = (picture.stride(0), width * 3);
+    let padded = picture.width() as usize * 3;
+    for (y, out) in picture.data_mut(0).chunks_mut(stride).enumerate() {
+        out[..line].copy_from_slice(&rgb[y.min(height - 1) * line..][..line]);
+        out.copy_within(line - 3..line - 3 + (padded - line), line);
     }
 }
 
@@ -294,8 +296,10 @@ fn failed(name: &Path, error: ffmpeg::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yuv::luma;
     use super::*;
+
+    /// Y of grey 90 in limited range: 16 + 219 * 90 / 255.
+    const LUMA_OF_90: u8 = 93;
 
     fn encode(path: &Path, encoders: &[&str]) -> Result<()> {
         let name = Path::new("clip.mp4");
@@ -324,7 +328,7 @@ mod tests {
         let (mut count, mut picture) = (0, frame::Video::empty());
         let mut take = |decoder: &mut codec::decoder::Video| {
             while decoder.receive_frame(&mut picture).is_ok() {
-                assert!((0..64).all(|i| picture.data(0)[i * picture.stride(0) + i].abs_diff(luma(90, 90, 90)) <= 1));
+                assert!((0..64).all(|i| picture.data(0)[i * picture.stride(0) + i].abs_diff(LUMA_OF_90) <= 1));
                 count += 1;
             }
         };
@@ -335,6 +339,29 @@ mod tests {
         decoder.send_eof().unwrap();
         take(&mut decoder);
         assert_eq!(count, 40);
+    }
+
+    #[test]
+    fn colours_follow_bt709() {
+        let mut conversion = from_rgb(Pixel::YUV420P, (2, 2)).unwrap();
+        for r in (0..=255u8).step_by(15) {
+            for g in (0..=255u8).step_by(15) {
+                for b in (0..=255u8).step_by(15) {
+                    let (mut rgb, mut picture) = (frame::Video::new(Pixel::RGB24, 2, 2), frame::Video::empty());
+                    fill(&mut rgb, &[r, g, b], 1, 1);
+                    conversion.run(&rgb, &mut picture).unwrap();
+                    let [fr, fg, fb] = [r, g, b].map(|v| f64::from(v) / 255.0);
+                    let y = 0.2126 * fr + 0.7152 * fg + 0.0722 * fb;
+                    let exact =
+                        [16.0 + 219.0 * y, 128.0 + 224.0 * (fb - y) / 1.8556, 128.0 + 224.0 * (fr - y) / 1.5748];
+                    for (plane, exact) in exact.into_iter().enumerate() {
+                        let found = picture.data(plane)[0];
+                        assert!((f64::from(found) - exact).abs() < 1.0, "{r} {g} {b}: {found} is not {exact}");
+                    }
+                    assert!(r != g || g != b || [1, 2].map(|plane| picture.data(plane)[0]) == [128; 2], "grey {r}");
+                }
+            }
+        }
     }
 
     #[test]

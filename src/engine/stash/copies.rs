@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 
 use super::pack::{Copier, Layout, Point, Pool};
 use super::store::Store;
-use super::{Copy, Hook, Residuals, Settings, Shapes, not_there};
+use super::{Copy, Hook, Residuals, Shapes, StashOptions, not_there};
 use crate::parallel::thread_refused;
 use crate::{Error, Result, bail};
 
@@ -24,7 +24,7 @@ pub const FLYING: usize = 2;
 /// The threads' owner: dropped, it waits for them to end.
 pub(super) struct Copies {
     shared: Arc<Shared>,
-    settings: Settings,
+    options: StashOptions,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -63,10 +63,16 @@ enum Block {
 
 impl Copies {
     /// For blocks of tensors on `device`.
-    pub fn start(store: Box<dyn Store>, settings: &Settings, rank: usize, device: &Device, hook: Hook) -> Result<Self> {
+    pub fn start(
+        store: Box<dyn Store>,
+        options: &StashOptions,
+        rank: usize,
+        device: &Device,
+        hook: Hook,
+    ) -> Result<Self> {
         let (pool, state) = (Pool::new(device), Mutex::default());
         let shared = Arc::new(Shared { store, rank, hook, pool, state, bell: Condvar::new() });
-        let mut copies = Self { shared, settings: settings.clone(), threads: vec![] };
+        let mut copies = Self { shared, options: options.clone(), threads: vec![] };
         for _ in 0..FLYING {
             let (shared, mut copier) = (copies.shared.clone(), Copier::new(device)?);
             let thread = thread::Builder::new().name(format!("stash-{rank}")).spawn(move || shared.work(&mut copier));
@@ -85,7 +91,7 @@ impl Copies {
         state.wanted = None;
         state.blocks.iter_mut().filter(|block| !busy(block)).for_each(|block| *block = Block::Nowhere);
         let mut state = self.shared.wait(state, |state| !state.blocks.iter().any(busy))?;
-        let layout = Layout::new(shapes, &self.settings);
+        let layout = Layout::new(shapes, &self.options);
         let reserved = self.shared.store.reserve(blocks, layout.size);
         reserved.map_err(|e| Error::Environment(format!("rank {}: {e}", self.shared.rank)))?;
         let size = layout.size;

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::StashOptions;
 use super::store::Store;
 use crate::Result;
-use crate::config::{Compute, Stash as Settings};
 use crate::files::Scratch;
+use crate::ops::Compute;
 
 /// Blocks in a scratch file.
 pub(super) struct Blocks {
@@ -15,23 +16,23 @@ pub(super) struct Blocks {
 }
 
 /// A scratch file for a stash.
-pub(super) fn open(settings: &Settings) -> Result<Scratch> {
+pub(super) fn open(options: &StashOptions) -> Result<Scratch> {
     let mut less = vec![];
-    if settings.dtype == Compute::F32 {
+    if options.dtype == Compute::F32 {
         less.push("stash.dtype = \"bf16\"");
     }
-    if settings.keep_attention {
+    if options.keep_attention {
         less.push("stash.keep_attention = false");
     }
     less.push("a smaller train.batch, or smaller clips");
     let advice = format!("name another stash.folder, or need less: {}", less.join(", "));
-    Scratch::open(settings.folder.as_deref(), advice)
+    Scratch::open(options.folder.as_deref(), advice)
 }
 
 impl Blocks {
     /// No blocks yet, in the scratch folder.
-    pub fn open(settings: &Settings) -> Result<Self> {
-        Ok(Self { file: open(settings)?, size: AtomicU64::new(0) })
+    pub fn open(options: &StashOptions) -> Result<Self> {
+        Ok(Self { file: open(options)?, size: AtomicU64::new(0) })
     }
 
     fn at(&self, block: usize, offset: u64) -> u64 {

@@ -1,11 +1,12 @@
 //! The stash keeps each block's residuals between forward and backward, in memory or in a scratch file.
 //!
+//! - `options`: where a stash is, and how much it keeps;
 //! - `ram`: memory, where tensors are handed over as they are, or kept as bytes if they are rounded;
 //! - `disk`: the scratch file, and whether there is room for it;
 //! - `pack`: a block as bytes, rounded to bf16 or not;
 //! - `copies`: the threads that write blocks behind forward and read them ahead of backward;
 //! - `store`: what bytes are kept in, for the copies;
-//! - `gpu`: pinned memory for a GPU's blocks, and the streams that copy them.
+//! - `cuda`: pinned memory for a GPU's blocks, and the streams that copy them.
 //!
 //! The engine sees `begin`, `put` and `take`, and none of this. Nothing here knows what the tensors mean.
 
@@ -13,6 +14,7 @@ mod copies;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod disk;
+mod options;
 mod pack;
 mod ram;
 mod store;
@@ -20,9 +22,11 @@ mod store;
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
-use crate::config::{Compute, Place, Stash as Settings};
+use crate::files::Place;
+use crate::ops::Compute;
 use crate::{Error, Result};
 use copies::Copies;
+pub use options::StashOptions;
 use pack::Layout;
 use store::Store;
 
@@ -95,31 +99,31 @@ impl Default for Stash {
 }
 
 impl Stash {
-    /// The stash of `rank` as the user wants it, for tensors on `device`.
+    /// The stash of `rank` as `options` say, for tensors on `device`.
     ///
     /// # Errors
     /// The scratch folder is not there or cannot be written to.
-    pub fn open(settings: &Settings, rank: usize, device: &Device) -> Result<Self> {
-        Self::start(settings, rank, device, Arc::new(|_| Ok(())))
+    pub fn open(options: &StashOptions, rank: usize, device: &Device) -> Result<Self> {
+        Self::start(options, rank, device, Arc::new(|_| Ok(())))
     }
 
     /// As [`open`](Self::open) for the CPU, with a hook.
-    pub fn open_with(settings: &Settings, rank: usize, hook: Hook) -> Result<Self> {
-        Self::start(settings, rank, &Device::Cpu, hook)
+    pub fn open_with(options: &StashOptions, rank: usize, hook: Hook) -> Result<Self> {
+        Self::start(options, rank, &Device::Cpu, hook)
     }
 
-    fn start(settings: &Settings, rank: usize, device: &Device, hook: Hook) -> Result<Self> {
+    fn start(options: &StashOptions, rank: usize, device: &Device, hook: Hook) -> Result<Self> {
         let copies = |store: Box<dyn Store>| -> Result<Backend> {
-            Ok(Backend::Copies(Copies::start(store, settings, rank, device, hook)?))
+            Ok(Backend::Copies(Copies::start(store, options, rank, device, hook)?))
         };
-        let backend = match (settings.place, settings.dtype, device) {
-            (Place::Disk, ..) => copies(Box::new(disk::Blocks::open(settings)?)),
+        let backend = match (options.place, options.dtype, device) {
+            (Place::Disk, ..) => copies(Box::new(disk::Blocks::open(options)?)),
             #[cfg(feature = "cuda")]
             (Place::Ram, _, Device::Cuda(device)) => copies(Box::new(cuda::Pinned::new(device))),
             (Place::Ram, Compute::F32, _) => Ok(Backend::Tensors(ram::Tensors::default())),
             (Place::Ram, Compute::Bf16, _) => copies(Box::<ram::Bytes>::default()),
         }?;
-        Ok(Self { keep_attention: settings.keep_attention, backend, copied: 0 })
+        Ok(Self { keep_attention: options.keep_attention, backend, copied: 0 })
     }
 
     /// Starts a step of `blocks` blocks of these shapes; what an earlier step left is forgotten. Makes room for all of
@@ -183,21 +187,21 @@ pub const CHUNKS: usize = copies::FLYING * pack::CHUNK * size_of::<half::bf16>()
 
 /// Bytes of a block of these shapes where they are copied, to a scratch file, rounded, or from a GPU; 0 where tensors
 /// are kept as they are.
-pub fn copied(settings: &Settings, from_gpu: bool, shapes: &Shapes) -> u64 {
-    match (settings.place, settings.dtype) {
+pub fn copied(options: &StashOptions, from_gpu: bool, shapes: &Shapes) -> u64 {
+    match (options.place, options.dtype) {
         (Place::Ram, Compute::F32) if !from_gpu => 0,
-        _ => Layout::new(shapes, settings).size,
+        _ => Layout::new(shapes, options).size,
     }
 }
 
 /// Fails if the scratch folder cannot be written to or has no room for what the ranks of a run put there together,
 /// `blocks` blocks of these shapes. For a run to find out before it starts; a stash in memory always passes.
-pub fn check_room(settings: &Settings, blocks: usize, shapes: &Shapes) -> Result<()> {
-    if settings.place == Place::Ram {
+pub fn check_room(options: &StashOptions, blocks: usize, shapes: &Shapes) -> Result<()> {
+    if options.place == Place::Ram {
         return Ok(());
     }
-    let scratch = disk::open(settings)?;
-    scratch.check(Layout::new(shapes, settings).bytes(blocks))?;
+    let scratch = disk::open(options)?;
+    scratch.check(Layout::new(shapes, options).bytes(blocks))?;
     scratch.warn_of_memory();
     Ok(())
 }

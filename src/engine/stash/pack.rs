@@ -8,10 +8,8 @@ use parking_lot::Mutex;
 #[cfg(feature = "cuda")]
 use super::cuda::{CopyStream, Recorded};
 use super::store::Store;
-use super::{Attention, Residuals, Shapes};
-use crate::config::{Compute, Stash as Settings};
-use crate::ops::bytes;
-use crate::ops::{Element, Tape, cast, read, write};
+use super::{Attention, Residuals, Shapes, StashOptions};
+use crate::ops::{Compute, Element, Tape, bytes, cast, read, write};
 use crate::{Result, bail};
 
 /// Tensors start at multiples of this, as pages do.
@@ -78,7 +76,7 @@ pub(super) struct Point {
 }
 
 impl Layout {
-    pub fn new(shapes: &Shapes, settings: &Settings) -> Self {
+    pub fn new(shapes: &Shapes, options: &StashOptions) -> Self {
         let mut size = 0u64;
         let mut field = |(dims, dtype): &(Vec<usize>, DType), round: bool| {
             let stored = if round { DType::BF16 } else { *dtype };
@@ -88,9 +86,9 @@ impl Layout {
             size = size.saturating_add(bytes.div_ceil(PAGE).saturating_mul(PAGE));
             field
         };
-        let round = settings.dtype == Compute::Bf16;
+        let round = options.dtype == Compute::Bf16;
         let x = field(&shapes.x, round);
-        let attention = settings.keep_attention.then(|| (field(&shapes.o, round), field(&shapes.lse, false)));
+        let attention = options.keep_attention.then(|| (field(&shapes.o, round), field(&shapes.lse, false)));
         Self { x, attention, size }
     }
 

@@ -9,18 +9,19 @@ use super::{Array, Numbers};
 use crate::cuda::{
     Elements, Kernel, Lent, Matrix, PerSample, Reading, Sum, THREADS, TileRows, change, empty, ones, product, sum_runs,
 };
-use crate::ops::linear::Linear;
+use crate::ops::custom::{Op1, Op2};
+use crate::ops::linear::{Linear, Plain, WithGate, WithGelu, WithResidual};
 use crate::ops::residual::Gate;
 
 /// What stands in front of x Wᵀ + b.
-pub(in crate::ops) enum Start<'a> {
+enum Start<'a> {
     Nothing,
     Residual(Array<'a>),
 }
 
 impl Linear {
     /// start + x Wᵀ + b.
-    pub(in crate::ops) fn on_gpu(&self, x: Array, start: Start) -> Result<Numbers> {
+    fn on_gpu(&self, x: Array, start: Start) -> Result<Numbers> {
         let ([n, inner], device) = (x.rows()?, x.device());
         let (out, expected) = self.weight.value.dims2()?;
         if inner != expected {
@@ -52,7 +53,7 @@ impl Linear {
     }
 
     /// Adds the gradients of weight and bias; returns that of `x`.
-    pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
+    fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
         let ([n, inner], device) = (x.rows()?, x.device());
         let (x, rounded) = (Operand::new(x, self.bf16)?, Operand::new(dy, self.bf16)?);
         self.accumulate_products(&x, &rounded, dy)?;
@@ -85,6 +86,54 @@ impl Linear {
     }
 }
 
+impl Plain {
+    pub(in crate::ops) fn on_gpu(&self, x: Array) -> Result<Numbers> {
+        self.0.on_gpu(x, Start::Nothing)
+    }
+
+    pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
+        self.0.back_on_gpu(x, dy)
+    }
+}
+
+impl WithGelu {
+    pub(in crate::ops) fn on_gpu(&self, x: Array) -> Result<Numbers> {
+        let sums = self.linear.on_gpu(x, Start::Nothing)?;
+        let y = gelu(x.device(), &sums)?;
+        self.preactivation.save(sums);
+        Ok(y)
+    }
+
+    pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
+        let d_sums = dy.tensor(gelu_backward(self.preactivation.get::<Numbers>()?, dy)?);
+        self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)
+    }
+}
+
+impl WithResidual {
+    pub(in crate::ops) fn on_gpu(&self, residual: Array, x: Array) -> Result<Numbers> {
+        self.0.on_gpu(x, Start::Residual(residual))
+    }
+
+    pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<[Option<Numbers>; 2]> {
+        Ok([None, Some(self.0.back_on_gpu(x, dy)?)])
+    }
+}
+
+impl WithGate {
+    pub(in crate::ops) fn on_gpu(&self, residual: Array, x: Array) -> Result<Numbers> {
+        let sums = self.linear.on_gpu(x, Start::Nothing)?;
+        let y = self.gate.on_gpu(residual, &sums)?;
+        self.preactivation.save(sums);
+        Ok(y)
+    }
+
+    pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<[Option<Numbers>; 2]> {
+        let d_sums = dy.tensor(self.gate.back_on_gpu(self.preactivation.get::<Numbers>()?, dy)?);
+        Ok([None, Some(self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)?)])
+    }
+}
+
 /// An operand of a product, as it is or rounded to bf16.
 enum Operand<'a> {
     F32(Array<'a>),
@@ -110,7 +159,7 @@ impl<'a> Operand<'a> {
 }
 
 /// gelu(x).
-pub(in crate::ops) fn gelu(device: &CudaDevice, x: &CudaSlice<f32>) -> Result<Numbers> {
+fn gelu(device: &CudaDevice, x: &CudaSlice<f32>) -> Result<Numbers> {
     let mut y = empty::<f32>(device, x.len())?;
     let kernel = Kernel::of(device, "gelu_forward_f32")?;
     let n = x.len() as i64;
@@ -122,7 +171,7 @@ pub(in crate::ops) fn gelu(device: &CudaDevice, x: &CudaSlice<f32>) -> Result<Nu
 }
 
 /// The gradient of x, given that of gelu(x).
-pub(in crate::ops) fn gelu_backward(x: &CudaSlice<f32>, dy: Array) -> Result<Numbers> {
+fn gelu_backward(x: &CudaSlice<f32>, dy: Array) -> Result<Numbers> {
     let device = dy.device();
     let mut dx = empty::<f32>(device, x.len())?;
     let kernel = Kernel::of(device, "gelu_backward_f32")?;

@@ -9,7 +9,6 @@ use candle_core::{CudaDevice, CudaStorage, Layout, Result, Tensor, bail};
 use half::bf16;
 
 use crate::cuda::{Lent, tensor, to_bf16};
-pub(super) use linear::{Start, gelu, gelu_backward};
 
 /// What an op on a GPU makes.
 pub(crate) type Numbers = CudaSlice<f32>;

@@ -23,7 +23,6 @@ mod save;
 mod state;
 mod verify;
 
-use crate::config::RunConfig;
 use crate::files::{self, atomic_write, create_folders};
 use crate::{Error, Result, bail};
 use std::path::{Path, PathBuf};
@@ -35,7 +34,7 @@ pub use state::{DataCounts, State};
 pub use verify::{Verdict, verify};
 
 const CHECKPOINTS: &str = "checkpoints";
-pub(super) const STATE: &str = "state.json";
+pub(crate) const STATE: &str = "state.json";
 pub(super) const TRANSFORMER: &str = "transformer";
 pub(super) const EMA: &str = "ema";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -70,12 +69,12 @@ impl RunFolder {
         self.0.join("warnings.jsonl")
     }
 
-    /// Makes the folder of a new run and writes its config.toml. What a run left that ended before its first checkpoint
-    /// is set aside.
+    /// Makes the folder of a new run and writes `config` as its config.toml. What a run left that ended before its
+    /// first checkpoint is set aside.
     ///
     /// # Errors
     /// There are checkpoints in it: a new run's would mix with them. Those of writing.
-    pub fn create(&self, config: &RunConfig) -> Result<()> {
+    pub fn create(&self, config: &str) -> Result<()> {
         if let Some((step, _)) = list(&self.0.join(CHECKPOINTS))?.pop() {
             let root = self.0.display();
             bail!(
@@ -95,8 +94,7 @@ impl RunFolder {
                 aside.display()
             );
         }
-        let text = config.to_toml()?;
-        atomic_write(&self.config(), |out| out.write_all(text.as_bytes()))
+        atomic_write(&self.config(), |out| out.write_all(config.as_bytes()))
     }
 
     /// Removes what killed runs left half done. Nobody else may be at work in the folder.

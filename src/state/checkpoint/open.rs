@@ -11,7 +11,6 @@ use walkdir::WalkDir;
 
 use super::state::{Record, State};
 use super::{CHECKPOINTS, EMA, OPTIMIZER, STATE, TRANSFORMER, folder_name, moments, newest, step_of};
-use crate::config::RunConfig;
 use crate::files::{FileSum, Tensors};
 use crate::model::folder::Folder;
 use crate::{Error, Result, bail};
@@ -103,11 +102,6 @@ impl Checkpoint {
     /// Its files, by their paths in its folder, with what they were when they were saved; but for state.json.
     pub(super) fn files(&self) -> impl Iterator<Item = (&str, &FileSum)> {
         self.record.files.iter().map(|(name, sum)| (name.as_str(), sum))
-    }
-
-    /// The config of the run that wrote it.
-    pub fn config(&self) -> Result<RunConfig> {
-        RunConfig::parse(&self.state().config, &self.dir.join(STATE), &[])
     }
 
     /// The weights.

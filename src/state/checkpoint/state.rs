@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 
-use crate::config::RunConfig;
 #[cfg(feature = "media")]
 use crate::data::Dataset;
 use crate::files::FileSum;
@@ -66,19 +65,19 @@ impl Display for DataCounts {
 }
 
 impl State {
-    /// The state of a run of `config` after `step` steps and `position` clips.
-    pub fn new(config: &RunConfig, step: u64, position: u64) -> Result<Self> {
-        Ok(Self {
+    /// The state of a run of `config` (TOML) and `seed` after `step` steps and `position` clips.
+    pub fn new(config: String, seed: u64, step: u64, position: u64) -> Self {
+        Self {
             longreel: env!("CARGO_PKG_VERSION").to_owned(),
             run: None,
             step,
-            seed: config.run.seed,
+            seed,
             position,
-            config: config.to_toml()?,
+            config,
             fps: None,
             classes: Vec::new(),
             data: None,
-        })
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::TrainState;
 use super::moments::Kind;
 use crate::files::Tensors;
-use crate::model::{Model, Unit};
+use crate::model::{Model, Unit, UnitId};
 use crate::ops::{read, write};
 use crate::state::checkpoint::{Checkpoint, Saving};
 use crate::{Result, bail};
@@ -18,11 +18,11 @@ impl TrainState {
     ///
     /// A collective: all ranks call it.
     pub fn save(&self, saving: Option<&Saving>) -> Result<()> {
-        let values = self.pieces(3, |i| {
-            let (unit, state) = (&self.model.units[i], &self.units[i]);
+        let values = self.pieces(3, |id| {
+            let (unit, state) = self.unit(id);
             Ok(Some(state.value.as_ref().unwrap_or(&unit.value).clone()))
         });
-        let kind = |kind| self.pieces(1, move |i| self.moments.get(i, kind));
+        let kind = |kind| self.pieces(1, move |id| self.moments.get(id, kind));
         let average = kind(Kind::Average);
         let moments = kind(Kind::M).chain(kind(Kind::V));
         let Some(saving) = saving else {
@@ -41,7 +41,7 @@ impl TrainState {
         let shapes = Model::shapes(&self.model.config);
         let transformer = checkpoint.transformer()?;
         transformer.check(&shapes)?;
-        for (unit, state) in self.model.units.iter().zip(&self.units) {
+        for (unit, state) in self.each() {
             let (target, part) = match &state.value {
                 Some(shard) => (shard, state.range.clone()),
                 None => (&unit.value, 0..unit.value.elem_count()),
@@ -91,24 +91,24 @@ impl TrainState {
     fn pieces<'a>(
         &'a self,
         from: usize,
-        tensor: impl Fn(usize) -> Result<Option<Tensor>> + 'a,
+        tensor: impl Fn(UnitId) -> Result<Option<Tensor>> + 'a,
     ) -> impl Iterator<Item = Result<Vec<f32>>> + 'a {
-        let tensors = (0..self.units.len()).filter_map(move |i| Some((i, tensor(i).transpose()?)));
-        tensors.map(move |(i, tensor)| {
+        let tensors = self.each().filter_map(move |(unit, state)| Some((unit, state, tensor(unit.id).transpose()?)));
+        tensors.map(move |(unit, state, tensor)| {
             let whole = match (self.zero >= from, self.world.rank()) {
-                (true, _) => self.units[i].shards.collect(&tensor?)?,
+                (true, _) => state.shards.collect(&tensor?)?,
                 (false, 0) => read::<f32>(&tensor?)?.to_vec(),
                 (false, _) => tensor.map(|_| vec![])?,
             };
-            Ok(if self.world.rank() == 0 { self.model.units[i].dense(whole) } else { whole })
+            Ok(if self.world.rank() == 0 { unit.dense(whole) } else { whole })
         })
     }
 
     /// Fills one kind of every unit's values by parameter name.
     fn fill(&self, kind: Kind, values: impl Fn(&str) -> Result<Vec<f32>>) -> Result<()> {
-        for (i, (unit, state)) in self.model.units.iter().zip(&self.units).enumerate() {
+        for (unit, state) in self.each() {
             let mut filled = Ok(());
-            self.moments.change(i, kind, |flat| filled = fill(unit, flat, &state.range, &values))?;
+            self.moments.change(unit.id, kind, |flat| filled = fill(unit, flat, &state.range, &values))?;
             filled?;
         }
         Ok(())

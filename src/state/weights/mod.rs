@@ -13,13 +13,12 @@ mod step;
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::optimizer::{AdamW, first_non_finite};
-use crate::config::Train;
+use super::options::StateOptions;
 use crate::engine::{ParamHooks, Pass};
-use crate::model::{Model, Unit};
+use crate::model::{Model, Unit, UnitId};
 use crate::ops::bytes::{duplicate, zeros};
 use crate::ops::{add_assign, clear, read, release, restore, storage_bytes, write};
 use crate::parallel::Communicator;
@@ -76,29 +75,24 @@ pub struct StateBytes {
 }
 
 impl TrainState {
-    /// `model` before its first step, held as ZeRO's stage `zero` has it over the ranks of `world`, all of which have
-    /// the same model. `scratch` is the folder of scratch files, if not the system's.
+    /// `model` before its first step, held as `options` say over the ranks of `world`, all of which have the same
+    /// model.
     ///
     /// # Errors
     /// Moments shall be on disk, and the folder cannot be written to or has no room.
-    pub fn new(
-        model: Model,
-        config: &Train,
-        world: Arc<dyn Communicator>,
-        zero: usize,
-        scratch: Option<&Path>,
-    ) -> Result<Self> {
+    pub fn new(model: Model, options: &StateOptions, world: Arc<dyn Communicator>) -> Result<Self> {
+        let &StateOptions { adamw, clip, ema, moments, zero, .. } = options;
         let shards = |unit: &Unit| Shards::new(unit.value.elem_count(), world.clone());
         let range = |unit: &Unit| if zero >= 1 { shards(unit).range() } else { 0..unit.value.elem_count() };
         // Candle's `copy` of a view would keep all of its storage.
         let own = |unit: &Unit| duplicate(&unit.value.narrow(0, range(unit).start, range(unit).len())?);
-        let device = model.units[0].value.device().clone();
-        let average = |i: usize| own(&model.units[i]);
+        let device = model.device().clone();
+        let average = |id| own(model.unit(id));
         let moments = Moments::new(
-            model.units.iter().map(|unit| range(unit).len()).collect(),
-            if config.ema > 0.0 { Some(&average) } else { None },
-            config.moments,
-            scratch,
+            model.units.iter().map(|unit| (unit.id, range(unit).len())).collect(),
+            if ema > 0.0 { Some(&average) } else { None },
+            moments,
+            options.scratch.as_deref(),
             &device,
         )?;
         let state = |unit: &Unit| -> Result<UnitState> {
@@ -120,12 +114,12 @@ impl TrainState {
             Ok(state)
         };
         let units = model.units.iter().map(state).collect::<Result<_>>()?;
-        let optimizer = AdamW::new(config)?;
+        let optimizer = AdamW::new(adamw)?;
         let prefetch = match world.size() {
             2.. if zero >= 3 => Some(Prefetch::new(world.as_ref())?),
             _ => None,
         };
-        Ok(Self { model, units, moments, optimizer, clip: config.clip, ema: config.ema, zero, world, prefetch })
+        Ok(Self { model, units, moments, optimizer, clip, ema, zero, world, prefetch })
     }
 
     /// What this rank holds now.
@@ -170,13 +164,13 @@ impl TrainState {
 
     /// Lets weights and average change places, each rank in its part; in stage 3, gathers the average.
     fn swap(&self) -> Result<()> {
-        for (i, (unit, state)) in self.each().enumerate() {
+        for (unit, state) in self.each() {
             if let Some(value) = &state.value {
                 restore(&unit.value)?;
-                let average = self.moments.get(i, Kind::Average)?;
+                let average = self.moments.get(unit.id, Kind::Average)?;
                 state.shards.gather(average.as_ref().unwrap_or(value), &unit.value)?;
             } else if let Some(numbers) = self.moments.on_gpu().filter(|_| self.ema > 0.0) {
-                let average = &numbers[i][Kind::Average as usize];
+                let average = &numbers[unit.id.index()][Kind::Average as usize];
                 let weights = duplicate(&state.part(&unit.value)?)?;
                 if weights.elem_count() > 0 {
                     unit.value.slice_set(average, 0, state.range.start)?;
@@ -185,7 +179,7 @@ impl TrainState {
                 self.share(unit, state)?;
             } else if self.ema > 0.0 {
                 write(&state.part(&unit.value)?, |own: &mut [f32]| {
-                    self.moments.change(i, Kind::Average, |average| own.swap_with_slice(average))
+                    self.moments.change(unit.id, Kind::Average, |average| own.swap_with_slice(average))
                 })??;
                 self.share(unit, state)?;
             }
@@ -214,11 +208,11 @@ impl TrainState {
         own: impl Fn(&Unit, &UnitState) -> Result<Tensor>,
     ) -> Result<Option<Error>> {
         let mut first = [f64::INFINITY, 0.0, 0.0]; // unit, element, value
-        for (number, (unit, state)) in self.each().enumerate() {
+        for (unit, state) in self.each() {
             let part = own(unit, state)?;
             let part = read::<f32>(&part)?;
             if let Some(i) = first_non_finite(&part) {
-                first = [number as f64, (state.shards.range().start + i) as f64, f64::from(part[i])];
+                first = [unit.id.index() as f64, (state.shards.range().start + i) as f64, f64::from(part[i])];
                 break;
             }
         }
@@ -232,19 +226,24 @@ impl TrainState {
         Ok(Some(Error::NonFinite { step, tensor, value: first[2] }))
     }
 
+    /// A unit, and what this rank holds of it.
+    fn unit(&self, id: UnitId) -> (&Unit, &UnitState) {
+        (self.model.unit(id), &self.units[id.index()])
+    }
+
     fn each(&self) -> impl Iterator<Item = (&Unit, &UnitState)> {
         self.model.units.iter().zip(&self.units)
     }
 }
 
 impl TrainState {
-    /// Stage 3: puts together all parameters of unit `number`, and begins to fetch those of the unit after it on the
+    /// Stage 3: puts together all parameters of the unit, and begins to fetch those of the unit after it on the
     /// engine's way.
-    fn gather(&self, number: usize, pass: Pass) -> Result<()> {
-        let (unit, state) = (&self.model.units[number], &self.units[number]);
+    fn gather(&self, id: UnitId, pass: Pass) -> Result<()> {
+        let (unit, state) = self.unit(id);
         let Some(shard) = &state.value else { return Ok(()) };
         let fetched = match &self.prefetch {
-            Some(prefetch) => prefetch.take(number)?,
+            Some(prefetch) => prefetch.take(id)?,
             None => None,
         };
         let parts = match fetched {
@@ -255,30 +254,30 @@ impl TrainState {
         state.shards.fill(&unit.value, &parts)?;
         drop(parts);
         let next = match pass {
-            Pass::Forward => Some(number + 1), // the last of them, the head, is also where the way back begins
-            Pass::Backward => number.checked_sub(1),
+            Pass::Forward => self.model.unit_after(id), // the last of them, the head, is also where the way back begins
+            Pass::Backward => self.model.unit_before(id),
         };
-        let next =
-            next.and_then(|next| Some((next, self.model.units.get(next)?, self.units.get(next)?.value.as_ref()?)));
-        if let (Some(prefetch), Some((next, unit, own))) = (&self.prefetch, next) {
-            prefetch.start(next, unit.value.elem_count(), own)?;
+        if let (Some(prefetch), Some((unit, state))) = (&self.prefetch, next.map(|next| self.unit(next)))
+            && let Some(own) = &state.value
+        {
+            prefetch.start(unit.id, unit.value.elem_count(), own)?;
         }
         Ok(())
     }
 }
 
 impl ParamHooks for TrainState {
-    fn before_use(&self, number: usize, pass: Pass) -> Result<()> {
-        self.gather(number, pass)?;
-        let unit = &self.model.units[number];
+    fn before_use(&self, unit: UnitId, pass: Pass) -> Result<()> {
+        self.gather(unit, pass)?;
+        let unit = self.model.unit(unit);
         if pass == Pass::Backward {
             restore(&unit.grad)?; // zeros, where it was released
         }
         Ok(())
     }
 
-    fn after_use(&self, unit: usize, pass: Pass) -> Result<()> {
-        let (unit, state) = (&self.model.units[unit], &self.units[unit]);
+    fn after_use(&self, unit: UnitId, pass: Pass) -> Result<()> {
+        let (unit, state) = self.unit(unit);
         if pass == Pass::Backward
             && let Some(shard) = &state.grad
         {

@@ -8,8 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::path::Path;
 
-use crate::config::Place;
-use crate::files::Scratch;
+use crate::files::{Place, Scratch};
+use crate::model::UnitId;
 use crate::ops::bytes::zeros;
 use crate::ops::{read, storage_bytes, write};
 use crate::parallel::thread_refused;
@@ -28,8 +28,8 @@ pub(super) enum Kind {
 
 /// All units' moments, and averages if there are any.
 pub(super) struct Moments {
-    /// Elements of each unit's part.
-    lens: Vec<usize>,
+    /// Each unit's part: how many elements.
+    parts: Vec<(UnitId, usize)>,
     /// 2, or 3 with the average.
     kinds: usize,
     home: Home,
@@ -48,14 +48,14 @@ pub const IN_FLIGHT: usize = 3;
 type Numbers = Vec<f32>;
 
 impl Moments {
-    /// Of units of so many elements; moments are zero, averages are what `average` gives for each unit. Memory is the
-    /// `device`'s.
+    /// Of units' parts of so many elements; moments are zero, averages are what `average` gives for each unit. Memory
+    /// is the `device`'s.
     ///
     /// # Errors
     /// The scratch folder cannot be written to, or has no room.
     pub fn new(
-        lens: Vec<usize>,
-        average: Option<&dyn Fn(usize) -> Result<Tensor>>,
+        parts: Vec<(UnitId, usize)>,
+        average: Option<&dyn Fn(UnitId) -> Result<Tensor>>,
         place: Place,
         folder: Option<&Path>,
         device: &Device,
@@ -63,24 +63,24 @@ impl Moments {
         let kinds = if average.is_some() { 3 } else { 2 };
         let home = match place {
             Place::Ram => {
-                let zeros = |len: &usize| zeros(&[*len], DType::F32, device);
-                let unit = |(unit, len)| -> Result<Vec<Tensor>> {
+                let zeros = |len: usize| zeros(&[len], DType::F32, device);
+                let unit = |&(unit, len): &(UnitId, usize)| -> Result<Vec<Tensor>> {
                     let mut buffers = vec![zeros(len)?, zeros(len)?];
                     if let Some(average) = average {
                         buffers.push(average(unit)?);
                     }
                     Ok(buffers)
                 };
-                Home::Memory(lens.iter().enumerate().map(unit).collect::<Result<_>>()?)
+                Home::Memory(parts.iter().map(unit).collect::<Result<_>>()?)
             }
             Place::Disk => {
                 Home::Disk(Scratch::open(folder, "name another stash.folder, or train.moments = \"ram\"".to_owned())?)
             }
         };
-        let new = Self { lens, kinds, home };
+        let new = Self { parts, kinds, home };
         if let Home::Disk(file) = &new.home {
-            file.reserve(new.start(new.lens.len()))?; // reads as zeros
-            for unit in (0..new.lens.len()).filter(|_| kinds == 3) {
+            file.reserve(new.start(new.parts.len()))?; // reads as zeros
+            for &(unit, _) in new.parts.iter().filter(|_| kinds == 3) {
                 if let Some(average) = average {
                     let first = read::<f32>(&average(unit)?)?.to_vec();
                     new.change(unit, Kind::Average, |average| average.copy_from_slice(&first))?;
@@ -92,14 +92,14 @@ impl Moments {
 
     /// One kind of a unit's values; None: there is no average. From memory it is the tensor itself, which changes in
     /// later steps.
-    pub fn get(&self, unit: usize, kind: Kind) -> Result<Option<Tensor>> {
+    pub fn get(&self, unit: UnitId, kind: Kind) -> Result<Option<Tensor>> {
         if kind as usize >= self.kinds {
             return Ok(None);
         }
         Ok(Some(match &self.home {
-            Home::Memory(units) => units[unit][kind as usize].clone(),
+            Home::Memory(units) => units[unit.index()][kind as usize].clone(),
             Home::Disk(file) => {
-                let mut numbers = vec![0f32; self.lens[unit]];
+                let mut numbers = vec![0f32; self.len(unit)];
                 file.read(self.at(unit, kind), bytemuck::cast_slice_mut(&mut numbers))?;
                 let len = numbers.len();
                 Tensor::from_vec(numbers, len, &Device::Cpu)?
@@ -116,7 +116,7 @@ impl Moments {
     }
 
     /// Lets `f` change one kind of a unit's values; nothing if there is no average.
-    pub fn change(&self, unit: usize, kind: Kind, f: impl FnOnce(&mut [f32])) -> Result<()> {
+    pub fn change(&self, unit: UnitId, kind: Kind, f: impl FnOnce(&mut [f32])) -> Result<()> {
         let Some(numbers) = self.get(unit, kind)? else { return Ok(()) };
         write(&numbers, f)?;
         if let Home::Disk(file) = &self.home {
@@ -129,16 +129,16 @@ impl Moments {
     /// written a unit behind.
     pub fn each(
         &self,
-        mut f: impl FnMut(usize, &mut [f32], &mut [f32], Option<&mut [f32]>) -> Result<()>,
+        mut f: impl FnMut(UnitId, &mut [f32], &mut [f32], Option<&mut [f32]>) -> Result<()>,
     ) -> Result<()> {
         let file = match &self.home {
             Home::Memory(units) => {
-                for (i, unit) in units.iter().enumerate() {
+                for (&(id, _), unit) in self.parts.iter().zip(units) {
                     let average = unit.get(Kind::Average as usize);
                     write(&unit[0], |m: &mut [f32]| {
                         write(&unit[1], |v: &mut [f32]| match average {
-                            Some(average) => write(average, |average: &mut [f32]| f(i, m, v, Some(average)))?,
-                            None => f(i, m, v, None),
+                            Some(average) => write(average, |average: &mut [f32]| f(id, m, v, Some(average)))?,
+                            None => f(id, m, v, None),
                         })
                     })???;
                 }
@@ -157,10 +157,10 @@ impl Moments {
             let reader = reader.map_err(refused)?;
             let writer = thread("moments-out").spawn_scoped(scope, || self.write_behind(file, write_in, spare_in));
             let writer = writer.map_err(refused)?;
-            let work = (0..self.lens.len()).try_for_each(|unit| {
+            let work = self.parts.iter().try_for_each(|&(unit, len)| {
                 let mut numbers = prefetch.recv().map_err(|_| stopped())?;
-                let (m, rest) = numbers.split_at_mut(self.lens[unit]);
-                let (v, average) = rest.split_at_mut(self.lens[unit]);
+                let (m, rest) = numbers.split_at_mut(len);
+                let (v, average) = rest.split_at_mut(len);
                 f(unit, m, v, (self.kinds == 3).then_some(average))?;
                 behind.send(numbers).map_err(|_| stopped())
             });
@@ -174,7 +174,7 @@ impl Moments {
     }
 
     fn read_ahead(&self, file: &Scratch, spare: Receiver<Numbers>, out: Sender<Numbers>) -> Result<()> {
-        for (unit, len) in self.lens.iter().enumerate() {
+        for (unit, (_, len)) in self.parts.iter().enumerate() {
             let Ok(mut numbers) = spare.recv() else { break };
             numbers.resize(self.kinds * len, 0.0);
             file.read(self.start(unit), bytemuck::cast_slice_mut(&mut numbers))?;
@@ -206,13 +206,18 @@ impl Moments {
         }
     }
 
-    /// The byte of the file where a unit's values begin.
-    fn start(&self, unit: usize) -> u64 {
-        self.lens[..unit].iter().map(|len| (4 * self.kinds * len) as u64).sum()
+    /// Elements of a unit's part.
+    fn len(&self, unit: UnitId) -> usize {
+        self.parts[unit.index()].1
     }
 
-    fn at(&self, unit: usize, kind: Kind) -> u64 {
-        self.start(unit) + (4 * kind as usize * self.lens[unit]) as u64
+    /// The byte of the file where the values of the `unit`-th unit begin.
+    fn start(&self, unit: usize) -> u64 {
+        self.parts[..unit].iter().map(|(_, len)| (4 * self.kinds * len) as u64).sum()
+    }
+
+    fn at(&self, unit: UnitId, kind: Kind) -> u64 {
+        self.start(unit.index()) + (4 * kind as usize * self.len(unit)) as u64
     }
 }
 

@@ -2,7 +2,7 @@
 //! (ZeRO's stage 3).
 //!
 //! The engine takes units in a fixed order, so all ranks ask for the same ones; what was asked for and is not used
-//! after all is dropped, on all ranks alike. Nothing here knows what a unit is.
+//! after all is dropped, on all ranks alike. Nothing here knows what is in a unit.
 
 use candle_core::Tensor;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::shards::Shards;
+use crate::model::UnitId;
 use crate::parallel::{Communicator, thread_refused};
 use crate::{Error, Result};
 
@@ -27,7 +28,7 @@ pub(super) struct Prefetch {
     /// The communicator that only the thread calls.
     comm: Arc<dyn Communicator>,
     /// The unit that is under way, if any.
-    unit: Cell<Option<usize>>,
+    unit: Cell<Option<UnitId>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -49,7 +50,7 @@ impl Prefetch {
     }
 
     /// Begins to fetch a unit of so many `elements`, of which this rank has `own`.
-    pub fn start(&self, unit: usize, elements: usize, own: &Tensor) -> Result<()> {
+    pub fn start(&self, unit: UnitId, elements: usize, own: &Tensor) -> Result<()> {
         self.forget()?;
         self.unit.set(Some(unit));
         self.comm.reserve();
@@ -58,7 +59,7 @@ impl Prefetch {
     }
 
     /// All ranks' parts of `unit`, if it was begun with.
-    pub fn take(&self, unit: usize) -> Result<Option<Vec<Tensor>>> {
+    pub fn take(&self, unit: UnitId) -> Result<Option<Vec<Tensor>>> {
         if self.unit.get() != Some(unit) {
             return Ok(None);
         }

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 
 use super::{TrainState, UnitState};
 use crate::Result;
-use crate::model::Unit;
+use crate::model::{Unit, UnitId};
 use crate::ops::{read, write};
 use crate::parallel::Reduce;
 use crate::state::ema::ema_decay;
@@ -62,15 +62,15 @@ impl TrainState {
         let decay = ema_decay(self.ema, step);
         #[cfg(feature = "cuda")]
         if let Some(units) = self.moments.on_gpu() {
-            return units.iter().enumerate().try_for_each(|(i, numbers)| {
-                self.change(i, |state, params, grads| {
+            return self.model.units.iter().zip(units).try_for_each(|(unit, numbers)| {
+                self.change(unit.id, |state, params, grads| {
                     let shard = cuda::Shard { params, grads, numbers, decay };
                     cuda::update(&self.optimizer.step(step + 1, lr, scale)?, &shard, &state.no_decay)
                 })
             });
         }
-        self.moments.each(|i, m, v, average| {
-            self.change(i, |state, params, grads| {
+        self.moments.each(|id, m, v, average| {
+            self.change(id, |state, params, grads| {
                 let grads = read::<f32>(grads)?;
                 write(params, |params: &mut [f32]| {
                     let shard = Shard { params, grads: &grads, m, v, average: average.map(|average| (decay, average)) };
@@ -83,8 +83,8 @@ impl TrainState {
     /// A step of plain gradient descent in AdamW's place: it hides no wrong factor in a gradient.
     pub fn descend(&self, lr: f64, norm: f64) -> Result<()> {
         let scale = self.scale(norm);
-        (0..self.units.len()).try_for_each(|i| {
-            self.change(i, |_, params, grads| {
+        self.model.units.iter().try_for_each(|unit| {
+            self.change(unit.id, |_, params, grads| {
                 let grads = read::<f32>(grads)?;
                 write(params, |params: &mut [f32]| sgd(lr, scale, params, &grads))?
             })
@@ -95,10 +95,10 @@ impl TrainState {
         clip_coefficient(norm, if self.clip > 0.0 { self.clip } else { f64::INFINITY })
     }
 
-    /// Changes the part of unit `i`'s parameters that this rank updates, by the gradient there; then all ranks have all
+    /// Changes the part of a unit's parameters that this rank updates, by the gradient there; then all ranks have all
     /// of them.
-    fn change(&self, i: usize, change: impl FnOnce(&UnitState, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
-        let (unit, state) = (&self.model.units[i], &self.units[i]);
+    fn change(&self, id: UnitId, change: impl FnOnce(&UnitState, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
+        let (unit, state) = self.unit(id);
         let grads = match &state.grad {
             Some(shard) => shard.clone(),
             None => state.part(&unit.grad)?,
