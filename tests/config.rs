@@ -315,7 +315,7 @@ prop_compose! {
         let [frames, height, width] = sizes;
         let crop = if random { Crop::Random } else { Crop::Center };
         let label = Label::None;
-        Data { path, heldout, frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap, prefetch }
+        Data { path, heldout, frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap, prefetch, variants: 1 }
     }
 }
 
@@ -358,7 +358,8 @@ prop_compose! {
         let sample = Sample { sampler, guidance: n[0] - n[1], guidance_interval: [low, unit[1].max(low)], ..Sample::default() };
         let parallel =
             Parallel { ranks: mesh[0] * mesh[1], data: mesh[0], ring: mesh[1], head_groups: heads, zero: kind };
-        RunConfig { run: Run { out: out.into(), seed }, data, model, diffusion, train, parallel, stash, sample }
+        let vae = Vae { cache: "some/folder".into(), dtype: train.dtype, ..Vae::default() };
+        RunConfig { run: Run { out: out.into(), seed }, data, model, vae, diffusion, train, parallel, stash, sample }
     }
 }
 

@@ -3,7 +3,8 @@
 //! Not here: what depends on files (is the folder there, are there enough clips), on a checkpoint, or on the machine.
 
 use super::choices::Label;
-use super::run::{Data, Model, Parallel, RunConfig, Sample, Train};
+use super::run::{Data, Model, Parallel, RunConfig, Sample, Train, Vae};
+use crate::data::Crop;
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
 use std::fmt::{self, Debug, Display};
@@ -38,7 +39,8 @@ pub(super) fn check(config: &RunConfig) -> Checked {
     ensure(!out.as_os_str().is_empty(), "run.out", out, "must name a folder")?;
     ensure(i64::try_from(config.run.seed).is_ok(), "run.seed", config.run.seed, "must be below 2^63, TOML's limit")?;
     data(&config.data)?;
-    model(&config.model, &config.data)?;
+    model(&config.model, &config.data, &config.vae)?;
+    vae(&config.vae, &config.data)?;
     diffusion(&config.diffusion)?;
     train(&config.train)?;
     parallel(&config.parallel)?;
@@ -66,7 +68,18 @@ fn data(c: &Data) -> Checked {
     ensure((1..=1024).contains(&c.prefetch), "data.prefetch", c.prefetch, "must be in 1..=1024")
 }
 
-fn model(c: &Model, data: &Data) -> Checked {
+fn vae(c: &Vae, data: &Data) -> Checked {
+    if let Some(from) = &c.from {
+        ensure(!from.is_empty(), "vae.from", from, "must name a VAE's folder or file; leave the key out for pixels")?;
+    }
+    ensure(!c.cache.as_os_str().is_empty(), "vae.cache", &c.cache, "must name a folder")?;
+    ensure((1..=1024).contains(&data.variants), "data.variants", data.variants, "must be in 1..=1024")?;
+    let drawn = data.crop == Crop::Random || data.flip;
+    let allowed = "several are for training on latents (vae.from) with random crops or mirror images (data.flip)";
+    ensure(data.variants == 1 || (c.from.is_some() && drawn), "data.variants", data.variants, allowed)
+}
+
+fn model(c: &Model, data: &Data, vae: &Vae) -> Checked {
     if let Some(from) = &c.from {
         ensure(!from.is_empty(), "model.from", from, "must name a model folder, or hf://owner/name")?;
         // Anything else would be silently ignored: the folder's config.json says it all.
@@ -76,6 +89,9 @@ fn model(c: &Model, data: &Data) -> Checked {
     let [pt, ph, pw] = c.patch_size;
     ensure(pt >= 1 && ph >= 1 && pw >= 1, "model.patch_size", c.patch_size, "must be three sizes of at least 1")?;
     for (axis, clip, patch) in [("frames", data.frames, pt), ("height", data.height, ph), ("width", data.width, pw)] {
+        if vae.from.is_some() {
+            break; // patches are of latents, whose grid the VAE knows
+        }
         let allowed = format!("{patch} must divide data.{axis} = {clip} (patch sizes are frames, height, width)");
         ensure(clip.is_multiple_of(patch), "model.patch_size", c.patch_size, &allowed)?;
     }

@@ -71,6 +71,8 @@ impl RunConfig {
     pub fn fingerprint(&self) -> Result<u64> {
         let mut config = self.clone();
         (config.run.out, config.data.path, config.stash.folder) = Default::default();
+        config.vae.cache = Default::default();
+        config.vae.from = config.vae.from.map(|_| String::new());
         config.data.heldout = config.data.heldout.map(|_| String::new());
         config.model.from = config.model.from.map(|_| String::new());
         Ok(u64::from(crc32c::crc32c(config.to_toml()?.as_bytes())))

@@ -8,7 +8,11 @@ use std::path::PathBuf;
 
 /// Replaces a leading `~` of every path by the home folder.
 pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
-    let folders = [("run.out", Some(&mut config.run.out)), ("stash.folder", config.stash.folder.as_mut())];
+    let folders = [
+        ("run.out", Some(&mut config.run.out)),
+        ("stash.folder", config.stash.folder.as_mut()),
+        ("vae.cache", Some(&mut config.vae.cache)),
+    ];
     for (key, path) in folders.into_iter().filter_map(|(key, path)| Some((key, path?))) {
         *path = expanded(key, path)?;
     }
@@ -16,6 +20,7 @@ pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
         ("data.path", Some(&mut config.data.path)),
         ("data.heldout", config.data.heldout.as_mut()),
         ("model.from", config.model.from.as_mut()),
+        ("vae.from", config.vae.from.as_mut()),
     ];
     for (key, name) in names.into_iter().filter_map(|(key, name)| Some((key, name?))) {
         if name.starts_with('~') {

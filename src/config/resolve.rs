@@ -8,6 +8,7 @@ use crate::state::StateOptions;
 use crate::state::checkpoint::{Checkpoint, STATE};
 use crate::state::named::NamedModel;
 use crate::state::optimizer::AdamWOptions;
+use crate::vae::{Space, VaeWeights};
 use crate::{Result, hub};
 
 impl RunConfig {
@@ -25,10 +26,20 @@ impl RunConfig {
     /// # Errors
     /// The folder cannot be had, or holds no such network.
     pub fn network(&self) -> Result<ModelConfig> {
-        let Some(from) = &self.model.from else { return Ok(self.model.network()) };
+        let Some(from) = &self.model.from else { return Ok(self.model.network(self.space()?)) };
         let path = NamedModel::find(&hub::resolve(from)?)?.dir.join("config.json");
         let json = read_config(&path).map_err(|e| e.at("model.from"))?;
         ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))
+    }
+
+    /// What the network's clips are made of: pixels, or latents of the VAE that the config names. No weights are read.
+    ///
+    /// # Errors
+    /// The VAE cannot be had, or is none.
+    pub fn space(&self) -> Result<Space> {
+        let Some(from) = &self.vae.from else { return Ok(Space::PIXELS) };
+        let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
+        Ok(weights.config.space())
     }
 
     /// How the run's state changes in a step, and where it is held.
@@ -46,14 +57,14 @@ impl RunConfig {
 }
 
 impl Model {
-    /// The new network that these keys describe: on pixels, without text.
-    pub fn network(&self) -> ModelConfig {
+    /// The new network that these keys describe: on clips of `space`, without text.
+    pub fn network(&self, space: Space) -> ModelConfig {
         ModelConfig {
             patch_size: self.patch_size,
             num_attention_heads: self.num_attention_heads,
             attention_head_dim: self.attention_head_dim,
-            in_channels: 3,
-            out_channels: 3,
+            in_channels: space.channels,
+            out_channels: space.channels,
             text_dim: 0,
             freq_dim: self.freq_dim,
             ffn_dim: self.ffn_dim,

@@ -23,6 +23,8 @@ pub struct RunConfig {
     pub data: Data,
     pub model: Model,
     #[serde(default)]
+    pub vae: Vae,
+    #[serde(default)]
     pub diffusion: DiffusionOptions,
     #[serde(default)]
     pub train: Train,
@@ -83,6 +85,22 @@ pub struct Data {
     /// Clips decoded ahead of the step.
     #[serde(default = "prefetch")]
     pub prefetch: usize,
+    /// Training on latents: how often each clip is encoded, for random crops and mirror images; epochs take them in
+    /// turn.
+    #[serde(default = "one")]
+    pub variants: usize,
+}
+
+/// `[vae]`: the VAE whose latents are trained on; without `from`, training is on pixels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vae {
+    /// A folder or file of an AutoencoderKLWan, a pipeline folder with one, or `hf://...`; none: pixels.
+    pub from: Option<String>,
+    /// Folder of encoded clips; runs may share it.
+    pub cache: PathBuf,
+    /// Arithmetic of the VAE's products.
+    pub dtype: Compute,
 }
 
 /// `[model]`: the network, new or from a checkpoint.
@@ -194,6 +212,8 @@ pub struct Sample {
     pub guidance_interval: [f64; 2],
     /// Shift of sigma, as in `[diffusion]`; 1: none, 0: from the token count.
     pub shift: f64,
+    /// Frames of a clip sampled during training; none: as trained, on latents at most 17.
+    pub frames: Option<usize>,
 }
 
 /// What clips are where the section does not say.
@@ -211,6 +231,10 @@ fn deinterlace() -> bool {
 
 fn tonemap() -> bool {
     usual().tonemap
+}
+
+fn one() -> usize {
+    1
 }
 
 fn prefetch() -> usize {
@@ -237,6 +261,12 @@ impl Default for Model {
             num_classes: 0,
             pos_embed: false,
         }
+    }
+}
+
+impl Default for Vae {
+    fn default() -> Self {
+        Self { from: None, cache: "~/.cache/longreel/latents".into(), dtype: Compute::F32 }
     }
 }
 
@@ -282,6 +312,7 @@ impl Default for Sample {
             guidance: 1.0,
             guidance_interval: [0.0, 1.0],
             shift: 1.0,
+            frames: None,
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::dataset::{Clip, Dataset};
 use super::frame_cache::FrameCache;
-use super::frames::{FrameRegion, Frames};
+use super::frames::{ClipRows, FrameRegion, Frames};
 use super::shuffle::Request;
 use crate::parallel::thread_refused;
 use crate::{Error, Result};
@@ -18,35 +18,37 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A clip, or a rank's part of it, ready for the step.
+/// A clip, or a rank's part of it, ready for the step; `C` is what its values are.
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub struct Sample<C: ?Sized = Frames> {
     /// What was asked for.
     pub request: Request,
     /// The clip that the frames are of.
     pub clip: Clip,
     /// Shared with the cache of the clips decoded before.
-    pub frames: Arc<Frames>,
+    pub frames: Arc<C>,
 }
 
+/// Reads what is asked for of a clip, unless the flag is set meanwhile.
+type ReadClip<C> = dyn Fn(&Request, &Clip, &AtomicBool) -> Result<Arc<C>> + Send + Sync;
+
 /// An iterator over the clips asked for, decoded by background threads. Dropping it stops them.
-pub struct Loader {
-    shared: Arc<Shared>,
+pub struct Loader<C: ?Sized + Send + Sync = Frames> {
+    shared: Arc<Shared<C>>,
     threads: Vec<JoinHandle<()>>,
     waited: Duration,
 }
 
-struct Shared {
+struct Shared<C: ?Sized> {
     dataset: Arc<Dataset>,
-    part: FrameRegion,
-    cache: FrameCache,
+    read: Box<ReadClip<C>>,
     prefetch: usize,
-    queue: Mutex<Queue>,
+    queue: Mutex<Queue<C>>,
     changed: Condvar,
     stop: AtomicBool,
 }
 
-struct Queue {
+struct Queue<C: ?Sized> {
     requests: Box<dyn Iterator<Item = Request> + Send>,
     /// Requests handed to threads.
     issued: u64,
@@ -54,7 +56,7 @@ struct Queue {
     taken: u64,
     /// Requests that there are in all, once that is known.
     total: Option<u64>,
-    ready: BTreeMap<u64, Result<Sample>>,
+    ready: BTreeMap<u64, Result<Sample<C>>>,
 }
 
 impl Loader {
@@ -69,13 +71,54 @@ impl Loader {
         prefetch: usize,
         requests: impl Iterator<Item = Request> + Send + 'static,
     ) -> Result<Self> {
+        let read = of_pixels(dataset.clone(), part);
+        Self::reading(dataset, read, prefetch, requests)
+    }
+}
+
+impl Loader<dyn ClipRows> {
+    /// As [`new`](Loader::new), for the network's rows.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn rows(
+        dataset: Arc<Dataset>,
+        part: FrameRegion,
+        prefetch: usize,
+        requests: impl Iterator<Item = Request> + Send + 'static,
+    ) -> Result<Self> {
+        let read = of_pixels(dataset.clone(), part);
+        let rows = move |request: &Request, clip: &Clip, stop: &AtomicBool| {
+            read(request, clip, stop).map(|frames| frames as Arc<dyn ClipRows>)
+        };
+        Self::reading(dataset, Box::new(rows), prefetch, requests)
+    }
+}
+
+/// Reads `part` of clips, and keeps it where all together are small.
+fn of_pixels(dataset: Arc<Dataset>, part: FrameRegion) -> Box<ReadClip<Frames>> {
+    let cache = FrameCache::new(dataset.options(), dataset.len(), &part);
+    Box::new(move |request, clip, stop| {
+        cache.get(request, || dataset.region_until(clip, &request.augment, &part, Some(stop)))
+    })
+}
+
+impl<C: ?Sized + Send + Sync + 'static> Loader<C> {
+    /// As [`new`](Loader::new), but clips are read by `read`, which may give up once its flag is set.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn reading(
+        dataset: Arc<Dataset>,
+        read: Box<ReadClip<C>>,
+        prefetch: usize,
+        requests: impl Iterator<Item = Request> + Send + 'static,
+    ) -> Result<Self> {
         let prefetch = prefetch.max(1);
         let queue = Queue { requests: Box::new(requests), issued: 0, taken: 0, total: None, ready: BTreeMap::new() };
-        let cache = FrameCache::new(dataset.options(), dataset.len(), &part);
         let shared = Arc::new(Shared {
             dataset,
-            part,
-            cache,
+            read,
             prefetch,
             queue: Mutex::new(queue),
             changed: Condvar::new(),
@@ -100,8 +143,8 @@ impl Loader {
     }
 }
 
-impl Iterator for Loader {
-    type Item = Result<Sample>;
+impl<C: ?Sized + Send + Sync> Iterator for Loader<C> {
+    type Item = Result<Sample<C>>;
 
     /// The next clip; waits for it if need be. None after the last one, or after an error.
     fn next(&mut self) -> Option<Self::Item> {
@@ -128,7 +171,7 @@ impl Iterator for Loader {
     }
 }
 
-impl Drop for Loader {
+impl<C: ?Sized + Send + Sync> Drop for Loader<C> {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         drop(self.shared.queue.lock()); // whoever is about to wait has seen the flag or gets the notice
@@ -139,7 +182,7 @@ impl Drop for Loader {
     }
 }
 
-impl Shared {
+impl<C: ?Sized> Shared<C> {
     fn work(&self) {
         while let Some((ticket, request)) = self.next_request() {
             let sample = catch_unwind(AssertUnwindSafe(|| self.decode(request)))
@@ -180,13 +223,12 @@ impl Shared {
         None
     }
 
-    fn decode(&self, request: Request) -> Result<Sample> {
+    fn decode(&self, request: Request) -> Result<Sample<C>> {
         if request.clip >= self.dataset.len() {
             return Err(Error::Data(format!("clip {} was asked for, there are {}", request.clip, self.dataset.len())));
         }
         let clip = self.dataset.clip(request.clip);
-        let decode = || self.dataset.region_until(&clip, &request.augment, &self.part, Some(&self.stop));
-        let frames = self.cache.get(&request, decode)?;
+        let frames = (self.read)(&request, &clip, &self.stop)?;
         Ok(Sample { request, clip, frames })
     }
 }

@@ -46,7 +46,7 @@ fn planned(setup: &RunSetup, plan: &Plan) -> Result<()> {
 /// What `longreel scan` says of the clips, of many files the first.
 fn data(setup: &RunSetup) -> Result<()> {
     let root = &setup.data_root;
-    let tokens = setup.model.grid([setup.config.data.frames, setup.config.data.height, setup.config.data.width])?;
+    let tokens = setup.model.grid(setup.size()?)?;
     let mut about = report(&setup.dataset, root, Some(tokens.iter().product()));
     for (list, count) in [("files", "file_count"), ("skipped", "skipped_count")] {
         let Some(named) = about[list].as_array_mut() else { continue };

@@ -8,7 +8,7 @@ use super::setup::RunSetup;
 use crate::Result;
 use crate::batch::{NoisyClip, NoisyClips, squared_errors, upload};
 use crate::config::Label;
-use crate::data::FrameRegion;
+use crate::data::{ClipRows, FrameRegion};
 use crate::diffusion::{Objective, QUANTILES, SigmaDistribution, heldout_key, timestep};
 use crate::engine::Engine;
 use crate::model::Model;
@@ -39,7 +39,7 @@ impl<'a> Heldout<'a> {
     pub fn losses(&self, model: &Model) -> Result<Vec<f64>> {
         let Some(dataset) = &self.setup.heldout else { return Ok(vec![]) };
         let data = &self.setup.config.data;
-        let grid = model.config.grid([data.frames, data.height, data.width])?;
+        let grid = model.config.grid(self.setup.size()?)?;
         let engine = Engine::new(model, &self.mesh.sequence, grid, QUANTILES, self.setup.config.train.tile)?
             .in_head_groups(self.setup.config.parallel.head_groups)?;
         let tokens = engine.local_tokens();
@@ -47,8 +47,11 @@ impl<'a> Heldout<'a> {
         let mut sums = vec![0.0; QUANTILES];
         for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
             let clip = dataset.clip(number);
-            let frames = Arc::new(dataset.region(&clip, &dataset.plain(number).augment, &region)?);
-            let pixels = upload(&frames, self.setup.device())?;
+            let frames: Arc<dyn ClipRows> = match &self.setup.latents {
+                Some(latents) => Arc::new(latents.heldout(number, region.frames.clone())?),
+                None => Arc::new(dataset.region(&clip, &dataset.plain(number).augment, &region)?),
+            };
+            let pixels = upload(frames.as_ref(), self.setup.device())?;
             let noisy = |(i, &sigma): (usize, &f64)| NoisyClip {
                 frames: frames.clone(),
                 pixels: pixels.clone(),
@@ -60,8 +63,15 @@ impl<'a> Heldout<'a> {
             let timesteps: Vec<f64> = self.sigmas.iter().map(|&sigma| timestep(sigma)).collect();
             let conditioning = conditioning(model, &timesteps, &[label; QUANTILES])?;
             let patch = model.config.patch_size;
-            let clips =
-                NoisyClips { clips: &clips, objective: self.objective, tokens: tokens.clone(), patch, weight: 1.0 };
+            let clips = NoisyClips {
+                clips: &clips,
+                objective: self.objective,
+                tokens: tokens.clone(),
+                patch,
+                channels: model.config.in_channels,
+                device: self.setup.device(),
+                weight: 1.0,
+            };
             engine.predict(&conditioning, &clips, |rows, output| squared_errors(&clips, rows, &output, &mut sums))?;
         }
         let elements = dataset.len() * grid.iter().product::<usize>() * model.config.patch_out();

@@ -11,6 +11,7 @@ pub mod schedule;
 
 mod about;
 pub(crate) mod heldout;
+mod latents;
 mod lineage;
 mod monitor;
 mod report;
@@ -18,6 +19,7 @@ mod run;
 pub(crate) mod setup;
 mod trainer;
 
+pub use latents::RunLatents;
 pub use crate::observe::metrics::Record;
 pub use lineage::{inherit_diffusion, inherit_dtype};
 pub use rehearsal::rehearse;

@@ -2,6 +2,7 @@
 //! on other ranks every call does nothing. A failure of what only shows the run never ends it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::about;
@@ -196,7 +197,7 @@ impl<'a> Report<'a> {
 
     /// Writes sample number `index` of a step, which `comm`'s ranks hold: each of them calls this. A sample that cannot
     /// be written is a warning: the run does without.
-    pub fn sample(&mut self, step: u64, index: usize, clip: &Sampled, comm: &dyn Communicator) -> Result<()> {
+    pub fn sample(&mut self, step: u64, index: usize, clip: &Sampled, comm: &Arc<dyn Communicator>) -> Result<()> {
         let Some(voice) = &mut self.0 else { return clip.bands(comm, |_| Ok(())) };
         let [frames, height, width] = clip.size;
         let kind = if frames == 1 { "png" } else { "mp4" };

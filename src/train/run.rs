@@ -20,7 +20,7 @@ use super::setup::RunSetup;
 use super::trainer::Hook;
 use crate::batch::{NoisyClip, NoisyClips, upload};
 use crate::config::Label;
-use crate::data::{self, Loader, Sample};
+use crate::data::{self, ClipRows, Loader, Sample};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::Stash;
@@ -30,6 +30,9 @@ use crate::sample::{self, ClipSampler, ClipSpec, Request};
 use crate::state::checkpoint::{DataCounts, State};
 use crate::state::weights::TrainState;
 use crate::{Error, Result};
+
+/// Frames of a sample that a VAE decodes, where the config does not say: decoding costs more than many steps.
+const DECODED_FRAMES: usize = 17;
 
 /// How a rank's steps ended.
 pub(super) struct Ended {
@@ -55,8 +58,7 @@ impl<'a> Rank<'a> {
     pub fn new(setup: &'a RunSetup, comm: Arc<dyn Communicator>, meter: Arc<StepMeter>) -> Result<Self> {
         let comm = Arc::new(Metered::new(comm, meter.clone()));
         let config = &setup.config;
-        let data = &config.data;
-        let grid = setup.model.grid([data.frames, data.height, data.width])?;
+        let grid = setup.model.grid(setup.size()?)?;
         agree(comm.as_ref(), "the configuration", config.fingerprint()?)?;
         let mesh = Mesh::new(comm, config.parallel.data, setup.model.num_attention_heads, config.parallel.ring)?;
         let weights = TrainState::new(setup.initial()?, &config.state(), mesh.world.clone())?;
@@ -170,7 +172,7 @@ impl<'a> Rank<'a> {
     }
 
     /// Loss and gradients of a step: this rank's share.
-    pub fn gradients(&self, engine: &Engine, loader: &mut Loader, step: u64) -> Result<f64> {
+    pub fn gradients(&self, engine: &Engine, loader: &mut Loader<dyn ClipRows>, step: u64) -> Result<f64> {
         let micro_batches = 0..self.setup.config.train.accumulate;
         self.meter.begin(micro_batches.len() as u64 * engine.operations());
         self.weights.zero_gradients()?;
@@ -190,7 +192,7 @@ impl<'a> Rank<'a> {
     }
 
     /// Decodes what this rank's tokens lie in, of its clips of `steps` steps from `position` on, in order.
-    pub fn loader(&self, engine: &Engine, position: u64, steps: u64) -> Result<Loader> {
+    pub fn loader(&self, engine: &Engine, position: u64, steps: u64) -> Result<Loader<dyn ClipRows>> {
         let train = &self.setup.config.train;
         let (dataset, seed) = (self.setup.dataset.clone(), self.setup.config.run.seed);
         let numbers: Vec<u64> = (0..train.accumulate)
@@ -206,11 +208,22 @@ impl<'a> Rank<'a> {
         let requests = positions.map(move |position| dataset.training(seed, position));
         // A step's clips decode while the step before runs, and one more.
         let prefetch = self.setup.config.data.prefetch.max(train.batch);
-        Loader::new(self.setup.dataset.clone(), region, prefetch, requests)
+        let dataset = self.setup.dataset.clone();
+        match &self.setup.latents {
+            Some(latents) => {
+                let (latents, frames) = (latents.clone(), region.frames);
+                let read = move |request: &data::Request, _: &data::Clip, _: &AtomicBool| {
+                    let part: Arc<dyn ClipRows> = Arc::new(latents.read(request, frames.clone())?);
+                    Ok(part)
+                };
+                Loader::reading(dataset, Box::new(read), prefetch, requests)
+            }
+            None => Loader::rows(dataset, region, prefetch, requests),
+        }
     }
 
     /// Forward and backward of one micro-batch: this rank's share of the loss.
-    fn micro_batch(&self, engine: &Engine, loader: &mut Loader, step: u64, micro: usize) -> Result<f64> {
+    fn micro_batch(&self, engine: &Engine, loader: &mut Loader<dyn ClipRows>, step: u64, micro: usize) -> Result<f64> {
         let (seed, train) = (self.setup.config.run.seed, &self.setup.config.train);
         let (mut clips, mut labels) = (vec![], vec![]);
         for i in 0..train.batch {
@@ -222,7 +235,7 @@ impl<'a> Rank<'a> {
             let dropped = self.setup.config.data.label == Label::None || self.dropout.drops(seed, step, number);
             labels.push(if dropped { None } else { clip.class });
             let sigma = self.sigmas.draw(seed, step, number);
-            let (pixels, noise) = (upload(&frames, self.setup.device())?, training_key(seed, step, number));
+            let (pixels, noise) = (upload(frames.as_ref(), self.setup.device())?, training_key(seed, step, number));
             clips.push(NoisyClip { frames, pixels, sigma, noise });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
@@ -234,6 +247,8 @@ impl<'a> Rank<'a> {
             objective: &self.objective,
             tokens: engine.local_tokens(),
             patch: self.setup.model.patch_size,
+            channels: self.setup.model.in_channels,
+            device: self.setup.device(),
             weight: 1.0 / elements as f64,
         };
         engine.loss_and_gradients(&conditioning, &clips)
@@ -251,16 +266,26 @@ impl<'a> Rank<'a> {
     /// batch of them has no more clips than one of training, whose memory it then does with.
     fn sample(&self, step: u64, report: &mut Report) -> Result<()> {
         let config = &self.setup.config;
-        let (request, sequence) = (&Request::from_config(config)?, &self.mesh.sequence);
+        let (mut request, sequence) = (Request::from_config(config)?, &self.mesh.sequence);
+        request.size[0] = config.sample.frames.unwrap_or(match self.setup.latents {
+            Some(_) => request.size[0].min(DECODED_FRAMES),
+            None => request.size[0],
+        });
+        let (request, decoder) = (&request, self.setup.latents.as_ref().map(|latents| latents.decoder()).transpose()?);
         let classes = self.setup.dataset.classes().len().max(1);
         let label = |index| (self.setup.model.num_classes > 0).then_some(index % classes);
         let clips = ClipSpec::numbered((0..config.sample.count).map(label));
         self.weights.averaged(|model| {
-            let sampler = ClipSampler { model, objective: &self.objective, sequence, request, tile: config.train.tile };
+            let sampler = ClipSampler {
+                model,
+                objective: &self.objective,
+                sequence,
+                request,
+                tile: config.train.tile,
+                decoder: decoder.as_ref(),
+            };
             let most = config.train.batch.min(sampler.most_at_once()?);
-            sampler.sample_all(&clips, most, &|_| {}, |index, clip| {
-                report.sample(step, index, &clip, sequence.all.as_ref())
-            })
+            sampler.sample_all(&clips, most, &|_| {}, |index, clip| report.sample(step, index, &clip, &sequence.all))
         })
     }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::device::device;
+use super::latents::RunLatents;
 use super::lineage;
 use crate::config::{Compute, Label, RunConfig};
 use crate::data::{Apart, Clips, Dataset, Overlaps, refuse_own_output};
@@ -18,6 +19,7 @@ use crate::parallel::{Launch, Sequence, Split, is_first};
 use crate::sample::check_guidance;
 use crate::state::checkpoint::{Checkpoint, RunFolder};
 use crate::state::named::NamedModel;
+use crate::vae::Space;
 use crate::{Error, Result, bail, hub};
 
 /// Where a run starts.
@@ -39,6 +41,10 @@ pub struct RunSetup {
     /// What names of files are shown below.
     pub data_root: PathBuf,
     pub heldout: Option<Arc<Dataset>>,
+    /// The clips' latents, of a run that trains on those.
+    pub latents: Option<Arc<RunLatents>>,
+    /// What the network's clips are made of.
+    space: Space,
     pub model: ModelConfig,
     /// Where initial weights come from, if not from the seed.
     from: Option<Folder>,
@@ -54,7 +60,7 @@ impl RunSetup {
     /// Fetches what `config` names on a hub, so that [`open`](Self::open) finds it on this machine.
     pub fn fetch(config: &RunConfig, own_clips: bool) -> Result<()> {
         let data = (!own_clips).then_some(&config.data.path);
-        let names = [config.model.from.as_ref(), data, config.data.heldout.as_ref()];
+        let names = [config.model.from.as_ref(), config.vae.from.as_ref(), data, config.data.heldout.as_ref()];
         names.into_iter().flatten().try_for_each(|name| hub::resolve(name).map(drop))
     }
 
@@ -96,18 +102,20 @@ impl RunSetup {
             bail!(Config, "run.seed is {new}, the checkpoint's run has seed {old}: its order and noise would not go on")
         }
         let device = device(Some(config.train.device), "train.device", config.parallel.ranks, launch)?;
+        let space = config.space()?;
         let from = match &config.model.from {
             Some(spec) => Some(NamedModel::opened(&hub::resolve(spec)?)?.1),
             None => None,
         };
         let model = match &from {
             Some(folder) => ModelConfig::of(folder)?,
-            None => config.model.network(),
+            None => config.model.network(space),
         };
         model.check()?;
         if device.is_cuda() {
-            let (parallel, train, data) = (&config.parallel, &config.train, &config.data);
-            let tokens = model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?.iter().product();
+            let (parallel, train) = (&config.parallel, &config.train);
+            let tokens = size_of(&config, space, &model).and_then(|size| model.grid(size));
+            let tokens = tokens.map_err(|e| e.at("data"))?.iter().product();
             let sequence = parallel.ranks / parallel.data;
             let [_, ring] = Sequence::degrees(sequence, model.num_attention_heads, parallel.ring)?;
             let tokens = Split::new(tokens, ring).count(0);
@@ -117,11 +125,12 @@ impl RunSetup {
         if let Some(checkpoint) = &resume {
             lineage::check_network(checkpoint, &config, &model)?;
         }
-        if model.in_channels != 3 || model.out_channels != 3 {
-            let (i, o) = (model.in_channels, model.out_channels);
+        if [model.in_channels, model.out_channels] != [space.channels; 2] {
+            let (i, o, c) = (model.in_channels, model.out_channels, space.channels);
+            let clips = if space.is_latent() { "latents of vae.from" } else { "pixels, since no vae.from is named" };
             bail!(
                 Shape,
-                "model.from: the network takes {i} and gives {o} channels; training is on pixels, which have 3"
+                "model.from: the network takes {i} and gives {o} channels; training is on {clips}, which have {c}"
             )
         }
         if model.text_dim > 0 {
@@ -131,7 +140,7 @@ impl RunSetup {
             folder.check(&Model::shapes(&model))?;
         }
         let data = &config.data;
-        model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?;
+        size_of(&config, space, &model).and_then(|size| model.grid(size)).map_err(|e| e.at("data"))?;
         let path = if own.is_some() { PathBuf::from(&data.path) } else { hub::resolve(&data.path)? };
         let held_out = data.heldout.as_ref().map(|path| hub::resolve(path)).transpose()?;
         let places = [("data.path", own.is_none().then_some(&path)), ("data.heldout", held_out.as_ref())];
@@ -183,7 +192,21 @@ impl RunSetup {
             None => random_name()?,
         };
         let dataset = Arc::new(dataset);
-        Ok(Self { dataset, data_root: path, heldout, model, from, folder, device, resume, name, config })
+        let latents = launch.rank0_first(|| RunLatents::open(&config, &dataset, heldout.as_ref()))?.map(Arc::new);
+        Ok(Self {
+            dataset,
+            data_root: path,
+            heldout,
+            latents,
+            space,
+            model,
+            from,
+            folder,
+            device,
+            resume,
+            name,
+            config,
+        })
     }
 
     /// What its ranks compute on.
@@ -196,17 +219,22 @@ impl RunSetup {
         self.dataset.rate()
     }
 
+    /// Frames, height, width of the network's clips, in pixels or latents.
+    pub fn size(&self) -> Result<[usize; 3]> {
+        size_of(&self.config, self.space, &self.model)
+    }
+
     /// Tokens of a step, over all ranks.
     pub fn tokens(&self) -> Result<u64> {
-        let (data, train) = (&self.config.data, &self.config.train);
-        let tokens: usize = self.model.grid([data.frames, data.height, data.width])?.iter().product();
+        let train = &self.config.train;
+        let tokens: usize = self.model.grid(self.size()?)?.iter().product();
         Ok((tokens * train.batch * train.accumulate * self.config.parallel.data) as u64)
     }
 
     /// What each block puts into the stash, on all ranks together.
     pub fn stashed(&self) -> Result<Shapes> {
-        let (model, data) = (&self.model, &self.config.data);
-        let tokens = model.grid([data.frames, data.height, data.width])?.iter().product();
+        let model = &self.model;
+        let tokens = model.grid(self.size()?)?.iter().product();
         let clips = self.config.train.batch.saturating_mul(self.config.parallel.data);
         let compute = if self.config.train.dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
         let lse = [clips, model.num_attention_heads, tokens];
@@ -226,6 +254,12 @@ impl RunSetup {
         };
         model?.to_device(&self.device)
     }
+}
+
+/// Frames, height, width of the network's clips.
+fn size_of(config: &RunConfig, space: Space, model: &ModelConfig) -> Result<[usize; 3]> {
+    let data = &config.data;
+    space.size([data.frames, data.height, data.width], model.patch_size)
 }
 
 /// 128 random bits, in hexadecimal digits.

@@ -22,6 +22,7 @@ mod layer;
 mod resample;
 mod residual;
 mod shards;
+mod space;
 mod spec;
 pub mod tiles;
 mod weights;
@@ -34,6 +35,7 @@ pub use config::VaeConfig;
 pub use conv::Arithmetic;
 pub use frame::Frame;
 pub use shards::{RowShards, Whole};
+pub use space::Space;
 pub use spec::{TensorSpec, tensors};
 pub use weights::VaeWeights;
 
