@@ -19,8 +19,8 @@ mod run;
 pub(crate) mod setup;
 mod trainer;
 
-pub use latents::RunLatents;
 pub use crate::observe::metrics::Record;
+pub use latents::RunLatents;
 pub use lineage::{inherit_diffusion, inherit_dtype};
 pub use rehearsal::rehearse;
 pub use setup::Start;

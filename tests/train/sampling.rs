@@ -281,7 +281,8 @@ fn a_clip_of_several_frames_comes_frame_by_frame() {
     });
     assert_eq!(clips.unwrap()[0], Some(frames));
     let clip = Sampled::new(Tensor::zeros((12, 96), DType::F32, &Device::Cpu).unwrap(), size, patch).unwrap();
-    let error = clip.write_png(&(Arc::new(longreel::parallel::Single) as Arc<dyn Communicator>), "x.png".as_ref()).unwrap_err().to_string();
+    let alone: std::sync::Arc<dyn longreel::parallel::Communicator> = std::sync::Arc::new(longreel::parallel::Single);
+    let error = clip.write_png(&alone, "x.png".as_ref()).unwrap_err().to_string();
     assert!(error.contains("x.png: a clip of 4 frames"), "{error}");
 }
 
