@@ -53,7 +53,6 @@ const SHARE: f64 = 0.6;
 /// All that is printed.
 struct Found<'a> {
     config: &'a RunConfig,
-    model: &'a ModelConfig,
     plan: Plan,
     /// What decoding takes, or why that is not known.
     decoding: std::result::Result<Decoding, String>,
@@ -90,7 +89,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let fit = args.memory.map(|memory| fit(&config, &model, &plan, known, memory)).transpose()?;
     let (rates, basis) = rates(&args, &config)?;
     let times = Times::new(&config, &model, &plan, rates, known, heldout_clips(&config))?;
-    let found = Found { config: &config, model: &model, plan, decoding, times, basis, fit };
+    let found = Found { config: &config, plan, decoding, times, basis, fit };
     if args.json { super::print_json(value::line(&found)) } else { super::print(text::tables(&found)) }
 }
 

@@ -8,7 +8,7 @@ use crate::state::StateOptions;
 use crate::state::checkpoint::{Checkpoint, STATE};
 use crate::state::named::NamedModel;
 use crate::state::optimizer::AdamWOptions;
-use crate::vae::{Space, VaeWeights};
+use crate::vae::{Space, VaeConfig, VaeWeights};
 use crate::{Result, hub};
 
 impl RunConfig {
@@ -37,9 +37,17 @@ impl RunConfig {
     /// # Errors
     /// The VAE cannot be had, or is none.
     pub fn space(&self) -> Result<Space> {
-        let Some(from) = &self.vae.from else { return Ok(Space::PIXELS) };
+        Ok(self.vae_config()?.map_or(Space::PIXELS, |vae| vae.space()))
+    }
+
+    /// The VAE that the config names, if it names one. No weights are read.
+    ///
+    /// # Errors
+    /// As [`space`](Self::space).
+    pub fn vae_config(&self) -> Result<Option<VaeConfig>> {
+        let Some(from) = &self.vae.from else { return Ok(None) };
         let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
-        Ok(weights.config.space())
+        Ok(Some(weights.config))
     }
 
     /// How the run's state changes in a step, and where it is held.

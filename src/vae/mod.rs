@@ -17,6 +17,7 @@
 mod attention;
 mod config;
 mod conv;
+mod cost;
 mod frame;
 mod layer;
 mod resample;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 pub use config::VaeConfig;
 pub use conv::Arithmetic;
+pub use cost::VaeCost;
 pub use frame::Frame;
 pub use shards::{RowShards, Whole};
 pub use space::Space;

@@ -162,7 +162,7 @@ impl Place {
     pub fn latents() -> Self {
         let place = Self::new(LATENTS);
         fs::create_dir(place.path("heldout")).unwrap();
-        for (name, seed, frames) in [("clips/a", 1, 10), ("clips/b", 2, 11), ("heldout/d", 4, 6)] {
+        for (name, seed, frames) in [("clips/a", 1, 10), ("clips/b", 2, 11), ("heldout/d", 4, 9)] {
             let pixels: Vec<u8> = (0..frames).flat_map(|t| picture(seed, t, 36, 52)).collect();
             write_video(&place.path(&format!("{name}.mp4")), &pixels, 36, 52, 12.0).unwrap();
         }
