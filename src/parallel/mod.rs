@@ -24,7 +24,6 @@ mod bootstrap;
 mod check;
 mod connection;
 mod control;
-#[cfg(any(feature = "mpi", feature = "nccl", test))]
 mod cpu_affinity;
 mod guests;
 pub mod handshake;
@@ -40,6 +39,7 @@ mod mpi;
 mod nccl;
 #[cfg(any(feature = "nccl", test))]
 mod ordered;
+mod peers;
 mod processes;
 #[cfg(any(feature = "nccl", test))]
 mod rank_info;

@@ -73,27 +73,27 @@ impl Group {
 
     /// Waits until messages are done.
     fn land(&self, mut flight: Flight) -> Result<()> {
-        self.link.detector.wait(None, TRANSFER_SLEEP, || flight.done())
+        self.link.wait(None, TRANSFER_SLEEP, || flight.done())
     }
 
     /// Gives `text(i)` to each rank i and returns what each gave to this one; `call` says to people what for.
-    pub fn exchange(&self, call: &str, text: impl Fn(usize) -> Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
-        let Link { channel, detector, .. } = &*self.link;
-        detector.check()?;
-        detector.begin();
+    fn exchange(&self, call: &str, text: impl Fn(usize) -> Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
+        let Link { channel, control, .. } = &*self.link;
+        control.check()?;
+        control.links().begin();
         let (tag, mut flight) = (self.tags()[0], self.flight());
         for (i, member) in self.others() {
             flight.send_bytes(channel, text(i)?, member, tag)?;
         }
         let mut texts: Vec<Option<Vec<u8>>> = vec![None; self.members.len()];
         texts[self.rank] = Some(text(self.rank)?);
-        detector.wait(Some(call), RENDEZVOUS_SLEEP, || {
+        self.link.wait(Some(call), RENDEZVOUS_SLEEP, || {
             for (i, member) in self.others() {
                 if texts[i].is_none() {
-                    texts[i] = channel.take(Some(member), tag)?.map(|(_, text)| text);
+                    texts[i] = channel.take(member, tag)?;
                 }
-                if texts[i].is_none() && detector.gone(member) {
-                    detector.fail(member, format!("it returned while rank {} waits in {call}", detector.rank));
+                if texts[i].is_none() && control.links().gone(member) {
+                    control.fail(member, &format!("it returned while rank {} waits in {call}", control.rank()));
                 }
             }
             Ok(texts.iter().all(Option::is_some))
@@ -118,7 +118,7 @@ impl Group {
         let args: Vec<CallArgs> = self.exchange(&call_text, own_args)?.into_iter().map(read).collect::<Result<_>>()?;
         if let Some(i) = args.iter().position(|args| args.refusal.is_some()) {
             let message = args[i].refusal.clone().unwrap_or_default();
-            self.link.detector.fail(self.members[i], message.clone());
+            self.link.control.fail(self.members[i], &message);
             return Err(match i == self.rank {
                 true => Error::Shape(message),
                 false => Error::Rank { rank: self.members[i], message },
@@ -135,7 +135,7 @@ impl Group {
     /// Fails the run; `i` is the rank to name.
     fn disagree<T>(&self, matched: &MatchedCall, i: usize, what: String) -> Result<T> {
         let message = format!("ranks disagree in call {} of ranks {:?}: {what}", matched.number, self.members);
-        self.link.detector.fail(self.members[i], message.clone());
+        self.link.control.fail(self.members[i], &message);
         Err(Error::Shape(message))
     }
 

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use self::collectives::Group;
 use self::comm::Gpu;
 use self::library::{Nccl, UniqueId};
-use super::cpu_affinity::CpuAffinity;
 use super::processes::Processes;
 use super::rank_info::{self, Gpus, RankInfo};
 use super::{Communicator, ControlPlane, Limits, TorchrunEnv};
@@ -30,7 +29,6 @@ use crate::{Error, Result, bail, cuda};
 pub(super) struct World {
     group: Arc<Group>, // ends before what it needs
     gpu: Arc<Gpu>,
-    ranks: Vec<RankInfo>,
 }
 
 impl World {
@@ -40,21 +38,22 @@ impl World {
     /// They do not meet; or one has no NCCL, no driver or no GPU of its own: an error of all.
     pub fn start(env: &TorchrunEnv, limits: Limits) -> Result<Self> {
         let control = ControlPlane::join(env, limits)?;
-        let (nccl, device, ranks) = Self::begin(env, &control).map_err(|e| ended(&control, e))?;
+        let (nccl, device) = Self::begin(env, &control).map_err(|e| ended(&control, e))?;
         let compute = device.as_cuda_device()?.cuda_stream();
         let gpu = Arc::new(Gpu { nccl, control, device, compute, limits, order: Arc::default() });
         let group = Arc::new(Self::meet(&gpu).map_err(|e| ended(&gpu.control, e))?);
-        Ok(Self { group, gpu, ranks })
+        Ok(Self { group, gpu })
     }
 
     /// What this process needs, once all have told that they have it.
-    fn begin(env: &TorchrunEnv, control: &ControlPlane) -> Result<(Nccl, Device, Vec<RankInfo>)> {
+    fn begin(env: &TorchrunEnv, control: &ControlPlane) -> Result<(Nccl, Device)> {
         let nccl = Nccl::load();
         let gpus = nccl
             .as_ref()
             .map_err(Error::to_string)
             .and_then(|nccl| Ok(Gpus { count: cuda::count()?, nccl: nccl.version().map_err(|e| e.to_string())? }));
-        let own = RankInfo { affinity: CpuAffinity::here(), local: env.local, gpus };
+        let host = control.affinities()[env.rank].host.clone();
+        let own = RankInfo { host, local: env.local, gpus };
         let own = serde_json::to_vec(&own).map_err(|e| Error::Environment(e.to_string()))?;
         let mut infos = vec![];
         for (rank, text) in control.exchange(&own)?.into_iter().enumerate() {
@@ -63,7 +62,7 @@ impl World {
         }
         rank_info::judge(&infos)?;
         let device = cuda::open(env.local).map_err(|message| Error::Rank { rank: env.rank, message })?;
-        Ok((nccl?, device, infos))
+        Ok((nccl?, device))
     }
 
     /// The communicator of all, whose meeting place rank 0 gives.
@@ -89,23 +88,8 @@ impl Processes for World {
         self.group.clone()
     }
 
-    fn threads(&self) -> usize {
-        let infos: Vec<CpuAffinity> = self.ranks.iter().map(|info| info.affinity.clone()).collect();
-        infos[self.gpu.control.rank()].share(&infos)
-    }
-
-    fn hosts(&self) -> Vec<&str> {
-        self.ranks.iter().map(|info| info.affinity.host.as_str()).collect()
-    }
-
-    fn enter(&self) {}
-
-    fn finish_together(&self, outcome: Result<()>) -> Result<()> {
-        self.gpu.control.finish_together(outcome)
-    }
-
-    fn is_reporter(&self) -> bool {
-        self.gpu.control.is_reporter()
+    fn control(&self) -> &ControlPlane {
+        &self.gpu.control
     }
 
     fn gpu(&self) -> Option<Device> {
