@@ -6,6 +6,7 @@
 //! every few seconds that this process lives, and what it waits in.
 
 use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -85,7 +86,7 @@ impl ControlPlane {
             control.spawn(move || links.listen(i, input, limits.silence))?;
         }
         control.spawn(move || links.beat(HEARTBEAT.min(limits.silence / 4), on_failure))?;
-        control.tell_affinity()?;
+        let _ = control.links.affinities.set(control.gather(&CpuAffinity::here())?); // the only time
         Ok(control)
     }
 
@@ -105,18 +106,6 @@ impl ControlPlane {
     fn spawn(&mut self, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let thread = thread::Builder::new().name("control".into()).spawn(work);
         self.threads.push(thread.map_err(|e| thread_refused("a thread to hear the other ranks", &e))?);
-        Ok(())
-    }
-
-    /// Tells the others which process this is, and learns who they are.
-    fn tell_affinity(&self) -> Result<()> {
-        let own = serde_json::to_vec(&CpuAffinity::here()).map_err(|e| Error::Environment(e.to_string()))?;
-        let read = |(rank, text): (usize, Vec<u8>)| {
-            let other = |e| Error::Rank { rank, message: format!("is it of another longreel? {e}") };
-            serde_json::from_slice(&text).map_err(other)
-        };
-        let affinities = self.exchange(&own)?.into_iter().enumerate().map(read).collect::<Result<_>>()?;
-        let _ = self.links.affinities.set(affinities); // the only time
         Ok(())
     }
 
@@ -174,6 +163,16 @@ impl ControlPlane {
         }
         let data = |frame| if let Frame::Data(bytes) = frame { bytes } else { vec![] };
         Ok(frames.into_iter().map(data).collect())
+    }
+
+    /// What each rank gives, in rank order, as [`exchange`](Self::exchange) does.
+    pub(super) fn gather<T: Serialize + DeserializeOwned>(&self, own: &T) -> Result<Vec<T>> {
+        let own = serde_json::to_vec(own).map_err(|e| Error::Environment(e.to_string()))?;
+        let read = |(rank, text): (usize, Vec<u8>)| {
+            let other = |e| Error::Rank { rank, message: format!("is it of another longreel? {e}") };
+            serde_json::from_slice(&text).map_err(other)
+        };
+        self.exchange(&own)?.into_iter().enumerate().map(read).collect()
     }
 
     /// The failure that ended the run, if one has.

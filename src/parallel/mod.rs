@@ -22,6 +22,7 @@
 
 mod bootstrap;
 mod check;
+mod collectives;
 mod connection;
 mod control;
 mod cpu_affinity;
@@ -37,7 +38,6 @@ mod metered;
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
-#[cfg(any(feature = "nccl", test))]
 mod ordered;
 mod peers;
 mod processes;
@@ -52,6 +52,7 @@ mod split;
 mod sum;
 mod threads;
 mod torchrun_env;
+mod transport;
 pub mod wire;
 
 use candle_core::{Device, Tensor};

@@ -44,8 +44,8 @@ impl Channel {
         check(unsafe { ffi::MPI_Bcast(start, count, ffi::RSMPI_UINT8_T, 0, self.0) })
     }
 
-    /// The next message with `tag` from the rank `from`. None if none has come. Of one (sender, tag) only one thread at a
-    /// time may ask.
+    /// The next message with `tag` from the rank `from`. None if none has come. Of one (sender, tag) only one thread at
+    /// a time may ask.
     pub fn take(&self, from: usize, tag: c_int) -> Result<Option<Vec<u8>>> {
         let (mut there, mut status, mut count) = (0, MaybeUninit::uninit(), 0);
         // SAFETY: plain calls with pointers to locals; the status is read only after MPI has set it, and the buffer has
@@ -101,7 +101,7 @@ impl Flight {
         };
         self.tensors.push(tensor.clone());
         // SAFETY: `pointer` is memory of the tensor's storage, which `self.tensors` keeps until MPI is done with it.
-        unsafe { self.post(channel, pointer, [length, self.longest], to, tag) }
+        unsafe { self.post(Direction::Send, channel, pointer.cast_mut(), [length, self.longest], to, tag) }
     }
 
     /// Starts to receive into a contiguous tensor, as many bytes as it has; nobody may look at it until this is done.
@@ -113,21 +113,9 @@ impl Flight {
         })?;
         self.tensors.push(tensor.clone());
         let (pointer, length) = pointer_and_length.get();
-        for start in (0..length).step_by(self.longest) {
-            let count = self.longest.min(length - start) as c_int;
-            let mut request = MaybeUninit::uninit();
-            // SAFETY: the part lies within the tensor's storage, which `self.tensors` keeps until MPI is done with it,
-            // never moves (no tensor op resizes a storage), and is read by nobody meanwhile, as the caller has
-            // promised.
-            unsafe {
-                let (pointer, comm) = (pointer.add(start).cast(), channel.0);
-                let request = request.as_mut_ptr();
-                check(ffi::MPI_Irecv(pointer, count, ffi::RSMPI_UINT8_T, from as c_int, tag, comm, request))?;
-            }
-            // SAFETY: set by the call above.
-            self.requests.push(unsafe { request.assume_init() });
-        }
-        Ok(())
+        // SAFETY: `pointer` is memory of the tensor's storage, which `self.tensors` keeps until MPI is done with it,
+        // never moves (no tensor op resizes a storage), and is read by nobody meanwhile, as the caller has promised.
+        unsafe { self.post(Direction::Receive, channel, pointer, [length, self.longest], from, tag) }
     }
 
     /// Starts to send bytes.
@@ -139,7 +127,7 @@ impl Flight {
         self.bytes.push(bytes);
         // SAFETY: `pointer` is the heap memory of a vector that `self.bytes` keeps, unchanged, until MPI is done with
         // it.
-        unsafe { self.post(channel, pointer, [length; 2], to, tag) }
+        unsafe { self.post(Direction::Send, channel, pointer.cast_mut(), [length; 2], to, tag) }
     }
 
     /// Whether all messages are done: sent ones may be overwritten, received ones are there.
@@ -156,31 +144,42 @@ impl Flight {
         Ok(true)
     }
 
-    /// Starts to send `length` bytes from `pointer` on, in parts of at most `longest`.
+    /// Starts to send or receive `length` bytes from `pointer` on, in parts of at most `longest`.
     ///
     /// # Safety
-    /// They are there, and stay as they are, until the flight is done or leaked.
+    /// They are there, and nobody writes to them, nor reads those that are received, until the flight is done or
+    /// leaked.
     unsafe fn post(
         &mut self,
+        direction: Direction,
         channel: &Channel,
-        pointer: *const u8,
+        pointer: *mut u8,
         [length, longest]: [usize; 2],
-        to: usize,
+        other: usize,
         tag: c_int,
     ) -> Result<()> {
         for start in (0..length).step_by(longest.max(1)) {
-            let count = longest.min(length - start) as c_int;
+            let (count, other, comm) = (longest.min(length - start) as c_int, other as c_int, channel.0);
             let mut request = MaybeUninit::uninit();
             // SAFETY: the caller's promise; the part lies within the `length` bytes.
-            unsafe {
-                let (pointer, to, comm) = (pointer.add(start).cast(), to as c_int, channel.0);
-                check(ffi::MPI_Isend(pointer, count, ffi::RSMPI_UINT8_T, to, tag, comm, request.as_mut_ptr()))?;
-            }
+            check(unsafe {
+                let (at, request, bytes) = (pointer.add(start).cast(), request.as_mut_ptr(), ffi::RSMPI_UINT8_T);
+                match direction {
+                    Direction::Send => ffi::MPI_Isend(at, count, bytes, other, tag, comm, request),
+                    Direction::Receive => ffi::MPI_Irecv(at, count, bytes, other, tag, comm, request),
+                }
+            })?;
             // SAFETY: set by the call above.
             self.requests.push(unsafe { request.assume_init() });
         }
         Ok(())
     }
+}
+
+/// Where a message goes.
+enum Direction {
+    Send,
+    Receive,
 }
 
 impl Drop for Flight {

@@ -2,20 +2,19 @@
 //!
 //! - `joining`: a time limit for MPI to start in;
 //! - `messages`: MPI's calls;
-//! - `invitation`, `interfaces`: where rank 0 is, by one MPI broadcast; there all meet by TCP ([`ControlPlane`]), by which
-//!   they hear of a rank that failed, returned or is lost, since MPI would tell nothing: to MPI, a host that is gone is
-//!   only slow;
-//! - `collectives`: the [`Communicator`].
+//! - `invitation`, `interfaces`: where rank 0 is, by one MPI broadcast. There all join a [`ControlPlane`], by which they
+//!   hear of a rank that failed, returned or is lost. MPI would tell nothing: to MPI, a host that is gone is only slow;
+//! - `transport`: tensors from rank to rank, over which the crate's one [`Collectives`] are.
 //!
 //! MPI's own collectives are not used. They would sum in an order of their choice, wait at full load, hang where ranks
 //! disagree or one is gone, and count in C ints; its communicators are made by calls that do the same. So groups of
 //! ranks are numbers that tag their messages.
 
-mod collectives;
 mod interfaces;
 mod invitation;
 mod joining;
 mod messages;
+mod transport;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,9 +25,10 @@ use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::traits::Communicator as _;
 
-use self::collectives::Group;
 use self::joining::Joining;
 use self::messages::Channel;
+use self::transport::ByMpi;
+use super::collectives::Collectives;
 use super::control::OnFailure;
 use super::links::Links;
 use super::processes::Processes;
@@ -46,7 +46,7 @@ const LAUNCHER: Duration = Duration::from_secs(18);
 /// This process among those of its job.
 pub(super) struct World {
     link: Arc<Link>,
-    group: Arc<Group>,
+    world: Arc<Collectives<ByMpi>>,
     universe: Option<Universe>,
 }
 
@@ -100,14 +100,14 @@ impl World {
             }
         };
         let link = Arc::new(Link { channel, control, limits, groups: AtomicU64::new(1) });
-        let group = Arc::new(Group::world(link.clone(), rank, size));
-        Ok(Self { link, group, universe: Some(universe) })
+        let world = Arc::new(Collectives::new(ByMpi::world(link.clone(), rank, size)));
+        Ok(Self { link, world, universe: Some(universe) })
     }
 }
 
 impl Processes for World {
     fn communicator(&self) -> Arc<dyn Communicator> {
-        self.group.clone()
+        self.world.clone()
     }
 
     fn control(&self) -> &ControlPlane {
@@ -199,12 +199,12 @@ impl Link {
     }
 
     /// A number that no other group has which a rank of this process is in; for the members of a group to choose from.
-    fn group_number(&self) -> u64 {
+    fn free_number(&self) -> u64 {
         self.groups.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Says that `number` is taken.
-    fn took(&self, number: u64) {
+    fn take_number(&self, number: u64) {
         self.groups.fetch_max(number + 1, Ordering::Relaxed);
     }
 }
