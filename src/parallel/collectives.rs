@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::split::{group_of, range_of};
-use super::transport::{CallArgs, Members, Receive, Sends, Transport};
+use super::transport::{AllArgs, CallArgs, Members, Receive, Sends, Transport};
 use super::{Communicator, Reduce, Single, Split, check, sum};
 use crate::ops::bytes;
 use crate::{Error, Result};
@@ -33,7 +33,7 @@ impl<T: Transport> Collectives<T> {
         checked: Result<()>,
         own: CallArgs,
         first: impl FnOnce() -> Result<Sends>,
-    ) -> Result<(T::Call, Vec<(usize, CallArgs)>)> {
+    ) -> Result<(T::Call, AllArgs)> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let first = if checked.is_ok() { first()? } else { vec![] };
         let own = CallArgs { refusal: checked.err().map(|e| e.to_string()), ..own };

@@ -89,39 +89,9 @@ impl Links {
         if self.failed.load(Ordering::Acquire) { self.state.lock().check() } else { Ok(()) }
     }
 
-    /// For how long a rank has been known to be lost.
-    pub fn lost_for(&self) -> Option<Duration> {
-        let state = self.state.lock();
-        state.failure.as_ref().filter(|failure| failure.lost).map(|_| state.failed_at.elapsed())
-    }
-
     /// Says that the calling thread is the one that the rank's work runs in.
     pub fn enter(&self) {
         self.state.lock().main = Some(thread::current().id());
-    }
-
-    /// Says that this rank begins a call.
-    pub fn begin(&self) {
-        let mut state = self.state.lock();
-        let off_main = state.main.is_some_and(|main| main != thread::current().id());
-        state.peers.present(|presence| {
-            presence.calls += 1;
-            presence.off_main |= off_main;
-        });
-    }
-
-    /// Says in which call this rank waits for others, if in any.
-    pub fn present(&self, waits: Option<&str>) {
-        self.state.lock().peers.present(|presence| presence.waits = waits.map(str::to_owned));
-    }
-
-    /// Whether `rank` left so long ago that nothing more can come from it.
-    pub fn gone(&self, rank: usize) -> bool {
-        self.state.lock().peers.gone(rank)
-    }
-
-    pub fn all_left(&self) -> bool {
-        self.state.lock().peers.all_left()
     }
 
     /// Whether this rank reports to the user: rank 0; if that is lost, the first on another host, or rank 1 if there
@@ -348,5 +318,39 @@ impl Links {
                 self.news.wait_until(&mut state, until);
             }
         }
+    }
+}
+
+/// What MPI's ranks tell and ask beside: NCCL's wait on the GPU, where nobody sees for whom.
+#[cfg(feature = "mpi")]
+impl Links {
+    /// For how long a rank has been known to be lost.
+    pub fn lost_for(&self) -> Option<Duration> {
+        let state = self.state.lock();
+        state.failure.as_ref().filter(|failure| failure.lost).map(|_| state.failed_at.elapsed())
+    }
+
+    /// Says that this rank begins a call.
+    pub fn begin(&self) {
+        let mut state = self.state.lock();
+        let off_main = state.main.is_some_and(|main| main != thread::current().id());
+        state.peers.present(|presence| {
+            presence.calls += 1;
+            presence.off_main |= off_main;
+        });
+    }
+
+    /// Says in which call this rank waits for others, if in any.
+    pub fn present(&self, waits: Option<&str>) {
+        self.state.lock().peers.present(|presence| presence.waits = waits.map(str::to_owned));
+    }
+
+    /// Whether `rank` left so long ago that nothing more can come from it.
+    pub fn gone(&self, rank: usize) -> bool {
+        self.state.lock().peers.gone(rank)
+    }
+
+    pub fn all_left(&self) -> bool {
+        self.state.lock().peers.all_left()
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::wire::{Failure, Presence};
 
 /// A message may come after the note that its sender has left, by another way, but not this much later.
+#[cfg(feature = "mpi")]
 const GRACE: Duration = Duration::from_secs(2);
 /// Ranks that all wait, and have not moved for this long, never will: longer than news of a call takes to rank 0.
 const STUCK: Duration = Duration::from_secs(8);
@@ -36,6 +37,7 @@ impl Peers {
     }
 
     /// Changes what this rank says of itself.
+    #[cfg(feature = "mpi")]
     pub fn present(&mut self, change: impl FnOnce(&mut Presence)) {
         let peer = &mut self.peers[self.own];
         change(&mut peer.presence);
@@ -71,6 +73,7 @@ impl Peers {
     }
 
     /// Whether `rank` left so long ago that nothing more can come from it.
+    #[cfg(feature = "mpi")]
     pub fn gone(&self, rank: usize) -> bool {
         self.peers[rank].left.is_some_and(|left| left.elapsed() > GRACE)
     }

@@ -14,7 +14,7 @@ use std::thread;
 
 use super::collectives::Collectives;
 use super::rendezvous::{Deposit, Group, Rendezvous};
-use super::transport::{CallArgs, Members, Receive, Sends, Transport};
+use super::transport::{AllArgs, CallArgs, Members, Receive, Sends, Transport};
 use super::{Communicator, Single, thread_refused};
 use crate::ops::bytes;
 use crate::{Error, Result, bail};
@@ -160,7 +160,7 @@ impl Transport for Threads {
         usize::MAX
     }
 
-    fn begin(&self, number: u64, text: &str, own: CallArgs, first: Sends) -> Result<(Call, Vec<(usize, CallArgs)>)> {
+    fn begin(&self, number: u64, text: &str, own: CallArgs, first: Sends) -> Result<(Call, AllArgs)> {
         let (ticket, text) = (2 * number, text.to_owned());
         let deposits = self.meet(ticket, Deposit { text: text.clone(), args: own, tensors: first })?;
         let args = deposits.iter().map(|deposit| deposit.args.clone()).enumerate().collect();

@@ -34,6 +34,9 @@ impl CallArgs {
     }
 }
 
+/// What ranks told of a call, each with its number in the group.
+pub(super) type AllArgs = Vec<(usize, CallArgs)>;
+
 /// What a rank sends to each.
 pub(super) type Sends = Vec<Option<Tensor>>;
 
@@ -41,6 +44,10 @@ pub(super) type Sends = Vec<Option<Tensor>>;
 pub(super) enum Receive {
     Nothing,
     /// A new tensor of this shape and dtype.
+    #[cfg_attr(
+        not(any(feature = "mpi", feature = "nccl")),
+        expect(dead_code, reason = "threads hand over what was sent, which has them")
+    )]
     New(Vec<usize>, DType),
     /// Elements for this contiguous tensor, which are written in place.
     Into(Tensor),
@@ -145,13 +152,7 @@ pub(super) trait Transport: Send + Sync + Sized + 'static {
 
     /// Begins a call when all ranks have, with `first` as what it sends first. `text` names it for people. Returns what
     /// the ranks told, as far as the transport compares.
-    fn begin(
-        &self,
-        number: u64,
-        text: &str,
-        own: CallArgs,
-        first: Sends,
-    ) -> Result<(Self::Call, Vec<(usize, CallArgs)>)>;
+    fn begin(&self, number: u64, text: &str, own: CallArgs, first: Sends) -> Result<(Self::Call, AllArgs)>;
 
     /// Starts to send a staged tensor to each rank, the first ones if there are no `sends`, and to receive from each.
     fn start(&self, call: &mut Self::Call, sends: Option<Sends>, receives: Vec<Receive>) -> Result<Self::Flight>;

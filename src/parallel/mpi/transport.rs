@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Link;
 use super::messages::Flight;
-use crate::parallel::transport::{CallArgs, Members, Messages, Receive, Sends, Transport};
+use crate::parallel::transport::{AllArgs, CallArgs, Members, Messages, Receive, Sends, Transport};
 use crate::{Error, Result, bail};
 
 /// Bytes that are received from each rank before they are reduced: large against the cost of a message, small against
@@ -67,7 +67,7 @@ impl Transport for ByMpi {
         PIECE.min(self.link.limits.message)
     }
 
-    fn begin(&self, _: u64, text: &str, own: CallArgs, first: Sends) -> Result<(Sends, Vec<(usize, CallArgs)>)> {
+    fn begin(&self, _: u64, text: &str, own: CallArgs, first: Sends) -> Result<(Sends, AllArgs)> {
         let Link { channel, control, .. } = &*self.link;
         control.check()?;
         control.links().begin();

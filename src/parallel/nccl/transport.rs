@@ -19,7 +19,7 @@ use super::memory;
 use super::order::Turn;
 use crate::Result;
 use crate::ops::bytes;
-use crate::parallel::transport::{CallArgs, Members, Messages, Receive, Sends, Transport};
+use crate::parallel::transport::{AllArgs, CallArgs, Members, Messages, Receive, Sends, Transport};
 
 /// Bytes that are received from each rank before they are reduced: large against a launch, small against a GPU's
 /// memory.
@@ -101,7 +101,7 @@ impl Transport for ByNccl {
     }
 
     /// When the call's turn has come; at once with this rank's refusal, for which the others are not to wait.
-    fn begin(&self, _: u64, text: &str, own: CallArgs, first: Sends) -> Result<(Call, Vec<(usize, CallArgs)>)> {
+    fn begin(&self, _: u64, text: &str, own: CallArgs, first: Sends) -> Result<(Call, AllArgs)> {
         let turn = self.reserved.lock().pop_front().unwrap_or_else(|| self.gpu.order.take());
         self.gpu.control.check()?;
         if own.refusal.is_none() {
