@@ -97,9 +97,20 @@ impl Encoder {
     /// # Errors
     /// Those of [`VaeWeights::read`].
     pub fn load(weights: &VaeWeights, arithmetic: Arithmetic) -> Result<Self> {
-        let config = Arc::new(weights.config.clone());
-        let half = Half::load(&spec::encoder(&config), arithmetic, &mut |tensor| weights.read(tensor))?;
-        Ok(Self { config, half })
+        Self::build(&weights.config, arithmetic, &mut |tensor| weights.read(tensor))
+    }
+
+    /// Builds an encoder of the tensors that `read` gives.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn build(
+        config: &VaeConfig,
+        arithmetic: Arithmetic,
+        read: &mut dyn FnMut(&TensorSpec) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let half = Half::load(&spec::encoder(config), arithmetic, read)?;
+        Ok(Self { config: Arc::new(config.clone()), half })
     }
 
     /// The VAE's settings.
@@ -156,10 +167,20 @@ impl Decoder {
     /// # Errors
     /// Those of [`VaeWeights::read`].
     pub fn load(weights: &VaeWeights, arithmetic: Arithmetic) -> Result<Self> {
-        let config = Arc::new(weights.config.clone());
-        // As they were written: the decoder's first product stands before its other layers.
-        let half = Half::load(&spec::decoder(&config), arithmetic, &mut |tensor| weights.read(tensor))?;
-        Ok(Self { config, half })
+        Self::build(&weights.config, arithmetic, &mut |tensor| weights.read(tensor))
+    }
+
+    /// Builds a decoder of the tensors that `read` gives.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn build(
+        config: &VaeConfig,
+        arithmetic: Arithmetic,
+        read: &mut dyn FnMut(&TensorSpec) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let half = Half::load(&spec::decoder(config), arithmetic, read)?;
+        Ok(Self { config: Arc::new(config.clone()), half })
     }
 
     /// The VAE's settings.
