@@ -53,7 +53,7 @@ pub use clips::Clips;
 pub use dataset::{Clip, Dataset};
 pub use decoding::Decoding;
 pub use frame_cache::FrameCache;
-pub use frames::{FrameRegion, Frames, RowOrder, token_grid, u8_to_unit};
+pub use frames::{FrameRegion, Frames, RowOrder, token_grid, u8_to_unit, unit_to_u8};
 pub use image_reader::check_image;
 pub use loader::{Loader, Sample};
 pub use options::{ClipOptions, Crop, Label};

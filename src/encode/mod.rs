@@ -1,7 +1,10 @@
 //! Pixels to latents and back, over the ranks of a run.
 //!
-//! The VAE itself knows of one process; here its frames are split over ranks by rows ([`rows`]).
+//! The VAE itself knows of one process; here its frames are split over ranks by rows ([`rows`]). `clip_reader` decodes
+//! the pixels of a file as the encoder asks for them.
 
+#[cfg(feature = "media")]
+pub mod clip_reader;
 pub mod rows;
 
 use std::ops::Range;

@@ -13,7 +13,7 @@ use super::{FileSum, Summed, read_text};
 use crate::{Error, Result, bail};
 use safetensors::tensor::Dtype;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -41,6 +41,7 @@ pub struct Tensors {
 struct Shard {
     path: PathBuf,
     file: File,
+    metadata: HashMap<String, String>,
     /// Of the header, with the bytes that tell its length.
     header: Summed,
 }
@@ -118,6 +119,12 @@ impl Tensors {
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
+    }
+
+    /// What the file says of itself under `key`; nothing of several shards.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        let [file] = self.files.as_slice() else { return None };
+        file.metadata.get(key).map(String::as_str)
     }
 
     /// Whether there is such a tensor.
@@ -321,12 +328,13 @@ fn open_file(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
     }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
-    let Header { tensors, sum } = Header::read(&file, length).map_err(|why| Error::Data(format!("{shown}: {why}")))?;
+    let Header { tensors, metadata, sum } =
+        Header::read(&file, length).map_err(|why| Error::Data(format!("{shown}: {why}")))?;
     let entry = |TensorPlace { name, dtype, shape, start, bytes }| {
         (name, Entry { file: 0, dtype, shape, start, bytes, sum: AtomicU64::new(0) })
     };
     let entries = tensors.into_iter().map(entry).collect();
-    Ok((Shard { path: path.to_owned(), file, header: sum }, entries))
+    Ok((Shard { path: path.to_owned(), file, metadata, header: sum }, entries))
 }
 
 /// Fills `out` from elements of N bytes, a piece at a time.
