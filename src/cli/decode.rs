@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::progress::Progress;
-use super::vae::{Clip, VaeArgs, place};
+use super::vae::{Clip, VaeArgs, frame_and_share};
 use crate::data::unit_to_u8;
 use crate::data::write::{Kind, VideoWriter, check_empty_folder, check_fps, write_video};
 use crate::files::Tensors;
@@ -66,7 +66,7 @@ pub fn run(args: &DecodeArgs, launch: &Launch) -> Result<()> {
         }
         let report = |calls| {
             if let Some(progress) = &progress {
-                let (what, share) = place(calls, frames, tiles);
+                let (what, share) = frame_and_share(calls, frames, tiles);
                 progress.update(&what, share);
             }
         };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::progress::Progress;
 use super::source_clip::SourceClip;
-use super::vae::{VaeArgs, place};
+use super::vae::{VaeArgs, frame_and_share};
 use crate::data::{ClipOptions, Dataset};
 use crate::parallel::{Launch, is_first};
 use crate::terminal::counted;
@@ -52,24 +52,24 @@ pub fn run(args: &EncodeArgs, launch: &Launch) -> Result<()> {
     let clips = args.clips(&weights.config, folder)?;
     let encoder = Encoder::load(&weights, args.vae.arithmetic())?;
     let progress = is_first().then(Progress::new);
-    let all: f64 = clips.iter().map(SourceClip::work).sum();
+    let total: f64 = clips.iter().map(SourceClip::work).sum();
 
     launch.run(ranks, |comm| {
-        let mut before = 0.0;
+        let mut done = 0.0;
         for (i, clip) in clips.iter().enumerate() {
             let which = if folder { format!("file {}/{}  ", i + 1, clips.len()) } else { String::new() };
             let tiles = args.vae.tiles(encoder.config(), clip.size);
             let report = |calls: usize| {
                 if let Some(progress) = progress.as_ref().filter(|_| comm.rank() == 0) {
-                    let (frame, share) = place(calls, clip.frames, tiles);
-                    progress.update(&format!("{which}{frame}"), (before + share * clip.work()) / all);
+                    let (frame, share) = frame_and_share(calls, clip.frames, tiles);
+                    progress.update(&format!("{which}{frame}"), (done + share * clip.work()) / total);
                 }
             };
             let moments = clip.moments(&encoder, &comm, args.vae.tile, &report)?;
             if comm.rank() == 0 {
-                clip.write(&encoder, &moments)?;
+                clip.write(&encoder, moments)?;
             }
-            before += clip.work();
+            done += clip.work();
         }
         Ok(())
     })?;
@@ -130,7 +130,7 @@ impl EncodeArgs {
         }
         for clip in &clips {
             super::may_write(&clip.output, self.force)?;
-            tracing::info!("{}: {}", terminal::name(&clip.path), clip.told);
+            tracing::info!("{}: {}", terminal::name(&clip.path), clip.summary);
         }
         Ok(clips)
     }

@@ -26,7 +26,7 @@ pub(super) struct SourceClip {
     /// Rows and width.
     pub size: [usize; 2],
     /// What is done to it, for the user.
-    pub told: String,
+    pub summary: String,
 }
 
 impl SourceClip {
@@ -38,22 +38,22 @@ impl SourceClip {
         output: PathBuf,
     ) -> std::result::Result<Self, String> {
         let grid = 2 * config.scale_space(); // networks take latents in squares of 2
-        let own = [file.height, file.width];
+        let source = [file.height, file.width];
         let size = match (args.height, args.width) {
             (Some(height), Some(width)) => [height, width],
-            _ => own.map(|side| side / grid * grid),
+            _ => source.map(|side| side / grid * grid),
         };
-        let (shown, [height, width]) = (format!("{}x{} (width x height)", own[1], own[0]), size);
+        let (shown, [height, width]) = (format!("{}x{} (width x height)", source[1], source[0]), size);
         if height * width == 0 {
             return Err(format!("it is too small: {shown}; at least {grid}x{grid} is needed"));
         }
-        if height > own[0] || width > own[1] {
+        if height > source[0] || width > source[1] {
             return Err(format!("it is too small: {shown}; --height and --width ask {width}x{height}"));
         }
-        let has = file.clips; // frames, at the rate asked
-        let asked = args.frames.unwrap_or(has);
-        if asked > has {
-            return Err(format!("it has {}; --frames asks {asked}", counted(has, "frame", "frames")));
+        let available = file.clips; // frames, at the rate asked
+        let asked = args.frames.unwrap_or(available);
+        if asked > available {
+            return Err(format!("it has {}; --frames asks {asked}", counted(available, "frame", "frames")));
         }
         let frames = config.pixel_frames(config.latent_frames(asked));
         let options = ClipOptions { fps: args.fps, ..ClipOptions::new([frames, height, width]) };
@@ -64,15 +64,15 @@ impl SourceClip {
         if dataset.is_empty() || dataset.clip(0).window > 0 {
             return Err("its first frames are too small".to_owned());
         }
-        let mut told = format!("{} of {width}x{height}", counted(frames, "frame", "frames"));
-        if size != own {
-            told += &format!(", resized and cropped from {}x{}", own[1], own[0]);
+        let mut summary = format!("{} of {width}x{height}", counted(frames, "frame", "frames"));
+        if size != source {
+            summary += &format!(", resized and cropped from {}x{}", source[1], source[0]);
         }
         if frames < asked {
             let (rest, group) = (asked - frames, config.scale_time());
-            told += &format!("; the last {rest} of {asked} left out, as the VAE takes 1 and then {group} at a time");
+            summary += &format!("; the last {rest} of {asked} left out, as the VAE takes 1 and then {group} at a time");
         }
-        Ok(Self { path: file.path.clone(), output, dataset, frames, size, told })
+        Ok(Self { path: file.path.clone(), output, dataset, frames, size, summary })
     }
 
     /// The work, in pixels.
@@ -105,8 +105,8 @@ impl SourceClip {
     }
 
     /// Writes the normalised means of `moments`, and what the clip was.
-    pub fn write(&self, encoder: &Encoder, moments: &[Frame]) -> Result<()> {
-        let latents: Vec<Frame> = moments.iter().map(|frame| encoder.latents(frame)).collect();
+    pub fn write(&self, encoder: &Encoder, moments: Vec<Frame>) -> Result<()> {
+        let latents: Vec<Frame> = moments.into_iter().map(|frame| encoder.latents(&frame)).collect();
         let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut metadata = vec![
             ("source", name),

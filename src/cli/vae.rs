@@ -70,8 +70,8 @@ pub(super) fn fps(text: &str) -> std::result::Result<f64, String> {
     check_fps(fps).map(|()| fps).map_err(|e| e.to_string())
 }
 
-/// Which frame of which tile is at work, of `calls` that each took one, and the share of them of all.
-pub(super) fn place(calls: usize, frames: usize, tiles: usize) -> (String, f64) {
+/// What is at work after `calls` frames of tiles, one tile for all frames after another, and the share that is done.
+pub(super) fn frame_and_share(calls: usize, frames: usize, tiles: usize) -> (String, f64) {
     let (tile, frame) = (calls.saturating_sub(1) / frames, calls.saturating_sub(1) % frames + 1);
     let tile = if tiles > 1 { format!("tile {}/{tiles}  ", tile + 1) } else { String::new() };
     (format!("{tile}frame {frame}/{frames}"), calls as f64 / (frames * tiles) as f64)
