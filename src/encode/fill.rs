@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cache::LatentCache;
-use crate::data::{Dataset, FrameRegion, Frames, u8_to_unit};
+use super::clip_reader::ClipReader;
+use crate::data::Dataset;
 use crate::parallel::{Communicator, Single};
 use crate::terminal::counted;
 use crate::vae::{Encoder, Frame};
@@ -112,22 +113,9 @@ fn encode(
     report: &dyn Fn(usize),
 ) -> Result<Vec<Frame>> {
     let entry = &cache.entries()[entry];
-    let clip = dataset.clip(entry.clip);
     let [frames, height, width] = dataset.options().size();
-    let mut chunk: Option<Frames> = None;
-    let mut read = |t: usize, rows: Range<usize>| {
-        let held = chunk.as_ref().filter(|chunk| (chunk.first..chunk.first + chunk.count()).contains(&t));
-        let chunk = match held {
-            Some(_) => chunk.as_ref().expect("it holds the frame"),
-            None => {
-                let count = (CHUNK / (rows.len() * width * 3)).clamp(1, frames - t);
-                let region = FrameRegion { frames: t..t + count, lines: rows.clone() };
-                chunk.insert(dataset.region(&clip, &entry.augment, &region)?)
-            }
-        };
-        let values = chunk.frame(t - chunk.first).iter().map(|&value| u8_to_unit(value)).collect();
-        Ok(Frame::new([rows.len(), width, 3], values))
-    };
+    let mut reader = ClipReader::new(dataset, entry.clip, entry.augment, CHUNK);
+    let mut read = |t: usize, rows: Range<usize>| reader.read(t, rows, 0..width);
     let moments = super::encode(encoder, comm, frames, [height, width], &mut read, &mut |done| report(done))
         .map_err(|e| e.at(&entry.name))?;
     Ok(moments.iter().map(|frame| encoder.latents(frame)).collect())

@@ -1,9 +1,11 @@
 //! Pixels to latents and back, over the ranks of a run.
 //!
-//! The VAE itself knows of one process; here its frames are split over ranks by rows ([`rows`]). A [`cache`] holds the
-//! latents of a dataset's clips, [`fill`] encodes those that it lacks, and [`latents`] makes the network's rows of them.
+//! The VAE itself knows of one process; here its frames are split over ranks by rows ([`rows`]), and `clip_reader`
+//! decodes the pixels of a file as the encoder asks for them. A [`cache`] holds the latents of a dataset's clips,
+//! [`fill`] encodes those that it lacks, and [`latents`] makes the network's rows of them.
 
 pub mod cache;
+pub mod clip_reader;
 pub mod fill;
 pub mod latents;
 pub mod rows;

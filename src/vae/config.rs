@@ -226,6 +226,16 @@ impl VaeConfig {
         if frames == 0 { 0 } else { 1 + (frames - 1) / self.scale_time() }
     }
 
+    /// The release of Wan that the VAE came with: `wan2.1` or `wan2.2`.
+    pub fn release(&self) -> &'static str {
+        if self.is_residual { "wan2.2" } else { "wan2.1" }
+    }
+
+    /// Frames per second that the VAE's networks make: 16, of TI2V-5B 24.
+    pub fn fps(&self) -> f64 {
+        if self.is_residual { 24.0 } else { 16.0 }
+    }
+
     /// Frames that `latent` frames decode to.
     pub fn pixel_frames(&self, latent: usize) -> usize {
         if latent == 0 { 0 } else { 1 + (latent - 1) * self.scale_time() }

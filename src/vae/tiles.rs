@@ -5,7 +5,7 @@
 //! of the clip; the other side and the attention run on whole frames. Halos shrink from layer to layer
 //! ([`Frame::trimmed`]): what was computed without what lies beyond is dropped at once.
 
-use super::{Decoder, Encoder, Frame, Result, Whole, layer, pixels};
+use super::{Decoder, Encoder, Frame, Result, VaeConfig, Whole, layer, pixels};
 use std::ops::Range;
 
 /// Latent rows or columns that decoding sees beyond a tile of the attention's output.
@@ -25,11 +25,17 @@ fn windows(whole: usize, tile: usize, halo: [usize; 2]) -> Vec<(Range<usize>, Ra
         .collect()
 }
 
+/// How many tiles of `tile` pixels a frame of `size` `[rows, width]` pixels has.
+pub fn count(config: &VaeConfig, [rows, width]: [usize; 2], tile: usize) -> usize {
+    let side = (tile / config.scale_space()).max(1) * config.scale_space();
+    rows.div_ceil(side) * width.div_ceil(side)
+}
+
 /// Encodes `frames` frames of `size` `[rows, width]` in tiles of `tile` pixels: frames of moments. `read` gives a
 /// rectangle of a frame, and is called once for each tile and frame.
 ///
 /// # Errors
-/// Those of [`VaeConfig::check_size`](super::VaeConfig::check_size) and of `read`.
+/// Those of [`VaeConfig::check_size`] and of `read`.
 pub fn encode(
     encoder: &Encoder,
     frames: usize,
