@@ -3,7 +3,7 @@
 
 use crate::media::names;
 use longreel::data::write::{write_image, write_video};
-use longreel::data::{Augment, ClipOptions, Dataset, Frames, u8_to_unit, unit_to_u8};
+use longreel::data::{Augment, Augment, ClipOptions, Dataset, Frames, u8_to_unit, unit_to_u8};
 use longreel::encode::clip_reader::ClipReader;
 use longreel::files::{Tensors, write_tensors, write_tensors_with};
 use std::fs;
@@ -154,7 +154,7 @@ fn a_clip_is_read_in_parts_as_it_is_whole() {
     let whole = frames(&film(), [9, 48, 80]);
     let dataset = Dataset::survey(&ClipOptions::new([9, 48, 80]), &film()).unwrap();
     for budget in [1, 3 * 48 * 80 * 3, 1 << 20] {
-        let mut reader = ClipReader::new(&dataset, 0, budget);
+        let mut reader = ClipReader::new(&dataset, 0, Augment::PLAIN, budget);
         for (rows, columns) in [(0..48, 0..80), (8..24, 16..80), (8..24, 0..40)] {
             for t in 0..9 {
                 let part = reader.read(t, rows.clone(), columns.clone()).unwrap();
