@@ -3,7 +3,7 @@
 
 use crate::media::names;
 use longreel::data::write::{write_image, write_video};
-use longreel::data::{Augment, Augment, ClipOptions, Dataset, Frames, u8_to_unit, unit_to_u8};
+use longreel::data::{Augment, ClipOptions, Dataset, Frames, u8_to_unit, unit_to_u8};
 use longreel::encode::clip_reader::ClipReader;
 use longreel::files::{Tensors, write_tensors, write_tensors_with};
 use std::fs;
