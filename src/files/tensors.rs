@@ -148,6 +148,17 @@ impl Tensors {
         Ok(self.entry(name)?.dtype)
     }
 
+    /// A tensor's bytes as they are.
+    ///
+    /// # Errors
+    /// There is no such tensor, or the file cannot be read.
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let entry = self.entry(name)?;
+        let mut bytes = vec![0; entry.bytes as usize];
+        self.read_bytes(name, entry, &mut bytes, 0)?;
+        Ok(bytes)
+    }
+
     /// Elements `range` of an f16 tensor, counted in row-major order, as f32.
     ///
     /// # Errors

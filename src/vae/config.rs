@@ -94,7 +94,7 @@ impl VaeConfig {
         Ok(config)
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
+    pub(super) fn check(&self) -> std::result::Result<(), String> {
         let levels = self.dim_mult.len();
         let sizes = [
             ("base_dim", self.base_dim),
@@ -141,6 +141,10 @@ impl VaeConfig {
         }
         if self.latents_std.iter().any(|&std| std <= 0.0) {
             return Err("latents_std has a value that is not above 0".into());
+        }
+        let halved = &self.decoder_dims()[1..self.dim_mult.len()];
+        if !self.is_residual && halved.iter().any(|dim| dim % 2 > 0) {
+            return Err("a level of the decoder has an odd number of channels, which it cannot halve".into());
         }
         if self.is_residual && self.group_sizes().is_none() {
             return Err("a shortcut's channels do not divide each other".into());
