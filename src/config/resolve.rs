@@ -1,14 +1,16 @@
 //! Resolves a config into the options of the rooms below, which know nothing of sections and keys.
 
-use super::{Data, Model, RunConfig};
-use crate::data::ClipOptions;
+use super::{Model, RunConfig};
+#[cfg(feature = "media")]
+use crate::data::{Apart, Source};
+use crate::data::{Bucket, ClipGrid};
 use crate::model::ModelConfig;
 use crate::model::folder::read_config;
 use crate::state::StateOptions;
 use crate::state::checkpoint::{Checkpoint, STATE};
 use crate::state::named::NamedModel;
 use crate::state::optimizer::AdamWOptions;
-use crate::{Result, hub};
+use crate::{Error, Result, hub};
 
 impl RunConfig {
     /// The config of the run that wrote `checkpoint`.
@@ -29,6 +31,44 @@ impl RunConfig {
         let path = NamedModel::find(&hub::resolve(from)?)?.dir.join("config.json");
         let json = read_config(&path).map_err(|e| e.at("model.from"))?;
         ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))
+    }
+
+    /// The sizes of clips that `model` takes.
+    pub fn clip_grid(&self, model: &ModelConfig) -> ClipGrid {
+        ClipGrid::of_patches(model.patch_size)
+    }
+
+    /// Refuses sizes of clips that `model` does not take.
+    ///
+    /// # Errors
+    /// A section's sizes are not on the network's grid; names the nearest.
+    pub fn check_sizes(&self, model: &ModelConfig) -> Result<()> {
+        let grid = self.clip_grid(model);
+        let refused = self.data.iter().find_map(|section| section.off_grid(&grid));
+        refused.map_or(Ok(()), |(key, why)| Err(Error::Config(format!("{key}: {why}"))))
+    }
+
+    /// The folders of the run's clips, fetched if need be, for a network of `grid`: what is held out, and the run's own
+    /// folder, is apart.
+    ///
+    /// # Errors
+    /// A folder cannot be had.
+    #[cfg(feature = "media")]
+    pub fn sources(&self, grid: &ClipGrid) -> Result<Vec<Source>> {
+        let held_out = self.data.iter().filter_map(|section| section.heldout.as_ref());
+        let held_out = held_out.map(|path| hub::resolve(path)).collect::<Result<Vec<_>>>()?;
+        let own = Apart::of_run(&self.run.out, None);
+        let apart = held_out.iter().fold(own, |apart, path| apart.with(path, "it is held out (data.heldout)"));
+        let sources = self.data.iter().map(|section| {
+            Ok(Source { path: hub::resolve(&section.path)?, options: section.source(grid), apart: apart.clone() })
+        });
+        sources.collect()
+    }
+
+    /// The config as it were if all clips had the size of `bucket`.
+    #[must_use]
+    pub fn of_size(&self, bucket: Bucket) -> Self {
+        Self { data: self.data.of_size(bucket), ..self.clone() }
     }
 
     /// How the run's state changes in a step, and where it is held.
@@ -62,19 +102,5 @@ impl Model {
             pos_embed: self.pos_embed,
             ..ModelConfig::default()
         }
-    }
-}
-
-impl Data {
-    /// How clips are cut.
-    pub fn clips(&self) -> ClipOptions {
-        let &Self { frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap, .. } = self;
-        ClipOptions { frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap }
-    }
-
-    /// The same section for clips that are cut as `clips` say.
-    pub fn cut_as(self, clips: &ClipOptions) -> Self {
-        let &ClipOptions { frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap } = clips;
-        Self { frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap, ..self }
     }
 }

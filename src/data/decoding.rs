@@ -88,7 +88,7 @@ impl Decoding {
                 Media::Own(_) => {
                     decoding.image = (file.frames * file.height * file.width * 3) as u64;
                 }
-                Media::Video { .. } => decoding.video = decoding.video.max(video(file, dataset.options()).unwrap_or(0)),
+                Media::Video { .. } => decoding.video = decoding.video.max(video(file).unwrap_or(0)),
             }
         }
         decoding
@@ -103,14 +103,14 @@ fn largest(files: &[SourceFile], count: usize) -> Vec<&SourceFile> {
     all
 }
 
-fn video(file: &SourceFile, options: &ClipOptions) -> Reason<u64> {
+fn video(file: &SourceFile) -> Reason<u64> {
     let mut reader = Reader::open(&file.path, None)?;
     let mut frame = frame::Video::empty();
     reader.next_frame(&mut frame)?;
     let bytes: usize = (0..frame.planes()).map(|plane| frame.data(plane).len()).sum();
     // One is being decoded, one is in the hands of who asked for it.
     let frames = references(reader.codec(), reader.references()) + reader.delay() + 2;
-    let (width, height) = cover((file.width, file.height), (options.width, options.height));
+    let (width, height) = cover((file.width, file.height), (file.options.width, file.options.height));
     let resized = (width * height * 3) as u64;
     Ok((frames * bytes) as u64 + resized + CONTEXT)
 }
@@ -131,9 +131,8 @@ impl Dataset {
     fn seconds_of_a_clip(&self) -> Option<f64> {
         let file = largest(self.files(), 1).first().map(|file| file.path.clone())?;
         let number = self.files().iter().position(|other| other.path == file)?;
-        let before: usize = self.files()[..number].iter().map(|file| file.clips).sum();
         // One in the middle: on average a clip begins as far behind a key frame.
-        let clip = self.clip(before + self.files()[number].clips / 2);
+        let clip = self.clip(self.first_clip(number) + self.files()[number].clips / 2);
         let start = Instant::now();
         self.frames(&clip, &Augment::PLAIN, 0..self.options().frames).ok()?;
         Some(start.elapsed().as_secs_f64())

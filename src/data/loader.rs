@@ -5,11 +5,11 @@
 //! Where all clips together are small, each is decoded once ([`FrameCache`]).
 
 use super::dataset::{Clip, Dataset};
-use super::frame_cache::FrameCache;
+use super::frame_cache::{self, FrameCache};
 use super::frames::{FrameRegion, Frames};
 use super::shuffle::Request;
 use crate::parallel::thread_refused;
-use crate::{Error, Result};
+use crate::{Error, Result, bail};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,13 +37,18 @@ pub struct Loader {
 }
 
 struct Shared {
-    dataset: Arc<Dataset>,
-    part: FrameRegion,
-    cache: FrameCache,
+    buckets: Vec<Bucket>,
     prefetch: usize,
     queue: Mutex<Queue>,
     changed: Condvar,
     stop: AtomicBool,
+}
+
+/// Clips of one size: what a rank needs of one, and the parts that it keeps.
+struct Bucket {
+    dataset: Arc<Dataset>,
+    part: FrameRegion,
+    cache: FrameCache,
 }
 
 struct Queue {
@@ -69,13 +74,34 @@ impl Loader {
         prefetch: usize,
         requests: impl Iterator<Item = Request> + Send + 'static,
     ) -> Result<Self> {
+        Self::of_buckets(vec![(dataset, part)], prefetch, requests)
+    }
+
+    /// As [`new`](Self::new), of clips of several sizes: a dataset for each bucket, with what a rank needs of its
+    /// clips.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn of_buckets(
+        buckets: Vec<(Arc<Dataset>, FrameRegion)>,
+        prefetch: usize,
+        requests: impl Iterator<Item = Request> + Send + 'static,
+    ) -> Result<Self> {
         let prefetch = prefetch.max(1);
         let queue = Queue { requests: Box::new(requests), issued: 0, taken: 0, total: None, ready: BTreeMap::new() };
-        let cache = FrameCache::new(dataset.options(), dataset.len(), &part);
+        let bytes = |(dataset, part): &(Arc<Dataset>, FrameRegion)| {
+            let options = dataset.options();
+            FrameCache::bytes(options, dataset.len(), part.bytes(options.width) as u64)
+        };
+        // Either all buckets' clips are kept, or none is.
+        let fit = buckets.iter().map(bytes).sum::<u64>() <= frame_cache::MOST;
+        let bucket = |(dataset, part): (Arc<Dataset>, FrameRegion)| {
+            let cache = FrameCache::new(dataset.options(), if fit { dataset.len() } else { usize::MAX }, &part);
+            Bucket { dataset, part, cache }
+        };
+        let buckets = buckets.into_iter().map(bucket).collect();
         let shared = Arc::new(Shared {
-            dataset,
-            part,
-            cache,
+            buckets,
             prefetch,
             queue: Mutex::new(queue),
             changed: Condvar::new(),
@@ -181,12 +207,15 @@ impl Shared {
     }
 
     fn decode(&self, request: Request) -> Result<Sample> {
-        if request.clip >= self.dataset.len() {
-            return Err(Error::Data(format!("clip {} was asked for, there are {}", request.clip, self.dataset.len())));
+        let Some(Bucket { dataset, part, cache }) = self.buckets.get(request.bucket) else {
+            bail!(Data, "bucket {} was asked for, there are {}", request.bucket, self.buckets.len())
+        };
+        if request.clip >= dataset.len() {
+            bail!(Data, "clip {} was asked for, there are {}", request.clip, dataset.len())
         }
-        let clip = self.dataset.clip(request.clip);
-        let decode = || self.dataset.region_until(&clip, &request.augment, &self.part, Some(&self.stop));
-        let frames = self.cache.get(&request, decode)?;
+        let clip = dataset.clip(request.clip);
+        let decode = || dataset.region_until(&clip, &request.augment, part, Some(&self.stop));
+        let frames = cache.get(&request, decode)?;
         Ok(Sample { request, clip, frames })
     }
 }

@@ -66,7 +66,7 @@ fn sheet(setup: &RunSetup) -> Result<()> {
     }
     let path = setup.folder.root().join("data.png");
     let root = &setup.data_root;
-    draw_sheet(&setup.dataset, root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
+    draw_sheet(std::slice::from_ref(&setup.dataset), root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
 }
 
 fn write(setup: &RunSetup, name: impl AsRef<Path>, about: &Value) -> Result<()> {

@@ -130,6 +130,9 @@ impl RunSetup {
         if let Some(folder) = &from {
             folder.check(&Model::shapes(&model))?;
         }
+        if !config.data.has_one_size() {
+            bail!(Config, "data: clips of several sizes are not trained on yet, only scanned")
+        }
         let data = &config.data;
         model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?;
         let path = if own.is_some() { PathBuf::from(&data.path) } else { hub::resolve(&data.path)? };
@@ -175,14 +178,14 @@ impl RunSetup {
                 Some(Arc::new(heldout))
             }
         };
+        let dataset = Arc::new(dataset);
         if is_first() && own.is_none() {
-            Overlaps::find(&dataset, heldout.as_deref()).log();
+            Overlaps::find(std::slice::from_ref(&dataset), heldout.as_slice()).log();
         }
         let name = match resume.as_ref().and_then(|checkpoint| checkpoint.state().run.clone()) {
             Some(name) => name,
             None => random_name()?,
         };
-        let dataset = Arc::new(dataset);
         Ok(Self { dataset, data_root: path, heldout, model, from, folder, device, resume, name, config })
     }
 
