@@ -33,8 +33,9 @@ fn main() -> Result<()> {
             sequence: &sequence,
             request: &request,
             tile: config.train.tile,
+            decoder: None,
         };
-        sampler.sample(ClipSpec { index: 0, label: None })?.collect(sequence.all.as_ref())
+        sampler.sample(ClipSpec { index: 0, label: None })?.collect(&sequence.all)
     })?
     .remove(0)
     .ok_or_else(|| Error::Data("rank 0 has no clip".into()))?;

@@ -6,7 +6,7 @@ for room in */ *.rs; do
     printf '%-12s %6d\n' "${room%/}" "$(find "${room%/}" -name '*.rs' -exec cat {} + | wc -l)"
 done
 clip=(train/trainer.rs train/run.rs data/walk.rs data/dataset.rs data/probe.rs data/loader.rs data/region.rs
-    data/decode.rs data/scale.rs data/frames.rs batch/pixels.rs diffusion/noise.rs engine/forward.rs model/embed.rs
+    data/decode.rs data/scale.rs data/frames.rs batch/noisy.rs diffusion/noise.rs engine/forward.rs model/embed.rs
     model/block.rs attention/sequence.rs attention/cpu/forward.rs model/head.rs diffusion/objective.rs
     engine/backward.rs attention/cpu/backward.rs ops/linear.rs)
 printf '\na clip, %d files: %d lines\n' "${#clip[@]}" "$(cat "${clip[@]}" | wc -l)"

@@ -41,6 +41,7 @@ pub mod data;
 #[path = "data/absent.rs"]
 pub mod data;
 pub mod diffusion;
+#[cfg(feature = "media")]
 pub mod encode;
 pub mod engine;
 mod error;

@@ -363,7 +363,8 @@ prop_compose! {
         let by_area = Data { buckets: vec![], resolutions: vec![8, 64], frame_counts: vec![t, 2 * t], ..by_hand.clone() };
         let mut data = DataSections::from(if kind == 1 { by_hand.clone() } else { data });
         [by_hand, by_area].into_iter().take(kind % 3).for_each(|section| data.push(section));
-        RunConfig { run: Run { out: out.into(), seed }, data, model, diffusion, train, parallel, stash, sample }
+        let vae = Vae { cache: "some/folder".into(), dtype: train.dtype, ..Vae::default() };
+        RunConfig { run: Run { out: out.into(), seed }, data, model, vae, diffusion, train, parallel, stash, sample }
     }
 }
 
@@ -455,7 +456,7 @@ fn bad_folders_and_sizes_are_one_error_with_the_line() {
             "model.num_classes = 0: must be the number of classes: data.class",
         ),
     ] {
-        let message = refusal!(Config, parse(&with_data(&format!("[data]\npath = \"a\"\n{sizes}\n")), &[]));
+        let message = refusal!(Config, parse(&with_data(&format!("[data]\npath = \"a\"\n{sizes}\n")), &["model.patch_size=[2, 8, 8]"]));
         assert!(message.contains(says), "{sizes}: {message}");
     }
     let message = refusal!(Config, parse(&with_data(one), &["data.path=b"]));

@@ -1,5 +1,5 @@
 //! Batches of clips as the engine sees them: input rows and loss, made tile by tile.
 
-mod pixels;
+mod noisy;
 
-pub use pixels::{NoisyClip, NoisyClips, squared_errors, upload};
+pub use noisy::{NoisyClip, NoisyClips, squared_errors, upload};

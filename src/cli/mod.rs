@@ -8,6 +8,7 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod cache;
 mod forward;
 mod interrupt;
 mod machine;
@@ -59,6 +60,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Sample(sample::SampleArgs),
     Forward(forward::ForwardArgs),
+    Cache(cache::CacheArgs),
     Scan(scan::ScanArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
@@ -101,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Sample(args) => on_ranks(|launch| sample::run(&args, launch)),
         Command::Forward(args) => on_ranks(|launch| forward::run(&args, launch)),
         Command::Plan(args) => alone(|| plan::run(args)),
+        Command::Cache(args) => on_ranks(|launch| cache::run(&args, launch)),
         Command::Scan(args) => alone(|| scan::run(args)),
         Command::Status(args) => alone(|| status::run(&args)),
         Command::Verify(args) => alone(|| verify::run(&args)),

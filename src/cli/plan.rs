@@ -16,7 +16,7 @@ use crate::files::gib;
 use crate::model::ModelConfig;
 use crate::plan::search::{Change, Search};
 use crate::plan::time::{Rates, Times};
-use crate::plan::{Plan, longest, shortest};
+use crate::plan::{self, Plan, longest, shortest};
 use crate::terminal::counted;
 use crate::{Result, bail};
 
@@ -53,7 +53,6 @@ const SHARE: f64 = 0.6;
 /// All that is printed.
 struct Found<'a> {
     config: &'a RunConfig,
-    model: &'a ModelConfig,
     plan: Plan,
     /// What decoding takes, or why that is not known.
     decoding: std::result::Result<Decoding, String>,
@@ -84,13 +83,14 @@ pub fn run(args: PlanArgs) -> Result<()> {
     sets.extend(args.ranks.map(|ranks| format!("parallel.ranks={ranks}")));
     let config = RunConfig::load(&args.config, &sets)?;
     let model = config.network()?;
-    let decoding = decoding(&config);
+    let decoding = if config.data.has_one_size() { decoding(&config) } else { decoding_of_buckets(&config, &model) };
+    let config = plan::of_largest(&config, &model)?.into_owned();
     let known = decoding.as_ref().ok();
     let plan = Plan::with_decoding(&config, &model, false, known)?;
     let fit = args.memory.map(|memory| fit(&config, &model, &plan, known, memory)).transpose()?;
     let (rates, basis) = rates(&args, &config)?;
     let times = Times::new(&config, &model, &plan, rates, known, heldout_clips(&config))?;
-    let found = Found { config: &config, model: &model, plan, decoding, times, basis, fit };
+    let found = Found { config: &config, plan, decoding, times, basis, fit };
     if args.json { super::print_json(value::line(&found)) } else { super::print(text::tables(&found)) }
 }
 
@@ -103,6 +103,16 @@ fn decoding(config: &RunConfig) -> std::result::Result<Decoding, String> {
         Ok(None) => Err(format!("{}: no file can be used", path.display())),
         Err(e) => Err(e.to_string()),
     }
+}
+
+/// The same of a config of clips of several sizes.
+fn decoding_of_buckets(config: &RunConfig, model: &ModelConfig) -> std::result::Result<Decoding, String> {
+    for section in config.data.iter() {
+        here(&section.path)?;
+        section.heldout.as_deref().map_or(Ok(()), |path| here(path).map(drop))?;
+    }
+    let look = || Decoding::look_at(&config.sources(&config.clip_grid(model)?)?);
+    look().map_err(|e| e.to_string())?.ok_or_else(|| "no file can be used".to_owned())
 }
 
 /// The folder of that name, if it is on this machine.

@@ -4,6 +4,7 @@ use candle_core::DType;
 use clap::Args;
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::sampling::SamplingProgress;
 use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
@@ -14,8 +15,10 @@ use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Communicator, Launch, Sequence, agree, is_first};
 use crate::sample::{ClipSampler, ClipSpec, FPS_OF_IMAGES, Request, Sampled, SamplingState, check_guidance};
+use crate::simd::Isa;
 use crate::state::named::NamedModel;
 use crate::train::device::device;
+use crate::vae::{Arithmetic, Decoder, Space, VaeWeights};
 use crate::{Error, Result, bail, hub, terminal};
 
 /// Frames of a clip on a contact sheet.
@@ -62,6 +65,9 @@ pub struct SampleArgs {
     /// A class, by number or folder name; default: each class in turn
     #[arg(long, value_name = "CLASS")]
     pub label: Option<String>,
+    /// The VAE of a network on latents; default: the config's `vae.from`
+    #[arg(long, value_name = "DIR", value_parser = super::place())]
+    pub vae: Option<String>,
     /// Default: the config's `run.seed`
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -94,7 +100,16 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let network = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&network))?;
     let request = args.request(&config)?;
-    network.grid(request.size)?;
+    let decoder = match args.vae.as_ref().or(config.vae.from.as_ref()) {
+        None => None,
+        Some(from) => {
+            let weights = VaeWeights::open(&launch.rank0_first(|| hub::resolve(from))?)?;
+            let arithmetic = Arithmetic { isa: Isa::best(), bf16: config.vae.dtype == Compute::Bf16 };
+            Some(Arc::new(Decoder::load(&weights, arithmetic)?))
+        }
+    };
+    let space = decoder.as_ref().map_or(Space::PIXELS, |decoder| decoder.config().space());
+    network.grid(space.size(request.size, network.patch_size)?)?;
     let name = if args.guidance.is_some() { "--guidance" } else { "sample.guidance" };
     check_guidance(name, args.guidance.unwrap_or(config.sample.guidance), &network)?;
     let count = args.count.unwrap_or(config.sample.count);
@@ -116,13 +131,14 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?.to_device(&device)?;
         folder.tensors().check_read()?;
-        let comm = sequence.all.as_ref();
+        let comm = &sequence.all;
         let report = |state: SamplingState| match &progress {
             Some(progress) if comm.rank() == 0 => progress.update(&state),
             _ => {}
         };
         let (objective, sequence, request) = (&objective, &sequence, &request);
-        let sampler = ClipSampler { model: &model, objective, sequence, request, tile: config.train.tile };
+        let (tile, decoder) = (config.train.tile, decoder.as_ref());
+        let sampler = ClipSampler { model: &model, objective, sequence, request, tile, decoder };
         sampler.sample_all(&clips, sampler.most_at_once()?, &report, |index, clip| {
             if comm.rank() > 0 {
                 return clip.bands(comm, |_| Ok(())); // to rank 0, which writes them
@@ -210,6 +226,9 @@ impl SampleArgs {
         sample.steps = self.steps.unwrap_or(sample.steps);
         sample.sampler = self.sampler.unwrap_or(sample.sampler);
         sample.guidance = self.guidance.unwrap_or(sample.guidance);
+        if !config.data.has_one_size() {
+            config = config.of_size(config.sample_size()?);
+        }
         config.data.frames = self.frames.unwrap_or(config.data.frames);
         config.data.height = self.height.unwrap_or(config.data.height);
         config.data.width = self.width.unwrap_or(config.data.width);
@@ -249,7 +268,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// Writes clip number `index`, or keeps it for the sheet. `comm`'s other ranks send it meanwhile.
-    fn take(&mut self, index: usize, class: Option<&str>, clip: &Sampled, comm: &dyn Communicator) -> Result<()> {
+    fn take(&mut self, index: usize, class: Option<&str>, clip: &Sampled, comm: &Arc<dyn Communicator>) -> Result<()> {
         let output = &self.args.output;
         let picture = clip.size[0] == 1;
         let file = self.args.file(self.kind, index, self.count, clip.size[0]);

@@ -180,7 +180,7 @@ fn settings(args: &ScanArgs) -> Result<Settings> {
     let grid = match &network {
         Some(network) => {
             config.check_sizes(network)?;
-            config.clip_grid(network)
+            config.clip_grid(network)?
         }
         None => ClipGrid::of_patches([1; 3]),
     };

@@ -4,8 +4,8 @@
 
 use super::choices::Label;
 use super::data::{Data, DataSections};
-use super::run::{Model, Parallel, RunConfig, Sample, Train};
-use crate::data::ClipGrid;
+use super::run::{Model, Parallel, RunConfig, Sample, Train, Vae};
+use crate::data::{ClipGrid, Crop};
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
 use std::collections::BTreeSet;
@@ -51,9 +51,10 @@ pub(super) fn check(config: &RunConfig) -> Checked {
     ensure(i64::try_from(config.run.seed).is_ok(), "run.seed", config.run.seed, "must be below 2^63, TOML's limit")?;
     for (section, number) in config.data.iter().zip(0..) {
         data(section).map_err(|problem| problem.of_section(number))?;
-        prefetch(section, &config.data).map_err(|problem| problem.of_section(number))?;
+        of_the_run(section, &config.data).map_err(|problem| problem.of_section(number))?;
     }
-    model(&config.model, &config.data)?;
+    model(&config.model, &config.data, &config.vae)?;
+    vae(&config.vae, &config.data)?;
     diffusion(&config.diffusion)?;
     train(&config.train)?;
     parallel(&config.parallel)?;
@@ -118,13 +119,28 @@ fn in_range<'a>(sizes: impl IntoIterator<Item = &'a usize>) -> bool {
     sizes.into_iter().all(|size| (1..=HUGE).contains(size))
 }
 
-/// One loader serves all sections.
-fn prefetch(c: &Data, all: &DataSections) -> Checked {
-    let allowed = format!("is the run's, and the first [[data]] says {}: say it there alone", all.prefetch);
-    ensure(c.prefetch == all.prefetch || c.prefetch == super::data::prefetch(), "data.prefetch", c.prefetch, &allowed)
+/// What is of the run, the first section says.
+fn of_the_run(c: &Data, all: &DataSections) -> Checked {
+    let usual = Data::new(String::new(), [0; 3]);
+    let allowed = |value: usize| format!("is the run's, and the first [[data]] says {value}: say it there alone");
+    let ok = c.prefetch == all.prefetch || c.prefetch == usual.prefetch;
+    ensure(ok, "data.prefetch", c.prefetch, &allowed(all.prefetch))?;
+    let ok = c.variants == all.variants || c.variants == usual.variants;
+    ensure(ok, "data.variants", c.variants, &allowed(all.variants))
 }
 
-fn model(c: &Model, data: &DataSections) -> Checked {
+fn vae(c: &Vae, data: &DataSections) -> Checked {
+    if let Some(from) = &c.from {
+        ensure(!from.is_empty(), "vae.from", from, "must name a VAE's folder or file; leave the key out for pixels")?;
+    }
+    ensure(!c.cache.as_os_str().is_empty(), "vae.cache", &c.cache, "must name a folder")?;
+    ensure((1..=1024).contains(&data.variants), "data.variants", data.variants, "must be in 1..=1024")?;
+    let drawn = data.iter().any(|section| section.crop == Crop::Random || section.flip);
+    let allowed = "several are for training on latents (vae.from) with random crops or mirror images (data.flip)";
+    ensure(data.variants == 1 || (c.from.is_some() && drawn), "data.variants", data.variants, allowed)
+}
+
+fn model(c: &Model, data: &DataSections, vae: &Vae) -> Checked {
     if let Some(from) = &c.from {
         ensure(!from.is_empty(), "model.from", from, "must name a model folder, or hf://owner/name")?;
         // Anything else would be silently ignored: the folder's config.json says it all.
@@ -133,7 +149,8 @@ fn model(c: &Model, data: &DataSections) -> Checked {
     }
     let [pt, ph, pw] = c.patch_size;
     ensure(pt >= 1 && ph >= 1 && pw >= 1, "model.patch_size", c.patch_size, "must be three sizes of at least 1")?;
-    for (section, number) in data.iter().zip(0..) {
+    // Of a VAE the patches are of latents, whose grid it knows.
+    for (section, number) in data.iter().zip(0..).filter(|_| vae.from.is_none()) {
         let axes = [("frames", section.frames, pt), ("height", section.height, ph), ("width", section.width, pw)];
         for (axis, clip, patch) in axes {
             let allowed = format!("{patch} must divide data.{axis} = {clip} (patch sizes are frames, height, width)");
@@ -143,12 +160,11 @@ fn model(c: &Model, data: &DataSections) -> Checked {
             continue;
         }
         if let Some((key, why)) = section.off_grid(&ClipGrid::of_patches(c.patch_size)) {
-            let value = if key == "data.buckets" {
-                format!("{:?}", section.buckets)
-            } else {
-                format!("{:?}", section.frame_counts)
+            let value = match key {
+                "data.buckets" => format!("{:?}", section.buckets),
+                "data.resolutions" => format!("{:?}", section.resolutions),
+                _ => format!("{:?}", section.frame_counts),
             };
-            let value = if key == "data.resolutions" { format!("{:?}", section.resolutions) } else { value };
             return Err(Problem { key, section: number, value, allowed: why });
         }
     }

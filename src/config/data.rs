@@ -43,7 +43,7 @@ pub struct Data {
     #[serde(default = "aspect_range")]
     pub aspect_range: [f64; 2],
     /// How often an epoch takes each clip.
-    #[serde(default = "repeats")]
+    #[serde(default = "one")]
     pub repeats: usize,
     /// Take every n-th frame of the source.
     #[serde(default = "stride")]
@@ -75,6 +75,10 @@ pub struct Data {
     /// Clips decoded ahead of the step.
     #[serde(default = "prefetch")]
     pub prefetch: usize,
+    /// Training on latents: how often each clip is encoded, for random crops and mirror images; epochs take them in
+    /// turn.
+    #[serde(default = "one")]
+    pub variants: usize,
 }
 
 /// `[data]`, or `[[data]]` for each of several folders. As a [`Data`] it is the first of them.
@@ -187,7 +191,7 @@ impl Data {
             frame_counts: vec![],
             aspects: aspects(),
             aspect_range: aspect_range(),
-            repeats: repeats(),
+            repeats: one(),
             stride: stride(),
             fps: None,
             crop: Crop::default(),
@@ -198,6 +202,7 @@ impl Data {
             deinterlace: deinterlace(),
             tonemap: tonemap(),
             prefetch: prefetch(),
+            variants: one(),
         }
     }
 
@@ -232,8 +237,11 @@ impl Data {
     pub fn off_grid(&self, grid: &ClipGrid) -> Option<(&'static str, String)> {
         for bucket in self.groups(grid).iter().flatten() {
             if let Some(why) = grid.refuse(*bucket) {
-                let by_area = !self.resolutions.is_empty();
-                let key = if by_area { "data.frame_counts" } else { "data.buckets" };
+                let key = match (self.resolutions.is_empty(), self.buckets.is_empty()) {
+                    (false, _) => "data.frame_counts",
+                    (true, false) => "data.buckets",
+                    (true, true) => "data.frames, height and width",
+                };
                 return Some((key, why));
             }
         }
@@ -279,7 +287,7 @@ fn tonemap() -> bool {
     usual().tonemap
 }
 
-pub(super) fn prefetch() -> usize {
+fn prefetch() -> usize {
     4
 }
 
@@ -291,6 +299,6 @@ fn aspect_range() -> [f64; 2] {
     [0.5, 2.0]
 }
 
-fn repeats() -> usize {
+fn one() -> usize {
     1
 }

@@ -8,7 +8,11 @@ use std::path::PathBuf;
 
 /// Replaces a leading `~` of every path by the home folder.
 pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
-    let folders = [("run.out", Some(&mut config.run.out)), ("stash.folder", config.stash.folder.as_mut())];
+    let folders = [
+        ("run.out", Some(&mut config.run.out)),
+        ("stash.folder", config.stash.folder.as_mut()),
+        ("vae.cache", Some(&mut config.vae.cache)),
+    ];
     for (key, path) in folders.into_iter().filter_map(|(key, path)| Some((key, path?))) {
         *path = expanded(key, path)?;
     }
@@ -16,7 +20,7 @@ pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
     let named = sections.flat_map(|(section, number)| {
         [("data.path", number, Some(&mut section.path)), ("data.heldout", number, section.heldout.as_mut())]
     });
-    let names = named.chain([("model.from", 0, config.model.from.as_mut())]);
+    let names = named.chain([("model.from", 0, config.model.from.as_mut()), ("vae.from", 0, config.vae.from.as_mut())]);
     for (key, number, name) in names.filter_map(|(key, number, name)| Some((key, number, name?))) {
         if name.starts_with('~') {
             let path = expanded(key, name.as_ref()).map_err(|problem| problem.of_section(number))?;

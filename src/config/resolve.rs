@@ -10,6 +10,7 @@ use crate::state::StateOptions;
 use crate::state::checkpoint::{Checkpoint, STATE};
 use crate::state::named::NamedModel;
 use crate::state::optimizer::AdamWOptions;
+use crate::vae::{Space, VaeConfig, VaeWeights};
 use crate::{Error, Result, hub};
 
 impl RunConfig {
@@ -27,15 +28,19 @@ impl RunConfig {
     /// # Errors
     /// The folder cannot be had, or holds no such network.
     pub fn network(&self) -> Result<ModelConfig> {
-        let Some(from) = &self.model.from else { return Ok(self.model.network()) };
+        let Some(from) = &self.model.from else { return Ok(self.model.network(self.space()?)) };
         let path = NamedModel::find(&hub::resolve(from)?)?.dir.join("config.json");
         let json = read_config(&path).map_err(|e| e.at("model.from"))?;
         ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))
     }
 
-    /// The sizes of clips that `model` takes.
-    pub fn clip_grid(&self, model: &ModelConfig) -> ClipGrid {
-        ClipGrid::of_patches(model.patch_size)
+    /// The sizes of clips, in pixels, that `model` takes.
+    ///
+    /// # Errors
+    /// As [`space`](Self::space).
+    pub fn clip_grid(&self, model: &ModelConfig) -> Result<ClipGrid> {
+        let Space { time, side, .. } = self.space()?;
+        Ok(ClipGrid::of_latents(model.patch_size, [time, side, side]))
     }
 
     /// Refuses sizes of clips that `model` does not take.
@@ -43,7 +48,7 @@ impl RunConfig {
     /// # Errors
     /// A section's sizes are not on the network's grid; names the nearest.
     pub fn check_sizes(&self, model: &ModelConfig) -> Result<()> {
-        let grid = self.clip_grid(model);
+        let grid = self.clip_grid(model)?;
         let refused = self.data.iter().find_map(|section| section.off_grid(&grid));
         refused.map_or(Ok(()), |(key, why)| Err(Error::Config(format!("{key}: {why}"))))
     }
@@ -65,10 +70,68 @@ impl RunConfig {
         sources.collect()
     }
 
+    /// The folders of the run's held-out clips, as [`sources`](Self::sources); `trained` are those of what is trained
+    /// on.
+    ///
+    /// # Errors
+    /// A folder cannot be had.
+    #[cfg(feature = "media")]
+    pub fn heldout_sources(&self, grid: &ClipGrid, trained: &[Source]) -> Result<Vec<Source>> {
+        let own = Apart::of_run(&self.run.out, None);
+        let apart = trained.iter().fold(own, |apart, source| apart.with(&source.path, "it is trained on (data.path)"));
+        let named = self.data.iter().filter_map(|section| Some((section, section.heldout.as_ref()?)));
+        let sources = named.map(|(section, path)| {
+            let mut options = section.source(grid);
+            (options.repeats, options.by_hand) = (1, false);
+            Ok(Source { path: hub::resolve(path)?, options, apart: apart.clone() })
+        });
+        sources.collect()
+    }
+
+    /// Frames, height and width in pixels of the clips that are sampled: the first size by hand, or of the first area
+    /// the squarest with the most frames.
+    ///
+    /// # Errors
+    /// As [`network`](Self::network), for sizes by area.
+    pub fn sample_size(&self) -> Result<Bucket> {
+        let data = &self.data;
+        let grid = match data.resolutions.is_empty() {
+            true => ClipGrid::of_patches([1; 3]),
+            false => self.clip_grid(&self.network()?)?,
+        };
+        let first = data.groups(&grid).swap_remove(0);
+        let by_area = !data.resolutions.is_empty();
+        let square = |bucket: &Bucket| (bucket.width as f64 / bucket.height as f64).ln().abs();
+        let best = first
+            .iter()
+            .copied()
+            .filter(|_| by_area)
+            .min_by(|a, b| square(a).total_cmp(&square(b)).then(b.frames.cmp(&a.frames)));
+        Ok(best.unwrap_or(first[0]))
+    }
+
     /// The config as it were if all clips had the size of `bucket`.
     #[must_use]
     pub fn of_size(&self, bucket: Bucket) -> Self {
         Self { data: self.data.of_size(bucket), ..self.clone() }
+    }
+
+    /// What the network's clips are made of: pixels, or latents of the VAE that the config names. No weights are read.
+    ///
+    /// # Errors
+    /// The VAE cannot be had, or is none.
+    pub fn space(&self) -> Result<Space> {
+        Ok(self.vae_config()?.map_or(Space::PIXELS, |vae| vae.space()))
+    }
+
+    /// The VAE that the config names, if it names one. No weights are read.
+    ///
+    /// # Errors
+    /// As [`space`](Self::space).
+    pub fn vae_config(&self) -> Result<Option<VaeConfig>> {
+        let Some(from) = &self.vae.from else { return Ok(None) };
+        let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
+        Ok(Some(weights.config))
     }
 
     /// How the run's state changes in a step, and where it is held.
@@ -86,14 +149,14 @@ impl RunConfig {
 }
 
 impl Model {
-    /// The new network that these keys describe: on pixels, without text.
-    pub fn network(&self) -> ModelConfig {
+    /// The new network that these keys describe: on clips of `space`, without text.
+    pub fn network(&self, space: Space) -> ModelConfig {
         ModelConfig {
             patch_size: self.patch_size,
             num_attention_heads: self.num_attention_heads,
             attention_head_dim: self.attention_head_dim,
-            in_channels: 3,
-            out_channels: 3,
+            in_channels: space.channels,
+            out_channels: space.channels,
             text_dim: 0,
             freq_dim: self.freq_dim,
             ffn_dim: self.ffn_dim,

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-use super::choices::{Compute, Hardware, Place, SamplerKind, Schedule};
+use super::choices::{Compute, Hardware, Place, SamplerKind, Schedule, Weigh};
 use super::data::DataSections;
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
@@ -22,6 +22,8 @@ pub struct RunConfig {
     pub run: Run,
     pub data: DataSections,
     pub model: Model,
+    #[serde(default)]
+    pub vae: Vae,
     #[serde(default)]
     pub diffusion: DiffusionOptions,
     #[serde(default)]
@@ -42,6 +44,18 @@ pub struct Run {
     pub out: PathBuf,
     /// Seed of everything random: weights, order, crops, flips, noise, timesteps, label drops.
     pub seed: u64,
+}
+
+/// `[vae]`: the VAE whose latents are trained on; without `from`, training is on pixels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vae {
+    /// A folder or file of an AutoencoderKLWan, a pipeline folder with one, or `hf://...`; none: pixels.
+    pub from: Option<String>,
+    /// Folder of encoded clips; runs may share it.
+    pub cache: PathBuf,
+    /// Arithmetic of the VAE's products.
+    pub dtype: Compute,
 }
 
 /// `[model]`: the network, new or from a checkpoint.
@@ -82,6 +96,8 @@ pub struct Train {
     pub batch: usize,
     /// Micro-batches accumulated into a step.
     pub accumulate: usize,
+    /// What the loss of clips of several sizes weighs: each clip the same, or each token.
+    pub weigh: Weigh,
     /// Arithmetic of linear layers and attention; accumulation, gradients and master weights are f32. A file that does
     /// not say gets [`Compute::usual`], a run that goes on what it was begun in.
     pub dtype: Compute,
@@ -153,6 +169,8 @@ pub struct Sample {
     pub guidance_interval: [f64; 2],
     /// Shift of sigma, as in `[diffusion]`; 1: none, 0: from the token count.
     pub shift: f64,
+    /// Frames of a clip sampled during training; none: as trained, on latents at most 17.
+    pub frames: Option<usize>,
 }
 
 impl Default for Run {
@@ -178,6 +196,12 @@ impl Default for Model {
     }
 }
 
+impl Default for Vae {
+    fn default() -> Self {
+        Self { from: None, cache: "~/.cache/longreel/latents".into(), dtype: Compute::F32 }
+    }
+}
+
 impl Default for Train {
     fn default() -> Self {
         let StateOptions { adamw, clip, ema, moments, .. } = StateOptions::default();
@@ -185,6 +209,7 @@ impl Default for Train {
             steps: 1000,
             batch: 1,
             accumulate: 1,
+            weigh: Weigh::Clip,
             dtype: Compute::F32,
             lr: 1e-4,
             warmup: 100,
@@ -220,6 +245,7 @@ impl Default for Sample {
             guidance: 1.0,
             guidance_interval: [0.0, 1.0],
             shift: 1.0,
+            frames: None,
         }
     }
 }

@@ -126,6 +126,11 @@ impl Dataset {
         &self.options
     }
 
+    /// How `clip` is cut: as its folder's are.
+    pub fn options_of(&self, clip: &Clip) -> &ClipOptions {
+        &self.files[clip.file].options
+    }
+
     /// How many clips there are.
     pub fn len(&self) -> usize {
         self.starts.last().copied().unwrap_or(0)

@@ -9,6 +9,7 @@ use super::ffmpeg::{Reader, Reason};
 use super::image_reader;
 use super::options::ClipOptions;
 use super::scale::cover;
+use super::sets::{ClipSets, Source};
 use super::shuffle::Augment;
 use super::source::{Media, SourceFile};
 use ffmpeg_next::codec::Id;
@@ -41,6 +42,19 @@ pub struct Decoding {
 }
 
 impl Decoding {
+    /// What several datasets take together: the most of each, and all their clips.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let seconds = [self.seconds, other.seconds].into_iter().flatten().reduce(f64::max);
+        Self {
+            image: self.image.max(other.image),
+            video: self.video.max(other.video),
+            seconds,
+            files: [self.files[0] + other.files[0], self.files[1] + other.files[1]],
+            clips: self.clips + other.clips,
+        }
+    }
+
     /// Threads that decode for one rank, `prefetch` clips ahead and a micro-batch of `batch` clips at least.
     pub fn threads(prefetch: usize, batch: usize) -> usize {
         prefetch.max(batch).min(Self::cores())
@@ -69,6 +83,16 @@ impl Decoding {
             decoding.seconds = dataset.seconds_of_a_clip();
         }
         Ok(Some(decoding))
+    }
+
+    /// The same of clips of several sizes, untimed.
+    ///
+    /// # Errors
+    /// Those of [`ClipSets::survey`].
+    pub fn look_at(sources: &[Source]) -> crate::Result<Option<Self>> {
+        let (sets, count) = ClipSets::spread(sources, LOOKED_AT)?;
+        let all = sets.buckets().iter().map(|dataset| Self::of(dataset)).reduce(Self::and);
+        Ok(all.map(|decoding| Self { files: [decoding.files[0], count], ..decoding }))
     }
 
     /// How many clips the files below `path` give, if all of them are looked at and some can be used.

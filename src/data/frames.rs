@@ -68,10 +68,38 @@ pub struct Frames {
     pub data: Vec<u8>,
 }
 
+/// A part of a clip that gives the network's rows of the tokens in it.
+pub trait ClipRows: Send + Sync {
+    /// Writes the patch rows of `tokens` to `out`, [tokens, pt ph pw C].
+    ///
+    /// # Errors
+    /// The patch does not divide the clip, a token lies in what is not held, or `out` has another length.
+    fn clean_rows(&self, patch: [usize; 3], tokens: Range<usize>, out: &mut [f32]) -> Result<()>;
+
+    /// Its pixels, where it is made of those.
+    fn pixels(&self) -> Option<&Frames>;
+}
+
+impl ClipRows for Frames {
+    fn clean_rows(&self, patch: [usize; 3], tokens: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.patch_rows(patch, tokens, RowOrder::ChannelLast, out)
+    }
+
+    fn pixels(&self) -> Option<&Frames> {
+        Some(self)
+    }
+}
+
 /// A u8 pixel value as the network sees it, in [-1, 1].
 #[inline]
 pub fn u8_to_unit(value: u8) -> f32 {
     value as f32 / 127.5 - 1.0
+}
+
+/// The pixel of a value in [-1, 1]; what is beyond is clamped, NaN is black.
+#[inline]
+pub fn unit_to_u8(value: f32) -> u8 {
+    ((value + 1.0) * 127.5).round() as u8 // `as` saturates
 }
 
 /// Patches along (t, h, w) of a clip of `size` (frames, height, width).

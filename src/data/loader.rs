@@ -6,7 +6,7 @@
 
 use super::dataset::{Clip, Dataset};
 use super::frame_cache::{self, FrameCache};
-use super::frames::{FrameRegion, Frames};
+use super::frames::{ClipRows, FrameRegion, Frames};
 use super::shuffle::Request;
 use crate::parallel::thread_refused;
 use crate::{Error, Result, bail};
@@ -18,40 +18,38 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A clip, or a rank's part of it, ready for the step.
+/// A clip, or a rank's part of it, ready for the step; `C` is what its values are.
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub struct Sample<C: ?Sized = Frames> {
     /// What was asked for.
     pub request: Request,
     /// The clip that the frames are of.
     pub clip: Clip,
     /// Shared with the cache of the clips decoded before.
-    pub frames: Arc<Frames>,
+    pub frames: Arc<C>,
 }
 
+/// Reads what is asked for of a clip, unless the flag is set meanwhile.
+pub type ReadClip<C> = dyn Fn(&Request, &Clip, &AtomicBool) -> Result<Arc<C>> + Send + Sync;
+
 /// An iterator over the clips asked for, decoded by background threads. Dropping it stops them.
-pub struct Loader {
-    shared: Arc<Shared>,
+pub struct Loader<C: ?Sized + Send + Sync = Frames> {
+    shared: Arc<Shared<C>>,
     threads: Vec<JoinHandle<()>>,
     waited: Duration,
 }
 
-struct Shared {
-    buckets: Vec<Bucket>,
+struct Shared<C: ?Sized> {
+    /// By bucket.
+    datasets: Vec<Arc<Dataset>>,
+    read: Box<ReadClip<C>>,
     prefetch: usize,
-    queue: Mutex<Queue>,
+    queue: Mutex<Queue<C>>,
     changed: Condvar,
     stop: AtomicBool,
 }
 
-/// Clips of one size: what a rank needs of one, and the parts that it keeps.
-struct Bucket {
-    dataset: Arc<Dataset>,
-    part: FrameRegion,
-    cache: FrameCache,
-}
-
-struct Queue {
+struct Queue<C: ?Sized> {
     requests: Box<dyn Iterator<Item = Request> + Send>,
     /// Requests handed to threads.
     issued: u64,
@@ -59,7 +57,7 @@ struct Queue {
     taken: u64,
     /// Requests that there are in all, once that is known.
     total: Option<u64>,
-    ready: BTreeMap<u64, Result<Sample>>,
+    ready: BTreeMap<u64, Result<Sample<C>>>,
 }
 
 impl Loader {
@@ -87,21 +85,64 @@ impl Loader {
         prefetch: usize,
         requests: impl Iterator<Item = Request> + Send + 'static,
     ) -> Result<Self> {
+        let datasets = buckets.iter().map(|bucket| bucket.0.clone()).collect();
+        Self::reading(datasets, of_pixels(buckets), prefetch, requests)
+    }
+}
+
+impl Loader<dyn ClipRows> {
+    /// As [`of_buckets`](Loader::of_buckets), for the network's rows.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn rows(
+        buckets: Vec<(Arc<Dataset>, FrameRegion)>,
+        prefetch: usize,
+        requests: impl Iterator<Item = Request> + Send + 'static,
+    ) -> Result<Self> {
+        let datasets = buckets.iter().map(|bucket| bucket.0.clone()).collect();
+        let read = of_pixels(buckets);
+        let rows = move |request: &Request, clip: &Clip, stop: &AtomicBool| {
+            read(request, clip, stop).map(|frames| frames as Arc<dyn ClipRows>)
+        };
+        Self::reading(datasets, Box::new(rows), prefetch, requests)
+    }
+}
+
+/// Reads the parts of clips that a rank needs, and keeps them where all of all buckets together are small.
+fn of_pixels(buckets: Vec<(Arc<Dataset>, FrameRegion)>) -> Box<ReadClip<Frames>> {
+    let bytes = |(dataset, part): &(Arc<Dataset>, FrameRegion)| {
+        let options = dataset.options();
+        FrameCache::bytes(options, dataset.len(), part.bytes(options.width) as u64)
+    };
+    let fit = buckets.iter().map(bytes).sum::<u64>() <= frame_cache::MOST;
+    let cached = |(dataset, part): (Arc<Dataset>, FrameRegion)| {
+        let cache = FrameCache::new(dataset.options(), if fit { dataset.len() } else { usize::MAX }, &part);
+        (dataset, part, cache)
+    };
+    let buckets: Vec<_> = buckets.into_iter().map(cached).collect();
+    Box::new(move |request, clip, stop| {
+        let (dataset, part, cache) = &buckets[request.bucket];
+        cache.get(request, || dataset.region_until(clip, &request.augment, part, Some(stop)))
+    })
+}
+
+impl<C: ?Sized + Send + Sync + 'static> Loader<C> {
+    /// As [`new`](Loader::new), but clips are read by `read`, which may give up once its flag is set.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn reading(
+        datasets: Vec<Arc<Dataset>>,
+        read: Box<ReadClip<C>>,
+        prefetch: usize,
+        requests: impl Iterator<Item = Request> + Send + 'static,
+    ) -> Result<Self> {
         let prefetch = prefetch.max(1);
         let queue = Queue { requests: Box::new(requests), issued: 0, taken: 0, total: None, ready: BTreeMap::new() };
-        let bytes = |(dataset, part): &(Arc<Dataset>, FrameRegion)| {
-            let options = dataset.options();
-            FrameCache::bytes(options, dataset.len(), part.bytes(options.width) as u64)
-        };
-        // Either all buckets' clips are kept, or none is.
-        let fit = buckets.iter().map(bytes).sum::<u64>() <= frame_cache::MOST;
-        let bucket = |(dataset, part): (Arc<Dataset>, FrameRegion)| {
-            let cache = FrameCache::new(dataset.options(), if fit { dataset.len() } else { usize::MAX }, &part);
-            Bucket { dataset, part, cache }
-        };
-        let buckets = buckets.into_iter().map(bucket).collect();
         let shared = Arc::new(Shared {
-            buckets,
+            datasets,
+            read,
             prefetch,
             queue: Mutex::new(queue),
             changed: Condvar::new(),
@@ -126,8 +167,8 @@ impl Loader {
     }
 }
 
-impl Iterator for Loader {
-    type Item = Result<Sample>;
+impl<C: ?Sized + Send + Sync> Iterator for Loader<C> {
+    type Item = Result<Sample<C>>;
 
     /// The next clip; waits for it if need be. None after the last one, or after an error.
     fn next(&mut self) -> Option<Self::Item> {
@@ -154,7 +195,7 @@ impl Iterator for Loader {
     }
 }
 
-impl Drop for Loader {
+impl<C: ?Sized + Send + Sync> Drop for Loader<C> {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         drop(self.shared.queue.lock()); // whoever is about to wait has seen the flag or gets the notice
@@ -165,7 +206,7 @@ impl Drop for Loader {
     }
 }
 
-impl Shared {
+impl<C: ?Sized> Shared<C> {
     fn work(&self) {
         while let Some((ticket, request)) = self.next_request() {
             let sample = catch_unwind(AssertUnwindSafe(|| self.decode(request)))
@@ -206,16 +247,15 @@ impl Shared {
         None
     }
 
-    fn decode(&self, request: Request) -> Result<Sample> {
-        let Some(Bucket { dataset, part, cache }) = self.buckets.get(request.bucket) else {
-            bail!(Data, "bucket {} was asked for, there are {}", request.bucket, self.buckets.len())
+    fn decode(&self, request: Request) -> Result<Sample<C>> {
+        let Some(dataset) = self.datasets.get(request.bucket) else {
+            bail!(Data, "bucket {} was asked for, there are {}", request.bucket, self.datasets.len())
         };
         if request.clip >= dataset.len() {
             bail!(Data, "clip {} was asked for, there are {}", request.clip, dataset.len())
         }
         let clip = dataset.clip(request.clip);
-        let decode = || dataset.region_until(&clip, &request.augment, part, Some(&self.stop));
-        let frames = cache.get(&request, decode)?;
+        let frames = (self.read)(&request, &clip, &self.stop)?;
         Ok(Sample { request, clip, frames })
     }
 }

@@ -1,6 +1,6 @@
 //! Writes patch rows, and regions that several ranks hold, back into frames: the way back, which samples take.
 
-use super::frames::{Frames, RowOrder};
+use super::frames::{Frames, RowOrder, unit_to_u8};
 use crate::Result;
 use std::ops::Range;
 
@@ -11,12 +11,11 @@ impl Frames {
     /// As [`patch_rows`](Self::patch_rows).
     pub fn set_rows(&mut self, patch: [usize; 3], tokens: Range<usize>, order: RowOrder, rows: &[f32]) -> Result<()> {
         let layout = self.layout(patch, &tokens, rows.len())?;
-        let pixel = |value: f32| ((value + 1.0) * 127.5).round() as u8; // `as` saturates
         for (i, row) in rows.chunks_exact(layout.row).enumerate() {
             let (plane, mut taken) = (row.len() / 3, 0);
             for (start, run) in layout.runs(tokens.start + i) {
                 for (j, target) in self.data[start..start + run * 3].iter_mut().enumerate() {
-                    *target = pixel(match order {
+                    *target = unit_to_u8(match order {
                         RowOrder::ChannelLast => row[taken * 3 + j],
                         RowOrder::ChannelFirst => row[j % 3 * plane + taken + j / 3],
                     });

@@ -1,8 +1,13 @@
 //! Pixels to latents and back, over the ranks of a run.
 //!
-//! The VAE itself knows of one process; here its frames are split over ranks by rows ([`rows`]).
+//! The VAE itself knows of one process; here its frames are split over ranks by rows ([`rows`]). A [`cache`] holds the
+//! latents of a dataset's clips, [`fill`] encodes those that it lacks, and [`latents`] makes the network's rows of them.
 
+pub mod cache;
+pub mod fill;
+pub mod latents;
 pub mod rows;
+mod sources;
 
 use std::ops::Range;
 use std::sync::Arc;

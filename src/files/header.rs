@@ -3,6 +3,7 @@
 
 use super::Summed;
 use safetensors::tensor::{Dtype, Metadata};
+use std::collections::HashMap;
 use std::io::{self, Read};
 
 /// A header longer than this is refused before it is read; the format's own limit.
@@ -12,6 +13,8 @@ const MAX_HEADER: u64 = 100_000_000;
 #[derive(Clone, Debug)]
 pub struct Header {
     pub tensors: Vec<TensorPlace>,
+    /// What the file says of itself.
+    pub metadata: Option<HashMap<String, String>>,
     /// Of the header, with the bytes that tell its length.
     pub(super) sum: Summed,
 }
@@ -66,6 +69,6 @@ impl Header {
         let mut sum = Summed::default();
         sum.add(&word);
         sum.add(&text);
-        Ok(Self { tensors: tensors.collect(), sum })
+        Ok(Self { tensors: tensors.collect(), metadata: header.metadata().clone(), sum })
     }
 }

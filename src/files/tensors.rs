@@ -13,7 +13,7 @@ use super::{FileSum, Summed, read_text};
 use crate::{Error, Result, bail};
 use safetensors::tensor::Dtype;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -43,6 +43,7 @@ struct Shard {
     file: File,
     /// Of the header, with the bytes that tell its length.
     header: Summed,
+    metadata: Option<HashMap<String, String>>,
 }
 
 #[derive(Debug)]
@@ -139,6 +140,25 @@ impl Tensors {
     /// There is no such tensor.
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
         Ok(self.entry(name)?.dtype)
+    }
+
+    /// A text of the header's metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.files.iter().find_map(|shard| shard.metadata.as_ref()?.get(key)).map(String::as_str)
+    }
+
+    /// Elements `range` of an f16 tensor, counted in row-major order, as f32.
+    ///
+    /// # Errors
+    /// There is no such tensor, it is of another type or too short, or the file cannot be read.
+    pub fn read_f16(&self, name: &str, range: std::ops::Range<usize>) -> Result<Vec<f32>> {
+        let entry = self.entry(name)?;
+        if entry.dtype != Dtype::F16 || 2 * range.end as u64 > entry.bytes {
+            bail!(Data, "{}: tensor `{name}` is {} of {:?}", self.path.display(), entry.dtype, entry.shape);
+        }
+        let mut bytes = vec![0; 2 * range.len()];
+        self.read_bytes(name, entry, &mut bytes, 2 * range.start as u64)?;
+        Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect())
     }
 
     /// A tensor's elements in row-major order, as f32. Sources: f32, bf16, f16, f64 (rounded to nearest).
@@ -321,12 +341,13 @@ fn open_file(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
     }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
-    let Header { tensors, sum } = Header::read(&file, length).map_err(|why| Error::Data(format!("{shown}: {why}")))?;
+    let Header { tensors, metadata, sum } =
+        Header::read(&file, length).map_err(|why| Error::Data(format!("{shown}: {why}")))?;
     let entry = |TensorPlace { name, dtype, shape, start, bytes }| {
         (name, Entry { file: 0, dtype, shape, start, bytes, sum: AtomicU64::new(0) })
     };
     let entries = tensors.into_iter().map(entry).collect();
-    Ok((Shard { path: path.to_owned(), file, header: sum }, entries))
+    Ok((Shard { path: path.to_owned(), file, header: sum, metadata }, entries))
 }
 
 /// Fills `out` from elements of N bytes, a piece at a time.

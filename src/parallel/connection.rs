@@ -151,7 +151,7 @@ impl Incoming {
         let end = Instant::now() + limit;
         loop {
             match self.next(end.saturating_duration_since(Instant::now()))? {
-                Frame::Heartbeat => {}
+                Frame::Heartbeat(_) => {}
                 frame => return Ok(frame),
             }
         }

@@ -2,23 +2,30 @@
 //! one that is lost.
 //!
 //! They have found each other by [`bootstrap`](super::bootstrap), and each has a link to rank 0, which passes messages
-//! on. A thread for each link reads its frames: a kind, a length that is checked first, and bytes.
+//! on. A thread for each link reads its frames: a kind, a length that is checked first, and bytes. Another thread says
+//! every few seconds that this process lives, and what it waits in.
 
 use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::bootstrap::{self, Joiner};
 use super::connection::Connection;
+use super::cpu_affinity::CpuAffinity;
 use super::links::Links;
 use super::wire::{Failure, Frame, LONGEST};
-use super::{Limits, TorchrunEnv, bootstrap, thread_refused};
+use super::{Limits, TorchrunEnv, thread_refused};
 use crate::{Error, Result, bail};
 
 /// Time between two heartbeats of a process.
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// How much later than this process rank 0 may give up.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long after a failure the reporter is left to report it, before the others end without it.
+const REPORT: Duration = Duration::from_secs(3);
 
 /// This process's side.
 pub struct ControlPlane {
@@ -26,6 +33,23 @@ pub struct ControlPlane {
     /// One exchange at a time.
     turn: Mutex<()>,
     threads: Vec<JoinHandle<()>>,
+    on_failure: OnFailure,
+}
+
+/// What becomes of a failed run.
+#[derive(Clone, Copy)]
+pub(super) struct OnFailure {
+    /// How long a process that has ended waits for the others to notice a failure, busy as they may be.
+    pub notice: Duration,
+    /// Ends a process that has not noticed by then.
+    pub give_up: Option<fn(&Links)>,
+}
+
+impl Default for OnFailure {
+    /// A process is left to notice.
+    fn default() -> Self {
+        Self { notice: Duration::from_secs(3), give_up: None }
+    }
 }
 
 impl ControlPlane {
@@ -37,46 +61,50 @@ impl ControlPlane {
     pub fn join(env: &TorchrunEnv, limits: Limits) -> Result<Self> {
         let until = Instant::now() + limits.joining;
         let own = |e: Error| if env.rank == 0 { e } else { Error::Rank { rank: env.rank, message: e.to_string() } };
-        let key = env.secret.key(env.rank, until).map_err(own)?;
-        if env.rank != 0 {
-            let mut link = bootstrap::come(env, &key, &limits, until).map_err(own)?;
-            // Rank 0 may have started only now, to wait for others.
-            let ready = link.input.expect(limits.joining + GRACE);
-            match ready.map_err(|e| Error::Rank { rank: 0, message: format!("it left before all had come: {e}") })? {
-                Frame::Ready => return Self::start(env, vec![link], limits),
-                Frame::Failed(Failure { rank, message, .. }) => return Err(Error::Rank { rank, message }),
-                _ => bail!(
-                    Environment,
-                    "rank 0 at {} speaks out of turn: is it the same longreel?",
-                    bootstrap::endpoint(env)
-                ),
-            }
-        }
-        match bootstrap::gather(env, key, &limits, until) {
-            Ok(mut links) => {
-                for link in &mut links {
-                    let _ = link.out.send(&Frame::Ready); // one that is gone will be missed soon
-                }
-                Self::start(env, links, limits)
-            }
-            Err(refusal) => bail!(Environment, "{}", refusal.tell()),
-        }
+        let joiner = Joiner::by_torchrun(env, env.secret.key(env.rank, until).map_err(own)?);
+        let listener = if env.rank == 0 { Some(bootstrap::listen(&joiner)?) } else { None };
+        Self::meet(&joiner, listener, limits, until, OnFailure::default())
     }
 
-    fn start(env: &TorchrunEnv, links: Vec<Connection>, limits: Limits) -> Result<Self> {
-        let (outs, inputs): (Vec<_>, Vec<_>) = links.into_iter().map(|link| (link.out, link.input)).unzip();
-        let links = Arc::new(Links::new(env, outs));
-        let mut control = Self { links: links.clone(), turn: Mutex::new(()), threads: vec![] };
+    /// Meets the other processes `until` then: those that come to rank 0's `listener`.
+    pub(super) fn meet(
+        joiner: &Joiner,
+        listener: Option<TcpListener>,
+        limits: Limits,
+        until: Instant,
+        on_failure: OnFailure,
+    ) -> Result<Self> {
+        let connections = match listener {
+            Some(listener) => bootstrap::gather(joiner, &listener, &limits, until)?,
+            None => vec![Self::come(joiner, &limits, until)?],
+        };
+        let (outs, inputs): (Vec<_>, Vec<_>) = connections.into_iter().map(|link| (link.out, link.input)).unzip();
+        let links = Arc::new(Links::new(joiner.rank, joiner.size, outs));
+        let mut control = Self { links: links.clone(), turn: Mutex::new(()), threads: vec![], on_failure };
         for (i, input) in inputs.into_iter().enumerate() {
             let links = links.clone();
             control.spawn(move || links.listen(i, input, limits.silence))?;
         }
-        control.spawn(move || links.beat(HEARTBEAT.min(limits.silence / 4)))?;
+        control.spawn(move || links.beat(HEARTBEAT.min(limits.silence / 4), on_failure))?;
+        let _ = control.links.affinities.set(control.gather(&CpuAffinity::here())?); // the only time
         Ok(control)
     }
 
+    /// Any rank but 0 comes to rank 0 and waits until all have come.
+    fn come(joiner: &Joiner, limits: &Limits, until: Instant) -> Result<Connection> {
+        let own = |e: Error| Error::Rank { rank: joiner.rank, message: e.to_string() };
+        let mut link = bootstrap::come(joiner, limits, until).map_err(own)?;
+        // Rank 0 may have started only now, to wait for others.
+        let ready = link.input.expect(limits.joining + GRACE);
+        match ready.map_err(|e| Error::Rank { rank: 0, message: format!("it left before all had come: {e}") })? {
+            Frame::Ready => Ok(link),
+            Frame::Failed(Failure { rank, message, .. }) => Err(Error::Rank { rank, message }),
+            _ => bail!(Environment, "rank 0 at {} speaks out of turn: is it the same longreel?", joiner.endpoint()),
+        }
+    }
+
     fn spawn(&mut self, work: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = thread::Builder::new().name("party".into()).spawn(work);
+        let thread = thread::Builder::new().name("control".into()).spawn(work);
         self.threads.push(thread.map_err(|e| thread_refused("a thread to hear the other ranks", &e))?);
         Ok(())
     }
@@ -89,6 +117,22 @@ impl ControlPlane {
     /// How many ranks there are.
     pub fn size(&self) -> usize {
         self.links.size
+    }
+
+    /// The host and processors of each rank.
+    pub(super) fn affinities(&self) -> &[CpuAffinity] {
+        self.links.affinities.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Says that the calling thread is the one that the rank's work runs in.
+    pub(super) fn enter(&self) {
+        self.links.enter();
+    }
+
+    /// Who has failed, waits or has left.
+    #[cfg(feature = "mpi")]
+    pub(super) fn links(&self) -> &Links {
+        &self.links
     }
 
     /// Gives `bytes` to all and returns what each gave, in rank order. All ranks call it, and it waits for those still
@@ -121,6 +165,16 @@ impl ControlPlane {
         Ok(frames.into_iter().map(data).collect())
     }
 
+    /// What each rank gives, in rank order, as [`exchange`](Self::exchange) does.
+    pub(super) fn gather<T: Serialize + DeserializeOwned>(&self, own: &T) -> Result<Vec<T>> {
+        let own = serde_json::to_vec(own).map_err(|e| Error::Environment(e.to_string()))?;
+        let read = |(rank, text): (usize, Vec<u8>)| {
+            let other = |e| Error::Rank { rank, message: format!("is it of another longreel? {e}") };
+            serde_json::from_slice(&text).map_err(other)
+        };
+        self.exchange(&own)?.into_iter().enumerate().map(read).collect()
+    }
+
     /// The failure that ended the run, if one has.
     pub fn check(&self) -> Result<()> {
         self.links.check()
@@ -135,33 +189,27 @@ impl ControlPlane {
     /// Tells the others how this rank's work ended, and waits until that of all has; returns how the run ended, as this
     /// rank's work did or as that of the rank that failed first.
     pub fn finish_together(&self, outcome: Result<()>) -> Result<()> {
-        let links = &*self.links;
         match &outcome {
             Err(Error::Rank { rank, message }) => self.fail(*rank, message),
-            Err(e) => self.fail(links.rank, &e.to_string()),
-            // The others first, then rank 0: a rank that has rank 0's note knows that all have ended.
-            Ok(()) => drop(match links.rank {
-                0 => links.all_left().and_then(|()| links.leave()),
-                _ => links.leave().and_then(|()| links.all_left()),
-            }),
+            Err(e) => self.fail(self.rank(), &e.to_string()),
+            Ok(()) => {}
         }
-        let first = self.check();
-        if first.is_err() {
-            links.part();
-        }
-        match (first, outcome) {
+        self.links.finish(self.on_failure.notice, REPORT);
+        match (self.check(), outcome) {
             (Ok(()), outcome) => outcome,
-            (Err(Error::Rank { rank, message }), Err(own)) if rank == links.rank || own.to_string() == message => {
+            // The rank that failed keeps its own error, with its kind; so do those that failed alike, as by a bad
+            // config.
+            (Err(Error::Rank { rank, message }), Err(own)) if rank == self.rank() || own.to_string() == message => {
                 Err(own)
             }
             (Err(first), _) => Err(first),
         }
     }
 
-    /// Whether this rank reports to the user: rank 0, or rank 1 if rank 0 is lost.
+    /// Whether this rank reports to the user: rank 0; if that is lost, the first on another host, or rank 1 if there
+    /// is one host only.
     pub fn is_reporter(&self) -> bool {
-        let lost = self.links.failure().is_some_and(|failure| failure.lost && failure.rank == 0);
-        self.links.rank == usize::from(lost)
+        self.links.is_reporter()
     }
 }
 

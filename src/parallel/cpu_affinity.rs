@@ -27,7 +27,6 @@ impl CpuAffinity {
     }
 
     /// The process, for people.
-    #[cfg(feature = "mpi")]
     pub fn location(&self) -> String {
         format!("process {} on {}", self.pid, self.host)
     }

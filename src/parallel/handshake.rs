@@ -18,7 +18,7 @@ use std::io;
 use super::secret::{Key, random};
 
 /// What each side says first. The last byte is the protocol's version.
-const MAGIC: [u8; 12] = *b"longreel\0\0\0\x02";
+const MAGIC: [u8; 12] = *b"longreel\0\0\0\x03";
 /// Bytes of a hello.
 pub const HELLO: usize = MAGIC.len() + 8 + 32;
 /// Bytes of a proof.

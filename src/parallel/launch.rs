@@ -101,7 +101,7 @@ impl Launch {
         }
         let span = if size == 1 { Span::current() } else { tracing::error_span!("rank", rank) };
         let work = || {
-            processes.enter(); // here, as it is a thread of the pool that makes the rank's calls
+            processes.control().enter(); // here, as it is a thread of the pool that makes the rank's calls
             f(comm)
         };
         Ok(vec![in_pool(rank, threads, span, work)?])
@@ -114,7 +114,7 @@ impl Launch {
         let (comm, hosts) = (processes.communicator(), processes.hosts());
         let first_here = hosts.iter().position(|host| *host == hosts[comm.rank()]) == Some(comm.rank());
         let turn = if comm.rank() == 0 { 0 } else { 2 - usize::from(first_here) };
-        processes.enter();
+        processes.control().enter();
         (0..turn).try_for_each(|_| comm.barrier())?;
         let value = f()?;
         (turn..2).try_for_each(|_| comm.barrier())?;
@@ -125,7 +125,7 @@ impl Launch {
     pub fn of_first(&self, value: u64) -> Result<u64> {
         let Some(processes) = &self.0 else { return Ok(value) };
         let comm = processes.communicator();
-        processes.enter();
+        processes.control().enter();
         let own = Tensor::new(&[value as i64], &Device::Cpu)?; // the same 64 bits: Candle has no u64
         let values = comm.all_gather(&own, &vec![vec![1]; comm.size()])?;
         Ok(values[0].to_vec1::<i64>()?[0] as u64)
@@ -142,8 +142,8 @@ impl Launch {
         let rank = processes.communicator().rank();
         let outcome =
             catch_unwind(AssertUnwindSafe(|| work(&self))).unwrap_or_else(|panic| Err(panicked(rank, panic.as_ref())));
-        let outcome = processes.finish_together(outcome);
-        if processes.is_reporter() {
+        let outcome = processes.control().finish_together(outcome);
+        if processes.control().is_reporter() {
             report(&outcome);
         }
         outcome

@@ -1,41 +1,54 @@
-//! Runs the control connections: keeps received messages, each peer's state, and the first failure, which wakes every
-//! waiter.
+//! Runs the control connections: keeps received messages, what is known of each rank, and the first failure, which
+//! wakes every waiter.
 //!
-//! Rank 0 has a link to every other rank, and every other rank has one to rank 0.
+//! Rank 0 has a link to every other rank, and every other rank has one to rank 0, which passes on who has failed or
+//! left.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
+use std::fmt::Write;
+use std::io::{self, ErrorKind};
 use std::net::Shutdown;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use super::TorchrunEnv;
-use super::connection::{Incoming, Outgoing};
-use super::wire::{self, Failure, Frame};
+use super::connection::{Incoming, Outgoing, late};
+use super::control::OnFailure;
+use super::cpu_affinity::CpuAffinity;
+use super::peers::Peers;
+use super::wire::{Failure, Frame, Presence};
 use crate::{Error, Result};
-
-/// How long a failed process stays for the others to hear of its failure.
-const LINGER: Duration = Duration::from_secs(3);
 
 pub(super) struct Links {
     pub rank: usize,
     pub size: usize,
+    /// Of all ranks, once they have told.
+    pub affinities: OnceLock<Vec<CpuAffinity>>,
     /// From rank 1 on, or to rank 0 alone. Locked to send; a thread of each reads.
     links: Vec<Mutex<Outgoing>>,
     /// No code under this lock panics half-way through a change.
     state: Mutex<State>,
     news: Condvar,
+    /// Set with the first failure.
+    failed: AtomicBool,
 }
 
-#[derive(Default)]
 struct State {
     failure: Option<Failure>,
+    failed_at: Instant,
     /// The failure is being passed on: the links must not close before that is done.
     telling: bool,
     /// Messages of each link that were received and not taken yet.
     inbox: Vec<VecDeque<Vec<u8>>>,
-    /// Peers whose work has ended well, by link.
-    left: Vec<bool>,
+    /// Links by which nothing more comes.
     closed: Vec<bool>,
+    peers: Peers,
+    /// The thread that the rank's work runs in.
+    main: Option<ThreadId>,
+    /// This rank has nothing left to do but to end.
+    finishing: bool,
     over: bool,
 }
 
@@ -49,42 +62,86 @@ impl State {
 }
 
 impl Links {
-    /// The links of a process of the job that `env` describes.
-    pub fn new(env: &TorchrunEnv, links: Vec<Outgoing>) -> Self {
-        let n = links.len();
-        let state =
-            State { inbox: vec![VecDeque::new(); n], left: vec![false; n], closed: vec![false; n], ..State::default() };
+    /// The links of rank `rank` of `size`.
+    pub fn new(rank: usize, size: usize, links: Vec<Outgoing>) -> Self {
+        let state = State {
+            failure: None,
+            failed_at: Instant::now(),
+            telling: false,
+            inbox: vec![VecDeque::new(); links.len()],
+            closed: vec![false; links.len()],
+            peers: Peers::new(rank, size),
+            main: None,
+            finishing: false,
+            over: false,
+        };
         let links = links.into_iter().map(Mutex::new).collect();
-        Self { rank: env.rank, size: env.size, links, state: Mutex::new(state), news: Condvar::new() }
+        let (affinities, news, failed) = Default::default();
+        Self { rank, size, affinities, links, state: Mutex::new(state), news, failed }
     }
 
     pub fn count(&self) -> usize {
         self.links.len()
     }
 
+    /// The failure that stopped the run, if one has.
     pub fn check(&self) -> Result<()> {
-        self.state.lock().check()
+        if self.failed.load(Ordering::Acquire) { self.state.lock().check() } else { Ok(()) }
     }
 
-    pub fn failure(&self) -> Option<Failure> {
-        self.state.lock().failure.clone()
+    /// Says that the calling thread is the one that the rank's work runs in.
+    pub fn enter(&self) {
+        self.state.lock().main = Some(thread::current().id());
     }
 
-    /// Says that this rank's work has ended well; of rank 0: that of all has.
-    pub fn leave(&self) -> Result<()> {
-        (0..self.count()).try_for_each(|link| self.send(link, &Frame::Left))
+    /// Whether this rank reports to the user: rank 0; if that is lost, the first on another host, or rank 1 if there
+    /// is one host only. All ranks answer alike.
+    pub fn is_reporter(&self) -> bool {
+        self.rank == self.reporter(&self.state.lock())
     }
 
-    /// Waits until the other ends have left.
-    pub fn all_left(&self) -> Result<()> {
-        let waiting = self.wait(|state| match state.inbox.iter().position(|inbox| !inbox.is_empty()) {
-            Some(link) if self.rank == 0 => Ok(Some(Some(link))),
-            _ => Ok(state.left.iter().all(|left| *left).then_some(None)),
-        })?;
-        let Some(link) = waiting else { return Ok(()) };
-        let message = format!("it ended while rank {} waits for it", self.other(link));
-        self.take_failure(Failure { rank: 0, message, lost: false }, None);
-        self.check()
+    fn reporter(&self, state: &State) -> usize {
+        if !matches!(state.failure, Some(Failure { rank: 0, lost: true, .. })) {
+            return 0;
+        }
+        let affinities = self.affinities.get().map_or(&[][..], Vec::as_slice);
+        affinities.iter().position(|affinity| affinity.host != affinities[0].host).unwrap_or(1)
+    }
+
+    /// Says that this rank's work has ended, and waits until that of all has. After a failure it waits for `notice` at
+    /// most: for the others to notice, busy as they may be, and for the reporter to report, since the end of another
+    /// may end it.
+    pub fn finish(&self, notice: Duration, report: Duration) {
+        let mut state = self.state.lock();
+        state.finishing = true;
+        self.news.wait_while(&mut state, |state| state.telling); // the failure first
+        drop(state);
+        self.tell(&Frame::Left(self.rank), None);
+        state = self.state.lock();
+        state.peers.leave(self.rank);
+        while state.telling || !self.finished(&state) {
+            let Some(failure) = state.failure.as_ref().filter(|_| !state.telling) else {
+                self.news.wait(&mut state);
+                continue;
+            };
+            let reports = self.rank == self.reporter(&state);
+            if failure.lost && reports {
+                return; // nobody can end together with one that is lost
+            }
+            let until = state.failed_at + notice + if reports { Duration::ZERO } else { report };
+            if self.news.wait_until(&mut state, until).timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// Whether nothing more is to come from any rank.
+    fn finished(&self, state: &State) -> bool {
+        let ended = |link: usize| state.closed[link] || state.peers.left(self.other(link));
+        match self.rank {
+            0 => (0..self.count()).all(ended),
+            _ => state.closed[0] || state.peers.all_left(),
+        }
     }
 
     /// Ends all, at once.
@@ -102,49 +159,60 @@ impl Links {
     }
 
     pub fn send(&self, link: usize, frame: &Frame) -> Result<()> {
-        self.state.lock().check()?;
+        self.check()?;
         let sent = self.links[link].lock().send(frame);
         sent.or_else(|e| {
             self.lose(link, format!("nothing can be sent to it: {e}"));
-            self.state.lock().check()
+            self.check()
         })
     }
 
-    /// Waits until `there` finds something, or the run fails.
-    fn wait<T>(&self, mut there: impl FnMut(&mut State) -> Result<Option<T>>) -> Result<T> {
+    /// Sends a frame by all links but `except`. The reader of a broken one sees what became of it.
+    fn tell(&self, frame: &Frame, except: Option<usize>) {
+        for link in (0..self.count()).filter(|link| Some(*link) != except) {
+            let _ = self.links[link].lock().send(frame);
+        }
+    }
+
+    /// The next bytes that are received on a link; waits for them.
+    pub fn take(&self, link: usize) -> Result<Vec<u8>> {
         let mut state = self.state.lock();
         loop {
-            if let Some(found) = there(&mut state)? {
-                return Ok(found);
+            if let Some(bytes) = state.inbox[link].pop_front() {
+                return Ok(bytes);
             }
             state.check()?;
+            if state.peers.left(self.other(link)) {
+                let message = format!("it ended while rank {} waits for it", self.rank);
+                drop(state);
+                self.take_failure(Failure { rank: self.other(link), message, lost: false }, None);
+                state = self.state.lock();
+                continue;
+            }
             self.news.wait(&mut state);
         }
     }
 
-    /// The next bytes that are received on a link.
-    pub fn take(&self, link: usize) -> Result<Vec<u8>> {
-        let found = self.wait(|state| match state.inbox[link].pop_front() {
-            None if state.left[link] => Err(Error::Environment(String::new())),
-            bytes => Ok(bytes),
-        });
-        found.or_else(|e| {
-            if matches!(e, Error::Environment(_)) {
-                let message = format!("it ended while rank {} waits for it", self.rank);
-                self.take_failure(Failure { rank: self.other(link), message, lost: false }, None);
-            }
-            self.state.lock().check().and(Err(e))
-        })
-    }
-
     /// Reads a link's frames until it closes.
     pub fn listen(&self, link: usize, mut input: Incoming, silence: Duration) {
+        let other = self.other(link);
         loop {
             let frame = input.next(silence);
             let mut state = self.state.lock();
+            if frame.is_ok() {
+                state.peers.hear(other);
+            }
             match frame {
-                Ok(Frame::Heartbeat | Frame::Ready) => {}
-                Ok(Frame::Left) => state.left[link] = true,
+                Ok(Frame::Ready) => {}
+                Ok(Frame::Heartbeat(presence)) => state.peers.take(other, presence),
+                Ok(Frame::Left(rank)) => {
+                    drop(state);
+                    let rank = if self.rank == 0 { other } else { rank };
+                    if self.rank == 0 {
+                        self.tell(&Frame::Left(rank), Some(link)); // before rank 0 can see that all have left, and end
+                    }
+                    self.state.lock().peers.leave(rank);
+                }
                 Ok(Frame::Data(_)) if state.inbox[link].len() > self.size => {
                     drop(state);
                     return self.lose(link, "it sends more than it is asked for".into());
@@ -153,16 +221,17 @@ impl Links {
                 Ok(Frame::Failed(failure)) => {
                     drop(state);
                     self.take_failure(failure, Some(link));
-                    continue;
                 }
                 Err(e) => {
-                    state.closed[link] = true;
-                    let expected = state.left[link] || state.over;
+                    let ended = if self.rank == 0 { state.peers.left(other) } else { state.peers.all_left() };
+                    let expected = ended || state.over;
+                    let message = self.why_lost(&state, other, &e, silence);
                     drop(state);
-                    self.news.notify_all();
                     if !expected {
-                        self.lose(link, wire::reason_text(&e, silence));
+                        self.lose(link, message);
                     }
+                    self.state.lock().closed[link] = true;
+                    self.news.notify_all();
                     return;
                 }
             }
@@ -170,64 +239,118 @@ impl Links {
         }
     }
 
+    /// Why the link to `rank` has ended, for people; `silence` is how long nothing was heard.
+    fn why_lost(&self, state: &State, rank: usize, e: &io::Error, silence: Duration) -> String {
+        if !late(e) {
+            return match e.kind() {
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                    "it ended or was killed: its connection was closed".into()
+                }
+                _ => e.to_string(),
+            };
+        }
+        let mut message = format!("nothing was heard from it for {} s", silence.as_secs_f32());
+        if let Some(affinities) = self.affinities.get() {
+            let _ = write!(message, " ({})", affinities[rank].location());
+        }
+        message.push_str(": it was stopped or killed, or its host is down or cut off");
+        let mut others = state.peers.silent(silence / 2);
+        others.retain(|other| *other != rank && self.rank == 0); // the others hear rank 0 only
+        if !others.is_empty() {
+            let ranks = if others.len() == 1 { "rank" } else { "ranks" };
+            let others: Vec<String> = others.iter().map(usize::to_string).collect();
+            let _ = write!(message, "; nor from {ranks} {}", others.join(", "));
+        }
+        message
+    }
+
     /// Declares the rank at the other end of a link lost.
     fn lose(&self, link: usize, message: String) {
         self.take_failure(Failure { rank: self.other(link), message, lost: true }, Some(link));
     }
 
-    /// Keeps the first failure, and passes it on by all links but that by which it came.
+    /// Keeps the first failure, and passes it on by all links but that by which it came. One that is lost hears of it
+    /// last: if it has only stood still, it is not to take the others for lost.
     pub fn take_failure(&self, failure: Failure, from: Option<usize>) {
         let mut state = self.state.lock();
         if state.failure.is_some() {
             return;
         }
         state.failure = Some(failure.clone());
-        state.telling = true;
+        (state.failed_at, state.telling) = (Instant::now(), true);
+        self.failed.store(true, Ordering::Release);
         drop(state);
-        for (link, stream) in self.links.iter().enumerate() {
-            if Some(link) != from {
-                let _ = stream.lock().send(&Frame::Failed(failure.clone()));
-            }
+        self.news.notify_all();
+        let lost = from.filter(|&link| failure.rank == self.other(link));
+        let frame = Frame::Failed(failure);
+        self.tell(&frame, from);
+        if let Some(link) = lost {
+            let _ = self.links[link].lock().send(&frame);
         }
         self.state.lock().telling = false;
         self.news.notify_all();
     }
 
-    /// Sends a heartbeat on every link each `every`.
-    pub fn beat(&self, every: Duration) {
+    /// Sends a heartbeat on every link each `every`, and looks for ranks that wait for each other. A busy rank may not
+    /// notice that the run has failed, and is given up then.
+    pub fn beat(&self, every: Duration, OnFailure { notice, give_up }: OnFailure) {
         let mut state = self.state.lock();
         while !state.over {
+            let presence = if self.rank == 0 { Presence::default() } else { state.peers.own().clone() };
+            let stuck = if self.rank == 0 { state.peers.stuck(2 * every) } else { None };
             drop(state);
-            for link in &self.links {
-                let _ = link.lock().send(&Frame::Heartbeat); // its reader sees what became of it
+            self.tell(&Frame::Heartbeat(presence), None);
+            if let Some(failure) = stuck {
+                self.take_failure(failure, None);
             }
-            let until = Instant::now() + every;
+            let next = Instant::now() + every;
             state = self.state.lock();
-            state = self.rest(state, until, |state| state.over);
+            while !state.over && Instant::now() < next {
+                let busy = state.failure.is_some() && !state.finishing;
+                let until = match give_up {
+                    Some(give_up) if busy && state.failed_at.elapsed() >= notice => {
+                        MutexGuard::unlocked(&mut state, || give_up(self));
+                        next
+                    }
+                    Some(_) if busy => next.min(state.failed_at + notice),
+                    _ => next,
+                };
+                self.news.wait_until(&mut state, until);
+            }
         }
     }
+}
 
-    /// Waits until `enough`, or no longer than `until`.
-    fn rest<'a>(
-        &self,
-        mut state: MutexGuard<'a, State>,
-        until: Instant,
-        enough: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        while !enough(&state) && Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now());
-            self.news.wait_for(&mut state, left);
-        }
-        state
+/// What MPI's ranks tell and ask beside: NCCL's wait on the GPU, where nobody sees for whom.
+#[cfg(feature = "mpi")]
+impl Links {
+    /// For how long a rank has been known to be lost.
+    pub fn lost_for(&self) -> Option<Duration> {
+        let state = self.state.lock();
+        state.failure.as_ref().filter(|failure| failure.lost).map(|_| state.failed_at.elapsed())
     }
 
-    /// Closes the links, and leaves the others time to read the last frames.
-    pub fn part(&self) {
-        let until = Instant::now() + LINGER;
-        drop(self.rest(self.state.lock(), until, |state| !state.telling));
-        for link in &self.links {
-            link.lock().shutdown(Shutdown::Write);
-        }
-        drop(self.rest(self.state.lock(), until, |state| state.closed.iter().all(|closed| *closed)));
+    /// Says that this rank begins a call.
+    pub fn begin(&self) {
+        let mut state = self.state.lock();
+        let off_main = state.main.is_some_and(|main| main != thread::current().id());
+        state.peers.present(|presence| {
+            presence.calls += 1;
+            presence.off_main |= off_main;
+        });
+    }
+
+    /// Says in which call this rank waits for others, if in any.
+    pub fn present(&self, waits: Option<&str>) {
+        self.state.lock().peers.present(|presence| presence.waits = waits.map(str::to_owned));
+    }
+
+    /// Whether `rank` left so long ago that nothing more can come from it.
+    pub fn gone(&self, rank: usize) -> bool {
+        self.state.lock().peers.gone(rank)
+    }
+
+    pub fn all_left(&self) -> bool {
+        self.state.lock().peers.all_left()
     }
 }

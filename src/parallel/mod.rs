@@ -22,9 +22,9 @@
 
 mod bootstrap;
 mod check;
+mod collectives;
 mod connection;
 mod control;
-#[cfg(any(feature = "mpi", feature = "nccl", test))]
 mod cpu_affinity;
 mod guests;
 pub mod handshake;
@@ -38,8 +38,8 @@ mod metered;
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
-#[cfg(any(feature = "nccl", test))]
 mod ordered;
+mod peers;
 mod processes;
 #[cfg(any(feature = "nccl", test))]
 mod rank_info;
@@ -52,6 +52,7 @@ mod split;
 mod sum;
 mod threads;
 mod torchrun_env;
+mod transport;
 pub mod wire;
 
 use candle_core::{Device, Tensor};

@@ -2,13 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cpu_affinity::CpuAffinity;
 use crate::{Result, bail};
 
 /// What a process tells of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct RankInfo {
-    pub affinity: CpuAffinity,
+    pub host: String,
     /// Its number on its machine.
     pub local: usize,
     /// What there is, or why nothing is.
@@ -27,7 +26,7 @@ pub(super) struct Gpus {
 pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
     let mut first: Option<(usize, &Gpus)> = None;
     for (rank, info) in ranks.iter().enumerate() {
-        let host = &info.affinity.host;
+        let host = &info.host;
         let gpus = match &info.gpus {
             Ok(gpus) => gpus,
             Err(why) => bail!(Environment, "rank {rank} on {host} cannot run on a GPU: {why}"),
@@ -42,9 +41,7 @@ pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
                 gpus.count
             );
         }
-        if let Some(other) =
-            ranks[..rank].iter().position(|other| other.affinity.host == *host && other.local == info.local)
-        {
+        if let Some(other) = ranks[..rank].iter().position(|other| other.host == *host && other.local == info.local) {
             bail!(
                 Environment,
                 "ranks {other} and {rank} both have LOCAL_RANK {} on {host}: each needs a GPU of its own",
@@ -55,7 +52,7 @@ pub(super) fn judge(ranks: &[RankInfo]) -> Result<()> {
             first = Some((rank, gpus));
             continue;
         };
-        let other_host = &ranks[other].affinity.host;
+        let other_host = &ranks[other].host;
         if gpus.count != theirs.count {
             bail!(
                 Environment,
@@ -86,9 +83,7 @@ mod tests {
     use super::*;
 
     fn info(host: &str, local: usize, count: usize, nccl: i32) -> RankInfo {
-        let mut affinity = CpuAffinity::here();
-        affinity.host = host.into();
-        RankInfo { affinity, local, gpus: Ok(Gpus { count, nccl }) }
+        RankInfo { host: host.into(), local, gpus: Ok(Gpus { count, nccl }) }
     }
 
     fn refused(ranks: &[RankInfo], expected: &str) {

@@ -5,28 +5,24 @@
 //! and ends in an error rather than a hang: a rank failed, a rank returned while another waits for it, or all ranks
 //! wait for each other. Nothing here knows what the collectives mean; see `threads.rs`.
 
-use candle_core::Tensor;
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
 
+use super::transport::{CallArgs, Sends};
 use crate::{Error, Result};
 
-/// What a rank calls, and with what.
+/// What a rank brings to a rendezvous.
 #[derive(Default)]
-pub(super) struct CallArgs {
-    /// The call with all that must be equal on every rank, as text for people: "all_reduce Sum of F32 [3, 4]".
-    pub call: String,
-    /// Why this rank cannot take part, if so: all ranks then fail with it.
-    pub refusal: Option<String>,
+pub(super) struct Deposit {
+    /// What it is in, for people: "barrier (call 4 of ranks [0, 1, 2])".
+    pub text: String,
+    /// What it calls.
+    pub args: CallArgs,
     /// What it sends.
-    pub tensors: Vec<Tensor>,
-    /// The shapes it expects.
-    pub shapes: Vec<Vec<usize>>,
-    /// Color, key and a fresh group number, when splitting.
-    pub split: [u64; 3],
+    pub tensors: Sends,
 }
 
 /// The members of a communicator, and its number.
@@ -65,9 +61,9 @@ struct Presence {
 
 struct PendingCall {
     members: Arc<[usize]>,
-    args: Vec<Option<CallArgs>>,
-    /// All arguments, once all are there.
-    full: Option<Arc<Vec<CallArgs>>>,
+    deposits: Vec<Option<Deposit>>,
+    /// All deposits, once all are there.
+    full: Option<Arc<Vec<Deposit>>>,
     /// How many members have seen them.
     seen: usize,
 }
@@ -108,8 +104,8 @@ impl Rendezvous {
         self.state.lock().failure.as_ref().map(|f| f.0)
     }
 
-    /// Deposits `own_args` as member `index` of `group`, waits for all others' and returns all, in the group's order.
-    pub fn meet(&self, group: &Group, index: usize, ticket: u64, own_args: CallArgs) -> Result<Arc<Vec<CallArgs>>> {
+    /// Deposits `own` as member `index` of `group`, waits for all others' and returns all, in the group's order.
+    pub fn meet(&self, group: &Group, index: usize, ticket: u64, own: Deposit) -> Result<Arc<Vec<Deposit>>> {
         let key = (group.id, ticket);
         let me = group.members[index];
         let mut state = self.state.lock();
@@ -120,13 +116,13 @@ impl Rendezvous {
 
         let call = state.pending.entry(key).or_insert_with(|| PendingCall {
             members: group.members.clone(),
-            args: group.members.iter().map(|_| None).collect(),
+            deposits: group.members.iter().map(|_| None).collect(),
             full: None,
             seen: 0,
         });
-        call.args[index] = Some(own_args);
-        if call.args.iter().all(Option::is_some) {
-            call.full = Some(Arc::new(call.args.drain(..).flatten().collect()));
+        call.deposits[index] = Some(own);
+        if call.deposits.iter().all(Option::is_some) {
+            call.full = Some(Arc::new(call.deposits.drain(..).flatten().collect()));
             for &member in group.members.iter() {
                 state.ranks[member].waits = false;
             }
@@ -167,44 +163,35 @@ impl State {
         if self.failure.is_some() {
             return;
         }
-        let waiting = || self.pending.iter().filter(|(_, call)| call.full.is_none());
-        for (&key, call) in waiting() {
-            let absent = |&(i, &rank): &(usize, &usize)| call.args[i].is_none() && self.ranks[rank].left;
+        let waiting = || self.pending.values().filter(|call| call.full.is_none());
+        for call in waiting() {
+            let absent = |&(i, &rank): &(usize, &usize)| call.deposits[i].is_none() && self.ranks[rank].left;
             if let Some((_, &rank)) = call.members.iter().enumerate().find(absent) {
-                self.failure = Some((rank, format!("it returned while {}", call.describe(key))));
+                self.failure = Some((rank, format!("it returned while {}", call.describe())));
                 return;
             }
         }
         let stands_still = |rank: &Presence| rank.left || (rank.waits && !rank.off_main);
         if self.ranks.iter().all(stands_still)
-            && let Some((_, first)) = waiting().next()
+            && let Some(first) = waiting().next()
         {
-            let calls: Vec<String> = waiting().map(|(&key, call)| call.describe(key)).collect();
+            let calls: Vec<String> = waiting().map(PendingCall::describe).collect();
             let message = format!("the ranks wait for each other and none can go on: {}", calls.join("; "));
-            let rank = first.members.iter().zip(&first.args).find_map(|(&rank, o)| o.as_ref().map(|_| rank));
+            let rank = first.members.iter().zip(&first.deposits).find_map(|(&rank, o)| o.as_ref().map(|_| rank));
             self.failure = Some((rank.unwrap_or(0), message));
         }
     }
 }
 
 impl PendingCall {
-    /// "ranks [0, 2] wait in barrier (call 4 of ranks [0, 1, 2])".
-    fn describe(&self, (_, ticket): (u64, u64)) -> String {
-        let waiting: Vec<usize> = self
-            .members
-            .iter()
-            .zip(&self.args)
-            .filter_map(|(&rank, own_args)| own_args.as_ref().map(|_| rank))
-            .collect();
-        let call = self.args.iter().flatten().next().map_or("", |own_args| &own_args.call);
+    /// "ranks 0, 2 waits in barrier (call 4 of ranks [0, 1, 2])".
+    fn describe(&self) -> String {
+        let deposits = self.members.iter().zip(&self.deposits);
+        let waiting: Vec<usize> = deposits.filter_map(|(&rank, own)| own.as_ref().map(|_| rank)).collect();
+        let text = self.deposits.iter().flatten().next().map_or("", |own| &own.text);
         let verb = if waiting.len() == 1 { "rank" } else { "ranks" };
-        format!("{verb} {} waits in {call} (call {} of ranks {:?})", list(&waiting), call_number(ticket), self.members)
+        format!("{verb} {} waits in {text}", list(&waiting))
     }
-}
-
-/// A call takes two tickets: one for its arguments and, where buffers are read in place, one for its end.
-pub(super) fn call_number(ticket: u64) -> u64 {
-    ticket / 2
 }
 
 /// "3" or "1, 3".

@@ -4,14 +4,26 @@
 //! in the maximum and the minimum too, so that no rank's trouble is reduced away.
 
 use bytemuck::Pod;
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::Reduce;
+use super::{Reduce, ordered};
+use crate::ops::bytes;
 use crate::{Result, bail};
 
 /// Elements that one task reduces: its accumulator stays in the first-level cache.
 const PIECE: usize = 4096;
+
+/// Reduces contiguous `parts`, one for each rank, into the contiguous `out` of their shape, all on one device.
+pub(super) fn reduce_tensors(out: &Tensor, parts: &[Tensor], op: Reduce) -> Result<()> {
+    if !out.device().is_cpu() {
+        return bytes::set_rows(out, &ordered::reduce(parts.iter().cloned(), op)?, 0);
+    }
+    let views: Vec<_> = parts.iter().map(Tensor::storage_and_layout).collect();
+    let read = |(storage, layout)| bytes::view(bytes::raw(storage)?, layout, out.dtype());
+    let parts = views.iter().map(|(storage, layout)| read((&**storage, *layout))).collect::<Result<Vec<_>>>()?;
+    bytes::overwrite(out, |out_bytes| reduce(out_bytes, &parts, out.dtype(), op))
+}
 
 /// Reduces `parts` (one for each rank, all as long as `out`) into `out`; all are f32 or f64 elements as bytes.
 pub(super) fn reduce(out: &mut [u8], parts: &[&[u8]], dtype: DType, op: Reduce) -> Result<()> {

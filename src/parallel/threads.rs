@@ -10,12 +10,12 @@
 use candle_core::Tensor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use super::rendezvous::{CallArgs, Group, Rendezvous, call_number};
-use super::split::{group_of, range_of};
-use super::{Communicator, Reduce, Single, Split, check, sum, thread_refused};
+use super::collectives::Collectives;
+use super::rendezvous::{Deposit, Group, Rendezvous};
+use super::transport::{AllArgs, CallArgs, Members, Receive, Sends, Transport};
+use super::{Communicator, Single, thread_refused};
 use crate::ops::bytes;
 use crate::{Error, Result, bail};
 
@@ -40,16 +40,16 @@ where
         bail!(Config, "cannot run {ranks} ranks with {threads_per_rank} threads each; both must be at least 1");
     }
     let rendezvous = Arc::new(Rendezvous::new(ranks));
-    let world = Group { id: 0, members: (0..ranks).collect() };
+    let all: Arc<[usize]> = (0..ranks).collect();
     let parent = tracing::Span::current();
     let mut results: Vec<Result<T>> = thread::scope(|scope| {
         let start = |rank: usize| {
-            let (rendezvous, world, f) = (&rendezvous, &world, &f);
+            let (rendezvous, f, members) = (&rendezvous, &f, Members { all: all.clone(), rank });
             // A rank that is alone needs no name in the log.
             let span = if ranks == 1 { parent.clone() } else { tracing::error_span!(parent: &parent, "rank", rank) };
             let comm: Arc<dyn Communicator> = match ranks {
                 1 => Arc::new(Single),
-                _ => Arc::new(Threads::new(rendezvous.clone(), world.clone(), rank)),
+                _ => Arc::new(Collectives::new(Threads::new(rendezvous.clone(), 0, members))),
             };
             let body = move || {
                 let outcome = in_pool(rank, threads_per_rank, span, || {
@@ -113,186 +113,97 @@ fn message_of(e: &Error, rank: usize) -> String {
     }
 }
 
-/// One rank's side of a group.
+/// Hands tensors from thread to thread.
 struct Threads {
     rendezvous: Arc<Rendezvous>,
     group: Group,
-    rank: usize,
-    /// Calls so far: the nth call of a rank meets the nth calls of the others.
-    calls: AtomicU64,
+    members: Members,
 }
 
-/// A call under way.
-struct Call<'a> {
-    comm: &'a Threads,
+/// A call that has begun.
+struct Call {
+    /// A call takes two at most: one for its arguments and what is sent first, and one for what is sent next, or its
+    /// end.
     ticket: u64,
+    text: String,
+    /// What all brought to its begin, until it is taken.
+    first: Option<Arc<Vec<Deposit>>>,
 }
 
 impl Threads {
-    fn new(rendezvous: Arc<Rendezvous>, group: Group, rank: usize) -> Self {
-        Self { rendezvous, group, rank, calls: AtomicU64::new(0) }
+    fn new(rendezvous: Arc<Rendezvous>, id: u64, members: Members) -> Self {
+        Self { rendezvous, group: Group { id, members: members.all.clone() }, members }
     }
 
-    fn call(&self) -> Call<'_> {
-        Call { comm: self, ticket: 2 * self.calls.fetch_add(1, Ordering::Relaxed) }
-    }
-}
-
-impl Call<'_> {
-    /// Waits until all ranks have made this call; `checked` says whether this rank's arguments were sound. Fails on
-    /// every rank alike if one refuses or two disagree.
-    fn meet(&mut self, checked: Result<()>, own_args: CallArgs) -> Result<Arc<Vec<CallArgs>>> {
-        let Threads { rendezvous, group, rank, .. } = self.comm;
-        let refusal = checked.err().map(|e| e.to_string());
-        let args = rendezvous.meet(group, *rank, self.ticket, CallArgs { refusal, ..own_args })?;
-        self.ticket += 1;
-        if let Some(i) = args.iter().position(|args| args.refusal.is_some()) {
-            let message = args[i].refusal.clone().unwrap_or_default();
-            rendezvous.fail(group.members[i], message.clone());
-            return Err(match i == *rank {
-                true => Error::Shape(message),
-                false => Error::Rank { rank: group.members[i], message },
-            });
-        }
-        if let Some(i) = args.iter().position(|other| other.call != args[0].call) {
-            let side = |i: usize| format!("rank {} calls {}", group.members[i], args[i].call);
-            return self.disagree(i, format!("{}, {}", side(0), side(i)));
-        }
-        Ok(args)
+    fn meet(&self, ticket: u64, own: Deposit) -> Result<Arc<Vec<Deposit>>> {
+        self.rendezvous.meet(&self.group, self.members.rank, ticket, own)
     }
 
-    /// Fails, as every rank does that sees the same arguments; `i` is the rank to name.
-    fn disagree<T>(&self, i: usize, what: String) -> Result<T> {
-        let Threads { rendezvous, group, .. } = self.comm;
-        let number = call_number(self.ticket);
-        let message = format!("ranks disagree in call {number} of ranks {:?}: {what}", group.members);
-        rendezvous.fail(group.members[i], message.clone());
-        Err(Error::Shape(message))
-    }
-
-    /// Waits until no rank reads another's buffers any more.
-    fn part(mut self) -> Result<()> {
-        self.meet(Ok(()), CallArgs { call: "the end of a call".into(), ..CallArgs::default() }).map(|_| ())
+    /// The second time that ranks meet in a call.
+    fn meet_again(&self, call: &Call, tensors: Sends) -> Result<Arc<Vec<Deposit>>> {
+        let text = format!("the end of {}", call.text);
+        self.meet(call.ticket + 1, Deposit { text, tensors, ..Deposit::default() })
     }
 }
 
-impl Communicator for Threads {
-    fn rank(&self) -> usize {
-        self.rank
+impl Transport for Threads {
+    type Call = Call;
+    type Flight = Vec<Option<Tensor>>;
+    const SHARES: bool = true;
+
+    fn members(&self) -> &Members {
+        &self.members
     }
 
-    fn size(&self) -> usize {
-        self.group.members.len()
+    /// All at once: nothing is copied.
+    fn piece(&self) -> usize {
+        usize::MAX
     }
 
-    fn all_to_all(&self, send: Vec<Tensor>, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        let checked = check::all_to_all(&send, shapes, self.size(), bytes::check);
-        let dtype = send.first().map(|t| format!("{:?}", t.dtype())).unwrap_or_default();
-        let own = |t: Tensor| if bytes::owns_storage(&t)? { Ok(t.detach()) } else { bytes::duplicate(&t) };
-        let tensors = if checked.is_ok() { send.into_iter().map(own).collect::<Result<_>>()? } else { Vec::new() };
-        let own_args = CallArgs {
-            call: format!("all_to_all of {dtype}"),
-            tensors,
-            shapes: shapes.to_vec(),
-            ..CallArgs::default()
+    fn begin(&self, number: u64, text: &str, own: CallArgs, first: Sends) -> Result<(Call, AllArgs)> {
+        let (ticket, text) = (2 * number, text.to_owned());
+        let deposits = self.meet(ticket, Deposit { text: text.clone(), args: own, tensors: first })?;
+        let args = deposits.iter().map(|deposit| deposit.args.clone()).enumerate().collect();
+        Ok((Call { ticket, text, first: Some(deposits) }, args))
+    }
+
+    fn start(&self, call: &mut Call, sends: Option<Sends>, receives: Vec<Receive>) -> Result<Self::Flight> {
+        let deposits = match (sends, call.first.take()) {
+            (None, Some(first)) => first,
+            (sends, _) => self.meet_again(call, sends.unwrap_or_default())?,
         };
-        let mut call = self.call();
-        let args = call.meet(checked, own_args)?;
-        for (i, from) in args.iter().enumerate() {
-            for (j, to) in args.iter().enumerate() {
-                if let Err(e) = check::sent(from.tensors[j].dims(), i, &to.shapes[i], j) {
-                    return call.disagree(i, e.to_string());
+        let take = |(i, receive): (usize, Receive)| {
+            let sent = || deposits[i].tensors.get(self.members.rank).cloned().flatten();
+            Ok(match receive {
+                Receive::Nothing => None,
+                Receive::New(..) => sent(),
+                Receive::Into(t) => {
+                    sent().map_or(Ok(()), |sent| bytes::set_rows(&t, &sent, 0))?;
+                    None
                 }
-            }
-        }
-        Ok(args.iter().map(|from| from.tensors[self.rank].clone()).collect())
+            })
+        };
+        receives.into_iter().enumerate().map(take).collect()
     }
 
-    fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        let checked = check::all_gather(send, shapes, self.rank, self.size(), bytes::check);
-        let call_text = format!("all_gather of {:?} {shapes:?}", send.dtype());
-        let tensors = vec![send.contiguous()?];
-        let mut call = self.call();
-        let args = call.meet(checked, CallArgs { call: call_text, tensors, ..CallArgs::default() })?;
-        let received = args.iter().map(|from| bytes::duplicate(&from.tensors[0])).collect();
-        call.part()?;
-        received
+    fn land(&self, _call: &mut Call, flight: Self::Flight) -> Result<Vec<Option<Tensor>>> {
+        Ok(flight)
     }
 
-    fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
-        let checked = check::reduce_scatter(buffer, counts, self.size(), bytes::check);
-        let call_text = format!("reduce_scatter of {:?} {counts:?}", buffer.dtype());
-        let tensors = vec![buffer.contiguous()?];
-        let mut call = self.call();
-        let args = call.meet(checked, CallArgs { call: call_text, tensors, ..CallArgs::default() })?;
-        let own = range_of(counts, self.rank);
-        let share = reduce_share(&args, own.start, own.len(), Reduce::Sum);
-        call.part()?;
-        share
+    fn part(&self, call: Call) -> Result<()> {
+        self.meet_again(&call, vec![]).map(drop)
     }
 
-    fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
-        let checked = check::all_reduce(buffer, bytes::check);
-        let call_text = format!("all_reduce {op:?} of {:?} {:?}", buffer.dtype(), buffer.dims());
-        let mut call = self.call();
-        let args =
-            call.meet(checked, CallArgs { call: call_text, tensors: vec![buffer.clone()], ..CallArgs::default() })?;
-        let split = Split::new(buffer.elem_count(), self.size());
-        let share = reduce_share(&args, split.range(self.rank).start, split.count(self.rank), op)?;
-        let own_args = CallArgs { call: "the end of all_reduce".into(), tensors: vec![share], ..CallArgs::default() };
-        let shares = call.meet(Ok(()), own_args)?;
-        let size = buffer.dtype().size_in_bytes();
-        bytes::overwrite(buffer, |out| {
-            for (r, share) in shares.iter().enumerate() {
-                let (storage, _) = share.tensors[0].storage_and_layout();
-                let range = split.range(r);
-                bytes::copy(&mut out[range.start * size..range.end * size], bytes::raw(&storage)?);
-            }
-            Ok(())
-        })
+    fn fail(&self, rank: usize, message: &str) {
+        self.rendezvous.fail(rank, message.to_owned());
     }
 
-    fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
-        let checked = check::broadcast(buffer, root, self.size(), bytes::check);
-        let call_text = format!("broadcast of {:?} {:?} from {root}", buffer.dtype(), buffer.dims());
-        let sends = checked.is_ok() && self.rank == root;
-        let tensors = if sends { vec![bytes::duplicate(buffer)?] } else { Vec::new() };
-        let args = self.call().meet(checked, CallArgs { call: call_text, tensors, ..CallArgs::default() })?;
-        if sends {
-            return Ok(());
-        }
-        let (storage, _) = args[root].tensors[0].storage_and_layout();
-        let sent = bytes::raw(&storage)?;
-        bytes::overwrite(buffer, |out| {
-            bytes::copy(out, sent);
-            Ok(())
-        })
+    fn free_number(&self) -> u64 {
+        self.rendezvous.new_group_id()
     }
 
-    fn barrier(&self) -> Result<()> {
-        self.call().meet(Ok(()), CallArgs { call: "barrier".into(), ..CallArgs::default() }).map(|_| ())
+    fn split(&self, _: &mut Call, sides: &[[u64; 3]], ranks: &[usize], members: Members) -> Result<Option<Self>> {
+        let id = sides[ranks[0]][2]; // all agree on the first member's
+        Ok((ranks.len() > 1).then(|| Self::new(self.rendezvous.clone(), id, members)))
     }
-
-    fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
-        let split = [color as u64, key as u64, self.rendezvous.new_group_id()];
-        let args = self.call().meet(Ok(()), CallArgs { call: "split".into(), split, ..CallArgs::default() })?;
-        let sides: Vec<[u64; 2]> = args.iter().map(|own_args| [own_args.split[0], own_args.split[1]]).collect();
-        let (ranks, own) = group_of(&sides, self.rank);
-        let members = ranks.iter().map(|&r| self.group.members[r]).collect();
-        let group = Group { id: args[ranks[0]].split[2], members }; // all agree on the first member's number
-        Ok(Arc::new(Self::new(self.rendezvous.clone(), group, own)))
-    }
-}
-
-/// Elements `start..start + count` of all ranks' first tensors, reduced in rank order.
-fn reduce_share(args: &[CallArgs], start: usize, count: usize, op: Reduce) -> Result<Tensor> {
-    let dtype = args[0].tensors[0].dtype();
-    let size = dtype.size_in_bytes();
-    let views: Vec<_> = args.iter().map(|args| args.tensors[0].storage_and_layout()).collect();
-    let mut parts = Vec::with_capacity(views.len());
-    for (storage, layout) in &views {
-        let data = bytes::view(bytes::raw(storage)?, layout, dtype)?;
-        parts.push(&data[start * size..(start + count) * size]);
-    }
-    bytes::build(dtype, &[count], |out| sum::reduce(out, &parts, dtype, op))
 }

@@ -4,7 +4,6 @@
 //! A received length is checked first, and no more memory is taken than that.
 
 use std::io::{self, ErrorKind};
-use std::time::Duration;
 
 use crate::terminal;
 
@@ -18,16 +17,27 @@ pub(super) const HEAD: usize = 5;
 /// A message between two processes of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
-    /// Tells that the sender lives.
-    Heartbeat,
+    /// Tells that the sender lives, and what it is at.
+    Heartbeat(Presence),
     /// A message for a call.
     Data(Vec<u8>),
     /// The sender, or a rank that it tells of, has failed.
     Failed(Failure),
-    /// The sender's work has ended well; from rank 0: that of all.
-    Left,
+    /// The work of this rank, well or not, has ended: the sender's, or one that rank 0 tells of.
+    Left(usize),
     /// All have come.
     Ready,
+}
+
+/// What a rank is at.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Presence {
+    /// Calls begun.
+    pub calls: u64,
+    /// It calls from threads beside its main one too, so it may go on although a call waits.
+    pub off_main: bool,
+    /// The call in which it waits for others.
+    pub waits: Option<String>,
 }
 
 /// What ended a run.
@@ -45,7 +55,13 @@ impl Frame {
     /// The frame as it is sent, without its tag.
     pub fn to_bytes(&self) -> Vec<u8> {
         let (kind, bytes) = match self {
-            Self::Heartbeat => (0, vec![]),
+            Self::Heartbeat(presence) if *presence == Presence::default() => (0, vec![]),
+            Self::Heartbeat(Presence { calls, off_main, waits }) => {
+                let mut bytes = calls.to_le_bytes().to_vec();
+                bytes.push(u8::from(*off_main) + 2 * u8::from(waits.is_some()));
+                bytes.extend(terminal::shorten(waits.as_deref().unwrap_or_default(), MESSAGE).bytes());
+                (0, bytes)
+            }
             Self::Data(bytes) => (1, bytes.clone()),
             Self::Failed(Failure { rank, message, lost }) => {
                 let mut bytes = (*rank as u32).to_le_bytes().to_vec();
@@ -53,7 +69,7 @@ impl Frame {
                 bytes.extend(terminal::shorten(message, MESSAGE).bytes());
                 (2, bytes)
             }
-            Self::Left => (3, vec![]),
+            Self::Left(rank) => (3, (*rank as u32).to_le_bytes().to_vec()),
             Self::Ready => (4, vec![]),
         };
         let mut whole = vec![kind];
@@ -79,14 +95,19 @@ impl Frame {
     /// With its head and as many bytes as the head says.
     pub(super) fn of(head: &[u8; HEAD], body: &[u8]) -> io::Result<Self> {
         Ok(match (head[0], body) {
-            (0, []) => Self::Heartbeat,
+            (0, []) => Self::Heartbeat(Presence::default()),
+            (0, [a, b, c, d, e, f, g, h, flags @ 0..=3, waits @ ..]) => Self::Heartbeat(Presence {
+                calls: u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),
+                off_main: flags & 1 != 0,
+                waits: (flags & 2 != 0).then(|| String::from_utf8_lossy(waits).into_owned()),
+            }),
             (1, _) => Self::Data(body.to_vec()),
             (2, [a, b, c, d, lost, message @ ..]) => Self::Failed(Failure {
                 rank: u32::from_le_bytes([*a, *b, *c, *d]) as usize,
                 message: String::from_utf8_lossy(message).into_owned(),
                 lost: *lost != 0,
             }),
-            (3, []) => Self::Left,
+            (3, [a, b, c, d]) => Self::Left(u32::from_le_bytes([*a, *b, *c, *d]) as usize),
             (4, []) => Self::Ready,
             (kind, _) => return Err(nonsense(format!("it sends what no longreel sends (a frame of kind {kind})"))),
         })
@@ -100,8 +121,10 @@ impl Frame {
 pub(super) fn body_length(head: &[u8; HEAD]) -> io::Result<usize> {
     let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
     let most = match head[0] {
+        0 => MESSAGE + 9,
         1 => LONGEST,
         2 => MESSAGE + 5,
+        3 => 4,
         _ => 0,
     };
     if length > most {
@@ -112,20 +135,6 @@ pub(super) fn body_length(head: &[u8; HEAD]) -> io::Result<usize> {
 
 pub(super) fn nonsense(what: String) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, what)
-}
-
-/// Why a link has ended, for people; `silence` is how long nothing was heard.
-pub(super) fn reason_text(e: &io::Error, silence: Duration) -> String {
-    match e.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
-            "nothing was heard from it for {} s: it was stopped or killed, or its host is down or cut off",
-            silence.as_secs_f32()
-        ),
-        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-            "it ended or was killed: its connection was closed".into()
-        }
-        _ => e.to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -139,9 +148,16 @@ mod tests {
     #[test]
     fn frame_survives_the_wire_and_malformed_bytes_are_errors() {
         let failure = Failure { rank: 3, message: "ä".into(), lost: true };
-        for frame in
-            [Frame::Heartbeat, Frame::Data(vec![1; LONGEST]), Frame::Failed(failure.clone()), Frame::Left, Frame::Ready]
-        {
+        let waits = Presence { calls: 7, off_main: true, waits: Some("barrier".into()) };
+        for frame in [
+            Frame::Heartbeat(Presence::default()),
+            Frame::Heartbeat(Presence { waits: None, ..waits.clone() }),
+            Frame::Heartbeat(waits),
+            Frame::Data(vec![1; LONGEST]),
+            Frame::Failed(failure.clone()),
+            Frame::Left(70_000),
+            Frame::Ready,
+        ] {
             assert_eq!(through(&frame), frame);
         }
         let Frame::Failed(cut) = through(&Frame::Failed(Failure { message: "x".repeat(LONGEST), ..failure.clone() }))
@@ -162,6 +178,7 @@ mod tests {
             &[1, 255, 255, 255, 255],
             &[0, 1, 0, 0, 0, 7],
             &[2, 2, 0, 0, 0, 7, 7],
+            &[3, 0, 0, 0, 0],
             &[1, 9, 0, 0, 0, 1],
             &[1, 1, 0, 0, 0, 1, 1],
         ] {

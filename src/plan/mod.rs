@@ -27,16 +27,21 @@
 
 mod buffers;
 pub mod flops;
+mod latents;
 mod phases;
 pub mod search;
 mod shape;
 pub mod time;
 
+use std::borrow::Cow;
+
 use crate::Result;
 use crate::config::{Place, RunConfig};
 use crate::data::Decoding;
 use crate::model::ModelConfig;
+use crate::vae::Space;
 pub use flops::Work;
+pub use latents::LatentPlan;
 use phases::phases;
 use shape::Shape;
 
@@ -95,6 +100,8 @@ impl Rank {
 pub struct Plan {
     /// Tokens of a clip.
     pub tokens: usize,
+    /// Frames of a clip in pixels.
+    pub clip_frames: usize,
     /// Parameters of the network.
     pub parameters: usize,
     /// Each rank's share.
@@ -111,6 +118,8 @@ pub struct Plan {
     pub work: Work,
     /// Bytes of rank 0's part of a clip, and of the whole.
     pub frames: [u64; 2],
+    /// Of a run on latents, what its cache takes.
+    pub latents: Option<LatentPlan>,
 }
 
 /// The process's code, libraries, decoders of small clips, and freed memory that the allocator keeps in any case (at
@@ -147,21 +156,31 @@ impl Plan {
         decoding: Option<&Decoding>,
     ) -> Result<Self> {
         model.check()?;
+        let config = &*of_largest(config, model)?;
         let data = &config.data;
-        let grid = model.grid([data.frames, data.height, data.width]).map_err(|e| e.at("data"))?;
+        let vae = config.vae_config()?;
+        let space = vae.as_ref().map_or(Space::PIXELS, |vae| vae.space());
+        let size = space.size([data.frames, data.height, data.width], model.patch_size).map_err(|e| e.at("data"))?;
+        let grid = model.grid(size).map_err(|e| e.at("data"))?;
+        let latents = vae.as_ref().map(|vae| LatentPlan::new(config, vae, decoding));
+        // A run on latents decodes clips before its first step alone.
+        let decoding = decoding.filter(|_| vae.is_none());
         let parameters = crate::model::Model::count_of(model);
         let threads = phases::decoders(config, rehearsal);
         let videos = decoding.map_or(0, |one| threads * one.video);
         let rank = |rank| {
-            let shape = Shape::new(config, model, grid, rank)?;
-            let phases = phases(config, model, &shape, parameters, rehearsal, decoding);
+            let shape = Shape::new(config, model, space, grid, rank)?;
+            let mut phases = phases(config, model, &shape, parameters, rehearsal, decoding);
+            if let Some(vae) = &vae {
+                latents::add_phases(&mut phases, config, vae);
+            }
             let copied = shape.copied(config) * model.num_layers as u64;
             let host = phases::host(config, model, &shape, parameters, rehearsal, decoding);
             Ok(Rank { phases, disk: if config.stash.place == Place::Disk { copied } else { 0 }, host })
         };
         let ranks = (0..config.parallel.ranks).map(rank).collect::<Result<Vec<_>>>()?;
         let tokens = grid.iter().product();
-        let shape = Shape::new(config, model, grid, 0)?;
+        let shape = Shape::new(config, model, space, grid, 0)?;
         let mesh = [config.parallel.data, shape.ulysses, shape.ring];
         let work = Work::new(config, model, &shape, tokens, parameters);
         let count = config.parallel.ranks as u64;
@@ -170,7 +189,19 @@ impl Plan {
             false => (PROCESS + (SMALL + videos) * count, videos * count),
         };
         let frames = [shape.frames, (data.frames * data.height * data.width * 3) as u64];
-        Ok(Self { tokens, parameters, ranks, mesh, process, videos, decoding: decoding.is_some(), work, frames })
+        Ok(Self {
+            tokens,
+            clip_frames: data.frames,
+            parameters,
+            ranks,
+            mesh,
+            process,
+            videos,
+            decoding: decoding.is_some(),
+            work,
+            frames,
+            latents,
+        })
     }
 
     /// The rank that needs most.
@@ -194,10 +225,31 @@ impl Plan {
     }
 }
 
+/// The config as if all clips had the size of the largest: of several sizes it is what memory is planned for, since each
+/// step takes clips of one size and its buffers are free for the next.
+///
+/// # Errors
+/// A clip does not fit the network.
+pub fn of_largest<'a>(config: &'a RunConfig, model: &ModelConfig) -> Result<Cow<'a, RunConfig>> {
+    if config.data.has_one_size() {
+        return Ok(Cow::Borrowed(config));
+    }
+    config.check_sizes(model)?;
+    let grid = config.clip_grid(model)?;
+    let buckets = config.data.iter().flat_map(|section| section.groups(&grid)).flatten();
+    // Sizes on the grid have as many tokens as they have pixels, but for the first frame of latents.
+    let largest = buckets.max_by_key(|bucket| bucket.size().iter().product::<usize>());
+    Ok(largest.map_or(Cow::Borrowed(config), |bucket| Cow::Owned(config.of_size(bucket))))
+}
+
 /// The config with a clip of so many patches of frames.
 fn of_patches(config: &RunConfig, model: &ModelConfig, patches: usize) -> RunConfig {
     let mut config = config.clone();
-    config.data.frames = patches * model.patch_size[0];
+    let time = config.space().map_or(1, |space| space.time);
+    config.data.frames = match time {
+        1 => patches * model.patch_size[0],
+        time => 1 + (patches * model.patch_size[0] - 1) * time,
+    };
     config
 }
 

@@ -11,6 +11,7 @@ use crate::engine::stash::{self, Shapes};
 use crate::engine::{check_on_gpu, precision, tile_rows};
 use crate::model::ModelConfig;
 use crate::parallel::{Sequence, Split};
+use crate::vae::Space;
 
 pub struct Shape {
     /// Clips B of a micro-batch.
@@ -32,12 +33,13 @@ pub struct Shape {
     pub half: bool,
     /// Whether on a GPU.
     pub gpu: bool,
-    /// Bytes of this rank's part of a clip: the frames, or lines of an image, that its tokens lie in.
+    /// Bytes of this rank's part of a clip: the frames, or lines of an image, that its tokens lie in, as u8 pixels or
+    /// f32 latents.
     pub frames: u64,
 }
 
 impl Shape {
-    pub fn new(config: &RunConfig, model: &ModelConfig, grid: [usize; 3], rank: usize) -> Result<Self> {
+    pub fn new(config: &RunConfig, model: &ModelConfig, space: Space, grid: [usize; 3], rank: usize) -> Result<Self> {
         let (parallel, train) = (&config.parallel, &config.train);
         let (tokens, sequence) = (grid.iter().product(), parallel.ranks / parallel.data);
         let heads = model.num_attention_heads;
@@ -77,7 +79,10 @@ impl Shape {
             tile,
             half,
             gpu,
-            frames: part.bytes(config.data.width) as u64,
+            frames: match space.is_latent() {
+                true => (4 * part.frames.len() * grid[1] * grid[2] * model.patch_in() / model.patch_size[0]) as u64,
+                false => part.bytes(config.data.width) as u64,
+            },
         })
     }
 

@@ -30,6 +30,8 @@ pub struct Times {
     pub decoding: Option<f64>,
     /// All steps.
     pub steps: f64,
+    /// To encode the clips of a run on latents, before its first step; none where their number is not known.
+    pub encoding: Option<f64>,
     /// All held-out losses; none where the number of clips is not known, 0 where there are no such losses.
     pub heldout: Option<f64>,
     /// All samples during training.
@@ -77,6 +79,10 @@ impl Times {
         Ok(Self {
             step,
             decoding,
+            encoding: match &plan.latents {
+                None => Some(0.0),
+                Some(latents) => latents.clips.map(|clips| clips as f64 * latents.flops / ranks / rates.flops),
+            },
             steps: train.steps as f64 * step + decoded as f64 * (decoding.unwrap_or(0.0) - step).max(0.0),
             heldout,
             samples,
@@ -86,7 +92,7 @@ impl Times {
 
     /// All that is known of.
     pub fn run(&self) -> f64 {
-        self.steps + self.heldout.unwrap_or(0.0) + self.samples + self.checkpoints
+        self.steps + self.encoding.unwrap_or(0.0) + self.heldout.unwrap_or(0.0) + self.samples + self.checkpoints
     }
 
     /// Whether training would wait for clips.

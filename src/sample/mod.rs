@@ -22,7 +22,7 @@
 //! let model = Model::load(&network, DType::F32, false, |name| folder.read_f32(name))?;
 //! let (request, objective) = (Request::from_config(&config)?, Objective::new(&config.diffusion)?);
 //! let sequence = Sequence::new(Arc::new(Single), model.config.num_attention_heads, 0)?;
-//! let sampler = ClipSampler { model: &model, objective: &objective, sequence: &sequence, request: &request, tile: 0 };
+//! let sampler = ClipSampler { model: &model, objective: &objective, sequence: &sequence, request: &request, tile: 0, decoder: None };
 //! let clip = sampler.sample(ClipSpec { index: 0, label: Some(3) })?;
 //! println!("{:?}, values in -1 to 1", clip.rows.dims());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -32,6 +32,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::config::{self, SamplerKind};
 use crate::diffusion::{
@@ -42,6 +43,7 @@ use crate::engine::{Engine, Source};
 use crate::model::{Conditioning, Model, ModelConfig};
 use crate::ops::read;
 use crate::parallel::Sequence;
+use crate::vae::{Decoder, Space};
 use crate::{Error, Result, bail};
 
 mod sampled;
@@ -54,7 +56,7 @@ const ENOUGH_TOKENS: usize = 4096;
 /// How to sample, whichever clip.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Frames, height, width of the clips.
+    /// Frames, height, width of the clips in pixels.
     pub size: [usize; 3],
     /// The solver.
     pub sampler: SamplerKind,
@@ -73,11 +75,11 @@ pub struct Request {
 }
 
 impl Request {
-    /// What a run's config asks for, of its data's size.
+    /// What a run's config asks for, of its data's size, or of the first of several.
     pub fn from_config(config: &config::RunConfig) -> Result<Self> {
-        let (data, sample) = (&config.data, &config.sample);
+        let sample = &config.sample;
         Ok(Self {
-            size: [data.frames, data.height, data.width],
+            size: config.sample_size()?.size(),
             sampler: sample.sampler,
             steps: sample.steps,
             guidance: Guidance::new(sample.guidance, sample.guidance_interval)?,
@@ -127,6 +129,8 @@ pub struct ClipSampler<'a> {
     pub request: &'a Request,
     /// Rows of a tile; 0: automatic.
     pub tile: usize,
+    /// The VAE that turns what is sampled into pixels; none: it is pixels.
+    pub decoder: Option<&'a Arc<Decoder>>,
 }
 
 impl ClipSampler<'_> {
@@ -162,13 +166,23 @@ impl ClipSampler<'_> {
         sampled.into_iter().next().ok_or_else(|| Error::Shape("a batch of one clip is empty".to_owned()))
     }
 
+    /// What the network's clips are made of.
+    fn space(&self) -> Space {
+        self.decoder.map_or(Space::PIXELS, |decoder| decoder.config().space())
+    }
+
+    /// Frames, height, width of the network's clips.
+    fn size(&self) -> Result<[usize; 3]> {
+        self.space().size(self.request.size, self.model.config.patch_size)
+    }
+
     /// Clips that a batch holds at most where nothing else limits it: as many as bring a rank [`ENOUGH_TOKENS`]. So a
     /// batch takes no more memory than one clip of so many tokens, whatever the network.
     ///
     /// # Errors
     /// The request's size does not fit the network.
     pub fn most_at_once(&self) -> Result<usize> {
-        let tokens: usize = self.model.config.grid(self.request.size)?.iter().product();
+        let tokens: usize = self.model.config.grid(self.size()?)?.iter().product();
         Ok((ENOUGH_TOKENS / tokens.div_ceil(self.sequence.all.size())).max(1)) // the same on all ranks
     }
 
@@ -176,10 +190,12 @@ impl ClipSampler<'_> {
     /// are no more.
     fn sample_batch(&self, clips: &[ClipSpec], most: usize, report: &dyn Fn([usize; 2])) -> Result<Vec<Sampled>> {
         let (config, request) = (&self.model.config, self.request);
-        if config.in_channels != 3 || config.out_channels != 3 {
-            bail!(Shape, "the model's clips have {} channels; sampling makes pixels, which have 3", config.in_channels)
+        let (space, size) = (self.space(), self.size()?);
+        if [config.in_channels, config.out_channels] != [space.channels; 2] {
+            let made = if space.is_latent() { "the VAE's latents" } else { "pixels" };
+            bail!(Shape, "the model's clips have {} channels; {made} have {}", config.in_channels, space.channels)
         }
-        let grid = config.grid(request.size)?;
+        let grid = config.grid(size)?;
         let heads = config.num_attention_heads / self.sequence.ulysses.size(); // each group needs a head for each rank
         let groups = request.head_groups.min(heads).max(1);
         let engine = |clips| Engine::new(self.model, self.sequence, grid, clips, self.tile)?.in_head_groups(groups);
@@ -207,7 +223,13 @@ impl ClipSampler<'_> {
             },
         };
         let rows = sampler.run_in_tiles(x, &mut velocity)?;
-        let clip = |i| Sampled::new(rows.narrow(0, i * tokens.len(), tokens.len())?, request.size, config.patch_size);
+        let clip = |i| {
+            let clip = Sampled::new(rows.narrow(0, i * tokens.len(), tokens.len())?, size, config.patch_size)?;
+            Ok(match self.decoder {
+                Some(decoder) => clip.decoded_by(decoder.clone(), request.size),
+                None => clip,
+            })
+        };
         (0..clips.len()).map(clip).collect()
     }
 }
@@ -261,15 +283,19 @@ impl Network<'_> {
             .flat_map(|condition| self.labels.iter().map(move |label| label.filter(|_| *condition == Condition::Given)))
             .collect();
         let conditioning = conditioning(self.of.model, &vec![timestep(sigma); labels.len()], &labels)?;
-        engine.predict(&conditioning, &Input { state, rows: self.rows }, |rows, output| {
-            for (pass, part, first) in by_pass(&rows, self.rows) {
-                let x = state(&part)?;
-                let output = output.narrow(0, first, part.len())?;
-                let v = self.of.objective.velocity(&output.reshape(x.shape())?, &x, sigma)?;
-                take(conditions[pass], part, &x, v)?;
-            }
-            Ok(())
-        })
+        engine.predict(
+            &conditioning,
+            &Input { state, rows: self.rows, channels: self.of.model.config.in_channels },
+            |rows, output| {
+                for (pass, part, first) in by_pass(&rows, self.rows) {
+                    let x = state(&part)?;
+                    let output = output.narrow(0, first, part.len())?;
+                    let v = self.of.objective.velocity(&output.reshape(x.shape())?, &x, sigma)?;
+                    take(conditions[pass], part, &x, v)?;
+                }
+                Ok(())
+            },
+        )
     }
 }
 
@@ -317,6 +343,8 @@ struct Input<'a> {
     state: Make<'a>,
     /// Rows of the state.
     rows: usize,
+    /// Channels of a pixel or latent.
+    channels: usize,
 }
 
 impl Source for Input<'_> {
@@ -326,7 +354,7 @@ impl Source for Input<'_> {
             let x = (self.state)(&part)?; // [n, pt ph pw C]
             let (count, row) = x.dims2()?;
             input.resize((first + count) * row, 0.0);
-            channel_first(&read::<f32>(&x)?, row, 3, &mut input[first * row..]);
+            channel_first(&read::<f32>(&x)?, row, self.channels, &mut input[first * row..]);
         }
         let row = input.len() / rows.len();
         Ok(Tensor::from_vec(input, (rows.len(), row), &Device::Cpu)?)

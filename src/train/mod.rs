@@ -11,6 +11,7 @@ pub mod schedule;
 
 mod about;
 pub(crate) mod heldout;
+mod latents;
 mod lineage;
 mod monitor;
 mod report;
@@ -19,6 +20,7 @@ pub(crate) mod setup;
 mod trainer;
 
 pub use crate::observe::metrics::Record;
+pub use latents::RunLatents;
 pub use lineage::{inherit_diffusion, inherit_dtype};
 pub use rehearsal::rehearse;
 pub use setup::Start;

@@ -148,6 +148,9 @@ impl<'a> Trainer<'a> {
         let hook = self.on_step.as_deref();
         let train = |comm: Arc<dyn Communicator>| {
             let meter = meters[comm.rank() % meters.len()].clone();
+            if let Some(latents) = &setup.latents {
+                latents.fill_and_log(&comm)?;
+            }
             Rank::new(&setup, comm, meter)?.train(&progress, interrupted, hook)
         };
         let run = || launch.run(ranks, train);

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use std::path::Path;
 
+use super::space::Space;
 use crate::{Error, Result, bail};
 
 /// The most channels a layer may have, and the most blocks; no VAE comes near, and it bounds what a config may claim.
@@ -193,6 +194,11 @@ impl VaeConfig {
     /// Frames of a latent frame but the first: 4.
     pub fn scale_time(&self) -> usize {
         1 << self.temperal_downsample.iter().filter(|&&halved| halved).count()
+    }
+
+    /// What the network's clips are made of.
+    pub fn space(&self) -> Space {
+        Space { channels: self.z_dim, time: self.scale_time(), side: self.scale_space() }
     }
 
     /// Whether frames of `[rows, width]` pixels can be encoded. The 2.1 VAE leaves out what is beyond whole latents; the

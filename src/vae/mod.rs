@@ -17,11 +17,13 @@
 mod attention;
 mod config;
 mod conv;
+mod cost;
 mod frame;
 mod layer;
 mod resample;
 mod residual;
 mod shards;
+mod space;
 mod spec;
 pub mod tiles;
 mod weights;
@@ -32,8 +34,10 @@ use std::sync::Arc;
 
 pub use config::VaeConfig;
 pub use conv::Arithmetic;
+pub use cost::VaeCost;
 pub use frame::Frame;
 pub use shards::{RowShards, Whole};
+pub use space::Space;
 pub use spec::{TensorSpec, tensors};
 pub use weights::VaeWeights;
 

@@ -2,6 +2,7 @@
 
 use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -125,6 +126,24 @@ impl VaeWeights {
     /// The file, or the index of its shards.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The SHA-256 of all that latents depend on: the encoder's weights as f32, in the order of its layers, and the
+    /// latents' mean and deviation. It is the same for the same VAE in any kind of file.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn encoder_hash(&self) -> Result<String> {
+        let mut sum = Sha256::new();
+        let config = &self.config;
+        sum.update(format!("{:?}", (&config.temperal_downsample, config.is_residual, config.patch())));
+        for tensor in spec::encoder(config).tensors() {
+            sum.update(format!("{:?}", tensor.shape));
+            sum.update(bytemuck::cast_slice::<f32, u8>(&self.read(&tensor)?));
+        }
+        sum.update(bytemuck::cast_slice::<f32, u8>(&config.latents_mean));
+        sum.update(bytemuck::cast_slice::<f32, u8>(&config.latents_std));
+        Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// A tensor's values.

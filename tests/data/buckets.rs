@@ -190,7 +190,7 @@ const NETWORK: &str =
 fn scan_tells_each_bucket_its_share_and_what_is_lost() {
     let folder = mixed();
     // Of another rate.
-    let slow = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-vf", "setpts=2*PTS"];
+    let slow = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-vf", "setpts=2*PTS", "-r", "12"];
     video(folder.path().join("videos/slow.mp4"), 9, (48, 96), &slow);
     let toml = format!(
         "[[data]]\npath = \"videos\"\nbuckets = [[64, 32, 8], [32, 64, 8]]\n\

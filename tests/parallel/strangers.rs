@@ -35,7 +35,7 @@ fn connect(port: u16) -> TcpStream {
 
 /// What a rank says first.
 fn hello(rank: u32, size: u32) -> Vec<u8> {
-    [b"longreel\0\0\0\x02", &rank.to_le_bytes()[..], &size.to_le_bytes(), &[9; 32]].concat()
+    [b"longreel\0\0\0\x03", &rank.to_le_bytes()[..], &size.to_le_bytes(), &[9; 32]].concat()
 }
 
 /// What comes until the other side closes; reset or not.
@@ -152,7 +152,7 @@ fn no_stranger_gets_in_or_keeps_a_job_of_three_from_its_end() {
     mirror.write_all(&hello(1, 3)).unwrap();
     let mut other = [0; 52];
     mirror.read_exact(&mut other).unwrap();
-    assert_eq!(&other[..20], b"longreel\0\0\0\x02\0\0\0\0\x03\0\0\0");
+    assert_eq!(&other[..20], b"longreel\0\0\0\x03\0\0\0\0\x03\0\0\0");
     mirror.write_all(&[0; 32]).unwrap();
     assert_eq!(rest(&mut mirror), [0; 32]);
     // One that has the secret, but a rank that is taken: it is told so, and the rank stays where it was.

@@ -4,8 +4,10 @@
 //! The networks are tiny and so are the clips, which are made here; sizes divide nothing evenly. What single parts do
 //! (the optimizer, checkpoints, metrics files) is tested with those parts.
 
+mod buckets;
 mod data;
 mod failures;
+mod latents;
 mod library;
 mod limits;
 mod lineage;
@@ -97,6 +99,40 @@ steps = 2
 count = 1
 "#;
 
+/// 12 tokens of latents: 5 frames of 32 x 48 pixels are 2 x 4 x 6 of 3 channels.
+const LATENTS: &str = r#"
+[run]
+seed = 7
+[data]
+path = "CLIPS"
+heldout = "HELDOUT"
+frames = 5
+height = 32
+width = 48
+[vae]
+from = "VAE"
+cache = "CACHE"
+[model]
+patch_size = [1, 2, 2]
+num_attention_heads = 3
+attention_head_dim = 8
+num_layers = 2
+ffn_dim = 40
+freq_dim = 16
+[train]
+steps = 4
+batch = 2
+lr = 0.003
+warmup = 2
+ema = 0.9
+heldout_every = 2
+tile = 5
+[sample]
+sampler = "euler"
+steps = 2
+count = 1
+"#;
+
 impl Place {
     /// Three videos at 12 frames a second, of two clips each, and a held-out one.
     pub fn videos() -> Self {
@@ -123,11 +159,24 @@ impl Place {
         place
     }
 
+    /// Videos of two clips each and a held-out one, trained on as latents of a tiny VAE.
+    pub fn latents() -> Self {
+        let place = Self::new(LATENTS);
+        fs::create_dir(place.path("heldout")).unwrap();
+        for (name, seed, frames) in [("clips/a", 1, 10), ("clips/b", 2, 11), ("heldout/d", 4, 9)] {
+            let pixels: Vec<u8> = (0..frames).flat_map(|t| picture(seed, t, 36, 52)).collect();
+            write_video(&place.path(&format!("{name}.mp4")), &pixels, 36, 52, 12.0).unwrap();
+        }
+        place
+    }
+
     fn new(config: &str) -> Self {
         let place = Self { temp: TempDir::new().unwrap() };
         fs::create_dir(place.path("clips")).unwrap();
         let at = |name: &str| place.path(name).display().to_string();
         let config = config.replace("CLIPS", &at("clips")).replace("HELDOUT", &at("heldout"));
+        let vae = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vae/vae21/vae");
+        let config = config.replace("VAE", &vae.display().to_string()).replace("CACHE", &at("cache"));
         fs::write(place.path("config.toml"), config).unwrap();
         place
     }

@@ -115,7 +115,7 @@ fn sampler<'a>(
     sequence: &'a Sequence,
     request: &'a Request,
 ) -> ClipSampler<'a> {
-    ClipSampler { model, objective, sequence, request, tile: 4 }
+    ClipSampler { model, objective, sequence, request, tile: 4, decoder: None }
 }
 
 fn numbers(x: &Tensor) -> Vec<f32> {
@@ -249,15 +249,15 @@ fn bands_of_any_ranks_make_the_file_that_the_whole_makes() {
             let mine = Split::new(4096, ranks).range(comm.rank());
             let local = Tensor::from_slice(&rows[mine.start * 768..mine.end * 768], (mine.len(), 768), &Device::Cpu)?;
             let clip = Sampled::new(local, [1, 64, 16384], [1, 16, 16])?;
-            clip.write_png(comm.as_ref(), &path)??;
+            clip.write_png(&comm, &path)??;
             let mut bands = vec![];
-            clip.bands(comm.as_ref(), |band| {
+            clip.bands(&comm, |band| {
                 bands.push(band.lines.clone());
                 Ok(())
             })?;
             let four = vec![0..16, 16..32, 32..48, 48..64];
             assert_eq!(bands, if comm.rank() == 0 { four } else { vec![] });
-            clip.collect(comm.as_ref())
+            clip.collect(&comm)
         });
         let collected = collected.unwrap();
         assert!(collected[0].as_ref() == Some(&frames) && collected[1..].iter().all(Option::is_none), "{ranks} ranks");
@@ -277,11 +277,12 @@ fn a_clip_of_several_frames_comes_frame_by_frame() {
         let mine = Split::new(12, 5).range(comm.rank());
         let local = Tensor::from_slice(&rows[mine.start * 96..mine.end * 96], (mine.len(), 96), &Device::Cpu)?;
         let clip = Sampled::new(local, size, patch)?;
-        clip.collect(comm.as_ref())
+        clip.collect(&comm)
     });
     assert_eq!(clips.unwrap()[0], Some(frames));
     let clip = Sampled::new(Tensor::zeros((12, 96), DType::F32, &Device::Cpu).unwrap(), size, patch).unwrap();
-    let error = clip.write_png(&longreel::parallel::Single, "x.png".as_ref()).unwrap_err().to_string();
+    let alone: std::sync::Arc<dyn longreel::parallel::Communicator> = std::sync::Arc::new(longreel::parallel::Single);
+    let error = clip.write_png(&alone, "x.png".as_ref()).unwrap_err().to_string();
     assert!(error.contains("x.png: a clip of 4 frames"), "{error}");
 }
 
@@ -292,7 +293,7 @@ fn a_failure_to_take_a_band_ends_all_ranks() {
         let mine = Split::new(4096, 3).range(comm.rank());
         let local = Tensor::from_slice(&rows[mine.start * 768..mine.end * 768], (mine.len(), 768), &Device::Cpu)?;
         let mut taken = 0;
-        Sampled::new(local, [1, 64, 16384], [1, 16, 16])?.bands(comm.as_ref(), |_| {
+        Sampled::new(local, [1, 64, 16384], [1, 16, 16])?.bands(&comm, |_| {
             taken += 1;
             if taken == 2 { Err(Error::Environment("no room".into())) } else { Ok(()) }
         })

@@ -106,6 +106,12 @@ fn work(text: &mut String, found: &Found) {
 fn run(text: &mut String, found: &Found) {
     let (times, train) = (&found.times, &found.config.train);
     let _ = writeln!(text, "\nthe run");
+    if let Some(latents) = &found.plan.latents {
+        let clips = latents.clips.map_or("unknown clips".to_owned(), |clips| counted(clips as usize, "clip", "clips"));
+        let bytes = latents.total().map_or(String::new(), |bytes| format!(", {} in the cache", gib(bytes)));
+        let time = times.encoding.map_or("not counted".to_owned(), words);
+        row(text, &format!("encoding {clips}{bytes}"), &time);
+    }
     row(text, &counted(train.steps, "step", "steps"), &words(times.steps));
     match times.heldout {
         Some(0.0) => {}
@@ -134,8 +140,7 @@ fn fitting(text: &mut String, found: &Found, fit: &Fit) {
     }
     let _ = writeln!(text);
     let clip = |plan: &Plan| {
-        let frames = plan.tokens / (found.plan.tokens / (found.config.data.frames / found.model.patch_size[0]));
-        let frames = counted(frames * found.model.patch_size[0], "frame", "frames");
+        let frames = counted(plan.clip_frames, "frame", "frames");
         format!("{frames}, {}", counted(plan.tokens, "token", "tokens"))
     };
     let what = "longest clip of this height and width that fits";

@@ -1,7 +1,7 @@
-//! Wraps MPI's calls and the memory that they read and write: the one file of this room with unsafe code. Nothing here
-//! knows what a message is for.
+//! Wraps MPI's calls and the memory that they read and write. Nothing here knows what a message is for.
 //!
-//! Only point-to-point messages are used. A message of any length goes, in parts: MPI counts bytes in a C int.
+//! Only point-to-point messages are used, but for one broadcast at the start. A message of any length goes, in parts:
+//! MPI counts bytes in a C int.
 
 use candle_core::Tensor;
 use mpi::ffi;
@@ -36,33 +36,40 @@ impl Channel {
         }
     }
 
-    /// The next message with `tag`, from the rank `from` or else from any: its sender and bytes. None if none has come.
-    /// Of one (sender, tag) only one thread at a time may ask.
-    pub fn take(&self, from: Option<usize>, tag: c_int) -> Result<Option<(usize, Vec<u8>)>> {
+    /// Copies rank 0's `bytes` over those of all others, who have as many. It waits as MPI does, at full load and for
+    /// ever, and is for the start only.
+    pub fn broadcast(&self, bytes: &mut [u8]) -> Result<()> {
+        let (start, count) = (bytes.as_mut_ptr().cast(), bytes.len() as c_int);
+        // SAFETY: a plain call; the buffer has the length that it says.
+        check(unsafe { ffi::MPI_Bcast(start, count, ffi::RSMPI_UINT8_T, 0, self.0) })
+    }
+
+    /// The next message with `tag` from the rank `from`. None if none has come. Of one (sender, tag) only one thread at
+    /// a time may ask.
+    pub fn take(&self, from: usize, tag: c_int) -> Result<Option<Vec<u8>>> {
         let (mut there, mut status, mut count) = (0, MaybeUninit::uninit(), 0);
         // SAFETY: plain calls with pointers to locals; the status is read only after MPI has set it, and the buffer has
         // the length that MPI says the message has. The message is there, so that receiving it does not wait for its
         // sender's next step.
         unsafe {
-            let source = from.map_or(ffi::RSMPI_ANY_SOURCE, |rank| rank as c_int);
-            check(ffi::MPI_Iprobe(source, tag, self.0, &mut there, status.as_mut_ptr()))?;
+            check(ffi::MPI_Iprobe(from as c_int, tag, self.0, &mut there, status.as_mut_ptr()))?;
             if there == 0 {
                 return Ok(None);
             }
             let mut status: ffi::MPI_Status = status.assume_init();
             check(ffi::MPI_Get_count(&status, ffi::RSMPI_UINT8_T, &mut count))?;
             let mut bytes = vec![0u8; count as usize];
-            let (sender, buffer) = (status.MPI_SOURCE, bytes.as_mut_ptr().cast());
-            check(ffi::MPI_Recv(buffer, count, ffi::RSMPI_UINT8_T, sender, tag, self.0, &mut status))?;
-            Ok(Some((sender as usize, bytes)))
+            let buffer = bytes.as_mut_ptr().cast();
+            check(ffi::MPI_Recv(buffer, count, ffi::RSMPI_UINT8_T, from as c_int, tag, self.0, &mut status))?;
+            Ok(Some(bytes))
         }
     }
+}
 
-    /// Ends all processes of the job with code 1, this one at once.
-    pub fn abort(&self) {
-        // SAFETY: a plain call.
-        unsafe { ffi::MPI_Abort(self.0, 1) };
-    }
+/// Ends all processes of the job with code 1, this one at once.
+pub(super) fn abort() {
+    // SAFETY: a plain call, while MPI is started: longreel ends it last.
+    unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, 1) };
 }
 
 /// Messages under way, with the memory that they read and write. Given up before they are done, that memory is leaked,
@@ -94,7 +101,7 @@ impl Flight {
         };
         self.tensors.push(tensor.clone());
         // SAFETY: `pointer` is memory of the tensor's storage, which `self.tensors` keeps until MPI is done with it.
-        unsafe { self.post(channel, pointer, [length, self.longest], to, tag) }
+        unsafe { self.post(Direction::Send, channel, pointer.cast_mut(), [length, self.longest], to, tag) }
     }
 
     /// Starts to receive into a contiguous tensor, as many bytes as it has; nobody may look at it until this is done.
@@ -106,21 +113,9 @@ impl Flight {
         })?;
         self.tensors.push(tensor.clone());
         let (pointer, length) = pointer_and_length.get();
-        for start in (0..length).step_by(self.longest) {
-            let count = self.longest.min(length - start) as c_int;
-            let mut request = MaybeUninit::uninit();
-            // SAFETY: the part lies within the tensor's storage, which `self.tensors` keeps until MPI is done with it,
-            // never moves (no tensor op resizes a storage), and is read by nobody meanwhile, as the caller has
-            // promised.
-            unsafe {
-                let (pointer, comm) = (pointer.add(start).cast(), channel.0);
-                let request = request.as_mut_ptr();
-                check(ffi::MPI_Irecv(pointer, count, ffi::RSMPI_UINT8_T, from as c_int, tag, comm, request))?;
-            }
-            // SAFETY: set by the call above.
-            self.requests.push(unsafe { request.assume_init() });
-        }
-        Ok(())
+        // SAFETY: `pointer` is memory of the tensor's storage, which `self.tensors` keeps until MPI is done with it,
+        // never moves (no tensor op resizes a storage), and is read by nobody meanwhile, as the caller has promised.
+        unsafe { self.post(Direction::Receive, channel, pointer, [length, self.longest], from, tag) }
     }
 
     /// Starts to send bytes.
@@ -132,7 +127,7 @@ impl Flight {
         self.bytes.push(bytes);
         // SAFETY: `pointer` is the heap memory of a vector that `self.bytes` keeps, unchanged, until MPI is done with
         // it.
-        unsafe { self.post(channel, pointer, [length; 2], to, tag) }
+        unsafe { self.post(Direction::Send, channel, pointer.cast_mut(), [length; 2], to, tag) }
     }
 
     /// Whether all messages are done: sent ones may be overwritten, received ones are there.
@@ -149,31 +144,42 @@ impl Flight {
         Ok(true)
     }
 
-    /// Starts to send `length` bytes from `pointer` on, in parts of at most `longest`.
+    /// Starts to send or receive `length` bytes from `pointer` on, in parts of at most `longest`.
     ///
     /// # Safety
-    /// They are there, and stay as they are, until the flight is done or leaked.
+    /// They are there, and nobody writes to them, nor reads those that are received, until the flight is done or
+    /// leaked.
     unsafe fn post(
         &mut self,
+        direction: Direction,
         channel: &Channel,
-        pointer: *const u8,
+        pointer: *mut u8,
         [length, longest]: [usize; 2],
-        to: usize,
+        other: usize,
         tag: c_int,
     ) -> Result<()> {
         for start in (0..length).step_by(longest.max(1)) {
-            let count = longest.min(length - start) as c_int;
+            let (count, other, comm) = (longest.min(length - start) as c_int, other as c_int, channel.0);
             let mut request = MaybeUninit::uninit();
             // SAFETY: the caller's promise; the part lies within the `length` bytes.
-            unsafe {
-                let (pointer, to, comm) = (pointer.add(start).cast(), to as c_int, channel.0);
-                check(ffi::MPI_Isend(pointer, count, ffi::RSMPI_UINT8_T, to, tag, comm, request.as_mut_ptr()))?;
-            }
+            check(unsafe {
+                let (at, request, bytes) = (pointer.add(start).cast(), request.as_mut_ptr(), ffi::RSMPI_UINT8_T);
+                match direction {
+                    Direction::Send => ffi::MPI_Isend(at, count, bytes, other, tag, comm, request),
+                    Direction::Receive => ffi::MPI_Irecv(at, count, bytes, other, tag, comm, request),
+                }
+            })?;
             // SAFETY: set by the call above.
             self.requests.push(unsafe { request.assume_init() });
         }
         Ok(())
     }
+}
+
+/// Where a message goes.
+enum Direction {
+    Send,
+    Receive,
 }
 
 impl Drop for Flight {

@@ -2,36 +2,41 @@
 //!
 //! - `joining`: a time limit for MPI to start in;
 //! - `messages`: MPI's calls;
-//! - `failure_detector`: which ranks failed, returned or are lost, so that no rank waits for ever;
-//! - `collectives`: the [`Communicator`].
+//! - `invitation`, `interfaces`: where rank 0 is, by one MPI broadcast. There all join a [`ControlPlane`], by which they
+//!   hear of a rank that failed, returned or is lost. MPI would tell nothing: to MPI, a host that is gone is only slow;
+//! - `transport`: tensors from rank to rank, over which the crate's one [`Collectives`] are.
 //!
 //! MPI's own collectives are not used. They would sum in an order of their choice, wait at full load, hang where ranks
 //! disagree or one is gone, and count in C ints; its communicators are made by calls that do the same. So groups of
 //! ranks are numbers that tag their messages.
 
-mod collectives;
-mod failure_detector;
+mod interfaces;
+mod invitation;
 mod joining;
 mod messages;
+mod transport;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::traits::Communicator as _;
 
-use self::collectives::Group;
-use self::failure_detector::FailureDetector;
 use self::joining::Joining;
 use self::messages::Channel;
-use super::cpu_affinity::CpuAffinity;
+use self::transport::ByMpi;
+use super::collectives::Collectives;
+use super::control::OnFailure;
+use super::links::Links;
 use super::processes::Processes;
-use super::{Communicator, LauncherEnv, Limits, thread_refused};
-use crate::{Error, Result, bail};
+use super::{Communicator, ControlPlane, LauncherEnv, Limits};
+use crate::{Result, bail};
 
+/// How long a process that has failed waits for the others to notice, busy as they may be; then it ends without them.
+const FAILURE_NOTICE: Duration = Duration::from_secs(10);
 /// How long MPI may take to end before the process ends without it.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long after a host was found lost the launcher is left to find so too. Told to end the job before, it would wait
@@ -41,17 +46,14 @@ const LAUNCHER: Duration = Duration::from_secs(18);
 /// This process among those of its job.
 pub(super) struct World {
     link: Arc<Link>,
-    group: Arc<Group>,
-    /// Of all, by rank.
-    affinities: Vec<CpuAffinity>,
-    detector_thread: Option<JoinHandle<()>>,
+    world: Arc<Collectives<ByMpi>>,
     universe: Option<Universe>,
 }
 
 /// What all communicators of a process share.
 struct Link {
     channel: Channel,
-    detector: FailureDetector,
+    control: ControlPlane,
     limits: Limits,
     /// The number of the next group.
     groups: AtomicU64,
@@ -84,103 +86,72 @@ impl World {
                  with, or with srun one of the kinds that `srun --mpi=list` names (pmix, pmi2)"
             );
         }
-        let detector = FailureDetector::new(Channel::new()?, rank, size, limits);
-        let link = Arc::new(Link { channel: Channel::new()?, detector, limits, groups: AtomicU64::new(1) });
-        let detector_thread = {
-            let link = link.clone();
-            let run = move || link.detector.run(|e| give_up(&link, e));
-            thread::Builder::new().name("heartbeat".into()).spawn(run)
+        let channel = Channel::new()?;
+        let (joiner, listener) = invitation::exchange(&channel, rank, size)?;
+        drop(joining); // from here on the control plane sees who is missing
+        let on_failure = OnFailure { notice: FAILURE_NOTICE, give_up: Some(give_up) };
+        let until = Instant::now() + limits.joining;
+        let control = ControlPlane::meet(&joiner, listener, limits, until, on_failure);
+        let control = match control {
+            Ok(control) => control,
+            Err(e) => {
+                std::mem::forget(universe); // ending it would wait for processes that have met no other
+                return Err(e);
+            }
         };
-        let detector_thread = detector_thread.map_err(|e| thread_refused("a thread to watch the other ranks", &e))?;
-        let group = Arc::new(Group::world(link.clone(), rank, size));
-        let mut world =
-            Self { link, group, affinities: vec![], detector_thread: Some(detector_thread), universe: Some(universe) };
-        drop(joining); // from here on the detector sees who is missing
-        world.meet()?;
-        Ok(world)
-    }
-
-    /// Learns where all ranks are.
-    fn meet(&mut self) -> Result<()> {
-        let own = serde_json::to_vec(&CpuAffinity::here()).map_err(|e| Error::Environment(e.to_string()))?;
-        for text in self.group.exchange("the start", |_| Ok(own.clone()))? {
-            let affinity = serde_json::from_slice(&text).map_err(|e| Error::Environment(e.to_string()))?;
-            self.affinities.push(affinity);
-        }
-        self.link.detector.name(self.affinities.iter().map(|p| p.location()).collect());
-        Ok(())
-    }
-
-    fn own_affinity(&self) -> &CpuAffinity {
-        &self.affinities[self.link.detector.rank]
+        let link = Arc::new(Link { channel, control, limits, groups: AtomicU64::new(1) });
+        let world = Arc::new(Collectives::new(ByMpi::world(link.clone(), rank, size)));
+        Ok(Self { link, world, universe: Some(universe) })
     }
 }
 
 impl Processes for World {
     fn communicator(&self) -> Arc<dyn Communicator> {
-        self.group.clone()
+        self.world.clone()
     }
 
-    fn threads(&self) -> usize {
-        self.own_affinity().share(&self.affinities)
-    }
-
-    fn hosts(&self) -> Vec<&str> {
-        self.affinities.iter().map(|p| p.host.as_str()).collect()
-    }
-
-    fn enter(&self) {
-        self.link.detector.enter();
-    }
-
-    fn finish_together(&self, outcome: Result<()>) -> Result<()> {
-        self.link.detector.finish_together(outcome)
-    }
-
-    fn is_reporter(&self) -> bool {
-        self.link.detector.is_reporter()
+    fn control(&self) -> &ControlPlane {
+        &self.link.control
     }
 }
 
 impl Drop for World {
     /// Ends MPI, together with the others if all have come to their ends.
     fn drop(&mut self) {
-        let detector = &self.link.detector;
-        let together = detector.all_left();
-        detector.stop();
-        if let Some(detector_thread) = self.detector_thread.take() {
-            let _ = detector_thread.join();
+        let control = &self.link.control;
+        if !control.links().all_left() {
+            let mut hosts = control.affinities().iter().map(|affinity| &affinity.host);
+            let first = hosts.next();
+            return abort(control.links(), hosts.any(|host| Some(host) != first));
         }
-        if together && detector.check().is_ok() {
-            return drop(self.universe.take()); // MPI_Finalize
+        if control.check().is_err() {
+            // Messages that nobody will take may be on their way. MPI often ends all the same, but need not.
+            end_within(FAREWELL);
         }
-        if !together {
-            return abort(&self.link, self.affinities.iter().any(|p| p.host != self.own_affinity().host));
-        }
-        // Messages that nobody will take may be on their way. MPI often ends all the same, but need not.
-        end_within(FAREWELL);
-        drop(self.universe.take());
+        drop(self.universe.take()); // MPI_Finalize
     }
 }
 
 /// Ends the job without those who have not come to their ends, and this process.
-fn abort(link: &Link, several_hosts: bool) {
-    if let Some(lost) = link.detector.lost_for().filter(|_| several_hosts) {
+fn abort(links: &Links, several_hosts: bool) {
+    if let Some(lost) = links.lost_for().filter(|_| several_hosts) {
         thread::sleep(LAUNCHER.saturating_sub(lost));
     }
     end_within(FAREWELL);
-    link.detector.abort();
+    messages::abort();
 }
 
 /// The last of a process whose rank is at work and does not notice that the run has failed.
-fn give_up(link: &Link, e: &Error) {
-    if link.detector.is_reporter() {
+fn give_up(links: &Links) {
+    if links.is_reporter()
+        && let Err(e) = links.check()
+    {
         use std::io::Write;
         let _ = writeln!(crate::observe::stderr::Stderr, "error: {}", crate::terminal::message(&e.to_string()));
     } else {
         thread::sleep(FAREWELL); // for the reporter
     }
-    abort(link, true);
+    abort(links, true);
 }
 
 /// Ends this process after a while if nothing else has.
@@ -193,13 +164,47 @@ fn end_within(time: Duration) {
 }
 
 impl Link {
+    /// Waits until `done`. It sleeps longer each time, at most `longest`, so that a waiting rank leaves the processor
+    /// to working ones. `call` is the text of the call that waits for other ranks, if other ranks may wait for this one
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// `done`'s, or the run's failure. What is done counts even if somebody has failed since.
+    fn wait(&self, call: Option<&str>, longest: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+        let start = Instant::now();
+        let mut announced = false;
+        let outcome = loop {
+            match done() {
+                Ok(false) => {}
+                other => break other.map(|_| ()),
+            }
+            if let Err(e) = self.control.check() {
+                break Err(e);
+            }
+            let waited = start.elapsed();
+            if waited < Duration::from_micros(50) {
+                thread::yield_now();
+                continue;
+            }
+            if call.is_some() && !announced {
+                announced = true;
+                self.control.links().present(call);
+            }
+            thread::sleep((waited / 8).clamp(Duration::from_micros(10), longest));
+        };
+        if announced {
+            self.control.links().present(None);
+        }
+        outcome
+    }
+
     /// A number that no other group has which a rank of this process is in; for the members of a group to choose from.
-    fn group_number(&self) -> u64 {
+    fn free_number(&self) -> u64 {
         self.groups.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Says that `number` is taken.
-    fn took(&self, number: u64) {
+    fn take_number(&self, number: u64) {
         self.groups.fetch_max(number + 1, Ordering::Relaxed);
     }
 }

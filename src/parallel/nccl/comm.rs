@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::library::{BYTES, Config, Handle, IN_PROGRESS, Nccl, UniqueId};
 use super::memory;
 use super::order::Order;
+use crate::parallel::transport::Message;
 use crate::parallel::{ControlPlane, Limits};
 use crate::{Error, Result, bail};
 
@@ -72,9 +73,6 @@ struct Raw(Handle);
 // SAFETY: NCCL lets any thread call with a communicator, one at a time, which the lock sees to.
 unsafe impl Send for Raw {}
 
-/// The other's rank, and a contiguous tensor on the GPU.
-pub(super) type Message = (usize, Tensor);
-
 impl Comm {
     /// Makes one with all who call this with the same `id`.
     pub fn new(gpu: Arc<Gpu>, id: UniqueId, rank: usize, size: usize) -> Result<Self> {
@@ -126,20 +124,18 @@ impl Comm {
             unsafe {
                 nccl.check((nccl.group_start)())?;
                 let mut begun = Ok(());
+                let stream = self.raw_stream();
                 for (peer, tensor) in sends {
-                    let memory_range = memory::place(tensor, &self.gpu.compute);
-                    let send = |at, n| {
-                        nccl.check((nccl.send)(at as *const _, n, BYTES, *peer as c_int, raw.0, self.raw_stream()))
+                    let send = |memory::Place { at, bytes, .. }| {
+                        nccl.check((nccl.send)(at as *const _, bytes, BYTES, *peer as c_int, raw.0, stream))
                     };
-                    begun = begun.and(memory_range).and_then(|memory_range| send(memory_range.at, memory_range.bytes));
+                    begun = begun.and(memory::place(tensor, &self.gpu.compute)).and_then(send);
                 }
                 for (peer, tensor) in receives {
-                    let memory_range = memory::place(tensor, &self.gpu.compute);
-                    let receive = |at, n| {
-                        nccl.check((nccl.receive)(at as *mut _, n, BYTES, *peer as c_int, raw.0, self.raw_stream()))
+                    let receive = |memory::Place { at, bytes, .. }| {
+                        nccl.check((nccl.receive)(at as *mut _, bytes, BYTES, *peer as c_int, raw.0, stream))
                     };
-                    begun =
-                        begun.and(memory_range).and_then(|memory_range| receive(memory_range.at, memory_range.bytes));
+                    begun = begun.and(memory::place(tensor, &self.gpu.compute)).and_then(receive);
                 }
                 let ended = nccl.check((nccl.group_end)()); // in any case: a group left open would swallow later calls
                 begun.and(ended)

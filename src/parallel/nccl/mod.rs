@@ -4,33 +4,33 @@
 //! - `comm`: one communicator, its stream, and waiting for it;
 //! - `memory`: tensors as NCCL sees them;
 //! - `order`: which exchange comes after which;
-//! - `collectives`: the [`Communicator`].
+//! - `transport`: tensors from rank to rank, over which the crate's one [`Collectives`] are.
 //!
 //! Processes join a [`ControlPlane`], whose links stay: by them all hear of a failed rank, which NCCL would not tell.
 
-mod collectives;
 mod comm;
 mod library;
 mod memory;
 mod order;
+mod transport;
 
 use candle_core::Device;
 use std::sync::Arc;
 
-use self::collectives::Group;
 use self::comm::Gpu;
 use self::library::{Nccl, UniqueId};
-use super::cpu_affinity::CpuAffinity;
+use self::transport::ByNccl;
+use super::collectives::Collectives;
 use super::processes::Processes;
 use super::rank_info::{self, Gpus, RankInfo};
+use super::transport::Members;
 use super::{Communicator, ControlPlane, Limits, TorchrunEnv};
 use crate::{Error, Result, bail, cuda};
 
 /// This process among those of its job.
 pub(super) struct World {
-    group: Arc<Group>, // ends before what it needs
+    world: Arc<Collectives<ByNccl>>, // ends before what it needs
     gpu: Arc<Gpu>,
-    ranks: Vec<RankInfo>,
 }
 
 impl World {
@@ -40,41 +40,37 @@ impl World {
     /// They do not meet; or one has no NCCL, no driver or no GPU of its own: an error of all.
     pub fn start(env: &TorchrunEnv, limits: Limits) -> Result<Self> {
         let control = ControlPlane::join(env, limits)?;
-        let (nccl, device, ranks) = Self::begin(env, &control).map_err(|e| ended(&control, e))?;
+        let (nccl, device) = Self::begin(env, &control).map_err(|e| ended(&control, e))?;
         let compute = device.as_cuda_device()?.cuda_stream();
         let gpu = Arc::new(Gpu { nccl, control, device, compute, limits, order: Arc::default() });
-        let group = Arc::new(Self::meet(&gpu).map_err(|e| ended(&gpu.control, e))?);
-        Ok(Self { group, gpu, ranks })
+        let world = Self::meet(&gpu).map_err(|e| ended(&gpu.control, e))?;
+        let world = Arc::new(Collectives::new(world));
+        Ok(Self { world, gpu })
     }
 
     /// What this process needs, once all have told that they have it.
-    fn begin(env: &TorchrunEnv, control: &ControlPlane) -> Result<(Nccl, Device, Vec<RankInfo>)> {
+    fn begin(env: &TorchrunEnv, control: &ControlPlane) -> Result<(Nccl, Device)> {
         let nccl = Nccl::load();
         let gpus = nccl
             .as_ref()
             .map_err(Error::to_string)
             .and_then(|nccl| Ok(Gpus { count: cuda::count()?, nccl: nccl.version().map_err(|e| e.to_string())? }));
-        let own = RankInfo { affinity: CpuAffinity::here(), local: env.local, gpus };
-        let own = serde_json::to_vec(&own).map_err(|e| Error::Environment(e.to_string()))?;
-        let mut infos = vec![];
-        for (rank, text) in control.exchange(&own)?.into_iter().enumerate() {
-            let info = serde_json::from_slice::<RankInfo>(&text);
-            infos.push(info.map_err(|e| Error::Rank { rank, message: format!("is it of another longreel? {e}") })?);
-        }
-        rank_info::judge(&infos)?;
+        let host = control.affinities()[env.rank].host.clone();
+        let own = RankInfo { host, local: env.local, gpus };
+        rank_info::judge(&control.gather(&own)?)?;
         let device = cuda::open(env.local).map_err(|message| Error::Rank { rank: env.rank, message })?;
-        Ok((nccl?, device, infos))
+        Ok((nccl?, device))
     }
 
     /// The communicator of all, whose meeting place rank 0 gives.
-    fn meet(gpu: &Arc<Gpu>) -> Result<Group> {
+    fn meet(gpu: &Arc<Gpu>) -> Result<ByNccl> {
         let (rank, size) = (gpu.control.rank(), gpu.control.size());
         let id = if rank == 0 { gpu.nccl.unique_id()?.0.to_vec() } else { vec![] };
         let id = gpu.control.exchange(&id)?.swap_remove(0);
         let Ok(id) = id.try_into() else {
             bail!(Environment, "rank 0 gave no meeting place for NCCL: is it of another longreel?")
         };
-        Group::new(gpu.clone(), UniqueId(id), (0..size).collect(), rank)
+        ByNccl::new(gpu.clone(), UniqueId(id), Members { all: (0..size).collect(), rank })
     }
 }
 
@@ -86,26 +82,11 @@ fn ended(control: &ControlPlane, e: Error) -> Error {
 
 impl Processes for World {
     fn communicator(&self) -> Arc<dyn Communicator> {
-        self.group.clone()
+        self.world.clone()
     }
 
-    fn threads(&self) -> usize {
-        let infos: Vec<CpuAffinity> = self.ranks.iter().map(|info| info.affinity.clone()).collect();
-        infos[self.gpu.control.rank()].share(&infos)
-    }
-
-    fn hosts(&self) -> Vec<&str> {
-        self.ranks.iter().map(|info| info.affinity.host.as_str()).collect()
-    }
-
-    fn enter(&self) {}
-
-    fn finish_together(&self, outcome: Result<()>) -> Result<()> {
-        self.gpu.control.finish_together(outcome)
-    }
-
-    fn is_reporter(&self) -> bool {
-        self.gpu.control.is_reporter()
+    fn control(&self) -> &ControlPlane {
+        &self.gpu.control
     }
 
     fn gpu(&self) -> Option<Device> {

@@ -6,8 +6,9 @@ use candle_core::{CudaDevice, Tensor};
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{NoisyClip, NoisyClips};
+use super::NoisyClips;
 use crate::cuda::{Kernel, Lent, THREADS, device_of, empty, tensor};
+use crate::data::Frames;
 use crate::{Result, bail};
 
 /// `Frames` of kernels/patches.cu.
@@ -87,7 +88,8 @@ fn draw(
         let lent = Lent::new(pixels);
         let view = lent.view::<u8>()?;
         let (pixels, _guard) = view.device_ptr(&stream);
-        let (frames, key) = (frames(clip, pixels, clips.patch), Words(clip.noise.words()));
+        let Some(held) = clip.frames.pixels() else { bail!(Shape, "a clip on the GPU is not made of pixels") };
+        let (frames, key) = (frames(held, pixels, clips.patch), Words(clip.noise.words()));
         let (token, count) = (tokens.start as i64, tokens.len() as i32);
         let (keep, add) = ((1.0 - clip.sigma) as f32, clip.sigma as f32);
         let [x0, noise, x] = addresses.map(|at| if at == 0 { 0 } else { at + 4 * values.start as u64 });
@@ -101,8 +103,7 @@ fn draw(
     })
 }
 
-fn frames(clip: &NoisyClip, pixels: u64, patch: [usize; 3]) -> Pixels {
-    let frames = &clip.frames;
+fn frames(frames: &Frames, pixels: u64, patch: [usize; 3]) -> Pixels {
     Pixels {
         pixels,
         first: frames.first as i32,

@@ -1,7 +1,7 @@
-//! Makes input rows and the loss of a batch of noisy clips for the engine, tile by tile, from u8 frames and
-//! counter-based noise.
+//! Makes input rows and the loss of a batch of noisy clips for the engine, tile by tile, from its u8 frames or
+//! latents and counter-based noise.
 //!
-//! Nothing of the whole clip exists but its u8 frames: x0, noise, x_sigma, target and prediction live for one tile.
+//! Nothing of the whole clip exists but those: x0, noise, x_sigma, target and prediction live for one tile.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::data::{Frames, RowOrder};
+use crate::data::ClipRows;
 use crate::diffusion::{Objective, channel_first, noise_rows, noisy};
 use crate::engine;
 use crate::rng::Key;
@@ -20,7 +20,7 @@ use crate::rng::Key;
 /// One clip, its noise level and noise.
 pub struct NoisyClip {
     /// This rank's part of the clip; several noise levels may share it.
-    pub frames: Arc<Frames>,
+    pub frames: Arc<dyn ClipRows>,
     /// Its pixels on the GPU that the network is on, if it is on one: see [`upload`].
     pub pixels: Option<Tensor>,
     pub sigma: f64,
@@ -28,11 +28,11 @@ pub struct NoisyClip {
     pub noise: Key,
 }
 
-/// The pixels of `frames` on `device`, if that is a GPU.
-pub fn upload(frames: &Frames, device: &Device) -> Result<Option<Tensor>> {
-    match device {
-        Device::Cpu => Ok(None),
-        _ => Ok(Some(Tensor::from_slice(&frames.data, frames.data.len(), device)?)),
+/// The pixels of `frames` on `device`, if that is a GPU; latents stay in memory.
+pub fn upload(frames: &dyn ClipRows, device: &Device) -> Result<Option<Tensor>> {
+    match (device, frames.pixels()) {
+        (Device::Cpu, _) | (_, None) => Ok(None),
+        (_, Some(frames)) => Ok(Some(Tensor::from_slice(&frames.data, frames.data.len(), device)?)),
     }
 }
 
@@ -42,8 +42,12 @@ pub struct NoisyClips<'a> {
     pub objective: &'a Objective,
     /// The clip's tokens that this rank holds.
     pub tokens: Range<usize>,
-    /// (frames, height, width) of a patch of pixels.
+    /// (frames, height, width) of a patch of pixels or latents.
     pub patch: [usize; 3],
+    /// Channels of a pixel or latent.
+    pub channels: usize,
+    /// What the network is on.
+    pub device: &'a Device,
     /// What each element's squared error counts in the loss: 1 / elements of the global batch.
     pub weight: f64,
 }
@@ -51,7 +55,7 @@ pub struct NoisyClips<'a> {
 impl NoisyClips<'_> {
     /// Elements in a patch.
     fn row(&self) -> usize {
-        3 * self.patch.iter().product::<usize>()
+        self.channels * self.patch.iter().product::<usize>()
     }
 
     /// Calls `f` for each run of rows of one clip: the clip, its tokens, and where they lie in the tile, in elements.
@@ -77,7 +81,7 @@ impl NoisyClips<'_> {
     fn clean_and_noise(&self, clip: &NoisyClip, tokens: Range<usize>) -> Result<(Vec<f32>, Vec<f32>)> {
         let mut x0 = vec![0.0; tokens.len() * self.row()];
         let mut noise = x0.clone();
-        clip.frames.patch_rows(self.patch, tokens.clone(), RowOrder::ChannelLast, &mut x0)?;
+        clip.frames.clean_rows(self.patch, tokens.clone(), &mut x0)?;
         noise_rows(clip.noise, tokens, self.row(), &mut noise);
         Ok((x0, noise))
     }
@@ -100,17 +104,17 @@ impl NoisyClips<'_> {
             let (x0, noise) = self.clean_and_noise(clip, tokens)?;
             let mut x = vec![0.0; x0.len()];
             noisy(&x0, &noise, clip.sigma, &mut x);
-            channel_first(&x, self.row(), 3, &mut input[values]);
+            channel_first(&x, self.row(), self.channels, &mut input[values]);
             Ok(())
         })?;
-        Ok(Tensor::from_vec(input, (rows.len(), self.row()), &Device::Cpu)?)
+        Ok(Tensor::from_vec(input, (rows.len(), self.row()), self.device)?)
     }
 }
 
 impl engine::Objective for NoisyClips<'_> {
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
         #[cfg(feature = "cuda")]
-        if output.device().is_cuda() {
+        if output.device().is_cuda() && self.clips[0].pixels.is_some() {
             return cuda::loss(self, rows, output);
         }
         let output = output.flatten_all()?.to_vec1::<f32>()?;
@@ -123,7 +127,7 @@ impl engine::Objective for NoisyClips<'_> {
             loss.set(loss.get() + self.weight * sum);
             Ok(())
         })?;
-        Ok((loss.get(), Tensor::from_vec(gradient, (rows.len(), self.row()), &Device::Cpu)?))
+        Ok((loss.get(), Tensor::from_vec(gradient, (rows.len(), self.row()), self.device)?))
     }
 }
 

@@ -1,0 +1,87 @@
+//! Hashes of source files' contents, remembered by path, size and time of change, so that large files are read once.
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::files::{atomic_write, read_text};
+use crate::{Error, Result};
+
+/// The memory's file in a cache's folder.
+pub(super) const MEMORY: &str = "sources.json";
+
+/// Bytes that the memory may have: some millions of files.
+const MOST: u64 = 1 << 30;
+
+/// What tells whether a file is the one that was read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Known {
+    size: u64,
+    /// Seconds and nanoseconds.
+    changed: [i64; 2],
+    inode: u64,
+    sha256: String,
+}
+
+/// The hashes known so far.
+pub struct Sources {
+    memory: PathBuf,
+    known: Mutex<BTreeMap<PathBuf, Known>>,
+}
+
+impl Sources {
+    /// Those remembered in the folder `dir`; a memory that cannot be read is begun anew.
+    pub fn open(dir: &Path) -> Self {
+        let memory = dir.join(MEMORY);
+        let known = read_text(&memory, MOST).ok().and_then(|text| serde_json::from_str(&text).ok());
+        Self { memory, known: Mutex::new(known.unwrap_or_default()) }
+    }
+
+    /// The SHA-256 of a file's contents, in hexadecimal digits.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn hash(&self, path: &Path) -> Result<String> {
+        let whole = std::path::absolute(path).map_err(|e| Error::io(path, e))?;
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        let changed = [metadata.mtime(), metadata.mtime_nsec()];
+        let (size, inode) = (metadata.size(), metadata.ino());
+        let same = |known: &&Known| (known.size, known.changed, known.inode) == (size, changed, inode);
+        if let Some(known) = self.known.lock().get(&whole).filter(same) {
+            return Ok(known.sha256.clone());
+        }
+        let sha256 = sha256_of(path)?;
+        self.known.lock().insert(whole, Known { size, changed, inode, sha256: sha256.clone() });
+        Ok(sha256)
+    }
+
+    /// Writes the memory.
+    ///
+    /// # Errors
+    /// The folder cannot be written to.
+    pub fn save(&self) -> Result<()> {
+        let text = serde_json::to_vec(&*self.known.lock()).expect("a map of plain values");
+        atomic_write(&self.memory, |out| out.write_all(&text))
+    }
+}
+
+fn sha256_of(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let (mut sum, mut bytes) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut bytes).map_err(|e| Error::io(path, e))? {
+            0 => return Ok(hex(&sum.finalize())),
+            n => sum.update(&bytes[..n]),
+        }
+    }
+}
+
+/// Bytes as hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,143 @@
+//! The encoded clips of a run that trains on latents: their caches, filled before the first step, and the VAE that
+//! decodes samples.
+
+use parking_lot::Mutex;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::{Compute, RunConfig};
+use crate::data::{ClipSets, Dataset, Request};
+use crate::encode::cache::{Contents, LatentCache, VaeKey};
+use crate::encode::fill::{Filling, fill};
+use crate::encode::latents::Latents;
+use crate::parallel::Communicator;
+use crate::simd::Isa;
+use crate::vae::{Arithmetic, Decoder, Encoder, VaeWeights};
+use crate::{Result, bail, hub};
+
+/// How often filling says how far it is.
+const SAID_EVERY: Duration = Duration::from_secs(10);
+
+/// The latents of a run's clips.
+pub struct RunLatents {
+    weights: VaeWeights,
+    arithmetic: Arithmetic,
+    /// By bucket.
+    trained: Vec<(Arc<Dataset>, LatentCache)>,
+    heldout: Vec<(Arc<Dataset>, LatentCache)>,
+    /// Loaded by the first rank that needs them, and dropped once the caches are filled.
+    encoder: Mutex<Option<Encoder>>,
+    decoder: Mutex<Option<Arc<Decoder>>>,
+}
+
+impl RunLatents {
+    /// Opens the caches of a run's clips, if its config names a VAE. Nothing is encoded.
+    ///
+    /// # Errors
+    /// The VAE cannot be read, or does not fit the clips; the cache's folder cannot be used; a source cannot be read.
+    pub fn open(config: &RunConfig, clips: &[Arc<Dataset>], heldout: &[Arc<Dataset>]) -> Result<Option<Self>> {
+        let Some(from) = &config.vae.from else { return Ok(None) };
+        let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
+        let bf16 = config.vae.dtype == Compute::Bf16;
+        let key = VaeKey { sha256: weights.encoder_hash()?, bf16 };
+        let open = |dataset: &Arc<Dataset>, variants| {
+            let cache = LatentCache::open(&config.vae.cache, dataset, &key, &weights.config, variants);
+            cache.map(|cache| (dataset.clone(), cache)).map_err(|e| e.at("vae.cache"))
+        };
+        let trained = clips.iter().map(|dataset| open(dataset, config.data.variants)).collect::<Result<_>>()?;
+        let heldout = heldout.iter().map(|dataset| open(dataset, 1)).collect::<Result<_>>()?;
+        let arithmetic = Arithmetic { isa: Isa::best(), bf16 };
+        Ok(Some(Self { weights, arithmetic, trained, heldout, encoder: Mutex::default(), decoder: Mutex::default() }))
+    }
+
+    /// The caches of the clips that a config names, for a command that does not train.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); the clips cannot be opened; the config names no VAE.
+    pub fn of_config(config: &RunConfig) -> Result<Self> {
+        let model = config.network()?;
+        config.check_sizes(&model)?;
+        let grid = config.clip_grid(&model)?;
+        let sources = config.sources(&grid)?;
+        let clips = ClipSets::open(&sources)?;
+        let heldout = config.heldout_sources(&grid, &sources)?;
+        let heldout = if heldout.is_empty() { None } else { Some(ClipSets::open(&heldout)?) };
+        match Self::open(config, clips.buckets(), heldout.as_ref().map_or(&[], |clips| clips.buckets()))? {
+            Some(latents) => Ok(latents),
+            None => bail!(Config, "vae.from names no VAE"),
+        }
+    }
+
+    /// Encodes what the caches miss: a collective of all ranks. Rank 0 says how far it is.
+    ///
+    /// # Errors
+    /// Those of [`fill`].
+    pub fn fill(&self, comm: &Arc<dyn Communicator>, report: &dyn Fn(Filling)) -> Result<()> {
+        let encoder = || {
+            let mut encoder = self.encoder.lock();
+            if encoder.is_none() {
+                *encoder = Some(Encoder::load(&self.weights, self.arithmetic)?);
+            }
+            Ok(encoder.clone().expect("it was loaded"))
+        };
+        for (dataset, cache) in self.trained.iter().chain(&self.heldout) {
+            fill(cache, dataset, &encoder, comm, report)?;
+        }
+        comm.barrier()?;
+        self.encoder.lock().take();
+        Ok(())
+    }
+
+    /// As [`fill`](Self::fill), with a line in the log now and then.
+    pub fn fill_and_log(&self, comm: &Arc<dyn Communicator>) -> Result<()> {
+        let (begin, last) = (Instant::now(), Mutex::new(Instant::now()));
+        self.fill(comm, &|Filling { frames, of }| {
+            let mut last = last.lock();
+            if comm.rank() == 0 && last.elapsed() > SAID_EVERY {
+                *last = Instant::now();
+                let left = begin.elapsed().as_secs_f64() * (of - frames) as f64 / frames as f64;
+                tracing::info!("encoding: frame {frames} of {of} on this rank, {left:.0} s left");
+            }
+        })
+    }
+
+    /// Some latent frames of a clip that is trained on.
+    ///
+    /// # Errors
+    /// The entry is gone or damaged.
+    pub fn read(&self, request: &Request, frames: Range<usize>) -> Result<Latents> {
+        let (_, cache) = &self.trained[request.bucket];
+        cache.read(cache.number(request.clip, request.epoch), frames)
+    }
+
+    /// Some latent frames of a held-out clip.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn heldout(&self, bucket: usize, clip: usize, frames: Range<usize>) -> Result<Latents> {
+        let Some((_, cache)) = self.heldout.get(bucket) else { bail!(Data, "there are no such held-out clips") };
+        cache.read(clip, frames)
+    }
+
+    /// What the caches hold of the run's clips, and what else their folder holds.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn contents(&self) -> Result<Contents> {
+        let caches: Vec<&LatentCache> = self.trained.iter().chain(&self.heldout).map(|(_, cache)| cache).collect();
+        LatentCache::contents(&caches)
+    }
+
+    /// The decoder; its weights are read once.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn decoder(&self) -> Result<Arc<Decoder>> {
+        let mut decoder = self.decoder.lock();
+        if decoder.is_none() {
+            *decoder = Some(Arc::new(Decoder::load(&self.weights, self.arithmetic)?));
+        }
+        Ok(decoder.clone().expect("it was loaded"))
+    }
+}

@@ -1,0 +1,138 @@
+//! What the VAE takes: weights, remembered frames and operations, from the list of its layers.
+
+use super::config::VaeConfig;
+use super::spec::{HalfSpec, LayerSpec, decoder, encoder};
+
+/// What one direction of the VAE takes, each for a pixel of a frame.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct VaeCost {
+    /// Parameters of all layers.
+    pub parameters: usize,
+    /// Elements that layers remember of a clip, for each pixel.
+    pub remembered: f64,
+    /// Elements of the largest frame between two layers, for each pixel.
+    pub widest: f64,
+    /// Floating-point operations of the convolutions, for each pixel of each frame but the first.
+    pub flops: f64,
+}
+
+impl VaeCost {
+    /// Of the encoder.
+    pub fn of_encoder(config: &VaeConfig) -> Self {
+        let per_patch = (config.patch() * config.patch()) as f64;
+        Walk { space: 1.0 / per_patch, time: 1.0, ..Walk::default() }.of(&encoder(config))
+    }
+
+    /// Of the decoder.
+    pub fn of_decoder(config: &VaeConfig) -> Self {
+        let per_latent = (config.scale_space() * config.scale_space()) as f64;
+        Walk { space: 1.0 / per_latent, time: 1.0 / config.scale_time() as f64, ..Walk::default() }.of(&decoder(config))
+    }
+
+    /// Bytes of f32 weights.
+    pub fn weight_bytes(&self) -> u64 {
+        4 * self.parameters as u64
+    }
+
+    /// Bytes that a clip of frames of so many pixels takes while it streams through: what is remembered, and some of
+    /// the largest frames (a layer's input, its packed copy, its output and a residual).
+    pub fn stream_bytes(&self, pixels: usize) -> u64 {
+        (4.0 * (self.remembered + 4.0 * self.widest) * pixels as f64) as u64
+    }
+}
+
+/// A walk through the layers: pixels and frames of the layer at hand, for each pixel and frame of the clip.
+#[derive(Default)]
+struct Walk {
+    space: f64,
+    time: f64,
+    remembered: f64,
+    widest: f64,
+    flops: f64,
+}
+
+impl Walk {
+    fn of(mut self, spec: &HalfSpec) -> VaeCost {
+        self.layers(&spec.before);
+        let c = spec.attention.1;
+        self.product(4 * c * c); // q, k, v and proj; the scores grow with the frame and are little
+        self.layers(&spec.after);
+        let parameters = spec.tensors().iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        VaeCost { parameters, remembered: self.remembered, widest: self.widest, flops: self.flops }
+    }
+
+    fn layers(&mut self, layers: &[LayerSpec]) {
+        for layer in layers {
+            match layer {
+                LayerSpec::Pointwise(_, [c, out]) => self.product(c * out),
+                LayerSpec::Conv(_, [c, out]) | LayerSpec::Head(_, [c, out]) => self.causal(*c, *out),
+                LayerSpec::Residual(_, [c, out]) => {
+                    self.causal(*c, *out);
+                    self.causal(*out, *out);
+                    self.product(if c == out { 0 } else { c * out });
+                }
+                LayerSpec::HalveSpace(_, c) => {
+                    self.space /= 4.0;
+                    self.product(9 * c * c);
+                }
+                LayerSpec::HalveTime(_, c) => {
+                    self.time /= 2.0;
+                    self.remember(*c);
+                    self.product(3 * c * c);
+                }
+                LayerSpec::DoubleTime(_, c) => {
+                    self.remember(2 * c);
+                    self.product(3 * c * 2 * c);
+                    self.time *= 2.0;
+                }
+                LayerSpec::DoubleSpace(_, [c, out]) => {
+                    self.space *= 4.0;
+                    self.product(4 * c * out); // of each pixel 2 x 2 of the 3 x 3, see conv.rs
+                    self.hold(*out);
+                }
+                LayerSpec::Down(layers, ..) | LayerSpec::Up(layers, ..) => self.layers(layers),
+            }
+        }
+    }
+
+    fn causal(&mut self, c: usize, out: usize) {
+        self.remember(2 * c);
+        self.product(27 * c * out);
+        self.hold(out);
+    }
+
+    /// `n` multiplications and additions a pixel.
+    fn product(&mut self, n: usize) {
+        self.flops += 2.0 * n as f64 * self.space * self.time;
+    }
+
+    fn remember(&mut self, elements: usize) {
+        self.remembered += elements as f64 * self.space;
+    }
+
+    fn hold(&mut self, channels: usize) {
+        self.widest = self.widest.max(channels as f64 * self.space);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The counts of diffusers' layers, as its own convolutions were counted; decoding doubles sides with fewer products.
+    #[test]
+    fn counts_are_those_of_the_published_vaes() {
+        for (config, remembered, millions) in [
+            (VaeConfig::default(), [1404.0, 2364.5], [5.00, 8.44]),
+            (VaeConfig::wan22(), [588.5, 1784.4], [3.49, 18.39]),
+        ] {
+            let [encode, decode] = [VaeCost::of_encoder(&config), VaeCost::of_decoder(&config)];
+            for (cost, remembered) in [encode, decode].iter().zip(remembered) {
+                assert!((cost.remembered - remembered).abs() < 0.1, "{cost:?}, not {remembered}");
+            }
+            assert!((encode.flops / 1e6 - millions[0]).abs() < 0.01, "{encode:?}");
+            let share = decode.flops / 1e6 / millions[1];
+            assert!((0.9..1.0).contains(&share), "{decode:?}: {share}");
+        }
+    }
+}
