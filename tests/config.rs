@@ -456,7 +456,10 @@ fn bad_folders_and_sizes_are_one_error_with_the_line() {
             "model.num_classes = 0: must be the number of classes: data.class",
         ),
     ] {
-        let message = refusal!(Config, parse(&with_data(&format!("[data]\npath = \"a\"\n{sizes}\n")), &["model.patch_size=[2, 8, 8]"]));
+        let message = refusal!(
+            Config,
+            parse(&with_data(&format!("[data]\npath = \"a\"\n{sizes}\n")), &["model.patch_size=[2, 8, 8]"])
+        );
         assert!(message.contains(says), "{sizes}: {message}");
     }
     let message = refusal!(Config, parse(&with_data(one), &["data.path=b"]));

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::buckets::Bucket;
 use super::contact_sheet::{FrameScale, Strip, contact_sheet};
 use super::dataset::{Clip, Dataset};
 use super::sets::ClipSets;
@@ -43,12 +44,27 @@ pub fn report_buckets(sets: &ClipSets, root: &Path, tokens: impl Fn(&Dataset) ->
     {
         return report(dataset, root, tokens(dataset));
     }
-    let buckets: Vec<Value> = sets.datasets().map(|dataset| report(dataset, root, tokens(dataset))).collect();
-    let skipped = sets.of_no_bucket().iter();
-    let skipped = skipped.map(|s| json!({"path": name_below(root, &s.path), "reason": s.reason}));
+    let mut buckets: Vec<Value> = sets.datasets().map(|dataset| report(dataset, root, tokens(dataset))).collect();
+    let alone = sets.of_no_bucket().iter();
+    let mut lists =
+        [vec![], alone.map(|s| json!({"path": name_below(root, &s.path), "reason": s.reason})).collect::<Vec<_>>()];
+    // Files stand in one list, each with its bucket.
+    for (bucket, dataset) in buckets.iter_mut().zip(sets.datasets()) {
+        let name = Bucket::from(dataset.options().size()).to_string();
+        for (list, key) in lists.iter_mut().zip(["files", "skipped"]) {
+            let Some(Value::Array(files)) = bucket.as_object_mut().and_then(|bucket| bucket.remove(key)) else {
+                continue;
+            };
+            list.extend(files.into_iter().map(|mut file| {
+                file["bucket"] = name.clone().into();
+                file
+            }));
+        }
+    }
+    let [files, skipped] = lists;
     let total: Option<usize> = sets.datasets().map(|dataset| Some(tokens(dataset)? * dataset.len())).sum();
     json!({
-        "buckets": buckets, "skipped": skipped.collect::<Vec<_>>(), "mixed_rates": sets.mixed_rates(),
+        "buckets": buckets, "files": files, "skipped": skipped, "mixed_rates": sets.mixed_rates(),
         "classes": sets.classes(), "clips": sets.len(), "tokens": total,
     })
 }

@@ -201,6 +201,11 @@ impl ClipSets {
         self.buckets.iter().map(|dataset| dataset.clips_of_an_epoch() as u64).collect()
     }
 
+    /// Whether clips have classes.
+    pub fn labelled(&self) -> bool {
+        self.buckets.iter().any(|dataset| dataset.options().label == Label::Folder)
+    }
+
     /// Names of the classes of all folders.
     pub fn classes(&self) -> &[String] {
         self.buckets.first().map_or(&[], |dataset| dataset.classes())
@@ -273,9 +278,17 @@ fn sized(options: &ClipOptions, Bucket { frames, height, width }: Bucket) -> Cli
     ClipOptions { frames, height, width, ..options.clone() }
 }
 
+/// A file that may give clips.
+struct WalkedFile {
+    path: PathBuf,
+    probed: Reason<Probed>,
+    class: Option<String>,
+    caption: Option<Arc<str>>,
+}
+
 /// The files of a folder, each looked at.
 struct Walked {
-    files: Vec<(PathBuf, Reason<Probed>, Option<String>, Option<Arc<str>>)>,
+    files: Vec<WalkedFile>,
     skipped: Vec<Skipped>,
     /// Names of classes.
     classes: BTreeSet<String>,
@@ -316,7 +329,7 @@ impl Walked {
                         caught(|| look(&options.clips, &file))
                     }),
                 };
-                (file, probed, class, caption)
+                WalkedFile { path: file, probed, class, caption }
             })
             .collect();
         Ok(Self { files, skipped, classes, found })
@@ -332,7 +345,7 @@ impl Walked {
         let shared: Vec<Arc<ClipOptions>> =
             options.groups.iter().flatten().map(|&bucket| Arc::new(sized(&options.clips, bucket))).collect();
         let span = |frames| Windows { frames, stride: options.clips.stride }.span();
-        for (path, probed, class, caption) in self.files {
+        for WalkedFile { path, probed, class, caption } in self.files {
             let probed = match probed {
                 Ok(probed) => probed,
                 Err(reason) => {

@@ -54,7 +54,7 @@ pub(super) fn check_network(checkpoint: &Checkpoint, config: &RunConfig, model: 
 /// There is a class that it does not know.
 pub(super) fn number_classes(checkpoint: &Checkpoint, dataset: &mut ClipSets) -> Result<()> {
     let State { classes, step, .. } = checkpoint.state();
-    if classes.is_empty() || dataset.classes().is_empty() {
+    if classes.is_empty() || !dataset.labelled() {
         return Ok(());
     }
     if let Some(new) = dataset.classes().iter().find(|name| !classes.contains(name)) {
