@@ -34,6 +34,8 @@ pub enum Purpose {
     Sample = 10,
     /// Draws made by tests and benchmarks.
     Test = 11,
+    /// The order of buckets; `step` is the round.
+    Buckets = 12,
 }
 
 /// Names a family of streams, one for each token.

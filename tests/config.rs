@@ -312,10 +312,11 @@ prop_compose! {
         stride in 1..5usize, fps in proptest::option::of(1e-3..1e3f64), random in any::<bool>(), flip in any::<bool>(),
         deinterlace in any::<bool>(), tonemap in any::<bool>(), prefetch in 1..=1024usize,
     ) -> Data {
-        let [frames, height, width] = sizes;
         let crop = if random { Crop::Random } else { Crop::Center };
         let label = Label::None;
-        Data { path, heldout, frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap, prefetch, variants: 1 }
+        let caption_prefix = heldout.clone().unwrap_or_default();
+        let data = Data { heldout, stride, fps, crop, flip, label, deinterlace, tonemap, prefetch, ..Data::new(path, sizes) };
+        Data { repeats: stride, caption_prefix, ..data }
     }
 }
 
@@ -358,6 +359,10 @@ prop_compose! {
         let sample = Sample { sampler, guidance: n[0] - n[1], guidance_interval: [low, unit[1].max(low)], ..Sample::default() };
         let parallel =
             Parallel { ranks: mesh[0] * mesh[1], data: mesh[0], ring: mesh[1], head_groups: heads, zero: kind };
+        let by_hand = Data { frames: 0, height: 0, width: 0, buckets: vec![[w, h, t], [2 * w, h, 3 * t]], ..data.clone() };
+        let by_area = Data { buckets: vec![], resolutions: vec![8, 64], frame_counts: vec![t, 2 * t], ..by_hand.clone() };
+        let mut data = DataSections::from(if kind == 1 { by_hand.clone() } else { data });
+        [by_hand, by_area].into_iter().take(kind % 3).for_each(|section| data.push(section));
         let vae = Vae { cache: "some/folder".into(), dtype: train.dtype, ..Vae::default() };
         RunConfig { run: Run { out: out.into(), seed }, data, model, vae, diffusion, train, parallel, stash, sample }
     }
@@ -390,4 +395,73 @@ fn a_wrong_letter_anywhere_still_finds_the_key() {
             }
         }
     }
+}
+
+/// Sections behind `[run]`, as `MINIMAL` has them, with `data` in place of its own.
+fn with_data(data: &str) -> String {
+    format!("{data}\n[model]{}", MINIMAL.split_once("[model]").unwrap().1)
+}
+
+#[test]
+fn folders_repeat_and_have_sizes_of_their_own() {
+    let text = with_data(
+        "[[data]]\npath = \"videos\"\nbuckets = [[48, 32, 8], [32, 48, 8]]\nfps = 16\nrepeats = 3\n\
+         [[data]]\npath = \"pictures\"\nresolutions = [64]\nframe_counts = [8, 16]\ncaption_prefix = \"a photo, \"\n",
+    );
+    let config = parse(&text, &[]).unwrap();
+    let sections: Vec<&Data> = config.data.iter().collect();
+    assert_eq!((sections[0].repeats, sections[0].fps, sections[1].repeats), (3, Some(16.0), 1));
+    assert_eq!((&*sections[0].buckets, &*sections[1].frame_counts), (&[[48, 32, 8], [32, 48, 8]][..], &[8, 16][..]));
+    assert!(!config.data.has_one_size() && parse(MINIMAL, &[]).unwrap().data.has_one_size());
+    assert_eq!(parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
+    let set = parse(&text, &["data.2.path=photos", "data.1.repeats=2"]).unwrap();
+    assert_eq!(set.data.iter().map(|section| &*section.path).collect::<Vec<_>>(), ["videos", "photos"]);
+    assert_eq!(set.data.repeats, 2);
+}
+
+#[test]
+fn bad_folders_and_sizes_are_one_error_with_the_line() {
+    let one = "[[data]]\npath = \"a\"\nframes = 8\nheight = 32\nwidth = 48\n";
+    for (second, says) in [
+        ("repeats = 0", ":10: data.repeats = 0: must be in 1..="),
+        ("class = \"cat\"\nlabel = \"folder\"", ":10: data.class = \"cat\": is the class of all clips, and data.label"),
+        ("prefetch = 9", ":10: data.prefetch = 9: is the run's"),
+        ("hieght = 3", ":10: unknown key `hieght` in [data]; the nearest known is `height`"),
+        ("stride = 1.5", ":10: data.stride: floating point `1.5`"),
+        ("buckets = [[48, 32, 8]]", ":8: data.frames = 8: must be left out where data.buckets"),
+        ("resolutions = [64]", ":8: data.frames = 8: must be left out where data.resolutions"),
+        ("frame_counts = [8]", ":10: data.frame_counts = [8]: goes with data.resolutions"),
+    ] {
+        let text = with_data(&format!("{one}[[data]]\npath = \"b\"\nframes = 8\n{second}\nheight = 32\nwidth = 48\n"));
+        // The second section begins on line 6; its key under test stands behind path and frames.
+        let message = refusal!(Config, parse(&text, &[]));
+        let says = says.replace(":10:", ":9:");
+        assert!(message.contains(&says), "{second}: {message}");
+    }
+    for (sizes, says) in [
+        ("buckets = []", "data.frames = 0: must be in"),
+        ("buckets = [[48, 32, 8, 1]]", "data.buckets: 4 values, expected 3"),
+        ("buckets = [[48, 32]]", "data.buckets"),
+        ("buckets = [[48, 30, 8]]", "the nearest to 48x30x8 is 48x32x8 (width x height x frames)"),
+        ("buckets = [[48, 32, 8]]\nresolutions = [64]", "data.resolutions = [64]: must be left out"),
+        ("resolutions = [64]", "data.frame_counts = []: must be the frames that clips may have, such as"),
+        ("resolutions = [64]\nframe_counts = [1, 7]", "the nearest to"),
+        ("resolutions = [4]\nframe_counts = [8]", "4 is too small: for aspect ratios of 0.5 to 2"),
+        ("resolutions = [64]\nframe_counts = [8]\naspects = 0", "data.aspects = 0"),
+        ("resolutions = [64]\nframe_counts = [8]\naspect_range = [2, 1]", "data.aspect_range = [2.0, 1.0]"),
+        ("frames = 8\nheight = 32", "has no `width`"),
+        ("class = \"\"\nframes = 8\nheight = 32\nwidth = 48", "data.class = \"\""),
+        (
+            "class = \"cat\"\nframes = 8\nheight = 32\nwidth = 48",
+            "model.num_classes = 0: must be the number of classes: data.class",
+        ),
+    ] {
+        let message = refusal!(
+            Config,
+            parse(&with_data(&format!("[data]\npath = \"a\"\n{sizes}\n")), &["model.patch_size=[2, 8, 8]"])
+        );
+        assert!(message.contains(says), "{sizes}: {message}");
+    }
+    let message = refusal!(Config, parse(&with_data(one), &["data.path=b"]));
+    assert!(message.contains("data is repeated: data.1.key is the first"), "{message}");
 }

@@ -3,6 +3,7 @@
 //! Media are made at test time by the ffmpeg command line, with frames that carry their number in black and white bars.
 
 mod bad;
+mod buckets;
 mod claims;
 mod decode;
 mod files;

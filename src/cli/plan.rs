@@ -16,7 +16,7 @@ use crate::files::gib;
 use crate::model::ModelConfig;
 use crate::plan::search::{Change, Search};
 use crate::plan::time::{Rates, Times};
-use crate::plan::{Plan, longest, shortest};
+use crate::plan::{self, Plan, longest, shortest};
 use crate::terminal::counted;
 use crate::{Result, bail};
 
@@ -83,7 +83,8 @@ pub fn run(args: PlanArgs) -> Result<()> {
     sets.extend(args.ranks.map(|ranks| format!("parallel.ranks={ranks}")));
     let config = RunConfig::load(&args.config, &sets)?;
     let model = config.network()?;
-    let decoding = decoding(&config);
+    let decoding = if config.data.has_one_size() { decoding(&config) } else { decoding_of_buckets(&config, &model) };
+    let config = plan::of_largest(&config, &model)?.into_owned();
     let known = decoding.as_ref().ok();
     let plan = Plan::with_decoding(&config, &model, false, known)?;
     let fit = args.memory.map(|memory| fit(&config, &model, &plan, known, memory)).transpose()?;
@@ -102,6 +103,16 @@ fn decoding(config: &RunConfig) -> std::result::Result<Decoding, String> {
         Ok(None) => Err(format!("{}: no file can be used", path.display())),
         Err(e) => Err(e.to_string()),
     }
+}
+
+/// The same of a config of clips of several sizes.
+fn decoding_of_buckets(config: &RunConfig, model: &ModelConfig) -> std::result::Result<Decoding, String> {
+    for section in config.data.iter() {
+        here(&section.path)?;
+        section.heldout.as_deref().map_or(Ok(()), |path| here(path).map(drop))?;
+    }
+    let look = || Decoding::look_at(&config.sources(&config.clip_grid(model)?)?);
+    look().map_err(|e| e.to_string())?.ok_or_else(|| "no file can be used".to_owned())
 }
 
 /// The folder of that name, if it is on this machine.

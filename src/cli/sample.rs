@@ -221,6 +221,9 @@ impl SampleArgs {
         sample.steps = self.steps.unwrap_or(sample.steps);
         sample.sampler = self.sampler.unwrap_or(sample.sampler);
         sample.guidance = self.guidance.unwrap_or(sample.guidance);
+        if !config.data.has_one_size() {
+            config = config.of_size(config.sample_size()?);
+        }
         config.data.frames = self.frames.unwrap_or(config.data.frames);
         config.data.height = self.height.unwrap_or(config.data.height);
         config.data.width = self.width.unwrap_or(config.data.width);

@@ -3,9 +3,15 @@
 //! It cuts clips exactly as training does; what it says is what `longreel train` will see. Nothing in the folder is
 //! changed.
 
+mod buckets;
+
 use super::{at_least_1, print, print_json};
 use crate::config::RunConfig;
-use crate::data::{self, Apart, ClipOptions, Dataset, Label, Overlaps, draw_sheet, name_below, token_grid};
+use crate::data::{
+    Apart, ClipGrid, ClipOptions, ClipSets, Dataset, Label, Overlaps, Source, SourceOptions, draw_sheet, name_below,
+    report_buckets, token_grid,
+};
+use crate::model::ModelConfig;
 use crate::terminal::{self, counted};
 use crate::{Result, bail, hub};
 use clap::Args;
@@ -91,21 +97,31 @@ pub fn run(args: ScanArgs) -> Result<()> {
         // one.
         super::may_write(&sheet, args.force || args.sheet.is_none())?;
     }
-    let (path, clips, patch, apart) = settings(&args)?;
-    let root = hub::resolve(&path)?;
-    let mut dataset = Dataset::survey_without(&clips, &root, &apart)?;
-    Overlaps::find(&dataset, None).log();
+    let Settings { sources, names, patch, network } = settings(&args)?;
+    let root = sources.first().map_or_else(PathBuf::new, |source| source.path.clone());
+    let root = if sources.len() > 1 { PathBuf::new() } else { root };
+    let mut sets = ClipSets::survey(&sources)?;
+    Overlaps::find(sets.buckets(), &[]).log();
     if args.decode {
-        dataset = dataset.decode_all();
+        sets = sets.decode_all();
     }
-    let tokens = match patch {
-        Some(patch) => Some(token_grid(clips.size(), patch)?.iter().product()),
-        None => None,
-    };
-    let report = Report { dataset: &dataset, root: &root, tokens };
-    if args.json { print_json(format!("{:#}", data::report(&dataset, &root, tokens))) } else { print(report.text()) }?;
-    if dataset.is_empty() {
-        bail!(Data, "{}: no usable clips", root.display());
+    for dataset in sets.datasets() {
+        if let Some(patch) = patch {
+            token_grid(dataset.options().size(), patch)?;
+        }
+    }
+    let tokens = |dataset: &Dataset| Some(token_grid(dataset.options().size(), patch?).ok()?.iter().product());
+    if args.json {
+        print_json(format!("{:#}", report_buckets(&sets, &root, tokens)))
+    } else if let [dataset] = sets.buckets()
+        && sets.empty().is_empty()
+    {
+        print(Report { dataset, root: &root, tokens: tokens(dataset) }.text())
+    } else {
+        print(buckets::table(&sets, &root, network.as_ref(), tokens))
+    }?;
+    if sets.is_empty() {
+        bail!(Data, "{}: no usable clips", names.join(", "));
     }
     if args.no_sheet {
         return Ok(());
@@ -116,27 +132,65 @@ pub fn run(args: ScanArgs) -> Result<()> {
         );
         return Ok(());
     }
-    let shown = draw_sheet(&dataset, &root, &sheet, SHOWN, None)?;
-    let total = counted(dataset.files().len(), "file", "files");
-    tracing::info!("{}: {shown} of {total}", sheet.display());
+    let shown = draw_sheet(sets.buckets(), &root, &sheet, SHOWN, None)?;
+    let files: usize = sets.buckets().iter().map(|dataset| dataset.files().len()).sum();
+    tracing::info!("{}: {shown} of {}", sheet.display(), counted(files, "file", "files"));
     Ok(())
 }
 
-/// The folder, and how its clips are cut, as the arguments say; the patch size if one is known, and what training would
-/// leave out.
-fn settings(args: &ScanArgs) -> Result<(String, ClipOptions, Option<[usize; 3]>, Apart)> {
-    let config = args.config.as_deref().map(|path| RunConfig::load(path, &[])).transpose()?;
-    let patch = config.as_ref().map(|c| c.model.patch_size).filter(|patch| *patch != [0; 3]);
-    let apart = config
-        .as_ref()
-        .map_or(Apart::default(), |config| Apart::of_run(&config.run.out, config.data.heldout.as_ref().map(Path::new)));
-    let (mut path, mut clips) = match config {
-        Some(config) => (config.data.path.clone(), config.data.clips()),
-        None => (String::new(), ClipOptions::new([16, 64, 64])),
+/// What the arguments ask for.
+struct Settings {
+    sources: Vec<Source>,
+    /// The folders as they were written.
+    names: Vec<String>,
+    /// The patch size, if one is known.
+    patch: Option<[usize; 3]>,
+    /// The network, where clips have several sizes: those are cut to its grid.
+    network: Option<ModelConfig>,
+}
+
+fn settings(args: &ScanArgs) -> Result<Settings> {
+    let Some(path) = &args.config else {
+        let mut clips = ClipOptions::new([16, 64, 64]);
+        flags(args, &mut clips);
+        let path = args.path.clone().unwrap_or_default();
+        let source = Source { path: hub::resolve(&path)?, options: SourceOptions::new(clips), apart: Apart::default() };
+        return Ok(Settings { sources: vec![source], names: vec![path], patch: args.patch, network: None });
     };
+    let mut config = RunConfig::load(path, &[])?;
     if let Some(named) = &args.path {
-        path = named.clone();
+        if config.data.iter().count() > 1 {
+            bail!(Config, "{named}: the config names several folders ([[data]]), and they are scanned: leave it out");
+        }
+        config.data.path.clone_from(named);
     }
+    let one_size = config.data.has_one_size();
+    let sizes = [("--frames", args.frames), ("--height", args.height), ("--width", args.width)];
+    if let Some((flag, _)) = sizes.into_iter().find(|(_, value)| value.is_some() && !one_size) {
+        bail!(Config, "{flag} is for clips of one size, and the config has several: leave it out");
+    }
+    for section in config.data.iter_mut() {
+        let mut clips = section.clips();
+        flags(args, &mut clips);
+        *section = section.clone().cut_as(&clips);
+    }
+    let network = if one_size { None } else { Some(config.network()?) };
+    let patch = network.as_ref().map_or(config.model.patch_size, |network| network.patch_size);
+    let patch = args.patch.or(Some(patch).filter(|patch| *patch != [0; 3]));
+    let grid = match &network {
+        Some(network) => {
+            config.check_sizes(network)?;
+            config.clip_grid(network)?
+        }
+        None => ClipGrid::of_patches([1; 3]),
+    };
+    let sources = config.sources(&grid)?;
+    let names = config.data.iter().map(|section| section.path.clone()).collect();
+    Ok(Settings { sources, names, patch, network })
+}
+
+/// Puts the flags over `clips`.
+fn flags(args: &ScanArgs, clips: &mut ClipOptions) {
     let numbers = [
         (&mut clips.frames, args.frames),
         (&mut clips.stride, args.stride),
@@ -152,7 +206,6 @@ fn settings(args: &ScanArgs) -> Result<(String, ClipOptions, Option<[usize; 3]>,
         Some(LabelFlag::Folder) => clips.label = Label::Folder,
         None => {}
     }
-    Ok((path, clips, args.patch.or(patch), apart))
 }
 
 struct Report<'a> {

@@ -3,10 +3,12 @@
 //! Not here: what depends on files (is the folder there, are there enough clips), on a checkpoint, or on the machine.
 
 use super::choices::Label;
-use super::run::{Data, Model, Parallel, RunConfig, Sample, Train, Vae};
-use crate::data::Crop;
+use super::data::{Data, DataSections};
+use super::run::{Model, Parallel, RunConfig, Sample, Train, Vae};
+use crate::data::{ClipGrid, Crop};
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
+use std::collections::BTreeSet;
 use std::fmt::{self, Debug, Display};
 
 /// Sizes beyond this are taken for typing errors; products of several of them still fit a usize.
@@ -16,6 +18,8 @@ const HUGE: usize = 1 << 20;
 pub(super) struct Problem {
     /// `section.key`.
     pub key: &'static str,
+    /// Of sections that are repeated, which one, from 0.
+    pub section: usize,
     value: String,
     allowed: String,
 }
@@ -28,7 +32,14 @@ impl Display for Problem {
 
 /// What is wrong with the value of `key`.
 pub(super) fn problem(key: &'static str, value: impl Debug, allowed: &str) -> Problem {
-    Problem { key, value: format!("{value:?}"), allowed: allowed.to_owned() }
+    Problem { key, section: 0, value: format!("{value:?}"), allowed: allowed.to_owned() }
+}
+
+impl Problem {
+    /// The same of section number `section`, from 0.
+    pub fn of_section(self, section: usize) -> Self {
+        Self { section, ..self }
+    }
 }
 
 type Checked = Result<(), Problem>;
@@ -38,7 +49,10 @@ pub(super) fn check(config: &RunConfig) -> Checked {
     let out = &config.run.out;
     ensure(!out.as_os_str().is_empty(), "run.out", out, "must name a folder")?;
     ensure(i64::try_from(config.run.seed).is_ok(), "run.seed", config.run.seed, "must be below 2^63, TOML's limit")?;
-    data(&config.data)?;
+    for (section, number) in config.data.iter().zip(0..) {
+        data(section).map_err(|problem| problem.of_section(number))?;
+        of_the_run(section, &config.data).map_err(|problem| problem.of_section(number))?;
+    }
     model(&config.model, &config.data, &config.vae)?;
     vae(&config.vae, &config.data)?;
     diffusion(&config.diffusion)?;
@@ -53,10 +67,15 @@ fn data(c: &Data) -> Checked {
     if let Some(heldout) = &c.heldout {
         ensure(!heldout.is_empty(), "data.heldout", heldout, "must name a folder; leave the key out for none")?;
     }
-    size("data.frames", c.frames)?;
-    size("data.height", c.height)?;
-    size("data.width", c.width)?;
+    sizes(c)?;
     size("data.stride", c.stride)?;
+    let allowed = "must be in 1..=1048576; to leave a folder out, leave its section out";
+    ensure((1..=HUGE).contains(&c.repeats), "data.repeats", c.repeats, allowed)?;
+    if let Some(class) = &c.class {
+        ensure(!class.is_empty(), "data.class", class, "must name a class; leave the key out for none")?;
+        let allowed = "is the class of all clips, and data.label = \"folder\" gives each its folder's: choose one";
+        ensure(c.label == Label::None, "data.class", class, allowed)?;
+    }
     if let Some(fps) = c.fps {
         ensure(
             fps.is_finite() && fps > 0.0,
@@ -68,18 +87,60 @@ fn data(c: &Data) -> Checked {
     ensure((1..=1024).contains(&c.prefetch), "data.prefetch", c.prefetch, "must be in 1..=1024")
 }
 
-fn vae(c: &Vae, data: &Data) -> Checked {
+/// Clips have one size, or sizes by hand, or by area.
+fn sizes(c: &Data) -> Checked {
+    let one = [("data.frames", c.frames), ("data.height", c.height), ("data.width", c.width)];
+    if c.buckets.is_empty() && c.resolutions.is_empty() {
+        let allowed = "goes with data.resolutions; for clips of one size say data.frames, for several data.buckets";
+        ensure(c.frame_counts.is_empty(), "data.frame_counts", &c.frame_counts, allowed)?;
+        return one.into_iter().try_for_each(|(key, value)| size(key, value));
+    }
+    let instead = if c.buckets.is_empty() { "data.resolutions" } else { "data.buckets" };
+    for (key, value) in one {
+        ensure(value == 0, key, value, &format!("must be left out where {instead} gives clips their sizes"))?;
+    }
+    if !c.buckets.is_empty() {
+        let allowed = "must be left out where data.buckets gives clips their sizes";
+        ensure(c.resolutions.is_empty(), "data.resolutions", &c.resolutions, allowed)?;
+        ensure(c.frame_counts.is_empty(), "data.frame_counts", &c.frame_counts, allowed)?;
+        let allowed = "must be sizes [width, height, frames], each of 1..=1048576";
+        return ensure(in_range(c.buckets.iter().flatten()), "data.buckets", &c.buckets, allowed);
+    }
+    ensure(in_range(&c.resolutions), "data.resolutions", &c.resolutions, "must be sides in 1..=1048576")?;
+    let allowed = "must be the frames that clips may have, such as [1, 17, 33]; 1 is for images";
+    ensure(!c.frame_counts.is_empty() && in_range(&c.frame_counts), "data.frame_counts", &c.frame_counts, allowed)?;
+    ensure((1..=1024).contains(&c.aspects), "data.aspects", c.aspects, "must be in 1..=1024")?;
+    let [low, high] = c.aspect_range;
+    let allowed = "must be two ratios of width over height, of 0.01 to 100, the lower first";
+    ensure(0.01 <= low && low <= high && high <= 100.0, "data.aspect_range", c.aspect_range, allowed)
+}
+
+fn in_range<'a>(sizes: impl IntoIterator<Item = &'a usize>) -> bool {
+    sizes.into_iter().all(|size| (1..=HUGE).contains(size))
+}
+
+/// What is of the run, the first section says.
+fn of_the_run(c: &Data, all: &DataSections) -> Checked {
+    let usual = Data::new(String::new(), [0; 3]);
+    let allowed = |value: usize| format!("is the run's, and the first [[data]] says {value}: say it there alone");
+    let ok = c.prefetch == all.prefetch || c.prefetch == usual.prefetch;
+    ensure(ok, "data.prefetch", c.prefetch, &allowed(all.prefetch))?;
+    let ok = c.variants == all.variants || c.variants == usual.variants;
+    ensure(ok, "data.variants", c.variants, &allowed(all.variants))
+}
+
+fn vae(c: &Vae, data: &DataSections) -> Checked {
     if let Some(from) = &c.from {
         ensure(!from.is_empty(), "vae.from", from, "must name a VAE's folder or file; leave the key out for pixels")?;
     }
     ensure(!c.cache.as_os_str().is_empty(), "vae.cache", &c.cache, "must name a folder")?;
     ensure((1..=1024).contains(&data.variants), "data.variants", data.variants, "must be in 1..=1024")?;
-    let drawn = data.crop == Crop::Random || data.flip;
+    let drawn = data.iter().any(|section| section.crop == Crop::Random || section.flip);
     let allowed = "several are for training on latents (vae.from) with random crops or mirror images (data.flip)";
     ensure(data.variants == 1 || (c.from.is_some() && drawn), "data.variants", data.variants, allowed)
 }
 
-fn model(c: &Model, data: &Data, vae: &Vae) -> Checked {
+fn model(c: &Model, data: &DataSections, vae: &Vae) -> Checked {
     if let Some(from) = &c.from {
         ensure(!from.is_empty(), "model.from", from, "must name a model folder, or hf://owner/name")?;
         // Anything else would be silently ignored: the folder's config.json says it all.
@@ -88,12 +149,24 @@ fn model(c: &Model, data: &Data, vae: &Vae) -> Checked {
     }
     let [pt, ph, pw] = c.patch_size;
     ensure(pt >= 1 && ph >= 1 && pw >= 1, "model.patch_size", c.patch_size, "must be three sizes of at least 1")?;
-    for (axis, clip, patch) in [("frames", data.frames, pt), ("height", data.height, ph), ("width", data.width, pw)] {
-        if vae.from.is_some() {
-            break; // patches are of latents, whose grid the VAE knows
+    // Of a VAE the patches are of latents, whose grid it knows.
+    for (section, number) in data.iter().zip(0..).filter(|_| vae.from.is_none()) {
+        let axes = [("frames", section.frames, pt), ("height", section.height, ph), ("width", section.width, pw)];
+        for (axis, clip, patch) in axes {
+            let allowed = format!("{patch} must divide data.{axis} = {clip} (patch sizes are frames, height, width)");
+            ensure(clip.is_multiple_of(patch), "model.patch_size", c.patch_size, &allowed)?;
         }
-        let allowed = format!("{patch} must divide data.{axis} = {clip} (patch sizes are frames, height, width)");
-        ensure(clip.is_multiple_of(patch), "model.patch_size", c.patch_size, &allowed)?;
+        if section.buckets.is_empty() && section.resolutions.is_empty() {
+            continue;
+        }
+        if let Some((key, why)) = section.off_grid(&ClipGrid::of_patches(c.patch_size)) {
+            let value = match key {
+                "data.buckets" => format!("{:?}", section.buckets),
+                "data.resolutions" => format!("{:?}", section.resolutions),
+                _ => format!("{:?}", section.frame_counts),
+            };
+            return Err(Problem { key, section: number, value, allowed: why });
+        }
     }
     let heads = c.num_attention_heads;
     ensure((1..=4096).contains(&heads), "model.num_attention_heads", heads, "must be in 1..=4096")?;
@@ -105,16 +178,16 @@ fn model(c: &Model, data: &Data, vae: &Vae) -> Checked {
     let f = c.freq_dim;
     ensure((2..=HUGE).contains(&f) && f.is_multiple_of(2), "model.freq_dim", f, "must be even and at least 2")?;
     ensure(c.num_classes <= HUGE, "model.num_classes", c.num_classes, "must be at most 1048576")?;
-    match data.label {
-        Label::None => {
-            let allowed = "needs labels: set data.label = \"folder\", or 0 classes";
-            ensure(c.num_classes == 0, "model.num_classes", c.num_classes, allowed)
-        }
-        Label::Folder => {
-            let allowed = "must be the number of class folders, as data.label is \"folder\"";
-            ensure(c.num_classes > 0, "model.num_classes", c.num_classes, allowed)
-        }
+    if !data.labelled() {
+        let allowed = "needs labels: set data.label = \"folder\", or 0 classes";
+        return ensure(c.num_classes == 0, "model.num_classes", c.num_classes, allowed);
     }
+    let named: BTreeSet<&String> = data.iter().filter_map(|section| section.class.as_ref()).collect();
+    let allowed = match named.len() {
+        0 => "must be the number of class folders, as data.label is \"folder\"".to_owned(),
+        count => format!("must be the number of classes: data.class names {count}"),
+    };
+    ensure(c.num_classes >= named.len().max(1), "model.num_classes", c.num_classes, &allowed)
 }
 
 fn diffusion(c: &DiffusionOptions) -> Checked {

@@ -17,3 +17,14 @@ pub enum Schedule {
     /// Cosine to zero at `steps`.
     Cosine,
 }
+
+/// What a step's loss weighs, beside that of steps of clips of other sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weigh {
+    /// Each clip the same, whatever its size.
+    #[default]
+    Clip,
+    /// Each token the same: a clip as much as it has tokens, over their mean.
+    Token,
+}

@@ -1,7 +1,8 @@
 //! Which keys there are, learnt from the structs: serde's derived code tells a deserializer the fields it expects, so a
 //! deserializer that only listens needs no second list to keep true.
 
-use super::run::{Data, Model, Parallel, Run, RunConfig, Sample, Train, Vae};
+use super::data::Data;
+use super::run::{Model, Parallel, Run, RunConfig, Sample, Train, Vae};
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor, value::Error};

@@ -1,6 +1,6 @@
 //! What a user may write: [`RunConfig`], read from TOML with `--set key=value` on top.
 //!
-//! - `run`: the structs, one field a key, and their defaults;
+//! - `run`, `data`: the structs, one field a key, and their defaults;
 //! - `choices`: values that are one of a few words;
 //! - `fields`: the keys there are, learnt from the structs;
 //! - `read`: TOML and overrides to a config, with errors that name file, line and the nearest known key;
@@ -13,6 +13,7 @@
 
 mod check;
 mod choices;
+mod data;
 mod example;
 mod fields;
 mod file;
@@ -27,6 +28,7 @@ use crate::{Error, Result};
 use std::path::Path;
 
 pub use choices::*;
+pub use data::*;
 pub use fields::sections;
 pub use file::read_config;
 pub use run::*;
@@ -70,10 +72,13 @@ impl RunConfig {
     /// As [`to_toml`](Self::to_toml).
     pub fn fingerprint(&self) -> Result<u64> {
         let mut config = self.clone();
-        (config.run.out, config.data.path, config.stash.folder) = Default::default();
+        (config.run.out, config.stash.folder) = Default::default();
+        for section in config.data.iter_mut() {
+            section.path.clear();
+            section.heldout.iter_mut().for_each(String::clear);
+        }
         config.vae.cache = Default::default();
         config.vae.from = config.vae.from.map(|_| String::new());
-        config.data.heldout = config.data.heldout.map(|_| String::new());
         config.model.from = config.model.from.map(|_| String::new());
         Ok(u64::from(crc32c::crc32c(config.to_toml()?.as_bytes())))
     }

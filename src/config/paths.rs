@@ -16,17 +16,17 @@ pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
     for (key, path) in folders.into_iter().filter_map(|(key, path)| Some((key, path?))) {
         *path = expanded(key, path)?;
     }
-    let names = [
-        ("data.path", Some(&mut config.data.path)),
-        ("data.heldout", config.data.heldout.as_mut()),
-        ("model.from", config.model.from.as_mut()),
-        ("vae.from", config.vae.from.as_mut()),
-    ];
-    for (key, name) in names.into_iter().filter_map(|(key, name)| Some((key, name?))) {
+    let sections = config.data.iter_mut().zip(0..);
+    let named = sections.flat_map(|(section, number)| {
+        [("data.path", number, Some(&mut section.path)), ("data.heldout", number, section.heldout.as_mut())]
+    });
+    let names = named.chain([("model.from", 0, config.model.from.as_mut()), ("vae.from", 0, config.vae.from.as_mut())]);
+    for (key, number, name) in names.filter_map(|(key, number, name)| Some((key, number, name?))) {
         if name.starts_with('~') {
-            let path = expanded(key, name.as_ref())?;
+            let path = expanded(key, name.as_ref()).map_err(|problem| problem.of_section(number))?;
             let text = path.into_os_string().into_string();
-            *name = text.map_err(|_| problem(key, &name, "the home folder's name is not UTF-8: write the path out"))?;
+            let why = "the home folder's name is not UTF-8: write the path out";
+            *name = text.map_err(|_| problem(key, &name, why).of_section(number))?;
         }
     }
     Ok(())

@@ -28,6 +28,7 @@ pub(super) fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<RunCon
         override_with(root.get_mut(), &source, i, document)?;
     }
     refuse_unknown(root.get_ref(), &source)?;
+    refuse_sizeless(root.get_ref(), &source)?;
     let says_dtype = root.get_ref().get("train").and_then(|train| train.get_ref().get("dtype")).is_some();
     let places = places(root.get_ref());
     let arrays = arrays(root.get_ref());
@@ -40,16 +41,16 @@ pub(super) fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<RunCon
         config.train.dtype = Compute::usual(config.train.device);
     }
     paths::expand(&mut config).and_then(|()| check::check(&config)).map_err(|problem| {
-        let place = places.iter().find(|(key, _)| key == problem.key).map(|(_, span)| span.clone());
-        source.error(place, problem)
+        let place = places.iter().find(|place| (&*place.key, place.section) == (problem.key, problem.section));
+        source.error(place.map(|place| place.span.clone()), problem)
     })?;
     // serde takes the first values of an array that is too long, and says nothing.
     let read = toml::Table::try_from(&config).map_err(|e| source.error(None, e))?;
-    for (section, key, given, span) in arrays {
-        let array = read.get(&section).and_then(|s| s.get(&key)).and_then(toml::Value::as_array);
-        let length = array.map_or(given, Vec::len);
-        if given != length {
-            return Err(source.error(Some(span), format!("{section}.{key}: {given} values, expected {length}")));
+    for (place, given) in arrays {
+        let lengths = lengths_read(&read, &place).unwrap_or_else(|| given.clone());
+        if let Some((given, length)) = given.iter().zip(&lengths).find(|(given, length)| given != length) {
+            let message = format!("{}: {given} values, expected {length}", place.key);
+            return Err(source.error(Some(place.span), message));
         }
     }
     Ok(config)
@@ -131,10 +132,22 @@ fn override_with<'d>(root: &mut DeTable<'d>, source: &Source, i: usize, document
             return Ok(());
         }
         let inner = table.entry(name).or_insert_with(|| Spanned::new(span.clone(), DeValue::Table(DeTable::new())));
-        let DeValue::Table(inner) = inner.get_mut() else {
-            return fail(&format!("{part} is no section in the file"));
+        table = match inner.get_mut() {
+            DeValue::Table(inner) => inner,
+            DeValue::Array(sections) => {
+                let count = sections.len();
+                let number = parts.next().and_then(|number| number.parse::<usize>().ok()?.checked_sub(1));
+                match number.and_then(|number| sections.get_mut(number)).map(Spanned::get_mut) {
+                    Some(DeValue::Table(inner)) if parts.peek().is_some() => inner,
+                    _ => {
+                        return fail(&format!(
+                            "{part} is repeated: {part}.1.key is the first, {part}.{count}.key the last"
+                        ));
+                    }
+                }
+            }
+            _ => return fail(&format!("{part} is no section in the file")),
         };
-        table = inner;
     }
     Ok(())
 }
@@ -148,7 +161,7 @@ fn refuse_unknown(root: &DeTable, source: &Source) -> Result<()> {
             let is_table = value.get_ref().is_table() || value.get_ref().is_array();
             return Err(source.error(Some(section.span()), unknown::section(name, is_table)));
         };
-        for (key, _) in value.get_ref().as_table().into_iter().flat_map(|table| table.iter()) {
+        for (key, _) in tables(name, value).into_iter().flat_map(|(table, _)| table.iter()) {
             if !keys.contains(&&**key.get_ref()) {
                 return Err(source.error(Some(key.span()), unknown::key(key.get_ref(), name)));
             }
@@ -157,35 +170,86 @@ fn refuse_unknown(root: &DeTable, source: &Source) -> Result<()> {
     Ok(())
 }
 
+/// The tables of a section, each with its place: one, or those of `[[data]]`.
+fn tables<'a, 'd>(section: &str, value: &'a Spanned<DeValue<'d>>) -> Vec<(&'a DeTable<'d>, Range<usize>)> {
+    let repeated = value.get_ref().as_array().filter(|_| section == "data");
+    let values: Vec<&Spanned<DeValue>> = repeated.map_or_else(|| vec![value], |array| array.iter().collect());
+    values.into_iter().filter_map(|value| Some((value.get_ref().as_table()?, value.span()))).collect()
+}
+
+/// Refuses `[data]` without a size of clips: which keys it needs depends on others.
+fn refuse_sizeless(root: &DeTable, source: &Source) -> Result<()> {
+    let Some(value) = root.get("data") else { return Ok(()) };
+    for (table, place) in tables("data", value) {
+        let missing = ["frames", "height", "width"].into_iter().find(|key| !table.contains_key(*key));
+        let sizes = ["buckets", "resolutions", "frame_counts"].into_iter().any(|key| table.contains_key(key));
+        if let Some(key) = missing.filter(|_| !sizes && table.contains_key("path")) {
+            return Err(source.error(Some(place), format!("[data] has no `{key}`, which has no default")));
+        }
+    }
+    Ok(())
+}
+
+/// Where a value stands.
+struct Place {
+    /// The section, or `section.key`.
+    key: String,
+    /// Of sections that are repeated, which one, from 0.
+    section: usize,
+    span: Range<usize>,
+}
+
 /// Where the value of every section and `section.key` stands.
-fn places(root: &DeTable) -> Vec<(String, Range<usize>)> {
+fn places(root: &DeTable) -> Vec<Place> {
     let mut places = Vec::new();
-    for (section, value) in root.iter() {
-        places.push((section.get_ref().to_string(), value.span()));
-        for (key, value) in value.get_ref().as_table().into_iter().flat_map(|table| table.iter()) {
-            places.push((format!("{}.{}", section.get_ref(), key.get_ref()), value.span()));
+    for (name, value) in root.iter() {
+        places.push(Place { key: name.get_ref().to_string(), section: 0, span: value.span() });
+        for (section, (table, span)) in tables(name.get_ref(), value).into_iter().enumerate() {
+            places.push(Place { key: name.get_ref().to_string(), section, span });
+            let keys = table.iter();
+            places.extend(keys.map(|(key, value)| Place {
+                key: format!("{}.{}", name.get_ref(), key.get_ref()),
+                section,
+                span: value.span(),
+            }));
         }
     }
     places
 }
 
-/// Section, key, length and place of every value that is an array.
-fn arrays(root: &DeTable) -> Vec<(String, String, usize, Range<usize>)> {
+/// Every value that is an array, with the lengths that it has: its own, and those of arrays in it.
+fn arrays(root: &DeTable) -> Vec<(Place, Vec<usize>)> {
     let mut arrays = Vec::new();
-    for (section, value) in root.iter() {
-        for (key, value) in value.get_ref().as_table().into_iter().flat_map(|table| table.iter()) {
-            if let Some(array) = value.get_ref().as_array() {
-                arrays.push((section.get_ref().to_string(), key.get_ref().to_string(), array.len(), value.span()));
+    for (name, value) in root.iter() {
+        for (section, (table, _)) in tables(name.get_ref(), value).into_iter().enumerate() {
+            for (key, value) in table.iter() {
+                let Some(array) = value.get_ref().as_array() else { continue };
+                let inner = array.iter().filter_map(|value| Some(value.get_ref().as_array()?.len()));
+                let lengths = std::iter::once(array.len()).chain(inner).collect();
+                let key = format!("{}.{}", name.get_ref(), key.get_ref());
+                arrays.push((Place { key, section, span: value.span() }, lengths));
             }
         }
     }
     arrays
 }
 
+/// The lengths of the array `section.key` as it was read.
+fn lengths_read(read: &toml::Table, place: &Place) -> Option<Vec<usize>> {
+    let (section, key) = place.key.split_once('.')?;
+    let section = match read.get(section)? {
+        toml::Value::Array(sections) => sections.get(place.section)?,
+        section => section,
+    };
+    let array = section.get(key)?.as_array()?;
+    let inner = array.iter().filter_map(|value| Some(value.as_array()?.len()));
+    Some(std::iter::once(array.len()).chain(inner).collect())
+}
+
 /// The innermost key whose value holds `span`.
-fn key_at<'a>(places: &'a [(String, Range<usize>)], span: &Range<usize>) -> Option<&'a str> {
-    let holding = places.iter().filter(|(_, place)| place.start <= span.start && span.end <= place.end);
-    holding.min_by_key(|(_, place)| place.len()).map(|(key, _)| key.as_str())
+fn key_at<'a>(places: &'a [Place], span: &Range<usize>) -> Option<&'a str> {
+    let holding = places.iter().filter(|place| place.span.start <= span.start && span.end <= place.span.end);
+    holding.min_by_key(|place| place.span.len()).map(|place| place.key.as_str())
 }
 
 /// The message about a section that must be there and is not.

@@ -1,7 +1,9 @@
 //! Resolves a config into the options of the rooms below, which know nothing of sections and keys.
 
-use super::{Data, Model, RunConfig};
-use crate::data::ClipOptions;
+use super::{Model, RunConfig};
+#[cfg(feature = "media")]
+use crate::data::{Apart, Source};
+use crate::data::{Bucket, ClipGrid};
 use crate::model::ModelConfig;
 use crate::model::folder::read_config;
 use crate::state::StateOptions;
@@ -9,7 +11,7 @@ use crate::state::checkpoint::{Checkpoint, STATE};
 use crate::state::named::NamedModel;
 use crate::state::optimizer::AdamWOptions;
 use crate::vae::{Space, VaeConfig, VaeWeights};
-use crate::{Result, hub};
+use crate::{Error, Result, hub};
 
 impl RunConfig {
     /// The config of the run that wrote `checkpoint`.
@@ -30,6 +32,88 @@ impl RunConfig {
         let path = NamedModel::find(&hub::resolve(from)?)?.dir.join("config.json");
         let json = read_config(&path).map_err(|e| e.at("model.from"))?;
         ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))
+    }
+
+    /// The sizes of clips, in pixels, that `model` takes.
+    ///
+    /// # Errors
+    /// As [`space`](Self::space).
+    pub fn clip_grid(&self, model: &ModelConfig) -> Result<ClipGrid> {
+        let Space { time, side, .. } = self.space()?;
+        Ok(ClipGrid::of_latents(model.patch_size, [time, side, side]))
+    }
+
+    /// Refuses sizes of clips that `model` does not take.
+    ///
+    /// # Errors
+    /// A section's sizes are not on the network's grid; names the nearest.
+    pub fn check_sizes(&self, model: &ModelConfig) -> Result<()> {
+        let grid = self.clip_grid(model)?;
+        let refused = self.data.iter().find_map(|section| section.off_grid(&grid));
+        refused.map_or(Ok(()), |(key, why)| Err(Error::Config(format!("{key}: {why}"))))
+    }
+
+    /// The folders of the run's clips, fetched if need be, for a network of `grid`: what is held out, and the run's own
+    /// folder, is apart.
+    ///
+    /// # Errors
+    /// A folder cannot be had.
+    #[cfg(feature = "media")]
+    pub fn sources(&self, grid: &ClipGrid) -> Result<Vec<Source>> {
+        let held_out = self.data.iter().filter_map(|section| section.heldout.as_ref());
+        let held_out = held_out.map(|path| hub::resolve(path)).collect::<Result<Vec<_>>>()?;
+        let own = Apart::of_run(&self.run.out, None);
+        let apart = held_out.iter().fold(own, |apart, path| apart.with(path, "it is held out (data.heldout)"));
+        let sources = self.data.iter().map(|section| {
+            Ok(Source { path: hub::resolve(&section.path)?, options: section.source(grid), apart: apart.clone() })
+        });
+        sources.collect()
+    }
+
+    /// The folders of the run's held-out clips, as [`sources`](Self::sources); `trained` are those of what is trained
+    /// on.
+    ///
+    /// # Errors
+    /// A folder cannot be had.
+    #[cfg(feature = "media")]
+    pub fn heldout_sources(&self, grid: &ClipGrid, trained: &[Source]) -> Result<Vec<Source>> {
+        let own = Apart::of_run(&self.run.out, None);
+        let apart = trained.iter().fold(own, |apart, source| apart.with(&source.path, "it is trained on (data.path)"));
+        let named = self.data.iter().filter_map(|section| Some((section, section.heldout.as_ref()?)));
+        let sources = named.map(|(section, path)| {
+            let mut options = section.source(grid);
+            (options.repeats, options.by_hand) = (1, false);
+            Ok(Source { path: hub::resolve(path)?, options, apart: apart.clone() })
+        });
+        sources.collect()
+    }
+
+    /// Frames, height and width in pixels of the clips that are sampled: the first size by hand, or of the first area
+    /// the squarest with the most frames.
+    ///
+    /// # Errors
+    /// As [`network`](Self::network), for sizes by area.
+    pub fn sample_size(&self) -> Result<Bucket> {
+        let data = &self.data;
+        let grid = match data.resolutions.is_empty() {
+            true => ClipGrid::of_patches([1; 3]),
+            false => self.clip_grid(&self.network()?)?,
+        };
+        let first = data.groups(&grid).swap_remove(0);
+        let by_area = !data.resolutions.is_empty();
+        let square = |bucket: &Bucket| (bucket.width as f64 / bucket.height as f64).ln().abs();
+        let best = first
+            .iter()
+            .copied()
+            .filter(|_| by_area)
+            .min_by(|a, b| square(a).total_cmp(&square(b)).then(b.frames.cmp(&a.frames)));
+        Ok(best.unwrap_or(first[0]))
+    }
+
+    /// The config as it were if all clips had the size of `bucket`.
+    #[must_use]
+    pub fn of_size(&self, bucket: Bucket) -> Self {
+        Self { data: self.data.of_size(bucket), ..self.clone() }
     }
 
     /// What the network's clips are made of: pixels, or latents of the VAE that the config names. No weights are read.
@@ -81,19 +165,5 @@ impl Model {
             pos_embed: self.pos_embed,
             ..ModelConfig::default()
         }
-    }
-}
-
-impl Data {
-    /// How clips are cut.
-    pub fn clips(&self) -> ClipOptions {
-        let &Self { frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap, .. } = self;
-        ClipOptions { frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap }
-    }
-
-    /// The same section for clips that are cut as `clips` say.
-    pub fn cut_as(self, clips: &ClipOptions) -> Self {
-        let &ClipOptions { frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap } = clips;
-        Self { frames, height, width, stride, fps, crop, flip, label, deinterlace, tonemap, ..self }
     }
 }

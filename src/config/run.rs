@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-use super::choices::{Compute, Crop, Hardware, Label, Place, SamplerKind, Schedule};
-use crate::data::ClipOptions;
+use super::choices::{Compute, Hardware, Place, SamplerKind, Schedule, Weigh};
+use super::data::DataSections;
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
 use crate::model::ModelConfig;
@@ -20,7 +20,7 @@ use crate::state::StateOptions;
 pub struct RunConfig {
     #[serde(default)]
     pub run: Run,
-    pub data: Data,
+    pub data: DataSections,
     pub model: Model,
     #[serde(default)]
     pub vae: Vae,
@@ -44,51 +44,6 @@ pub struct Run {
     pub out: PathBuf,
     /// Seed of everything random: weights, order, crops, flips, noise, timesteps, label drops.
     pub seed: u64,
-}
-
-/// `[data]`: which clips, and how they are cut.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// Folder of videos and images, searched recursively; or `hf://owner/name[@revision][/path]`.
-    pub path: String,
-    /// Folder of held-out clips, never trained on; none: no held-out loss.
-    #[serde(default)]
-    pub heldout: Option<String>,
-    /// Frames of a clip. 1 makes every frame, and every image, a clip.
-    pub frames: usize,
-    /// Height of a clip in pixels, after resizing and cropping.
-    pub height: usize,
-    /// Width of a clip in pixels.
-    pub width: usize,
-    /// Take every n-th frame of the source.
-    #[serde(default = "stride")]
-    pub stride: usize,
-    /// Frames per second to resample the source to, before `stride`; none: the source's own frames.
-    #[serde(default)]
-    pub fps: Option<f64>,
-    /// Where the crop lies once the frame is resized to cover the clip.
-    #[serde(default)]
-    pub crop: Crop,
-    /// Mirror half of the clips left to right.
-    #[serde(default)]
-    pub flip: bool,
-    /// Where a clip's class comes from.
-    #[serde(default)]
-    pub label: Label,
-    /// Make progressive frames of interlaced ones.
-    #[serde(default = "deinterlace")]
-    pub deinterlace: bool,
-    /// Bring high dynamic range (PQ, HLG) to the usual one.
-    #[serde(default = "tonemap")]
-    pub tonemap: bool,
-    /// Clips decoded ahead of the step.
-    #[serde(default = "prefetch")]
-    pub prefetch: usize,
-    /// Training on latents: how often each clip is encoded, for random crops and mirror images; epochs take them in
-    /// turn.
-    #[serde(default = "one")]
-    pub variants: usize,
 }
 
 /// `[vae]`: the VAE whose latents are trained on; without `from`, training is on pixels.
@@ -141,6 +96,8 @@ pub struct Train {
     pub batch: usize,
     /// Micro-batches accumulated into a step.
     pub accumulate: usize,
+    /// What the loss of clips of several sizes weighs: each clip the same, or each token.
+    pub weigh: Weigh,
     /// Arithmetic of linear layers and attention; accumulation, gradients and master weights are f32. A file that does
     /// not say gets [`Compute::usual`], a run that goes on what it was begun in.
     pub dtype: Compute,
@@ -216,31 +173,6 @@ pub struct Sample {
     pub frames: Option<usize>,
 }
 
-/// What clips are where the section does not say.
-fn usual() -> ClipOptions {
-    ClipOptions::new([0; 3])
-}
-
-fn stride() -> usize {
-    usual().stride
-}
-
-fn deinterlace() -> bool {
-    usual().deinterlace
-}
-
-fn tonemap() -> bool {
-    usual().tonemap
-}
-
-fn one() -> usize {
-    1
-}
-
-fn prefetch() -> usize {
-    4
-}
-
 impl Default for Run {
     fn default() -> Self {
         Self { out: "runs/run".into(), seed: 0 }
@@ -277,6 +209,7 @@ impl Default for Train {
             steps: 1000,
             batch: 1,
             accumulate: 1,
+            weigh: Weigh::Clip,
             dtype: Compute::F32,
             lr: 1e-4,
             warmup: 100,

@@ -93,6 +93,7 @@ impl Dataset {
         if let Some(name) = (1..classes.len()).find(|&i| classes[..i].contains(&classes[i])).map(|i| &classes[i]) {
             bail!(Data, "two classes are called {name:?}");
         }
+        let shared = Arc::new(options.clone());
         let source = |number: usize| {
             let class = clips.class(number);
             if let Some(class) = class.filter(|&class| class >= classes.len()) {
@@ -111,6 +112,8 @@ impl Dataset {
                 caption: None,
                 class,
                 notes: vec![],
+                repeats: 1,
+                options: shared.clone(),
                 windows: None,
                 media: Media::Own(OwnClip { clips: clips.clone(), number }),
             })

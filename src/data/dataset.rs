@@ -4,17 +4,13 @@
 //! same folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
 
 use super::apart::Apart;
-use super::caught::caught;
-use super::ffmpeg::Reason;
-use super::options::{ClipOptions, Label};
+use super::options::ClipOptions;
+use super::sets::{ClipSets, Source};
 use super::shuffle::Shuffles;
-use super::source::{Media, SourceFile, check, probe};
-use super::walk::{Folder, Skipped};
+use super::source::{Media, SourceFile};
+use super::walk::Skipped;
 use super::windows::Windows;
-use crate::terminal::counted;
 use crate::{Result, bail};
-use rayon::prelude::*;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,8 +42,12 @@ pub struct Dataset {
     pub(super) files: Vec<SourceFile>,
     /// Clips before each file.
     starts: Vec<usize>,
+    /// The same with repeats: what an epoch has before each file.
+    epoch_starts: Vec<usize>,
     pub(super) skipped: Vec<Skipped>,
     pub(super) classes: Vec<String>,
+    /// Its number among a run's buckets, so that each is shuffled in a way of its own.
+    pub(super) number: u64,
     pub(super) shuffles: Shuffles,
 }
 
@@ -66,32 +66,7 @@ impl Dataset {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_without(options: &ClipOptions, path: &Path, apart: &Apart) -> Result<Self> {
-        let dataset = Self::survey_without(options, path, apart)?;
-        dataset.skipped.iter().for_each(Skipped::log);
-        if dataset.is_empty() {
-            let first = dataset.skipped.first().map_or_else(
-                || "it holds no files".to_owned(),
-                |s| {
-                    let skipped = counted(dataset.skipped.len(), "file is", "files are");
-                    format!("{skipped} skipped, the first is {}: {}", s.path.display(), s.reason)
-                },
-            );
-            bail!(Data, "{}: no usable clips; {first}", path.display());
-        }
-        let captions = match dataset.captions() {
-            0 => String::new(),
-            captions => format!(" ({} with a caption, which training does not use yet)", captions),
-        };
-        tracing::info!(
-            "{}: {} of {}{captions}",
-            path.display(),
-            counted(dataset.len(), "clip", "clips"),
-            counted(dataset.files.len(), "file", "files")
-        );
-        if let Some(mixed) = dataset.mixed_rates() {
-            tracing::warn!("{}: {mixed}", path.display());
-        }
-        Ok(dataset)
+        Ok(ClipSets::open(&[Source::of_size(options, path, apart)])?.into_single())
     }
 
     /// As [`open`](Self::open), but may come out empty, and logs nothing: for reports.
@@ -113,40 +88,8 @@ impl Dataset {
 
     /// The same of at most `most` files, spread evenly over the folder, and how many there are; nothing is logged.
     pub(super) fn spread(options: &ClipOptions, path: &Path, apart: &Apart, most: usize) -> Result<(Self, usize)> {
-        check(options)?;
-        let Folder { mut media, captions, mut skipped } = Folder::walk(path, apart)?;
-        let found = media.len();
-        if found > most {
-            media = (0..most).map(|i| media[i * found / most].clone()).collect();
-        }
-        let class_of = |file: &Path| -> Option<String> {
-            let mut parts = file.strip_prefix(path).ok()?.components();
-            let folder = parts.next()?.as_os_str().to_string_lossy().into_owned();
-            parts.next().map(|_| folder)
-        };
-        let labelled = options.label == Label::Folder;
-        let names: BTreeSet<String> = media.iter().filter(|_| labelled).filter_map(|file| class_of(file)).collect();
-        let classes: Vec<String> = names.into_iter().collect();
-        let probed: Vec<Reason<SourceFile>> = media
-            .par_iter()
-            .map(|file| {
-                let class = class_of(file).and_then(|name| classes.binary_search(&name).ok());
-                if labelled && class.is_none() {
-                    return Err("it lies in no class folder (label = \"folder\")".to_owned());
-                }
-                let caption = captions.of(file)?.map(Arc::from);
-                Ok(SourceFile { caption, class, ..caught(|| probe(options, file))? })
-            })
-            .collect();
-        let mut files = Vec::new();
-        for (path, outcome) in media.into_iter().zip(probed) {
-            match outcome {
-                Ok(file) => files.push(file),
-                Err(reason) => skipped.push(Skipped { path, reason }),
-            }
-        }
-        skipped.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
-        Ok((Self::of_sources(options.clone(), files, skipped, classes), found))
+        let (sets, found) = ClipSets::spread(&[Source::of_size(options, path, apart)], most)?;
+        Ok((sets.into_single(), found))
     }
 
     /// Numbers the clips of `files`, in their order.
@@ -156,12 +99,21 @@ impl Dataset {
         skipped: Vec<Skipped>,
         classes: Vec<String>,
     ) -> Self {
-        let ends = files.iter().scan(0, |count, file| {
-            *count += file.clips;
-            Some(*count)
-        });
-        let starts = std::iter::once(0).chain(ends).collect();
-        Self { options, files, starts, skipped, classes, shuffles: Shuffles::default() }
+        let sums = |clips: &dyn Fn(&SourceFile) -> usize| {
+            let ends = files.iter().scan(0, |count, file| {
+                *count += clips(file);
+                Some(*count)
+            });
+            std::iter::once(0).chain(ends).collect()
+        };
+        let starts = sums(&|file| file.clips);
+        let epoch_starts = sums(&|file| file.clips * file.repeats);
+        Self { options, files, starts, epoch_starts, skipped, classes, number: 0, shuffles: Shuffles::default() }
+    }
+
+    /// The number of the first clip of file `file`.
+    pub(super) fn first_clip(&self, file: usize) -> usize {
+        self.starts[file]
     }
 
     /// How many files have a caption that is not empty.
@@ -169,14 +121,31 @@ impl Dataset {
         self.files.iter().filter(|file| file.caption.is_some()).count()
     }
 
-    /// How the clips are cut.
+    /// How the clips are cut. Where folders are cut differently, this is what is so of any of them.
     pub fn options(&self) -> &ClipOptions {
         &self.options
+    }
+
+    /// How `clip` is cut: as its folder's are.
+    pub fn options_of(&self, clip: &Clip) -> &ClipOptions {
+        &self.files[clip.file].options
     }
 
     /// How many clips there are.
     pub fn len(&self) -> usize {
         self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// How many clips an epoch takes: those that are repeated count as often.
+    pub fn clips_of_an_epoch(&self) -> usize {
+        self.epoch_starts.last().copied().unwrap_or(0)
+    }
+
+    /// Clip number `place` of an epoch that is not shuffled, and which of its repeats that is.
+    pub(super) fn repeated(&self, place: usize) -> (usize, usize) {
+        let file = self.epoch_starts.partition_point(|&start| start <= place) - 1;
+        let (within, clips) = (place - self.epoch_starts[file], self.files[file].clips);
+        (self.starts[file] + within % clips, within / clips)
     }
 
     /// Whether there is no clip; never so after [`open`](Self::open).
@@ -221,13 +190,18 @@ impl Dataset {
         Ok(())
     }
 
+    /// The index of the file that clip `id` is cut from.
+    pub(super) fn file_of(&self, id: usize) -> usize {
+        self.starts.partition_point(|&start| start <= id) - 1
+    }
+
     /// Clip `id`, in 0..len.
     ///
     /// # Panics
     /// If there is no such clip.
     pub fn clip(&self, id: usize) -> Clip {
         assert!(id < self.len(), "clip {id} of {}", self.len());
-        let file = self.starts.partition_point(|&start| start <= id) - 1;
+        let file = self.file_of(id);
         let source = &self.files[file];
         let window = id - self.starts[file];
         let window = source.windows.as_ref().map_or(window, |windows| windows[window] as usize);
@@ -235,9 +209,10 @@ impl Dataset {
             Media::Image => (0, None),
             Media::Own(_) => (0, source.rate),
             Media::Video { picks, .. } => {
-                let first = self.windowing().frame(window, 0);
+                let options = &source.options;
+                let first = source.windowing().frame(window, 0);
                 let first = picks.as_ref().map_or(first, |picks| picks[first] as usize);
-                (first, self.options.fps.or(source.rate).map(|rate| rate / self.options.stride as f64))
+                (first, options.fps.or(source.rate).map(|rate| rate / options.stride as f64))
             }
         };
         Clip {
@@ -251,7 +226,9 @@ impl Dataset {
             rate,
         }
     }
+}
 
+impl SourceFile {
     pub(super) fn windowing(&self) -> Windows {
         Windows { frames: self.options.frames, stride: self.options.stride }
     }

@@ -9,6 +9,7 @@ use super::ffmpeg::{Reader, Reason};
 use super::image_reader;
 use super::options::ClipOptions;
 use super::scale::cover;
+use super::sets::{ClipSets, Source};
 use super::shuffle::Augment;
 use super::source::{Media, SourceFile};
 use ffmpeg_next::codec::Id;
@@ -41,6 +42,19 @@ pub struct Decoding {
 }
 
 impl Decoding {
+    /// What several datasets take together: the most of each, and all their clips.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let seconds = [self.seconds, other.seconds].into_iter().flatten().reduce(f64::max);
+        Self {
+            image: self.image.max(other.image),
+            video: self.video.max(other.video),
+            seconds,
+            files: [self.files[0] + other.files[0], self.files[1] + other.files[1]],
+            clips: self.clips + other.clips,
+        }
+    }
+
     /// Threads that decode for one rank, `prefetch` clips ahead and a micro-batch of `batch` clips at least.
     pub fn threads(prefetch: usize, batch: usize) -> usize {
         prefetch.max(batch).min(Self::cores())
@@ -71,6 +85,16 @@ impl Decoding {
         Ok(Some(decoding))
     }
 
+    /// The same of clips of several sizes, untimed.
+    ///
+    /// # Errors
+    /// Those of [`ClipSets::survey`].
+    pub fn look_at(sources: &[Source]) -> crate::Result<Option<Self>> {
+        let (sets, count) = ClipSets::spread(sources, LOOKED_AT)?;
+        let all = sets.buckets().iter().map(|dataset| Self::of(dataset)).reduce(Self::and);
+        Ok(all.map(|decoding| Self { files: [decoding.files[0], count], ..decoding }))
+    }
+
     /// How many clips the files below `path` give, if all of them are looked at and some can be used.
     pub fn clips(options: &ClipOptions, path: &Path, apart: &Apart) -> Option<usize> {
         let (dataset, count) = Dataset::spread(options, path, apart, LOOKED_AT).ok()?;
@@ -88,7 +112,7 @@ impl Decoding {
                 Media::Own(_) => {
                     decoding.image = (file.frames * file.height * file.width * 3) as u64;
                 }
-                Media::Video { .. } => decoding.video = decoding.video.max(video(file, dataset.options()).unwrap_or(0)),
+                Media::Video { .. } => decoding.video = decoding.video.max(video(file).unwrap_or(0)),
             }
         }
         decoding
@@ -103,14 +127,14 @@ fn largest(files: &[SourceFile], count: usize) -> Vec<&SourceFile> {
     all
 }
 
-fn video(file: &SourceFile, options: &ClipOptions) -> Reason<u64> {
+fn video(file: &SourceFile) -> Reason<u64> {
     let mut reader = Reader::open(&file.path, None)?;
     let mut frame = frame::Video::empty();
     reader.next_frame(&mut frame)?;
     let bytes: usize = (0..frame.planes()).map(|plane| frame.data(plane).len()).sum();
     // One is being decoded, one is in the hands of who asked for it.
     let frames = references(reader.codec(), reader.references()) + reader.delay() + 2;
-    let (width, height) = cover((file.width, file.height), (options.width, options.height));
+    let (width, height) = cover((file.width, file.height), (file.options.width, file.options.height));
     let resized = (width * height * 3) as u64;
     Ok((frames * bytes) as u64 + resized + CONTEXT)
 }
@@ -131,9 +155,8 @@ impl Dataset {
     fn seconds_of_a_clip(&self) -> Option<f64> {
         let file = largest(self.files(), 1).first().map(|file| file.path.clone())?;
         let number = self.files().iter().position(|other| other.path == file)?;
-        let before: usize = self.files()[..number].iter().map(|file| file.clips).sum();
         // One in the middle: on average a clip begins as far behind a key frame.
-        let clip = self.clip(before + self.files()[number].clips / 2);
+        let clip = self.clip(self.first_clip(number) + self.files()[number].clips / 2);
         let start = Instant::now();
         self.frames(&clip, &Augment::PLAIN, 0..self.options().frames).ok()?;
         Some(start.elapsed().as_secs_f64())

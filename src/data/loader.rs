@@ -5,11 +5,11 @@
 //! Where all clips together are small, each is decoded once ([`FrameCache`]).
 
 use super::dataset::{Clip, Dataset};
-use super::frame_cache::FrameCache;
+use super::frame_cache::{self, FrameCache};
 use super::frames::{ClipRows, FrameRegion, Frames};
 use super::shuffle::Request;
 use crate::parallel::thread_refused;
-use crate::{Error, Result};
+use crate::{Error, Result, bail};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,7 +30,7 @@ pub struct Sample<C: ?Sized = Frames> {
 }
 
 /// Reads what is asked for of a clip, unless the flag is set meanwhile.
-type ReadClip<C> = dyn Fn(&Request, &Clip, &AtomicBool) -> Result<Arc<C>> + Send + Sync;
+pub type ReadClip<C> = dyn Fn(&Request, &Clip, &AtomicBool) -> Result<Arc<C>> + Send + Sync;
 
 /// An iterator over the clips asked for, decoded by background threads. Dropping it stops them.
 pub struct Loader<C: ?Sized + Send + Sync = Frames> {
@@ -40,7 +40,8 @@ pub struct Loader<C: ?Sized + Send + Sync = Frames> {
 }
 
 struct Shared<C: ?Sized> {
-    dataset: Arc<Dataset>,
+    /// By bucket.
+    datasets: Vec<Arc<Dataset>>,
     read: Box<ReadClip<C>>,
     prefetch: usize,
     queue: Mutex<Queue<C>>,
@@ -71,35 +72,58 @@ impl Loader {
         prefetch: usize,
         requests: impl Iterator<Item = Request> + Send + 'static,
     ) -> Result<Self> {
-        let read = of_pixels(dataset.clone(), part);
-        Self::reading(dataset, read, prefetch, requests)
+        Self::of_buckets(vec![(dataset, part)], prefetch, requests)
+    }
+
+    /// As [`new`](Self::new), of clips of several sizes: a dataset for each bucket, with what a rank needs of its
+    /// clips.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn of_buckets(
+        buckets: Vec<(Arc<Dataset>, FrameRegion)>,
+        prefetch: usize,
+        requests: impl Iterator<Item = Request> + Send + 'static,
+    ) -> Result<Self> {
+        let datasets = buckets.iter().map(|bucket| bucket.0.clone()).collect();
+        Self::reading(datasets, of_pixels(buckets), prefetch, requests)
     }
 }
 
 impl Loader<dyn ClipRows> {
-    /// As [`new`](Loader::new), for the network's rows.
+    /// As [`of_buckets`](Loader::of_buckets), for the network's rows.
     ///
     /// # Errors
     /// The system refuses a thread.
     pub fn rows(
-        dataset: Arc<Dataset>,
-        part: FrameRegion,
+        buckets: Vec<(Arc<Dataset>, FrameRegion)>,
         prefetch: usize,
         requests: impl Iterator<Item = Request> + Send + 'static,
     ) -> Result<Self> {
-        let read = of_pixels(dataset.clone(), part);
+        let datasets = buckets.iter().map(|bucket| bucket.0.clone()).collect();
+        let read = of_pixels(buckets);
         let rows = move |request: &Request, clip: &Clip, stop: &AtomicBool| {
             read(request, clip, stop).map(|frames| frames as Arc<dyn ClipRows>)
         };
-        Self::reading(dataset, Box::new(rows), prefetch, requests)
+        Self::reading(datasets, Box::new(rows), prefetch, requests)
     }
 }
 
-/// Reads `part` of clips, and keeps it where all together are small.
-fn of_pixels(dataset: Arc<Dataset>, part: FrameRegion) -> Box<ReadClip<Frames>> {
-    let cache = FrameCache::new(dataset.options(), dataset.len(), &part);
+/// Reads the parts of clips that a rank needs, and keeps them where all of all buckets together are small.
+fn of_pixels(buckets: Vec<(Arc<Dataset>, FrameRegion)>) -> Box<ReadClip<Frames>> {
+    let bytes = |(dataset, part): &(Arc<Dataset>, FrameRegion)| {
+        let options = dataset.options();
+        FrameCache::bytes(options, dataset.len(), part.bytes(options.width) as u64)
+    };
+    let fit = buckets.iter().map(bytes).sum::<u64>() <= frame_cache::MOST;
+    let cached = |(dataset, part): (Arc<Dataset>, FrameRegion)| {
+        let cache = FrameCache::new(dataset.options(), if fit { dataset.len() } else { usize::MAX }, &part);
+        (dataset, part, cache)
+    };
+    let buckets: Vec<_> = buckets.into_iter().map(cached).collect();
     Box::new(move |request, clip, stop| {
-        cache.get(request, || dataset.region_until(clip, &request.augment, &part, Some(stop)))
+        let (dataset, part, cache) = &buckets[request.bucket];
+        cache.get(request, || dataset.region_until(clip, &request.augment, part, Some(stop)))
     })
 }
 
@@ -109,7 +133,7 @@ impl<C: ?Sized + Send + Sync + 'static> Loader<C> {
     /// # Errors
     /// The system refuses a thread.
     pub fn reading(
-        dataset: Arc<Dataset>,
+        datasets: Vec<Arc<Dataset>>,
         read: Box<ReadClip<C>>,
         prefetch: usize,
         requests: impl Iterator<Item = Request> + Send + 'static,
@@ -117,7 +141,7 @@ impl<C: ?Sized + Send + Sync + 'static> Loader<C> {
         let prefetch = prefetch.max(1);
         let queue = Queue { requests: Box::new(requests), issued: 0, taken: 0, total: None, ready: BTreeMap::new() };
         let shared = Arc::new(Shared {
-            dataset,
+            datasets,
             read,
             prefetch,
             queue: Mutex::new(queue),
@@ -224,10 +248,13 @@ impl<C: ?Sized> Shared<C> {
     }
 
     fn decode(&self, request: Request) -> Result<Sample<C>> {
-        if request.clip >= self.dataset.len() {
-            return Err(Error::Data(format!("clip {} was asked for, there are {}", request.clip, self.dataset.len())));
+        let Some(dataset) = self.datasets.get(request.bucket) else {
+            bail!(Data, "bucket {} was asked for, there are {}", request.bucket, self.datasets.len())
+        };
+        if request.clip >= dataset.len() {
+            bail!(Data, "clip {} was asked for, there are {}", request.clip, dataset.len())
         }
-        let clip = self.dataset.clip(request.clip);
+        let clip = dataset.clip(request.clip);
         let frames = (self.read)(&request, &clip, &self.stop)?;
         Ok(Sample { request, clip, frames })
     }

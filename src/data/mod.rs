@@ -2,13 +2,16 @@
 //!
 //! [`Dataset`] walks a folder, finds out what each file holds and cuts it into [`Clip`]s; [`Dataset::frames`] decodes a
 //! [`FrameRegion`] of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile;
-//! [`Loader`] does the decoding ahead of the step. Whatever is not used is a [`Skipped`] with its reason.
+//! [`Loader`] does the decoding ahead of the step. [`ClipSets`] are clips of several sizes, a dataset for each [`Bucket`],
+//! and [`BucketOrder`] says which one a step takes. Whatever is not used is a [`Skipped`] with its reason.
 //!
 //! Only the files marked as such talk to FFmpeg, and only `ffmpeg` does so unsafely. `docs/data.md` tells the rules.
 
 #![warn(missing_docs)]
 
 mod apart;
+mod bucket_order;
+mod buckets;
 mod captions;
 mod caught;
 mod clips;
@@ -36,6 +39,7 @@ mod recipe;
 mod region;
 mod report;
 mod scale;
+mod sets;
 mod shrink;
 mod shuffle;
 mod sizes;
@@ -49,18 +53,22 @@ mod windows;
 pub mod write;
 
 pub use apart::{Apart, refuse_own_output};
+pub use bucket_order::{BucketOrder, Turn};
+pub use buckets::{Bucket, ClipGrid, Resolutions};
 pub use captions::{CaptionLine, caption_lines};
 pub use clips::Clips;
 pub use dataset::{Clip, Dataset};
 pub use decoding::Decoding;
+pub use extent::Extent;
 pub use frame_cache::FrameCache;
 pub use frames::{ClipRows, FrameRegion, Frames, RowOrder, token_grid, u8_to_unit, unit_to_u8};
 pub use image_reader::check_image;
 pub use loader::{Loader, Sample};
-pub use options::{ClipOptions, Crop, Label};
+pub use options::{ClipOptions, Crop, Label, SourceOptions};
 pub use overlap::Overlaps;
 pub use recipe::Recipe;
-pub use report::{draw_sheet, name_below, report};
+pub use report::{draw_sheet, name_below, report, report_buckets};
+pub use sets::{ClipSets, Source};
 pub use shuffle::{Augment, Request};
 pub use source::SourceFile;
 pub use walk::Skipped;

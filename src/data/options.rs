@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::buckets::Bucket;
+
 /// Where a crop lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -76,5 +78,31 @@ impl ClipOptions {
     /// The same without what is done to files: own clips are cut, sampled and cropped already.
     pub fn of_own_clips(&self) -> Self {
         Self { stride: 1, fps: None, crop: Crop::Center, ..self.clone() }
+    }
+}
+
+/// How the clips of one folder are cut: to which sizes, and what else is known of them.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SourceOptions {
+    /// How they are cut; the size is that of the bucket.
+    pub clips: ClipOptions,
+    /// The sizes that clips may have. A file gives clips of at most one size of each group.
+    pub groups: Vec<Vec<Bucket>>,
+    /// Whether a size that no file fits is an error.
+    pub by_hand: bool,
+    /// How often an epoch takes each clip.
+    pub repeats: usize,
+    /// Put before each caption; a file without a caption has this alone.
+    pub caption_prefix: String,
+    /// The class of all clips, instead of their folders' names.
+    pub class: Option<String>,
+}
+
+impl SourceOptions {
+    /// Clips of the one size that `clips` says.
+    pub fn new(clips: ClipOptions) -> Self {
+        let groups = vec![vec![clips.size().into()]];
+        Self { clips, groups, by_hand: false, repeats: 1, caption_prefix: String::new(), class: None }
     }
 }

@@ -2,11 +2,12 @@
 //! they hold.
 
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::dataset::Dataset;
 use crate::terminal;
@@ -32,13 +33,14 @@ pub struct Overlaps {
 }
 
 impl Overlaps {
-    /// Compares the files of a dataset with each other, and with those held out. Links to one file, and copies, are the
+    /// Compares the files of datasets with each other, and with those held out. A file of several datasets is one.
+    /// Links to one file, and copies, are the
     /// same file. Only files of equal length are read: three blocks of each, and where these agree a few mebibytes at
     /// most. A file that cannot be read is like no other.
-    pub fn find(trained: &Dataset, held_out: Option<&Dataset>) -> Self {
-        let held_out_files = held_out.map_or(&[][..], Dataset::files);
-        let files: Vec<&Path> = trained.files().iter().chain(held_out_files).map(|file| file.path.as_path()).collect();
-        let (count, name) = (trained.files().len(), |file: &usize| terminal::name(files[*file]));
+    pub fn find(trained: &[Arc<Dataset>], held_out: &[Arc<Dataset>]) -> Self {
+        let (trained, held_out_files) = (files(trained), files(held_out));
+        let files: Vec<&Path> = trained.iter().chain(&held_out_files).copied().collect();
+        let (count, name) = (trained.len(), |file: &usize| terminal::name(files[*file]));
         let mut overlaps = Self { held_out_files: held_out_files.len(), ..Self::default() };
         for group in same(&files) {
             let (trained, held_out) = group.split_at(group.partition_point(|&file| file < count));
@@ -67,6 +69,13 @@ impl Overlaps {
             );
         }
     }
+}
+
+/// The files of all datasets, each once.
+fn files(datasets: &[Arc<Dataset>]) -> Vec<&Path> {
+    let mut seen = BTreeSet::new();
+    let paths = datasets.iter().flat_map(|dataset| dataset.files()).map(|file| file.path.as_path());
+    paths.filter(|path| seen.insert(*path)).collect()
 }
 
 /// The first few, and how many more there are.

@@ -47,13 +47,14 @@ impl Dataset {
 
     /// How `clip` is made of its file.
     pub fn recipe(&self, clip: &Clip, augment: &Augment) -> Recipe {
-        let options = self.options();
-        let (frames, times) = match &self.files[clip.file].media {
+        let file = &self.files[clip.file];
+        let options = &file.options;
+        let (frames, times) = match &file.media {
             Media::Image => (vec![0], vec![]),
             Media::Own(_) => ((0..options.frames as u32).collect(), vec![]),
             Media::Video { index, picks } => {
                 let times = index.times();
-                let taken = (0..options.frames).map(|i| self.windowing().frame(clip.window, i));
+                let taken = (0..options.frames).map(|i| file.windowing().frame(clip.window, i));
                 let taken: Vec<u32> = taken.map(|n| picks.as_ref().map_or(n as u32, |picks| picks[n])).collect();
                 let shown = taken.iter().map(|&n| times[n as usize]).collect();
                 (taken, shown)

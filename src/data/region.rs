@@ -87,7 +87,8 @@ impl Dataset {
             Media::Video { index, picks } => (index, picks),
         };
         // Resampling to a higher rate takes a frame more than once: it is decoded once and copied.
-        let windowing = self.windowing();
+        let file = &self.files[clip.file];
+        let (options, windowing) = (&file.options, file.windowing());
         let taken: Vec<u32> = region
             .frames
             .clone()
@@ -96,7 +97,7 @@ impl Dataset {
             .collect();
         let mut wanted = taken.clone();
         wanted.dedup();
-        let mut scaler = Scaler::new(self.options.tonemap);
+        let mut scaler = Scaler::new(options.tonemap);
         let mut fit = |i: usize, frame: &frame::Video| {
             let from = taken.partition_point(|&n| n < wanted[i]);
             let count = taken[from..].partition_point(|&n| n == wanted[i]);
@@ -111,10 +112,10 @@ impl Dataset {
             copies.chunks_exact_mut(bytes).for_each(|copy| copy.copy_from_slice(first));
             Ok(())
         };
-        let mut interlaced = self.options.deinterlace && index.interlaced;
+        let mut interlaced = options.deinterlace && index.interlaced;
         if !interlaced {
             let decoded = decode::frames(&clip.path, index, &wanted, stop, |i, frame| {
-                interlaced = self.options.deinterlace && frame.is_interlaced();
+                interlaced = options.deinterlace && frame.is_interlaced();
                 if interlaced { Err(String::new()) } else { fit(i, frame) }
             });
             if !interlaced {

@@ -3,10 +3,13 @@
 use image::RgbImage;
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::buckets::Bucket;
 use super::contact_sheet::{FrameScale, Strip, contact_sheet};
 use super::dataset::{Clip, Dataset};
+use super::sets::ClipSets;
 use super::shuffle::Augment;
 use crate::{Error, Result};
 
@@ -20,7 +23,7 @@ pub fn report(dataset: &Dataset, root: &Path, tokens: Option<usize>) -> Value {
     let files = dataset.files().iter().map(|file| {
         json!({
             "path": name_below(root, &file.path), "frames": file.frames, "height": file.height, "width": file.width,
-            "fps": file.rate, "clips": file.clips, "caption": file.caption.as_deref(),
+            "fps": file.rate, "clips": file.clips, "repeats": file.repeats, "caption": file.caption.as_deref(),
             "class": file.class.map(|class| &dataset.classes()[class]), "notes": file.notes,
         })
     });
@@ -31,6 +34,38 @@ pub fn report(dataset: &Dataset, root: &Path, tokens: Option<usize>) -> Value {
         "mixed_rates": dataset.mixed_rates(), "classes": dataset.classes(), "clips": dataset.len(),
         "tokens_per_clip": tokens,
         "tokens": tokens.map(|tokens| tokens * dataset.len()),
+    })
+}
+
+/// As [`report`], of clips of several sizes; `tokens` says how many a clip of a bucket has.
+pub fn report_buckets(sets: &ClipSets, root: &Path, tokens: impl Fn(&Dataset) -> Option<usize>) -> Value {
+    if let [dataset] = sets.buckets()
+        && sets.empty().is_empty()
+    {
+        return report(dataset, root, tokens(dataset));
+    }
+    let mut buckets: Vec<Value> = sets.datasets().map(|dataset| report(dataset, root, tokens(dataset))).collect();
+    let alone = sets.of_no_bucket().iter();
+    let mut lists =
+        [vec![], alone.map(|s| json!({"path": name_below(root, &s.path), "reason": s.reason})).collect::<Vec<_>>()];
+    // Files stand in one list, each with its bucket.
+    for (bucket, dataset) in buckets.iter_mut().zip(sets.datasets()) {
+        let name = Bucket::from(dataset.options().size()).to_string();
+        for (list, key) in lists.iter_mut().zip(["files", "skipped"]) {
+            let Some(Value::Array(files)) = bucket.as_object_mut().and_then(|bucket| bucket.remove(key)) else {
+                continue;
+            };
+            list.extend(files.into_iter().map(|mut file| {
+                file["bucket"] = name.clone().into();
+                file
+            }));
+        }
+    }
+    let [files, skipped] = lists;
+    let total: Option<usize> = sets.datasets().map(|dataset| Some(tokens(dataset)? * dataset.len())).sum();
+    json!({
+        "buckets": buckets, "files": files, "skipped": skipped, "mixed_rates": sets.mixed_rates(),
+        "classes": sets.classes(), "clips": sets.len(), "tokens": total,
     })
 }
 
@@ -45,20 +80,23 @@ pub fn name_below(root: &Path, path: &Path) -> String {
 ///
 /// # Errors
 /// A clip cannot be decoded; the sheet cannot be written; there is no clip.
-pub fn draw_sheet(dataset: &Dataset, root: &Path, path: &Path, most: usize, time: Option<Duration>) -> Result<usize> {
-    let (count, start) = (dataset.files().len(), Instant::now());
-    let mut first_clips = Vec::with_capacity(count);
-    let mut next = 0;
-    for file in dataset.files() {
-        first_clips.push(next);
-        next += file.clips;
-    }
+pub fn draw_sheet(
+    datasets: &[Arc<Dataset>],
+    root: &Path,
+    path: &Path,
+    most: usize,
+    time: Option<Duration>,
+) -> Result<usize> {
+    let files: Vec<(&Dataset, usize)> =
+        datasets.iter().flat_map(|dataset| (0..dataset.files().len()).map(|file| (dataset.as_ref(), file))).collect();
+    let (count, start) = (files.len(), Instant::now());
     let shown = count.min(most);
     let in_time = |i: &usize| *i == 0 || time.is_none_or(|time| start.elapsed() < time);
-    let strips: Vec<Strip> = (0..shown)
-        .take_while(in_time)
-        .map(|i| strip(dataset, root, &dataset.clip(first_clips[i * count / shown])))
-        .collect::<Result<_>>()?;
+    let first_of = |i: usize| {
+        let (dataset, file) = files[i * count / shown];
+        strip(dataset, root, &dataset.clip(dataset.first_clip(file)))
+    };
+    let strips: Vec<Strip> = (0..shown).take_while(in_time).map(first_of).collect::<Result<_>>()?;
     contact_sheet(&strips, FrameScale::Row, path)?;
     Ok(strips.len())
 }

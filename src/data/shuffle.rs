@@ -22,9 +22,9 @@ impl Augment {
     /// The crop in the middle, not mirrored: for held-out clips and reports.
     pub const PLAIN: Self = Self { crop: [0.5; 2], flip: false };
 
-    /// What `clip` gets in `epoch` of a run with `seed`.
-    pub fn draw(options: &ClipOptions, seed: u64, epoch: u64, clip: usize) -> Self {
-        let key = |purpose| Key { seed, purpose, step: epoch, sample: clip as u64 };
+    /// What `sample` (a clip, in a dataset without repeats) gets in `epoch` of a run with `seed`.
+    pub fn draw(options: &ClipOptions, seed: u64, epoch: u64, sample: u64) -> Self {
+        let key = |purpose| Key { seed, purpose, step: epoch, sample };
         let crop = match options.crop {
             Crop::Center => Self::PLAIN.crop,
             Crop::Random => {
@@ -39,6 +39,8 @@ impl Augment {
 /// A clip to be decoded, and how.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Request {
+    /// Index of the bucket that the dataset is of; 0 where there is one.
+    pub bucket: usize,
     /// Index of the clip in its dataset.
     pub clip: usize,
     /// Which time the clips are gone through, from 0.
@@ -59,12 +61,12 @@ struct Shuffle {
 }
 
 impl Shuffles {
-    fn get(&self, seed: u64, epoch: u64, count: usize) -> Arc<Vec<usize>> {
+    fn get(&self, seed: u64, epoch: u64, number: u64, count: usize) -> Arc<Vec<usize>> {
         let mut known = self.0.lock();
         if let Some(shuffle) = known.iter().find(|o| (o.seed, o.epoch) == (seed, epoch)) {
             return shuffle.clips.clone();
         }
-        let key = Key { seed, purpose: Purpose::Order, step: epoch, sample: 0 };
+        let key = Key { seed, purpose: Purpose::Order, step: epoch, sample: number };
         let clips = Arc::new(key.stream(0).permutation(count));
         if known.len() == 2 {
             known.remove(0); // a batch lies in two epochs at most, unless there are fewer clips than that
@@ -77,19 +79,29 @@ impl Shuffles {
 impl Dataset {
     /// The clip at `position` of a run with `seed`, and its epoch.
     pub fn clip_at(&self, seed: u64, position: u64) -> (usize, u64) {
-        let count = self.len() as u64;
-        let epoch = position / count;
-        (self.shuffles.get(seed, epoch, self.len())[(position % count) as usize], epoch)
+        let (clip, _, epoch) = self.repeat_at(seed, position);
+        (clip, epoch)
+    }
+
+    /// The clip at `position`, which of its repeats that is, and the epoch.
+    fn repeat_at(&self, seed: u64, position: u64) -> (usize, usize, u64) {
+        let count = self.clips_of_an_epoch();
+        let (epoch, place) = (position / count as u64, (position % count as u64) as usize);
+        let (clip, repeat) = self.repeated(self.shuffles.get(seed, epoch, self.number, count)[place]);
+        (clip, repeat, epoch)
     }
 
     /// What is trained on at `position` of a run with `seed`.
     pub fn training(&self, seed: u64, position: u64) -> Request {
-        let (clip, epoch) = self.clip_at(seed, position);
-        Request { clip, epoch, augment: Augment::draw(self.options(), seed, epoch, clip) }
+        let (clip, repeat, epoch) = self.repeat_at(seed, position);
+        // Numbers of clips are below 2^32, and each repeat and each bucket draws for itself.
+        let sample = clip as u64 + ((repeat as u64) << 32) + (self.number << 52);
+        let options = &self.files[self.file_of(clip)].options;
+        Request { bucket: self.number as usize, clip, epoch, augment: Augment::draw(options, seed, epoch, sample) }
     }
 
     /// `clip` as it is, for held-out loss and reports.
     pub fn plain(&self, clip: usize) -> Request {
-        Request { clip, epoch: 0, augment: Augment::PLAIN }
+        Request { bucket: self.number as usize, clip, epoch: 0, augment: Augment::PLAIN }
     }
 }

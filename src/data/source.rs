@@ -1,6 +1,8 @@
 //! Probes one file of a dataset: what it holds, how many clips it gives, or why none.
 
+use super::buckets::FileShape;
 use super::clips::OwnClip;
+use super::extent::Extent;
 use super::ffmpeg::Reason;
 use super::image_reader::{self, Kind};
 use super::options::ClipOptions;
@@ -32,6 +34,10 @@ pub struct SourceFile {
     pub class: Option<usize>,
     /// What whoever looks at the file would want to know, each a clause without a subject's name.
     pub notes: Vec<String>,
+    /// How often an epoch takes each of its clips.
+    pub repeats: usize,
+    /// How its clips are cut.
+    pub(super) options: Arc<ClipOptions>,
     /// The windows that are clips; none: all from the first on.
     pub(super) windows: Option<Vec<u32>>,
     pub(super) media: Media,
@@ -43,7 +49,7 @@ pub(super) enum Media {
     /// Frames of no file.
     Own(OwnClip),
     Video {
-        index: Box<VideoIndex>,
+        index: Arc<VideoIndex>,
         /// Which frames the configured rate takes; none: all.
         picks: Option<Vec<u32>>,
     },
@@ -64,43 +70,38 @@ pub(super) fn check(options: &ClipOptions) -> Result<()> {
     Ok(())
 }
 
-/// What the file at `path` gives; caption and class are left to the caller.
-pub(super) fn probe(options: &ClipOptions, path: &Path) -> Reason<SourceFile> {
+/// A file that has been looked at, but not cut into clips.
+pub(super) struct Probed {
+    file: SourceFile,
+    /// Frames at the rate that is asked for; none of an image.
+    frames: Option<usize>,
+}
+
+/// What the file at `path` holds; caption and class are left to the caller.
+pub(super) fn look(options: &ClipOptions, path: &Path) -> Reason<Probed> {
     let unreadable = |e: std::io::Error| format!("it cannot be read ({e})");
     if std::fs::metadata(path).map_err(unreadable)?.len() == 0 {
         return Err("it is empty (0 bytes)".to_owned());
     }
-    let too_small = |width, height| {
-        let (w, h) = (options.width, options.height);
-        format!("it is too small: {width}x{height} (width x height), a clip is {w}x{h}")
-    };
     let kind = image_reader::sniff(path)?;
-    let an_image = || match options.frames {
-        0 | 1 => Ok(()),
-        frames => Err(format!("it is an image, which is one frame; the config asks {frames}")),
+    let mut file = SourceFile {
+        path: path.to_owned(),
+        frames: 1,
+        height: 0,
+        width: 0,
+        rate: None,
+        clips: 1,
+        caption: None,
+        class: None,
+        notes: Vec::new(),
+        repeats: 1,
+        options: Arc::new(options.clone()),
+        windows: None,
+        media: Media::Image,
     };
     if let Kind::Image(format) = kind {
-        let (width, height) = image_reader::probe(path, format)?;
-        an_image()?;
-        if width < options.width || height < options.height {
-            return Err(too_small(width, height));
-        }
-        return Ok(SourceFile {
-            path: path.to_owned(),
-            frames: 1,
-            height,
-            width,
-            rate: None,
-            clips: 1,
-            caption: None,
-            class: None,
-            notes: Vec::new(),
-            windows: None,
-            media: Media::Image,
-        });
-    }
-    if kind == Kind::Avif {
-        an_image()?;
+        (file.width, file.height) = image_reader::probe(path, format)?;
+        return Ok(Probed { file, frames: None });
     }
     let index = VideoIndex::probe(path)?;
     let (times, count) = (index.times(), index.pts.len());
@@ -114,38 +115,71 @@ pub(super) fn probe(options: &ClipOptions, path: &Path) -> Reason<SourceFile> {
             Some(resample(&times, index.tick, fps))
         }
     };
-    let windowing = Windows { frames: options.frames, stride: options.stride };
     let usable = picks.as_ref().map_or(count, Vec::len);
-    let missing = windowing.missing(usable);
-    if missing > 0 {
-        let rate = options.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
-        let (missing, usable) = (counted(missing, "frame", "frames"), counted(usable, "frame", "frames"));
-        return Err(format!("it is {missing} too short: {usable}{rate}, a clip spans {}", windowing.span()));
+    (file.width, file.height) = index.sizes.of(0).shown();
+    (file.frames, file.notes) = (count, index.notes.clone());
+    file.rate = index.rate.filter(|_| kind == Kind::Other);
+    file.media = Media::Video { index: Arc::new(index), picks };
+    Ok(Probed { file, frames: (kind != Kind::Avif).then_some(usable) })
+}
+
+impl Probed {
+    /// The largest clip that it gives if every `options.stride`-th frame counts.
+    pub fn extent(&self, options: &ClipOptions) -> Extent {
+        let frames = self.frames.map(|frames| frames.saturating_sub(1) / options.stride + 1);
+        Extent { size: (self.file.width, self.file.height), frames }
     }
-    let (width, height) = index.sizes.of(0).shown();
-    let one_size = index.sizes.runs().len() == 1;
-    if one_size && (width < options.width || height < options.height) {
-        return Err(too_small(width, height));
+
+    /// What decides about its bucket.
+    pub fn shape(&self) -> FileShape {
+        let one_size = match &self.file.media {
+            Media::Video { index, .. } => index.sizes.runs().len() == 1,
+            _ => true,
+        };
+        FileShape { width: self.file.width, height: self.file.height, frames: self.frames, one_size }
     }
-    let mut file = SourceFile {
-        path: path.to_owned(),
-        frames: count,
-        height,
-        width,
-        rate: index.rate.filter(|_| kind == Kind::Other),
-        clips: windowing.count(usable),
-        caption: None,
-        class: None,
-        notes: index.notes.clone(),
-        windows: None,
-        media: Media::Video { index: Box::new(index), picks },
-    };
-    file.heed_sizes(options)?;
-    file.note_looks(options);
-    Ok(file)
+
+    /// The file's clips of the size that `options` say, or why it has none.
+    pub fn cut(&self, options: &Arc<ClipOptions>) -> Reason<SourceFile> {
+        let windowing = Windows { frames: options.frames, stride: options.stride };
+        match self.frames {
+            None if options.frames > 1 => {
+                return Err(format!("it is an image, which is one frame; the config asks {}", options.frames));
+            }
+            Some(usable) if windowing.missing(usable) > 0 => {
+                let rate = options.fps.map_or(String::new(), |fps| format!(" at {fps} frames per second"));
+                let missing = counted(windowing.missing(usable), "frame", "frames");
+                let usable = counted(usable, "frame", "frames");
+                return Err(format!("it is {missing} too short: {usable}{rate}, a clip spans {}", windowing.span()));
+            }
+            _ => {}
+        }
+        let FileShape { width, height, one_size, .. } = self.shape();
+        let (w, h) = (options.width, options.height);
+        if one_size && (width < w || height < h) {
+            return Err(format!("it is too small: {width}x{height} (width x height), a clip is {w}x{h}"));
+        }
+        let mut file = SourceFile { options: options.clone(), ..self.file.clone() };
+        if let Media::Video { index, picks } = &file.media {
+            file.clips = windowing.count(picks.as_ref().map_or(index.pts.len(), Vec::len));
+            file.heed_sizes(options)?;
+            file.note_looks(options);
+        }
+        Ok(file)
+    }
 }
 
 impl SourceFile {
+    /// The largest clip that it gives.
+    pub(super) fn extent(&self) -> Extent {
+        let frames = match &self.media {
+            Media::Video { index, picks } => Some(picks.as_ref().map_or(index.pts.len(), Vec::len)),
+            _ => None,
+        };
+        let frames = frames.map(|frames| (frames - 1) / self.options.stride + 1);
+        Extent { size: (self.width, self.height), frames }
+    }
+
     /// Notes what is done to interlaced frames and to high dynamic range.
     pub(super) fn note_looks(&mut self, options: &ClipOptions) {
         let Media::Video { index, .. } = &self.media else { return };

@@ -13,24 +13,25 @@ use super::walk::Skipped;
 use crate::terminal::counted;
 use rayon::prelude::*;
 use std::path::Path;
+use std::sync::Arc;
 
 impl Dataset {
     /// Decodes every used file from start to end, in parallel, and moves the damaged ones to
     /// [`skipped`](Self::skipped).
     pub fn decode_all(mut self) -> Self {
-        let options = &self.options;
         let checks: Vec<Reason<()>> = self
             .files
             .par_iter_mut()
             .map(|file| {
                 caught(|| {
+                    let options = file.options.clone();
                     match &mut file.media {
-                        Media::Image => verify_image(options, &file.path)?,
+                        Media::Image => verify_image(&options, &file.path)?,
                         Media::Own(_) => {}
-                        Media::Video { index, .. } => index.verify(&file.path)?,
+                        Media::Video { index, .. } => Arc::make_mut(index).verify(&file.path)?,
                     }
-                    file.note_looks(options);
-                    if file.windows.is_none() { file.heed_sizes(options) } else { Ok(()) }
+                    file.note_looks(&options);
+                    if file.windows.is_none() { file.heed_sizes(&options) } else { Ok(()) }
                 })
             })
             .collect();
@@ -43,7 +44,9 @@ impl Dataset {
                 }
             }
         }
-        Self::of_sources(self.options, files, self.skipped, self.classes)
+        let mut checked = Self::of_sources(self.options, files, self.skipped, self.classes);
+        checked.number = self.number;
+        checked
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::latents::Latents;
 use super::sources::{Sources, hex};
-use crate::data::{Augment, Dataset, Recipe};
+use crate::data::{Augment, ClipOptions, Dataset, Recipe};
 use crate::files::{Tensors, atomic_write, create_folders};
 use crate::vae::{Frame, VaeConfig};
 use crate::{Error, Result, bail};
@@ -121,7 +121,7 @@ impl LatentCache {
             for variant in 0..variants {
                 let augment = match plain {
                     true => Augment::PLAIN,
-                    false => drawn(dataset, &source, clip.window, variant),
+                    false => drawn(dataset.options_of(&clip), &source, clip.window, variant),
                 };
                 let recipe = dataset.recipe(&clip, &augment);
                 let parts = Parts { rule: RULE, source: &source, recipe: &recipe, vae };
@@ -315,8 +315,8 @@ impl LatentCache {
 }
 
 /// How variant `variant` of a clip is cropped and mirrored: by the file's contents, so that it is the same in any run.
-fn drawn(dataset: &Dataset, source: &str, window: usize, variant: usize) -> Augment {
+fn drawn(options: &ClipOptions, source: &str, window: usize, variant: usize) -> Augment {
     let seed = u64::from_str_radix(&source[..16], 16).unwrap_or_default();
-    let flip = dataset.options().flip && variant % 2 == 1; // the mirror image comes second
-    Augment { flip, ..Augment::draw(dataset.options(), seed, variant as u64, window) }
+    let flip = options.flip && variant % 2 == 1; // the mirror image comes second
+    Augment { flip, ..Augment::draw(options, seed, variant as u64, window as u64) }
 }

@@ -33,6 +33,8 @@ pub mod search;
 mod shape;
 pub mod time;
 
+use std::borrow::Cow;
+
 use crate::Result;
 use crate::config::{Place, RunConfig};
 use crate::data::Decoding;
@@ -154,6 +156,7 @@ impl Plan {
         decoding: Option<&Decoding>,
     ) -> Result<Self> {
         model.check()?;
+        let config = &*of_largest(config, model)?;
         let data = &config.data;
         let vae = config.vae_config()?;
         let space = vae.as_ref().map_or(Space::PIXELS, |vae| vae.space());
@@ -220,6 +223,23 @@ impl Plan {
     pub fn per_rank(&self) -> u64 {
         self.largest().peak().bytes() + self.process / self.ranks.len() as u64
     }
+}
+
+/// The config as if all clips had the size of the largest: of several sizes it is what memory is planned for, since each
+/// step takes clips of one size and its buffers are free for the next.
+///
+/// # Errors
+/// A clip does not fit the network.
+pub fn of_largest<'a>(config: &'a RunConfig, model: &ModelConfig) -> Result<Cow<'a, RunConfig>> {
+    if config.data.has_one_size() {
+        return Ok(Cow::Borrowed(config));
+    }
+    config.check_sizes(model)?;
+    let grid = config.clip_grid(model)?;
+    let buckets = config.data.iter().flat_map(|section| section.groups(&grid)).flatten();
+    // Sizes on the grid have as many tokens as they have pixels, but for the first frame of latents.
+    let largest = buckets.max_by_key(|bucket| bucket.size().iter().product::<usize>());
+    Ok(largest.map_or(Cow::Borrowed(config), |bucket| Cow::Owned(config.of_size(bucket))))
 }
 
 /// The config with a clip of so many patches of frames.

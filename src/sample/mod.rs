@@ -75,11 +75,11 @@ pub struct Request {
 }
 
 impl Request {
-    /// What a run's config asks for, of its data's size.
+    /// What a run's config asks for, of its data's size, or of the first of several.
     pub fn from_config(config: &config::RunConfig) -> Result<Self> {
-        let (data, sample) = (&config.data, &config.sample);
+        let sample = &config.sample;
         Ok(Self {
-            size: [data.frames, data.height, data.width],
+            size: config.sample_size()?.size(),
             sampler: sample.sampler,
             steps: sample.steps,
             guidance: Guidance::new(sample.guidance, sample.guidance_interval)?,

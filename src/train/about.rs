@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::setup::RunSetup;
 use crate::Result;
-use crate::data::{draw_sheet, report};
+use crate::data::{Dataset, draw_sheet, report_buckets};
 use crate::files::atomic_write;
 use crate::parallel::LauncherEnv;
 use crate::plan::Plan;
@@ -46,8 +46,8 @@ fn planned(setup: &RunSetup, plan: &Plan) -> Result<()> {
 /// What `longreel scan` says of the clips, of many files the first.
 fn data(setup: &RunSetup) -> Result<()> {
     let root = &setup.data_root;
-    let tokens = setup.model.grid(setup.size()?)?;
-    let mut about = report(&setup.dataset, root, Some(tokens.iter().product()));
+    let tokens = |dataset: &Dataset| Some(setup.grid(dataset).ok()?.iter().product());
+    let mut about = report_buckets(&setup.clips, root, tokens);
     for (list, count) in [("files", "file_count"), ("skipped", "skipped_count")] {
         let Some(named) = about[list].as_array_mut() else { continue };
         let total = named.len();
@@ -59,14 +59,15 @@ fn data(setup: &RunSetup) -> Result<()> {
 }
 
 fn sheet(setup: &RunSetup) -> Result<()> {
-    let data = &setup.config.data;
     let large = |height: usize, width: usize| height.saturating_mul(width) > LARGEST;
-    if large(data.height, data.width) || setup.dataset.files().iter().any(|file| large(file.height, file.width)) {
+    let large_clips = |dataset: &Dataset| large(dataset.options().height, dataset.options().width);
+    let large_files = |dataset: &Dataset| dataset.files().iter().any(|file| large(file.height, file.width));
+    if setup.clips.buckets().iter().any(|dataset| large_clips(dataset) || large_files(dataset)) {
         return Ok(());
     }
     let path = setup.folder.root().join("data.png");
     let root = &setup.data_root;
-    draw_sheet(&setup.dataset, root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
+    draw_sheet(setup.clips.buckets(), root, &path, SHOWN, Some(SHEET_TIME)).map(drop)
 }
 
 fn write(setup: &RunSetup, name: impl AsRef<Path>, about: &Value) -> Result<()> {

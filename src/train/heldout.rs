@@ -7,8 +7,7 @@ use std::sync::Arc;
 use super::setup::RunSetup;
 use crate::Result;
 use crate::batch::{NoisyClip, NoisyClips, squared_errors, upload};
-use crate::config::Label;
-use crate::data::{ClipRows, FrameRegion};
+use crate::data::{ClipRows, Dataset, FrameRegion};
 use crate::diffusion::{Objective, QUANTILES, SigmaDistribution, heldout_key, timestep};
 use crate::engine::Engine;
 use crate::model::Model;
@@ -20,26 +19,32 @@ pub struct Heldout<'a> {
     setup: &'a RunSetup,
     mesh: &'a Mesh,
     objective: &'a Objective,
-    sigmas: Vec<f64>,
 }
 
 impl<'a> Heldout<'a> {
     /// None if the run has no held-out clips.
-    pub fn new(
-        setup: &'a RunSetup,
-        mesh: &'a Mesh,
-        objective: &'a Objective,
-        sigmas: &SigmaDistribution,
-    ) -> Result<Option<Self>> {
-        Ok(setup.heldout.as_ref().map(|_| Self { setup, mesh, objective, sigmas: sigmas.heldout(QUANTILES) }))
+    pub fn new(setup: &'a RunSetup, mesh: &'a Mesh, objective: &'a Objective) -> Option<Self> {
+        setup.heldout.as_ref().map(|_| Self { setup, mesh, objective })
     }
 
-    /// The mean loss at each quantile, in ascending sigma, over all clips and ranks. Clips are dealt to data ranks in
-    /// turn.
+    /// The mean loss at each quantile, in ascending sigma, over all clips and ranks: each clip counts the same,
+    /// whatever its size.
     pub fn losses(&self, model: &Model) -> Result<Vec<f64>> {
-        let Some(dataset) = &self.setup.heldout else { return Ok(vec![]) };
-        let data = &self.setup.config.data;
-        let grid = model.config.grid(self.setup.size()?)?;
+        let Some(clips) = &self.setup.heldout else { return Ok(vec![]) };
+        let (mut losses, mut first) = (vec![0.0; QUANTILES], 0);
+        for (bucket, dataset) in clips.buckets().iter().enumerate() {
+            let share = dataset.len() as f64 / clips.len() as f64;
+            let of_bucket = self.losses_of(model, bucket, dataset, first)?;
+            losses.iter_mut().zip(of_bucket).for_each(|(sum, loss)| *sum += share * loss);
+            first += dataset.len();
+        }
+        Ok(losses)
+    }
+
+    /// The same of a bucket's clips, which have the numbers from `first` on. Clips are dealt to data ranks in turn.
+    fn losses_of(&self, model: &Model, bucket: usize, dataset: &Dataset, first: usize) -> Result<Vec<f64>> {
+        let grid = self.setup.grid(dataset)?;
+        let sigmas = SigmaDistribution::new(&self.setup.config.diffusion, grid.iter().product())?.heldout(QUANTILES);
         let engine = Engine::new(model, &self.mesh.sequence, grid, QUANTILES, self.setup.config.train.tile)?
             .in_head_groups(self.setup.config.parallel.head_groups)?;
         let tokens = engine.local_tokens();
@@ -48,7 +53,7 @@ impl<'a> Heldout<'a> {
         for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
             let clip = dataset.clip(number);
             let frames: Arc<dyn ClipRows> = match &self.setup.latents {
-                Some(latents) => Arc::new(latents.heldout(number, region.frames.clone())?),
+                Some(latents) => Arc::new(latents.heldout(bucket, number, region.frames.clone())?),
                 None => Arc::new(dataset.region(&clip, &dataset.plain(number).augment, &region)?),
             };
             let pixels = upload(frames.as_ref(), self.setup.device())?;
@@ -56,11 +61,11 @@ impl<'a> Heldout<'a> {
                 frames: frames.clone(),
                 pixels: pixels.clone(),
                 sigma,
-                noise: heldout_key(self.setup.config.run.seed, i as u64, number as u64),
+                noise: heldout_key(self.setup.config.run.seed, i as u64, (first + number) as u64),
             };
-            let clips: Vec<NoisyClip> = self.sigmas.iter().enumerate().map(noisy).collect();
-            let label = if data.label == Label::None { None } else { clip.class };
-            let timesteps: Vec<f64> = self.sigmas.iter().map(|&sigma| timestep(sigma)).collect();
+            let clips: Vec<NoisyClip> = sigmas.iter().enumerate().map(noisy).collect();
+            let label = if self.setup.config.data.labelled() { clip.class } else { None };
+            let timesteps: Vec<f64> = sigmas.iter().map(|&sigma| timestep(sigma)).collect();
             let conditioning = conditioning(model, &timesteps, &[label; QUANTILES])?;
             let patch = model.config.patch_size;
             let clips = NoisyClips {

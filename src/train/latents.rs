@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compute, RunConfig};
-use crate::data::{Apart, Crop, Dataset, Request};
+use crate::data::{ClipSets, Crop, Dataset, Request};
 use crate::encode::cache::{Contents, LatentCache, VaeKey};
 use crate::encode::fill::{Filling, fill};
 use crate::encode::latents::Latents;
@@ -24,8 +24,9 @@ const SAID_EVERY: Duration = Duration::from_secs(10);
 pub struct RunLatents {
     weights: VaeWeights,
     arithmetic: Arithmetic,
-    trained: (Arc<Dataset>, LatentCache),
-    heldout: Option<(Arc<Dataset>, LatentCache)>,
+    /// By bucket.
+    trained: Vec<(Arc<Dataset>, LatentCache)>,
+    heldout: Vec<(Arc<Dataset>, LatentCache)>,
     /// Loaded by the first rank that needs them, and dropped once the caches are filled.
     encoder: Mutex<Option<Encoder>>,
     decoder: Mutex<Option<Arc<Decoder>>>,
@@ -36,7 +37,7 @@ impl RunLatents {
     ///
     /// # Errors
     /// The VAE cannot be read, or does not fit the clips; the cache's folder cannot be used; a source cannot be read.
-    pub fn open(config: &RunConfig, dataset: &Arc<Dataset>, heldout: Option<&Arc<Dataset>>) -> Result<Option<Self>> {
+    pub fn open(config: &RunConfig, clips: &[Arc<Dataset>], heldout: &[Arc<Dataset>]) -> Result<Option<Self>> {
         let Some(from) = &config.vae.from else { return Ok(None) };
         let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
         let bf16 = config.vae.dtype == Compute::Bf16;
@@ -54,8 +55,9 @@ impl RunLatents {
             let cache = LatentCache::open(&config.vae.cache, dataset, &key, &weights.config, variants);
             cache.map(|cache| (dataset.clone(), cache)).map_err(|e| e.at("vae.cache"))
         };
-        let trained = open(dataset, Some(config.data.variants))?;
-        let heldout = heldout.map(|heldout| open(heldout, None)).transpose()?;
+        let variants = Some(config.data.variants);
+        let trained = clips.iter().map(|dataset| open(dataset, variants)).collect::<Result<_>>()?;
+        let heldout = heldout.iter().map(|dataset| open(dataset, None)).collect::<Result<_>>()?;
         let arithmetic = Arithmetic { isa: Isa::best(), bf16 };
         Ok(Some(Self { weights, arithmetic, trained, heldout, encoder: Mutex::default(), decoder: Mutex::default() }))
     }
@@ -65,14 +67,14 @@ impl RunLatents {
     /// # Errors
     /// As [`open`](Self::open); the clips cannot be opened; the config names no VAE.
     pub fn of_config(config: &RunConfig) -> Result<Self> {
-        let (data, out) = (&config.data, &config.run.out);
-        let path = hub::resolve(&data.path)?;
-        let held_out = data.heldout.as_ref().map(|path| hub::resolve(path)).transpose()?;
-        let clips = data.clips();
-        let dataset = Dataset::open_without(&clips, &path, &Apart::of_run(out, held_out.as_deref()))?;
-        let apart = Apart::of_run(out, None).with(&path, "it is trained on (data.path)");
-        let heldout = held_out.map(|path| Dataset::open_without(&clips, &path, &apart).map(Arc::new)).transpose()?;
-        match Self::open(config, &Arc::new(dataset), heldout.as_ref())? {
+        let model = config.network()?;
+        config.check_sizes(&model)?;
+        let grid = config.clip_grid(&model)?;
+        let sources = config.sources(&grid)?;
+        let clips = ClipSets::open(&sources)?;
+        let heldout = config.heldout_sources(&grid, &sources)?;
+        let heldout = if heldout.is_empty() { None } else { Some(ClipSets::open(&heldout)?) };
+        match Self::open(config, clips.buckets(), heldout.as_ref().map_or(&[], |clips| clips.buckets()))? {
             Some(latents) => Ok(latents),
             None => bail!(Config, "vae.from names no VAE"),
         }
@@ -93,7 +95,7 @@ impl RunLatents {
             Ok(encoder.clone().expect("it was loaded"))
         };
         let mut whole = true;
-        for (dataset, cache) in [Some(&self.trained), self.heldout.as_ref()].into_iter().flatten() {
+        for (dataset, cache) in self.trained.iter().chain(&self.heldout) {
             whole = whole && fill(cache, dataset, &encoder, comm, verify, stop, report)?;
         }
         comm.barrier()?;
@@ -123,7 +125,7 @@ impl RunLatents {
     /// # Errors
     /// The entry is gone or damaged.
     pub fn read(&self, request: &Request, frames: Range<usize>) -> Result<Latents> {
-        let (_, cache) = &self.trained;
+        let (_, cache) = &self.trained[request.bucket];
         cache.read(cache.number(request.clip, request.epoch), frames)
     }
 
@@ -131,8 +133,8 @@ impl RunLatents {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn heldout(&self, clip: usize, frames: Range<usize>) -> Result<Latents> {
-        let Some((_, cache)) = &self.heldout else { bail!(Data, "there are no held-out clips") };
+    pub fn heldout(&self, bucket: usize, clip: usize, frames: Range<usize>) -> Result<Latents> {
+        let Some((_, cache)) = self.heldout.get(bucket) else { bail!(Data, "there are no such held-out clips") };
         cache.read(clip, frames)
     }
 
@@ -141,8 +143,7 @@ impl RunLatents {
     /// # Errors
     /// The folder cannot be listed.
     pub fn contents(&self) -> Result<Contents> {
-        let caches = [Some(&self.trained), self.heldout.as_ref()];
-        let caches: Vec<&LatentCache> = caches.into_iter().flatten().map(|(_, cache)| cache).collect();
+        let caches: Vec<&LatentCache> = self.trained.iter().chain(&self.heldout).map(|(_, cache)| cache).collect();
         LatentCache::contents(&caches)
     }
 

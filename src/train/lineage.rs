@@ -1,13 +1,13 @@
 //! What the weights that a run goes on from were trained for, against what its config asks for: what cannot be right is
 //! refused, what may be is listed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::Path;
 use toml::{Table, Value};
 
-use crate::config::{Label, RunConfig};
-use crate::data::Dataset;
+use crate::config::RunConfig;
+use crate::data::ClipSets;
 use crate::files::atomic_write;
 use crate::model::ModelConfig;
 use crate::state::checkpoint::{Checkpoint, DataCounts, RunFolder, State};
@@ -52,9 +52,9 @@ pub(super) fn check_network(checkpoint: &Checkpoint, config: &RunConfig, model: 
 ///
 /// # Errors
 /// There is a class that it does not know.
-pub(super) fn number_classes(checkpoint: &Checkpoint, dataset: &mut Dataset) -> Result<()> {
+pub(super) fn number_classes(checkpoint: &Checkpoint, dataset: &mut ClipSets) -> Result<()> {
     let State { classes, step, .. } = checkpoint.state();
-    if classes.is_empty() || dataset.options().label == Label::None {
+    if classes.is_empty() || !dataset.labelled() {
         return Ok(());
     }
     if let Some(new) = dataset.classes().iter().find(|name| !classes.contains(name)) {
@@ -72,9 +72,9 @@ pub(super) fn number_classes(checkpoint: &Checkpoint, dataset: &mut Dataset) -> 
 ///
 /// # Errors
 /// None that [`Dataset::number_classes_as`] has for classes that are known.
-pub(super) fn inherit_classes(config: &RunConfig, dataset: &mut Dataset) -> Result<()> {
+pub(super) fn inherit_classes(config: &RunConfig, dataset: &mut ClipSets) -> Result<()> {
     let known = match origin(config) {
-        Some(checkpoint) if config.data.label == Label::Folder => checkpoint.state().classes.clone(),
+        Some(checkpoint) if config.data.labelled() => checkpoint.state().classes.clone(),
         _ => return Ok(()),
     };
     if known.is_empty() || dataset.classes() == known {
@@ -95,7 +95,7 @@ pub(super) fn inherit_classes(config: &RunConfig, dataset: &mut Dataset) -> Resu
 ///
 /// # Errors
 /// None for a config that was checked.
-pub(super) fn log_differences(checkpoint: &Checkpoint, config: &RunConfig, dataset: &Dataset) -> Result<()> {
+pub(super) fn log_differences(checkpoint: &Checkpoint, config: &RunConfig, dataset: &ClipSets) -> Result<()> {
     let state = checkpoint.state();
     let mut rows = differences(&written(state), &table(config)?);
     let counts = DataCounts::of(dataset);
@@ -103,7 +103,9 @@ pub(super) fn log_differences(checkpoint: &Checkpoint, config: &RunConfig, datas
         rows.push(["the data".to_owned(), was.to_string(), counts.to_string()]);
     }
     for (class, name) in dataset.classes().iter().enumerate() {
-        if !state.classes.is_empty() && dataset.files().iter().all(|file| file.class != Some(class)) {
+        if !state.classes.is_empty()
+            && dataset.buckets().iter().flat_map(|set| set.files()).all(|file| file.class != Some(class))
+        {
             rows.push([format!("class {name:?}"), "a folder".to_owned(), "no clips".to_owned()]);
         }
     }
@@ -226,16 +228,32 @@ fn shown(value: Option<&Value>) -> String {
 
 /// Key, old and new value of all that differs; where the run's folder lies is no difference.
 fn differences(was: &Table, is: &Table) -> Vec<[String; 3]> {
-    let sections: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+    let [was, is] = [was, is].map(keys);
+    let names: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
     let mut rows = vec![];
-    for section in sections {
-        let keys = [was, is].into_iter().filter_map(|config| config.get(section)?.as_table()).flat_map(Table::keys);
-        for key in keys.collect::<BTreeSet<&String>>() {
-            let [was, is] = [was, is].map(|config| value(config, section, key));
-            if was != is && (section.as_str(), key.as_str()) != ("run", "out") {
-                rows.push([format!("{section}.{key}"), shown(was), shown(is)]);
-            }
+    for name in names.into_iter().filter(|name| *name != "run.out") {
+        let [was, is] = [&was, &is].map(|keys| keys.get(name).copied());
+        if was != is {
+            rows.push([name.clone(), shown(was), shown(is)]);
         }
     }
     rows
+}
+
+/// Every `section.key` with its value; of sections that are repeated `section.1.key` and so on.
+fn keys<'a>(config: &'a Table) -> BTreeMap<String, &'a Value> {
+    let mut keys = BTreeMap::new();
+    let mut add = |section: String, table: &'a Value| {
+        let values = table.as_table().into_iter().flatten();
+        keys.extend(values.map(|(key, value)| (format!("{section}.{key}"), value)));
+    };
+    for (section, value) in config {
+        match value.as_array() {
+            Some(tables) => {
+                tables.iter().zip(1..).for_each(|(table, number)| add(format!("{section}.{number}"), table))
+            }
+            None => add(section.clone(), value),
+        }
+    }
+    keys
 }

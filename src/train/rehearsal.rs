@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::run::Rank;
 use super::setup::{RunSetup, Start};
 use crate::config::RunConfig;
-use crate::data::Decoding;
-use crate::engine::stash;
+use crate::data::Turn;
+use crate::engine::{Engine, stash};
 use crate::observe::meter::{Phase, Section, StepTimes};
 use crate::observe::process::memory;
 use crate::parallel::Launch;
@@ -21,11 +21,11 @@ use crate::{Result, allocator};
 pub fn rehearse(mut config: RunConfig, launch: &Launch) -> Result<Rehearsal> {
     config.run.out.push("rehearsal"); // never made; a run that is there already is no hindrance
     let setup = RunSetup::open(config, Start::New, launch, None)?;
-    let plan = Plan::with_decoding(&setup.config, &setup.model, true, Some(&Decoding::of(&setup.dataset)))?;
+    let plan = Plan::with_decoding(&setup.largest_config()?, &setup.model, true, Some(&setup.decoding()))?;
     stash::check_room(&setup.config.stash, setup.model.num_layers, &setup.stashed()?)?;
     let done = launch.run(setup.config.parallel.ranks, |comm| Rank::new(&setup, comm, Arc::default())?.rehearse())?;
     let (spent, seen): (Vec<StepTimes>, Vec<Seen>) = done.into_iter().unzip();
-    let (steps, tokens) = (REHEARSED.min(setup.config.train.steps), setup.tokens()?);
+    let (steps, tokens) = (REHEARSED.min(setup.config.train.steps), setup.tokens_of(setup.largest()?)?);
     tracing::info!("{}", spent[0].table(steps, tokens));
     Ok(Rehearsal::new(&plan, &seen))
 }
@@ -35,16 +35,21 @@ impl Rank<'_> {
     fn rehearse(&self) -> Result<(StepTimes, Seen)> {
         let phases = Phases::default();
         let enter = |phase| phases.enter(phase);
-        let engine = self.engine()?.on_phase(&enter).rehearsing();
+        // The largest clips need most.
+        let largest = self.setup.largest()?;
+        let engines: Vec<Engine> =
+            self.engines()?.into_iter().map(|engine| engine.on_phase(&enter).rehearsing()).collect();
         let steps = REHEARSED.min(self.setup.config.train.steps);
-        let mut loader = self.loader(&engine, 0, steps)?;
+        let batch = self.global_batch();
+        let turns = (0..steps).map(move |step| Turn { bucket: largest, position: step * batch });
+        let mut loader = self.loader(&engines, turns)?;
         let mut spent = StepTimes::default();
         for step in 0..steps {
-            let loss = self.gradients(&engine, &mut loader, step)?;
+            let loss = self.gradients(&engines[largest], largest, &mut loader, step)?;
             self.meter.during(Section::Optimizer, || self.update(step, loss, 0.0))?;
             spent.add(&self.meter.end());
         }
-        drop((engine, loader));
+        drop((engines, loader));
         Ok((spent, phases.finish()))
     }
 }

@@ -12,7 +12,6 @@ use super::plot::loss_curve;
 use super::progress::Progress;
 use super::setup::RunSetup;
 use crate::Result;
-use crate::data::Decoding;
 use crate::data::write::{PREVIEW_PIXELS, Preview, write_video};
 use crate::files::{create_folders, gib};
 use crate::observe::meter::StepTimes;
@@ -30,6 +29,8 @@ use crate::terminal::counted;
 pub struct Step {
     /// Steps done, this one counted.
     pub step: u64,
+    /// Its tokens over all ranks.
+    pub tokens: u64,
     /// How often the clips have been gone through by its end.
     pub epoch: f64,
     pub loss: f64,
@@ -66,8 +67,8 @@ struct Voice<'a> {
     progress: &'a Progress,
     /// Bytes of memory that all ranks were planned to take.
     planned: u64,
-    /// Tokens of a step.
-    tokens: u64,
+    /// Tokens of this process's steps.
+    done: u64,
     /// Of this process's steps.
     steps: u64,
     waited: Duration,
@@ -98,7 +99,7 @@ impl<'a> Report<'a> {
             setup.folder.create(&setup.config.to_toml()?)?;
         }
         let warnings = keep_in(&setup.folder.warnings());
-        let plan = Plan::with_decoding(&setup.config, &setup.model, false, Some(&Decoding::of(&setup.dataset)))?;
+        let plan = Plan::with_decoding(&setup.largest_config()?, &setup.model, false, Some(&setup.decoding()))?;
         about::record(setup, &plan);
         let path = setup.folder.metrics();
         let metrics = if resumed { MetricsLog::resume(&path, done)? } else { MetricsLog::create(&path)? };
@@ -110,9 +111,9 @@ impl<'a> Report<'a> {
         };
         let bytes = weights.state_bytes();
         let state = gib((bytes.parameters + bytes.gradients + bytes.moments + bytes.average) as u64);
-        let (train, clips) = (&setup.config.train, setup.dataset.len());
+        let (train, clips) = (&setup.config.train, setup.clips.clips_of_an_epoch().iter().sum::<u64>());
         let epochs = train.steps as f64 * (train.batch * train.accumulate * data) as f64 / clips as f64;
-        let clips = counted(clips, "clip", "clips");
+        let clips = counted(clips as usize, "clip", "clips");
         tracing::info!(
             "{} parameters, {tokens} tokens a step, {} ({data} data x {sequence} sequence{ring}), steps {} to {} ({epochs:.1} epochs of \
              {clips})",
@@ -135,7 +136,7 @@ impl<'a> Report<'a> {
             _warnings: warnings.map_err(|e| tracing::warn!("warnings are in the log only: {e}")).ok(),
             progress,
             planned: plan.total(),
-            tokens,
+            done: 0,
             steps: 0,
             waited: Duration::ZERO,
             seconds: Duration::ZERO,
@@ -154,13 +155,14 @@ impl<'a> Report<'a> {
         voice.seconds += step.seconds;
         voice.spent.add(&step.spent);
         voice.steps += 1;
+        voice.done += step.tokens;
         let seconds = step.seconds.as_secs_f64();
         let mut record = Record {
             step: step.step,
             loss: step.loss,
             grad_norm: step.norm,
             lr: step.lr,
-            tokens_per_s: voice.tokens as f64 / seconds,
+            tokens_per_s: step.tokens as f64 / seconds,
             seconds,
             waited: step.waited.as_secs_f64() / seconds,
             peak_rss: memory().peak,
@@ -242,7 +244,7 @@ impl<'a> Report<'a> {
         };
         voice.progress.finish();
         if voice.steps > 0 {
-            tracing::info!("{}", voice.spent.table(voice.steps, voice.tokens));
+            tracing::info!("{}", voice.spent.table(voice.steps, voice.done / voice.steps));
             tracing::info!("memory: {} at the peak, planned {}", gib(peak), gib(voice.planned));
         }
         let share = 100.0 * voice.waited.as_secs_f64() / voice.seconds.as_secs_f64().max(1e-9);

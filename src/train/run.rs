@@ -19,8 +19,8 @@ use super::schedule::LearningRate;
 use super::setup::RunSetup;
 use super::trainer::Hook;
 use crate::batch::{NoisyClip, NoisyClips, upload};
-use crate::config::Label;
-use crate::data::{self, ClipRows, Loader, Sample};
+use crate::config::Weigh;
+use crate::data::{self, BucketOrder, ClipRows, FrameRegion, Loader, Sample, Turn};
 use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::Stash;
@@ -49,16 +49,23 @@ pub(super) struct Rank<'a> {
     pub meter: Arc<StepMeter>,
     weights: TrainState,
     objective: Objective,
-    sigmas: SigmaDistribution,
     dropout: LabelDropout,
+    buckets: Vec<BucketTerms>,
+}
+
+/// What differs for clips of each size.
+struct BucketTerms {
+    /// Patches along each axis.
     grid: [usize; 3],
+    sigmas: SigmaDistribution,
+    /// What a clip weighs in the loss.
+    weight: f64,
 }
 
 impl<'a> Rank<'a> {
     pub fn new(setup: &'a RunSetup, comm: Arc<dyn Communicator>, meter: Arc<StepMeter>) -> Result<Self> {
         let comm = Arc::new(Metered::new(comm, meter.clone()));
         let config = &setup.config;
-        let grid = setup.model.grid(setup.size()?)?;
         agree(comm.as_ref(), "the configuration", config.fingerprint()?)?;
         let mesh = Mesh::new(comm, config.parallel.data, setup.model.num_attention_heads, config.parallel.ring)?;
         let weights = TrainState::new(setup.initial()?, &config.state(), mesh.world.clone())?;
@@ -74,26 +81,37 @@ impl<'a> Rank<'a> {
             meter,
             weights,
             objective: Objective::new(&config.diffusion)?,
-            sigmas: SigmaDistribution::new(&config.diffusion, grid.iter().product())?,
             dropout: LabelDropout::new(config.diffusion.label_dropout)?,
-            grid,
+            buckets: BucketTerms::of(setup)?,
         })
     }
 
     /// Goes through the run's steps; `hook` is called after each.
     pub fn train(&self, progress: &Progress, interrupted: &AtomicBool, hook: Option<&Hook>) -> Result<Ended> {
         let train = &self.setup.config.train;
-        let engine = self.engine()?;
+        let engines = self.engines()?;
         let rates = LearningRate::new(train)?;
-        let heldout = Heldout::new(self.setup, &self.mesh, &self.objective, &self.sigmas)?;
+        let heldout = Heldout::new(self.setup, &self.mesh, &self.objective);
         let (first, position) = self.setup.resume.as_ref().map_or((0, 0), |c| (c.state().step, c.state().position));
 
         agree(self.mesh.world.as_ref(), "whether a hook sees each step", u64::from(hook.is_some()))?;
-        agree(self.mesh.world.as_ref(), "how many clips there are", self.setup.dataset.len() as u64)?;
+        let clips = self.setup.clips.clips_of_an_epoch();
+        agree(self.mesh.world.as_ref(), "how many clips there are", clips.iter().sum())?;
+        let of_each = crc32c::crc32c(format!("{clips:?}").as_bytes());
+        agree(self.mesh.world.as_ref(), "how many clips each bucket has", u64::from(of_each))?;
 
         let batch = self.global_batch();
-        let mut loader = self.loader(&engine, position, train.steps.saturating_sub(first))?;
+        let order = Arc::new(BucketOrder::new(self.setup.config.run.seed, clips.clone(), batch));
+        if clips.len() > 1 && !position.is_multiple_of(batch) {
+            let was =
+                "the checkpoint's steps took another number of clips: the order of clips goes on near where it was";
+            tracing::warn!("{was}");
+        }
+        let ahead = order.clone();
+        let turns = (0..train.steps.saturating_sub(first)).map(move |step| ahead.at(position + step * batch));
+        let mut loader = self.loader(&engines, turns)?;
         let tokens = self.setup.tokens()?;
+        let step_tokens = (0..clips.len()).map(|bucket| self.setup.tokens_of(bucket)).collect::<Result<Vec<_>>>()?;
         let mut report = Report::start(self.setup, &self.mesh, &self.weights, progress, tokens, first)?;
         let mut step = first;
         let mut stop = step >= train.steps;
@@ -101,11 +119,14 @@ impl<'a> Rank<'a> {
         let mut saved = self.setup.resume.is_some().then_some(first);
         while !stop {
             let (start, waited) = (Instant::now(), loader.waited());
-            let loss = self.gradients(&engine, &mut loader, step)?;
+            let bucket = order.at(position + (step - first) * batch).bucket;
+            let loss = self.gradients(&engines[bucket], bucket, &mut loader, step)?;
             // Every rank must stop at the same step, so the flags travel with the loss.
             let flags =
                 [interrupted.load(Ordering::SeqCst), self.meter.skipped()].map(|flag| f64::from(u8::from(flag)));
             let [loss, asked, skipped] = self.sum([loss, flags[0], flags[1]])?;
+            // What is reported is the loss of the step's clips, whatever they weigh.
+            let loss = loss / self.buckets[bucket].weight;
             if skipped > 0.0 {
                 abandoned = Some(step + 1);
                 break;
@@ -123,8 +144,19 @@ impl<'a> Rank<'a> {
             {
                 losses = self.weights.averaged(|model| heldout.losses(model))?;
             }
-            let epoch = (position + (step - first) * batch) as f64 / self.setup.dataset.len() as f64;
-            let record = report.step(&Step { step, epoch, loss, norm, lr, seconds, waited, spent, heldout: losses })?;
+            let epoch = (position + (step - first) * batch) as f64 / clips.iter().sum::<u64>() as f64;
+            let record = report.step(&Step {
+                step,
+                tokens: step_tokens[bucket],
+                epoch,
+                loss,
+                norm,
+                lr,
+                seconds,
+                waited,
+                spent,
+                heldout: losses,
+            })?;
             if let Some(hook) = hook {
                 let ends = record.is_some_and(|record| hook(&record).is_break());
                 stop |= self.sum([f64::from(u8::from(ends))])? != [0.0];
@@ -158,29 +190,39 @@ impl<'a> Rank<'a> {
         Ok(norm)
     }
 
-    /// The engine of the run's clips, with the run's stash.
-    pub fn engine(&self) -> Result<Engine<'_>> {
+    /// The engine of each bucket's clips. They share the run's stash, and what memory one frees the next one uses.
+    pub fn engines(&self) -> Result<Vec<Engine<'_>>> {
         let config = &self.setup.config;
         let stash = Arc::new(Mutex::new(Stash::open(&config.stash, self.mesh.world.rank(), self.setup.device())?));
         let (train, sequence) = (&config.train, &self.mesh.sequence);
-        let engine = Engine::new(&self.weights.model, sequence, self.grid, train.batch, train.tile)?;
-        Ok(engine
-            .in_head_groups(config.parallel.head_groups)?
-            .with_stash(stash)
-            .with_meter(self.meter.clone())
-            .with_hooks(&self.weights))
+        let engine = |terms: &BucketTerms| {
+            let engine = Engine::new(&self.weights.model, sequence, terms.grid, train.batch, train.tile)?;
+            Ok(engine
+                .in_head_groups(config.parallel.head_groups)?
+                .with_stash(stash.clone())
+                .with_meter(self.meter.clone())
+                .with_hooks(&self.weights))
+        };
+        self.buckets.iter().map(engine).collect()
     }
 
     /// Loss and gradients of a step: this rank's share.
-    pub fn gradients(&self, engine: &Engine, loader: &mut Loader<dyn ClipRows>, step: u64) -> Result<f64> {
+    pub fn gradients(
+        &self,
+        engine: &Engine,
+        bucket: usize,
+        loader: &mut Loader<dyn ClipRows>,
+        step: u64,
+    ) -> Result<f64> {
         let micro_batches = 0..self.setup.config.train.accumulate;
         self.meter.begin(micro_batches.len() as u64 * engine.operations());
         self.weights.zero_gradients()?;
-        micro_batches.map(|micro| self.micro_batch(engine, loader, step, micro)).sum()
+        let terms = &self.buckets[bucket];
+        micro_batches.map(|micro| self.micro_batch(engine, terms, loader, step, micro)).sum()
     }
 
     /// Clips of a step over all data ranks and micro-batches.
-    fn global_batch(&self) -> u64 {
+    pub fn global_batch(&self) -> u64 {
         let train = &self.setup.config.train;
         (train.batch * train.accumulate * self.mesh.data.size()) as u64
     }
@@ -191,39 +233,52 @@ impl<'a> Rank<'a> {
         ((micro * self.mesh.data.size() + self.mesh.data.rank()) * batch + i) as u64
     }
 
-    /// Decodes what this rank's tokens lie in, of its clips of `steps` steps from `position` on, in order.
-    pub fn loader(&self, engine: &Engine, position: u64, steps: u64) -> Result<Loader<dyn ClipRows>> {
-        let train = &self.setup.config.train;
-        let (dataset, seed) = (self.setup.dataset.clone(), self.setup.config.run.seed);
+    /// Decodes what this rank's tokens lie in, of its clips of the steps that take `turns`, in order.
+    pub fn loader(
+        &self,
+        engines: &[Engine],
+        turns: impl Iterator<Item = Turn> + Send + 'static,
+    ) -> Result<Loader<dyn ClipRows>> {
+        let (train, seed) = (&self.setup.config.train, self.setup.config.run.seed);
+        let datasets = self.setup.clips.buckets().to_vec();
         let numbers: Vec<u64> = (0..train.accumulate)
             .flat_map(|m| (0..train.batch).map(move |i| (m, i)))
             .map(|(m, i)| self.clip_number(m, i))
             .collect();
-        let region = data::FrameRegion::of_tokens(engine.local_tokens(), self.grid, self.setup.model.patch_size);
-        let batch = self.global_batch();
-        let positions = (0..steps).flat_map(move |step| {
-            let numbers = numbers.clone();
-            (0..numbers.len()).map(move |i| position + step * batch + numbers[i])
+        let patch = self.setup.model.patch_size;
+        let region =
+            |(engine, terms): (&Engine, &BucketTerms)| FrameRegion::of_tokens(engine.local_tokens(), terms.grid, patch);
+        let regions: Vec<FrameRegion> = engines.iter().zip(&self.buckets).map(region).collect();
+        let ours = datasets.clone();
+        let requests = turns.flat_map(move |Turn { bucket, position }| {
+            let (dataset, numbers) = (ours[bucket].clone(), numbers.clone());
+            numbers.into_iter().map(move |number| dataset.training(seed, position + number))
         });
-        let requests = positions.map(move |position| dataset.training(seed, position));
         // A step's clips decode while the step before runs, and one more.
         let prefetch = self.setup.config.data.prefetch.max(train.batch);
-        let dataset = self.setup.dataset.clone();
         match &self.setup.latents {
             Some(latents) => {
-                let (latents, frames) = (latents.clone(), region.frames);
+                let latents = latents.clone();
                 let read = move |request: &data::Request, _: &data::Clip, _: &AtomicBool| {
-                    let part: Arc<dyn ClipRows> = Arc::new(latents.read(request, frames.clone())?);
+                    let part: Arc<dyn ClipRows> =
+                        Arc::new(latents.read(request, regions[request.bucket].frames.clone())?);
                     Ok(part)
                 };
-                Loader::reading(dataset, Box::new(read), prefetch, requests)
+                Loader::reading(datasets, Box::new(read), prefetch, requests)
             }
-            None => Loader::rows(dataset, region, prefetch, requests),
+            None => Loader::rows(datasets.into_iter().zip(regions).collect(), prefetch, requests),
         }
     }
 
     /// Forward and backward of one micro-batch: this rank's share of the loss.
-    fn micro_batch(&self, engine: &Engine, loader: &mut Loader<dyn ClipRows>, step: u64, micro: usize) -> Result<f64> {
+    fn micro_batch(
+        &self,
+        engine: &Engine,
+        terms: &BucketTerms,
+        loader: &mut Loader<dyn ClipRows>,
+        step: u64,
+        micro: usize,
+    ) -> Result<f64> {
         let (seed, train) = (self.setup.config.run.seed, &self.setup.config.train);
         let (mut clips, mut labels) = (vec![], vec![]);
         for i in 0..train.batch {
@@ -232,15 +287,15 @@ impl<'a> Rank<'a> {
             };
             let Sample { clip, frames, .. } = sample?;
             let number = self.clip_number(micro, i);
-            let dropped = self.setup.config.data.label == Label::None || self.dropout.drops(seed, step, number);
+            let dropped = !self.setup.config.data.labelled() || self.dropout.drops(seed, step, number);
             labels.push(if dropped { None } else { clip.class });
-            let sigma = self.sigmas.draw(seed, step, number);
+            let sigma = terms.sigmas.draw(seed, step, number);
             let (pixels, noise) = (upload(frames.as_ref(), self.setup.device())?, training_key(seed, step, number));
             clips.push(NoisyClip { frames, pixels, sigma, noise });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
         let conditioning = sample::conditioning(&self.weights.model, &timesteps, &labels)?;
-        let tokens: usize = self.grid.iter().product();
+        let tokens: usize = terms.grid.iter().product();
         let elements = self.global_batch() as usize * tokens * self.setup.model.patch_out();
         let clips = NoisyClips {
             clips: &clips,
@@ -249,7 +304,7 @@ impl<'a> Rank<'a> {
             patch: self.setup.model.patch_size,
             channels: self.setup.model.in_channels,
             device: self.setup.device(),
-            weight: 1.0 / elements as f64,
+            weight: terms.weight / elements as f64,
         };
         engine.loss_and_gradients(&conditioning, &clips)
     }
@@ -272,7 +327,7 @@ impl<'a> Rank<'a> {
             None => request.size[0],
         });
         let (request, decoder) = (&request, self.setup.latents.as_ref().map(|latents| latents.decoder()).transpose()?);
-        let classes = self.setup.dataset.classes().len().max(1);
+        let classes = self.setup.clips.classes().len().max(1);
         let label = |index| (self.setup.model.num_classes > 0).then_some(index % classes);
         let clips = ClipSpec::numbered((0..config.sample.count).map(label));
         self.weights.averaged(|model| {
@@ -303,13 +358,29 @@ impl<'a> Rank<'a> {
             let mut state = State::new(config.to_toml()?, config.run.seed, step, position);
             state.run = Some(self.setup.name.clone());
             state.fps = self.setup.fps();
-            state.data = Some(DataCounts::of(&self.setup.dataset));
-            state.classes = self.setup.dataset.classes().to_vec();
+            state.data = Some(DataCounts::of(&self.setup.clips));
+            state.classes = self.setup.clips.classes().to_vec();
             let path = saving.finish(&state, config.train.keep)?;
             tracing::info!("saved {}", path.display());
         }
         recorded?; // weights are worth more than their record: they are saved all the same
         self.mesh.world.barrier()
+    }
+}
+
+impl BucketTerms {
+    /// Those of each bucket. On average over an epoch's clips, a clip's weight is 1.
+    fn of(setup: &RunSetup) -> Result<Vec<Self>> {
+        let (tokens, mean) = (setup.clip_tokens()?, setup.mean_tokens()?);
+        let by_token = setup.config.train.weigh == Weigh::Token && tokens.len() > 1;
+        let terms = |(dataset, tokens): (&Arc<data::Dataset>, usize)| {
+            Ok(Self {
+                grid: setup.grid(dataset)?,
+                sigmas: SigmaDistribution::new(&setup.config.diffusion, tokens)?,
+                weight: if by_token { tokens as f64 / mean } else { 1.0 },
+            })
+        };
+        setup.clips.buckets().iter().zip(tokens).map(terms).collect()
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::device::device;
 use super::latents::RunLatents;
 use super::lineage;
-use crate::config::{Compute, Label, RunConfig};
-use crate::data::{Apart, Clips, Dataset, Overlaps, refuse_own_output};
+use crate::config::{Compute, RunConfig};
+use crate::data::{Bucket, ClipSets, Clips, Dataset, Decoding, Overlaps, refuse_own_output};
 use crate::engine::precision::check_on_gpu;
 use crate::engine::stash::Shapes;
 use crate::model::folder::Folder;
@@ -37,10 +37,11 @@ pub enum Start {
 /// A run, ready for its ranks.
 pub struct RunSetup {
     pub config: RunConfig,
-    pub dataset: Arc<Dataset>,
+    /// What is trained on, a dataset for each size of clips.
+    pub clips: ClipSets,
     /// What names of files are shown below.
     pub data_root: PathBuf,
-    pub heldout: Option<Arc<Dataset>>,
+    pub heldout: Option<ClipSets>,
     /// The clips' latents, of a run that trains on those.
     pub latents: Option<Arc<RunLatents>>,
     /// What the network's clips are made of.
@@ -59,9 +60,12 @@ pub struct RunSetup {
 impl RunSetup {
     /// Fetches what `config` names on a hub, so that [`open`](Self::open) finds it on this machine.
     pub fn fetch(config: &RunConfig, own_clips: bool) -> Result<()> {
-        let data = (!own_clips).then_some(&config.data.path);
-        let names = [config.model.from.as_ref(), config.vae.from.as_ref(), data, config.data.heldout.as_ref()];
-        names.into_iter().flatten().try_for_each(|name| hub::resolve(name).map(drop))
+        let data = config
+            .data
+            .iter()
+            .flat_map(|section| [Some(&section.path).filter(|_| !own_clips), section.heldout.as_ref()]);
+        let names = [config.model.from.as_ref(), config.vae.from.as_ref()].into_iter().chain(data);
+        names.flatten().try_for_each(|name| hub::resolve(name).map(drop))
     }
 
     /// Opens everything `config` names, and the checkpoint that `start` asks for.
@@ -114,8 +118,8 @@ impl RunSetup {
         model.check()?;
         if device.is_cuda() {
             let (parallel, train) = (&config.parallel, &config.train);
-            let tokens = size_of(&config, space, &model).and_then(|size| model.grid(size));
-            let tokens = tokens.map_err(|e| e.at("data"))?.iter().product();
+            let grids = possible_grids(&config, space, &model)?;
+            let tokens = grids.iter().map(|grid| grid.iter().product()).max().unwrap_or(0);
             let sequence = parallel.ranks / parallel.data;
             let [_, ring] = Sequence::degrees(sequence, model.num_attention_heads, parallel.ring)?;
             let tokens = Split::new(tokens, ring).count(0);
@@ -139,74 +143,58 @@ impl RunSetup {
         if let Some(folder) = &from {
             folder.check(&Model::shapes(&model))?;
         }
-        let data = &config.data;
-        size_of(&config, space, &model).and_then(|size| model.grid(size)).map_err(|e| e.at("data"))?;
-        let path = if own.is_some() { PathBuf::from(&data.path) } else { hub::resolve(&data.path)? };
-        let held_out = data.heldout.as_ref().map(|path| hub::resolve(path)).transpose()?;
-        let places = [("data.path", own.is_none().then_some(&path)), ("data.heldout", held_out.as_ref())];
-        places
-            .iter()
-            .try_for_each(|(key, path)| path.map_or(Ok(()), |path| refuse_own_output(key, path, &config.run.out)))?;
-        let mut dataset = match &own {
-            Some(clips) => Dataset::of_clips(&data.clips(), clips)?,
-            None => Dataset::open_without(&data.clips(), &path, &Apart::of_run(&config.run.out, held_out.as_deref()))?,
+        if !config.data.has_one_size() {
+            config.check_sizes(&model)?;
+        }
+        possible_grids(&config, space, &model)?;
+        let grid = config.clip_grid(&model)?;
+        let sources = if own.is_some() { vec![] } else { config.sources(&grid)? };
+        let held_out = config.heldout_sources(&grid, &sources)?;
+        for (key, sources) in [("data.path", &sources), ("data.heldout", &held_out)] {
+            sources.iter().try_for_each(|source| refuse_own_output(key, &source.path, &config.run.out))?;
+        }
+        let mut clips = match &own {
+            Some(clips) => Dataset::of_clips(&config.data.clips(), clips)?.into(),
+            None => ClipSets::open(&sources)?,
         };
-        if data.label == Label::Folder && dataset.classes().len() > model.num_classes {
-            let (have, named) = (dataset.classes().len(), model.num_classes);
-            bail!(Config, "{} has {have} class folders, model.num_classes is {named}; set it to {have}", data.path)
-        }
-        if data.label == Label::None && model.num_classes > 0 {
-            bail!(
-                Config,
-                "model.num_classes is {}, but the clips have no classes: set data.label = \"folder\"",
-                model.num_classes
-            )
-        }
+        check_classes(&config, &model, &clips)?;
         match &resume {
             Some(checkpoint) => {
-                lineage::number_classes(checkpoint, &mut dataset)?;
-                lineage::log_differences(checkpoint, &config, &dataset)?;
+                lineage::number_classes(checkpoint, &mut clips)?;
+                lineage::log_differences(checkpoint, &config, &clips)?;
             }
-            None => lineage::inherit_classes(&config, &mut dataset)?,
+            None => lineage::inherit_classes(&config, &mut clips)?,
         }
-        let heldout = match &held_out {
-            None => None,
-            Some(held_out) => {
-                let apart = Apart::of_run(&config.run.out, None);
-                let apart = match own {
-                    Some(_) => apart,
-                    None => apart.with(&path, "it is trained on (data.path)"),
-                };
-                let mut heldout = Dataset::open_without(&data.clips(), held_out, &apart)?;
-                if data.label == Label::Folder {
-                    heldout.number_classes_as(dataset.classes())?;
+        let heldout = match &held_out[..] {
+            [] => None,
+            held_out => {
+                let mut heldout = ClipSets::open(held_out)?;
+                if config.data.labelled() {
+                    heldout.number_classes_as(clips.classes())?;
                 }
-                Some(Arc::new(heldout))
+                Some(heldout)
             }
         };
+        let held_out = heldout.as_ref().map_or(&[][..], |heldout| heldout.buckets());
         if is_first() && own.is_none() {
-            Overlaps::find(&dataset, heldout.as_deref()).log();
+            Overlaps::find(clips.buckets(), held_out).log();
         }
+        if is_first() && clips.buckets().len() > 1 {
+            let train = &config.train;
+            let batch = (train.batch * train.accumulate * config.parallel.data) as u64;
+            clips.below_a_batch(batch).iter().for_each(|said| tracing::warn!("{said}"));
+        }
+        let data_root = match &sources[..] {
+            [source] => source.path.clone(),
+            _ if own.is_some() => PathBuf::from(&config.data.path),
+            _ => PathBuf::new(),
+        };
         let name = match resume.as_ref().and_then(|checkpoint| checkpoint.state().run.clone()) {
             Some(name) => name,
             None => random_name()?,
         };
-        let dataset = Arc::new(dataset);
-        let latents = launch.rank0_first(|| RunLatents::open(&config, &dataset, heldout.as_ref()))?.map(Arc::new);
-        Ok(Self {
-            dataset,
-            data_root: path,
-            heldout,
-            latents,
-            space,
-            model,
-            from,
-            folder,
-            device,
-            resume,
-            name,
-            config,
-        })
+        let latents = launch.rank0_first(|| RunLatents::open(&config, clips.buckets(), held_out))?.map(Arc::new);
+        Ok(Self { clips, data_root, heldout, latents, space, model, from, folder, device, resume, name, config })
     }
 
     /// What its ranks compute on.
@@ -214,27 +202,70 @@ impl RunSetup {
         &self.device
     }
 
-    /// Frames per second of the clips, and so of samples; none for images.
+    /// Frames per second of samples: of the clips of their size, or of others; none for images.
     pub fn fps(&self) -> Option<f64> {
-        self.dataset.rate()
+        let buckets = self.clips.buckets();
+        let sampled = self.config.sample_size().ok();
+        let same = buckets.iter().find(|dataset| Some(dataset.options().size().into()) == sampled);
+        same.map_or_else(|| buckets.iter().find_map(|dataset| dataset.rate()), |dataset| dataset.rate())
     }
 
-    /// Frames, height, width of the network's clips, in pixels or latents.
-    pub fn size(&self) -> Result<[usize; 3]> {
-        size_of(&self.config, self.space, &self.model)
+    /// Patches along each axis of the clips of `dataset`.
+    pub fn grid(&self, dataset: &Dataset) -> Result<[usize; 3]> {
+        self.model.grid(self.space.size(dataset.options().size(), self.model.patch_size)?)
     }
 
-    /// Tokens of a step, over all ranks.
+    /// Tokens of a clip, of each bucket.
+    pub fn clip_tokens(&self) -> Result<Vec<usize>> {
+        self.clips.buckets().iter().map(|dataset| Ok(self.grid(dataset)?.iter().product())).collect()
+    }
+
+    /// The bucket whose clips have most tokens.
+    pub fn largest(&self) -> Result<usize> {
+        let tokens = self.clip_tokens()?;
+        Ok((0..tokens.len()).max_by_key(|&bucket| (tokens[bucket], usize::MAX - bucket)).unwrap_or(0))
+    }
+
+    /// The config as if all clips had the size of the largest: what memory and time are planned for.
+    pub fn largest_config(&self) -> Result<RunConfig> {
+        if self.config.data.has_one_size() {
+            return Ok(self.config.clone());
+        }
+        Ok(self.config.of_size(self.clips.buckets()[self.largest()?].options().size().into()))
+    }
+
+    /// What planning needs to know of decoding: of the worst files.
+    pub fn decoding(&self) -> Decoding {
+        let all = self.clips.buckets().iter().map(|dataset| Decoding::of(dataset));
+        all.reduce(Decoding::and).unwrap_or_default()
+    }
+
+    /// Clips of a step, over all ranks.
+    fn clips_of_a_step(&self) -> usize {
+        self.config.train.batch * self.config.train.accumulate * self.config.parallel.data
+    }
+
+    /// Tokens of a step of a bucket's clips, over all ranks.
+    pub fn tokens_of(&self, bucket: usize) -> Result<u64> {
+        Ok((self.clip_tokens()?[bucket] * self.clips_of_a_step()) as u64)
+    }
+
+    /// Tokens of a step on average, over all ranks.
     pub fn tokens(&self) -> Result<u64> {
-        let train = &self.config.train;
-        let tokens: usize = self.model.grid(self.size()?)?.iter().product();
-        Ok((tokens * train.batch * train.accumulate * self.config.parallel.data) as u64)
+        Ok((self.mean_tokens()? * self.clips_of_a_step() as f64).round() as u64)
+    }
+
+    /// Tokens of a clip on average.
+    pub fn mean_tokens(&self) -> Result<f64> {
+        let (tokens, clips) = (self.clip_tokens()?, self.clips.clips_of_an_epoch());
+        let all: u64 = tokens.iter().zip(&clips).map(|(&tokens, &clips)| tokens as u64 * clips).sum();
+        Ok(all as f64 / clips.iter().sum::<u64>() as f64)
     }
 
     /// What each block puts into the stash, on all ranks together.
     pub fn stashed(&self) -> Result<Shapes> {
         let model = &self.model;
-        let tokens = model.grid(self.size()?)?.iter().product();
+        let tokens = self.clip_tokens()?.into_iter().max().unwrap_or(0);
         let clips = self.config.train.batch.saturating_mul(self.config.parallel.data);
         let compute = if self.config.train.dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
         let lse = [clips, model.num_attention_heads, tokens];
@@ -256,10 +287,28 @@ impl RunSetup {
     }
 }
 
-/// Frames, height, width of the network's clips.
-fn size_of(config: &RunConfig, space: Space, model: &ModelConfig) -> Result<[usize; 3]> {
-    let data = &config.data;
-    space.size([data.frames, data.height, data.width], model.patch_size)
+/// Patches along each axis of the clips that a config may have.
+fn possible_grids(config: &RunConfig, space: Space, model: &ModelConfig) -> Result<Vec<[usize; 3]>> {
+    let grid = config.clip_grid(model)?;
+    let buckets = config.data.iter().flat_map(|section| section.groups(&grid)).flatten();
+    let of_bucket = |bucket: Bucket| space.size(bucket.size(), model.patch_size).and_then(|size| model.grid(size));
+    buckets.map(|bucket| of_bucket(bucket).map_err(|e| e.at("data"))).collect()
+}
+
+/// Refuses a network of fewer classes than the clips have, or one of classes for clips without.
+fn check_classes(config: &RunConfig, model: &ModelConfig, clips: &ClipSets) -> Result<()> {
+    let (have, named) = (clips.classes().len(), model.num_classes);
+    if config.data.labelled() && have > named {
+        let (path, kind) = match config.data.iter().count() {
+            1 => (config.data.path.as_str(), "class folders"),
+            _ => ("the data", "classes"),
+        };
+        bail!(Config, "{path} has {have} {kind}, model.num_classes is {named}; set it to {have}")
+    }
+    if !config.data.labelled() && named > 0 {
+        bail!(Config, "model.num_classes is {named}, but the clips have no classes: set data.label = \"folder\"")
+    }
+    Ok(())
 }
 
 /// 128 random bits, in hexadecimal digits.

@@ -11,13 +11,13 @@ use super::progress::Progress;
 use super::run::{Ended, Rank};
 use super::run_lock::RunLock;
 use super::setup::{RunSetup, Start};
-use crate::config::RunConfig;
+use crate::config::{Data, RunConfig};
 use crate::data::Clips;
 use crate::engine::stash;
 use crate::observe::meter::StepMeter;
 use crate::observe::metrics::Record;
 use crate::parallel::{Communicator, Launch, is_first};
-use crate::{Error, Result};
+use crate::{Error, Result, bail};
 
 /// Called after each step; see [`Trainer::on_step`].
 pub(super) type Hook<'a> = dyn Fn(&Record) -> ControlFlow<()> + Sync + 'a;
@@ -115,8 +115,11 @@ impl<'a> Trainer<'a> {
         let (launch, interrupted) = (self.launch.unwrap_or(&threads), self.interrupted.unwrap_or(&never));
         let mut config = self.config;
         if self.clips.is_some() {
+            if !config.data.has_one_size() {
+                bail!(Config, "clips of a program's own have one size: say data.frames, data.height and data.width")
+            }
             let clips = config.data.clips().of_own_clips();
-            config.data = config.data.cut_as(&clips);
+            config.data = Data::clone(&config.data).cut_as(&clips).into();
         }
         let ranks = config.parallel.ranks;
         // Processes that are ranks of one job share the lock of the first; others are runs of their own.

@@ -56,7 +56,7 @@ fn order_crops_and_flips_depend_on_the_position_alone() {
     let mut plain = dataset.options().clone();
     (plain.crop, plain.flip) = (Crop::Center, false);
     assert_eq!(Augment::draw(&plain, 3, 1, 5), Augment::PLAIN);
-    assert_eq!(dataset.plain(4), Request { clip: 4, epoch: 0, augment: Augment::PLAIN });
+    assert_eq!(dataset.plain(4), Request { bucket: 0, clip: 4, epoch: 0, augment: Augment::PLAIN });
 }
 
 #[test]

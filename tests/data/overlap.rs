@@ -7,6 +7,7 @@ use longreel::data::{Apart, Dataset, Overlaps, refuse_own_output};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// A picture of one colour.
@@ -90,8 +91,8 @@ fn the_same_file_twice_is_found_by_place_and_by_content() {
     }
     let lengths = ["data/a.png", "data/b.png"].map(|name| fs::metadata(at(name)).unwrap().len());
     assert_eq!(lengths[0], lengths[1], "files of one length that differ must be among them");
-    let open = |name: &str| Dataset::open(&config(1, 16, 16), &at(name)).unwrap();
-    let found = Overlaps::find(&open("data"), Some(&open("held")));
+    let open = |name: &str| [Arc::new(Dataset::open(&config(1, 16, 16), &at(name)).unwrap())];
+    let found = Overlaps::find(&open("data"), &open("held"));
     assert!(found.twice.is_empty() && found.held_out.is_empty(), "{found:?}");
 
     fs::copy(at("data/a.png"), at("data/copy of a.png")).unwrap();
@@ -99,7 +100,7 @@ fn the_same_file_twice_is_found_by_place_and_by_content() {
     fs::hard_link(at("data/a.png"), at("data/z.png")).unwrap();
     fs::copy(at("data/c.png"), at("held/c.png")).unwrap();
     symlink(at("data/a.png"), at("held/a.png")).unwrap();
-    let found = Overlaps::find(&open("data"), Some(&open("held")));
+    let found = Overlaps::find(&open("data"), &open("held"));
     let named = |names: &[&str]| -> Vec<String> { names.iter().map(|name| at(name).display().to_string()).collect() };
     assert_eq!(
         found.twice,
@@ -123,7 +124,7 @@ fn large_files_that_differ_in_the_middle_are_two() {
     write("a.ppm", None);
     write("b.ppm", Some(400_000));
     write("c.ppm", None);
-    let found = Overlaps::find(&Dataset::open(&config(1, 16, 16), temp.path()).unwrap(), None);
+    let found = Overlaps::find(&[Arc::new(Dataset::open(&config(1, 16, 16), temp.path()).unwrap())], &[]);
     let same: Vec<String> =
         ["a.ppm", "c.ppm"].map(|name| temp.path().join(name).display().to_string()).into_iter().collect();
     assert_eq!(found.twice, [same]);

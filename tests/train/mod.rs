@@ -4,6 +4,7 @@
 //! The networks are tiny and so are the clips, which are made here; sizes divide nothing evenly. What single parts do
 //! (the optimizer, checkpoints, metrics files) is tested with those parts.
 
+mod buckets;
 mod data;
 mod failures;
 mod latents;

@@ -13,7 +13,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A copy of a run as it was when its checkpoint of `step` was its last; its metrics go on, as after a kill.
-fn until(place: &Place, from: &str, to: &str, step: u64) {
+pub(super) fn until(place: &Place, from: &str, to: &str, step: u64) {
     copy(&place.path(from), &place.path(to));
     for later in place.checkpoints(to).into_iter().filter(|&s| s > step) {
         fs::remove_dir_all(place.checkpoint(to, later, "")).unwrap();
@@ -21,7 +21,7 @@ fn until(place: &Place, from: &str, to: &str, step: u64) {
 }
 
 /// Weights, average and moments of two runs at a step, to the byte.
-fn same_weights(place: &Place, a: &str, b: &str, step: u64) {
+pub(super) fn same_weights(place: &Place, a: &str, b: &str, step: u64) {
     let model = "diffusion_pytorch_model.safetensors";
     for part in [format!("transformer/{model}"), format!("ema/{model}"), "optimizer.safetensors".to_owned()] {
         let [a, b] = [a, b].map(|run| fs::read(place.checkpoint(run, step, &part)).unwrap());

@@ -107,10 +107,12 @@ function showData(runs) {
       unused = data.skipped_count ?? data.skipped.length;
     const classes = data.classes.length ? `, ${count(data.classes.length, "class", "classes")}` : "";
     const tokens = data.tokens_per_clip ? ` of ${count(data.tokens_per_clip, "token", "tokens")}` : "";
+    const sizes = (data.buckets || []).map(bucket => `${bucket.width} × ${bucket.height} × ${bucket.frames}`);
     const says =
       `${count(data.clips, "clip", "clips")}${tokens} from ${count(used, "file", "files")}${classes}; ` +
+      (data.buckets ? `${sizes.join(", ")} (width × height × frames).` :
       `${data.frames === 1 ? "images" : `${data.frames} frames`} of ${data.width} × ${data.height} pixels` +
-      `${data.stride > 1 ? `, one frame in ${data.stride}` : ""}${data.fps ? `, at ${data.fps} a second` : ""}.`;
+      `${data.stride > 1 ? `, one frame in ${data.stride}` : ""}${data.fps ? `, at ${data.fps} a second` : ""}.`);
     const sheet = run.details.pictures.includes("data.png") ? source.file(run.id, "data.png") : null;
     return [
       element("h3", {}, ...[run, ...others].flatMap((run, i) => [i ? " and " : "", swatch(run), run.name])),

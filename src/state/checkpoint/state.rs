@@ -9,7 +9,7 @@ use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 
 #[cfg(feature = "media")]
-use crate::data::Dataset;
+use crate::data::ClipSets;
 use crate::files::FileSum;
 use crate::terminal::counted;
 use crate::{Error, Result, bail};
@@ -52,9 +52,9 @@ pub struct DataCounts {
 
 #[cfg(feature = "media")]
 impl DataCounts {
-    /// Those of `dataset`.
-    pub fn of(dataset: &Dataset) -> Self {
-        Self { files: dataset.files().len(), clips: dataset.len() }
+    /// Those of the clips of a run; a file counts for each size that it gives clips of.
+    pub fn of(clips: &ClipSets) -> Self {
+        Self { files: clips.buckets().iter().map(|dataset| dataset.files().len()).sum(), clips: clips.len() }
     }
 }
 
