@@ -29,7 +29,8 @@ import floors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OURS, DOCS = ROOT / "target/release/longreel", ROOT / "docs/performance.md"
-SAME = ("tokens", "in", "out", "layers", "dim", "heads", "head_dim", "dtype", "threads", "ranks")
+SAME = ("tokens", "in", "out", "layers", "dim", "heads", "head_dim", "half", "kind", "frames", "height", "width",
+        "dtype", "threads", "ranks")
 FORWARD, BOTH = ("fwd_s", "forward"), ("fwdbwd_s", "forward+backward")
 STEP, MEMORY = ("step_s", "step"), ("peak_rss_gib", "memory")
 
@@ -89,6 +90,10 @@ def works(quick):
     for inner, out in ((384, 1536), (1536, 384)):
         shape = {"tokens": 64 if quick else 8192, "in": inner, "out": out, "runs": 1 if quick else 20}
         yield Work("linear", f"linear-{inner}x{out}-bf16", "bf16", shape, [(FORWARD, 1.0), (BOTH, 1.0)])
+    for half in ("encode", "decode"):
+        for dtype, target in (("f32", 1.2), ("bf16", 3.0)):
+            shape = dict(half=half, frames=5 if quick else 17, height=32 if quick else 256, width=32 if quick else 448)
+            yield Work("vae", f"vae-{half}-{dtype}", dtype, shape, [(FORWARD, target), (MEMORY, 4.0)])
     for ranks in (1, 2):
         for tokens, frames, layers, steps, target in ((8192, 8, 4, 2, 2.0), (32768, 32, 2, 1, 2.3)):
             shape = dict(frames=frames, height=64, width=64, layers=layers, heads=6, head_dim=64, steps=steps)
@@ -156,10 +161,13 @@ def title(row):
         shape = f"attention, {result['tokens']} tokens, {result['heads']} heads of {result['head_dim']}"
     elif row["kind"] == "linear":
         shape = f"linear, {result['tokens']} x {result['in']} to {result['out']}"
+    elif row["kind"] == "vae":
+        size = f"{result['frames']} frames of {result['width']} x {result['height']}"
+        shape = f"Wan {result['kind']} VAE, {result['half']} {size}"
     else:
         shape = f"step, {result['tokens']} tokens, {result['layers']} blocks of {result['dim']}"
         shape += f", {result['ranks']} ranks" if result["ranks"] > 1 else ""
-    return f"{shape}, {result['dtype']}" + ("" if row["label"] == "step" else f", {row['label']}")
+    return f"{shape}, {result['dtype']}" + ("" if row["label"] == "step" or (row["kind"], row["label"]) == ("vae", "forward") else f", {row['label']}")
 
 
 def table(rows):

@@ -4,7 +4,7 @@ use crate::train::{longreel, succeed, text};
 use std::fs;
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 4] = ["train", "sample", "plan", "watch"];
+const COMMANDS: [&str; 6] = ["train", "sample", "encode", "decode", "plan", "watch"];
 
 #[test]
 fn completions_are_scripts_that_shells_can_read() {

@@ -29,6 +29,7 @@ mod bundle;
 mod bundle_kernels;
 mod checkpoint;
 mod cli;
+mod codec;
 mod config;
 mod data;
 mod datasets;

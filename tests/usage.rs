@@ -41,7 +41,7 @@ fn help_and_version_go_to_stdout() {
     let version = longreel(&["--version"]);
     assert!(version.status.success());
     assert_eq!(String::from_utf8_lossy(&version.stdout).trim(), format!("longreel {}", env!("CARGO_PKG_VERSION")));
-    for command in ["train", "sample", "forward", "scan", "bench"] {
+    for command in ["train", "sample", "encode", "decode", "forward", "scan", "bench"] {
         let help = longreel(&[command, "--help"]);
         assert!(
             help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Usage: longreel "),

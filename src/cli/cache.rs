@@ -1,6 +1,7 @@
 //! Runs `longreel cache`: encodes the clips of a run that trains on latents, or says what its cache holds.
 
 use clap::Args;
+use std::sync::atomic::AtomicBool;
 
 use super::train::TrainArgs;
 use crate::parallel::{Launch, is_first};
@@ -58,7 +59,8 @@ pub fn run(args: &CacheArgs, launch: &Launch) -> Result<()> {
         }
         return Ok(());
     }
-    launch.run(config.parallel.ranks, |comm| latents.fill_and_log(&comm))?;
+    let never = AtomicBool::new(false); // Ctrl-C ends the process: entries are whole or not there
+    launch.run(config.parallel.ranks, |comm| latents.fill_and_log(&comm, true, &never))?;
     if !is_first() {
         return Ok(());
     }

@@ -9,15 +9,19 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod cache;
+mod decode;
+mod encode;
 mod forward;
 mod interrupt;
 mod machine;
 mod plan;
+mod progress;
 mod report;
 mod sample;
 mod sampling;
 mod scan;
 mod shell;
+mod source_clip;
 mod status;
 mod train;
 mod vae;
@@ -25,6 +29,7 @@ mod verify;
 mod watch;
 
 use crate::allocator::report_shortage;
+use crate::data::write::Kind;
 use crate::files::{check_target, expand_home};
 use crate::observe::stderr::Stderr;
 use crate::observe::warnings::KeepWarnings;
@@ -59,6 +64,8 @@ enum Command {
     Train(train::TrainArgs),
     Plan(plan::PlanArgs),
     Sample(sample::SampleArgs),
+    Encode(encode::EncodeArgs),
+    Decode(decode::DecodeArgs),
     Forward(forward::ForwardArgs),
     Cache(cache::CacheArgs),
     Scan(scan::ScanArgs),
@@ -101,6 +108,8 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Train(args) => on_ranks(|launch| train::run(&args, launch)),
         Command::Sample(args) => on_ranks(|launch| sample::run(&args, launch)),
+        Command::Encode(args) => on_ranks(|launch| encode::run(&args, launch)),
+        Command::Decode(args) => on_ranks(|launch| decode::run(&args, launch)),
         Command::Forward(args) => on_ranks(|launch| forward::run(&args, launch)),
         Command::Plan(args) => alone(|| plan::run(args)),
         Command::Cache(args) => on_ranks(|launch| cache::run(&args, launch)),
@@ -215,6 +224,25 @@ fn may_write(path: &Path, force: bool) -> Result<()> {
         bail!(Config, "{}: exists already: choose another name, or --force to replace it", path.display())
     }
     Ok(())
+}
+
+/// Refuses a file to write whose folder is not there.
+fn check_parent(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder.filter(|folder| !folder.is_dir()) {
+        Some(folder) => bail!(Config, "{}: the folder {} is not there", path.display(), folder.display()),
+        None => Ok(()),
+    }
+}
+
+/// What clips are to be written to `path`; the folder of a file must be there, and the encoder.
+fn output_kind(path: &Path) -> Result<Kind> {
+    let kind = Kind::of(path)?;
+    kind.check_encoder(path)?;
+    if kind != Kind::Folder {
+        check_parent(path)?;
+    }
+    Ok(kind)
 }
 
 fn start_logging() -> std::result::Result<(), String> {

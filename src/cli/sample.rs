@@ -176,17 +176,12 @@ fn open(path: &Path, launch: &Launch) -> Result<(NamedModel, Folder)> {
 impl SampleArgs {
     /// What to write; the folder of a file must be there, and the encoder.
     fn kind(&self) -> Result<Kind> {
-        let kind = Kind::of(&self.output)?;
+        let kind = super::output_kind(&self.output)?;
         if self.real_size && kind != Kind::Png {
             bail!(
                 Config,
                 "--real-size is for contact sheets (-o FILE.png); in every other file frames have their real size"
             )
-        }
-        kind.check_encoder(&self.output)?;
-        let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if let Some(folder) = folder.filter(|folder| kind != Kind::Folder && !folder.is_dir()) {
-            bail!(Config, "{}: the folder {} is not there", self.output.display(), folder.display())
         }
         Ok(kind)
     }

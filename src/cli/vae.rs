@@ -1,14 +1,81 @@
-//! `longreel forward` on a VAE.
+//! Runs `longreel forward` on a VAE, and has what `longreel encode` and `longreel decode` share.
 
+use clap::Args;
 use std::path::Path;
 
 use super::forward::ForwardArgs;
 use crate::config::{Compute, Hardware};
+use crate::data::write::check_fps;
 use crate::files::{Tensors, write_tensors};
 use crate::parallel::{Launch, is_first};
 use crate::simd::Isa;
-use crate::vae::{Arithmetic, Decoder, Encoder, Frame, VaeWeights, tiles};
-use crate::{Result, bail, encode};
+use crate::vae::{Arithmetic, Decoder, Encoder, Frame, VaeConfig, VaeWeights, tiles};
+use crate::{Result, bail, encode, hub};
+
+/// The VAE, and how it computes.
+#[derive(Debug, Args)]
+pub(super) struct VaeArgs {
+    /// A diffusers VAE or pipeline folder, Wan's own folder or file, or `hf://owner/name[@revision][/path]`
+    #[arg(long, value_name = "VAE_DIR", value_parser = super::place())]
+    pub vae: String,
+    /// Ranks, as threads of this process, which share each frame by rows; default: 1. Under mpirun or srun each process
+    /// is a rank
+    #[arg(long, value_name = "P", value_parser = super::at_least_1)]
+    pub ranks: Option<usize>,
+    /// On one rank: work on tiles of this side in pixels, for less memory, with the same result
+    #[arg(long, value_name = "PIXELS", value_parser = super::at_least_1)]
+    pub tile: Option<usize>,
+    /// Arithmetic of convolutions and attention
+    #[arg(long, default_value = "f32")]
+    pub dtype: Compute,
+}
+
+impl VaeArgs {
+    /// How many ranks there are; tiles are for one.
+    pub fn ranks(&self, launch: &Launch) -> Result<usize> {
+        let ranks = launch.ranks(self.ranks, "--ranks")?;
+        check_tile(self.tile, ranks)?;
+        Ok(ranks)
+    }
+
+    /// The weights, none of which is read yet.
+    pub fn open(&self, launch: &Launch) -> Result<VaeWeights> {
+        VaeWeights::open(&launch.rank0_first(|| hub::resolve(&self.vae))?)
+    }
+
+    pub fn arithmetic(&self) -> Arithmetic {
+        arithmetic(self.dtype)
+    }
+
+    /// Tiles of a frame of `size` `[rows, width]` pixels.
+    pub fn tiles(&self, config: &VaeConfig, size: [usize; 2]) -> usize {
+        self.tile.map_or(1, |tile| tiles::count(config, size, tile))
+    }
+}
+
+fn arithmetic(dtype: Compute) -> Arithmetic {
+    Arithmetic { isa: Isa::best(), bf16: dtype == Compute::Bf16 }
+}
+
+fn check_tile(tile: Option<usize>, ranks: usize) -> Result<()> {
+    if tile.is_some() && ranks > 1 {
+        bail!(Config, "--tile is for one rank; {ranks} ranks share each frame by rows instead");
+    }
+    Ok(())
+}
+
+/// For clap: frames per second.
+pub(super) fn fps(text: &str) -> std::result::Result<f64, String> {
+    let fps = text.parse().map_err(|_| "must be a number")?;
+    check_fps(fps).map(|()| fps).map_err(|e| e.to_string())
+}
+
+/// What is at work after `calls` frames of tiles, one tile for all frames after another, and the share that is done.
+pub(super) fn frame_and_share(calls: usize, frames: usize, tiles: usize) -> (String, f64) {
+    let (tile, frame) = (calls.saturating_sub(1) / frames, calls.saturating_sub(1) % frames + 1);
+    let tile = if tiles > 1 { format!("tile {}/{tiles}  ", tile + 1) } else { String::new() };
+    (format!("{tile}frame {frame}/{frames}"), calls as f64 / (frames * tiles) as f64)
+}
 
 /// Encodes `pixels` or decodes `latents` of the inputs.
 pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &Launch) -> Result<()> {
@@ -18,11 +85,9 @@ pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &La
     if args.device == Some(Hardware::Cuda) {
         bail!(Config, "--device: a VAE runs on the CPU");
     }
-    if args.tile.is_some() && ranks > 1 {
-        bail!(Config, "--tile is for one rank; {ranks} ranks share each frame by rows instead");
-    }
+    check_tile(args.tile, ranks)?;
     let weights = VaeWeights::open(path)?;
-    let arithmetic = Arithmetic { isa: Isa::best(), bf16: args.dtype == Compute::Bf16 };
+    let arithmetic = arithmetic(args.dtype);
     let file = Tensors::open(&args.inputs)?;
     let mut results = match (file.contains("pixels"), file.contains("latents")) {
         (true, false) => {
@@ -37,7 +102,7 @@ pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &La
                     })?,
                     None => {
                         let mut read = |t: usize, rows| Ok(Frame { cut: [false; 4], ..clip.frame(t).part(rows, 0..w) });
-                        encode::encode(&encoder, &comm, t, [h, w], &mut read, &mut |_| ())?
+                        encode::encode(&encoder, &comm, t, [h, w], true, &mut read, &mut |_| ())?
                     }
                 };
                 let latents: Vec<Frame> = moments.iter().map(|frame| encoder.latents(frame)).collect();
@@ -83,15 +148,16 @@ pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &La
 }
 
 /// A clip `[channels, frames, rows, width]`.
-struct Clip {
-    size: [usize; 4],
+pub(super) struct Clip {
+    pub size: [usize; 4],
     values: Vec<f32>,
 }
 
 impl Clip {
-    fn read(file: &Tensors, name: &str, channels: usize) -> Result<Self> {
+    /// Reads a tensor of `channels`, whose values must be finite; it may have a first dimension of 1.
+    pub fn read(file: &Tensors, name: &str, channels: usize) -> Result<Self> {
         let shape = file.shape(name)?;
-        let &[1, c, t, h, w] = shape else { return Err(wrong(file, name, shape, channels)) };
+        let (&[1, c, t, h, w] | &[c, t, h, w]) = shape else { return Err(wrong(file, name, shape, channels)) };
         if c != channels || t * h * w == 0 {
             return Err(wrong(file, name, shape, channels));
         }
@@ -102,7 +168,8 @@ impl Clip {
         Ok(Self { size: [c, t, h, w], values })
     }
 
-    fn frame(&self, t: usize) -> Frame {
+    /// Frame `t`, whole.
+    pub fn frame(&self, t: usize) -> Frame {
         let [c, frames, h, w] = self.size;
         let planes: Vec<f32> =
             (0..c).flat_map(|c| &self.values[(c * frames + t) * h * w..][..h * w]).copied().collect();
@@ -116,7 +183,7 @@ fn wrong(file: &Tensors, name: &str, shape: &[usize], channels: usize) -> crate:
 }
 
 /// Frames as one tensor `[1, channels, frames, rows, width]`.
-fn stacked(name: &str, frames: &[Frame]) -> (String, Vec<usize>, Vec<f32>) {
+pub(super) fn stacked(name: &str, frames: &[Frame]) -> (String, Vec<usize>, Vec<f32>) {
     let Frame { rows, width, channels, .. } = frames[0];
     let plane = rows * width;
     let mut values = vec![0.0; channels * frames.len() * plane];

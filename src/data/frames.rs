@@ -96,7 +96,7 @@ pub fn u8_to_unit(value: u8) -> f32 {
     value as f32 / 127.5 - 1.0
 }
 
-/// The pixel of a value in [-1, 1]; what is beyond is clamped, NaN is black.
+/// The nearest u8 of a pixel in [-1, 1]; what lies outside is clamped, and NaN is black.
 #[inline]
 pub fn unit_to_u8(value: f32) -> u8 {
     ((value + 1.0) * 127.5).round() as u8 // `as` saturates

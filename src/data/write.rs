@@ -225,7 +225,11 @@ impl Preview {
     }
 }
 
-fn write_folder(path: &Path, frames: &[u8], height: usize, width: usize, n: usize) -> Result<()> {
+/// Refuses to write frames into a folder that holds something.
+///
+/// # Errors
+/// That; or `path` is there and no folder.
+pub fn check_empty_folder(path: &Path) -> Result<()> {
     let occupied = match fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_some(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
@@ -234,6 +238,11 @@ fn write_folder(path: &Path, frames: &[u8], height: usize, width: usize, n: usiz
     if occupied {
         bail!(Config, "{}: the folder is not empty; name a new one for the frames", path.display());
     }
+    Ok(())
+}
+
+fn write_folder(path: &Path, frames: &[u8], height: usize, width: usize, n: usize) -> Result<()> {
+    check_empty_folder(path)?;
     let making = NewFolder::begin(path)?;
     for i in 0..n {
         write_image(&making.path().join(format!("{i:05}.png")), &frame_image(frames, height, width, i)?)?;
@@ -241,7 +250,11 @@ fn write_folder(path: &Path, frames: &[u8], height: usize, width: usize, n: usiz
     making.publish(false) // an empty folder there gives way
 }
 
-fn check_fps(fps: f64) -> Result<()> {
+/// Refuses what no player shows.
+///
+/// # Errors
+/// `fps` is not from 0.01 to 1000 frames per second.
+pub fn check_fps(fps: f64) -> Result<()> {
     if !(fps.is_finite() && (0.01..=1000.0).contains(&fps)) {
         bail!(Config, "{fps} is not a frame rate; it must lie between 0.01 and 1000");
     }

@@ -22,6 +22,9 @@ use crate::{Error, Result, bail};
 /// The version of this file's rules: what an entry holds, and what its key is made of.
 const RULE: u32 = 1;
 
+/// Where an entry's header has its [`Record`].
+const RECORD: &str = "longreel";
+
 /// The extension of an entry.
 const ENTRY: &str = "safetensors";
 
@@ -49,6 +52,8 @@ struct Record {
     key: String,
     /// The clip that it was made of, for people: the file, the clip in it, the variant.
     clip: String,
+    /// CRC-32C of the latents' bytes.
+    crc32c: u32,
 }
 
 /// An encoded clip that a run wants.
@@ -73,6 +78,7 @@ pub struct LatentCache {
     variants: usize,
     /// Clip after clip, variant after variant.
     entries: Vec<Entry>,
+    sources: Sources,
 }
 
 /// What a cache's folder holds.
@@ -89,13 +95,19 @@ pub struct Contents {
 }
 
 impl LatentCache {
-    /// The encoded clips of `dataset` in the folder `dir`, each in `variants` variants. Reads the source files once, to
-    /// hash them.
+    /// The encoded clips of `dataset` in the folder `dir`, each in so many `variants`; none: once, as it is, the crop in
+    /// the middle and not mirrored. Reads the source files once, to hash them; writes nothing.
     ///
     /// # Errors
-    /// The folder cannot be made, a source cannot be read, the clips' size is none of the VAE's.
-    pub fn open(dir: &Path, dataset: &Dataset, vae: &VaeKey, config: &VaeConfig, variants: usize) -> Result<Self> {
-        create_folders(dir)?;
+    /// A source cannot be read, the clips' size is none of the VAE's.
+    pub fn open(
+        dir: &Path,
+        dataset: &Dataset,
+        vae: &VaeKey,
+        config: &VaeConfig,
+        variants: Option<usize>,
+    ) -> Result<Self> {
+        let (plain, variants) = (variants.is_none(), variants.unwrap_or(1));
         let [frames, height, width] = dataset.options().size();
         let [t, h, w] = config.space().size([frames, height, width], [1; 3])?;
         let sources = Sources::open(dir);
@@ -107,7 +119,10 @@ impl LatentCache {
                 None => sources.hash(&clip.path)?,
             };
             for variant in 0..variants {
-                let augment = drawn(dataset.options_of(&clip), &source, clip.window, variant);
+                let augment = match plain {
+                    true => Augment::PLAIN,
+                    false => drawn(dataset.options_of(&clip), &source, clip.window, variant),
+                };
                 let recipe = dataset.recipe(&clip, &augment);
                 let parts = Parts { rule: RULE, source: &source, recipe: &recipe, vae };
                 let text = serde_json::to_vec(&parts).expect("plain values");
@@ -116,10 +131,34 @@ impl LatentCache {
                 entries.push(Entry { clip: id, augment, key, name });
             }
         }
-        if let Err(e) = sources.save() {
+        let cache = Self { dir: dir.to_owned(), shape: [config.z_dim, t, h, w], variants, entries, sources };
+        if dir.is_dir() {
+            cache.remember();
+        }
+        Ok(cache)
+    }
+
+    /// Makes the folder, if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made, or is no folder.
+    pub fn prepare(&self) -> Result<()> {
+        create_folders(&self.dir)?;
+        self.remember();
+        Ok(())
+    }
+
+    /// Keeps the hashes of the source files for other runs, which can do without.
+    fn remember(&self) {
+        if let Err(e) = self.sources.save() {
             tracing::debug!("hashes of source files are not remembered: {e}");
         }
-        Ok(Self { dir: dir.to_owned(), shape: [config.z_dim, t, h, w], variants, entries })
+    }
+
+    /// A number that is the same for the same entries in the same order.
+    pub fn fingerprint(&self) -> u64 {
+        let sum = self.entries.iter().fold(0, |sum, entry| crc32c::crc32c_append(sum, entry.key.as_bytes()));
+        u64::from(sum)
     }
 
     /// All entries.
@@ -146,9 +185,11 @@ impl LatentCache {
         self.dir.join(format!("{key}.{ENTRY}"))
     }
 
-    /// Numbers of the entries that are not there, or not whole.
-    pub fn missing(&self) -> Vec<usize> {
-        (0..self.entries.len()).filter(|&i| self.opened(i).is_err()).collect()
+    /// Numbers of the entries that are not there, or not whole; to `verify`, their values are read and compared with
+    /// their checksums.
+    pub fn missing(&self, verify: bool) -> Vec<usize> {
+        let is_there = |i| if verify { self.verify(i).is_ok() } else { self.opened(i).is_ok() };
+        (0..self.entries.len()).filter(|&i| !is_there(i)).collect()
     }
 
     /// Opens an entry and checks what it says of itself.
@@ -156,7 +197,7 @@ impl LatentCache {
         let entry = &self.entries[i];
         let path = self.path(&entry.key);
         let tensors = Tensors::open(&path)?;
-        let known = tensors.metadata("longreel").and_then(|text| serde_json::from_str::<Record>(text).ok());
+        let known = tensors.metadata(RECORD).and_then(|text| serde_json::from_str::<Record>(text).ok());
         if known.is_none_or(|record| record.key != entry.key) {
             bail!(Data, "{}: is not what its name says; delete it, and it is encoded again", path.display());
         }
@@ -170,6 +211,17 @@ impl LatentCache {
             );
         }
         Ok(tensors)
+    }
+
+    /// Reads an entry whole and compares its checksum.
+    fn verify(&self, i: usize) -> Result<()> {
+        let tensors = self.opened(i)?;
+        let bytes = tensors.bytes("latents")?;
+        let record = tensors.metadata(RECORD).and_then(|text| serde_json::from_str::<Record>(text).ok());
+        match record.is_some_and(|record| record.crc32c == crc32c::crc32c(&bytes)) {
+            true => Ok(()),
+            false => bail!(Data, "{}: its values are damaged", self.path(&self.entries[i].key).display()),
+        }
     }
 
     /// Reads some frames of an entry.
@@ -213,9 +265,9 @@ impl LatentCache {
                 }
             }
         }
-        let record = Record { key: entry.key.clone(), clip: entry.name.clone() };
+        let record = Record { key: entry.key.clone(), clip: entry.name.clone(), crc32c: crc32c::crc32c(&bytes) };
         let record = serde_json::to_string(&record).expect("plain values");
-        let metadata = Some(HashMap::from([("longreel".to_owned(), record)]));
+        let metadata = Some(HashMap::from([(RECORD.to_owned(), record)]));
         let view = TensorView::new(Dtype::F16, self.shape.to_vec(), &bytes).map_err(|e| Error::Shape(e.to_string()))?;
         let text = safetensors::serialize([("latents", view)], metadata).map_err(|e| Error::Shape(e.to_string()))?;
         atomic_write(&self.path(&entry.key), |out| out.write_all(&text))
@@ -229,8 +281,8 @@ impl LatentCache {
         let mut contents = Contents::default();
         let Some(Self { dir, .. }) = caches.first() else { return Ok(contents) };
         for (cache, i) in caches.iter().flat_map(|cache| (0..cache.entries.len()).map(move |i| (cache, i))) {
-            match cache.opened(i) {
-                Ok(_) => contents.there += 1,
+            match cache.verify(i) {
+                Ok(()) => contents.there += 1,
                 Err(_) => contents.missing.push(cache.entries[i].name.clone()),
             }
         }
@@ -238,6 +290,9 @@ impl LatentCache {
         let wanted: HashSet<&str> = entries().map(|entry| entry.key.as_str()).collect();
         let names: HashSet<&str> = entries().map(|entry| entry.name.as_str()).collect();
         let mut others = vec![];
+        if !dir.exists() {
+            return Ok(contents);
+        }
         for file in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
             let path = file.map_err(|e| Error::io(dir, e))?.path();
             let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -248,7 +303,7 @@ impl LatentCache {
         others.sort();
         for path in others {
             let record = Tensors::open(&path).ok().and_then(|tensors| {
-                tensors.metadata("longreel").and_then(|text| serde_json::from_str::<Record>(text).ok())
+                tensors.metadata(RECORD).and_then(|text| serde_json::from_str::<Record>(text).ok())
             });
             match record {
                 Some(record) if names.contains(record.clip.as_str()) => contents.stale.push(path),

@@ -2,18 +2,21 @@
 //! the rows of each clip where there are not.
 
 use candle_core::{Device, Tensor};
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::cache::LatentCache;
-use crate::data::{Dataset, FrameRegion, Frames, u8_to_unit};
-use crate::parallel::{Communicator, Single};
+use super::clip_reader::ClipReader;
+use crate::data::Dataset;
+use crate::parallel::{Communicator, Reduce, Single, agree};
 use crate::terminal::counted;
 use crate::vae::{Encoder, Frame};
 use crate::{Error, Result, bail};
 
 /// Bytes of pixels that are decoded at a time.
-const CHUNK: usize = 64 << 20;
+const CHUNK: usize = 256 << 20;
 
 /// How far filling is, on one rank.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +28,8 @@ pub struct Filling {
 }
 
 /// Encodes what `cache` misses of `dataset`; a collective of the ranks of `comm`. `encoder` is asked for only if
-/// something is missing, and `report` is called as frames are done.
+/// something is missing, and `report` is called as frames are done. Ends early, between clips, once `stop` is set on any
+/// rank; returns whether all is there. To `verify`, what is there is read and compared with its checksums.
 ///
 /// # Errors
 /// The disk has too little room, which is said before anything is encoded; a clip cannot be decoded; an entry cannot
@@ -35,12 +39,16 @@ pub fn fill(
     dataset: &Dataset,
     encoder: &dyn Fn() -> Result<Encoder>,
     comm: &Arc<dyn Communicator>,
+    verify: bool,
+    stop: &AtomicBool,
     report: &dyn Fn(Filling),
-) -> Result<()> {
-    let missing = agreed(cache, comm)?;
+) -> Result<bool> {
+    agree(comm.as_ref(), "the clips to encode, by what they depend on", cache.fingerprint())?;
+    let missing = agreed(cache, comm, verify)?;
     if missing.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
+    cache.prepare()?;
     if comm.rank() == 0 {
         announce(cache, missing.len())?;
     }
@@ -48,12 +56,16 @@ pub fn fill(
     let encoder = encoder()?;
     let each = dataset.options().frames;
     let (rank, size) = (comm.rank(), comm.size());
+    let all = comm;
     let (own, comm, writes): (Vec<usize>, Arc<dyn Communicator>, bool) = match missing.len() >= size {
         true => (missing.into_iter().skip(rank).step_by(size).collect(), Arc::new(Single), true),
         false => (missing, comm.clone(), rank == 0),
     };
     let of = own.len() * each;
     for (done, entry) in own.into_iter().enumerate() {
+        if is_any(comm.as_ref(), stop.load(Ordering::SeqCst))? {
+            break;
+        }
         let latents = encode(cache, dataset, entry, &encoder, &comm, &|frames| {
             report(Filling { frames: done * each + frames, of })
         })?;
@@ -61,14 +73,24 @@ pub fn fill(
             cache.write(entry, &latents)?;
         }
     }
-    Ok(())
+    Ok(!is_any(all.as_ref(), stop.load(Ordering::SeqCst))?)
+}
+
+/// Whether any rank says yes.
+fn is_any(comm: &dyn Communicator, yes: bool) -> Result<bool> {
+    let sum = Tensor::new(&[f64::from(u8::from(yes))], &Device::Cpu)?;
+    comm.all_reduce(&sum, Reduce::Max)?;
+    Ok(sum.to_vec1::<f64>()? != [0.0])
 }
 
 /// The entries that rank 0 misses, on all ranks: files may appear between two looks.
-fn agreed(cache: &LatentCache, comm: &Arc<dyn Communicator>) -> Result<Vec<usize>> {
+fn agreed(cache: &LatentCache, comm: &Arc<dyn Communicator>, verify: bool) -> Result<Vec<usize>> {
     let mut misses = vec![0f64; cache.entries().len()];
     if comm.rank() == 0 {
-        cache.missing().into_iter().for_each(|i| misses[i] = 1.0);
+        // Equal files have one entry.
+        let mut seen = HashSet::new();
+        let missing = cache.missing(verify).into_iter().filter(|&i| seen.insert(&cache.entries()[i].key));
+        missing.for_each(|i| misses[i] = 1.0);
     }
     let misses = Tensor::from_vec(misses, cache.entries().len(), &Device::Cpu)?;
     comm.broadcast(&misses, 0)?;
@@ -112,23 +134,11 @@ fn encode(
     report: &dyn Fn(usize),
 ) -> Result<Vec<Frame>> {
     let entry = &cache.entries()[entry];
-    let clip = dataset.clip(entry.clip);
     let [frames, height, width] = dataset.options().size();
-    let mut chunk: Option<Frames> = None;
-    let mut read = |t: usize, rows: Range<usize>| {
-        let held = chunk.as_ref().filter(|chunk| (chunk.first..chunk.first + chunk.count()).contains(&t));
-        let chunk = match held {
-            Some(_) => chunk.as_ref().expect("it holds the frame"),
-            None => {
-                let count = (CHUNK / (rows.len() * width * 3)).clamp(1, frames - t);
-                let region = FrameRegion { frames: t..t + count, lines: rows.clone() };
-                chunk.insert(dataset.region(&clip, &entry.augment, &region)?)
-            }
-        };
-        let values = chunk.frame(t - chunk.first).iter().map(|&value| u8_to_unit(value)).collect();
-        Ok(Frame::new([rows.len(), width, 3], values))
-    };
-    let moments = super::encode(encoder, comm, frames, [height, width], &mut read, &mut |done| report(done))
+    let mut reader = ClipReader::new(dataset, entry.clip, entry.augment, CHUNK);
+    let again = reader.holds_all();
+    let mut read = |t: usize, rows: Range<usize>| reader.read(t, rows, 0..width);
+    let moments = super::encode(encoder, comm, frames, [height, width], again, &mut read, &mut |done| report(done))
         .map_err(|e| e.at(&entry.name))?;
     Ok(moments.iter().map(|frame| encoder.latents(frame)).collect())
 }

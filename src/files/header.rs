@@ -14,7 +14,7 @@ const MAX_HEADER: u64 = 100_000_000;
 pub struct Header {
     pub tensors: Vec<TensorPlace>,
     /// What the file says of itself.
-    pub metadata: Option<HashMap<String, String>>,
+    pub metadata: HashMap<String, String>,
     /// Of the header, with the bytes that tell its length.
     pub(super) sum: Summed,
 }
@@ -69,6 +69,7 @@ impl Header {
         let mut sum = Summed::default();
         sum.add(&word);
         sum.add(&text);
-        Ok(Self { tensors: tensors.collect(), metadata: header.metadata().clone(), sum })
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self { tensors: tensors.collect(), metadata, sum })
     }
 }

@@ -42,7 +42,7 @@ pub(crate) use sum::Summed;
 use sum::Summing;
 pub use tensors::{Tensors, check_names};
 pub use text::{decode_text, read_text};
-pub use write_tensors::{write_pieces, write_tensors};
+pub use write_tensors::{write_pieces, write_tensors, write_tensors_with};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.
 const TEMPORARY: &str = ".longreel-tmp";

@@ -41,9 +41,9 @@ pub struct Tensors {
 struct Shard {
     path: PathBuf,
     file: File,
+    metadata: HashMap<String, String>,
     /// Of the header, with the bytes that tell its length.
     header: Summed,
-    metadata: Option<HashMap<String, String>>,
 }
 
 #[derive(Debug)]
@@ -121,6 +121,12 @@ impl Tensors {
         self.entries.keys().map(String::as_str)
     }
 
+    /// What the file says of itself under `key`; nothing of several shards.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        let [file] = self.files.as_slice() else { return None };
+        file.metadata.get(key).map(String::as_str)
+    }
+
     /// Whether there is such a tensor.
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
@@ -142,9 +148,15 @@ impl Tensors {
         Ok(self.entry(name)?.dtype)
     }
 
-    /// A text of the header's metadata.
-    pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.files.iter().find_map(|shard| shard.metadata.as_ref()?.get(key)).map(String::as_str)
+    /// A tensor's bytes as they are.
+    ///
+    /// # Errors
+    /// There is no such tensor, or the file cannot be read.
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let entry = self.entry(name)?;
+        let mut bytes = vec![0; entry.bytes as usize];
+        self.read_bytes(name, entry, &mut bytes, 0)?;
+        Ok(bytes)
     }
 
     /// Elements `range` of an f16 tensor, counted in row-major order, as f32.
@@ -347,7 +359,7 @@ fn open_file(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
         (name, Entry { file: 0, dtype, shape, start, bytes, sum: AtomicU64::new(0) })
     };
     let entries = tensors.into_iter().map(entry).collect();
-    Ok((Shard { path: path.to_owned(), file, header: sum, metadata }, entries))
+    Ok((Shard { path: path.to_owned(), file, metadata, header: sum }, entries))
 }
 
 /// Fills `out` from elements of N bytes, a piece at a time.

@@ -15,6 +15,20 @@ where
     N: AsRef<str>,
     D: AsRef<[f32]>,
 {
+    write_tensors_with(path, &[], tensors)
+}
+
+/// As [`write_tensors`], with these metadata beside `format`, which [`Tensors::metadata`](super::Tensors::metadata)
+/// reads.
+pub fn write_tensors_with<N, D>(
+    path: &Path,
+    metadata: &[(&str, String)],
+    tensors: impl IntoIterator<Item = (N, Vec<usize>, D)>,
+) -> Result<()>
+where
+    N: AsRef<str>,
+    D: AsRef<[f32]>,
+{
     let (mut shapes, mut values) = (vec![], vec![]);
     for (name, shape, data) in tensors {
         let (name, length) = (name.as_ref(), data.as_ref().len());
@@ -24,7 +38,7 @@ where
         shapes.push((name.to_owned(), shape));
         values.push(data);
     }
-    write_pieces(path, &shapes, values.into_iter().map(Ok)).map(drop)
+    write(path, metadata, &shapes, values.into_iter().map(Ok)).map(drop)
 }
 
 /// As [`write_tensors`], with values that need not all be there at once: `pieces`, asked for one after another, are the
@@ -39,8 +53,19 @@ pub fn write_pieces<D: AsRef<[f32]>>(
     tensors: &[(String, Vec<usize>)],
     pieces: impl IntoIterator<Item = Result<D>>,
 ) -> Result<FileSum> {
+    write(path, &[], tensors, pieces)
+}
+
+fn write<D: AsRef<[f32]>>(
+    path: &Path,
+    metadata: &[(&str, String)],
+    tensors: &[(String, Vec<usize>)],
+    pieces: impl IntoIterator<Item = Result<D>>,
+) -> Result<FileSum> {
     let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let described = metadata.iter().map(|(key, value)| ((*key).to_owned(), json!(value)));
+    let described: Map<_, _> = [("format".to_owned(), json!("pt"))].into_iter().chain(described).collect();
+    header.insert("__metadata__".to_owned(), described.into());
     let mut end = 0;
     for (name, shape) in tensors {
         let start = end;

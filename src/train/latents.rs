@@ -4,10 +4,11 @@
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compute, RunConfig};
-use crate::data::{ClipSets, Dataset, Request};
+use crate::data::{ClipSets, Crop, Dataset, Request};
 use crate::encode::cache::{Contents, LatentCache, VaeKey};
 use crate::encode::fill::{Filling, fill};
 use crate::encode::latents::Latents;
@@ -41,12 +42,21 @@ impl RunLatents {
         let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
         let bf16 = config.vae.dtype == Compute::Bf16;
         let key = VaeKey { sha256: weights.encoder_hash()?, bf16 };
+        if config.data.variants == 1 && (config.data.flip || config.data.crop == Crop::Random) {
+            tracing::warn!(
+                "each clip is encoded once (data.variants = 1), so it is cropped and mirrored the same in every epoch; \
+                 more variants take as many times the cache"
+            );
+        }
+        if config.train.sample_every > 0 {
+            weights.check_decoder().map_err(|e| e.at("vae.from"))?; // not after hours of training
+        }
         let open = |dataset: &Arc<Dataset>, variants| {
             let cache = LatentCache::open(&config.vae.cache, dataset, &key, &weights.config, variants);
             cache.map(|cache| (dataset.clone(), cache)).map_err(|e| e.at("vae.cache"))
         };
-        let trained = clips.iter().map(|dataset| open(dataset, config.data.variants)).collect::<Result<_>>()?;
-        let heldout = heldout.iter().map(|dataset| open(dataset, 1)).collect::<Result<_>>()?;
+        let trained = clips.iter().map(|dataset| open(dataset, Some(config.data.variants))).collect::<Result<_>>()?;
+        let heldout = heldout.iter().map(|dataset| open(dataset, None)).collect::<Result<_>>()?;
         let arithmetic = Arithmetic { isa: Isa::best(), bf16 };
         Ok(Some(Self { weights, arithmetic, trained, heldout, encoder: Mutex::default(), decoder: Mutex::default() }))
     }
@@ -69,11 +79,13 @@ impl RunLatents {
         }
     }
 
-    /// Encodes what the caches miss: a collective of all ranks. Rank 0 says how far it is.
-    ///
-    /// # Errors
-    /// Those of [`fill`].
-    pub fn fill(&self, comm: &Arc<dyn Communicator>, report: &dyn Fn(Filling)) -> Result<()> {
+    fn fill(
+        &self,
+        comm: &Arc<dyn Communicator>,
+        verify: bool,
+        stop: &AtomicBool,
+        report: &dyn Fn(Filling),
+    ) -> Result<bool> {
         let encoder = || {
             let mut encoder = self.encoder.lock();
             if encoder.is_none() {
@@ -81,18 +93,23 @@ impl RunLatents {
             }
             Ok(encoder.clone().expect("it was loaded"))
         };
+        let mut whole = true;
         for (dataset, cache) in self.trained.iter().chain(&self.heldout) {
-            fill(cache, dataset, &encoder, comm, report)?;
+            whole = whole && fill(cache, dataset, &encoder, comm, verify, stop, report)?;
         }
         comm.barrier()?;
         self.encoder.lock().take();
-        Ok(())
+        Ok(whole)
     }
 
-    /// As [`fill`](Self::fill), with a line in the log now and then.
-    pub fn fill_and_log(&self, comm: &Arc<dyn Communicator>) -> Result<()> {
+    /// Encodes what the caches miss, with a line in the log now and then: a collective of all ranks. Ends between clips
+    /// once `stop` is set; whether all is there. To `verify`, what is there is read and compared with its checksums.
+    ///
+    /// # Errors
+    /// Those of [`fill`].
+    pub fn fill_and_log(&self, comm: &Arc<dyn Communicator>, verify: bool, stop: &AtomicBool) -> Result<bool> {
         let (begin, last) = (Instant::now(), Mutex::new(Instant::now()));
-        self.fill(comm, &|Filling { frames, of }| {
+        self.fill(comm, verify, stop, &|Filling { frames, of }| {
             let mut last = last.lock();
             if comm.rank() == 0 && last.elapsed() > SAID_EVERY {
                 *last = Instant::now();
@@ -139,5 +156,10 @@ impl RunLatents {
             *decoder = Some(Arc::new(Decoder::load(&self.weights, self.arithmetic)?));
         }
         Ok(decoder.clone().expect("it was loaded"))
+    }
+
+    /// Lets the decoder go until it is needed again: between samples its memory is the step's.
+    pub fn release_decoder(&self) {
+        self.decoder.lock().take();
     }
 }

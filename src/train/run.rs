@@ -341,7 +341,9 @@ impl<'a> Rank<'a> {
             };
             let most = config.train.batch.min(sampler.most_at_once()?);
             sampler.sample_all(&clips, most, &|_| {}, |index, clip| report.sample(step, index, &clip, &sequence.all))
-        })
+        })?;
+        self.setup.latents.iter().for_each(|latents| latents.release_decoder());
+        Ok(())
     }
 
     /// Rank 0 writes a checkpoint, of what all hand to it; all wait for it.

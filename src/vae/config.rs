@@ -94,7 +94,7 @@ impl VaeConfig {
         Ok(config)
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
+    pub(super) fn check(&self) -> std::result::Result<(), String> {
         let levels = self.dim_mult.len();
         let sizes = [
             ("base_dim", self.base_dim),
@@ -141,6 +141,10 @@ impl VaeConfig {
         }
         if self.latents_std.iter().any(|&std| std <= 0.0) {
             return Err("latents_std has a value that is not above 0".into());
+        }
+        let halved = &self.decoder_dims()[1..self.dim_mult.len()];
+        if !self.is_residual && halved.iter().any(|dim| dim % 2 > 0) {
+            return Err("a level of the decoder has an odd number of channels, which it cannot halve".into());
         }
         if self.is_residual && self.group_sizes().is_none() {
             return Err("a shortcut's channels do not divide each other".into());
@@ -224,6 +228,16 @@ impl VaeConfig {
     /// Latent frames of `frames`: what is left over after the last whole group is dropped.
     pub fn latent_frames(&self, frames: usize) -> usize {
         if frames == 0 { 0 } else { 1 + (frames - 1) / self.scale_time() }
+    }
+
+    /// The release of Wan that the VAE came with: `wan2.1` or `wan2.2`.
+    pub fn release(&self) -> &'static str {
+        if self.is_residual { "wan2.2" } else { "wan2.1" }
+    }
+
+    /// Frames per second that the VAE's networks make: 16, of TI2V-5B 24.
+    pub fn fps(&self) -> f64 {
+        if self.is_residual { 24.0 } else { 16.0 }
     }
 
     /// Frames that `latent` frames decode to.

@@ -4,7 +4,8 @@
 //! The network is causal in time, so a clip streams through it frame by frame: each layer remembers the few frames
 //! that its convolution looks back on, and memory does not grow with the clip. A frame goes through all layers before
 //! the next one ([`layer`]). In space the layers see one row beyond what they hold; [`RowShards`] fetches it where
-//! several processes share a frame, and [`tiles`] cuts a frame for one process with little memory. Only the attention
+//! several processes share a frame, [`tiles`] cuts a frame for one process with little memory, and [`bands`] streams
+//! short clips down their rows instead. Only the attention
 //! in the middle sees a whole frame.
 //!
 //! The weights are frozen: nothing here keeps what a backward pass would need.
@@ -15,6 +16,7 @@
 //! Source: <https://github.com/Wan-Video/Wan2.1>, and diffusers' `autoencoder_kl_wan.py`, by their results.
 
 mod attention;
+pub mod bands;
 mod config;
 mod conv;
 mod cost;
@@ -97,9 +99,20 @@ impl Encoder {
     /// # Errors
     /// Those of [`VaeWeights::read`].
     pub fn load(weights: &VaeWeights, arithmetic: Arithmetic) -> Result<Self> {
-        let config = Arc::new(weights.config.clone());
-        let half = Half::load(&spec::encoder(&config), arithmetic, &mut |tensor| weights.read(tensor))?;
-        Ok(Self { config, half })
+        Self::build(&weights.config, arithmetic, &mut |tensor| weights.read(tensor))
+    }
+
+    /// Builds an encoder of the tensors that `read` gives.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn build(
+        config: &VaeConfig,
+        arithmetic: Arithmetic,
+        read: &mut dyn FnMut(&TensorSpec) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let half = Half::load(&spec::encoder(config), arithmetic, read)?;
+        Ok(Self { config: Arc::new(config.clone()), half })
     }
 
     /// The VAE's settings.
@@ -156,10 +169,20 @@ impl Decoder {
     /// # Errors
     /// Those of [`VaeWeights::read`].
     pub fn load(weights: &VaeWeights, arithmetic: Arithmetic) -> Result<Self> {
-        let config = Arc::new(weights.config.clone());
-        // As they were written: the decoder's first product stands before its other layers.
-        let half = Half::load(&spec::decoder(&config), arithmetic, &mut |tensor| weights.read(tensor))?;
-        Ok(Self { config, half })
+        Self::build(&weights.config, arithmetic, &mut |tensor| weights.read(tensor))
+    }
+
+    /// Builds a decoder of the tensors that `read` gives.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn build(
+        config: &VaeConfig,
+        arithmetic: Arithmetic,
+        read: &mut dyn FnMut(&TensorSpec) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let half = Half::load(&spec::decoder(config), arithmetic, read)?;
+        Ok(Self { config: Arc::new(config.clone()), half })
     }
 
     /// The VAE's settings.

@@ -5,14 +5,8 @@
 //! of the clip; the other side and the attention run on whole frames. Halos shrink from layer to layer
 //! ([`Frame::trimmed`]): what was computed without what lies beyond is dropped at once.
 
-use super::{Decoder, Encoder, Frame, Result, Whole, layer, pixels};
+use super::{Decoder, Encoder, Frame, Result, VaeConfig, Whole, layer, pixels, spec};
 use std::ops::Range;
-
-/// Latent rows or columns that decoding sees beyond a tile of the attention's output.
-const DECODE_HALO: usize = 15;
-
-/// Pixels that encoding sees before and beyond a tile, in units of the first layer.
-const ENCODE_HALO: [usize; 2] = [80, 88];
 
 /// Tiles of `tile` of `whole` with what is seen beyond them: `(tile, tile with halo)`.
 fn windows(whole: usize, tile: usize, halo: [usize; 2]) -> Vec<(Range<usize>, Range<usize>)> {
@@ -25,11 +19,17 @@ fn windows(whole: usize, tile: usize, halo: [usize; 2]) -> Vec<(Range<usize>, Ra
         .collect()
 }
 
+/// How many tiles of `tile` pixels a frame of `size` `[rows, width]` pixels has.
+pub fn count(config: &VaeConfig, [rows, width]: [usize; 2], tile: usize) -> usize {
+    let side = (tile / config.scale_space()).max(1) * config.scale_space();
+    rows.div_ceil(side) * width.div_ceil(side)
+}
+
 /// Encodes `frames` frames of `size` `[rows, width]` in tiles of `tile` pixels: frames of moments. `read` gives a
 /// rectangle of a frame, and is called once for each tile and frame.
 ///
 /// # Errors
-/// Those of [`VaeConfig::check_size`](super::VaeConfig::check_size) and of `read`.
+/// Those of [`VaeConfig::check_size`] and of `read`.
 pub fn encode(
     encoder: &Encoder,
     frames: usize,
@@ -42,7 +42,9 @@ pub fn encode(
     let (scale, patch) = (config.scale_space(), config.patch());
     let tile = (tile / scale).max(1) * scale;
     let frames = config.pixel_frames(config.latent_frames(frames));
-    let halo = ENCODE_HALO.map(|n| n * patch);
+    // What begins at whole latents keeps its place in every layer.
+    let side = scale / patch;
+    let halo = spec::encoder(config).halo_before().map(|n| n.next_multiple_of(side) * patch);
     let mut features: Vec<Frame> = vec![];
     for (rows, seen_rows) in windows(size[0], tile, halo) {
         for (columns, seen_columns) in windows(size[1], tile, halo) {
@@ -100,8 +102,9 @@ pub fn decode(
         })?;
     }
     let Some(first) = features.first() else { return Ok(()) };
-    for (rows, seen_rows) in windows(first.rows, tile, [DECODE_HALO; 2]) {
-        for (columns, seen_columns) in windows(first.width, tile, [DECODE_HALO; 2]) {
+    let halo = spec::decoder(config).halo_after();
+    for (rows, seen_rows) in windows(first.rows, tile, halo) {
+        for (columns, seen_columns) in windows(first.width, tile, halo) {
             let mut after = decoder.half.after.clone();
             let mut t = 0;
             for frame in &features {

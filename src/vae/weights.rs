@@ -146,6 +146,14 @@ impl VaeWeights {
         Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// Reads the decoder's tensors and forgets them, for a run that needs them later.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn check_decoder(&self) -> Result<()> {
+        spec::decoder(&self.config).tensors().iter().try_for_each(|tensor| self.read(tensor).map(drop))
+    }
+
     /// A tensor's values.
     ///
     /// # Errors
@@ -211,5 +219,6 @@ fn guess(shapes: &BTreeMap<String, Vec<usize>>) -> std::result::Result<VaeConfig
         ));
     }
     let decoder = first(["decoder.head.0.gamma", "decoder.norm_out.gamma"], 0);
-    Ok(VaeConfig { base_dim: base, decoder_base_dim: decoder, ..known })
+    let config = VaeConfig { base_dim: base, decoder_base_dim: decoder, ..known };
+    config.check().map(|()| config)
 }

@@ -4,6 +4,7 @@
 use super::{Place, difference, fail, longreel, numbers, picture, succeed, text};
 use longreel::data::write::write_video;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -122,6 +123,8 @@ fn samples_of_latents_are_decoded_on_any_ranks() {
 #[test]
 fn an_entry_is_found_only_if_all_that_it_depends_on_is_as_it_was() {
     let place = Place::latents();
+    assert_eq!(check(&place, &[]), [0, 5, 0, 0]);
+    assert!(!place.path("cache").exists(), "a check writes nothing");
     succeed(&mut cache(&place, &[]));
     assert_eq!(check(&place, &[]), [5, 0, 0, 0]);
     let other_vae = place.path("vae");
@@ -143,10 +146,11 @@ fn an_entry_is_found_only_if_all_that_it_depends_on_is_as_it_was() {
         "data.fps=6",
         "data.tonemap=false",
         "data.deinterlace=false",
-        "data.crop=random",
     ] {
         assert_eq!(check(&place, &[other])[0], 0, "{other} is part of the key");
     }
+    // Held-out clips are cut in the middle whatever training does.
+    assert_eq!(check(&place, &["data.crop=random"])[..2], [1, 4]);
     // The mirror image comes second, and the first is as it was.
     let two = check(&place, &["data.flip=true", "data.variants=2"]);
     assert_eq!(two[..2], [5, 4]);
@@ -182,6 +186,13 @@ fn damaged_entries_are_encoded_again() {
     place.train("run", &["train.steps=1"]);
     assert_eq!(check(&place, &[]), [5, 0, 0, 0]);
     assert_eq!(fs::read(&files[0]).unwrap(), bytes);
+    // A flipped bit is found by who reads all: the command, with and without --check.
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    fs::write(&files[0], flipped).unwrap();
+    assert_eq!(check(&place, &[])[..2], [4, 1]);
+    succeed(&mut cache(&place, &[]));
+    assert_eq!(fs::read(&files[0]).unwrap(), bytes);
 }
 
 #[test]
@@ -205,6 +216,24 @@ fn a_killed_cache_goes_on_where_it_was() {
     let after = entries(&place);
     assert!(before.iter().all(|entry| after.contains(entry)), "what was there was encoded again");
     assert_eq!(check(&place, &[])[1], 0);
+}
+
+/// Names that are not UTF-8, files with equal contents, and what is augmented without variants.
+#[test]
+fn odd_files_have_entries_too() {
+    let place = Place::latents();
+    let odd = place.path("clips").join(std::ffi::OsStr::from_bytes(b"\xff\xfe.mp4"));
+    fs::copy(place.path("clips/a.mp4"), odd).unwrap();
+    for _ in 0..2 {
+        succeed(&mut cache(&place, &[]));
+        assert_eq!(check(&place, &[]), [7, 0, 0, 0]);
+        assert_eq!(entries(&place).len(), 5, "equal files share their entries");
+    }
+    place.train("run", &["train.steps=2"]);
+    let output = succeed(&mut place.command("flipped", &["train.steps=1", "data.flip=true"]));
+    assert!(text(&output.stderr).contains("data.variants = 1"), "{}", text(&output.stderr));
+    place.train("both", &["train.steps=1", "data.flip=true", "data.variants=2"]);
+    assert_eq!(check(&place, &["data.flip=true", "data.variants=2"])[..2], [13, 0]);
 }
 
 #[test]

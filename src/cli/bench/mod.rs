@@ -11,6 +11,7 @@ mod linear;
 mod peak;
 mod report;
 mod step;
+mod vae;
 
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, Subcommand};
@@ -43,6 +44,7 @@ enum What {
     Linear(linear::LinearArgs),
     Block(block::BlockArgs),
     Step(step::StepArgs),
+    Vae(vae::VaeArgs),
     Peak(peak::PeakArgs),
 }
 
@@ -53,6 +55,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         What::Linear(args) => linear::run(&args),
         What::Block(args) => block::run(&args),
         What::Step(args) => step::run(&args),
+        What::Vae(args) => vae::run(&args),
         What::Peak(args) => peak::run(&args),
     }?;
     super::print(if args.json { report.json() } else { report.table() })
