@@ -65,8 +65,11 @@ fn error(got: &Values, want: &Values) -> f64 {
     (difference / want.1.iter().map(|w| w * w).sum::<f64>()).sqrt()
 }
 
-/// A golden file's cases: input and outputs by their names in `longreel forward`.
-fn cases(kind: &str, file: &str) -> Vec<(String, Values, Vec<(&'static str, Values)>)> {
+/// A golden case: its name, the input, and the outputs by their names in `longreel forward`.
+type Case = (String, Values, Vec<(&'static str, Values)>);
+
+/// A golden file's cases.
+fn cases(kind: &str, file: &str) -> Vec<Case> {
     let mut all = read(&golden(kind).join(format!("{file}.safetensors")));
     let names: Vec<String> = all.keys().filter_map(|name| name.strip_suffix(".pixels")).map(str::to_owned).collect();
     let case = |name: String| {

@@ -88,7 +88,7 @@ impl Walk {
                 LayerSpec::DoubleSpace(_, [c, out]) => {
                     self.space *= 4.0;
                     self.product(4 * c * out); // of each pixel 2 x 2 of the 3 x 3, see conv.rs
-                    self.hold(*out);
+                    self.passes(*out);
                 }
                 LayerSpec::Down(layers, ..) | LayerSpec::Up(layers, ..) => self.layers(layers),
             }
@@ -98,7 +98,7 @@ impl Walk {
     fn causal(&mut self, c: usize, out: usize) {
         self.remember(2 * c);
         self.product(27 * c * out);
-        self.hold(out);
+        self.passes(out);
     }
 
     /// `n` multiplications and additions a pixel.
@@ -110,7 +110,7 @@ impl Walk {
         self.remembered += elements as f64 * self.space;
     }
 
-    fn hold(&mut self, channels: usize) {
+    fn passes(&mut self, channels: usize) {
         self.widest = self.widest.max(channels as f64 * self.space);
     }
 }
