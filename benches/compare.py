@@ -167,7 +167,8 @@ def title(row):
     else:
         shape = f"step, {result['tokens']} tokens, {result['layers']} blocks of {result['dim']}"
         shape += f", {result['ranks']} ranks" if result["ranks"] > 1 else ""
-    return f"{shape}, {result['dtype']}" + ("" if row["label"] == "step" or (row["kind"], row["label"]) == ("vae", "forward") else f", {row['label']}")
+    plain = row["label"] == "step" or (row["kind"], row["label"]) == ("vae", "forward")
+    return f"{shape}, {result['dtype']}" + ("" if plain else f", {row['label']}")
 
 
 def table(rows):
