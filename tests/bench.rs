@@ -70,6 +70,22 @@ fn bench_linear_counts_its_operations() {
 }
 
 #[test]
+fn bench_vae_reports_both_halves() {
+    for (half, dtype, flop) in [("encode", "f32", 5.0e6), ("decode", "bf16", 8.0e6)] {
+        let size = ["--frames", "5", "--height", "32", "--width", "16", "--threads", "2"];
+        let result = measured(&[&["vae", "--half", half, "--dtype", dtype][..], &size].concat());
+        let facts =
+            json!({"what": "vae", "half": half, "kind": "2.1", "frames": 5, "height": 32, "dtype": dtype, "threads": 2});
+        let done = number(&result, "fwd_s") * number(&result, "fwd_gflops") * 1e9;
+        check(&result, facts, &[("fwd", done)]);
+        // Counted from the layers, for each pixel; the first frame's are counted as the others'.
+        assert!((done / (5.0 * 32.0 * 16.0 * flop) - 1.0).abs() < 0.1, "{result}");
+    }
+    let error = fail(&mut bench(&["vae", "--frames", "6"]));
+    assert!(error.contains("frames"), "{error}");
+}
+
+#[test]
 fn bench_block_and_step_report_their_speed() {
     let (n, d) = (1024.0, 48.0);
     let (attention, linears) = (4.0 * n * n * d, 2.0 * n * (6.0 * d * d + 2.0 * 4.0 * d * d));
@@ -251,6 +267,6 @@ fn the_comparison_takes_the_median_of_ratios() {
         assert!(error.starts_with("compare.py: ") && error.lines().count() == 1, "{error}");
     }
     let list = text(&compare(&["--list"]).stdout);
-    assert_eq!(list.lines().count(), 26);
+    assert_eq!(list.lines().count(), 34);
     assert!(list.contains("step-32768-2ranks-bf16-step"), "{list}");
 }

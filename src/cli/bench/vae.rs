@@ -82,7 +82,7 @@ fn measure(args: &VaeArgs, threads: usize) -> Result<Report> {
     };
     let side = config.scale_space();
     let latents = config.latent_frames(frames);
-    let size = config.space().size([config.pixel_frames(latents), height, width], [1; 3])?;
+    let size = config.space().size([frames, height, width], [1; 3])?;
     let arithmetic = Arithmetic { isa: Isa::best(), bf16: dtype == Compute::Bf16 };
     let peak = peak_of(Isa::best(), dtype);
     let (seconds, cost) = match half {
