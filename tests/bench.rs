@@ -74,8 +74,7 @@ fn bench_vae_reports_both_halves() {
     for (half, dtype, flop) in [("encode", "f32", 5.0e6), ("decode", "bf16", 8.0e6)] {
         let size = ["--frames", "5", "--height", "32", "--width", "16", "--threads", "2"];
         let result = measured(&[&["vae", "--half", half, "--dtype", dtype][..], &size].concat());
-        let facts =
-            json!({"what": "vae", "half": half, "kind": "2.1", "frames": 5, "height": 32, "dtype": dtype, "threads": 2});
+        let facts = json!({"what": "vae", "half": half, "kind": "2.1", "frames": 5, "height": 32, "dtype": dtype, "threads": 2});
         let done = number(&result, "fwd_s") * number(&result, "fwd_gflops") * 1e9;
         check(&result, facts, &[("fwd", done)]);
         // Counted from the layers, for each pixel; the first frame's are counted as the others'.
