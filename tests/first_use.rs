@@ -151,7 +151,7 @@ fn words_of_other_trainers_lead_to_the_key_or_say_that_there_is_none() {
         ("learning_rate=1e-4", "unknown key outside any section `learning_rate`; that is `train.lr` here"),
         ("train.mixed_precision=bf16", "that is `train.dtype` here (\"f32\" or \"bf16\""),
         ("epochs=10", "that is `train.steps` here (counted in optimizer steps: an epoch has clips / (train.batch"),
-        ("data.resolution=512", "that is `data.height` and `data.width` here"),
+        ("data.resolution=512", "that is `data.height`, `data.width` and `data.resolutions` here"),
         ("output_dir=x", "that is `run.out` here"),
         ("save_every_n_steps=5", "that is `train.checkpoint_every` here"),
         ("optimizer.type=adamw", "unknown section `optimizer`; that is `train.lr`, `train.betas`, `train.eps` and"),
