@@ -363,7 +363,7 @@ prop_compose! {
         let by_area = Data { buckets: vec![], resolutions: vec![8, 64], frame_counts: vec![t, 2 * t], ..by_hand.clone() };
         let mut data = DataSections::from(if kind == 1 { by_hand.clone() } else { data });
         [by_hand, by_area].into_iter().take(kind % 3).for_each(|section| data.push(section));
-        let vae = Vae { cache: "some/folder".into(), dtype: train.dtype, ..Vae::default() };
+        let vae = Vae { cache: Some("some/folder".into()), dtype: train.dtype, ..Vae::default() };
         RunConfig { run: Run { out: out.into(), seed }, data, model, vae, diffusion, train, parallel, stash, sample }
     }
 }

@@ -35,13 +35,14 @@ pub fn run(args: &CacheArgs, launch: &Launch) -> Result<()> {
     if config.vae.from.is_none() {
         bail!(Config, "{}: names no VAE: set vae.from to train on latents", args.train.config.display());
     }
+    let cache = config.latent_cache()?;
     let latents = launch.rank0_first(|| RunLatents::of_config(&config))?;
     if args.check {
         if !is_first() {
             return Ok(());
         }
         let contents = latents.contents()?;
-        let mut lines = vec![format!("{}: {} there", config.vae.cache.display(), contents.there)];
+        let mut lines = vec![format!("{}: {} there", cache.display(), contents.there)];
         let paths = |paths: &[std::path::PathBuf]| paths.iter().map(terminal::name).collect::<Vec<_>>();
         for (kind, names) in [
             ("missing", contents.missing.clone()),
@@ -65,5 +66,5 @@ pub fn run(args: &CacheArgs, launch: &Launch) -> Result<()> {
         return Ok(());
     }
     let contents = latents.contents()?;
-    super::print(format!("{}: {} encoded", config.vae.cache.display(), counted(contents.there, "clip", "clips")))
+    super::print(format!("{}: {} encoded", cache.display(), counted(contents.there, "clip", "clips")))
 }

@@ -133,7 +133,14 @@ fn vae(c: &Vae, data: &DataSections) -> Checked {
     if let Some(from) = &c.from {
         ensure(!from.is_empty(), "vae.from", from, "must name a VAE's folder or file; leave the key out for pixels")?;
     }
-    ensure(!c.cache.as_os_str().is_empty(), "vae.cache", &c.cache, "must name a folder")?;
+    if let Some(cache) = &c.cache {
+        ensure(
+            !cache.as_os_str().is_empty(),
+            "vae.cache",
+            cache,
+            "must name a folder; leave the key out for the usual",
+        )?;
+    }
     ensure((1..=1024).contains(&data.variants), "data.variants", data.variants, "must be in 1..=1024")?;
     let drawn = data.iter().any(|section| section.crop == Crop::Random || section.flip);
     let allowed = "several are for training on latents (vae.from) with random crops or mirror images (data.flip)";

@@ -77,7 +77,7 @@ impl RunConfig {
             section.path.clear();
             section.heldout.iter_mut().for_each(String::clear);
         }
-        config.vae.cache = Default::default();
+        config.vae.cache = None;
         config.vae.from = config.vae.from.map(|_| String::new());
         config.model.from = config.model.from.map(|_| String::new());
         Ok(u64::from(crc32c::crc32c(config.to_toml()?.as_bytes())))

@@ -11,8 +11,7 @@ pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
     let folders = [
         ("run.out", Some(&mut config.run.out)),
         ("stash.folder", config.stash.folder.as_mut()),
-        // Of a run on pixels it is not asked for, so it does without a home.
-        ("vae.cache", config.vae.from.is_some().then_some(&mut config.vae.cache)),
+        ("vae.cache", config.vae.cache.as_mut()),
     ];
     for (key, path) in folders.into_iter().filter_map(|(key, path)| Some((key, path?))) {
         *path = expanded(key, path)?;

@@ -1,9 +1,10 @@
 //! Resolves a config into the options of the rooms below, which know nothing of sections and keys.
 
-use super::{Model, RunConfig};
+use super::{CACHE, Model, RunConfig};
 #[cfg(feature = "media")]
 use crate::data::{Apart, Source};
 use crate::data::{Bucket, ClipGrid};
+use crate::files::expand_home;
 use crate::model::ModelConfig;
 use crate::model::folder::read_config;
 use crate::state::StateOptions;
@@ -12,6 +13,7 @@ use crate::state::named::NamedModel;
 use crate::state::optimizer::AdamWOptions;
 use crate::vae::{Space, VaeConfig, VaeWeights};
 use crate::{Error, Result, hub};
+use std::path::{Path, PathBuf};
 
 impl RunConfig {
     /// The config of the run that wrote `checkpoint`.
@@ -132,6 +134,14 @@ impl RunConfig {
         let Some(from) = &self.vae.from else { return Ok(None) };
         let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
         Ok(Some(weights.config))
+    }
+
+    /// The folder of encoded clips.
+    ///
+    /// # Errors
+    /// The config names none, and there is no home folder.
+    pub fn latent_cache(&self) -> Result<PathBuf> {
+        self.vae.cache.clone().map_or_else(|| expand_home(Path::new(CACHE)), Ok)
     }
 
     /// How the run's state changes in a step, and where it is held.

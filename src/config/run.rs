@@ -46,14 +46,17 @@ pub struct Run {
     pub seed: u64,
 }
 
+/// Where encoded clips are unless the config says another folder.
+pub const CACHE: &str = "~/.cache/longreel/latents";
+
 /// `[vae]`: the VAE whose latents are trained on; without `from`, training is on pixels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Vae {
     /// A folder or file of an AutoencoderKLWan, a pipeline folder with one, or `hf://...`; none: pixels.
     pub from: Option<String>,
-    /// Folder of encoded clips; runs may share it.
-    pub cache: PathBuf,
+    /// Folder of encoded clips, which runs may share; none: [`CACHE`].
+    pub cache: Option<PathBuf>,
     /// Arithmetic of the VAE's products.
     pub dtype: Compute,
 }
@@ -198,7 +201,7 @@ impl Default for Model {
 
 impl Default for Vae {
     fn default() -> Self {
-        Self { from: None, cache: "~/.cache/longreel/latents".into(), dtype: Compute::F32 }
+        Self { from: None, cache: None, dtype: Compute::F32 }
     }
 }
 

@@ -51,8 +51,9 @@ impl RunLatents {
         if config.train.sample_every > 0 {
             weights.check_decoder().map_err(|e| e.at("vae.from"))?; // not after hours of training
         }
+        let dir = config.latent_cache().map_err(|e| e.at("vae.cache"))?;
         let open = |dataset: &Arc<Dataset>, variants| {
-            let cache = LatentCache::open(&config.vae.cache, dataset, &key, &weights.config, variants);
+            let cache = LatentCache::open(&dir, dataset, &key, &weights.config, variants);
             cache.map(|cache| (dataset.clone(), cache)).map_err(|e| e.at("vae.cache"))
         };
         let variants = Some(config.data.variants);
