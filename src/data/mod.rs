@@ -22,6 +22,7 @@ mod decoding;
 mod deinterlace;
 mod extent;
 mod ffmpeg;
+mod file_bucket;
 mod fit_image;
 mod frame_cache;
 mod frames;

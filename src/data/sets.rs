@@ -4,10 +4,11 @@
 //! so every rank that opens the same folders sees the same clips under the same numbers.
 
 use super::apart::Apart;
-use super::buckets::{Bucket, Choice, choose};
+use super::buckets::Bucket;
 use super::caught::caught;
 use super::dataset::Dataset;
 use super::ffmpeg::Reason;
+use super::file_bucket::{Choice, choose};
 use super::options::{ClipOptions, Crop, Label, SourceOptions};
 use super::source::{Probed, SourceFile, check, look};
 use super::walk::{Folder, Skipped};

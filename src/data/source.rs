@@ -1,9 +1,9 @@
 //! Probes one file of a dataset: what it holds, how many clips it gives, or why none.
 
-use super::buckets::FileShape;
 use super::clips::OwnClip;
 use super::extent::Extent;
 use super::ffmpeg::Reason;
+use super::file_bucket::FileShape;
 use super::image_reader::{self, Kind};
 use super::options::ClipOptions;
 use super::probe::VideoIndex;
