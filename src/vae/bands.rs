@@ -22,13 +22,13 @@ type Band = Vec<Frame>;
 
 /// Rows of all frames, of which the first are dropped as they are done with.
 #[derive(Default)]
-struct Held {
+struct HeldRows {
     frames: Vec<Frame>,
     /// The row of the whole frame that is the first held.
     first: usize,
 }
 
-impl Held {
+impl HeldRows {
     fn add(&mut self, band: Band) {
         if self.frames.is_empty() {
             self.frames = band;
@@ -74,7 +74,7 @@ pub(super) struct Rows {
 /// The rows of a layer of 3 x 3 pixels that can be made of what is held: of `height` rows in all, from `next` on, each
 /// seeing `step` rows of its own and one more on each side.
 struct Window {
-    held: Held,
+    held: HeldRows,
     height: usize,
     step: usize,
     next: usize,
@@ -82,7 +82,7 @@ struct Window {
 
 impl Window {
     fn new(height: usize, step: usize) -> Self {
-        Self { held: Held::default(), height, step, next: 0 }
+        Self { held: HeldRows::default(), height, step, next: 0 }
     }
 
     /// Adds rows; each frame's rows of which the output can be made now.
@@ -121,14 +121,14 @@ enum BandLayer {
     Residual(Box<ResidualBand>),
     Halve(Halve, Window),
     Double(Double, Window),
-    Down(Vec<BandLayer>, AverageDown, Held),
-    Up(Vec<BandLayer>, CopyUp, Held),
+    Down(Vec<BandLayer>, AverageDown, HeldRows),
+    Up(Vec<BandLayer>, CopyUp, HeldRows),
 }
 
 struct ResidualBand {
     block: ResidualBlock,
     windows: [Window; 2],
-    x: Held,
+    x: HeldRows,
 }
 
 /// Layers for frames of `height` rows, and the height after them.
@@ -142,17 +142,17 @@ fn begin(layers: &[Layer], mut height: usize) -> (Vec<BandLayer>, usize) {
             Layer::Residual(block) => BandLayer::Residual(Box::new(ResidualBand {
                 block: block.clone(),
                 windows: [window(1), window(1)],
-                x: Held::default(),
+                x: HeldRows::default(),
             })),
             Layer::HalveSpace(conv) => BandLayer::Halve(conv.clone(), window(2)),
             Layer::DoubleSpace(conv) => BandLayer::Double(conv.clone(), window(1)),
             Layer::Down(layers, shortcut) => {
                 let (inner, _) = begin(layers, height);
-                BandLayer::Down(inner, shortcut.clone(), Held::default())
+                BandLayer::Down(inner, shortcut.clone(), HeldRows::default())
             }
             Layer::Up(layers, shortcut) => {
                 let (inner, _) = begin(layers, height);
-                BandLayer::Up(inner, shortcut.clone(), Held::default())
+                BandLayer::Up(inner, shortcut.clone(), HeldRows::default())
             }
         });
         height = match layer {
