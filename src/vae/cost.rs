@@ -119,7 +119,7 @@ impl Walk {
 mod tests {
     use super::*;
 
-    /// The counts of diffusers' layers, as its own convolutions were counted; decoding doubles sides with fewer products.
+    /// The counts of diffusers' layers, as its convolutions were counted; decoding doubles sides with fewer products.
     #[test]
     fn counts_are_those_of_the_published_vaes() {
         for (config, remembered, millions) in [
