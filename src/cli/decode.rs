@@ -15,8 +15,8 @@ use crate::{Result, bail, encode, terminal};
 
 /// Decode a VAE's latents to a video, an animation or pictures.
 ///
-/// The latents are [1, z, T', h, w] or [z, T', h, w], the means normalised, as `longreel encode` writes them. Videos are
-/// written frame by frame.
+/// The latents are [1, z, T', h, w] or [z, T', h, w], the means normalised, as `longreel encode` writes them. Videos
+/// are written frame by frame.
 #[derive(Debug, Args)]
 pub struct DecodeArgs {
     /// The latents

@@ -14,8 +14,8 @@ use crate::{Error, Result, bail, terminal};
 
 /// Encode a video or an image, or each of a folder, to a VAE's latents.
 ///
-/// A file's result is `latents` [1, z, T', h, w] in f32: the means, normalised, as a network sees them. Metadata tell the
-/// source, its frames, size and rate, and the VAE. Frames are decoded as they are needed.
+/// A file's result is `latents` [1, z, T', h, w] in f32: the means, normalised, as a network sees them. Metadata tell
+/// the source, its frames, size and rate, and the VAE. Frames are decoded as they are needed.
 #[derive(Debug, Args)]
 pub struct EncodeArgs {
     /// A video, an image, or a folder of them

@@ -2,8 +2,8 @@
 //!
 //! [`Dataset`] walks a folder, finds out what each file holds and cuts it into [`Clip`]s; [`Dataset::frames`] decodes a
 //! [`FrameRegion`] of one as u8 [`Frames`]; [`Frames::patch_rows`] makes the network's rows from them, tile by tile;
-//! [`Loader`] does the decoding ahead of the step. [`ClipSets`] are clips of several sizes, a dataset for each [`Bucket`],
-//! and [`BucketOrder`] says which one a step takes. Whatever is not used is a [`Skipped`] with its reason.
+//! [`Loader`] does the decoding ahead of the step. [`ClipSets`] are clips of several sizes, a dataset for each
+//! [`Bucket`], and [`BucketOrder`] says which one a step takes. Whatever is not used is a [`Skipped`] with its reason.
 //!
 //! Only the files marked as such talk to FFmpeg, and only `ffmpeg` does so unsafely. `docs/data.md` tells the rules.
 

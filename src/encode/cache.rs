@@ -95,8 +95,8 @@ pub struct Contents {
 }
 
 impl LatentCache {
-    /// The encoded clips of `dataset` in the folder `dir`, each in so many `variants`; none: once, as it is, the crop in
-    /// the middle and not mirrored. Reads the source files once, to hash them; writes nothing.
+    /// The encoded clips of `dataset` in the folder `dir`, each in so many `variants`; none: once, as it is, the crop
+    /// in the middle and not mirrored. Reads the source files once, to hash them; writes nothing.
     ///
     /// # Errors
     /// A source cannot be read, the clips' size is none of the VAE's.

@@ -28,8 +28,8 @@ pub struct Filling {
 }
 
 /// Encodes what `cache` misses of `dataset`; a collective of the ranks of `comm`. `encoder` is asked for only if
-/// something is missing, and `report` is called as frames are done. Ends early, between clips, once `stop` is set on any
-/// rank; returns whether all is there. To `verify`, what is there is read and compared with its checksums.
+/// something is missing, and `report` is called as frames are done. Ends early, between clips, once `stop` is set on
+/// any rank; returns whether all is there. To `verify`, what is there is read and compared with its checksums.
 ///
 /// # Errors
 /// The disk has too little room, which is said before anything is encoded; a clip cannot be decoded; an entry cannot

@@ -20,8 +20,8 @@ use crate::{Result, bail};
 use rows::Rows;
 
 /// Encodes `frames` frames of `size` `[rows, width]` on the ranks of `comm`: frames of moments, whole, on every rank.
-/// `read` gives some rows of a frame, in -1..1; frames that do not make a whole latent frame are not read. Where `again`
-/// says that rows may be read in any order, one rank takes a short clip in bands of rows, for less memory.
+/// `read` gives some rows of a frame, in -1..1; frames that do not make a whole latent frame are not read. Where
+/// `again` says that rows may be read in any order, one rank takes a short clip in bands of rows, for less memory.
 ///
 /// # Errors
 /// The VAE cannot take the size; those of `read` and of the exchange.

@@ -34,8 +34,8 @@ pub(super) fn range_of(counts: &[usize], r: usize) -> Range<usize> {
     start..start + counts[r]
 }
 
-/// The group of rank `own` where `sides[r]` begins with the color and key of rank r: the ranks of its color by key, then
-/// by rank, and its place among them.
+/// The group of rank `own` where `sides[r]` begins with the color and key of rank r: the ranks of its color by key,
+/// then by rank, and its place among them.
 pub(super) fn group_of(sides: &[[u64; 3]], own: usize) -> (Vec<usize>, usize) {
     let mut ranks: Vec<usize> = (0..sides.len()).filter(|&r| sides[r][0] == sides[own][0]).collect();
     ranks.sort_by_key(|&r| (sides[r][1], r));

@@ -225,8 +225,8 @@ impl Plan {
     }
 }
 
-/// The config as if all clips had the size of the largest: of several sizes it is what memory is planned for, since each
-/// step takes clips of one size and its buffers are free for the next.
+/// The config as if all clips had the size of the largest: of several sizes it is what memory is planned for, since
+/// each step takes clips of one size and its buffers are free for the next.
 ///
 /// # Errors
 /// A clip does not fit the network.

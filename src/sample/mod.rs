@@ -22,7 +22,8 @@
 //! let model = Model::load(&network, DType::F32, false, |name| folder.read_f32(name))?;
 //! let (request, objective) = (Request::from_config(&config)?, Objective::new(&config.diffusion)?);
 //! let sequence = Sequence::new(Arc::new(Single), model.config.num_attention_heads, 0)?;
-//! let sampler = ClipSampler { model: &model, objective: &objective, sequence: &sequence, request: &request, tile: 0, decoder: None };
+//! let (model, objective, sequence, request) = (&model, &objective, &sequence, &request);
+//! let sampler = ClipSampler { model, objective, sequence, request, tile: 0, decoder: None };
 //! let clip = sampler.sample(ClipSpec { index: 0, label: Some(3) })?;
 //! println!("{:?}, values in -1 to 1", clip.rows.dims());
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -396,7 +396,8 @@ mod tests {
         (0..n).map(|i| value(i + from)).collect()
     }
 
-    /// Sizes of a convolution: rows, width and channels of the frames; channels, frames, rows and columns of the kernel.
+    /// Sizes of a convolution: rows, width and channels of the frames; channels, frames, rows and columns of the
+    /// kernel.
     struct Case([usize; 3], [usize; 4], usize);
 
     /// The convolution by its definition, in f64, on top of 0.5.

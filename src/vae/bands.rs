@@ -256,8 +256,8 @@ fn over_time(layer: &Layer, band: Band) -> Result<Band> {
     Ok(out)
 }
 
-/// Encodes `frames` frames of `size` `[rows, width]`: frames of moments. `read` gives some rows of a frame and is called
-/// for all frames of a band, from the first band to the last.
+/// Encodes `frames` frames of `size` `[rows, width]`: frames of moments. `read` gives some rows of a frame and is
+/// called for all frames of a band, from the first band to the last.
 ///
 /// # Errors
 /// Those of `read`.
@@ -299,8 +299,8 @@ pub fn encode(
     Ok(moments)
 }
 
-/// Decodes normalised latents. `write` takes some rows of a frame of pixels, with its number; all frames of a band, from
-/// the first band to the last.
+/// Decodes normalised latents. `write` takes some rows of a frame of pixels, with its number; all frames of a band,
+/// from the first band to the last.
 ///
 /// # Errors
 /// Those of `write`.

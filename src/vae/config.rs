@@ -205,8 +205,8 @@ impl VaeConfig {
         Space { channels: self.z_dim, time: self.scale_time(), side: self.scale_space() }
     }
 
-    /// Whether frames of `[rows, width]` pixels can be encoded. The 2.1 VAE leaves out what is beyond whole latents; the
-    /// 2.2 VAE, whose shortcuts need whole squares, takes no such size.
+    /// Whether frames of `[rows, width]` pixels can be encoded. The 2.1 VAE leaves out what is beyond whole latents;
+    /// the 2.2 VAE, whose shortcuts need whole squares, takes no such size.
     ///
     /// # Errors
     /// They cannot; it names the nearest size that can.

@@ -63,8 +63,8 @@ impl VaeWeights {
         }
     }
 
-    /// Whether `path` is meant to be a VAE, so that [`open`](Self::open) is to say what is wrong with it: a file with an
-    /// encoder's first layer or a pickle, a folder with one of Wan's own files, or one whose `config.json` names an
+    /// Whether `path` is meant to be a VAE, so that [`open`](Self::open) is to say what is wrong with it: a file with
+    /// an encoder's first layer or a pickle, a folder with one of Wan's own files, or one whose `config.json` names an
     /// AutoencoderKL of any kind.
     pub fn is_vae(path: &Path) -> bool {
         if path.is_file() {

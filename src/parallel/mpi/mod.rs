@@ -2,8 +2,9 @@
 //!
 //! - `joining`: a time limit for MPI to start in;
 //! - `messages`: MPI's calls;
-//! - `invitation`, `interfaces`: where rank 0 is, by one MPI broadcast. There all join a [`ControlPlane`], by which they
-//!   hear of a rank that failed, returned or is lost. MPI would tell nothing: to MPI, a host that is gone is only slow;
+//! - `invitation`, `interfaces`: where rank 0 is, by one MPI broadcast. There all join a [`ControlPlane`], by which
+//!   they hear of a rank that failed, returned or is lost. MPI would tell nothing: to MPI, a host that is gone is only
+//!   slow;
 //! - `transport`: tensors from rank to rank, over which the crate's one [`Collectives`] are.
 //!
 //! MPI's own collectives are not used. They would sum in an order of their choice, wait at full load, hang where ranks
