@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use super::bands::Rows;
 use super::frame::Frame;
 use super::shards::RowShards;
 use crate::Result;
@@ -47,16 +46,11 @@ impl Kernel {
 
     /// Packs a frame for this kernel; `near`: with the rows beyond it.
     pub fn pack(&self, x: &Frame, norm: Option<&[f32]>, near: Option<&dyn RowShards>) -> Result<PackedFrame> {
-        let near = near.map_or(Ok([None, None]), |shards| shards.neighbours(x))?;
-        Ok(self.pack_rows(x, norm, &near))
-    }
-
-    /// Packs a frame for this kernel, with the rows above and below it.
-    fn pack_rows(&self, x: &Frame, norm: Option<&[f32]>, near: &[Option<Vec<f32>>; 2]) -> PackedFrame {
-        let near = [0, 1].map(|side| near[side].as_deref());
+        let neighbours = near.map_or(Ok([None, None]), |shards| shards.neighbours(x))?;
+        let neighbours = [0, 1].map(|side| neighbours[side].as_deref());
         let activation = norm.map_or(Activation::None, Activation::NormSilu);
         let shape = [x.width, x.channels];
-        on_isa!(self.arithmetic, S => PackedFrame::pack::<S>(&x.values, shape, near, activation))
+        Ok(on_isa!(self.arithmetic, S => PackedFrame::pack::<S>(&x.values, shape, neighbours, activation)))
     }
 
     /// `out += the convolution of inputs`, the bias apart.
@@ -97,36 +91,10 @@ impl CausalConv {
     }
 
     /// The next frame's output added to `out`.
-    pub fn push_onto(&mut self, x: &Frame, out: Frame, shards: &dyn RowShards) -> Result<Frame> {
-        let out = self.biased(out);
-        self.convolve(x, out, shards)
-    }
-
-    /// A frame of the bias, as large as `like`.
-    pub fn bias(&self, like: &Frame) -> Frame {
-        like.filled(&self.kernel.bias)
-    }
-
-    /// A frame with the bias added.
-    pub fn biased(&self, mut x: Frame) -> Frame {
+    pub fn push_onto(&mut self, x: &Frame, mut out: Frame, shards: &dyn RowShards) -> Result<Frame> {
         let bias = &self.kernel.bias;
-        x.values.chunks_exact_mut(bias.len()).for_each(|pixel| pixel.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
-        x
-    }
-
-    /// The outputs of the same rows of all frames of a clip, added to what `base` gives for each frame.
-    pub fn push_rows(&self, rows: Vec<Rows>, base: impl Fn(usize, &Frame) -> Frame) -> Vec<Frame> {
-        let norm = self.norm.as_ref().map(|norm| norm.as_slice());
-        let mut last: [Option<PackedFrame>; 2] = [None, None];
-        let mut out = Vec::with_capacity(rows.len());
-        for (t, Rows { inner, near }) in rows.into_iter().enumerate() {
-            let now = self.kernel.pack_rows(&inner, norm, &near);
-            let mut y = base(t, &inner);
-            self.kernel.add_to(&[last[0].as_ref(), last[1].as_ref(), Some(&now)], [0, 0], 1, &mut y);
-            out.push(y);
-            last = [last[1].take(), Some(now)];
-        }
-        out
+        out.values.chunks_exact_mut(bias.len()).for_each(|pixel| pixel.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+        self.convolve(x, out, shards)
     }
 
     fn convolve(&mut self, x: &Frame, mut out: Frame, shards: &dyn RowShards) -> Result<Frame> {
@@ -154,20 +122,10 @@ impl Halve {
         Self(Arc::new(kernel))
     }
 
-    /// The output of some rows of a frame.
-    pub fn push_rows(&self, Rows { inner, near }: Rows) -> Frame {
-        let packed = self.0.pack_rows(&inner, None, &near);
-        self.convolve(inner, &packed)
-    }
-
     pub fn push(&self, x: Frame, shards: &dyn RowShards) -> Result<Frame> {
         let odd = x.origin.map(|at| at % 2);
         let x = x.trimmed([odd[0], 0, odd[1], 0]);
         let packed = self.0.pack(&x, None, Some(shards))?;
-        Ok(self.convolve(x, &packed))
-    }
-
-    fn convolve(&self, x: Frame, packed: &PackedFrame) -> Frame {
         let (rows, width, bias) = (x.rows / 2, x.width / 2, &self.0.bias);
         // The last of an even number of pixels sees one beyond it.
         let [below, right] = [x.rows, x.width].map(|n| usize::from(n % 2 == 0));
@@ -177,8 +135,8 @@ impl Halve {
             ..Frame::new([rows, width, bias.len()], bias.repeat(rows * width))
         };
         drop(x);
-        self.0.add_to(&[Some(packed)], [1, 1], 2, &mut out);
-        out.trimmed([0, below, 0, right])
+        self.0.add_to(&[Some(&packed)], [1, 1], 2, &mut out);
+        Ok(out.trimmed([0, below, 0, right]))
     }
 
     pub fn bytes(&self) -> usize {
@@ -208,19 +166,9 @@ impl Double {
         Self(Arc::new(std::array::from_fn(kernel)))
     }
 
-    /// The output of some rows of a frame.
-    pub fn push_rows(&self, Rows { inner, near }: Rows) -> Frame {
-        let packed = self.0[0].pack_rows(&inner, None, &near);
-        self.convolve(inner, &packed)
-    }
-
     pub fn push(&self, x: Frame, shards: &dyn RowShards) -> Result<Frame> {
-        let packed = self.0[0].pack(&x, None, Some(shards))?;
-        Ok(self.convolve(x, &packed))
-    }
-
-    fn convolve(&self, x: Frame, packed: &PackedFrame) -> Frame {
         let first = &self.0[0];
+        let packed = first.pack(&x, None, Some(shards))?;
         let (rows, width) = (2 * x.rows, 2 * x.width);
         let mut out = Frame {
             origin: x.origin.map(|at| 2 * at),
@@ -229,9 +177,9 @@ impl Double {
         };
         drop(x);
         let phases: Vec<Phase> = self.0.iter().enumerate().map(|(i, kernel)| kernel.phase([i / 2, i % 2])).collect();
-        let convolution = Convolution { phases: &phases, inputs: &[Some(packed)], stride: 1 };
+        let convolution = Convolution { phases: &phases, inputs: &[Some(&packed)], stride: 1 };
         run(first.arithmetic, &convolution, &mut out);
-        out.trimmed([1; 4])
+        Ok(out.trimmed([1; 4]))
     }
 
     pub fn bytes(&self) -> usize {
