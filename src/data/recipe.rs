@@ -7,6 +7,7 @@ use super::dataset::{Clip, Dataset};
 use super::shuffle::Augment;
 use super::source::Media;
 use crate::Result;
+use crate::files::to_hex;
 
 /// The version of how frames are decoded, scaled and cropped; it changes when the same file gives other pixels.
 const SCALER: u32 = 1;
@@ -42,7 +43,7 @@ impl Dataset {
             return Ok(None);
         }
         let frames = self.frames(clip, &Augment::PLAIN, 0..self.options().frames)?;
-        Ok(Some(Sha256::digest(&frames.data).iter().map(|byte| format!("{byte:02x}")).collect()))
+        Ok(Some(to_hex(Sha256::digest(&frames.data))))
     }
 
     /// How `clip` is made of its file.

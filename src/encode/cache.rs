@@ -13,9 +13,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::latents::Latents;
-use super::sources::{Sources, hex};
+use super::sources::Sources;
 use crate::data::{Augment, ClipOptions, Dataset, Recipe};
-use crate::files::{Tensors, atomic_write, create_folders};
+use crate::files::{Tensors, atomic_write, create_folders, to_hex};
 use crate::vae::{Frame, VaeConfig};
 use crate::{Error, Result, bail};
 
@@ -54,6 +54,13 @@ struct Record {
     clip: String,
     /// CRC-32C of the latents' bytes.
     crc32c: u32,
+}
+
+impl Record {
+    /// What a file says, if it is an entry.
+    fn of(tensors: &Tensors) -> Option<Self> {
+        tensors.metadata(RECORD).and_then(|text| serde_json::from_str(text).ok())
+    }
 }
 
 /// An encoded clip that a run wants.
@@ -126,7 +133,7 @@ impl LatentCache {
                 let recipe = dataset.recipe(&clip, &augment);
                 let parts = Parts { rule: RULE, source: &source, recipe: &recipe, vae };
                 let text = serde_json::to_vec(&parts).expect("plain values");
-                let key = hex(&Sha256::digest(&text)[..20]);
+                let key = to_hex(&Sha256::digest(&text)[..20]);
                 let name = format!("{}, clip {}, variant {variant}", clip.path.display(), clip.window);
                 entries.push(Entry { clip: id, augment, key, name });
             }
@@ -193,14 +200,13 @@ impl LatentCache {
     }
 
     /// Opens an entry and checks what it says of itself.
-    fn opened(&self, i: usize) -> Result<Tensors> {
+    fn opened(&self, i: usize) -> Result<(Tensors, Record)> {
         let entry = &self.entries[i];
         let path = self.path(&entry.key);
         let tensors = Tensors::open(&path)?;
-        let known = tensors.metadata(RECORD).and_then(|text| serde_json::from_str::<Record>(text).ok());
-        if known.is_none_or(|record| record.key != entry.key) {
+        let Some(record) = Record::of(&tensors).filter(|record| record.key == entry.key) else {
             bail!(Data, "{}: is not what its name says; delete it, and it is encoded again", path.display());
-        }
+        };
         let shape = tensors.shape("latents")?;
         if shape != self.shape || tensors.dtype("latents")? != Dtype::F16 {
             bail!(
@@ -210,15 +216,13 @@ impl LatentCache {
                 self.shape
             );
         }
-        Ok(tensors)
+        Ok((tensors, record))
     }
 
     /// Reads an entry whole and compares its checksum.
     fn verify(&self, i: usize) -> Result<()> {
-        let tensors = self.opened(i)?;
-        let bytes = tensors.bytes("latents")?;
-        let record = tensors.metadata(RECORD).and_then(|text| serde_json::from_str::<Record>(text).ok());
-        match record.is_some_and(|record| record.crc32c == crc32c::crc32c(&bytes)) {
+        let (tensors, record) = self.opened(i)?;
+        match record.crc32c == crc32c::crc32c(&tensors.bytes("latents")?) {
             true => Ok(()),
             false => bail!(Data, "{}: its values are damaged", self.path(&self.entries[i].key).display()),
         }
@@ -230,7 +234,7 @@ impl LatentCache {
     /// It is not there, damaged, or of another key than its name says.
     pub fn read(&self, i: usize, frames: Range<usize>) -> Result<Latents> {
         let [z, t, h, w] = self.shape;
-        let tensors = self.opened(i).map_err(|e| e.at(&self.entries[i].name))?;
+        let (tensors, _) = self.opened(i).map_err(|e| e.at(&self.entries[i].name))?;
         let mut values = Vec::with_capacity(z * frames.len() * h * w);
         for c in 0..z {
             let start = (c * t + frames.start) * h * w;
@@ -302,10 +306,7 @@ impl LatentCache {
         }
         others.sort();
         for path in others {
-            let record = Tensors::open(&path).ok().and_then(|tensors| {
-                tensors.metadata(RECORD).and_then(|text| serde_json::from_str::<Record>(text).ok())
-            });
-            match record {
+            match Tensors::open(&path).ok().and_then(|tensors| Record::of(&tensors)) {
                 Some(record) if names.contains(record.clip.as_str()) => contents.stale.push(path),
                 _ => contents.unused.push(path),
             }

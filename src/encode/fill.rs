@@ -3,6 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use std::collections::HashSet;
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::cache::LatentCache;
 use super::clip_reader::ClipReader;
 use crate::data::Dataset;
+use crate::files::{file_size, free_space};
 use crate::parallel::{Communicator, Reduce, Single, agree};
 use crate::terminal::counted;
 use crate::vae::{Encoder, Frame};
@@ -102,24 +104,17 @@ fn agreed(cache: &LatentCache, comm: &Arc<dyn Communicator>, verify: bool) -> Re
 fn announce(cache: &LatentCache, missing: usize) -> Result<()> {
     let bytes = missing as u64 * cache.entry_bytes();
     let dir = cache.dir();
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     tracing::info!(
-        "{}: {} of {} to encode, {:.1} MiB",
+        "{}: {} of {} to encode, {}",
         dir.display(),
         counted(missing, "clip", "clips"),
         cache.entries().len(),
-        mib(bytes)
+        file_size(bytes)
     );
-    let room = rustix::fs::statvfs(dir).map_err(|e| Error::io(dir, e.into()))?;
-    let free = room.f_bavail.saturating_mul(room.f_frsize);
+    let free = File::open(dir).and_then(free_space).map_err(|e| Error::io(dir, e))?;
     if free < bytes {
-        bail!(
-            Environment,
-            "{}: the disk has {:.1} MiB left, the latents take {:.1}; name another folder as vae.cache",
-            dir.display(),
-            mib(free),
-            mib(bytes)
-        );
+        let (free, bytes, dir) = (file_size(free), file_size(bytes), dir.display());
+        bail!(Environment, "{dir}: {free} are free, the latents take {bytes}; name another folder as vae.cache");
     }
     Ok(())
 }

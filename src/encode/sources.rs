@@ -5,13 +5,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::files::{atomic_write, read_text};
+use crate::files::{atomic_write, digest_of, read_text, to_hex};
 use crate::{Error, Result};
 
 /// The memory's file in a cache's folder.
@@ -54,7 +53,7 @@ impl Sources {
     /// The file cannot be read.
     pub fn hash(&self, path: &Path) -> Result<String> {
         let whole = std::path::absolute(path).map_err(|e| Error::io(path, e))?.into_os_string();
-        let whole = whole.into_string().unwrap_or_else(|name| hex(name.as_bytes()));
+        let whole = whole.into_string().unwrap_or_else(|name| to_hex(name.as_bytes()));
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         let changed = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
         let (size, inode) = (metadata.size(), metadata.ino());
@@ -62,7 +61,8 @@ impl Sources {
         if let Some(known) = self.known.lock().get(&whole).filter(same) {
             return Ok(known.sha256.clone());
         }
-        let sha256 = sha256_of(path)?;
+        let sha256 =
+            File::open(path).and_then(|file| digest_of(Sha256::new(), file)).map_err(|e| Error::io(path, e))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         if now.saturating_sub(metadata.ctime().max(0) as u64) >= SETTLED {
             self.known.lock().insert(whole, Known { size, changed, inode, sha256: sha256.clone() });
@@ -78,20 +78,4 @@ impl Sources {
         let text = serde_json::to_vec(&*self.known.lock()).map_err(|e| Error::io(&self.memory, e.into()))?;
         atomic_write(&self.memory, |out| out.write_all(&text))
     }
-}
-
-fn sha256_of(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let (mut sum, mut bytes) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut bytes).map_err(|e| Error::io(path, e))? {
-            0 => return Ok(hex(&sum.finalize())),
-            n => sum.update(&bytes[..n]),
-        }
-    }
-}
-
-/// Bytes as hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -3,16 +3,19 @@
 //! [`atomic_write`] does it for a file, [`NewFolder`] for a folder: write beside the target under a temporary name,
 //! fsync, rename, fsync the parent. (Rename is atomic; without the first fsync a crash may leave a name without
 //! contents, without the second the name may be lost.) [`Tensors`] and [`write_tensors`] read and write safetensors,
-//! [`read_text`] reads text. `scratch` makes files that nobody shall find.
+//! [`read_text`] reads text, [`model_folder`] a model's folder. `scratch` makes files without a name, for what a process
+//! puts aside.
 //!
 //! What is written over is a regular file, or nothing: a device, a pipe or a symbolic link under the name of a result
 //! is a mistake, and a rename would destroy it. Folders on the way may be symbolic links.
 //!
 //! Nothing here knows what the files mean.
 
+mod digest;
 mod folder;
 mod header;
 mod home;
+pub mod model_folder;
 mod scratch;
 mod storage;
 mod sum;
@@ -31,6 +34,9 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
+#[cfg(any(feature = "hub", feature = "media"))]
+pub(crate) use digest::digest_of;
+pub(crate) use digest::to_hex;
 pub use folder::{NewFolder, remove_leftovers};
 pub(crate) use folder::{create_folders, remove_folder, sync_folder};
 pub use header::{Header, TensorPlace};

@@ -1,10 +1,11 @@
 //! The hashes that a hub names files by: SHA-256 for files in Git LFS, git's own for others. A download's bytes are
 //! compared with them.
 
+use crate::files::digest_of;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Seek};
 
 /// A file's hash, in lower-case hexadecimal digits: the name of its blob in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,21 +52,11 @@ impl Hash {
     pub(super) fn of(&self, file: &mut File) -> io::Result<Self> {
         file.rewind()?;
         Ok(match self {
-            Self::Sha256(_) => Self::Sha256(digest(Sha256::new(), file)?),
+            Self::Sha256(_) => Self::Sha256(digest_of(Sha256::new(), file)?),
             Self::Git(_) => {
                 let header = format!("blob {}\0", file.metadata()?.len());
-                Self::Git(digest(Sha1::new_with_prefix(header), file)?)
+                Self::Git(digest_of(Sha1::new_with_prefix(header), file)?)
             }
         })
-    }
-}
-
-fn digest(mut state: impl Digest, file: &mut File) -> io::Result<String> {
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(state.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            n => state.update(&buffer[..n]),
-        }
     }
 }

@@ -14,7 +14,7 @@ mod condition;
 mod config;
 mod cross;
 mod embed;
-pub mod folder;
+pub use crate::files::model_folder as folder;
 mod head;
 mod patch;
 mod spec;

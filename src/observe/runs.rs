@@ -3,6 +3,7 @@
 //! A folder is a run's if it holds a `config.toml` or a `metrics.jsonl`. Symbolic links below the named folders are not
 //! followed.
 
+use crate::files::to_hex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -69,8 +70,7 @@ pub(super) fn find(places: &[PathBuf]) -> Vec<Run> {
             names[i] = ending(path, parts + more);
         }
     }
-    let id =
-        |path: &Path| Sha256::digest(path.as_os_str().as_bytes())[..8].iter().map(|b| format!("{b:02x}")).collect();
+    let id = |path: &Path| to_hex(&Sha256::digest(path.as_os_str().as_bytes())[..8]);
     found.into_iter().zip(names).map(|((path, _), name)| Run { id: id(&path), name, dir: RunDir::new(path) }).collect()
 }
 

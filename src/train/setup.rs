@@ -13,6 +13,7 @@ use crate::config::{Compute, RunConfig};
 use crate::data::{Bucket, ClipSets, Clips, Dataset, Decoding, Overlaps, refuse_own_output};
 use crate::engine::precision::check_on_gpu;
 use crate::engine::stash::Shapes;
+use crate::files::to_hex;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Launch, Sequence, Split, is_first};
@@ -315,5 +316,5 @@ fn check_classes(config: &RunConfig, model: &ModelConfig, clips: &ClipSets) -> R
 fn random_name() -> Result<String> {
     let (source, mut bits) = ("/dev/urandom", [0; 16]);
     File::open(source).and_then(|mut file| file.read_exact(&mut bits)).map_err(|e| Error::io(source, e))?;
-    Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(to_hex(bits))
 }

@@ -39,11 +39,7 @@ impl Layer {
             let tensor = tensors.next().expect("a tensor for each of a layer's parts");
             Ok::<_, crate::Error>((read(tensor)?, tensor.shape.as_slice()))
         };
-        // As factors of pixels of norm 1.
-        let norm = |(gamma, _): (Vec<f32>, &[usize])| {
-            let scale = (gamma.len() as f32).sqrt();
-            gamma.into_iter().map(|x| x * scale).collect::<Vec<f32>>()
-        };
+        let norm = |(gamma, _): (Vec<f32>, &[usize])| factors(gamma);
         let kernel = |(weights, shape): (Vec<f32>, &[usize]), bias: Vec<f32>| match *shape {
             [out, c, rows, columns] => Kernel::new(arithmetic, &weights, [out, c, 1, rows, columns], bias),
             [out, c, frames, rows, columns] => Kernel::new(arithmetic, &weights, [out, c, frames, rows, columns], bias),
@@ -136,6 +132,12 @@ fn with_shortcuts(mut frames: Vec<Frame>, short: Vec<Frame>) -> Vec<Frame> {
         false => frame.add(&short.within(frame)),
     });
     frames
+}
+
+/// A norm's weights as factors of pixels of norm 1.
+pub(super) fn factors(gamma: Vec<f32>) -> Vec<f32> {
+    let scale = (gamma.len() as f32).sqrt();
+    gamma.into_iter().map(|x| x * scale).collect()
 }
 
 /// Builds layers of their tensors.

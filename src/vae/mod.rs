@@ -53,19 +53,15 @@ struct Half {
 impl Half {
     fn load(spec: &spec::HalfSpec, arithmetic: Arithmetic, read: &mut layer::Read) -> Result<Self> {
         let before = layer::load(&spec.before, arithmetic, read)?;
-        let (place, c) = &spec.attention;
-        let mut next = |name: &str, shape: &[usize]| {
-            let [name, original] = [&place.0, &place.1].map(|prefix| format!("{prefix}.{name}"));
-            read(&TensorSpec { name, original, shape: shape.to_vec() })
-        };
-        let scale = (*c as f32).sqrt();
-        let norm = next("norm.gamma", &[*c, 1, 1])?.into_iter().map(|x| x * scale).collect();
-        let (weights, bias) = (next("to_qkv.weight", &[3 * c, *c, 1, 1])?, next("to_qkv.bias", &[3 * c])?);
+        let c = spec.attention.1;
+        let [gamma, qkv, qkv_bias, proj, proj_bias] = spec.attention_tensors();
+        let norm = layer::factors(read(&gamma)?);
+        let (weights, bias) = (read(&qkv)?, read(&qkv_bias)?);
         let third = |i: usize| {
             let weights = weights[i * c * c..][..c * c].to_vec();
-            conv::Pointwise::new(arithmetic, weights, bias[i * c..][..*c].to_vec())
+            conv::Pointwise::new(arithmetic, weights, bias[i * c..][..c].to_vec())
         };
-        let proj = conv::Pointwise::new(arithmetic, next("proj.weight", &[*c, *c, 1, 1])?, next("proj.bias", &[*c])?);
+        let proj = conv::Pointwise::new(arithmetic, read(&proj)?, read(&proj_bias)?);
         let [query, key, value] = [third(0), third(1), third(2)];
         let attention = attention::Attention { arithmetic, norm: Arc::new(norm), query, key, value, proj };
         let after = layer::load(&spec.after, arithmetic, read)?;

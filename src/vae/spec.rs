@@ -97,8 +97,8 @@ pub(super) struct HalfSpec {
 }
 
 impl HalfSpec {
-    /// All tensors.
-    pub fn tensors(&self) -> Vec<TensorSpec> {
+    /// The attention's tensors, in the order in which it is built of them.
+    pub fn attention_tensors(&self) -> [TensorSpec; 5] {
         let (place, c) = &self.attention;
         let attention = [
             (["norm.gamma"; 2], vec![*c, 1, 1]),
@@ -107,13 +107,15 @@ impl HalfSpec {
             (["proj.weight"; 2], vec![*c, *c, 1, 1]),
             (["proj.bias"; 2], vec![*c]),
         ];
-        let attention = attention.map(|(names, shape)| place.tensor(names, &shape));
-        let before = self.before.iter().flat_map(LayerSpec::tensors);
-        before.chain(attention).chain(self.after.iter().flat_map(LayerSpec::tensors)).collect()
+        attention.map(|(names, shape)| place.tensor(names, &shape))
     }
-}
 
-impl HalfSpec {
+    /// All tensors.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let before = self.before.iter().flat_map(LayerSpec::tensors);
+        before.chain(self.attention_tensors()).chain(self.after.iter().flat_map(LayerSpec::tensors)).collect()
+    }
+
     /// Pixels that the layers before the attention see before and beyond those under a run of its input.
     pub fn halo_before(&self) -> [usize; 2] {
         self.before.iter().rev().fold([0; 2], |halo, layer| layer.halo(halo))

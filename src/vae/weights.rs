@@ -9,20 +9,15 @@ use std::path::{Path, PathBuf};
 
 use super::config::{MEAN_21, VaeConfig};
 use super::spec::{self, TensorSpec};
-use crate::files::{Tensors, check_names, read_text};
+use crate::files::model_folder::{CONFIG, Folder, read_config};
+use crate::files::{Tensors, check_names, to_hex};
 use crate::{Error, Result, bail};
-
-const CONFIG: &str = "config.json";
-const STEM: &str = "diffusion_pytorch_model";
 
 /// Single files that Wan's own folders hold.
 const ORIGINALS: [&str; 2] = ["Wan2.1_VAE.pth", "Wan2.2_VAE.pth"];
 
 /// The encoder's first layer, by Wan's own name and by diffusers'.
 const FIRST: [&str; 2] = ["encoder.conv1.weight", "encoder.conv_in.weight"];
-
-/// Bytes that a config.json may have; one is of a kilobyte.
-const MAX_CONFIG: u64 = 1 << 20;
 
 /// A VAE's config, and its tensors, read when asked for.
 pub struct VaeWeights {
@@ -74,21 +69,15 @@ impl VaeWeights {
             return begun.is_ok() && (&magic == b"PK" || layers());
         }
         let class = || {
-            let text = read_text(&path.join(CONFIG), MAX_CONFIG).ok()?;
-            let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-            json.get("_class_name")?.as_str().map(|class| class.starts_with("AutoencoderKL"))
+            let config = read_config(&path.join(CONFIG)).ok()?;
+            config.get("_class_name")?.as_str().map(|class| class.starts_with("AutoencoderKL"))
         };
         class() == Some(true) || ORIGINALS.iter().any(|name| path.join(name).is_file())
     }
 
     fn open_folder(dir: &Path) -> Result<Self> {
-        let config = read_config(&dir.join(CONFIG))?;
-        let [index, whole] = [".safetensors.index.json", ".safetensors"].map(|end| dir.join(format!("{STEM}{end}")));
-        let tensors = match index.is_file() {
-            true => Tensors::open_sharded(&index)?,
-            false if whole.is_file() => Tensors::open(&whole)?,
-            false => bail!(Data, "{}: has no {STEM}.safetensors", dir.display()),
-        };
+        let (config, tensors) = Folder::open(dir)?.into_parts();
+        let config = VaeConfig::from_json(&config, &dir.join(CONFIG))?;
         Self::checked(config, tensors.path().to_owned(), Source::Safetensors(tensors))
     }
 
@@ -106,7 +95,7 @@ impl VaeWeights {
         };
         let beside = path.with_file_name(CONFIG);
         let config = match beside.is_file() {
-            true => read_config(&beside)?,
+            true => VaeConfig::from_json(&read_config(&beside)?, &beside)?,
             false => guess(&source.shapes()).map_err(|why| Error::Data(format!("{}: {why}", path.display())))?,
         };
         Self::checked(config, path.to_owned(), source)
@@ -143,7 +132,7 @@ impl VaeWeights {
         }
         sum.update(bytemuck::cast_slice::<f32, u8>(&config.latents_mean));
         sum.update(bytemuck::cast_slice::<f32, u8>(&config.latents_std));
-        Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(to_hex(sum.finalize()))
     }
 
     /// Reads the decoder's tensors and forgets them, for a run that needs them later.
@@ -179,12 +168,6 @@ impl VaeWeights {
 
 fn unreadable(path: &Path, error: &candle_core::Error) -> Error {
     Error::Data(format!("{}: cannot be read as a PyTorch file of tensors: {error}", path.display()))
-}
-
-fn read_config(path: &Path) -> Result<VaeConfig> {
-    let text = read_text(path, MAX_CONFIG).map_err(|e| Error::io(path, e))?;
-    let json = serde_json::from_str(&text).map_err(|e| Error::Data(format!("{}: not JSON: {e}", path.display())))?;
-    VaeConfig::from_json(&json, path)
 }
 
 impl Source {

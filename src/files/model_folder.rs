@@ -5,7 +5,7 @@
 //! names; where both are there the index counts, as in diffusers. Writing: one f32 file, the folder appearing as a
 //! whole.
 
-use crate::files::{FileSum, NewFolder, Tensors, read_text, write_pieces, write_summed, write_tensors};
+use super::{FileSum, NewFolder, Tensors, read_text, write_pieces, write_summed, write_tensors};
 use crate::{Error, Result, bail};
 use safetensors::Dtype;
 use serde_json::Value;
@@ -71,6 +71,11 @@ impl Folder {
     /// The weights.
     pub fn tensors(&self) -> &Tensors {
         &self.tensors
+    }
+
+    /// The config and the weights.
+    pub fn into_parts(self) -> (Value, Tensors) {
+        (self.config, self.tensors)
     }
 
     /// All tensors' names, sorted.
