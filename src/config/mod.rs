@@ -31,6 +31,7 @@ pub use choices::*;
 pub use data::*;
 pub use fields::sections;
 pub use file::read_config;
+pub use resolve::KnownVae;
 pub use run::*;
 
 impl RunConfig {

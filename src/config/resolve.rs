@@ -13,7 +13,21 @@ use crate::state::named::NamedModel;
 use crate::state::optimizer::AdamWOptions;
 use crate::vae::{Space, VaeConfig, VaeWeights};
 use crate::{Error, Result, hub};
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The VAE of a name, looked up once for a config and all its copies: `plan` asks for it with each size that it tries,
+/// and a name may be a hub's.
+#[derive(Clone, Debug, Default)]
+pub struct KnownVae(Arc<Mutex<Option<(String, VaeConfig)>>>);
+
+impl PartialEq for KnownVae {
+    /// What is known already is no part of a config.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
 
 impl RunConfig {
     /// The config of the run that wrote `checkpoint`.
@@ -132,8 +146,12 @@ impl RunConfig {
     /// As [`space`](Self::space).
     pub fn vae_config(&self) -> Result<Option<VaeConfig>> {
         let Some(from) = &self.vae.from else { return Ok(None) };
-        let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
-        Ok(Some(weights.config))
+        let mut known = self.vae.known.0.lock();
+        if known.as_ref().is_none_or(|(name, _)| name != from) {
+            let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
+            *known = Some((from.clone(), weights.config));
+        }
+        Ok(known.as_ref().map(|(_, vae)| vae.clone()))
     }
 
     /// The folder of encoded clips.

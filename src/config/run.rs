@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::choices::{Compute, Hardware, Place, SamplerKind, Schedule, Weigh};
 use super::data::DataSections;
+use super::resolve::KnownVae;
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
 use crate::model::ModelConfig;
@@ -59,6 +60,10 @@ pub struct Vae {
     pub cache: Option<PathBuf>,
     /// Arithmetic of the VAE's products.
     pub dtype: Compute,
+    /// What `from` has been found to be.
+    #[serde(skip)]
+    #[doc(hidden)]
+    pub known: KnownVae,
 }
 
 /// `[model]`: the network, new or from a checkpoint.
@@ -201,7 +206,7 @@ impl Default for Model {
 
 impl Default for Vae {
     fn default() -> Self {
-        Self { from: None, cache: None, dtype: Compute::F32 }
+        Self { from: None, cache: None, dtype: Compute::F32, known: KnownVae::default() }
     }
 }
 
