@@ -17,6 +17,7 @@ mod caught;
 mod clips;
 pub mod contact_sheet;
 mod dataset;
+mod deal;
 mod decode;
 mod decoding;
 mod deinterlace;

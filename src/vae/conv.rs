@@ -7,7 +7,8 @@ use super::frame::Frame;
 use super::shards::RowShards;
 use crate::Result;
 use crate::ops::products::{Packed, Products, WeightMatrix};
-use crate::simd::conv::{Activation, ConvWeights, Convolution, PackedFrame, Phase};
+use crate::simd::conv::{ConvWeights, Convolution, Phase};
+use crate::simd::packed_frame::{Activation, PackedFrame};
 use crate::simd::{Isa, with_isa};
 
 /// What a VAE's products are computed with.
@@ -129,11 +130,7 @@ impl Halve {
         let (rows, width, bias) = (x.rows / 2, x.width / 2, &self.0.bias);
         // The last of an even number of pixels sees one beyond it.
         let [below, right] = [x.rows, x.width].map(|n| usize::from(n % 2 == 0));
-        let mut out = Frame {
-            origin: x.origin.map(|at| at / 2),
-            cut: x.cut,
-            ..Frame::new([rows, width, bias.len()], bias.repeat(rows * width))
-        };
+        let mut out = x.rescaled(|at| at / 2, [rows, width, bias.len()], bias.repeat(rows * width));
         drop(x);
         self.0.add_to(&[Some(&packed)], [1, 1], 2, &mut out);
         Ok(out.trimmed([0, below, 0, right]))
@@ -170,11 +167,7 @@ impl Double {
         let first = &self.0[0];
         let packed = first.pack(&x, None, Some(shards))?;
         let (rows, width) = (2 * x.rows, 2 * x.width);
-        let mut out = Frame {
-            origin: x.origin.map(|at| 2 * at),
-            cut: x.cut,
-            ..Frame::new([rows, width, first.bias.len()], first.bias.repeat(rows * width))
-        };
+        let mut out = x.rescaled(|at| 2 * at, [rows, width, first.bias.len()], first.bias.repeat(rows * width));
         drop(x);
         let phases: Vec<Phase> = self.0.iter().enumerate().map(|(i, kernel)| kernel.phase([i / 2, i % 2])).collect();
         let convolution = Convolution { phases: &phases, inputs: &[Some(&packed)], stride: 1 };

@@ -28,7 +28,12 @@ impl Frame {
 
     /// A frame of the same rectangle with other channels.
     pub(super) fn with(&self, channels: usize, values: Vec<f32>) -> Self {
-        Self { origin: self.origin, cut: self.cut, ..Self::new([self.rows, self.width, channels], values) }
+        self.rescaled(|at| at, [self.rows, self.width, channels], values)
+    }
+
+    /// A frame of the same rectangle at another scale, which `scale` brings rows and columns of this one to.
+    pub(super) fn rescaled(&self, scale: impl Fn(usize) -> usize, shape: [usize; 3], values: Vec<f32>) -> Self {
+        Self { origin: self.origin.map(scale), cut: self.cut, ..Self::new(shape, values) }
     }
 
     /// A frame of the same rectangle whose pixels are all `pixel`.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::conv::TimeConv;
 use super::frame::Frame;
 use crate::Result;
-use crate::simd::conv::PackedFrame;
+use crate::simd::packed_frame::PackedFrame;
 
 /// Halves the frame rate: the first frame as it is, then one frame for every two, of them and the one before.
 #[derive(Clone)]
@@ -134,11 +134,7 @@ impl AverageDown {
             }
             out.iter_mut().for_each(|x| *x /= group as f32);
         }
-        Frame {
-            origin: x.origin.map(|at| at.div_ceil(space)),
-            cut: x.cut,
-            ..Frame::new([rows, width, self.out], values)
-        }
+        x.rescaled(|at| at.div_ceil(space), [rows, width, self.out], values)
     }
 
     /// Bytes of remembered frames.
@@ -178,7 +174,7 @@ impl CopyUp {
             let channel = |o: usize| (((o * self.time + a) * space + b) * space + c) / repeats;
             values.extend((0..self.out).map(|o| pixel[channel(o)]));
         }
-        Frame { origin: x.origin.map(|at| space * at), cut: x.cut, ..Frame::new([rows, width, self.out], values) }
+        x.rescaled(|at| space * at, [rows, width, self.out], values)
     }
 }
 
@@ -193,7 +189,7 @@ pub(super) fn patchify(x: &Frame, side: usize) -> Frame {
             }
         }
     }
-    Frame { origin: x.origin.map(|at| at / side), cut: x.cut, ..Frame::new([rows, width, channels], values) }
+    x.rescaled(|at| at / side, [rows, width, channels], values)
 }
 
 /// The inverse of [`patchify`].
@@ -204,5 +200,5 @@ pub(super) fn unpatchify(x: &Frame, side: usize) -> Frame {
         let pixel = &x.values[(y / side * x.width + column / side) * x.channels..][..x.channels];
         values.extend((0..channels).map(|c| pixel[(c * side + column % side) * side + y % side]));
     }
-    Frame { origin: x.origin.map(|at| at * side), cut: x.cut, ..Frame::new([rows, width, channels], values) }
+    x.rescaled(|at| at * side, [rows, width, channels], values)
 }

@@ -42,7 +42,7 @@ pub(super) struct Call {
 }
 
 impl ByNccl {
-    /// The rank among `members`, all of whom make theirs with `id`.
+    /// This rank among `members`, which all call this with the same `id`.
     pub fn new(gpu: Arc<Gpu>, id: UniqueId, members: Members) -> Result<Self> {
         let comm = Comm::new(gpu.clone(), id, members.rank, members.size())?;
         Ok(Self { gpu, comm, members, reserved: Mutex::default() })
