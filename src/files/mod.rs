@@ -3,8 +3,8 @@
 //! [`atomic_write`] does it for a file, [`NewFolder`] for a folder: write beside the target under a temporary name,
 //! fsync, rename, fsync the parent. (Rename is atomic; without the first fsync a crash may leave a name without
 //! contents, without the second the name may be lost.) [`Tensors`] and [`write_tensors`] read and write safetensors,
-//! [`read_text`] reads text, [`model_folder`] a model's folder. `scratch` makes files without a name, for what a process
-//! puts aside.
+//! [`read_text`] reads text, [`model_folder`] a model's folder. `scratch` makes files without a name, for what a
+//! process puts aside.
 //!
 //! What is written over is a regular file, or nothing: a device, a pipe or a symbolic link under the name of a result
 //! is a mistake, and a rename would destroy it. Folders on the way may be symbolic links.
