@@ -54,6 +54,7 @@ pub mod hub;
 #[path = "hub/absent.rs"]
 #[doc(hidden)]
 pub mod hub;
+pub mod lora;
 pub mod model;
 #[doc(hidden)]
 pub mod observe;
@@ -70,6 +71,7 @@ pub mod simd;
 pub mod state;
 #[doc(hidden)]
 pub mod terminal;
+pub mod text;
 #[cfg(feature = "media")]
 pub mod train;
 pub mod vae;

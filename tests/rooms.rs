@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top. `main.rs` and `lib.rs` are no rooms.
-const FLOORS: [&str; 25] = [
+const FLOORS: [&str; 27] = [
     "cli",
     "train",
     "plan",
@@ -13,9 +13,11 @@ const FLOORS: [&str; 25] = [
     "batch",
     "state",
     "engine",
+    "lora",
     "model",
     "encode",
     "vae",
+    "text",
     "diffusion",
     "data",
     "attention",
