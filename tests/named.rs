@@ -134,7 +134,7 @@ fn what_names_no_model_is_refused_alike() {
     fs::write(place.path("pipeline/model_index.json"), "{}").unwrap();
     for (name, expected) in [
         ("nowhere", "nowhere: No such file or directory"),
-        ("config.toml", "config.toml: is not a folder; a run's, a checkpoint's or a model's is needed"),
+        ("config.toml", "config.toml: is not a safetensors file"),
         ("clips", "clips: holds no checkpoint"),
         ("pipeline", "pipeline: has no config.json, so it is not a model folder"),
     ] {

@@ -6,7 +6,6 @@ use crate::data::{Apart, Source};
 use crate::data::{Bucket, ClipGrid};
 use crate::files::expand_home;
 use crate::model::ModelConfig;
-use crate::model::folder::read_config;
 use crate::state::StateOptions;
 use crate::state::checkpoint::{Checkpoint, STATE};
 use crate::state::named::NamedModel;
@@ -38,16 +37,13 @@ impl RunConfig {
         Self::parse(&checkpoint.state().config, &checkpoint.dir().join(STATE), &[])
     }
 
-    /// The network: of the sizes that the config names, or of the config.json of the folder that it names. No weights
-    /// are read.
+    /// The network: of the sizes that the config names, or of the model that it names. No weights are read.
     ///
     /// # Errors
     /// The folder cannot be had, or holds no such network.
     pub fn network(&self) -> Result<ModelConfig> {
         let Some(from) = &self.model.from else { return Ok(self.model.network(self.space()?)) };
-        let path = NamedModel::find(&hub::resolve(from)?)?.dir.join("config.json");
-        let json = read_config(&path).map_err(|e| e.at("model.from"))?;
-        ModelConfig::from_json(&json).map_err(|e| e.at(path.display()))
+        NamedModel::find(&hub::resolve(from)?)?.config().map_err(|e| e.at("model.from"))
     }
 
     /// The sizes of clips, in pixels, that `model` takes.

@@ -44,6 +44,9 @@ impl Header {
         }
         let unreadable = |e: io::Error| format!("cannot be read ({e})");
         file.read_exact(&mut word).map_err(unreadable)?;
+        if let Some(other) = other_format(&word) {
+            return Err(other.to_owned());
+        }
         let size = u64::from_le_bytes(word);
         if size > MAX_HEADER {
             return Err(format!("is not a safetensors file (its header would have {size} bytes)"));
@@ -71,5 +74,19 @@ impl Header {
         sum.add(&text);
         let metadata = header.metadata().clone().unwrap_or_default();
         Ok(Self { tensors: tensors.collect(), metadata, sum })
+    }
+}
+
+/// What a file that begins with these bytes is, where it is no safetensors file but often given for one.
+fn other_format(begin: &[u8; 8]) -> Option<&'static str> {
+    match begin {
+        [b'G', b'G', b'U', b'F', ..] => Some(
+            "is a GGUF file, whose quantised weights are not read: take the same model as safetensors in bf16, f16 or \
+             f32",
+        ),
+        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => {
+            Some("is a PyTorch file (pickle); a safetensors file is needed here")
+        }
+        _ => None,
     }
 }

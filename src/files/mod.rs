@@ -11,6 +11,7 @@
 //!
 //! Nothing here knows what the files mean.
 
+mod check_names;
 mod digest;
 mod folder;
 mod header;
@@ -34,6 +35,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
+pub use check_names::check_names;
 #[cfg(any(feature = "hub", feature = "media"))]
 pub(crate) use digest::digest_of;
 pub(crate) use digest::to_hex;
@@ -46,9 +48,9 @@ pub use storage::Place;
 pub use sum::FileSum;
 pub(crate) use sum::Summed;
 use sum::Summing;
-pub use tensors::{Tensors, check_names};
+pub use tensors::Tensors;
 pub use text::{decode_text, read_text};
-pub use write_tensors::{write_pieces, write_tensors, write_tensors_with};
+pub use write_tensors::{write_bytes, write_pieces, write_tensors, write_tensors_with};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.
 const TEMPORARY: &str = ".longreel-tmp";

@@ -52,6 +52,11 @@ impl Folder {
         Ok(Self { dir: dir.to_owned(), config, tensors })
     }
 
+    /// A folder of parts that were opened already.
+    pub fn new(dir: PathBuf, config: Value, tensors: Tensors) -> Self {
+        Self { dir, config, tensors }
+    }
+
     /// The same folder; its weights are one file that must be what `sum` says, where it is known: see
     /// [`Tensors::check_sums`].
     pub fn expecting(self, sum: Option<FileSum>) -> Self {
@@ -131,7 +136,7 @@ where
     N: AsRef<str>,
     D: AsRef<[f32]>,
 {
-    write(dir, config, |file| write_tensors(file, tensors)).map(drop)
+    write_folder_with(dir, config, |file| write_tensors(file, tensors)).map(drop)
 }
 
 /// As [`write_folder`], with weights as [`write_pieces`] takes them. Returns the names and checksums of both files.
@@ -141,12 +146,13 @@ pub fn write_folder_pieces<D: AsRef<[f32]>>(
     tensors: &[(String, Vec<usize>)],
     pieces: impl IntoIterator<Item = Result<D>>,
 ) -> Result<[(String, FileSum); 2]> {
-    let (config, weights) = write(dir, config, |file| write_pieces(file, tensors, pieces))?;
+    let (config, weights) = write_folder_with(dir, config, |file| write_pieces(file, tensors, pieces))?;
     Ok([(CONFIG.to_owned(), config), (format!("{STEM}.safetensors"), weights)])
 }
 
-/// Returns the checksum of config.json, and what `weights` returned.
-fn write<T>(dir: &Path, config: &Value, weights: impl FnOnce(&Path) -> Result<T>) -> Result<(FileSum, T)> {
+/// Writes a new model folder whose weights `weights` writes to the file that it is given: see [`write_folder`]. Returns
+/// the checksum of config.json, and what `weights` returned.
+pub fn write_folder_with<T>(dir: &Path, config: &Value, weights: impl FnOnce(&Path) -> Result<T>) -> Result<(FileSum, T)> {
     let folder = NewFolder::begin(dir)?;
     let config = write_summed(&folder.path().join(CONFIG), |out| {
         serde_json::to_writer_pretty(&mut *out, config)?;
@@ -157,8 +163,11 @@ fn write<T>(dir: &Path, config: &Value, weights: impl FnOnce(&Path) -> Result<T>
     Ok((config, weights))
 }
 
-/// The file to read weights from: an index or a safetensors file.
-fn find_weights(dir: &Path) -> Result<PathBuf> {
+/// The file to read a folder's weights from: an index or a safetensors file.
+///
+/// # Errors
+/// There is none, or more than one.
+pub fn find_weights(dir: &Path) -> Result<PathBuf> {
     for name in [format!("{STEM}.safetensors.index.json"), format!("{STEM}.safetensors")] {
         let path = dir.join(name);
         if path.is_file() {

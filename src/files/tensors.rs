@@ -9,7 +9,7 @@
 //! <https://github.com/huggingface/safetensors#format>
 
 use super::header::{Header, TensorPlace};
-use super::{FileSum, Summed, read_text};
+use super::{FileSum, Summed, check_names, read_text};
 use crate::{Error, Result, bail};
 use safetensors::tensor::Dtype;
 use serde_json::Value;
@@ -22,9 +22,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that an index of shards may have: a line for each of some hundred thousand tensors.
 const MAX_INDEX: u64 = 64 << 20;
-
-/// How many names of each kind an error lists.
-const LISTED: usize = 4;
 
 /// Named tensors in one or several safetensors files, read when asked for.
 #[derive(Debug)]
@@ -111,6 +108,21 @@ impl Tensors {
         Ok(all)
     }
 
+    /// The same tensors under other names; those that `name` has none for are left out.
+    ///
+    /// # Errors
+    /// Two have the same name.
+    pub fn renamed(mut self, name: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let mut entries = BTreeMap::new();
+        for (old, entry) in std::mem::take(&mut self.entries) {
+            let Some(new) = name(&old) else { continue };
+            if entries.insert(new, entry).is_some() {
+                bail!(Data, "{}: has tensor `{old}` under another name too", self.path.display())
+            }
+        }
+        Ok(Self { entries, ..self })
+    }
+
     /// The file, or the index, that was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -125,6 +137,12 @@ impl Tensors {
     pub fn metadata(&self, key: &str) -> Option<&str> {
         let [file] = self.files.as_slice() else { return None };
         file.metadata.get(key).map(String::as_str)
+    }
+
+    /// All that the file says of itself, sorted by key; nothing of several shards.
+    pub fn all_metadata(&self) -> BTreeMap<String, String> {
+        let [file] = self.files.as_slice() else { return BTreeMap::new() };
+        file.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     /// Whether there is such a tensor.
@@ -146,6 +164,14 @@ impl Tensors {
     /// There is no such tensor.
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
         Ok(self.entry(name)?.dtype)
+    }
+
+    /// Refuses a tensor whose type [`read_f32`](Self::read_f32) does not read.
+    pub fn check_float(&self, name: &str) -> Result<()> {
+        match self.dtype(name)? {
+            Dtype::F32 | Dtype::BF16 | Dtype::F16 | Dtype::F64 => Ok(()),
+            other => bail!(Data, "{}: {}", self.path.display(), not_a_float(name, other)),
+        }
     }
 
     /// A tensor's bytes as they are.
@@ -208,7 +234,7 @@ impl Tensors {
             Dtype::F64 => widen::<8>(&mut out, &mut read, |b| f64::from_le_bytes(b) as f32)?,
             Dtype::I64 if integers => widen::<8>(&mut out, &mut read, |b| i64::from_le_bytes(b) as f32)?,
             Dtype::I32 if integers => widen::<4>(&mut out, &mut read, |b| i32::from_le_bytes(b) as f32)?,
-            other => bail!(Data, "{}: tensor `{name}` is {other}; f32, bf16, f16 or f64 is needed", path.display()),
+            other => bail!(Data, "{}: {}", path.display(), not_a_float(name, other)),
         }
         entry.sum.store(READ | u64::from(sum.crc32c()), Ordering::Relaxed);
         Ok(out)
@@ -313,38 +339,6 @@ impl Tensors {
     }
 }
 
-/// Checks that a file's tensors are exactly `expected`: names with shapes.
-///
-/// # Errors
-/// One that counts the missing, the extra and the misshapen and names the first of each.
-pub fn check_names(path: &Path, found: &BTreeMap<String, Vec<usize>>, expected: &[(String, Vec<usize>)]) -> Result<()> {
-    let wanted: BTreeMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-    let quoted = |n: &&str| format!("`{n}`");
-    let missing: Vec<_> = wanted.keys().filter(|n| !found.contains_key(**n)).map(quoted).collect();
-    let extra: Vec<_> =
-        found.keys().filter(|n| !wanted.contains_key(n.as_str())).map(|n| quoted(&n.as_str())).collect();
-    let misshapen: Vec<_> = wanted
-        .iter()
-        .filter_map(|(name, shape)| {
-            let found = found.get(*name)?;
-            (found != shape).then(|| format!("`{name}` is {found:?}, not {shape:?}"))
-        })
-        .collect();
-    let parts: Vec<_> = [("missing", missing), ("not known", extra), ("of another shape", misshapen)]
-        .into_iter()
-        .filter(|(_, list)| !list.is_empty())
-        .map(|(what, list)| {
-            let more = if list.len() > LISTED { ", ..." } else { "" };
-            format!("{} {what} ({}{more})", list.len(), list[..list.len().min(LISTED)].join(", "))
-        })
-        .collect();
-    if !parts.is_empty() {
-        let (path, total) = (path.display(), wanted.len());
-        bail!(Shape, "{path}: does not fit the model of {total} tensors: {}", parts.join("; "));
-    }
-    Ok(())
-}
-
 /// Opens a safetensors file and reads its header; entries are of file 0.
 fn open_file(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
     let shown = path.display();
@@ -360,6 +354,13 @@ fn open_file(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
     };
     let entries = tensors.into_iter().map(entry).collect();
     Ok((Shard { path: path.to_owned(), file, metadata, header: sum }, entries))
+}
+
+/// What is wrong with a tensor of weights that is of type `dtype`.
+fn not_a_float(name: &str, dtype: Dtype) -> String {
+    let of_8_bits = dtype.to_string().starts_with("F8");
+    let advice = if of_8_bits { "; floats of 8 bits are not read: take the same model in bf16 or f16" } else { "" };
+    format!("tensor `{name}` is {dtype}; f32, bf16, f16 or f64 is needed{advice}")
 }
 
 /// Fills `out` from elements of N bytes, a piece at a time.

@@ -1,8 +1,10 @@
-//! Writing safetensors: f32 tensors in one file, which appears whole or not at all.
+//! Writing safetensors: tensors in one file, which appears whole or not at all.
 
 use super::{FileSum, failed, write_summed};
 use crate::{Error, Result, bail};
+use safetensors::tensor::Dtype;
 use serde_json::{Map, json};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -56,21 +58,53 @@ pub fn write_pieces<D: AsRef<[f32]>>(
     write(path, &[], tensors, pieces)
 }
 
+/// Writes tensors of any type as one safetensors file, atomically: `pieces`, asked for one after another, are the bytes
+/// of all tensors in order, cut anywhere. `metadata` is all that the header says beside them.
+///
+/// # Errors
+/// As [`write_pieces`].
+pub fn write_bytes(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    tensors: &[(String, Dtype, Vec<usize>)],
+    pieces: impl IntoIterator<Item = Result<Vec<u8>>>,
+) -> Result<FileSum> {
+    write_any(path, json!(metadata), tensors, pieces, |out, piece| {
+        out.write_all(&piece)?;
+        Ok(piece.len())
+    })
+}
+
 fn write<D: AsRef<[f32]>>(
     path: &Path,
     metadata: &[(&str, String)],
     tensors: &[(String, Vec<usize>)],
     pieces: impl IntoIterator<Item = Result<D>>,
 ) -> Result<FileSum> {
-    let mut header = Map::new();
     let described = metadata.iter().map(|(key, value)| ((*key).to_owned(), json!(value)));
     let described: Map<_, _> = [("format".to_owned(), json!("pt"))].into_iter().chain(described).collect();
-    header.insert("__metadata__".to_owned(), described.into());
+    let tensors: Vec<_> = tensors.iter().map(|(name, shape)| (name.clone(), Dtype::F32, shape.clone())).collect();
+    write_any(path, described.into(), &tensors, pieces, |out, piece| {
+        write_f32(out, piece.as_ref())?;
+        Ok(4 * piece.as_ref().len())
+    })
+}
+
+/// Writes a header, and pieces by `put`, which returns how many bytes it wrote.
+fn write_any<P>(
+    path: &Path,
+    metadata: serde_json::Value,
+    tensors: &[(String, Dtype, Vec<usize>)],
+    pieces: impl IntoIterator<Item = Result<P>>,
+    put: impl Fn(&mut dyn Write, P) -> io::Result<usize>,
+) -> Result<FileSum> {
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), metadata);
     let mut end = 0;
-    for (name, shape) in tensors {
+    for (name, dtype, shape) in tensors {
         let start = end;
-        end += 4 * shape.iter().product::<usize>();
-        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
+        end += dtype.bitsize() / 8 * shape.iter().product::<usize>();
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
         if header.insert(name.clone(), entry).is_some() {
             bail!(Shape, "{}: tensor `{name}` was given twice", path.display());
         }
@@ -88,9 +122,7 @@ fn write<D: AsRef<[f32]>>(
         };
         let mut length = 0;
         for piece in pieces {
-            let piece = piece.map_err(&mut refuse)?;
-            length += 4 * piece.as_ref().len();
-            write_f32(out, piece.as_ref())?;
+            length += put(out, piece.map_err(&mut refuse)?)?;
         }
         if length != end {
             let message = format!("{}: tensors of {end} bytes were given {length}", path.display());

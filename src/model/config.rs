@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::folder::Folder;
+use super::layout::of_wans_own;
 use super::spec;
 use crate::{Error, Result, bail};
 
@@ -114,9 +115,16 @@ impl ModelConfig {
         Ok(grid)
     }
 
-    /// Reads a diffusers config.json. Keys that diffusers writes for other models are refused if they ask for what
-    /// longreel does not have, and named in the log if they are merely unknown.
+    /// Reads a config.json, diffusers' or Wan's own. Keys that diffusers writes for other models are refused if they
+    /// ask for what longreel does not have, and named in the log if they are merely unknown.
     pub fn from_json(json: &Value) -> Result<Self> {
+        if let Some(ours) = of_wans_own(json) {
+            let kind = json.get("model_type").and_then(Value::as_str).unwrap_or("t2v");
+            if !["t2v", "ti2v"].contains(&kind) {
+                bail!(Data, "config.json: model_type is {kind}; image-conditioned models (I2V) are not supported")
+            }
+            return Self::from_json(&ours);
+        }
         let Some(map) = json.as_object() else { bail!(Data, "config.json: an object wanted") };
         if let Some(class) = map.get("_class_name").and_then(Value::as_str)
             && class != "WanTransformer3DModel"

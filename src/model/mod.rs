@@ -16,9 +16,12 @@ mod cross;
 mod embed;
 pub use crate::files::model_folder as folder;
 mod head;
+pub mod layout;
+pub mod names;
 mod patch;
 mod spec;
 mod unit;
+pub mod variant;
 
 use candle_core::{DType, Device, Tensor};
 

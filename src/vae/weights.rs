@@ -41,7 +41,7 @@ impl VaeWeights {
     /// There is nothing of the kind; the file is damaged; the config is of another model, or the tensors do not fit it.
     pub fn open(path: &Path) -> Result<Self> {
         let inner = path.join("vae");
-        if let Some(dir) = [path, &inner].into_iter().find(|dir| dir.join(CONFIG).is_file()) {
+        if let Some(dir) = [path, &inner].into_iter().find(|dir| is_config(&dir.join(CONFIG))) {
             return Self::open_folder(dir);
         }
         if !path.is_dir() {
@@ -59,8 +59,8 @@ impl VaeWeights {
     }
 
     /// Whether `path` is meant to be a VAE, so that [`open`](Self::open) is to say what is wrong with it: a file with
-    /// an encoder's first layer or a pickle, a folder with one of Wan's own files, or one whose `config.json` names an
-    /// AutoencoderKL of any kind.
+    /// an encoder's first layer or a pickle, a folder with one of Wan's own files and no config, or one whose
+    /// `config.json` names an AutoencoderKL of any kind.
     pub fn is_vae(path: &Path) -> bool {
         if path.is_file() {
             let mut magic = [0; 2];
@@ -72,7 +72,8 @@ impl VaeWeights {
             let config = read_config(&path.join(CONFIG)).ok()?;
             config.get("_class_name")?.as_str().map(|class| class.starts_with("AutoencoderKL"))
         };
-        class() == Some(true) || ORIGINALS.iter().any(|name| path.join(name).is_file())
+        let alone = !path.join(CONFIG).is_file(); // else that is of the transformer in the same folder
+        class() == Some(true) || alone && ORIGINALS.iter().any(|name| path.join(name).is_file())
     }
 
     fn open_folder(dir: &Path) -> Result<Self> {
@@ -94,7 +95,7 @@ impl VaeWeights {
             _ => Source::Safetensors(Tensors::open(path)?),
         };
         let beside = path.with_file_name(CONFIG);
-        let config = match beside.is_file() {
+        let config = match is_config(&beside) {
             true => VaeConfig::from_json(&read_config(&beside)?, &beside)?,
             false => guess(&source.shapes()).map_err(|why| Error::Data(format!("{}: {why}", path.display())))?,
         };
@@ -164,6 +165,11 @@ impl VaeWeights {
         }
         Ok(values)
     }
+}
+
+/// Whether there is such a config.json, and it is not that of Wan's transformer, which lies beside Wan's VAE.
+fn is_config(path: &Path) -> bool {
+    path.is_file() && !read_config(path).is_ok_and(|config| config.get("num_heads").is_some())
 }
 
 fn unreadable(path: &Path, error: &candle_core::Error) -> Error {

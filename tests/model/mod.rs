@@ -8,6 +8,7 @@ mod conditions;
 mod config;
 mod gradients;
 mod init;
+mod layouts;
 mod patches;
 mod shapes;
 
