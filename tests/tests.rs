@@ -43,6 +43,7 @@ mod history;
 mod hub;
 mod kernels;
 mod limits;
+mod lora;
 mod media;
 mod meter;
 mod metrics;

@@ -13,6 +13,7 @@ mod decode;
 mod encode;
 mod forward;
 mod interrupt;
+mod lora;
 mod machine;
 mod plan;
 mod progress;
@@ -68,6 +69,7 @@ enum Command {
     Decode(decode::DecodeArgs),
     Forward(forward::ForwardArgs),
     Cache(cache::CacheArgs),
+    Lora(lora::LoraArgs),
     Scan(scan::ScanArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
@@ -113,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Forward(args) => on_ranks(|launch| forward::run(&args, launch)),
         Command::Plan(args) => alone(|| plan::run(args)),
         Command::Cache(args) => on_ranks(|launch| cache::run(&args, launch)),
+        Command::Lora(args) => alone(|| lora::run(&args)),
         Command::Scan(args) => alone(|| scan::run(args)),
         Command::Status(args) => alone(|| status::run(&args)),
         Command::Verify(args) => alone(|| verify::run(&args)),
@@ -173,11 +176,7 @@ fn report(outcome: &Result<()>) {
 /// clap's own rule has colours on any terminal that a CI service watches.
 fn refuse(error: &clap::Error) {
     let plain = error.to_string();
-    let shown = terminal::lines(&plain);
-    let _ = match (shown == plain && terminal::has_colours(), error.use_stderr()) {
         (true, _) => error.print(),
-        (false, true) => write!(io::stderr(), "{shown}"),
-        (false, false) => write!(io::stdout(), "{shown}"),
     };
 }
 
