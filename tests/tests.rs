@@ -64,6 +64,7 @@ mod ring;
 mod rooms;
 mod runs;
 mod shell;
+mod show;
 mod stash;
 mod status;
 mod targets;

@@ -22,6 +22,7 @@ mod sample;
 mod sampling;
 mod scan;
 mod shell;
+mod show;
 mod source_clip;
 mod status;
 mod train;
@@ -71,6 +72,7 @@ enum Command {
     Cache(cache::CacheArgs),
     Lora(lora::LoraArgs),
     Scan(scan::ScanArgs),
+    Show(show::ShowArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
     Watch(watch::WatchArgs),
@@ -117,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Cache(args) => on_ranks(|launch| cache::run(&args, launch)),
         Command::Lora(args) => alone(|| lora::run(&args)),
         Command::Scan(args) => alone(|| scan::run(args)),
+        Command::Show(args) => alone(|| show::run(&args)),
         Command::Status(args) => alone(|| status::run(&args)),
         Command::Verify(args) => alone(|| verify::run(&args)),
         Command::Watch(args) => alone(|| watch::run(&args)),
@@ -176,7 +179,11 @@ fn report(outcome: &Result<()>) {
 /// clap's own rule has colours on any terminal that a CI service watches.
 fn refuse(error: &clap::Error) {
     let plain = error.to_string();
+    let shown = terminal::lines(&plain);
+    let _ = match (shown == plain && terminal::has_colours(), error.use_stderr()) {
         (true, _) => error.print(),
+        (false, true) => write!(io::stderr(), "{shown}"),
+        (false, false) => write!(io::stdout(), "{shown}"),
     };
 }
 
