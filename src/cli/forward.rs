@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::config::{Compute, Hardware};
 use crate::engine::{Engine, Objective, Source};
 use crate::files::{Tensors, write_tensors};
-use crate::model::{Conditioning, Model, ModelConfig, Patches};
+use crate::model::{Conditioning, Model, ModelConfig, Patches, TimeGroups};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
 use crate::state::named::NamedModel;
 use crate::train::device::device;
@@ -18,7 +18,8 @@ use crate::{Result, bail, hub};
 
 /// Run a diffusers transformer folder, or a VAE, on the inputs of a safetensors file.
 ///
-/// A transformer's inputs are `hidden_states` [B, C, T, H, W], `timestep` [B] and, for a model with text,
+/// A transformer's inputs are `hidden_states` [B, C, T, H, W], `timestep` [B], or [B, N] with one for each token (TI2V
+/// 5B; few may differ within a clip), and, for a model with text,
 /// `encoder_hidden_states` [B, L, text_dim], for one with classes `class_labels` [B]; the output is `sample`, with
 /// --grads also `loss` = mean(sample^2) and `grad.NAME` for every parameter.
 ///
@@ -89,8 +90,11 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
 
 /// What the network is run on.
 struct Inputs {
+    batch: usize,
     clips: Vec<f32>, // [B, C, T, H, W]
     patches: Patches,
+    /// Which times the tokens have, where they are given one by one.
+    groups: Option<TimeGroups>,
     conditioning: Conditioning,
 }
 
@@ -105,14 +109,18 @@ impl Inputs {
             bail!(Shape, "{} has {channels} channels, the model takes {}", at("hidden_states"), config.in_channels)
         }
         config.grid([t, h, w]).map_err(|e| e.at(at("hidden_states")))?;
-        if b == 0 || file.shape("timestep")? != [b] {
-            bail!(
+        let patches = Patches { channels, size: [t, h, w], patch: config.patch_size };
+        let tokens: usize = patches.grid().iter().product();
+        let per_token = match *file.shape("timestep")? {
+            [n] if n == b && b > 0 => false,
+            [n, each] if n == b && b > 0 && each == tokens => true,
+            _ => bail!(
                 Shape,
-                "{} is {:?}; one for each of {b} clips, [{b}], is wanted",
+                "{} is {:?}; one for each of {b} clips, [{b}], or for each of their tokens, [{b}, {tokens}], is wanted",
                 at("timestep"),
                 file.shape("timestep")?
-            )
-        }
+            ),
+        };
         let text = match config.text_dim {
             0 => None,
             features => {
@@ -127,19 +135,31 @@ impl Inputs {
             0 => None,
             _ => Some(file.read_numbers("class_labels")?.into_iter().map(|label| label as usize).collect()),
         };
-        let timesteps = file.read_numbers("timestep")?.into_iter().map(f64::from).collect();
+        let timesteps: Vec<f64> = file.read_numbers("timestep")?.into_iter().map(f64::from).collect();
+        let (groups, timesteps) = match per_token {
+            true => {
+                let (groups, timesteps) = TimeGroups::of_timesteps(&timesteps, tokens);
+                (Some(groups), timesteps)
+            }
+            false => (None, timesteps),
+        };
         Ok(Self {
+            batch: b,
             clips: file.read_f32("hidden_states")?,
-            patches: Patches { channels, size: [t, h, w], patch: config.patch_size },
+            patches,
+            groups,
             conditioning: Conditioning { timesteps, text, labels },
         })
     }
 
     /// Runs the network on this rank's share; every rank returns the whole result.
     fn run(&self, model: &Model, comm: Arc<dyn Communicator>, grads: bool) -> Result<Named> {
-        let b = self.conditioning.timesteps.len();
+        let b = self.batch;
         let sequence = Sequence::new(comm.clone(), model.config.num_attention_heads, 0)?;
-        let engine = Engine::new(model, &sequence, self.patches.grid(), b, 0)?;
+        let mut engine = Engine::new(model, &sequence, self.patches.grid(), b, 0)?;
+        if let Some(groups) = &self.groups {
+            engine = engine.with_time_groups(groups)?;
+        }
         let share = Share { inputs: self, tokens: engine.local_tokens(), scale: self.scale(&model.config) };
         let mut rows = Vec::with_capacity(b * share.tokens.len() * model.config.patch_out());
         engine.predict(&self.conditioning, &share, |_, output| {
@@ -170,7 +190,7 @@ impl Inputs {
     /// 1 / the number of outputs.
     fn scale(&self, config: &ModelConfig) -> f64 {
         let tokens: usize = self.patches.grid().iter().product();
-        1.0 / (self.conditioning.timesteps.len() * tokens * config.patch_out()) as f64
+        1.0 / (self.batch * tokens * config.patch_out()) as f64
     }
 
     /// The whole `sample` from every rank's output rows.
@@ -180,7 +200,7 @@ impl Inputs {
         comm: &dyn Communicator,
         rows: Vec<f32>,
     ) -> Result<(String, Vec<usize>, Vec<f32>)> {
-        let (b, width) = (self.conditioning.timesteps.len(), config.patch_out());
+        let (b, width) = (self.batch, config.patch_out());
         let out = Patches { channels: config.out_channels, ..self.patches };
         let tokens = Split::new(out.grid().iter().product(), comm.size());
         let shape = |rank: usize| vec![b, tokens.count(rank), width];

@@ -17,7 +17,7 @@ impl Engine<'_> {
     pub(super) fn embed(&self, conditioning: &Conditioning, source: &dyn Source) -> Result<(Condition, Tensor)> {
         self.enter(Phase::Embed);
         self.with_unit(self.model.embed.unit, Pass::Forward, || {
-            let condition = self.model.conditioner.forward(conditioning)?;
+            let condition = self.model.conditioner.forward_in_groups(conditioning, self.times.clone())?;
             let x = self.buffer(self.model.config.width(), self.dtype())?;
             self.each_tile(self.per_row.embed, |tile| {
                 let input = self.input(source, &tile)?;

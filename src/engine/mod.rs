@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{Conditioning, Model};
+use crate::model::{Conditioning, Model, RowGroups, TimeGroups};
 use crate::observe::meter::{Phase, Section, StepMeter};
 use crate::ops::{Hardware, Rope, Rows, Tape, bytes};
 use crate::parallel::Sequence;
@@ -67,6 +67,8 @@ pub struct Engine<'a> {
     grid: [usize; 3],
     /// Clips B.
     batch: usize,
+    /// Which of its sample's times each row has, where there are several.
+    times: Option<Arc<RowGroups>>,
     /// Rows of a tile.
     tile: usize,
     meter: Arc<StepMeter>,
@@ -102,6 +104,7 @@ impl<'a> Engine<'a> {
             rope,
             grid,
             batch,
+            times: None,
             tile,
             stash: Arc::default(),
             meter: Arc::default(),
@@ -120,6 +123,16 @@ impl<'a> Engine<'a> {
         let groups = HeadGroup::split(&self.sequence, self.grid.iter().product(), self.heads(), groups)?;
         let meter = self.meter.clone();
         Ok(Self { groups, ..self }.with_meter(meter))
+    }
+
+    /// The same engine, for samples whose tokens have different times: the conditioning's timesteps are those of each
+    /// group of each sample. Tiles end where the time changes.
+    ///
+    /// # Errors
+    /// Those of [`TimeGroups::of_rows`].
+    pub fn with_time_groups(self, groups: &TimeGroups) -> Result<Self> {
+        let times = groups.of_rows(self.batch, self.grid.iter().product(), self.local_tokens())?;
+        Ok(Self { times: Some(Arc::new(times)), ..self })
     }
 
     /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so
@@ -216,18 +229,27 @@ impl<'a> Engine<'a> {
     /// a row is so many operations.
     fn each_tile(&self, operations: u64, mut work: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
         self.meter.compute(|| {
-            let rows = self.rows();
-            for start in (0..rows).step_by(self.tile) {
-                if self.meter.stops() {
-                    break;
+            for run in self.runs() {
+                for start in run.clone().step_by(self.tile) {
+                    if self.meter.stops() {
+                        return Ok(());
+                    }
+                    let tile = start..(start + self.tile).min(run.end);
+                    let count = tile.len() as u64;
+                    work(tile)?;
+                    self.meter.add(count * operations);
                 }
-                let tile = start..(start + self.tile).min(rows);
-                let count = tile.len() as u64;
-                work(tile)?;
-                self.meter.add(count * operations);
             }
             Ok(())
         })
+    }
+
+    /// Runs of rows that tiles may span: all, or those of one time.
+    fn runs(&self) -> Vec<Range<usize>> {
+        match &self.times {
+            Some(times) => times.runs().collect(),
+            None => std::iter::once(0..self.rows()).collect(),
+        }
     }
 
     /// This rank's rows: clips times local tokens.

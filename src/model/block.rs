@@ -14,9 +14,10 @@
 //! RMSNorm of q and k is over the whole width, before the split into heads.
 
 use candle_core::{DType, Tensor};
+use std::sync::Arc;
 
 use super::cross::cross_attention;
-use super::{Condition, ModelConfig, Unit, UnitId};
+use super::{Condition, ModelConfig, RowGroups, Unit, UnitId};
 use crate::Result;
 use crate::ops::{Affine, Linear, PackedGuard, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
 
@@ -59,14 +60,21 @@ const GATE_MLP: usize = 5;
 
 /// What a block makes of the condition, once for all tiles.
 pub struct BlockCondition {
-    modulation: Param,            // [B, 6, D]
+    modulation: Param, // [B, 6, D]
+    groups: Option<Arc<RowGroups>>,
     text: Option<(Param, Param)>, // keys, values [B, L, D]
     _packed: Vec<PackedGuard>,    // the tiles' weights stay packed
 }
 
 impl BlockCondition {
+    /// The modulations of a tile's rows.
+    fn modulations(&self, rows: Rows) -> Rows {
+        self.groups.as_ref().map_or(rows, |groups| groups.modulations(rows))
+    }
+
     /// What follows the normalisation before attention: (1 + scale) and shift.
     fn modulate_msa(&self, rows: Rows) -> Affine {
+        let rows = self.modulations(rows);
         Affine::Modulation { modulation: self.modulation.clone(), shift: SHIFT_MSA, scale: SCALE_MSA, rows }
     }
 
@@ -77,6 +85,7 @@ impl BlockCondition {
 
     /// What follows the normalisation before the MLP: (1 + scale) and shift.
     fn modulate_mlp(&self, rows: Rows) -> Affine {
+        let rows = self.modulations(rows);
         Affine::Modulation { modulation: self.modulation.clone(), shift: SHIFT_MLP, scale: SCALE_MLP, rows }
     }
 
@@ -138,7 +147,8 @@ impl Block {
             _ => None,
         };
         let _packed = self.layers().map(Linear::pin_packed).collect();
-        Ok(BlockCondition { modulation: Param::leaf("modulation", modulation)?, text, _packed })
+        let modulation = Param::leaf("modulation", modulation)?;
+        Ok(BlockCondition { modulation, groups: condition.groups.clone(), text, _packed })
     }
 
     /// The layers that every tile goes through.
@@ -190,7 +200,7 @@ impl Block {
     /// Differentiable in x and o.
     pub fn after(&self, tape: &Tape, x: &Tensor, o: &Tensor, cond: &BlockCondition, rows: Rows) -> Result<Tensor> {
         let o = cast(tape, o, x.dtype())?;
-        let mut x = self.attention.out.gate_to(tape, x, &o, cond.gate_msa(), rows)?;
+        let mut x = self.attention.out.gate_to(tape, x, &o, cond.gate_msa(), cond.modulations(rows))?;
         if let (Some(cross), Some((k, v))) = (&self.cross, &cond.text) {
             let a = &cross.attention;
             let h = match &cross.norm {
@@ -206,6 +216,6 @@ impl Block {
         }
         let h = layer_norm(tape, &x, cond.modulate_mlp(rows), self.eps)?;
         let h = self.ffn.0.gelu(tape, &h)?;
-        Ok(self.ffn.1.gate_to(tape, &x, &h, cond.gate_mlp(), rows)?)
+        Ok(self.ffn.1.gate_to(tape, &x, &h, cond.gate_mlp(), cond.modulations(rows))?)
     }
 }

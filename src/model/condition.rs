@@ -6,15 +6,17 @@
 //! gradient, so the sum of parameter gradients over ranks comes out right.
 
 use candle_core::Tensor;
+use std::sync::Arc;
 
-use super::{ModelConfig, Unit};
+use super::{ModelConfig, RowGroups, Unit};
 use crate::ops::{Linear, Param, Tape, add, clear, silu};
 use crate::{Result, bail};
 
 /// What the conditions of B samples are made from.
 #[derive(Clone, Debug)]
 pub struct Conditioning {
-    /// The network's time, 1000 sigma, of each sample.
+    /// The network's time, 1000 sigma, of each sample; of tokens in groups ([`TimeGroups`](super::TimeGroups)), of each
+    /// group of each sample.
     pub timesteps: Vec<f64>,
     /// Text tokens `[B, L, text_dim]`, for models with text.
     pub text: Option<Tensor>,
@@ -25,6 +27,9 @@ pub struct Conditioning {
 /// The conditions of B samples.
 pub struct Condition {
     conditioning: Conditioning,
+    /// Which of a sample's times each row has, where there are several; then there are as many times as B times the
+    /// groups of a sample.
+    pub groups: Option<Arc<RowGroups>>,
     /// The time embedding `[B, D]`, for the head.
     pub time: Param,
     /// Its projection to modulations `[B, 6, D]`, for the blocks.
@@ -67,8 +72,17 @@ impl Conditioner {
 
     /// Makes the conditions of samples from their `conditioning`.
     pub fn forward(&self, conditioning: &Conditioning) -> Result<Condition> {
-        let b = conditioning.timesteps.len();
-        let (sinusoid, class) = (self.sinusoid(&conditioning.timesteps)?, self.class_rows(conditioning)?);
+        self.forward_in_groups(conditioning, None)
+    }
+
+    /// As [`forward`](Self::forward), of tokens whose times are in groups.
+    pub fn forward_in_groups(&self, conditioning: &Conditioning, groups: Option<Arc<RowGroups>>) -> Result<Condition> {
+        let (given, each) = (conditioning.timesteps.len(), groups.as_ref().map_or(1, |groups| groups.count));
+        if !given.is_multiple_of(each) {
+            bail!(Shape, "{given} times for samples of {each} groups of tokens; one for each group is wanted")
+        }
+        let b = given / each;
+        let (sinusoid, class) = (self.sinusoid(&conditioning.timesteps)?, self.class_rows(conditioning, each)?);
         let (time, modulation) = self.time(&Tape::off(), &sinusoid, class.as_ref())?;
         let text = match (&self.text, &conditioning.text) {
             (None, None) => None,
@@ -90,7 +104,8 @@ impl Conditioner {
         Ok(Condition {
             conditioning: conditioning.clone(),
             time: Param::leaf("time", time)?,
-            modulation: Param::leaf("modulation", modulation.reshape((b, 6, self.width))?)?,
+            modulation: Param::leaf("modulation", modulation.reshape((given, 6, self.width))?)?,
+            groups,
             text,
         })
     }
@@ -98,7 +113,8 @@ impl Conditioner {
     /// Adds this network's parameter gradients, given the gradients that `condition` has collected.
     pub fn backward(&self, condition: &Condition) -> Result<()> {
         let conditioning = &condition.conditioning;
-        let (sinusoid, class) = (self.sinusoid(&conditioning.timesteps)?, self.class_rows(conditioning)?);
+        let each = condition.groups.as_ref().map_or(1, |groups| groups.count);
+        let (sinusoid, class) = (self.sinusoid(&conditioning.timesteps)?, self.class_rows(conditioning, each)?);
         let tape = Tape::recording();
         let (time, modulation) = self.time(&tape, &sinusoid, class.as_ref())?;
         let d_modulation = condition.modulation.grad.reshape(modulation.shape())?;
@@ -106,7 +122,8 @@ impl Conditioner {
         let inputs: Vec<&Tensor> = std::iter::once(&sinusoid).chain(&class).collect();
         let gradients = tape.backward(&outputs, &inputs)?;
         if let (Some(table), Some(labels)) = (&self.classes, &conditioning.labels) {
-            for (sample, &label) in labels.iter().enumerate() {
+            let of_groups = labels.iter().flat_map(|label| std::iter::repeat_n(label, each));
+            for (sample, &label) in of_groups.enumerate() {
                 let row =
                     Param { name: table.name.clone(), value: table.value.get(label)?, grad: table.grad.get(label)? };
                 row.accumulate(&gradients[1].get(sample)?)?;
@@ -164,12 +181,12 @@ impl Conditioner {
         Ok(Tensor::from_vec(values, (timesteps.len(), self.freq_dim), weight.device())?.to_dtype(weight.dtype())?)
     }
 
-    /// The class embedding of each sample, `[B, D]`.
-    fn class_rows(&self, conditioning: &Conditioning) -> Result<Option<Tensor>> {
+    /// The class embedding of each sample `[B, D]`, or of each of its groups of tokens, `each` of them.
+    fn class_rows(&self, conditioning: &Conditioning, each: usize) -> Result<Option<Tensor>> {
         match (&self.classes, &conditioning.labels) {
             (None, None) => Ok(None),
             (Some(table), Some(labels)) => {
-                let (given, wanted) = (labels.len(), conditioning.timesteps.len());
+                let (given, wanted) = (labels.len(), conditioning.timesteps.len() / each);
                 if given != wanted {
                     bail!(Shape, "{given} classes for {wanted} samples; one each is wanted")
                 }
@@ -181,8 +198,8 @@ impl Conditioner {
                         classes - 1
                     )
                 }
-                let rows =
-                    labels.iter().map(|&label| table.value.get(label)).collect::<candle_core::Result<Vec<_>>>()?;
+                let of_groups = labels.iter().flat_map(|label| std::iter::repeat_n(label, each));
+                let rows = of_groups.map(|&label| table.value.get(label)).collect::<candle_core::Result<Vec<_>>>()?;
                 Ok(Some(Tensor::stack(&rows, 0)?))
             }
             (Some(_), None) => bail!(Shape, "the model has classes, but no class is given"),

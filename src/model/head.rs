@@ -2,8 +2,9 @@
 //! (pt, ph, pw, C) order.
 
 use candle_core::Tensor;
+use std::sync::Arc;
 
-use super::{Condition, ModelConfig, Unit, UnitId};
+use super::{Condition, ModelConfig, RowGroups, Unit, UnitId};
 use crate::Result;
 use crate::ops::{Affine, Linear, PackedGuard, Param, Rows, Tape, layer_norm};
 
@@ -19,6 +20,7 @@ pub struct Head {
 /// Shift and scale of each sample, once for all tiles: table + time embedding.
 pub struct HeadCondition {
     modulation: Param, // [B, 2, D]
+    groups: Option<Arc<RowGroups>>,
     _packed: PackedGuard,
 }
 
@@ -36,7 +38,11 @@ impl Head {
     /// The head's view of the condition.
     pub fn begin(&self, condition: &Condition) -> Result<HeadCondition> {
         let modulation = condition.time.value.unsqueeze(1)?.broadcast_add(&self.table.value)?;
-        Ok(HeadCondition { modulation: Param::leaf("head modulation", modulation)?, _packed: self.out.pin_packed() })
+        Ok(HeadCondition {
+            modulation: Param::leaf("head modulation", modulation)?,
+            groups: condition.groups.clone(),
+            _packed: self.out.pin_packed(),
+        })
     }
 
     /// Takes the gradients that the tiles have left in `cond` on to the table and to `condition`.
@@ -47,6 +53,7 @@ impl Head {
 
     /// Predictions `[n, pt ph pw C]` of a tile `x` `[n, D]`. Differentiable in x.
     pub fn forward(&self, tape: &Tape, x: &Tensor, cond: &HeadCondition, rows: Rows) -> Result<Tensor> {
+        let rows = cond.groups.as_ref().map_or(rows, |groups| groups.modulations(rows));
         let affine = Affine::Modulation { modulation: cond.modulation.clone(), shift: 0, scale: 1, rows };
         Ok(self.out.forward(tape, &layer_norm(tape, x, affine, self.eps)?)?)
     }

@@ -7,6 +7,7 @@
 mod conditions;
 mod config;
 mod gradients;
+mod groups;
 mod init;
 mod layouts;
 mod patches;
