@@ -78,7 +78,9 @@ fn vaes_and_text_encoders() {
     has(&shown(&pickle.path().join("some.pth")), &words);
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let of = |names: &[(&str, &[usize])]| names.iter().map(|(n, s)| ((*n).to_owned(), s.to_vec())).collect();
+    let of = |names: &[(&str, &[usize])]| -> Vec<(String, Vec<usize>)> {
+        names.iter().map(|(n, s)| ((*n).to_owned(), s.to_vec())).collect()
+    };
     zeros(
         &at("hf.safetensors"),
         of(&[("shared.weight", &[40, 6]), ("encoder.block.0.layer.0.SelfAttention.q.weight", &[6, 6])]),

@@ -44,20 +44,18 @@ impl Header {
         }
         let unreadable = |e: io::Error| format!("cannot be read ({e})");
         file.read_exact(&mut word).map_err(unreadable)?;
-        if let Some(other) = other_format(&word) {
-            return Err(other.to_owned());
-        }
+        let other = |why: String| other_format(&word).map_or(why, str::to_owned);
         let size = u64::from_le_bytes(word);
         if size > MAX_HEADER {
-            return Err(format!("is not a safetensors file (its header would have {size} bytes)"));
+            return Err(other(format!("is not a safetensors file (its header would have {size} bytes)")));
         }
         if size > length - 8 {
-            return Err(format!("was cut short: its header has {size} bytes, the whole file {length}"));
+            return Err(other(format!("was cut short: its header has {size} bytes, the whole file {length}")));
         }
         let mut text = vec![0; size as usize];
         file.read_exact(&mut text).map_err(unreadable)?;
         let header: Metadata =
-            serde_json::from_slice(&text).map_err(|e| format!("is not a safetensors file, or damaged: {e}"))?;
+            serde_json::from_slice(&text).map_err(|e| other(format!("is not a safetensors file, or damaged: {e}")))?;
         let data = header.data_len() as u64;
         if data != length - 8 - size {
             let what = if length - 8 - size < data { "was cut short" } else { "is damaged" };
@@ -77,14 +75,15 @@ impl Header {
     }
 }
 
-/// What a file that begins with these bytes is, where it is no safetensors file but often given for one.
+/// What a file that begins with these bytes and is no safetensors file is, of those that are given for one. (A
+/// safetensors file may begin with the same bytes: they are the length of its header.)
 fn other_format(begin: &[u8; 8]) -> Option<&'static str> {
     match begin {
         [b'G', b'G', b'U', b'F', ..] => Some(
             "is a GGUF file, whose quantised weights are not read: take the same model as safetensors in bf16, f16 or \
              f32",
         ),
-        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => {
+        [b'P', b'K', 3, 4, ..] | [0x80, 2, 0x8a, 0x0a, b'l', ..] => {
             Some("is a PyTorch file (pickle); a safetensors file is needed here")
         }
         _ => None,

@@ -122,7 +122,7 @@ fn write_any<P>(
         };
         let mut length = 0;
         for piece in pieces {
-            length += put(out, piece.map_err(&mut refuse)?)?;
+            length += put(&mut *out, piece.map_err(&mut refuse)?)?;
         }
         if length != end {
             let message = format!("{}: tensors of {end} bytes were given {length}", path.display());

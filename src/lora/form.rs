@@ -19,16 +19,6 @@ pub enum Form {
 }
 
 impl Form {
-    /// The form's name, for messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Comfy => "comfy",
-            Self::Diffusers => "diffusers",
-            Self::Kohya => "kohya",
-            Self::Plain => "plain",
-        }
-    }
-
     /// Whose form it is, and how its keys begin.
     pub fn described(self) -> &'static str {
         match self {
