@@ -150,9 +150,13 @@ pub fn write_folder_pieces<D: AsRef<[f32]>>(
     Ok([(CONFIG.to_owned(), config), (format!("{STEM}.safetensors"), weights)])
 }
 
-/// Writes a new model folder whose weights `weights` writes to the file that it is given: see [`write_folder`]. Returns
-/// the checksum of config.json, and what `weights` returned.
-pub fn write_folder_with<T>(dir: &Path, config: &Value, weights: impl FnOnce(&Path) -> Result<T>) -> Result<(FileSum, T)> {
+/// Writes a new model folder whose weights `weights` writes to the file that it is given: see [`write_folder`].
+/// Returns the checksum of config.json, and what `weights` returned.
+pub fn write_folder_with<T>(
+    dir: &Path,
+    config: &Value,
+    weights: impl FnOnce(&Path) -> Result<T>,
+) -> Result<(FileSum, T)> {
     let folder = NewFolder::begin(dir)?;
     let config = write_summed(&folder.path().join(CONFIG), |out| {
         serde_json::to_writer_pretty(&mut *out, config)?;
