@@ -172,9 +172,10 @@ impl Inputs {
             let loss = Tensor::new(&[loss], &Device::Cpu)?;
             comm.all_reduce(&loss, Reduce::Sum)?;
             named.push(("loss".into(), vec![], vec![loss.to_vec1::<f64>()?[0] as f32]));
-            for unit in &model.units {
-                comm.all_reduce(&unit.grad, Reduce::Sum)?;
-                let flat = unit.grad.to_vec1::<f32>()?;
+            for unit in model.units.iter().filter(|unit| !unit.is_frozen()) {
+                let grad = unit.grad()?;
+                comm.all_reduce(grad, Reduce::Sum)?;
+                let flat = grad.to_vec1::<f32>()?;
                 for entry in &unit.entries {
                     named.push((
                         format!("grad.{}", entry.name),

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod ema;
+pub mod frozen;
 pub mod named;
 pub mod optimizer;
 mod options;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::TrainState;
 use super::moments::Kind;
 use crate::files::Tensors;
-use crate::model::{Model, Unit, UnitId};
+use crate::model::{Unit, UnitId};
 use crate::ops::{read, write};
 use crate::state::checkpoint::{Checkpoint, Saving};
 use crate::{Result, bail};
@@ -28,7 +28,7 @@ impl TrainState {
         let Some(saving) = saving else {
             return values.chain(average).chain(moments).try_for_each(|piece| piece.map(drop)); // in rank 0's order
         };
-        let (config, shapes) = (self.model.config.to_json(), Model::shapes(&self.model.config));
+        let (config, shapes) = (self.model.config.to_json(), self.model.trained());
         saving.transformer(&config, &shapes, values)?;
         if self.ema > 0.0 {
             saving.ema(&config, &shapes, average)?;
@@ -38,10 +38,10 @@ impl TrainState {
 
     /// Takes weights, average and moments from a checkpoint: each rank its own part.
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let shapes = Model::shapes(&self.model.config);
+        let shapes = self.model.trained();
         let transformer = checkpoint.transformer()?;
         transformer.check(&shapes)?;
-        for (unit, state) in self.each() {
+        for (unit, state) in self.trained() {
             let (target, part) = match &state.value {
                 Some(shard) => (shard, state.range.clone()),
                 None => (&unit.value, 0..unit.value.elem_count()),
@@ -93,7 +93,7 @@ impl TrainState {
         from: usize,
         tensor: impl Fn(UnitId) -> Result<Option<Tensor>> + 'a,
     ) -> impl Iterator<Item = Result<Vec<f32>>> + 'a {
-        let tensors = self.each().filter_map(move |(unit, state)| Some((unit, state, tensor(unit.id).transpose()?)));
+        let tensors = self.trained().filter_map(move |(unit, state)| Some((unit, state, tensor(unit.id).transpose()?)));
         tensors.map(move |(unit, state, tensor)| {
             let whole = match (self.zero >= from, self.world.rank()) {
                 (true, _) => state.shards.collect(&tensor?)?,
@@ -106,7 +106,7 @@ impl TrainState {
 
     /// Fills one kind of every unit's values by parameter name.
     fn fill(&self, kind: Kind, values: impl Fn(&str) -> Result<Vec<f32>>) -> Result<()> {
-        for (unit, state) in self.each() {
+        for (unit, state) in self.trained() {
             let mut filled = Ok(());
             self.moments.change(unit.id, kind, |flat| filled = fill(unit, flat, &state.range, &values))?;
             filled?;
