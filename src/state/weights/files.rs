@@ -9,15 +9,16 @@ use super::moments::Kind;
 use crate::files::Tensors;
 use crate::model::{Unit, UnitId};
 use crate::ops::{read, write};
+use crate::state::adapters::AdapterRecord;
 use crate::state::checkpoint::{Checkpoint, Saving};
 use crate::{Result, bail};
 
 impl TrainState {
     /// Writes weights, average and moments into a checkpoint, which rank 0 gives; what is sharded is handed to it unit
-    /// by unit.
+    /// by unit. Of a frozen network these are the adapters', and `record` says what they belong to.
     ///
     /// A collective: all ranks call it.
-    pub fn save(&self, saving: Option<&Saving>) -> Result<()> {
+    pub fn save(&self, saving: Option<&Saving>, record: Option<&AdapterRecord>) -> Result<()> {
         let values = self.pieces(3, |id| {
             let (unit, state) = self.unit(id);
             Ok(Some(state.value.as_ref().unwrap_or(&unit.value).clone()))
@@ -28,10 +29,22 @@ impl TrainState {
         let Some(saving) = saving else {
             return values.chain(average).chain(moments).try_for_each(|piece| piece.map(drop)); // in rank 0's order
         };
-        let (config, shapes) = (self.model.config.to_json(), self.model.trained());
-        saving.transformer(&config, &shapes, values)?;
-        if self.ema > 0.0 {
-            saving.ema(&config, &shapes, average)?;
+        let shapes = self.model.trained();
+        match record {
+            Some(record) => {
+                let record = record.to_json();
+                saving.adapter(&record, &shapes, values)?;
+                if self.ema > 0.0 {
+                    saving.adapter_ema(&record, &shapes, average)?;
+                }
+            }
+            None => {
+                let config = self.model.config.to_json();
+                saving.transformer(&config, &shapes, values)?;
+                if self.ema > 0.0 {
+                    saving.ema(&config, &shapes, average)?;
+                }
+            }
         }
         saving.optimizer(&shapes, moments)
     }
@@ -39,7 +52,7 @@ impl TrainState {
     /// Takes weights, average and moments from a checkpoint: each rank its own part.
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<()> {
         let shapes = self.model.trained();
-        let transformer = checkpoint.transformer()?;
+        let transformer = if self.model.lora.is_some() { checkpoint.adapter()? } else { checkpoint.transformer()? };
         transformer.check(&shapes)?;
         for (unit, state) in self.trained() {
             let (target, part) = match &state.value {
