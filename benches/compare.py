@@ -30,7 +30,7 @@ import floors
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OURS, DOCS = ROOT / "target/release/longreel", ROOT / "docs/performance.md"
 SAME = ("tokens", "in", "out", "layers", "dim", "heads", "head_dim", "half", "kind", "frames", "height", "width",
-        "dtype", "threads", "ranks")
+        "dtype", "threads", "ranks", "lora")
 FORWARD, BOTH = ("fwd_s", "forward"), ("fwdbwd_s", "forward+backward")
 STEP, MEMORY = ("step_s", "step"), ("peak_rss_gib", "memory")
 
@@ -62,10 +62,11 @@ class Work:
 
     def ours(self):
         ranks = ["--ranks", str(self.ranks)] if self.kind == "step" else []
-        return [str(OURS), "bench", self.kind, "--json", *self.flags(), *ranks], dict(os.environ)
+        kind = "step" if self.kind == "lora" else self.kind
+        return [str(OURS), "bench", kind, "--json", *self.flags(), *ranks], dict(os.environ)
 
     def theirs(self, peers):
-        script = ROOT / "benches/peers" / ("wan_step.py" if self.kind == "step" else f"{self.kind}.py")
+        script = ROOT / "benches/peers" / dict(step="wan_step.py", lora="wan_lora_step.py").get(self.kind, f"{self.kind}.py")
         start = [str(peers / "bin/python")]
         if self.ranks > 1:  # --standalone: on a port that is free
             start = [str(peers / "bin/torchrun"), "--standalone", "--nproc_per_node", str(self.ranks)]
@@ -94,6 +95,11 @@ def works(quick):
         for dtype, target in (("f32", 1.2), ("bf16", 3.0)):
             shape = dict(half=half, frames=5 if quick else 17, height=32 if quick else 256, width=32 if quick else 448)
             yield Work("vae", f"vae-{half}-{dtype}", dtype, shape, [(FORWARD, target), (MEMORY, 4.0)])
+    # Wan 2.1's 1.3B at 81 frames of 416 x 480, but for its number of blocks: 8190 tokens.
+    shape = dict(frames=21, height=60, width=26, heads=12, head_dim=128, ffn_dim=8960, text=64, text_dim=4096, layers=4,
+                 lora=32, steps=1)
+    shape |= dict(frames=2, height=4, width=4, heads=2, head_dim=16, ffn_dim=48, text_dim=24, lora=3) if quick else {}
+    yield Work("lora", "lora-8190-bf16", "bf16", shape, [(STEP, 2.0), (MEMORY, 2.0)])
     for ranks in (1, 2):
         for tokens, frames, layers, steps, target in ((8192, 8, 4, 2, 2.0), (32768, 32, 2, 1, 2.3)):
             shape = dict(frames=frames, height=64, width=64, layers=layers, heads=6, head_dim=64, steps=steps)
@@ -165,7 +171,8 @@ def title(row):
         size = f"{result['frames']} frames of {result['width']} x {result['height']}"
         shape = f"Wan {result['kind']} VAE, {result['half']} {size}"
     else:
-        shape = f"step, {result['tokens']} tokens, {result['layers']} blocks of {result['dim']}"
+        shape = "LoRA " if row["kind"] == "lora" else ""
+        shape += f"step, {result['tokens']} tokens, {result['layers']} blocks of {result['dim']}"
         shape += f", {result['ranks']} ranks" if result["ranks"] > 1 else ""
     plain = row["label"] == "step" or (row["kind"], row["label"]) == ("vae", "forward")
     return f"{shape}, {result['dtype']}" + ("" if plain else f", {row['label']}")

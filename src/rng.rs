@@ -36,6 +36,8 @@ pub enum Purpose {
     Test = 11,
     /// The order of buckets; `step` is the round.
     Buckets = 12,
+    /// Elements of an adapter's input that are dropped; `sample` has a hash of the layer's name in it.
+    AdapterDropout = 16,
 }
 
 /// Names a family of streams, one for each token.
@@ -109,6 +111,11 @@ impl Stream {
                 *second = radius * angle.sin();
             }
         }
+    }
+
+    /// Fills `out` with random bytes.
+    pub fn fill_bytes(&mut self, out: &mut [u8]) {
+        self.0.fill_bytes(out);
     }
 
     /// A random permutation of 0..n (Fisher-Yates).

@@ -364,7 +364,8 @@ prop_compose! {
         let mut data = DataSections::from(if kind == 1 { by_hand.clone() } else { data });
         [by_hand, by_area].into_iter().take(kind % 3).for_each(|section| data.push(section));
         let vae = Vae { cache: Some("some/folder".into()), dtype: train.dtype, ..Vae::default() };
-        RunConfig { run: Run { out: out.into(), seed }, data, model, vae, diffusion, train, parallel, stash, sample }
+        let lora = Lora::default();
+        RunConfig { run: Run { out: out.into(), seed }, data, model, lora, vae, diffusion, train, parallel, stash, sample }
     }
 }
 

@@ -153,7 +153,7 @@ fn gradients(case: Case, model: &Model, comm: Arc<dyn Communicator>) -> Result<f
     let loss = Tensor::new(&[loss], &Device::Cpu)?;
     mesh.world.all_reduce(&loss, Reduce::Sum)?;
     for unit in &model.units {
-        mesh.world.all_reduce(&unit.grad, Reduce::Sum)?;
+        mesh.world.all_reduce(unit.grad().unwrap(), Reduce::Sum)?;
     }
     Ok(loss.to_vec1::<f64>()?[0])
 }
@@ -165,7 +165,7 @@ fn run(case: Case) -> Result<(f64, Vec<Gradient>)> {
         let loss = gradients(case, &model, comm)?;
         let mut named = vec![];
         for unit in &model.units {
-            let flat = unit.grad.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            let flat = unit.grad().unwrap().to_dtype(DType::F64)?.to_vec1::<f64>()?;
             named.extend(unit.entries.iter().map(|e| (e.name.clone(), flat[e.range.clone()].to_vec())));
         }
         Ok((loss, named))
@@ -296,7 +296,7 @@ fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
             let mut stepped = vec![];
             for unit in &weights.model.units {
                 let mut params = unit.value.to_vec1::<f32>()?;
-                sgd(0.5, scale, &mut params, &read::<f32>(&unit.grad)?)?;
+                sgd(0.5, scale, &mut params, &read::<f32>(unit.grad().unwrap())?)?;
                 stepped.extend(params);
             }
             Ok(stepped)
@@ -305,7 +305,9 @@ fn steps(case: Case) -> Result<(f64, [Vec<f32>; 3])> {
         // AdamW divides by the gradient's own size, which magnifies rounding where that is nothing: such elements are
         // zeroed.
         for unit in &weights.model.units {
-            write(&unit.grad, |g: &mut [f32]| g.iter_mut().filter(|g| g.abs() < 1e-4).for_each(|g| *g = 0.0))?;
+            write(unit.grad().unwrap(), |g: &mut [f32]| {
+                g.iter_mut().filter(|g| g.abs() < 1e-4).for_each(|g| *g = 0.0)
+            })?;
         }
         weights.update(0, 1e-3, norm)?;
         Ok((norm, [plain, clipped, flat()?]))

@@ -6,7 +6,8 @@
 # tests/golden/make.py and benches/scaling.py run in it too. Does nothing if DIR already has these versions.
 set -euo pipefail
 dir=${1:-$HOME/.cache/longreel-peers}
-peers=(torch==2.11.0 numpy diffusers==0.42.1 transformers accelerate==1.15.0 safetensors==0.8.0 einops psutil matplotlib)
+peers=(torch==2.11.0 numpy diffusers==0.42.1 transformers accelerate==1.15.0 safetensors==0.8.0 einops psutil matplotlib
+       peft==0.21.2)
 deepspeed=deepspeed==0.19.8
 
 python3 -m venv "$dir" || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }

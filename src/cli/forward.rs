@@ -1,6 +1,6 @@
 //! Runs `longreel forward`, a model folder on given inputs, to check this implementation against another.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::Args;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -9,8 +9,10 @@ use std::sync::Arc;
 use crate::config::{Compute, Hardware};
 use crate::engine::{Engine, Objective, Source};
 use crate::files::{Tensors, write_tensors};
+use crate::lora::AdapterFile;
 use crate::model::{Conditioning, Model, ModelConfig, Patches, TimeGroups};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
+use crate::state::frozen::FrozenModel;
 use crate::state::named::NamedModel;
 use crate::train::device::device;
 use crate::vae::VaeWeights;
@@ -21,7 +23,8 @@ use crate::{Result, bail, hub};
 /// A transformer's inputs are `hidden_states` [B, C, T, H, W], `timestep` [B], or [B, N] with one for each token (TI2V
 /// 5B; few may differ within a clip), and, for a model with text,
 /// `encoder_hidden_states` [B, L, text_dim], for one with classes `class_labels` [B]; the output is `sample`, with
-/// --grads also `loss` = mean(sample^2) and `grad.NAME` for every parameter.
+/// --grads also `loss` = mean(sample^2) and `grad.NAME` for every parameter, or with --lora
+/// `grad.LAYER.lora_A.weight` and `grad.LAYER.lora_B.weight`.
 ///
 /// A VAE's input is `pixels` [1, 3, T, H, W] in -1..1, and the outputs are `moments` [1, 2z, T', h, w] (means, then log
 /// variances) and `latents` (means, normalised); or the input is `latents`, and the output `decoded`.
@@ -40,9 +43,12 @@ pub struct ForwardArgs {
     /// Replace the outputs' file if it exists
     #[arg(long)]
     pub force: bool,
-    /// Also the loss and every parameter's gradient
+    /// Also the loss and every parameter's gradient; with --lora, those of the adapters alone
     #[arg(long)]
     pub grads: bool,
+    /// Adapters of the transformer's linear layers, a LoRA file of any form
+    #[arg(long, value_name = "FILE", value_parser = super::place())]
+    pub lora: Option<String>,
     /// Ranks, as threads of this process; default: 1. Under mpirun or srun each process is a rank
     #[arg(long, value_name = "P", value_parser = super::at_least_1)]
     pub ranks: Option<usize>,
@@ -72,14 +78,23 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
         bail!(Config, "--tile: {} is no VAE; only a VAE works on tiles of pixels", path.display());
     }
     let device = device(args.device, "--device", ranks, launch)?;
-    let (_, folder) = NamedModel::opened(&path)?;
+    let (mut named, folder) = NamedModel::opened(&path)?;
     let config = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&config))?;
+    if let Some(lora) = &args.lora {
+        if named.record.is_some() {
+            bail!(Config, "--lora: {} has adapters already; name the network below them", path.display());
+        }
+        let file = launch.rank0_first(|| hub::resolve(lora))?;
+        let adapter = AdapterFile::open(&file)?.adapter;
+        adapter.check(&config).map_err(|e| e.at(file.display()))?;
+        named.adapter = Some(adapter);
+    }
     let inputs = Inputs::read(&args.inputs, &config)?;
+    let frozen = FrozenModel::new(launch.processes().map_or(ranks, |_| 1));
     let mut results = launch.run(ranks, |comm| {
         let bf16 = args.dtype == Compute::Bf16;
-        let model = Model::load(&config, DType::F32, bf16, |name| folder.read_f32(name))?.to_device(&device)?;
-        folder.tensors().check_read()?;
+        let model = named.load(&folder, &config, bf16, &frozen)?.to_device(&device)?;
         inputs.run(&model, comm, args.grads)
     })?;
     if !is_first() {
@@ -172,9 +187,10 @@ impl Inputs {
             let loss = Tensor::new(&[loss], &Device::Cpu)?;
             comm.all_reduce(&loss, Reduce::Sum)?;
             named.push(("loss".into(), vec![], vec![loss.to_vec1::<f64>()?[0] as f32]));
-            for unit in &model.units {
-                comm.all_reduce(&unit.grad, Reduce::Sum)?;
-                let flat = unit.grad.to_vec1::<f32>()?;
+            for unit in model.units.iter().filter(|unit| !unit.is_frozen()) {
+                let grad = unit.grad()?;
+                comm.all_reduce(grad, Reduce::Sum)?;
+                let flat = grad.to_vec1::<f32>()?;
                 for entry in &unit.entries {
                     named.push((
                         format!("grad.{}", entry.name),

@@ -1,6 +1,5 @@
 //! Runs `longreel sample` to make clips from a run or a checkpoint.
 
-use candle_core::DType;
 use clap::Args;
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
@@ -16,6 +15,7 @@ use crate::model::{Model, ModelConfig};
 use crate::parallel::{Communicator, Launch, Sequence, agree, is_first};
 use crate::sample::{ClipSampler, ClipSpec, FPS_OF_IMAGES, Request, Sampled, SamplingState, check_guidance};
 use crate::simd::Isa;
+use crate::state::frozen::FrozenModel;
 use crate::state::named::NamedModel;
 use crate::train::device::device;
 use crate::vae::{Arithmetic, Decoder, Space, VaeWeights};
@@ -126,11 +126,12 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let clips = ClipSpec::numbered(labels);
     let progress = is_first().then(|| SamplingProgress::new(count, request.steps));
 
+    let frozen = FrozenModel::new(launch.processes().map_or(ranks, |_| 1));
+
     launch.run(ranks, |comm| {
         agree(comm.as_ref(), "the checksum of the checkpoint's state.json", checkpoint.sum())?;
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
-        let model = Model::load(&network, DType::F32, bf16, |name| folder.read_f32(name))?.to_device(&device)?;
-        folder.tensors().check_read()?;
+        let model = named.load(&folder, &network, bf16, &frozen)?.to_device(&device)?;
         let comm = &sequence.all;
         let report = |state: SamplingState| match &progress {
             Some(progress) if comm.rank() == 0 => progress.update(&state),

@@ -4,6 +4,7 @@
 
 use super::choices::Label;
 use super::data::{Data, DataSections};
+use super::lora;
 use super::run::{Model, Parallel, RunConfig, Sample, Train, Vae};
 use crate::data::{ClipGrid, Crop};
 use crate::diffusion::DiffusionOptions;
@@ -42,7 +43,7 @@ impl Problem {
     }
 }
 
-type Checked = Result<(), Problem>;
+pub(super) type Checked = Result<(), Problem>;
 
 /// Checks all sections.
 pub(super) fn check(config: &RunConfig) -> Checked {
@@ -54,6 +55,7 @@ pub(super) fn check(config: &RunConfig) -> Checked {
         of_the_run(section, &config.data).map_err(|problem| problem.of_section(number))?;
     }
     model(&config.model, &config.data, &config.vae)?;
+    lora::check(config)?;
     vae(&config.vae, &config.data)?;
     diffusion(&config.diffusion)?;
     train(&config.train)?;
@@ -271,6 +273,6 @@ fn at_least_0(key: &'static str, value: f64) -> Checked {
     ensure(value.is_finite() && value >= 0.0, key, value, "must be at least 0, and finite")
 }
 
-fn ensure(ok: bool, key: &'static str, value: impl Debug, allowed: &str) -> Checked {
+pub(super) fn ensure(ok: bool, key: &'static str, value: impl Debug, allowed: &str) -> Checked {
     if ok { Ok(()) } else { Err(problem(key, value, allowed)) }
 }

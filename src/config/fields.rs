@@ -2,6 +2,7 @@
 //! deserializer that only listens needs no second list to keep true.
 
 use super::data::Data;
+use super::lora::Lora;
 use super::run::{Model, Parallel, Run, RunConfig, Sample, Train, Vae};
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
@@ -9,10 +10,11 @@ use serde::de::{Deserialize, Deserializer, Error as _, Visitor, value::Error};
 
 /// Every section and its keys, in the order of [`RunConfig`].
 pub fn sections() -> Vec<(&'static str, &'static [&'static str])> {
-    let keys: [&[_]; 9] = [
+    let keys: [&[_]; 10] = [
         fields::<Run>(),
         fields::<Data>(),
         fields::<Model>(),
+        fields::<Lora>(),
         fields::<Vae>(),
         fields::<DiffusionOptions>(),
         fields::<Train>(),

@@ -17,6 +17,7 @@ mod data;
 mod example;
 mod fields;
 mod file;
+mod lora;
 mod paths;
 mod read;
 mod resolve;
@@ -31,6 +32,7 @@ pub use choices::*;
 pub use data::*;
 pub use fields::sections;
 pub use file::read_config;
+pub use lora::{Export, KnownLora, Lora};
 pub use resolve::KnownVae;
 pub use run::*;
 
@@ -81,6 +83,7 @@ impl RunConfig {
         config.vae.cache = None;
         config.vae.from = config.vae.from.map(|_| String::new());
         config.model.from = config.model.from.map(|_| String::new());
+        config.lora.from = config.lora.from.map(|_| String::new());
         Ok(u64::from(crc32c::crc32c(config.to_toml()?.as_bytes())))
     }
 

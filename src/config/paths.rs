@@ -20,7 +20,11 @@ pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
     let named = sections.flat_map(|(section, number)| {
         [("data.path", number, Some(&mut section.path)), ("data.heldout", number, section.heldout.as_mut())]
     });
-    let names = named.chain([("model.from", 0, config.model.from.as_mut()), ("vae.from", 0, config.vae.from.as_mut())]);
+    let names = named.chain([
+        ("model.from", 0, config.model.from.as_mut()),
+        ("lora.from", 0, config.lora.from.as_mut()),
+        ("vae.from", 0, config.vae.from.as_mut()),
+    ]);
     for (key, number, name) in names.filter_map(|(key, number, name)| Some((key, number, name?))) {
         if name.starts_with('~') {
             let path = expanded(key, name.as_ref()).map_err(|problem| problem.of_section(number))?;

@@ -168,6 +168,7 @@ impl RunConfig {
             moments,
             zero: self.parallel.zero,
             scratch: self.stash.folder.clone(),
+            shared: false,
         }
     }
 }

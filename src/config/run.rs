@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::choices::{Compute, Hardware, Place, SamplerKind, Schedule, Weigh};
 use super::data::DataSections;
+use super::lora::Lora;
 use super::resolve::KnownVae;
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
@@ -23,6 +24,8 @@ pub struct RunConfig {
     pub run: Run,
     pub data: DataSections,
     pub model: Model,
+    #[serde(default)]
+    pub lora: Lora,
     #[serde(default)]
     pub vae: Vae,
     #[serde(default)]

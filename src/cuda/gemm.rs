@@ -75,12 +75,24 @@ pub(crate) fn product(
     c: &mut CudaViewMut<'_, f32>,
     add: bool,
 ) -> Result<()> {
+    scaled_product(device, a, b, c, 1.0, add)
+}
+
+/// c `[m, n]` = `alpha` a b, or c += `alpha` a b if `add`.
+pub(crate) fn scaled_product(
+    device: &CudaDevice,
+    a: &Matrix,
+    b: &Matrix,
+    c: &mut CudaViewMut<'_, f32>,
+    alpha: f32,
+    add: bool,
+) -> Result<()> {
     let ([m, k], [inner, n]) = (a.shape(), b.shape());
     let room = a.values.len() >= m * k && b.values.len() >= k * n && c.len() >= m * n;
     if k != inner || !room || a.values.kind() != b.values.kind() || [m, n, k].iter().any(|&n| n > i32::MAX as usize) {
         return Err(Error::msg(format!("a product of {:?} and {:?} into {} elements", a.shape(), b.shape(), c.len())));
     }
-    let (alpha, beta) = (1f32, if add { 1f32 } else { 0f32 });
+    let beta = if add { 1f32 } else { 0f32 };
     let kind = a.values.kind();
     let compute = match a.values {
         Elements::F32(_) => cublasComputeType_t::CUBLAS_COMPUTE_32F_PEDANTIC,

@@ -17,10 +17,10 @@ mod tensor;
 
 pub(crate) use add::add_assign;
 pub(crate) use bandwidth::copies_per_second;
-pub(crate) use cast::{cast, to_bf16};
+pub(crate) use cast::{cast, to_bf16, to_f32};
 pub(crate) use device::{before_start, count, open};
 pub(crate) use errors::meaning;
-pub(crate) use gemm::{Elements, Matrix, product};
+pub(crate) use gemm::{Elements, Matrix, product, scaled_product};
 pub(crate) use memory::{Memory, empty};
 pub(crate) use modules::Kernel;
 pub(crate) use rows::{PerSample, RUN, Reading, Sum, THREADS, TileRows, sum_runs};

@@ -78,7 +78,8 @@ pub(crate) struct Sum {
 }
 
 /// Adds it to the gradient, run by run.
-pub(crate) fn sum_runs(device: &CudaDevice, parts: &CudaSlice<f32>, gradient: &Tensor, sum: Sum) -> Result<()> {
+pub(crate) fn sum_runs(device: &CudaDevice, parts: &CudaSlice<f32>, gradient: Option<&Tensor>, sum: Sum) -> Result<()> {
+    let Some(gradient) = gradient else { return Ok(()) };
     let kernel = Kernel::of(device, "sum_runs")?;
     change(gradient, |mut gradient| {
         let mut gradient = gradient.slice_mut(sum.offset..);

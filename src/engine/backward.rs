@@ -3,7 +3,6 @@
 
 use candle_core::Tensor;
 
-use super::flops::BOTH;
 use super::{Attention, Engine, Objective, Pass, Residuals, Stash};
 use crate::Result;
 use crate::attention::{Qkv, SavedRows, side_by_side};
@@ -32,10 +31,16 @@ impl Engine<'_> {
         }
         self.meter.enter_block(None);
         self.enter(Phase::Update);
-        self.with_unit(self.model.embed.unit, Pass::Backward, || {
-            self.each_tile(self.per_row.embed, |tile| {
-                self.model.embed.backward(&self.input(objective, &tile)?, &self.rows_of(&dx, &tile)?)
-            })?;
+        let embed = &self.model.embed;
+        if !self.model.trains(embed.unit) {
+            return Ok(loss);
+        }
+        self.with_unit(embed.unit, Pass::Backward, || {
+            if !embed.is_frozen() {
+                self.each_tile(self.per_row.embed, |tile| {
+                    embed.backward(&self.input(objective, &tile)?, &self.rows_of(&dx, &tile)?)
+                })?;
+            }
             self.model.conditioner.backward(condition)
         })?;
         Ok(loss)
@@ -46,7 +51,7 @@ impl Engine<'_> {
         let head = self.model.head.begin(condition)?;
         let dx = self.buffer(self.model.config.width(), self.dtype())?;
         let mut loss = 0.0;
-        self.each_tile(BOTH * self.per_row.head, |tile| {
+        self.each_tile(self.per_row.both * self.per_row.head, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
             let output = self.model.head.forward(&tape, &x, &head, self.sample_rows(&tile))?;
             let (share, d_output) = objective.loss(tile.clone(), &output)?;
@@ -69,7 +74,7 @@ impl Engine<'_> {
         self.enter(Phase::BackwardAfter);
         let d_o = self.buffer(self.model.config.width(), self.compute())?;
         let delta = self.buffer(self.heads(), self.dtype())?;
-        self.each_tile(BOTH * self.per_row.after, |tile| {
+        self.each_tile(self.per_row.both * self.per_row.after, |tile| {
             let (tape, x, o) = (Tape::recording(), self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
             let y = block.after(&tape, &x, &o, &cond, self.sample_rows(&tile))?;
             let gradients = tape.backward(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
@@ -105,7 +110,7 @@ impl Engine<'_> {
         let [dq, dk, dv] = [side_by_side(dq)?, side_by_side(dk)?, side_by_side(dv)?]; // [rows, D]
 
         self.enter(Phase::BackwardBefore);
-        self.each_tile(BOTH * self.per_row.before, |tile| {
+        self.each_tile(self.per_row.both * self.per_row.before, |tile| {
             let (tape, x) = (Tape::recording(), self.rows_of(&x, &tile)?);
             let outputs = block.before(&tape, &x, &cond, &self.rope, self.sample_rows(&tile))?;
             let gradients = [self.rows_of(&dq, &tile)?, self.rows_of(&dk, &tile)?, self.rows_of(&dv, &tile)?];

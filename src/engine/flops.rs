@@ -4,10 +4,7 @@
 
 use super::Engine;
 use crate::attention::{BACKWARD, FORWARD};
-use crate::model::ModelConfig;
-
-/// A tape's backward has two products for each of forward, which it records first.
-pub(super) const BOTH: u64 = 3;
+use crate::model::Model;
 
 /// Operations of a row in the forward pass of each token-local piece.
 pub(super) struct PerRow {
@@ -15,10 +12,16 @@ pub(super) struct PerRow {
     pub before: u64,
     pub after: u64,
     pub head: u64,
+    /// How often these are done in a backward pass, which records forward first: a product for the input's gradient,
+    /// and one for the weight's unless it is frozen. The few of adapters are not counted.
+    pub both: u64,
+    /// Whether the embedding has a backward pass.
+    trains_embed: bool,
 }
 
 impl PerRow {
-    pub fn new(config: &ModelConfig) -> Self {
+    pub fn new(model: &Model) -> Self {
+        let config = &model.config;
         let (d, hidden) = (config.width() as u64, config.ffn_dim as u64);
         let cross = if config.text_dim == 0 { 0 } else { 4 * d * d }; // but for its attention to a few words
         Self {
@@ -26,6 +29,8 @@ impl PerRow {
             before: 6 * d * d,
             after: 2 * d * d + cross + 4 * d * hidden,
             head: 2 * d * config.patch_out() as u64,
+            both: if model.lora.is_some() { 2 } else { 3 },
+            trains_embed: !model.embed.is_frozen(),
         }
     }
 }
@@ -38,14 +43,16 @@ impl Engine<'_> {
         let keeps = self.stash.lock().keeps_attention();
         let times = if keeps { 1 } else { 2 }; // of attention's forward pass
         let groups = self.groups.len() as u64;
-        let before = (times + 1) * groups + BOTH;
-        let block = rows * (before * each.before + (1 + BOTH) * each.after);
+        let both = each.both;
+        let before = (times + 1) * groups + both;
+        let block = rows * (before * each.before + (1 + both) * each.after);
         let d = self.model.config.attention_head_dim;
         let tokens = self.grid.iter().product::<usize>();
         let heads: usize = self.groups.iter().map(|group| group.attention.local_heads()).sum();
         let pairs = (self.batch * heads * self.groups[0].attention.group_tokens() * tokens * d) as u64;
         let attention = pairs * (times * FORWARD + BACKWARD);
-        let ends = rows * (2 * each.embed + BOTH * each.head);
+        let embed = if each.trains_embed { 2 } else { 1 };
+        let ends = rows * (embed * each.embed + both * each.head);
         ends + self.model.blocks.len() as u64 * (block + attention)
     }
 }

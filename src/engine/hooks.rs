@@ -29,12 +29,16 @@ pub trait ParamHooks {
 }
 
 impl Engine<'_> {
-    /// Does `work`, which uses `unit`.
+    /// Does `work`, which uses `unit` and its adapters.
     pub(super) fn with_unit<T>(&self, unit: UnitId, pass: Pass, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some(hooks) = self.hooks else { return work() };
-        hooks.before_use(unit, pass)?;
+        let mut units: Vec<UnitId> = [Some(unit), self.model.unit(unit).adapter].into_iter().flatten().collect();
+        if pass == Pass::Backward {
+            units.reverse(); // each unit's turn is where the last pass leads to
+        }
+        units.iter().try_for_each(|&unit| hooks.before_use(unit, pass))?;
         let result = work()?;
-        hooks.after_use(unit, pass)?;
+        units.iter().try_for_each(|&unit| hooks.after_use(unit, pass))?;
         Ok(result)
     }
 }

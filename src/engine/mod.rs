@@ -108,7 +108,7 @@ impl<'a> Engine<'a> {
             tile,
             stash: Arc::default(),
             meter: Arc::default(),
-            per_row: PerRow::new(config),
+            per_row: PerRow::new(model),
             hooks: None,
             on_phase: None,
         })

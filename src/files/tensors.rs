@@ -274,6 +274,14 @@ impl Tensors {
         headers.chain(self.in_order().into_iter().map(|(_, entry)| read(entry))).collect()
     }
 
+    /// The names of the tensors that have been read, in the order of the names, and the CRC-32C of each.
+    pub fn tensor_sums(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.entries.iter().filter_map(|(name, entry)| {
+            let sum = entry.sum.load(Ordering::Relaxed);
+            (sum & READ != 0).then_some((name.as_str(), sum as u32))
+        })
+    }
+
     /// What [`sums`](Self::sums) number `i` is of, for an error: a file's header, or a tensor.
     pub fn summed(&self, i: usize) -> String {
         match i.checked_sub(self.files.len()) {

@@ -21,6 +21,8 @@ pub use merge::{Merged, merge};
 pub use read::AdapterFile;
 pub use write::write;
 
+mod network;
+
 /// The adapters of a network, one for each adapted layer, in the order of the network's layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {

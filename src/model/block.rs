@@ -16,8 +16,9 @@
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
 
+use super::condition::leaf;
 use super::cross::cross_attention;
-use super::{Condition, ModelConfig, RowGroups, Unit, UnitId};
+use super::{Condition, Layers, ModelConfig, RowGroups, UnitId};
 use crate::Result;
 use crate::ops::{Affine, Linear, PackedGuard, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
 
@@ -96,9 +97,9 @@ impl BlockCondition {
 }
 
 impl Attention {
-    fn new(unit: &Unit, name: &str, bf16: bool) -> Result<Self> {
-        let linear = |part: &str| unit.linear(&format!("{}.{name}.{part}", unit.name), bf16);
-        let param = |part: &str| unit.param(&format!("{}.{name}.{part}.weight", unit.name));
+    fn new(layers: &Layers, name: &str, bf16: bool) -> Result<Self> {
+        let linear = |part: &str| layers.linear(&format!("{}.{name}.{part}", layers.unit.name), bf16);
+        let param = |part: &str| layers.param(&format!("{}.{name}.{part}.weight", layers.unit.name));
         Ok(Self {
             q: linear("to_q")?,
             k: linear("to_k")?,
@@ -111,24 +112,24 @@ impl Attention {
 }
 
 impl Block {
-    /// Views the weights in `unit`.
-    pub fn new(unit: &Unit, config: &ModelConfig, bf16: bool) -> Result<Self> {
-        let name = |part: &str| format!("{}.{part}", unit.name);
+    /// Views the weights in a unit.
+    pub fn new(layers: &Layers, config: &ModelConfig, bf16: bool) -> Result<Self> {
+        let name = |part: &str| format!("{}.{part}", layers.unit.name);
         let cross = if config.text_dim == 0 {
             None
         } else {
             let norm = match config.cross_attn_norm {
-                true => Some((unit.param(&name("norm2.weight"))?, unit.param(&name("norm2.bias"))?)),
+                true => Some((layers.param(&name("norm2.weight"))?, layers.param(&name("norm2.bias"))?)),
                 false => None,
             };
-            Some(Cross { attention: Attention::new(unit, "attn2", bf16)?, norm })
+            Some(Cross { attention: Attention::new(layers, "attn2", bf16)?, norm })
         };
         Ok(Self {
-            unit: unit.id,
-            attention: Attention::new(unit, "attn1", bf16)?,
+            unit: layers.unit.id,
+            attention: Attention::new(layers, "attn1", bf16)?,
             cross,
-            ffn: (unit.linear(&name("ffn.net.0.proj"), bf16)?, unit.linear(&name("ffn.net.2"), bf16)?),
-            table: unit.param(&name("scale_shift_table"))?,
+            ffn: (layers.linear(&name("ffn.net.0.proj"), bf16)?, layers.linear(&name("ffn.net.2"), bf16)?),
+            table: layers.param(&name("scale_shift_table"))?,
             heads: config.num_attention_heads,
             eps: config.eps,
             bf16,
@@ -140,14 +141,16 @@ impl Block {
         let modulation = condition.modulation.value.broadcast_add(&self.table.value)?;
         let text = match (&self.cross, &condition.text) {
             (Some(cross), Some(text)) => {
-                let (k, v) = self.text_rows(&Tape::off(), cross, &text.value.flatten(0, 1)?)?;
+                let tokens = text.value.dims()[1];
+                let (k, v) = self.text_rows(&Tape::off(), cross, &text.value.flatten(0, 1)?, tokens)?;
                 let shape = text.value.shape();
                 Some((Param::leaf("text keys", k.reshape(shape)?)?, Param::leaf("text values", v.reshape(shape)?)?))
             }
             _ => None,
         };
         let _packed = self.layers().map(Linear::pin_packed).collect();
-        let modulation = Param::leaf("modulation", modulation)?;
+        let frozen = self.table.is_frozen() && condition.modulation.is_frozen();
+        let modulation = leaf("modulation", modulation, frozen)?;
         Ok(BlockCondition { modulation, groups: condition.groups.clone(), text, _packed })
     }
 
@@ -160,22 +163,25 @@ impl Block {
 
     /// Takes the gradients that the tiles have left in `cond` on to the block's weights and to `condition`.
     pub fn end(&self, condition: &Condition, cond: &BlockCondition) -> Result<()> {
-        self.table.accumulate(&cond.modulation.grad.sum_keepdim(0)?)?;
-        condition.modulation.accumulate(&cond.modulation.grad)?;
+        if let Some(grad) = &cond.modulation.grad {
+            self.table.accumulate(&grad.sum_keepdim(0)?)?;
+            condition.modulation.accumulate(grad)?;
+        }
         if let (Some(cross), Some(text), Some((k, v))) = (&self.cross, &condition.text, &cond.text) {
             let (tape, input) = (Tape::recording(), text.value.flatten(0, 1)?);
-            let (keys, values) = self.text_rows(&tape, cross, &input)?;
-            let outputs = [(&keys, &k.grad.flatten(0, 1)?), (&values, &v.grad.flatten(0, 1)?)];
+            let (keys, values) = self.text_rows(&tape, cross, &input, text.value.dims()[1])?;
+            let outputs = [(&keys, &k.grad()?.flatten(0, 1)?), (&values, &v.grad()?.flatten(0, 1)?)];
             let d_text = tape.backward(&outputs, &[&input])?.remove(0);
-            text.accumulate(&d_text.reshape(text.grad.shape())?)?;
+            text.accumulate(&d_text.reshape(text.value.shape())?)?;
         }
         Ok(())
     }
 
-    /// Keys and values `[B L, D]` of text rows.
-    fn text_rows(&self, tape: &Tape, cross: &Cross, text: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Keys and values `[B L, D]` of text rows; `tokens` is L.
+    fn text_rows(&self, tape: &Tape, cross: &Cross, text: &Tensor, tokens: usize) -> Result<(Tensor, Tensor)> {
         let a = &cross.attention;
-        Ok((rms_norm(tape, &a.k.forward(tape, text)?, &a.norm_k, self.eps)?, a.v.forward(tape, text)?))
+        let [k, v] = [&a.k, &a.v].map(|layer| layer.at(Rows { start: 0, tokens }, false));
+        Ok((rms_norm(tape, &k.forward(tape, text)?, &a.norm_k, self.eps)?, v.forward(tape, text)?))
     }
 
     /// q, k, v `[n, D]` of a tile `x` `[n, D]`, in the compute dtype. Differentiable in x.
@@ -189,9 +195,10 @@ impl Block {
     ) -> Result<[Tensor; 3]> {
         let a = &self.attention;
         let h = layer_norm(tape, x, cond.modulate_msa(rows), self.eps)?;
-        let q = rms_rope(tape, &a.q.forward(tape, &h)?, &a.norm_q, self.eps, rope, rows)?;
-        let k = rms_rope(tape, &a.k.forward(tape, &h)?, &a.norm_k, self.eps, rope, rows)?;
-        let v = a.v.forward(tape, &h)?;
+        let [to_q, to_k, to_v] = [&a.q, &a.k, &a.v].map(|layer| layer.at(rows, true));
+        let q = rms_rope(tape, &to_q.forward(tape, &h)?, &a.norm_q, self.eps, rope, rows)?;
+        let k = rms_rope(tape, &to_k.forward(tape, &h)?, &a.norm_k, self.eps, rope, rows)?;
+        let v = to_v.forward(tape, &h)?;
         let dtype = if self.bf16 && x.dtype() == DType::F32 { DType::BF16 } else { x.dtype() };
         Ok([cast(tape, &q, dtype)?, cast(tape, &k, dtype)?, cast(tape, &v, dtype)?])
     }
@@ -200,7 +207,8 @@ impl Block {
     /// Differentiable in x and o.
     pub fn after(&self, tape: &Tape, x: &Tensor, o: &Tensor, cond: &BlockCondition, rows: Rows) -> Result<Tensor> {
         let o = cast(tape, o, x.dtype())?;
-        let mut x = self.attention.out.gate_to(tape, x, &o, cond.gate_msa(), cond.modulations(rows))?;
+        let out = self.attention.out.at(rows, true);
+        let mut x = out.gate_to(tape, x, &o, cond.gate_msa(), cond.modulations(rows))?;
         if let (Some(cross), Some((k, v))) = (&self.cross, &cond.text) {
             let a = &cross.attention;
             let h = match &cross.norm {
@@ -210,12 +218,12 @@ impl Block {
                 }
                 None => x.clone(),
             };
-            let q = rms_norm(tape, &a.q.forward(tape, &h)?, &a.norm_q, self.eps)?;
+            let q = rms_norm(tape, &a.q.at(rows, true).forward(tape, &h)?, &a.norm_q, self.eps)?;
             let o = cross_attention(tape, &q, k, v, self.heads, rows, self.bf16)?;
-            x = a.out.add_to(tape, &x, &o)?;
+            x = a.out.at(rows, true).add_to(tape, &x, &o)?;
         }
         let h = layer_norm(tape, &x, cond.modulate_mlp(rows), self.eps)?;
-        let h = self.ffn.0.gelu(tape, &h)?;
-        Ok(self.ffn.1.gate_to(tape, &x, &h, cond.gate_mlp(), cond.modulations(rows))?)
+        let h = self.ffn.0.at(rows, true).gelu(tape, &h)?;
+        Ok(self.ffn.1.at(rows, true).gate_to(tape, &x, &h, cond.gate_mlp(), cond.modulations(rows))?)
     }
 }

@@ -8,8 +8,8 @@
 use candle_core::Tensor;
 use std::sync::Arc;
 
-use super::{ModelConfig, RowGroups, Unit};
-use crate::ops::{Linear, Param, Tape, add, clear, silu};
+use super::{Layers, ModelConfig, RowGroups};
+use crate::ops::{Linear, Param, Rows, Tape, add, clear, silu};
 use crate::{Result, bail};
 
 /// What the conditions of B samples are made from.
@@ -47,12 +47,14 @@ pub struct Conditioner {
     classes: Option<Param>,
     freq_dim: usize,
     width: usize,
+    /// Whether something of it changes in training.
+    trains: bool,
 }
 
 impl Conditioner {
-    /// Views the weights in `unit`. This network computes in full precision, as Wan's does.
-    pub fn new(unit: &Unit, config: &ModelConfig) -> Result<Self> {
-        let linear = |name: &str| unit.linear(&format!("condition_embedder.{name}"), false);
+    /// Views the weights in a unit. This network computes in full precision, as Wan's does.
+    pub fn new(layers: &Layers, config: &ModelConfig) -> Result<Self> {
+        let linear = |name: &str| layers.linear(&format!("condition_embedder.{name}"), false);
         Ok(Self {
             time_1: linear("time_embedder.linear_1")?,
             time_2: linear("time_embedder.linear_2")?,
@@ -63,10 +65,11 @@ impl Conditioner {
             },
             classes: match config.num_classes {
                 0 => None,
-                _ => Some(unit.param("condition_embedder.class_embedder.embedding_table.weight")?),
+                _ => Some(layers.param("condition_embedder.class_embedder.embedding_table.weight")?),
             },
             freq_dim: config.freq_dim,
             width: config.width(),
+            trains: layers.trains(),
         })
     }
 
@@ -93,8 +96,8 @@ impl Conditioner {
                     bail!(Shape, "text embeddings are {:?}; [{b}, tokens, {wanted}] is wanted", text.dims())
                 }
                 let rows = rows_of(text, &time)?;
-                let text = self.text_rows(&Tape::off(), &rows)?.reshape((samples, tokens, self.width))?;
-                Some(Param::leaf("text", text)?)
+                let text = self.text_rows(&Tape::off(), &rows, tokens)?.reshape((samples, tokens, self.width))?;
+                Some(self.leaf("text", text)?)
             }
             (Some(_), None) => {
                 bail!(Shape, "the model has text (text_dim {}), but no text embeddings are given", self.text_dim())
@@ -103,8 +106,8 @@ impl Conditioner {
         };
         Ok(Condition {
             conditioning: conditioning.clone(),
-            time: Param::leaf("time", time)?,
-            modulation: Param::leaf("modulation", modulation.reshape((given, 6, self.width))?)?,
+            time: self.leaf("time", time)?,
+            modulation: self.leaf("modulation", modulation.reshape((given, 6, self.width))?)?,
             groups,
             text,
         })
@@ -117,23 +120,21 @@ impl Conditioner {
         let (sinusoid, class) = (self.sinusoid(&conditioning.timesteps)?, self.class_rows(conditioning, each)?);
         let tape = Tape::recording();
         let (time, modulation) = self.time(&tape, &sinusoid, class.as_ref())?;
-        let d_modulation = condition.modulation.grad.reshape(modulation.shape())?;
-        let outputs = [(&time, &condition.time.grad), (&modulation, &d_modulation)];
+        let d_modulation = condition.modulation.grad()?.reshape(modulation.shape())?;
+        let outputs = [(&time, condition.time.grad()?), (&modulation, &d_modulation)];
         let inputs: Vec<&Tensor> = std::iter::once(&sinusoid).chain(&class).collect();
         let gradients = tape.backward(&outputs, &inputs)?;
         if let (Some(table), Some(labels)) = (&self.classes, &conditioning.labels) {
             let of_groups = labels.iter().flat_map(|label| std::iter::repeat_n(label, each));
             for (sample, &label) in of_groups.enumerate() {
-                let row =
-                    Param { name: table.name.clone(), value: table.value.get(label)?, grad: table.grad.get(label)? };
-                row.accumulate(&gradients[1].get(sample)?)?;
+                table.get(label)?.accumulate(&gradients[1].get(sample)?)?;
             }
         }
         if let (Some(text), Some(leaf)) = (&conditioning.text, &condition.text) {
-            let rows = rows_of(text, &leaf.grad)?;
+            let rows = rows_of(text, &leaf.value)?;
             let tape = Tape::recording();
-            let output = self.text_rows(&tape, &rows)?;
-            tape.backward(&[(&output, &leaf.grad.flatten(0, 1)?)], &[&rows])?;
+            let output = self.text_rows(&tape, &rows, text.dims()[1])?;
+            tape.backward(&[(&output, &leaf.grad()?.flatten(0, 1)?)], &[&rows])?;
         }
         Ok(())
     }
@@ -142,9 +143,14 @@ impl Conditioner {
     pub fn zero_grad(condition: &Condition) -> Result<()> {
         for leaf in [Some(&condition.time), Some(&condition.modulation), condition.text.as_ref()].into_iter().flatten()
         {
-            clear(&leaf.grad)?;
+            leaf.grad.iter().try_for_each(clear)?;
         }
         Ok(())
+    }
+
+    /// A leaf; without a gradient where nothing here would take it.
+    fn leaf(&self, name: &str, value: Tensor) -> Result<Param> {
+        leaf(name, value, !self.trains)
     }
 
     fn text_dim(&self) -> usize {
@@ -153,18 +159,21 @@ impl Conditioner {
 
     /// (time embedding `[B, D]`, modulations `[B, 6 D]`) from sinusoids `[B, freq_dim]` and class rows `[B, D]`.
     fn time(&self, tape: &Tape, sinusoid: &Tensor, class: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
-        let mut time = self.time_2.forward(tape, &silu(tape, &self.time_1.forward(tape, sinusoid)?)?)?; // [B, D]
+        let layers = [&self.time_1, &self.time_2, &self.time_proj];
+        let [first, second, projection] = layers.map(|layer| layer.at(Rows { start: 0, tokens: 1 }, false));
+        let mut time = second.forward(tape, &silu(tape, &first.forward(tape, sinusoid)?)?)?; // [B, D]
         if let Some(class) = class {
             time = add(tape, &time, class)?;
         }
-        let modulation = self.time_proj.forward(tape, &silu(tape, &time)?)?; // [B, 6 D]
+        let modulation = projection.forward(tape, &silu(tape, &time)?)?; // [B, 6 D]
         Ok((time, modulation))
     }
 
-    /// Text rows `[B L, text_dim]` to `[B L, D]`.
-    fn text_rows(&self, tape: &Tape, rows: &Tensor) -> Result<Tensor> {
+    /// Text rows `[B L, text_dim]` to `[B L, D]`; `tokens` is L.
+    fn text_rows(&self, tape: &Tape, rows: &Tensor, tokens: usize) -> Result<Tensor> {
         let Some((first, second)) = &self.text else { bail!(Shape, "the model has no text") };
-        Ok(second.forward(tape, &first.gelu(tape, rows)?)?)
+        let of = Rows { start: 0, tokens };
+        Ok(second.at(of, false).forward(tape, &first.at(of, false).gelu(tape, rows)?)?)
     }
 
     /// [cos | sin] of t exp(-ln(10000) i / half), computed in f32 like diffusers' `get_timestep_embedding`.
@@ -206,6 +215,12 @@ impl Conditioner {
             (None, Some(_)) => bail!(Shape, "a class is given, but the model has no classes"),
         }
     }
+}
+
+/// A leaf with a gradient of zeros or, `frozen`, without one.
+pub(super) fn leaf(name: &str, value: Tensor, frozen: bool) -> Result<Param> {
+    let param = Param::leaf(name, value)?;
+    Ok(if frozen { Param { grad: None, ..param } } else { param })
 }
 
 /// Text tokens `[B, L, features]` as rows, in the dtype of `like` and where that is.

@@ -86,9 +86,7 @@ impl Cross {
             let (dq_run, dk, dv) = flash_backward(qkv, saved, scale).map_err(crate::Error::into_candle)?;
             dq.push(self.rows_first(&dq_run, q.dtype())?);
             for (leaf, gradient) in [(&self.k, dk), (&self.v, dv)] {
-                let of_sample =
-                    Param { name: leaf.name.clone(), value: leaf.value.get(sample)?, grad: leaf.grad.get(sample)? };
-                of_sample.accumulate(&self.rows_first(&gradient, leaf.grad.dtype())?)?;
+                leaf.get(sample)?.accumulate(&self.rows_first(&gradient, leaf.value.dtype())?)?;
             }
         }
         Tensor::cat(&dq, 0)

@@ -3,7 +3,7 @@
 
 use candle_core::Tensor;
 
-use super::{ModelConfig, Unit, UnitId};
+use super::{Layers, ModelConfig, UnitId};
 use crate::Result;
 use crate::ops::{Linear, Tape};
 
@@ -19,13 +19,11 @@ pub struct Embed {
 }
 
 impl Embed {
-    /// Views the weights in `unit`.
-    pub fn new(unit: &Unit, config: &ModelConfig, bf16: bool) -> Result<Self> {
-        let mut linear = unit.linear("patch_embedding", bf16)?;
-        let shape = (config.width(), config.patch_in());
-        linear.weight.value = linear.weight.value.reshape(shape)?; // [D, C pt ph pw]
-        linear.weight.grad = linear.weight.grad.reshape(shape)?;
-        Ok(Self { unit: unit.id, linear, positions: config.pos_embed })
+    /// Views the weights in a unit.
+    pub fn new(layers: &Layers, config: &ModelConfig, bf16: bool) -> Result<Self> {
+        let mut linear = layers.linear("patch_embedding", bf16)?;
+        linear.weight = linear.weight.reshape((config.width(), config.patch_in()))?; // [D, C pt ph pw]
+        Ok(Self { unit: layers.unit.id, linear, positions: config.pos_embed })
     }
 
     /// `rows` `[n, C pt ph pw]`, the patches of `tokens` of a clip of `grid` (time, height, width) tokens, to `[n, D]`.
@@ -37,6 +35,11 @@ impl Embed {
         let (n, width) = x.dims2()?;
         let values: Vec<f64> = tokens.iter().flat_map(|&token| position(token, grid, width)).collect();
         Ok((x + Tensor::from_vec(values, (n, width), rows.device())?.to_dtype(rows.dtype())?)?)
+    }
+
+    /// Whether it has no gradients.
+    pub fn is_frozen(&self) -> bool {
+        self.linear.weight.is_frozen()
     }
 
     /// Adds the weight gradients for a tile, given its rows and `dx` `[n, D]`. Positions have none.

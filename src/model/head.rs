@@ -4,7 +4,8 @@
 use candle_core::Tensor;
 use std::sync::Arc;
 
-use super::{Condition, ModelConfig, RowGroups, Unit, UnitId};
+use super::condition::leaf;
+use super::{Condition, Layers, ModelConfig, RowGroups, UnitId};
 use crate::Result;
 use crate::ops::{Affine, Linear, PackedGuard, Param, Rows, Tape, layer_norm};
 
@@ -25,12 +26,12 @@ pub struct HeadCondition {
 }
 
 impl Head {
-    /// Views the weights in `unit`.
-    pub fn new(unit: &Unit, config: &ModelConfig, bf16: bool) -> Result<Self> {
+    /// Views the weights in a unit.
+    pub fn new(layers: &Layers, config: &ModelConfig, bf16: bool) -> Result<Self> {
         Ok(Self {
-            unit: unit.id,
-            out: unit.linear("proj_out", bf16)?,
-            table: unit.param("scale_shift_table")?,
+            unit: layers.unit.id,
+            out: layers.linear("proj_out", bf16)?,
+            table: layers.param("scale_shift_table")?,
             eps: config.eps,
         })
     }
@@ -38,8 +39,9 @@ impl Head {
     /// The head's view of the condition.
     pub fn begin(&self, condition: &Condition) -> Result<HeadCondition> {
         let modulation = condition.time.value.unsqueeze(1)?.broadcast_add(&self.table.value)?;
+        let frozen = self.table.is_frozen() && condition.time.is_frozen();
         Ok(HeadCondition {
-            modulation: Param::leaf("head modulation", modulation)?,
+            modulation: leaf("head modulation", modulation, frozen)?,
             groups: condition.groups.clone(),
             _packed: self.out.pin_packed(),
         })
@@ -47,14 +49,15 @@ impl Head {
 
     /// Takes the gradients that the tiles have left in `cond` on to the table and to `condition`.
     pub fn end(&self, condition: &Condition, cond: &HeadCondition) -> Result<()> {
-        self.table.accumulate(&cond.modulation.grad.sum_keepdim(0)?)?;
-        Ok(condition.time.accumulate(&cond.modulation.grad.sum(1)?)?)
+        let Some(grad) = &cond.modulation.grad else { return Ok(()) };
+        self.table.accumulate(&grad.sum_keepdim(0)?)?;
+        Ok(condition.time.accumulate(&grad.sum(1)?)?)
     }
 
     /// Predictions `[n, pt ph pw C]` of a tile `x` `[n, D]`. Differentiable in x.
     pub fn forward(&self, tape: &Tape, x: &Tensor, cond: &HeadCondition, rows: Rows) -> Result<Tensor> {
-        let rows = cond.groups.as_ref().map_or(rows, |groups| groups.modulations(rows));
-        let affine = Affine::Modulation { modulation: cond.modulation.clone(), shift: 0, scale: 1, rows };
-        Ok(self.out.forward(tape, &layer_norm(tape, x, affine, self.eps)?)?)
+        let modulated = cond.groups.as_ref().map_or(rows, |groups| groups.modulations(rows));
+        let affine = Affine::Modulation { modulation: cond.modulation.clone(), shift: 0, scale: 1, rows: modulated };
+        Ok(self.out.at(rows, true).forward(tape, &layer_norm(tape, x, affine, self.eps)?)?)
     }
 }

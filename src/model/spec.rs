@@ -29,6 +29,8 @@ pub enum Init {
     Xavier,
     /// Normal with this standard deviation.
     Normal(f64),
+    /// Uniform in plus or minus this.
+    Uniform(f64),
 }
 
 /// The units of a model: embed, blocks, head.

@@ -5,9 +5,10 @@ use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
 use super::{Init, UnitSpec};
-use crate::ops::{Linear, Param};
+use crate::ops::bytes::zeros;
+use crate::ops::{Linear, Param, Tape, cast};
 use crate::rng::{Key, Purpose};
-use crate::{Error, Result};
+use crate::{Error, Result, bail};
 
 /// Bytes whose multiples parameters begin at on a GPU.
 const ALIGNMENT: usize = 64;
@@ -23,15 +24,30 @@ impl UnitId {
     }
 }
 
-/// The parameters of the embedding, of one block or of the head.
+/// The parameters of the embedding, of one block or of the head, or the adapters of one of these.
 pub struct Unit {
     pub id: UnitId,
     pub name: String,
     /// All parameters, flat, in the order of `entries`, which say where each lies.
     pub value: Tensor, // [n]
-    /// Their gradients.
-    pub grad: Tensor, // [n]
+    /// Of a frozen unit whose matrices are bf16, the parameters that are none, in the model's dtype.
+    pub vectors: Option<Tensor>,
+    /// Their gradients; none if they are frozen.
+    pub grad: Option<Tensor>, // [n]
     pub entries: Vec<Entry>,
+    /// The unit of its layers' adapters, which is used with it.
+    pub adapter: Option<UnitId>,
+}
+
+/// How a unit's parameters are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holding {
+    /// With a gradient.
+    Trained,
+    /// Without.
+    Frozen,
+    /// Without, and matrices in bf16.
+    FrozenBf16,
 }
 
 /// Where one parameter lies in its unit.
@@ -39,25 +55,101 @@ pub struct Unit {
 pub struct Entry {
     pub name: String,
     pub shape: Vec<usize>,
+    /// In the unit's `value`, or `vectors`.
     pub range: Range<usize>,
     /// Whether weight decay applies.
     pub decay: bool,
+    /// Whether it lies in the unit's `vectors`.
+    pub apart: bool,
 }
 
 impl Unit {
-    /// A unit of zeros, the `index`-th of its model, on this device. On a GPU every parameter begins at a multiple of
+    /// A unit of zeros, the `index`-th of its model, on this device, held so. On a GPU every parameter begins at a multiple of
     /// 64 bytes, as products are fast then; what lies between two is zero and stays so, and no file has it.
-    pub fn zeros(index: usize, spec: &UnitSpec, dtype: DType, device: &Device) -> Result<Self> {
-        let align = if device.is_cpu() { 1 } else { ALIGNMENT / dtype.size_in_bytes() };
-        let mut entries = vec![];
-        let mut at = 0;
-        for p in &spec.params {
-            let n = p.shape.iter().product::<usize>();
-            entries.push(Entry { name: p.name.clone(), shape: p.shape.clone(), range: at..at + n, decay: p.decay });
-            at = (at + n).next_multiple_of(align);
+    pub fn zeros(index: usize, spec: &UnitSpec, dtype: DType, device: &Device, holding: Holding) -> Result<Self> {
+        let entries = Self::places(spec, dtype, device, holding);
+        let align = align(dtype, device, holding);
+        let [length, vectors] = [false, true].map(|apart| {
+            let ends = entries.iter().filter(|entry| entry.apart == apart).map(|entry| entry.range.end);
+            ends.max().unwrap_or(0).next_multiple_of(align)
+        });
+        let zeros = |length: usize, dtype| zeros(&[length], dtype, device);
+        let value = zeros(length, if holding == Holding::FrozenBf16 { DType::BF16 } else { dtype })?;
+        Ok(Self {
+            id: UnitId(index),
+            name: spec.name.clone(),
+            value,
+            vectors: if holding == Holding::FrozenBf16 { Some(zeros(vectors, dtype)?) } else { None },
+            grad: if holding == Holding::Trained { Some(zeros(length, dtype)?) } else { None },
+            entries,
+            adapter: None,
+        })
+    }
+
+    /// The same unit for another rank of the process: a frozen one, whose values are shared.
+    pub fn shared(&self) -> Result<Self> {
+        if !self.is_frozen() {
+            bail!(Shape, "unit {} is trained: each rank has its own", self.name)
         }
-        let zeros = || Tensor::zeros(at, dtype, device);
-        Ok(Self { id: UnitId(index), name: spec.name.clone(), value: zeros()?, grad: zeros()?, entries })
+        let (name, value, vectors) = (self.name.clone(), self.value.clone(), self.vectors.clone());
+        Ok(Self { id: self.id, name, value, vectors, grad: None, entries: self.entries.clone(), adapter: None })
+    }
+
+    /// Where each parameter lies.
+    fn places(spec: &UnitSpec, dtype: DType, device: &Device, holding: Holding) -> Vec<Entry> {
+        let align = align(dtype, device, holding);
+        let mut ends = [0, 0]; // of the values, of the vectors
+        let place = |p: &super::ParamSpec| {
+            let (n, apart) = (p.shape.iter().product::<usize>(), holding == Holding::FrozenBf16 && !p.decay);
+            let end = &mut ends[usize::from(apart)];
+            let range = *end..*end + n;
+            *end = range.end.next_multiple_of(align);
+            Entry { name: p.name.clone(), shape: p.shape.clone(), range, decay: p.decay, apart }
+        };
+        spec.params.iter().map(place).collect()
+    }
+
+    /// Whether it has no gradient.
+    pub fn is_frozen(&self) -> bool {
+        self.grad.is_none()
+    }
+
+    /// The gradient.
+    ///
+    /// # Errors
+    /// It is frozen.
+    pub fn grad(&self) -> Result<&Tensor> {
+        self.grad.as_ref().ok_or_else(|| Error::Shape(format!("unit {} is frozen and has no gradient", self.name)))
+    }
+
+    /// The buffer that a parameter lies in.
+    pub fn buffer(&self, entry: &Entry) -> &Tensor {
+        match &self.vectors {
+            Some(vectors) if entry.apart => vectors,
+            _ => &self.value,
+        }
+    }
+
+    /// Overwrites a parameter.
+    ///
+    /// # Errors
+    /// There are more or fewer values than it has.
+    pub fn set(&self, entry: &Entry, values: Vec<f32>) -> Result<()> {
+        if values.len() != entry.range.len() {
+            bail!(Shape, "{}: {} values for shape {:?}", entry.name, values.len(), entry.shape)
+        }
+        let buffer = self.buffer(entry);
+        let values = Tensor::from_vec(values, entry.range.len(), buffer.device())?;
+        let values = match buffer.dtype() {
+            DType::BF16 => cast(&Tape::off(), &values, DType::BF16)?,
+            dtype => values.to_dtype(dtype)?,
+        };
+        Ok(buffer.slice_set(&values, 0, entry.range.start)?)
+    }
+
+    /// Overwrites every parameter with the values `read` gives for its name.
+    pub fn load(&self, mut read: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
+        self.entries.iter().try_for_each(|entry| self.set(entry, read(&entry.name)?))
     }
 
     /// How many parameters there are, what lies between them not counted.
@@ -92,14 +184,16 @@ impl Unit {
                     values.iter_mut().for_each(|v| *v *= std as f32);
                     values
                 }
+                Init::Uniform(bound) => {
+                    entry.range.clone().map(|_| (bound * (2.0 * stream.uniform() - 1.0)) as f32).collect()
+                }
                 Init::Xavier => {
                     let (out, inner) = (entry.shape[0], entry.shape[1..].iter().product::<usize>());
                     let bound = (6.0 / (out + inner) as f64).sqrt();
                     entry.range.clone().map(|_| (bound * (2.0 * stream.uniform() - 1.0)) as f32).collect()
                 }
             };
-            let values = Tensor::from_vec(values, entry.range.len(), self.value.device())?;
-            self.value.slice_set(&values.to_dtype(self.value.dtype())?, 0, entry.range.start)?;
+            self.set(entry, values)?;
         }
         Ok(())
     }
@@ -110,7 +204,8 @@ impl Unit {
         let entry = entry.ok_or_else(|| Error::Shape(format!("unit {} has no parameter {name}", self.name)))?;
         let view =
             |flat: &Tensor| flat.narrow(0, entry.range.start, entry.range.len())?.reshape(entry.shape.as_slice());
-        Ok(Param { name: name.into(), value: view(&self.value)?, grad: view(&self.grad)? })
+        let grad = self.grad.as_ref().map(view).transpose()?;
+        Ok(Param { name: name.into(), value: view(self.buffer(entry))?, grad })
     }
 
     /// The linear layer of this name.
@@ -120,8 +215,14 @@ impl Unit {
     }
 }
 
+/// Elements whose multiples parameters begin at.
+fn align(dtype: DType, device: &Device, holding: Holding) -> usize {
+    let smallest = if holding == Holding::FrozenBf16 { DType::BF16 } else { dtype };
+    if device.is_cpu() { 1 } else { ALIGNMENT / smallest.size_in_bytes() }
+}
+
 /// FNV-1a: a stable hash of a name, so that a parameter's initial values depend on no order.
-fn hash(name: &str) -> u64 {
+pub(super) fn hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
@@ -131,10 +232,17 @@ mod tests {
 
     #[test]
     fn files_have_nothing_between_parameters() {
-        let entry = |range: Range<usize>| Entry { name: String::new(), shape: vec![range.len()], range, decay: true };
+        let entry = |range: Range<usize>| Entry {
+            name: String::new(),
+            shape: vec![range.len()],
+            range,
+            decay: true,
+            apart: false,
+        };
         let flat = || Tensor::arange(0f32, 35.0, &Device::Cpu).unwrap();
         let entries = vec![entry(0..3), entry(16..18), entry(32..35)];
-        let unit = Unit { id: UnitId(0), name: String::new(), value: flat(), grad: flat(), entries };
+        let (id, name, value) = (UnitId(0), String::new(), flat());
+        let unit = Unit { id, name, value, vectors: None, grad: Some(flat()), entries, adapter: None };
         assert_eq!(unit.dense(unit.value.to_vec1().unwrap()), [0.0, 1.0, 2.0, 16.0, 17.0, 32.0, 33.0, 34.0]);
         assert_eq!(unit.count(), 8);
     }

@@ -33,12 +33,7 @@ impl CustomOp1 for Cast {
                 y.chunks(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| narrow(y.filled(bf16::ZERO), x));
                 CpuStorage::BF16(y.into_vec())
             }
-            (CpuStorage::BF16(x), DType::F32) => {
-                let x = contiguous(x, layout, "cast")?;
-                let mut y = UninitVec::new(x.len());
-                y.chunks(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| widen(y.filled(0.0), x));
-                CpuStorage::F32(y.into_vec())
-            }
+            (CpuStorage::BF16(x), DType::F32) => CpuStorage::F32(to_f32(contiguous(x, layout, "cast")?)),
             (x, to) => bail!("cast: between f32 and bf16 only, not from {:?} to {to:?}", x.dtype()),
         };
         Ok((storage, Shape::from(layout.dims())))
@@ -56,6 +51,13 @@ impl CustomOp1 for Cast {
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(cast(&Tape::off(), &dy.contiguous()?, x.dtype())?))
     }
+}
+
+/// `x` as f32, threaded.
+pub(super) fn to_f32(x: &[bf16]) -> Vec<f32> {
+    let mut y = UninitVec::new(x.len());
+    y.chunks(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| widen(y.filled(0.0), x));
+    y.into_vec()
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]

@@ -77,13 +77,15 @@ pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dtype() == DType::F64 { go::<f64>(a, b) } else { go::<f32>(a, b) }
 }
 
+/// `to += values`, threaded; both of one length.
+pub(super) fn add_into<T: Real>(to: &mut [T], values: &[T]) {
+    to.par_chunks_mut(RUN).zip(values.par_chunks(RUN)).for_each(|(to, values)| add_to(to, values));
+}
+
 /// `to += values`, in place; both contiguous, of one shape and dtype (f32 or f64).
 pub fn add_assign(to: &Tensor, values: &Tensor) -> Result<()> {
     fn go<T: Real>(to: &Tensor, values: &[T]) -> Result<()> {
-        write(to, |to: &mut [T]| {
-            let chunks = to.par_chunks_mut(RUN).zip(values.par_chunks(RUN));
-            chunks.for_each(|(to, values)| add_to(to, values));
-        })
+        write(to, |to: &mut [T]| add_into(to, values))
     }
     if to.dims() != values.dims() {
         candle_core::bail!("add_assign: shapes {:?} and {:?} differ", to.dims(), values.dims())

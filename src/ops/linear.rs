@@ -6,49 +6,65 @@
 //! weights are packed once for all tiles.
 
 use candle_core::{DType, Result, Tensor};
-use parking_lot::Mutex;
-use std::sync::{Arc, OnceLock, Weak};
+use std::borrow::Cow;
+use std::sync::OnceLock;
 
 use super::custom::{Custom, Op1, Op2, Values, read, write};
-use super::elementwise::sum_columns;
+use super::dropout::Input;
+use super::elementwise::{add_into, sum_columns};
 use super::gelu::{gelu, gelu_backward};
-use super::products::{Packed, WeightMatrix};
+use super::low_rank::{Adding, LowRank};
+use super::packed::{Arithmetic, PackedGuard, PackedSlot};
+use super::products::WeightMatrix;
 use super::residual::Gate;
 use super::{Param, Real, Rows, Tape};
 use crate::simd::Isa;
 use crate::simd::product::Epilogue;
 
-/// A linear layer over weights `[out, in]` and bias `[out]`.
+/// A linear layer over weights `[out, in]` and bias `[out]`, which may have an adapter.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// `[out, in]`.
     pub weight: Param,
     /// `[out]`.
     pub bias: Param,
-    pub(super) bf16: bool,
-    isa: Isa,
-    /// The packed weights, while a [`PackedGuard`] pins them.
-    packed: Arc<Mutex<Weak<Packed>>>,
+    /// What is added to x Wᵀ.
+    pub(super) low_rank: Option<LowRank>,
+    pub(super) how: Arithmetic,
+    packed: PackedSlot,
 }
-
-/// Keeps a layer's weights packed until it is dropped.
-pub struct PackedGuard(#[expect(dead_code, reason = "held for its drop")] Arc<Packed>);
 
 impl Linear {
     /// A layer over `weight` `[out, in]` and `bias` `[out]`, rounding operands to bf16 if `bf16` (f32 data only).
     pub fn new(weight: Param, bias: Param, bf16: bool) -> Self {
-        Self { weight, bias, bf16, isa: Isa::best(), packed: Arc::default() }
+        Self { weight, bias, low_rank: None, how: Arithmetic::best(bf16), packed: PackedSlot::default() }
+    }
+
+    /// The same layer with an adapter: x Wᵀ + s x Aᵀ Bᵀ stands for x Wᵀ everywhere.
+    pub fn adapted(self, low_rank: Option<LowRank>) -> Self {
+        Self { low_rank, ..self }
+    }
+
+    /// The layer for an input of these rows, which an adapter's dropout draws by: this rank's tokens of clips if
+    /// `sharded`, or else what all ranks have.
+    pub fn at(&self, rows: Rows, sharded: bool) -> Cow<'_, Self> {
+        match self.low_rank.as_ref().and_then(|low_rank| low_rank.at(Input { rows, sharded })) {
+            Some(low_rank) => Cow::Owned(self.clone().adapted(Some(low_rank))),
+            None => Cow::Borrowed(self),
+        }
     }
 
     /// The same layer on one instruction set, for tests and benchmarks.
     pub fn on(self, isa: Isa) -> Self {
-        Self { isa, packed: Arc::default(), ..self }
+        let low_rank = self.low_rank.map(LowRank::unpacked);
+        Self { how: Arithmetic { isa, ..self.how }, packed: PackedSlot::default(), low_rank, ..self }
     }
 
     /// Keeps the weights packed, for all clones of this layer, until the guard is dropped. They must not change
     /// meanwhile.
     pub fn pin_packed(&self) -> PackedGuard {
-        PackedGuard(self.packed())
+        let adapter = self.low_rank.iter().flat_map(LowRank::packed);
+        PackedGuard(std::iter::once(self.packed.get()).chain(adapter).collect())
     }
 
     /// x Wᵀ + b: `[n, in]` to `[n, out]`, differentiable in x.
@@ -103,24 +119,13 @@ impl Linear {
         self.weight.value.dims2()
     }
 
-    fn packed(&self) -> Arc<Packed> {
-        let mut slot = self.packed.lock();
-        slot.upgrade().unwrap_or_else(|| {
-            let packed = Arc::new(Packed::default());
-            *slot = Arc::downgrade(&packed);
-            packed
-        })
-    }
-
     /// Calls `f` with the weights as the products want them.
     fn with_weights<T: Real, R>(&self, f: impl FnOnce(&WeightMatrix<T>) -> Result<R>) -> Result<R> {
-        let (out, inner) = self.dims()?;
-        let (values, packed) = (read::<T>(&self.weight.value)?, self.packed());
-        f(&WeightMatrix { values: &values, out, inner, isa: self.isa, bf16: self.bf16, packed: &packed })
+        self.packed.with(&self.weight, self.how, f)
     }
 
-    /// epilogue(x Wᵀ) for `x` of shape `dims`; its second result, the preactivation, goes to `saved` if backward needs
-    /// it.
+    /// epilogue(x Wᵀ) for `x` of shape `dims`, the adapter's addend included; its second result, the preactivation,
+    /// goes to `saved` if backward needs it.
     fn product<T: Real>(
         &self,
         x: &[T],
@@ -128,13 +133,15 @@ impl Linear {
         saved: Option<&SavedPreactivation>,
         epilogue: &impl Epilogue<T>,
     ) -> Result<Vec<T>> {
-        let (_, inner) = self.dims()?;
+        let (out, inner) = self.dims()?;
         if dims != [dims[0], inner] {
             candle_core::bail!("{}: input [n, {inner}] wanted, got {dims:?}", self.weight.name)
         }
+        let addend = self.low_rank.as_ref().map(|low_rank| low_rank.forward(self.how, x, dims[0])).transpose()?;
+        let epilogue = Adding { addend: addend.as_deref().unwrap_or_default(), width: out, epilogue };
         self.with_weights(|w| {
             let saved = saved.filter(|saved| saved.wanted());
-            let [y, sums] = T::forward(w, x, dims[0], saved.is_some(), epilogue);
+            let [y, sums] = T::forward(w, x, dims[0], saved.is_some(), &epilogue);
             if let Some(saved) = saved {
                 saved.save(sums);
             }
@@ -142,19 +149,29 @@ impl Linear {
         })
     }
 
-    /// Adds the gradients of weight and bias; returns that of `x`.
+    /// Adds the gradients of weight and bias, unless they are frozen, and of the adapter; returns that of `x`.
     fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
+        let (_, inner) = self.dims()?;
+        let n = x.len() / inner;
         // At once, so that no thread waits for another between them. Neither locks what the other changes: one reads
         // the weights, and may pack them, the other reads them and adds to the storage of gradients.
-        let gradient = || self.with_weights(|w| Ok(T::input_gradient(w, dy, x.len() / w.inner)));
-        let (dx, added) = rayon::join(gradient, || self.add_grads(x, dy));
-        added.and(dx)
+        let gradient = || self.with_weights(|w| Ok(T::input_gradient(w, dy, n)));
+        let others = || {
+            self.add_grads(x, dy)?;
+            self.low_rank.as_ref().map(|low_rank| low_rank.backward(self.how, x, dy, n)).transpose()
+        };
+        let (dx, others) = rayon::join(gradient, others);
+        let (mut dx, others) = (dx?, others?);
+        if let Some(share) = others {
+            add_into(&mut dx, &share);
+        }
+        Ok(dx)
     }
 
     fn add_grads<T: Real>(&self, x: &[T], dy: &[T]) -> Result<()> {
+        let Some(grad) = &self.weight.grad else { return Ok(()) };
         let (out, _) = self.dims()?;
-        let weight =
-            || self.with_weights(|w| write(&self.weight.grad, |dw: &mut [T]| T::weight_gradient(w, dy, x, dw)));
+        let weight = || self.with_weights(|w| write(grad, |dw: &mut [T]| T::weight_gradient(w, dy, x, dw)));
         let (sums, added) = rayon::join(|| sum_columns(dy, out), weight);
         added?;
         self.bias.add_grad(0, &sums) // when no thread holds the weight's gradient, which may be of the same storage

@@ -1,6 +1,6 @@
 //! [`Param`]: a named weight and the gradient it accumulates, both views into their unit's flat buffers.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::{Real, read, write};
 
@@ -14,8 +14,8 @@ pub struct Param {
     pub name: String,
     /// Its values.
     pub value: Tensor,
-    /// The sum of its gradients since they were last zeroed.
-    pub grad: Tensor,
+    /// The sum of its gradients since they were last zeroed; none if it is frozen: what is added then is dropped.
+    pub grad: Option<Tensor>,
 }
 
 impl Param {
@@ -23,12 +23,41 @@ impl Param {
     pub fn leaf(name: impl Into<String>, value: Tensor) -> Result<Self> {
         let value = value.contiguous()?;
         let grad = Tensor::zeros(value.shape(), value.dtype(), value.device())?;
-        Ok(Self { name: name.into(), value, grad })
+        Ok(Self { name: name.into(), value, grad: Some(grad) })
+    }
+
+    /// Whether it has no gradient.
+    pub fn is_frozen(&self) -> bool {
+        self.grad.is_none()
+    }
+
+    /// The gradient.
+    ///
+    /// # Errors
+    /// It is frozen.
+    pub fn grad(&self) -> Result<&Tensor> {
+        match &self.grad {
+            Some(grad) => Ok(grad),
+            None => bail!("{} is frozen and has no gradient", self.name),
+        }
+    }
+
+    /// Element `index` of its first dim, with that of the gradient.
+    pub fn get(&self, index: usize) -> Result<Self> {
+        let grad = self.grad.as_ref().map(|grad| grad.get(index)).transpose()?;
+        Ok(Self { name: self.name.clone(), value: self.value.get(index)?, grad })
+    }
+
+    /// The same elements in another shape.
+    pub fn reshape(&self, shape: (usize, usize)) -> Result<Self> {
+        let grad = self.grad.as_ref().map(|grad| grad.reshape(shape)).transpose()?;
+        Ok(Self { name: self.name.clone(), value: self.value.reshape(shape)?, grad })
     }
 
     /// Adds `values` into the gradient from element `offset` on.
     pub(crate) fn add_grad<T: Real>(&self, offset: usize, values: &[T]) -> Result<()> {
-        write(&self.grad, |grad: &mut [T]| {
+        let Some(grad) = &self.grad else { return Ok(()) };
+        write(grad, |grad: &mut [T]| {
             for (g, v) in grad[offset..offset + values.len()].iter_mut().zip(values) {
                 *g += *v;
             }
@@ -37,10 +66,13 @@ impl Param {
 
     /// Adds a tensor of the parameter's shape into the gradient.
     pub fn accumulate(&self, g: &Tensor) -> Result<()> {
+        if self.is_frozen() {
+            return Ok(());
+        }
         let g = g.contiguous()?;
         #[cfg(feature = "cuda")]
         if g.device().is_cuda() {
-            return crate::cuda::add_assign(&self.grad, &g);
+            return crate::cuda::add_assign(self.grad()?, &g);
         }
         match g.dtype() {
             candle_core::DType::F64 => self.add_grad::<f64>(0, &read(&g)?),

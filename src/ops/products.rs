@@ -1,8 +1,11 @@
 //! Computes the three matrix products of a linear layer on slices: in f32 on the CPU's vector units with packed
 //! operands, and in f64, which is for checks, through the `gemm` crate.
 
+use half::bf16;
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
+use super::cast::to_f32;
 use super::gemm;
 #[cfg(feature = "media")]
 use crate::simd::panel::right_words;
@@ -12,13 +15,37 @@ use crate::simd::{Isa, with_isa};
 
 /// A weight matrix `[out, inner]`, and the instruction set that multiplies it.
 pub struct WeightMatrix<'a, T> {
-    pub values: &'a [T],
+    pub values: WeightValues<'a, T>,
     pub out: usize,
     pub inner: usize,
     pub isa: Isa,
     /// Round operands to bf16 (f32 only).
     pub bf16: bool,
     pub packed: &'a Packed,
+}
+
+/// A weight's elements as they are held.
+#[derive(Clone, Copy)]
+pub enum WeightValues<'a, T> {
+    /// In the type that is computed in.
+    Same(&'a [T]),
+    /// In bf16: of frozen weights, which products in bf16 would round to that anyway.
+    Bf16(&'a [bf16]),
+}
+
+impl<T: Clone> WeightValues<'_, T> {
+    /// In the type that is computed in.
+    fn all(&self, widen: impl Fn(&[bf16]) -> Vec<T>) -> Cow<'_, [T]> {
+        match self {
+            Self::Same(values) => Cow::Borrowed(values),
+            Self::Bf16(values) => Cow::Owned(widen(values)),
+        }
+    }
+}
+
+/// As f64.
+fn widened(values: &[bf16]) -> Vec<f64> {
+    values.iter().map(|value| value.to_f64()).collect()
 }
 
 /// A weight matrix packed for the two products it is in, each on its first use.
@@ -79,14 +106,14 @@ impl Products for f32 {
         epilogue: &impl Epilogue<f32>,
     ) -> [Vec<f32>; 2] {
         on_isa!(w, S => {
-            let right = w.packed.forward.get_or_init(|| along::<S>(Matrix::new(w.values, w.out, w.inner)));
+            let right = w.packed.forward.get_or_init(|| along::<S>(Matrix::new(&w.values.all(to_f32), w.out, w.inner)));
             product::<S, _>(&Lines::new::<S>(Matrix::new(x, n, w.inner)), right, n, second, epilogue)
         })
     }
 
     fn input_gradient(w: &WeightMatrix<f32>, dy: &[f32], n: usize) -> Vec<f32> {
         on_isa!(w, S => {
-            let right = w.packed.backward.get_or_init(|| across::<S>(Matrix::new(w.values, w.out, w.inner)));
+            let right = w.packed.backward.get_or_init(|| across::<S>(Matrix::new(&w.values.all(to_f32), w.out, w.inner)));
             let [dx, _] = product::<S, _>(&Lines::new::<S>(Matrix::new(dy, n, w.out)), right, n, false, &());
             dx
         })
@@ -111,7 +138,8 @@ impl Products for f64 {
         second: bool,
         epilogue: &impl Epilogue<f64>,
     ) -> [Vec<f64>; 2] {
-        let (x, w_t) = (gemm::Matrix::new(x, n, w.inner), gemm::Matrix::new(w.values, w.out, w.inner).t());
+        let values = w.values.all(widened);
+        let (x, w_t) = (gemm::Matrix::new(x, n, w.inner), gemm::Matrix::new(&values, w.out, w.inner).t());
         let (mut y, mut beside) = (vec![0.0; n * w.out], vec![0.0; if second { n * w.out } else { 0 }]);
         gemm::gemm(&mut y, x, w_t, false);
         for (i, y) in y.chunks_exact_mut(w.out).enumerate() {
@@ -122,8 +150,8 @@ impl Products for f64 {
     }
 
     fn input_gradient(w: &WeightMatrix<f64>, dy: &[f64], n: usize) -> Vec<f64> {
-        let mut dx = vec![0.0; n * w.inner];
-        gemm::gemm(&mut dx, gemm::Matrix::new(dy, n, w.out), gemm::Matrix::new(w.values, w.out, w.inner), false);
+        let (mut dx, values) = (vec![0.0; n * w.inner], w.values.all(widened));
+        gemm::gemm(&mut dx, gemm::Matrix::new(dy, n, w.out), gemm::Matrix::new(&values, w.out, w.inner), false);
         dx
     }
 

@@ -4,6 +4,9 @@
 //! A view of what is released must not be read or written: [`read`](super::read) and [`write`](super::write) refuse it.
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, DType, backend::BackendStorage};
+use half::bf16;
 
 /// Gives the memory of `t`'s storage back; nothing if that is done already.
 pub fn release(t: &Tensor) -> Result<()> {
@@ -20,11 +23,15 @@ pub fn storage_bytes(t: &Tensor) -> usize {
     match &*t.storage_and_layout().0 {
         Storage::Cpu(CpuStorage::F32(values)) => size_of_val(values.as_slice()),
         Storage::Cpu(CpuStorage::F64(values)) => size_of_val(values.as_slice()),
+        Storage::Cpu(CpuStorage::BF16(values)) => size_of_val(values.as_slice()),
         #[cfg(feature = "cuda")]
-        Storage::Cuda(storage) => storage.as_cuda_slice::<f32>().map_or(0, |values| match values.len() {
-            RELEASED => 0,
-            n => 4 * n,
-        }),
+        Storage::Cuda(storage) => {
+            let (elements, bytes) = match storage.dtype() {
+                DType::BF16 => (storage.as_cuda_slice::<bf16>().map_or(0, |values| values.len()), 2),
+                _ => (storage.as_cuda_slice::<f32>().map_or(0, |values| values.len()), 4),
+            };
+            if elements <= RELEASED { 0 } else { bytes * elements }
+        }
         _ => 0,
     }
 }
@@ -45,16 +52,21 @@ impl InplaceOp1 for Resize {
         match storage {
             CpuStorage::F32(values) => *values = vec![0.0; self.0],
             CpuStorage::F64(values) => *values = vec![0.0; self.0],
-            _ => bail!("release: f32 or f64 wanted"),
+            CpuStorage::BF16(values) => *values = vec![bf16::ZERO; self.0],
+            _ => bail!("release: f32, f64 or bf16 wanted"),
         }
         Ok(())
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, _: &Layout) -> Result<()> {
+    fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> Result<()> {
         let device = storage.device.clone();
-        storage.as_cuda_slice::<f32>()?; // checks the dtype
-        *storage = candle_core::CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(self.0.max(RELEASED))?, device);
+        let elements = self.0.max(RELEASED);
+        *storage = match storage.dtype() {
+            DType::F32 => CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(elements)?, device),
+            DType::BF16 => CudaStorage::wrap_cuda_slice(device.alloc_zeros::<bf16>(elements)?, device),
+            other => bail!("release: f32 or bf16 wanted, not {other:?}"),
+        };
         Ok(())
     }
 }

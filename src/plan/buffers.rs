@@ -23,7 +23,8 @@ pub struct Tile {
 }
 
 impl Tile {
-    pub fn new(model: &ModelConfig, s: &Shape) -> Self {
+    /// Of a network whose adapters need `more` in `before` and `after`.
+    pub fn new(model: &ModelConfig, s: &Shape, more: [u64; 2]) -> Self {
         // Elements of a row in f32; a bf16 element counts half.
         let rows = |halves: usize| 2 * (s.tile * halves) as u64;
         let (d, f, patch) = (model.width(), model.ffn_dim, model.patch_in());
@@ -34,10 +35,11 @@ impl Tile {
         Self {
             // h, q and k before and after their norm, v; recorded, and with their gradients. In bf16 casts of q, k, v
             // as well.
-            before: [rows(10 * d + half * 3 * d), rows(20 * d + half * 9 * d)].map(|bytes| bytes + operands(d, d)),
+            before: [rows(10 * d + half * 3 * d), rows(20 * d + half * 9 * d)]
+                .map(|bytes| bytes + operands(d, d) + more[0]),
             // The MLP's hidden rows, recorded before and after GELU; with the gradients of both.
             after: [rows((6 + 8 * cross + 2 * half) * d + 2 * f), rows((12 + 16 * cross + 2 * half) * d + 10 * f)]
-                .map(|bytes| bytes + operands(d, f)),
+                .map(|bytes| bytes + operands(d, f) + more[1]),
             head: rows(8 * d + 12 * patch) + operands(d, patch),
             embed: rows(2 * d + 10 * patch) + operands(d, patch),
         }

@@ -5,6 +5,7 @@
 //! one. [`Work`] counts what src/engine/ and src/attention/ do.
 
 use super::shape::Shape;
+use super::weights::ParameterCounts;
 use crate::config::RunConfig;
 use crate::model::ModelConfig;
 
@@ -12,6 +13,8 @@ use crate::model::ModelConfig;
 pub const ATTENTION_BOTH: f64 = 3.5;
 /// The same of linear layers.
 pub const LINEAR_BOTH: f64 = 3.0;
+/// The same of linear layers whose weights are frozen.
+pub const FROZEN_BOTH: f64 = 2.0;
 
 /// Attention forward of one clip: two products of `heads` matrices, tokens x tokens x head_dim.
 pub fn attention(tokens: usize, heads: usize, head_dim: usize) -> f64 {
@@ -63,13 +66,17 @@ pub struct Work {
 
 impl Work {
     /// Counts them for a clip of `tokens` tokens on ranks of shape `s`.
-    pub fn new(config: &RunConfig, model: &ModelConfig, s: &Shape, tokens: usize, parameters: usize) -> Self {
+    pub fn new(config: &RunConfig, model: &ModelConfig, s: &Shape, tokens: usize, weights: &ParameterCounts) -> Self {
         let clips = (config.train.batch * config.train.accumulate * config.parallel.data) as f64;
         let layers = model.num_layers;
         let (attention, _) = block(model, tokens);
         let passes = ATTENTION_BOTH + if config.stash.keep_attention { 0.0 } else { 1.0 };
         let total = step(model, tokens);
-        let linear = total - layers as f64 * ATTENTION_BOTH * attention;
+        let mut linear = total - layers as f64 * ATTENTION_BOTH * attention;
+        if weights.lora.is_some() {
+            // No product for a frozen weight's gradient; adapters have all three.
+            linear = linear / LINEAR_BOTH * FROZEN_BOTH + LINEAR_BOTH * 2.0 * tokens as f64 * weights.trained as f64;
+        }
 
         let (times, layers) = (config.train.accumulate as u64, layers as u64);
         let rows = s.attended();
@@ -82,7 +89,7 @@ impl Work {
         let sent = vec![
             ("all-to-alls between tokens and heads", times * layers * leaves(exchanged, s.ulysses)),
             ("keys, values and their gradients around the ring", times * layers * ring),
-            ("sums of gradients", 2 * leaves(4 * parameters as u64, s.ranks)),
+            ("sums of gradients", 2 * leaves(4 * weights.trained as u64, s.ranks)),
         ];
         Self { flop: [clips * linear, clips * layers as f64 * passes * attention], sent }
     }

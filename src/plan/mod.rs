@@ -32,6 +32,7 @@ mod phases;
 pub mod search;
 mod shape;
 pub mod time;
+mod weights;
 
 use std::borrow::Cow;
 
@@ -44,6 +45,7 @@ pub use flops::Work;
 pub use latents::LatentPlan;
 use phases::phases;
 use shape::Shape;
+use weights::ParameterCounts;
 
 /// Steps of a rehearsal, unless the run has fewer: what the first one leaves behind, the second one finds.
 pub const REHEARSED: u64 = 2;
@@ -102,8 +104,10 @@ pub struct Plan {
     pub tokens: usize,
     /// Frames of a clip in pixels.
     pub clip_frames: usize,
-    /// Parameters of the network.
+    /// Parameters of the network, and of its adapters.
     pub parameters: usize,
+    /// Those that are trained.
+    pub trained: usize,
     /// Each rank's share.
     pub ranks: Vec<Rank>,
     /// Ranks along each axis: data, Ulysses, ring.
@@ -165,24 +169,24 @@ impl Plan {
         let latents = vae.as_ref().map(|vae| LatentPlan::new(config, vae, decoding));
         // A run on latents decodes clips before its first step alone.
         let decoding = decoding.filter(|_| vae.is_none());
-        let parameters = crate::model::Model::count_of(model);
+        let weights = ParameterCounts::new(config, model)?;
         let threads = phases::decoders(config, rehearsal);
         let videos = decoding.map_or(0, |one| threads * one.video);
         let rank = |rank| {
             let shape = Shape::new(config, model, space, grid, rank)?;
-            let mut phases = phases(config, model, &shape, parameters, rehearsal, decoding);
+            let mut phases = phases(config, model, &shape, &weights, rehearsal, decoding);
             if let Some(vae) = &vae {
                 latents::add_phases(&mut phases, config, vae);
             }
             let copied = shape.copied(config) * model.num_layers as u64;
-            let host = phases::host(config, model, &shape, parameters, rehearsal, decoding);
+            let host = phases::host(config, model, &shape, &weights, rehearsal, decoding);
             Ok(Rank { phases, disk: if config.stash.place == Place::Disk { copied } else { 0 }, host })
         };
         let ranks = (0..config.parallel.ranks).map(rank).collect::<Result<Vec<_>>>()?;
         let tokens = grid.iter().product();
         let shape = Shape::new(config, model, space, grid, 0)?;
         let mesh = [config.parallel.data, shape.ulysses, shape.ring];
-        let work = Work::new(config, model, &shape, tokens, parameters);
+        let work = Work::new(config, model, &shape, tokens, &weights);
         let count = config.parallel.ranks as u64;
         let (process, videos) = match shape.gpu {
             true => (CONTEXT * count, 0),
@@ -192,7 +196,8 @@ impl Plan {
         Ok(Self {
             tokens,
             clip_frames: data.frames,
-            parameters,
+            parameters: weights.all,
+            trained: weights.trained,
             ranks,
             mesh,
             process,

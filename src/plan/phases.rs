@@ -6,10 +6,11 @@
 
 use super::buffers::{Groups, Panels, Stash, Tile};
 use super::shape::Shape;
+use super::weights::ParameterCounts;
 use super::{Part, Phase, part};
 use crate::config::{Place, RunConfig};
 use crate::data::{Decoding, FrameCache};
-use crate::model::{Model, ModelConfig};
+use crate::model::ModelConfig;
 use crate::observe::meter::Phase as At;
 use crate::state::weights::IN_FLIGHT;
 
@@ -43,11 +44,11 @@ pub fn phases(
     config: &RunConfig,
     model: &ModelConfig,
     shape: &Shape,
-    parameters: usize,
+    weights: &ParameterCounts,
     rehearsal: bool,
     decoding: Option<&Decoding>,
 ) -> Vec<Phase> {
-    let mut state = state(config, model, shape, parameters);
+    let mut state = state(config, shape, weights);
     if !shape.gpu {
         state.push(frames(config, shape, rehearsal, decoding));
         let images = decoding.map_or(0, |decoding| decoding.image);
@@ -57,23 +58,23 @@ pub fn phases(
         shape,
         state,
         stash: Stash::new(config, shape, model.num_layers as u64),
-        tile: Tile::new(model, shape),
+        tile: Tile::new(model, shape, weights.of_a_tile(model, shape)),
         groups: Groups::new(shape, &shape.groups),
         panels: (!shape.gpu).then(|| Panels::new(model, shape)),
     };
     let again = !config.stash.keep_attention;
     let mut all = step.forward();
     all.extend(step.backward(again));
-    let unit = if shape.ranks > 1 { 4 * Model::largest_unit(model) as u64 } else { 0 };
+    let unit = if shape.ranks > 1 { 4 * weights.unit as u64 } else { 0 };
     let more =
         vec![part("gradient of the stream", shape.stream()), part("messages", unit), part("tile", step.tile.embed)];
-    let in_flight = if shape.gpu { vec![] } else { moments_in_flight(config, model) };
+    let in_flight = if shape.gpu { vec![] } else { moments_in_flight(config, model, weights) };
     let more = [more, in_flight].concat();
     all.push(step.phase(At::Update.name(), &[], [step.stash.idle(), more].concat()));
     if !rehearsal {
         let copy = match shape.gpu {
             true => part("messages", unit), // on their way to its host
-            false => part("copy of the moments", 8 * parameters as u64),
+            false => part("copy of the moments", 8 * weights.trained as u64),
         };
         all.push(step.phase("checkpoint, on rank 0", &[], [step.stash.idle(), vec![copy]].concat()));
         if config.train.sample_every > 0 {
@@ -88,7 +89,7 @@ pub fn host(
     config: &RunConfig,
     model: &ModelConfig,
     shape: &Shape,
-    parameters: usize,
+    weights: &ParameterCounts,
     rehearsal: bool,
     decoding: Option<&Decoding>,
 ) -> Vec<Part> {
@@ -98,13 +99,13 @@ pub fn host(
     let stash = Stash::new(config, shape, model.num_layers as u64).host();
     let frames = frames(config, shape, rehearsal, decoding);
     let decoders = decoders(config, rehearsal) * decoding.map_or(0, |one| one.image + one.video);
-    let copy = part("copy of the moments, on rank 0", 8 * parameters as u64);
+    let copy = part("copy of the moments, on rank 0", 8 * weights.trained as u64);
     let states = match config.train.sample_every {
         0 => 0,
         _ => sampler_states(config, model, shape),
     };
     let states = part("states of the sampler", states);
-    [stash, vec![frames, part("decoders", decoders), copy, states], moments_in_flight(config, model)].concat()
+    [stash, vec![frames, part("decoders", decoders), copy, states], moments_in_flight(config, model, weights)].concat()
 }
 
 /// Decoded clips: all that the run goes through, if they are kept, or else those in use and decoded ahead.
@@ -140,22 +141,9 @@ fn sampler_states(config: &RunConfig, model: &ModelConfig, shape: &Shape) -> u64
     states * 4 * (clips * (shape.rows / shape.batch) * model.patch_in()) as u64
 }
 
-/// Weights, moments and a GPU's pixels.
-fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usize) -> Vec<Part> {
-    let n = 4 * parameters as u64;
-    let unit = 4 * Model::largest_unit(model) as u64;
-    // What ZeRO shards from a stage on, and with it the unit that is whole while it is at work; of parameters, also the
-    // parts of the next one.
-    let (zero, ranks) = (config.parallel.zero, config.parallel.ranks as u64);
-    let shard = |stage: usize, whole: u64| if zero >= stage { n.div_ceil(ranks) + whole } else { n };
-    let moments = if config.train.moments == Place::Ram { 2 * shard(1, 0) } else { 0 };
-    let average = if config.train.ema > 0.0 { moments / 2 } else { 0 };
-    let mut parts = vec![
-        part("parameters", shard(3, if ranks > 1 { 2 * unit } else { unit })),
-        part("gradients", shard(2, unit)),
-        part("optimizer moments", moments),
-        part("moving average", average),
-    ];
+/// ParameterCounts, moments and a GPU's pixels.
+fn state(config: &RunConfig, shape: &Shape, weights: &ParameterCounts) -> Vec<Part> {
+    let mut parts = weights.parts(config, shape);
     if shape.gpu {
         parts.push(part("pixels of the micro-batch", config.train.batch as u64 * shape.frames));
     }
@@ -163,13 +151,13 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usi
 }
 
 /// Moments and average that are out of their scratch file while the optimizer runs.
-fn moments_in_flight(config: &RunConfig, model: &ModelConfig) -> Vec<Part> {
+fn moments_in_flight(config: &RunConfig, model: &ModelConfig, weights: &ParameterCounts) -> Vec<Part> {
     if config.train.moments == Place::Ram {
         return vec![];
     }
     let ranks = if config.parallel.zero >= 1 { config.parallel.ranks } else { 1 };
     let kinds = if config.train.ema > 0.0 { 3 } else { 2 };
-    let unit = 4 * kinds * Model::largest_unit(model).div_ceil(ranks);
+    let unit = 4 * kinds * weights.unit.div_ceil(ranks);
     vec![part("moments being copied", (IN_FLIGHT.min(model.num_layers + 2) * unit) as u64)]
 }
 

@@ -75,7 +75,7 @@ impl Times {
             _ => clips * passes(config, plan.tokens)? * forward / sequence / rates.flops,
         };
         let saved = every(train.checkpoint_every) + and_last(train.checkpoint_every);
-        let bytes = plan.parameters as f64 * if train.ema > 0.0 { 16.0 } else { 12.0 };
+        let bytes = plan.trained as f64 * if train.ema > 0.0 { 16.0 } else { 12.0 };
         Ok(Self {
             step,
             decoding,

@@ -20,12 +20,22 @@ pub struct StateOptions {
     /// ZeRO's stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too; 0,
     /// nothing.
     pub zero: usize,
+    /// Whether ranks are threads of this process, which have frozen parameters once and do not shard them.
+    pub shared: bool,
     /// Folder of scratch files; none: the system's folder for temporary files.
     pub scratch: Option<PathBuf>,
 }
 
 impl Default for StateOptions {
     fn default() -> Self {
-        Self { adamw: AdamWOptions::default(), clip: 1.0, ema: 0.999, moments: Place::Ram, zero: 0, scratch: None }
+        Self {
+            adamw: AdamWOptions::default(),
+            clip: 1.0,
+            ema: 0.999,
+            moments: Place::Ram,
+            zero: 0,
+            shared: false,
+            scratch: None,
+        }
     }
 }

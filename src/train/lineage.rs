@@ -9,7 +9,8 @@ use toml::{Table, Value};
 use crate::config::RunConfig;
 use crate::data::ClipSets;
 use crate::files::atomic_write;
-use crate::model::ModelConfig;
+use crate::model::{LoraSpec, ModelConfig};
+use crate::state::adapters::AdapterRecord;
 use crate::state::checkpoint::{Checkpoint, DataCounts, RunFolder, State};
 use crate::state::named::NamedModel;
 use crate::{Error, Result, bail, hub};
@@ -17,14 +18,40 @@ use crate::{Error, Result, bail, hub};
 /// Classes that are named where they do not fit.
 const NAMED: usize = 5;
 
-/// Refuses to go on from `checkpoint` with another network, or another prediction.
+/// Refuses to go on from `checkpoint` with another network, other adapters, or another prediction.
 ///
 /// # Errors
 /// The first key that differs, with both values. The checkpoint cannot be read.
-pub(super) fn check_network(checkpoint: &Checkpoint, config: &RunConfig, model: &ModelConfig) -> Result<()> {
+pub(super) fn check_network(
+    checkpoint: &Checkpoint,
+    config: &RunConfig,
+    model: &ModelConfig,
+    lora: Option<&LoraSpec>,
+) -> Result<()> {
     let step = checkpoint.state().step;
-    let [was, is] = [&ModelConfig::of(&checkpoint.transformer()?)?, model]
-        .map(|model| serde_json::to_value(model).expect("plain fields"));
+    let network = match (checkpoint.is_of_adapters(), lora) {
+        (true, Some(lora)) => {
+            let record = AdapterRecord::of(&checkpoint.adapter()?)?;
+            if record.lora.modules != lora.modules {
+                bail!(
+                    Config,
+                    "[lora] has other layers, ranks or scales than the adapters of the checkpoint of step {step}: set it back, or \
+                     start a new run with another run.out"
+                )
+            }
+            record.network()?
+        }
+        (false, None) => ModelConfig::of(&checkpoint.transformer()?)?,
+        (adapters, _) => {
+            let [was, is] = [adapters, !adapters].map(|lora| if lora { "adapters ([lora])" } else { "all weights" });
+            bail!(
+                Config,
+                "the checkpoint of step {step} is of a run that trains {was}, and the config trains {is}: set [lora] back, or start a \
+                 new run with another run.out"
+            )
+        }
+    };
+    let [was, is] = [&network, model].map(|model| serde_json::to_value(model).expect("plain fields"));
     for (key, is) in is.as_object().into_iter().flatten() {
         let was = &was[key];
         if was != is {

@@ -10,6 +10,7 @@ pub mod run_lock;
 pub mod schedule;
 
 mod about;
+mod adapters;
 pub(crate) mod heldout;
 mod latents;
 mod lineage;

@@ -114,8 +114,12 @@ impl<'a> Report<'a> {
         let (train, clips) = (&setup.config.train, setup.clips.clips_of_an_epoch().iter().sum::<u64>());
         let epochs = train.steps as f64 * (train.batch * train.accumulate * data) as f64 / clips as f64;
         let clips = counted(clips as usize, "clip", "clips");
+        let trained = match &weights.model.lora {
+            Some(lora) => format!(" ({} in adapters, which are trained)", lora.count()),
+            None => String::new(),
+        };
         tracing::info!(
-            "{} parameters, {tokens} tokens a step, {} ({data} data x {sequence} sequence{ring}), steps {} to {} ({epochs:.1} epochs of \
+            "{} parameters{trained}, {tokens} tokens a step, {} ({data} data x {sequence} sequence{ring}), steps {} to {} ({epochs:.1} epochs of \
              {clips})",
             weights.model.count(),
             counted(ranks, "rank", "ranks"),

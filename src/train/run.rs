@@ -25,6 +25,7 @@ use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, tra
 use crate::engine::Engine;
 use crate::engine::stash::Stash;
 use crate::observe::meter::{Section, StepMeter};
+use crate::ops::Draws;
 use crate::parallel::{Communicator, Mesh, Metered, Reduce, agree};
 use crate::sample::{self, ClipSampler, ClipSpec, Request};
 use crate::state::checkpoint::{DataCounts, State};
@@ -68,7 +69,7 @@ impl<'a> Rank<'a> {
         let config = &setup.config;
         agree(comm.as_ref(), "the configuration", config.fingerprint()?)?;
         let mesh = Mesh::new(comm, config.parallel.data, setup.model.num_attention_heads, config.parallel.ring)?;
-        let weights = TrainState::new(setup.initial()?, &config.state(), mesh.world.clone())?;
+        let weights = setup.train_state(mesh.world.clone())?;
         let world = mesh.world.as_ref();
         agree(world, "the step to start from", setup.resume.as_ref().map_or(0, |c| c.state().step))?;
         if let Some(checkpoint) = &setup.resume {
@@ -280,13 +281,14 @@ impl<'a> Rank<'a> {
         micro: usize,
     ) -> Result<f64> {
         let (seed, train) = (self.setup.config.run.seed, &self.setup.config.train);
-        let (mut clips, mut labels) = (vec![], vec![]);
+        let (mut clips, mut labels, mut numbers) = (vec![], vec![], vec![]);
         for i in 0..train.batch {
             let Some(sample) = self.meter.during(Section::Data, || loader.next()) else {
                 return Err(Error::Environment("the loader has stopped".into()));
             };
             let Sample { clip, frames, .. } = sample?;
             let number = self.clip_number(micro, i);
+            numbers.push(number);
             let dropped = !self.setup.config.data.labelled() || self.dropout.drops(seed, step, number);
             labels.push(if dropped { None } else { clip.class });
             let sigma = terms.sigmas.draw(seed, step, number);
@@ -306,7 +308,11 @@ impl<'a> Rank<'a> {
             device: self.setup.device(),
             weight: terms.weight / elements as f64,
         };
-        engine.loss_and_gradients(&conditioning, &clips)
+        let model = &self.weights.model;
+        model.draw_dropout_by(Some(Draws { seed, step, samples: numbers, first_token: engine.local_tokens().start }));
+        let loss = engine.loss_and_gradients(&conditioning, &clips);
+        model.draw_dropout_by(None);
+        loss
     }
 
     /// Each number's sum over all ranks.
@@ -352,9 +358,13 @@ impl<'a> Rank<'a> {
         let recorded = report.sync(); // first, so that no checkpoint counts steps that a crash takes from the metrics
         let writes = self.mesh.world.rank() == 0;
         let saving = if writes { Some(self.setup.folder.begin(step)?) } else { None };
-        self.weights.save(saving.as_ref())?;
+        let record = if writes { self.setup.adapter_record()? } else { None };
+        self.weights.save(saving.as_ref(), record.as_ref())?;
         if let Some(saving) = saving {
             let config = &self.setup.config;
+            if let Some(record) = &record {
+                self.setup.export_adapters(&saving, step, record)?;
+            }
             let mut state = State::new(config.to_toml()?, config.run.seed, step, position);
             state.run = Some(self.setup.name.clone());
             state.fps = self.setup.fps();

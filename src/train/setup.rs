@@ -14,11 +14,14 @@ use crate::data::{Bucket, ClipSets, Clips, Dataset, Decoding, Overlaps, refuse_o
 use crate::engine::precision::check_on_gpu;
 use crate::engine::stash::Shapes;
 use crate::files::to_hex;
+use crate::lora::Adapter;
 use crate::model::folder::Folder;
-use crate::model::{Model, ModelConfig};
+use crate::model::{LoraSpec, Model, ModelConfig};
 use crate::parallel::{Launch, Sequence, Split, is_first};
 use crate::sample::check_guidance;
+use crate::state::StateOptions;
 use crate::state::checkpoint::{Checkpoint, RunFolder};
+use crate::state::frozen::FrozenModel;
 use crate::state::named::NamedModel;
 use crate::vae::Space;
 use crate::{Error, Result, bail, hub};
@@ -49,7 +52,13 @@ pub struct RunSetup {
     space: Space,
     pub model: ModelConfig,
     /// Where initial weights come from, if not from the seed.
-    from: Option<Folder>,
+    pub(super) from: Option<Folder>,
+    /// The adapters of a run that trains these, and their initial values if they are a file's.
+    pub lora: Option<(LoraSpec, Option<Adapter>)>,
+    /// The frozen network below them, until all ranks of this process have it.
+    pub(super) frozen: FrozenModel,
+    /// Whether all ranks are threads of this process.
+    threads: bool,
     pub folder: RunFolder,
     device: Device,
     /// Where to go on from.
@@ -65,7 +74,8 @@ impl RunSetup {
             .data
             .iter()
             .flat_map(|section| [Some(&section.path).filter(|_| !own_clips), section.heldout.as_ref()]);
-        let names = [config.model.from.as_ref(), config.vae.from.as_ref()].into_iter().chain(data);
+        let names =
+            [config.model.from.as_ref(), config.lora.from.as_ref(), config.vae.from.as_ref()].into_iter().chain(data);
         names.flatten().try_for_each(|name| hub::resolve(name).map(drop))
     }
 
@@ -109,14 +119,24 @@ impl RunSetup {
         let device = device(Some(config.train.device), "train.device", config.parallel.ranks, launch)?;
         let space = config.space()?;
         let from = match &config.model.from {
-            Some(spec) => Some(NamedModel::opened(&hub::resolve(spec)?)?.1),
+            Some(spec) => Some(NamedModel::opened(&hub::resolve(spec)?)?),
             None => None,
         };
+        if let Some((named, _)) = &from
+            && named.record.is_some()
+        {
+            bail!(
+                Config,
+                "model.from names a run of adapters (LoRA): name the network that they are for, and their file in lora.from"
+            )
+        }
+        let from = from.map(|(_, folder)| folder);
         let model = match &from {
             Some(folder) => ModelConfig::of(folder)?,
             None => config.model.network(space),
         };
         model.check()?;
+        let lora = config.adapters(&model)?;
         if device.is_cuda() {
             let (parallel, train) = (&config.parallel, &config.train);
             let grids = possible_grids(&config, space, &model)?;
@@ -128,7 +148,7 @@ impl RunSetup {
         }
         check_guidance("sample.guidance", config.sample.guidance, &model)?;
         if let Some(checkpoint) = &resume {
-            lineage::check_network(checkpoint, &config, &model)?;
+            lineage::check_network(checkpoint, &config, &model, lora.as_ref().map(|(spec, _)| spec))?;
         }
         if [model.in_channels, model.out_channels] != [space.channels; 2] {
             let (i, o, c) = (model.in_channels, model.out_channels, space.channels);
@@ -195,7 +215,24 @@ impl RunSetup {
             None => random_name()?,
         };
         let latents = launch.rank0_first(|| RunLatents::open(&config, clips.buckets(), held_out))?.map(Arc::new);
-        Ok(Self { clips, data_root, heldout, latents, space, model, from, folder, device, resume, name, config })
+        let here = launch.processes().map_or(config.parallel.ranks, |_| 1);
+        Ok(Self {
+            clips,
+            data_root,
+            heldout,
+            latents,
+            space,
+            model,
+            from,
+            lora,
+            frozen: FrozenModel::new(here),
+            threads: launch.processes().is_none(),
+            folder,
+            device,
+            resume,
+            name,
+            config,
+        })
     }
 
     /// What its ranks compute on.
@@ -273,9 +310,19 @@ impl RunSetup {
         Ok(Shapes::new(clips.saturating_mul(tokens), model.width(), lse, DType::F32, compute))
     }
 
+    /// What the optimizer and its state are made by.
+    pub fn state(&self) -> StateOptions {
+        let mut options = self.config.state();
+        options.shared = self.threads;
+        options
+    }
+
     /// A model with the run's initial weights.
     pub fn initial(&self) -> Result<Model> {
         let bf16 = self.config.train.dtype == Compute::Bf16;
+        if let (Some((spec, adapter)), Some(folder)) = (&self.lora, &self.from) {
+            return self.adapted(spec, adapter.as_ref(), folder)?.to_device(&self.device);
+        }
         let model = match &self.from {
             Some(folder) => {
                 let model = Model::load(&self.model, DType::F32, bf16, |name| folder.read_f32(name))?;

@@ -11,7 +11,7 @@ use super::frame::Frame;
 use super::shards::RowShards;
 use crate::Result;
 use crate::ops::Real;
-use crate::ops::products::{Packed, Products, WeightMatrix};
+use crate::ops::products::{Packed, Products, WeightMatrix, WeightValues};
 use crate::simd::product::Epilogue;
 
 /// Scores that are held at a time, in elements.
@@ -54,8 +54,9 @@ impl Attention {
         let (inner, Arithmetic { isa, bf16 }) = (query.channels, self.arithmetic);
         let keys = key.len() / inner;
         let (packed_keys, packed_values) = (Packed::default(), Packed::default());
-        let key = WeightMatrix { values: key, out: keys, inner, isa, bf16, packed: &packed_keys };
-        let value = WeightMatrix { values: value, out: keys, inner, isa, bf16, packed: &packed_values };
+        let key = WeightMatrix { values: WeightValues::Same(key), out: keys, inner, isa, bf16, packed: &packed_keys };
+        let value =
+            WeightMatrix { values: WeightValues::Same(value), out: keys, inner, isa, bf16, packed: &packed_values };
         let queries = (SCORES / keys.max(1)).max(1);
         let mut out = Vec::with_capacity(query.values.len());
         for block in query.values.chunks(queries * inner) {

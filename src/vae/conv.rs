@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::frame::Frame;
 use super::shards::RowShards;
 use crate::Result;
-use crate::ops::products::{Packed, Products, WeightMatrix};
+use crate::ops::products::{Packed, Products, WeightMatrix, WeightValues};
 use crate::simd::conv::{ConvWeights, Convolution, Phase};
 use crate::simd::packed_frame::{Activation, PackedFrame};
 use crate::simd::{Isa, with_isa};
@@ -231,7 +231,7 @@ impl Pointwise {
     pub fn push(&self, x: &Frame) -> Frame {
         let Matrix { arithmetic, weights, bias, packed } = &*self.0;
         let matrix = WeightMatrix {
-            values: weights,
+            values: WeightValues::Same(weights),
             out: bias.len(),
             inner: x.channels,
             isa: arithmetic.isa,

@@ -9,8 +9,10 @@ use longreel::ops::Param;
 const TABLE: &str = "condition_embedder.class_embedder.embedding_table.weight";
 
 fn fill(leaf: &Param, what: u64) {
-    let g = Tensor::from_vec(normal(what, leaf.grad.elem_count()), leaf.grad.shape(), &Device::Cpu).unwrap();
-    leaf.accumulate(&g.to_dtype(leaf.grad.dtype()).unwrap()).unwrap();
+    let g =
+        Tensor::from_vec(normal(what, leaf.grad().unwrap().elem_count()), leaf.grad().unwrap().shape(), &Device::Cpu)
+            .unwrap();
+    leaf.accumulate(&g.to_dtype(leaf.grad().unwrap().dtype()).unwrap()).unwrap();
 }
 
 /// Rows of classes that no sample has stay without gradient; a class two samples have gets both of theirs.
@@ -71,7 +73,7 @@ fn condition_can_be_reused_after_zero_grad() {
         leaves.iter().for_each(|leaf| fill(leaf, 1));
         Conditioner::zero_grad(&condition).unwrap();
         for leaf in leaves {
-            let sum = leaf.grad.abs().unwrap().sum_all().unwrap().to_dtype(DType::F64).unwrap();
+            let sum = leaf.grad().unwrap().abs().unwrap().sum_all().unwrap().to_dtype(DType::F64).unwrap();
             assert_eq!(sum.to_scalar::<f64>().unwrap(), 0.0, "{}", leaf.name);
         }
     }

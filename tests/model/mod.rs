@@ -80,7 +80,7 @@ impl Helpers for Model {
     fn flat(&self, name: &str, gradient: bool) -> Vec<f64> {
         let unit = self.units.iter().find(|unit| unit.entries.iter().any(|e| e.name == name)).unwrap();
         let param = unit.param(name).unwrap();
-        let t = if gradient { param.grad } else { param.value };
+        let t = if gradient { param.grad().unwrap().clone() } else { param.value };
         t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
     }
 

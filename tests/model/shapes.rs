@@ -79,7 +79,7 @@ fn units_hold_every_parameter_once() {
             at = entry.range.end;
         }
         assert_eq!(unit.value.elem_count(), at);
-        assert_eq!(unit.grad.elem_count(), at);
+        assert_eq!(unit.grad().unwrap().elem_count(), at);
     }
 }
 

@@ -8,6 +8,7 @@ mod candle_nn;
 mod cross;
 mod elementwise;
 mod linear;
+mod low_rank;
 mod norm;
 mod rope;
 mod tape;
@@ -90,7 +91,7 @@ impl Op<'_> {
         assert!(values(&y) == values(&unrecorded), "{}: another value without a tape", self.name);
         let mut all = vec![y];
         all.extend(gradients);
-        all.extend(params.iter().map(|p| p.grad.clone()));
+        all.extend(params.iter().map(|p| p.grad().unwrap().clone()));
         all
     }
 
@@ -169,7 +170,7 @@ impl Op<'_> {
         }
         let once = self.run(DType::F64).split_off(1 + self.inputs.len());
         for (param, once) in params.iter().zip(once) {
-            close(&format!("{}, twice", self.name), &param.grad, &(once * 2.0).unwrap(), 1e-13);
+            close(&format!("{}, twice", self.name), param.grad().unwrap(), &(once * 2.0).unwrap(), 1e-13);
         }
     }
 

@@ -79,7 +79,7 @@ pub fn gradients(case: &Case, settings: &StashOptions, hook: &(dyn Fn(usize) -> 
             model.zero_grads()?;
             all.push(engine.loss_and_gradients(&conditioning, &squares)?);
             for unit in &model.units {
-                let grad = unit.grad.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+                let grad = unit.grad().unwrap().to_dtype(DType::F64)?.to_vec1::<f64>()?;
                 let descend = |v: f64, g: f64| v - 1e-4 * g;
                 match case.dtype {
                     DType::F64 => write(&unit.value, |v: &mut [f64]| {

@@ -12,6 +12,7 @@ mod library;
 mod limits;
 mod lineage;
 mod long;
+mod lora;
 mod mesh;
 mod records;
 mod refusals;

@@ -1,6 +1,7 @@
 //! Tests ZeRO: in every stage and on every mesh, a step is that of one rank which holds everything, and a rank holds
 //! its part only. Whole runs: `runs.rs`; prefetching: `prefetch.rs`.
 
+mod adapters;
 mod prefetch;
 mod runs;
 
@@ -280,13 +281,13 @@ fn unit_is_gathered_only_while_it_is_used() {
         let used = weights.model.unit(weights.model.blocks[0].unit);
         weights.before_use(used.id, Pass::Backward)?;
         assert_eq!(tensors(|unit| &unit.value), [0, 4 * used.value.elem_count(), 0, 0]);
-        assert_eq!(tensors(|unit| &unit.grad), [0, 4 * used.grad.elem_count(), 0, 0]);
+        assert_eq!(tensors(|unit| unit.grad().unwrap()), [0, 4 * used.grad().unwrap().elem_count(), 0, 0]);
         weights.after_use(used.id, Pass::Backward)?;
-        assert_eq!((tensors(|unit| &unit.value), tensors(|unit| &unit.grad)), (vec![0; 4], vec![0; 4]));
+        assert_eq!((tensors(|unit| &unit.value), tensors(|unit| unit.grad().unwrap())), (vec![0; 4], vec![0; 4]));
         // Used without: an error, no wrong numbers.
         let error = read::<f32>(&used.value).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("the tensor is released"), "{error}");
-        let error = write(&used.grad, |_: &mut [f32]| ()).unwrap_err().to_string();
+        let error = write(used.grad().unwrap(), |_: &mut [f32]| ()).unwrap_err().to_string();
         assert!(error.contains("the tensor is released"), "{error}");
         Ok(())
     })
@@ -305,7 +306,7 @@ fn gradients_that_are_not_finite_are_named_by_all_ranks() {
             let head = weights.model.unit(weights.model.head.unit);
             weights.before_use(head.id, Pass::Backward)?;
             if rank == 1 {
-                write(&head.grad, |g: &mut [f32]| *g.last_mut().unwrap() = f32::NAN)?;
+                write(head.grad().unwrap(), |g: &mut [f32]| *g.last_mut().unwrap() = f32::NAN)?;
             }
             weights.after_use(head.id, Pass::Backward)?;
             if zero < 2 {

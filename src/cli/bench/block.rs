@@ -9,7 +9,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::latent::{Latent, ShapeArgs, conditioning};
+use super::latent::{Latent, ShapeArgs};
 use super::{Report, flops, median, on_threads, peak_of};
 use crate::cli::at_least_1;
 use crate::config::Compute;
@@ -48,7 +48,7 @@ fn measure(args: &BlockArgs, threads: usize) -> Result<Report> {
     let engine = |model| Engine::new(model, &alone, grid, 1, args.shape.tile);
     let engines = [engine(&models[0])?, engine(&models[1])?];
     let latent = Latent::draw(args.shape.size(), &config, 0..tokens);
-    let conditioning = conditioning()?;
+    let conditioning = args.shape.conditioning()?;
     let peak = peak_of(Isa::best(), args.shape.dtype);
     let forward = difference(args.runs, &engines, |engine| engine.predict(&conditioning, &latent, |_, _| Ok(())))?;
     let both = difference(args.runs, &engines, |engine| engine.loss_and_gradients(&conditioning, &latent).map(drop))?;

@@ -14,11 +14,7 @@ use crate::engine::{Objective, Source};
 use crate::model::{Conditioning, ModelConfig, Patches};
 use crate::rng::{Key, Purpose};
 
-/// Tokens of the text, and its features.
-const TEXT: [usize; 2] = [16, 64];
-
-/// The shapes: a latent of 16 channels in patches of 1 x 2 x 2, a text of 16 tokens of 64 features, an MLP of four
-/// times the width.
+/// The shapes: a latent of 16 channels in patches of 1 x 2 x 2, and a text.
 #[derive(Debug, Args)]
 pub struct ShapeArgs {
     /// Frames of the latent
@@ -36,6 +32,15 @@ pub struct ShapeArgs {
     /// Features of a head
     #[arg(long, default_value = "64", value_parser = at_least_1)]
     head_dim: usize,
+    /// Hidden width of the MLP; default: four times the width
+    #[arg(long, value_parser = at_least_1)]
+    ffn_dim: Option<usize>,
+    /// Tokens of the text
+    #[arg(long, default_value = "16", value_parser = at_least_1)]
+    text: usize,
+    /// Features of a token of the text
+    #[arg(long, default_value = "64", value_parser = at_least_1)]
+    text_dim: usize,
     /// Arithmetic of linear layers and attention
     #[arg(long, default_value = "bf16")]
     pub dtype: Compute,
@@ -49,8 +54,8 @@ impl ShapeArgs {
         ModelConfig {
             num_attention_heads: self.heads,
             attention_head_dim: self.head_dim,
-            text_dim: TEXT[1],
-            ffn_dim: 4 * self.heads * self.head_dim,
+            text_dim: self.text_dim,
+            ffn_dim: self.ffn_dim.unwrap_or(4 * self.heads * self.head_dim),
             num_layers: layers,
             ..ModelConfig::default()
         }
@@ -59,6 +64,12 @@ impl ShapeArgs {
     /// Frames, height, width.
     pub fn size(&self) -> [usize; 3] {
         [self.frames, self.height, self.width]
+    }
+
+    /// A random text, in the middle of the noise.
+    pub fn conditioning(&self) -> Result<Conditioning> {
+        let text = normal(&[1, self.text, self.text_dim], 1)?;
+        Ok(Conditioning { timesteps: vec![500.0], text: Some(text), labels: None })
     }
 
     /// What a report says of the shape.
@@ -72,12 +83,6 @@ impl ShapeArgs {
             ("dtype", json!(self.dtype)),
         ]
     }
-}
-
-/// A random text, in the middle of the noise.
-pub fn conditioning() -> Result<Conditioning> {
-    let text = normal(&[1, TEXT[0], TEXT[1]], 1)?;
-    Ok(Conditioning { timesteps: vec![500.0], text: Some(text), labels: None })
 }
 
 /// A random latent as input, and itself as target: this rank's rows.

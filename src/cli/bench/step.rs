@@ -7,13 +7,13 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::latent::{Latent, ShapeArgs, conditioning};
+use super::latent::{Latent, ShapeArgs};
 use super::{Report, device_of, flops, median, peak_on};
 use crate::cli::{at_least_1, threads_per_rank};
 use crate::config::{Compute, Hardware, Place};
 use crate::engine::Engine;
 use crate::engine::stash::{Stash, StashOptions};
-use crate::model::{Model, ModelConfig};
+use crate::model::{LoraSpec, Model, ModelConfig};
 use crate::observe::process::page_faults;
 use crate::parallel::{Communicator, Reduce, Sequence, run_threads};
 use crate::simd::Isa;
@@ -44,6 +44,9 @@ pub struct StepArgs {
     /// Where blocks keep what backward needs
     #[arg(long, default_value = "ram")]
     stash: Place,
+    /// Train adapters of this rank over a frozen network, for all linear layers of all blocks; 0: train all weights
+    #[arg(long, value_name = "RANK", default_value = "0")]
+    lora: usize,
     /// What computes; default: the CPU
     #[arg(long)]
     device: Option<Hardware>,
@@ -79,6 +82,9 @@ pub fn run(args: &StepArgs) -> Result<Report> {
     let step = |part: fn(&Seconds) -> f64| median(first.steps.iter().map(part).collect());
     let mut facts = args.shape.facts(tokens, args.layers);
     facts.extend([("ranks", json!(args.ranks)), ("threads", json!(threads))]);
+    if args.lora > 0 {
+        facts.push(("lora", json!(args.lora)));
+    }
     facts.push(("device", json!(args.device.unwrap_or_default())));
     Ok(Report::new("step", facts)
         .on(&device)
@@ -99,15 +105,24 @@ fn measure(
     comm: Arc<dyn Communicator>,
 ) -> Result<Measured> {
     let bf16 = args.shape.dtype == Compute::Bf16;
-    let options = StateOptions { ema: 0.0, ..StateOptions::default() };
-    let model = Model::init(network, DType::F32, bf16, 0)?.to_device(device)?;
+    let options = StateOptions { ema: 0.0, shared: true, ..StateOptions::default() };
+    let model = match args.lora {
+        0 => Model::init(network, DType::F32, bf16, 0)?,
+        rank => {
+            let spec = LoraSpec::of_targets(network, &[], rank, rank as f64)?;
+            let model = Model::adapted(network, DType::F32, bf16, &spec, 0)?;
+            model.draw_base(0)?;
+            model
+        }
+    };
+    let model = model.to_device(device)?;
     let weights = TrainState::new(model, &options, comm.clone())?;
     let stash = Stash::open(&StashOptions { place: args.stash, ..Default::default() }, comm.rank(), device)?;
     let stash = Arc::new(Mutex::new(stash));
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;
     let engine = Engine::new(&weights.model, &sequence, grid, 1, args.shape.tile)?.with_stash(stash);
     let latent = Latent::draw(args.shape.size(), network, engine.local_tokens());
-    let conditioning = conditioning()?;
+    let conditioning = args.shape.conditioning()?;
     comm.barrier()?;
     let peak = peak_on(device, Isa::best(), args.shape.dtype)?;
     let (mut steps, mut loss) = (vec![], 0.0);

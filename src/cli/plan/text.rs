@@ -33,7 +33,8 @@ fn memory(text: &mut String, found: &Found) {
     let peak = largest.peak();
     let [data, ulysses, ring] = plan.mesh;
     let tokens = counted(plan.tokens, "token", "tokens");
-    let _ = writeln!(text, "{} parameters, {tokens} a clip", plan.parameters);
+    let trained = if plan.trained < plan.parameters { format!(" ({} trained)", plan.trained) } else { String::new() };
+    let _ = writeln!(text, "{} parameters{trained}, {tokens} a clip", plan.parameters);
     let counted_ranks = counted(ranks, "rank", "ranks");
     let _ = writeln!(text, "{counted_ranks}: data {data} x Ulysses {ulysses} x ring {ring}\n");
     let _ = writeln!(text, "{:44}{:>12}", format!("a rank's most, in \"{}\"", peak.name), "");

@@ -16,6 +16,7 @@ pub fn line(found: &Found) -> Value {
     json!({
         "tokens": plan.tokens,
         "parameters": plan.parameters,
+        "trained": plan.trained,
         "mesh": {"data": plan.mesh[0], "ulysses": plan.mesh[1], "ring": plan.mesh[2]},
         "peak": largest.peak().name,
         "phases": largest.phases.iter().map(phase).collect::<Vec<_>>(),

@@ -106,15 +106,15 @@ impl LayerNorm {
         match &self.affine {
             Affine::None => {}
             Affine::Weights { weight, bias } => {
-                sum_runs(device, &parts, &weight.grad, sum)?;
-                sum_runs(device, &parts, &bias.grad, Sum { which: 1, ..sum })?;
+                sum_runs(device, &parts, weight.grad.as_ref(), sum)?;
+                sum_runs(device, &parts, bias.grad.as_ref(), Sum { which: 1, ..sum })?;
             }
             Affine::Modulation { modulation, shift, scale, .. } => {
                 let k = modulation.value.dims()[1];
                 let at =
                     |which, index: usize| Sum { which, offset: (first * k + index) * width, stride: k * width, ..sum };
-                sum_runs(device, &parts, &modulation.grad, at(0, *scale))?;
-                sum_runs(device, &parts, &modulation.grad, at(1, *shift))?;
+                sum_runs(device, &parts, modulation.grad.as_ref(), at(0, *scale))?;
+                sum_runs(device, &parts, modulation.grad.as_ref(), at(1, *shift))?;
             }
         }
         Ok(dx)
@@ -193,7 +193,7 @@ impl RmsNorm {
             unsafe { kernel.launch(call, [(width / 2).div_ceil(THREADS), runs, 1]) }?;
         }
         let sum = Sum { which: 0, count: 1, width, samples: 1, runs, offset: 0, stride: 0 };
-        sum_runs(device, &parts, &self.weight.grad, sum)?;
+        sum_runs(device, &parts, self.weight.grad.as_ref(), sum)?;
         Ok(dx)
     }
 }

@@ -11,6 +11,8 @@
 //!     transformer/                        the weights, a model folder that diffusers loads
 //!     ema/                                their moving average, in the same form
 //!     optimizer.safetensors               AdamW's moments: `m.NAME`, `v.NAME`
+//!     adapter/, adapter_ema/              of a run of adapters, in place of the two folders above: A and B of each
+//!     lora*.safetensors                   and these (their average, if there is one) in the forms that others load
 //! OUT/earlier-1/                          what a run left that this one has replaced
 //! ```
 //!
@@ -37,6 +39,9 @@ const CHECKPOINTS: &str = "checkpoints";
 pub(crate) const STATE: &str = "state.json";
 pub(super) const TRANSFORMER: &str = "transformer";
 pub(super) const EMA: &str = "ema";
+/// A run's adapters, and their moving average.
+pub(super) const ADAPTER: &str = "adapter";
+pub(super) const ADAPTER_EMA: &str = "adapter_ema";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
 /// The folder of a run, `run.out` in its config.

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
 use super::state::{Record, State};
-use super::{CHECKPOINTS, EMA, OPTIMIZER, STATE, TRANSFORMER, folder_name, moments, newest, step_of};
+use super::{
+    ADAPTER, ADAPTER_EMA, CHECKPOINTS, EMA, OPTIMIZER, STATE, TRANSFORMER, folder_name, moments, newest, step_of,
+};
 use crate::files::{FileSum, Tensors};
 use crate::model::folder::Folder;
 use crate::{Error, Result, bail};
@@ -109,6 +111,16 @@ impl Checkpoint {
         self.model(TRANSFORMER)
     }
 
+    /// Whether it is of adapters over a frozen network.
+    pub fn is_of_adapters(&self) -> bool {
+        self.files().any(|(name, _)| within(name, ADAPTER))
+    }
+
+    /// The adapters.
+    pub fn adapter(&self) -> Result<Folder> {
+        self.model(ADAPTER)
+    }
+
     /// The moving average of the weights, or the weights themselves where the run kept no average.
     pub fn ema(&self) -> Result<Folder> {
         self.model(self.average())
@@ -116,8 +128,9 @@ impl Checkpoint {
 
     /// The part that has the moving average, or the weights where the run kept none.
     pub(crate) fn average(&self) -> &'static str {
-        let saved = self.files().any(|(name, _)| within(name, EMA));
-        if saved || self.dir.join(EMA).exists() { EMA } else { TRANSFORMER }
+        let [weights, average] = if self.is_of_adapters() { [ADAPTER, ADAPTER_EMA] } else { [TRANSFORMER, EMA] };
+        let saved = self.files().any(|(name, _)| within(name, average));
+        if saved || self.dir.join(average).exists() { average } else { weights }
     }
 
     /// A part that is a model.

@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::state::{Record, State};
-use super::{EMA, OPTIMIZER, STATE, TRANSFORMER, folder_name, list, moments};
+use super::{ADAPTER, ADAPTER_EMA, EMA, OPTIMIZER, STATE, TRANSFORMER, folder_name, list, moments};
 use crate::files::{self, FileSum, NewFolder, atomic_write, write_pieces};
-use crate::model::folder::write_folder_pieces;
+use crate::lora::{Adapter, Form};
+use crate::model::LoraSpec;
+use crate::model::folder::{Folder, write_folder_pieces};
 use crate::{Result, bail};
 
 /// A checkpoint being written: call each part once, then [`finish`](Self::finish). Dropped before that, nothing
@@ -52,6 +54,47 @@ impl Saving {
         self.model(EMA, config, tensors, pieces)
     }
 
+    /// Writes adapters, with the JSON of their [record](crate::state::adapters::AdapterRecord).
+    pub fn adapter<D: AsRef<[f32]>>(
+        &self,
+        record: &Value,
+        tensors: &[(String, Vec<usize>)],
+        pieces: impl IntoIterator<Item = Result<D>>,
+    ) -> Result<()> {
+        self.model(ADAPTER, record, tensors, pieces)
+    }
+
+    /// Writes the moving average of adapters.
+    pub fn adapter_ema<D: AsRef<[f32]>>(
+        &self,
+        record: &Value,
+        tensors: &[(String, Vec<usize>)],
+        pieces: impl IntoIterator<Item = Result<D>>,
+    ) -> Result<()> {
+        self.model(ADAPTER_EMA, record, tensors, pieces)
+    }
+
+    /// Writes a LoRA file of each of `forms`: of the average if it was written, or else of the adapters.
+    ///
+    /// # Errors
+    /// Those of [`crate::lora::write`]; the adapters were not written.
+    pub fn export(&self, spec: &LoraSpec, forms: &[Form], metadata: &BTreeMap<String, String>) -> Result<()> {
+        let path = self.folder.path();
+        let averaged = path.join(ADAPTER_EMA);
+        let folder = Folder::open(&if averaged.exists() { averaged } else { path.join(ADAPTER) })?;
+        let adapter = Adapter::of(spec, |name| folder.read_f32(name))?;
+        for &form in forms {
+            let name = match form {
+                Form::Comfy => "lora.safetensors".to_owned(),
+                other => format!("lora_{}.safetensors", other.name()),
+            };
+            let file = path.join(&name);
+            crate::lora::write(&file, &adapter, form, metadata)?;
+            self.files.borrow_mut().insert(name, FileSum::of(&file)?);
+        }
+        Ok(())
+    }
+
     fn model<D: AsRef<[f32]>>(
         &self,
         part: &str,
@@ -83,7 +126,8 @@ impl Saving {
             bail!(Checkpoint, "a checkpoint begun at step {step} was given the state of step {}", state.step);
         }
         let path = folder.path();
-        for part in [TRANSFORMER, OPTIMIZER] {
+        let weights = if path.join(ADAPTER).exists() { ADAPTER } else { TRANSFORMER };
+        for part in [weights, OPTIMIZER] {
             if !path.join(part).exists() {
                 bail!(Checkpoint, "the checkpoint of step {step} was finished without its {part}");
             }

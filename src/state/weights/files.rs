@@ -7,17 +7,18 @@ use std::ops::Range;
 use super::TrainState;
 use super::moments::Kind;
 use crate::files::Tensors;
-use crate::model::{Model, Unit, UnitId};
+use crate::model::{Unit, UnitId};
 use crate::ops::{read, write};
+use crate::state::adapters::AdapterRecord;
 use crate::state::checkpoint::{Checkpoint, Saving};
 use crate::{Result, bail};
 
 impl TrainState {
     /// Writes weights, average and moments into a checkpoint, which rank 0 gives; what is sharded is handed to it unit
-    /// by unit.
+    /// by unit. Of a frozen network these are the adapters', and `record` says what they belong to.
     ///
     /// A collective: all ranks call it.
-    pub fn save(&self, saving: Option<&Saving>) -> Result<()> {
+    pub fn save(&self, saving: Option<&Saving>, record: Option<&AdapterRecord>) -> Result<()> {
         let values = self.pieces(3, |id| {
             let (unit, state) = self.unit(id);
             Ok(Some(state.value.as_ref().unwrap_or(&unit.value).clone()))
@@ -28,20 +29,32 @@ impl TrainState {
         let Some(saving) = saving else {
             return values.chain(average).chain(moments).try_for_each(|piece| piece.map(drop)); // in rank 0's order
         };
-        let (config, shapes) = (self.model.config.to_json(), Model::shapes(&self.model.config));
-        saving.transformer(&config, &shapes, values)?;
-        if self.ema > 0.0 {
-            saving.ema(&config, &shapes, average)?;
+        let shapes = self.model.trained();
+        match record {
+            Some(record) => {
+                let record = record.to_json();
+                saving.adapter(&record, &shapes, values)?;
+                if self.ema > 0.0 {
+                    saving.adapter_ema(&record, &shapes, average)?;
+                }
+            }
+            None => {
+                let config = self.model.config.to_json();
+                saving.transformer(&config, &shapes, values)?;
+                if self.ema > 0.0 {
+                    saving.ema(&config, &shapes, average)?;
+                }
+            }
         }
         saving.optimizer(&shapes, moments)
     }
 
     /// Takes weights, average and moments from a checkpoint: each rank its own part.
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let shapes = Model::shapes(&self.model.config);
-        let transformer = checkpoint.transformer()?;
+        let shapes = self.model.trained();
+        let transformer = if self.model.lora.is_some() { checkpoint.adapter()? } else { checkpoint.transformer()? };
         transformer.check(&shapes)?;
-        for (unit, state) in self.each() {
+        for (unit, state) in self.trained() {
             let (target, part) = match &state.value {
                 Some(shard) => (shard, state.range.clone()),
                 None => (&unit.value, 0..unit.value.elem_count()),
@@ -93,7 +106,7 @@ impl TrainState {
         from: usize,
         tensor: impl Fn(UnitId) -> Result<Option<Tensor>> + 'a,
     ) -> impl Iterator<Item = Result<Vec<f32>>> + 'a {
-        let tensors = self.each().filter_map(move |(unit, state)| Some((unit, state, tensor(unit.id).transpose()?)));
+        let tensors = self.trained().filter_map(move |(unit, state)| Some((unit, state, tensor(unit.id).transpose()?)));
         tensors.map(move |(unit, state, tensor)| {
             let whole = match (self.zero >= from, self.world.rank()) {
                 (true, _) => state.shards.collect(&tensor?)?,
@@ -106,7 +119,7 @@ impl TrainState {
 
     /// Fills one kind of every unit's values by parameter name.
     fn fill(&self, kind: Kind, values: impl Fn(&str) -> Result<Vec<f32>>) -> Result<()> {
-        for (unit, state) in self.each() {
+        for (unit, state) in self.trained() {
             let mut filled = Ok(());
             self.moments.change(unit.id, kind, |flat| filled = fill(unit, flat, &state.range, &values))?;
             filled?;

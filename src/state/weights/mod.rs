@@ -81,13 +81,34 @@ impl TrainState {
     /// # Errors
     /// Moments shall be on disk, and the folder cannot be written to or has no room.
     pub fn new(model: Model, options: &StateOptions, world: Arc<dyn Communicator>) -> Result<Self> {
-        let &StateOptions { adamw, clip, ema, moments, zero, .. } = options;
+        Self::loading(model, options, world, |_| Ok(()))
+    }
+
+    /// The same of a hollow model ([`Model::adapted_on`]), whose frozen units `load` fills one by one, so that no rank
+    /// ever holds the whole network that it is to hold a part of.
+    ///
+    /// # Errors
+    /// Also those of `load`.
+    pub fn loading(
+        model: Model,
+        options: &StateOptions,
+        world: Arc<dyn Communicator>,
+        load: impl Fn(&Unit) -> Result<()>,
+    ) -> Result<Self> {
+        let &StateOptions { adamw, clip, ema, moments, zero, shared, .. } = options;
         let shards = |unit: &Unit| Shards::new(unit.value.elem_count(), world.clone());
-        let range = |unit: &Unit| if zero >= 1 { shards(unit).range() } else { 0..unit.value.elem_count() };
+        let range = |unit: &Unit| match zero {
+            _ if unit.is_frozen() => 0..0,
+            0 => 0..unit.value.elem_count(),
+            _ => shards(unit).range(),
+        };
         // Candle's `copy` of a view would keep all of its storage.
         let own = |unit: &Unit| duplicate(&unit.value.narrow(0, range(unit).start, range(unit).len())?);
         let device = model.device().clone();
-        let average = |id| own(model.unit(id));
+        let average = |id| match model.unit(id) {
+            unit if unit.is_frozen() => zeros(&[0], DType::F32, &device),
+            unit => own(unit),
+        };
         let moments = Moments::new(
             model.units.iter().map(|unit| (unit.id, range(unit).len())).collect(),
             if ema > 0.0 { Some(&average) } else { None },
@@ -96,19 +117,29 @@ impl TrainState {
             &device,
         )?;
         let state = |unit: &Unit| -> Result<UnitState> {
+            if unit.is_frozen() && storage_bytes(&unit.value) == 0 {
+                restore(&unit.value)?;
+                load(unit)?;
+            }
             let (shards, range) = (shards(unit), range(unit));
             let no_decay = unit.entries.iter().filter(|e| !e.decay).filter_map(|e| within(&e.range, &range)).collect();
             let state = UnitState {
                 no_decay,
-                grad: if zero >= 2 { Some(zeros(&[range.len()], DType::F32, &device)?) } else { None },
-                value: if zero >= 3 { Some(own(unit)?) } else { None },
+                grad: match &unit.grad {
+                    Some(_) if zero >= 2 => Some(zeros(&[range.len()], DType::F32, &device)?),
+                    _ => None,
+                },
+                value: match zero {
+                    3.. if !shared || !unit.is_frozen() => Some(duplicate(&shards.own(&unit.value)?)?),
+                    _ => None,
+                },
                 range,
                 shards,
             };
-            if zero >= 2 {
-                release(&unit.grad)?;
+            if let (Some(grad), Some(_)) = (&unit.grad, &state.grad) {
+                release(grad)?;
             }
-            if zero >= 3 {
+            if state.value.is_some() {
                 release(&unit.value)?;
             }
             Ok(state)
@@ -129,8 +160,8 @@ impl TrainState {
         let maybe = |tensor: &Option<Tensor>| tensor.as_ref().map_or(0, storage_bytes);
         let [moments, average] = self.moments.state_bytes();
         StateBytes {
-            parameters: sum(&|unit, state| storage_bytes(&unit.value) + maybe(&state.value)),
-            gradients: sum(&|unit, state| storage_bytes(&unit.grad) + maybe(&state.grad)),
+            parameters: sum(&|unit, state| storage_bytes(&unit.value) + maybe(&unit.vectors) + maybe(&state.value)),
+            gradients: sum(&|unit, state| maybe(&unit.grad) + maybe(&state.grad)),
             moments,
             average,
         }
@@ -138,9 +169,7 @@ impl TrainState {
 
     /// Sets the gradients to zero, for the first micro-batch of a step.
     pub fn zero_gradients(&self) -> Result<()> {
-        for (unit, state) in self.each() {
-            clear(state.grad.as_ref().unwrap_or(&unit.grad))?;
-        }
+        self.trained().filter_map(|(unit, state)| state.grad.as_ref().or(unit.grad.as_ref())).try_for_each(clear)?;
         Ok(())
     }
 
@@ -167,8 +196,9 @@ impl TrainState {
         for (unit, state) in self.each() {
             if let Some(value) = &state.value {
                 restore(&unit.value)?;
-                let average = self.moments.get(unit.id, Kind::Average)?;
+                let average = if unit.is_frozen() { None } else { self.moments.get(unit.id, Kind::Average)? };
                 state.shards.gather(average.as_ref().unwrap_or(value), &unit.value)?;
+            } else if unit.is_frozen() {
             } else if let Some(numbers) = self.moments.on_gpu().filter(|_| self.ema > 0.0) {
                 let average = &numbers[unit.id.index()][Kind::Average as usize];
                 let weights = duplicate(&state.part(&unit.value)?)?;
@@ -208,7 +238,7 @@ impl TrainState {
         own: impl Fn(&Unit, &UnitState) -> Result<Tensor>,
     ) -> Result<Option<Error>> {
         let mut first = [f64::INFINITY, 0.0, 0.0]; // unit, element, value
-        for (unit, state) in self.each() {
+        for (unit, state) in self.trained() {
             let part = own(unit, state)?;
             let part = read::<f32>(&part)?;
             if let Some(i) = first_non_finite(&part) {
@@ -234,6 +264,11 @@ impl TrainState {
     fn each(&self) -> impl Iterator<Item = (&Unit, &UnitState)> {
         self.model.units.iter().zip(&self.units)
     }
+
+    /// The units that are not frozen.
+    fn trained(&self) -> impl Iterator<Item = (&Unit, &UnitState)> {
+        self.each().filter(|(unit, _)| !unit.is_frozen())
+    }
 }
 
 impl TrainState {
@@ -253,10 +288,12 @@ impl TrainState {
         restore(&unit.value)?;
         state.shards.fill(&unit.value, &parts)?;
         drop(parts);
-        let next = match pass {
+        let after = |id| match pass {
             Pass::Forward => self.model.unit_after(id), // the last of them, the head, is also where the way back begins
             Pass::Backward => self.model.unit_before(id),
         };
+        let sharded = |id: &UnitId| self.unit(*id).1.value.is_some(); // not what ranks of a process share
+        let next = std::iter::successors(after(id), |&id| after(id)).find(sharded);
         if let (Some(prefetch), Some((unit, state))) = (&self.prefetch, next.map(|next| self.unit(next)))
             && let Some(own) = &state.value
         {
@@ -270,22 +307,22 @@ impl ParamHooks for TrainState {
     fn before_use(&self, unit: UnitId, pass: Pass) -> Result<()> {
         self.gather(unit, pass)?;
         let unit = self.model.unit(unit);
-        if pass == Pass::Backward {
-            restore(&unit.grad)?; // zeros, where it was released
+        if pass == Pass::Backward
+            && let Some(grad) = &unit.grad
+        {
+            restore(grad)?; // zeros, where it was released
         }
         Ok(())
     }
 
     fn after_use(&self, unit: UnitId, pass: Pass) -> Result<()> {
         let (unit, state) = self.unit(unit);
-        if pass == Pass::Backward
-            && let Some(shard) = &state.grad
-        {
-            let share = state.shards.reduce(&unit.grad)?;
+        if let (Pass::Backward, Some(grad), Some(shard)) = (pass, &unit.grad, &state.grad) {
+            let share = state.shards.reduce(grad)?;
             if share.elem_count() > 0 {
                 add_assign(shard, &share)?;
             }
-            release(&unit.grad)?;
+            release(grad)?;
         }
         if state.value.is_some() {
             release(&unit.value)?;

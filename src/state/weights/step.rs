@@ -17,13 +17,14 @@ impl TrainState {
     /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's
     /// was ready.
     pub fn sum_gradients(&self) -> Result<()> {
-        for (unit, state) in self.each() {
+        for (unit, state) in self.trained() {
+            let grad = unit.grad()?;
             match self.zero {
-                0 => self.world.all_reduce(&unit.grad, Reduce::Sum)?,
+                0 => self.world.all_reduce(grad, Reduce::Sum)?,
                 1 => {
-                    let share = state.shards.reduce(&unit.grad)?;
+                    let share = state.shards.reduce(grad)?;
                     if share.elem_count() > 0 {
-                        unit.grad.slice_set(&share, 0, state.range.start)?;
+                        grad.slice_set(&share, 0, state.range.start)?;
                     }
                 }
                 _ => {}
@@ -39,10 +40,10 @@ impl TrainState {
     pub fn gradient_norm(&self, step: u64) -> Result<f64> {
         let own = |unit: &Unit, state: &UnitState| match &state.grad {
             Some(shard) => Ok(shard.clone()),
-            None => state.shards.own(&unit.grad),
+            None => state.shards.own(unit.grad()?),
         };
         let mut sum = 0.0;
-        for (unit, state) in self.each() {
+        for (unit, state) in self.trained() {
             sum += norm_squared_of(&own(unit, state)?)?;
         }
         let sums = Tensor::new(&[sum], &Device::Cpu)?;
@@ -62,7 +63,8 @@ impl TrainState {
         let decay = ema_decay(self.ema, step);
         #[cfg(feature = "cuda")]
         if let Some(units) = self.moments.on_gpu() {
-            return self.model.units.iter().zip(units).try_for_each(|(unit, numbers)| {
+            let mut trained = self.model.units.iter().zip(units).filter(|(unit, _)| !unit.is_frozen());
+            return trained.try_for_each(|(unit, numbers)| {
                 self.change(unit.id, |state, params, grads| {
                     let shard = cuda::Shard { params, grads, numbers, decay };
                     cuda::update(&self.optimizer.step(step + 1, lr, scale)?, &shard, &state.no_decay)
@@ -70,6 +72,9 @@ impl TrainState {
             });
         }
         self.moments.each(|id, m, v, average| {
+            if self.model.unit(id).is_frozen() {
+                return Ok(());
+            }
             self.change(id, |state, params, grads| {
                 let grads = read::<f32>(grads)?;
                 write(params, |params: &mut [f32]| {
@@ -83,7 +88,7 @@ impl TrainState {
     /// A step of plain gradient descent in AdamW's place: it hides no wrong factor in a gradient.
     pub fn descend(&self, lr: f64, norm: f64) -> Result<()> {
         let scale = self.scale(norm);
-        self.model.units.iter().try_for_each(|unit| {
+        self.model.units.iter().filter(|unit| !unit.is_frozen()).try_for_each(|unit| {
             self.change(unit.id, |_, params, grads| {
                 let grads = read::<f32>(grads)?;
                 write(params, |params: &mut [f32]| sgd(lr, scale, params, &grads))?
@@ -101,7 +106,7 @@ impl TrainState {
         let (unit, state) = self.unit(id);
         let grads = match &state.grad {
             Some(shard) => shard.clone(),
-            None => state.part(&unit.grad)?,
+            None => state.part(unit.grad()?)?,
         };
         match &state.value {
             Some(shard) => {
