@@ -23,6 +23,7 @@ mod scan;
 mod shell;
 mod source_clip;
 mod status;
+mod text;
 mod train;
 mod vae;
 mod verify;

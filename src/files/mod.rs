@@ -12,15 +12,19 @@
 //! Nothing here knows what the files mean.
 
 mod digest;
+mod elements;
 mod folder;
 mod header;
 mod home;
 pub mod model_folder;
+mod pickle;
+mod pth;
 mod scratch;
 mod storage;
 mod sum;
 mod tensors;
 mod text;
+mod weight_file;
 mod write_tensors;
 
 use crate::{Error, Result, bail};
@@ -41,6 +45,7 @@ pub use folder::{NewFolder, remove_leftovers};
 pub(crate) use folder::{create_folders, remove_folder, sync_folder};
 pub use header::{Header, TensorPlace};
 pub use home::expand_home;
+pub use pth::PthTensors;
 pub(crate) use scratch::Scratch;
 pub use storage::Place;
 pub use sum::FileSum;
@@ -48,6 +53,7 @@ pub(crate) use sum::Summed;
 use sum::Summing;
 pub use tensors::{Tensors, check_names};
 pub use text::{decode_text, read_text};
+pub use weight_file::WeightFile;
 pub use write_tensors::{write_pieces, write_tensors, write_tensors_with};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.
