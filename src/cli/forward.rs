@@ -14,11 +14,12 @@ use crate::model::{Conditioning, Model, ModelConfig, Patches, TimeGroups};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
 use crate::state::frozen::FrozenModel;
 use crate::state::named::NamedModel;
+use crate::text::TextModel;
 use crate::train::device::device;
 use crate::vae::VaeWeights;
 use crate::{Result, bail, hub};
 
-/// Run a diffusers transformer folder, or a VAE, on the inputs of a safetensors file.
+/// Run a diffusers transformer folder, a VAE or a text encoder on the inputs of a safetensors file.
 ///
 /// A transformer's inputs are `hidden_states` [B, C, T, H, W], `timestep` [B], or [B, N] with one for each token (TI2V
 /// 5B; few may differ within a clip), and, for a model with text,
@@ -28,6 +29,9 @@ use crate::{Result, bail, hub};
 ///
 /// A VAE's input is `pixels` [1, 3, T, H, W] in -1..1, and the outputs are `moments` [1, 2z, T', h, w] (means, then log
 /// variances) and `latents` (means, normalised); or the input is `latents`, and the output `decoded`.
+///
+/// A text encoder's inputs are `input_ids` [B, L] and `attention_mask` [B, L], ones and then zeros; the output is
+/// `last_hidden_state` [B, L, features], zeros beyond each text's end.
 #[derive(Debug, Args)]
 pub struct ForwardArgs {
     /// A transformer or pipeline folder in diffusers' layout, a run, a checkpoint or a part of it, or
@@ -71,6 +75,9 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
     super::may_write(&args.output, args.force)?;
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let path = launch.rank0_first(|| hub::resolve(&args.model))?;
+    if TextModel::is_encoder(&path) || super::text::has_ids(&args.inputs) {
+        return super::text::forward(args, &path, ranks);
+    }
     if VaeWeights::is_vae(&path) {
         return super::vae::forward(args, &path, ranks, launch);
     }

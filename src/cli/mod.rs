@@ -25,6 +25,7 @@ mod shell;
 mod show;
 mod source_clip;
 mod status;
+mod text;
 mod train;
 mod vae;
 mod verify;

@@ -13,15 +13,19 @@
 
 mod check_names;
 mod digest;
+mod elements;
 mod folder;
 mod header;
 mod home;
 pub mod model_folder;
+mod pickle;
+mod pth;
 mod scratch;
 mod storage;
 mod sum;
 mod tensors;
 mod text;
+mod weight_file;
 mod write_tensors;
 
 use crate::{Error, Result, bail};
@@ -43,6 +47,7 @@ pub use folder::{NewFolder, remove_leftovers};
 pub(crate) use folder::{create_folders, remove_folder, sync_folder};
 pub use header::{Header, TensorPlace};
 pub use home::expand_home;
+pub use pth::PthTensors;
 pub(crate) use scratch::Scratch;
 pub use storage::Place;
 pub use sum::FileSum;
@@ -50,6 +55,7 @@ pub(crate) use sum::Summed;
 use sum::Summing;
 pub use tensors::Tensors;
 pub use text::{decode_text, read_text};
+pub use weight_file::WeightFile;
 pub use write_tensors::{write_bytes, write_pieces, write_tensors, write_tensors_with};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.

@@ -9,7 +9,7 @@
 //! <https://github.com/huggingface/safetensors#format>
 
 use super::header::{Header, TensorPlace};
-use super::{FileSum, Summed, check_names, read_text};
+use super::{FileSum, Summed, check_names, elements, read_text};
 use crate::{Error, Result, bail};
 use safetensors::tensor::Dtype;
 use serde_json::Value;
@@ -212,6 +212,21 @@ impl Tensors {
         self.read(name, true)
     }
 
+    /// Fills `out` with a tensor's elements in row-major order from number `first` on; types as
+    /// [`read_f32`](Self::read_f32). It counts as no reading of the tensor for its checksum.
+    ///
+    /// # Errors
+    /// There is no such tensor, it is of another type or too short, or the file cannot be read.
+    pub fn read_f32_at(&self, name: &str, first: usize, out: &mut [f32]) -> Result<()> {
+        let entry = self.entry(name)?;
+        if out.len() > entry.shape.iter().product::<usize>().saturating_sub(first) {
+            bail!(Data, "{}: tensor `{name}` is {:?}", self.path.display(), entry.shape);
+        }
+        let mut read = |bytes: &mut [u8], at: u64| self.read_bytes(name, entry, bytes, at);
+        elements::read_f32(entry.dtype, false, out, first as u64, &mut read)
+            .unwrap_or_else(|| Err(no_float(&self.files[entry.file].path, name, entry.dtype)))
+    }
+
     fn read(&self, name: &str, integers: bool) -> Result<Vec<f32>> {
         let entry = self.entry(name)?;
         let path = &self.files[entry.file].path;
@@ -222,20 +237,8 @@ impl Tensors {
             Ok(())
         };
         let mut out = vec![0f32; entry.shape.iter().product()];
-        match entry.dtype {
-            Dtype::F32 => {
-                read(bytemuck::cast_slice_mut(&mut out), 0)?;
-                if cfg!(target_endian = "big") {
-                    out.iter_mut().for_each(|x| *x = f32::from_bits(x.to_bits().swap_bytes()));
-                }
-            }
-            Dtype::BF16 => widen::<2>(&mut out, &mut read, |b| half::bf16::from_le_bytes(b).to_f32())?,
-            Dtype::F16 => widen::<2>(&mut out, &mut read, |b| half::f16::from_le_bytes(b).to_f32())?,
-            Dtype::F64 => widen::<8>(&mut out, &mut read, |b| f64::from_le_bytes(b) as f32)?,
-            Dtype::I64 if integers => widen::<8>(&mut out, &mut read, |b| i64::from_le_bytes(b) as f32)?,
-            Dtype::I32 if integers => widen::<4>(&mut out, &mut read, |b| i32::from_le_bytes(b) as f32)?,
-            other => bail!(Data, "{}: {}", path.display(), not_a_float(name, other)),
-        }
+        elements::read_f32(entry.dtype, integers, &mut out, 0, &mut read)
+            .unwrap_or_else(|| Err(no_float(path, name, entry.dtype)))?;
         entry.sum.store(READ | u64::from(sum.crc32c()), Ordering::Relaxed);
         Ok(out)
     }
@@ -365,28 +368,11 @@ fn open_file(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
 }
 
 /// What is wrong with a tensor of weights that is of type `dtype`.
-fn not_a_float(name: &str, dtype: Dtype) -> String {
+fn no_float(path: &Path, name: &str, dtype: Dtype) -> Error {
     let of_8_bits = dtype.to_string().starts_with("F8");
     let advice = if of_8_bits { "; floats of 8 bits are not read: take the same model in bf16 or f16" } else { "" };
-    format!("tensor `{name}` is {dtype}; f32, bf16, f16 or f64 is needed{advice}")
-}
-
-/// Fills `out` from elements of N bytes, a piece at a time.
-fn widen<const N: usize>(
-    out: &mut [f32],
-    mut read: impl FnMut(&mut [u8], u64) -> Result<()>,
-    convert: impl Fn([u8; N]) -> f32,
-) -> Result<()> {
-    const PIECE: usize = 1 << 16; // elements
-    let mut bytes = vec![0; N * PIECE.min(out.len())];
-    for (i, piece) in out.chunks_mut(PIECE).enumerate() {
-        let bytes = &mut bytes[..N * piece.len()];
-        read(bytes, (i * PIECE * N) as u64)?;
-        for (x, raw) in piece.iter_mut().zip(bytes.as_chunks::<N>().0) {
-            *x = convert(*raw);
-        }
-    }
-    Ok(())
+    let path = path.display();
+    Error::Data(format!("{path}: tensor `{name}` is {dtype}; f32, bf16, f16 or f64 is needed{advice}"))
 }
 
 /// Whether `name` is a file name without any path to it.

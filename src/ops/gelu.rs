@@ -13,7 +13,7 @@ const CHUNK: usize = 1 << 13;
 
 /// gelu(x).
 #[inline(always)]
-pub(super) fn gelu<T: Real>(x: T) -> T {
+pub(crate) fn gelu<T: Real>(x: T) -> T {
     let (a, b) = coefficients::<T>();
     x / (T::one() + (-x * (a + b * x * x)).fast_exp())
 }

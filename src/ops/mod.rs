@@ -42,6 +42,7 @@ pub(crate) mod products;
 mod release;
 mod residual;
 mod rope;
+mod softmax;
 mod tape;
 
 /// An [`Op1`]'s passes on a GPU, by its own `on_gpu(x)` and `back_on_gpu(x, dy)`; an `Op2`'s by `on_gpu(a, b)` and
@@ -94,6 +95,7 @@ pub(crate) use custom::{Custom, Op1};
 pub use custom::{Element, Values, read, write};
 pub use dropout::{Draws, Dropout, Input};
 pub use elementwise::{add, add_assign, clear, row_dot, silu, sum_columns};
+pub(crate) use gelu::gelu;
 pub use linear::Linear;
 pub use low_rank::LowRank;
 pub use math::Real;
@@ -104,6 +106,7 @@ pub use param::Param;
 pub(crate) use products::packed_words;
 pub use release::{release, restore, storage_bytes};
 pub use rope::Rope;
+pub(crate) use softmax::softmax;
 pub use tape::Tape;
 
 /// Which sample a tile's rows belong to: row i of the tile is row `start + i` of `[B, tokens]`.

@@ -55,6 +55,19 @@ pub struct Packed {
     backward: OnceLock<Panels>,
 }
 
+impl Packed {
+    /// `values` `[out, inner]` packed for the forward product at once, which then needs the values no more.
+    pub fn forward_of(values: &[f32], [out, inner]: [usize; 2], isa: Isa, bf16: bool) -> Self {
+        let matrix = Matrix::new(values, out, inner);
+        let panels = if bf16 {
+            with_isa!(isa, true, S => along::<S>(matrix))
+        } else {
+            with_isa!(isa, false, S => along::<S>(matrix))
+        };
+        Self { forward: OnceLock::from(panels), backward: OnceLock::new() }
+    }
+}
+
 impl std::fmt::Debug for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let made = [&self.forward, &self.backward].map(|panels| panels.get().is_some());

@@ -10,8 +10,8 @@ use super::conv::{Arithmetic, Pointwise};
 use super::frame::Frame;
 use super::shards::RowShards;
 use crate::Result;
-use crate::ops::Real;
 use crate::ops::products::{Packed, Products, WeightMatrix, WeightValues};
+use crate::ops::softmax;
 use crate::simd::product::Epilogue;
 
 /// Scores that are held at a time, in elements.
@@ -72,16 +72,6 @@ impl Attention {
     pub fn bytes(&self) -> usize {
         [&self.query, &self.key, &self.value, &self.proj].map(Pointwise::bytes).iter().sum()
     }
-}
-
-fn softmax(row: &mut [f32]) {
-    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for x in row.iter_mut() {
-        *x = (*x - most).fast_exp();
-        sum += *x;
-    }
-    row.iter_mut().for_each(|x| *x /= sum);
 }
 
 /// Multiplies scores.

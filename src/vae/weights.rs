@@ -1,16 +1,14 @@
 //! Reads a VAE's weights: a diffusers folder, or a single file of Wan's own or ComfyUI's, which its tensors tell apart.
 
-use candle_core::pickle::PthTensors;
-use candle_core::{DType, Device};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::config::{MEAN_21, VaeConfig};
 use super::spec::{self, TensorSpec};
 use crate::files::model_folder::{CONFIG, Folder, read_config};
-use crate::files::{Tensors, check_names, to_hex};
+use crate::files::{Tensors, WeightFile, check_names, to_hex};
 use crate::{Error, Result, bail};
 
 /// Single files that Wan's own folders hold.
@@ -22,15 +20,9 @@ const FIRST: [&str; 2] = ["encoder.conv1.weight", "encoder.conv_in.weight"];
 /// A VAE's config, and its tensors, read when asked for.
 pub struct VaeWeights {
     pub config: VaeConfig,
-    path: PathBuf,
-    source: Source,
+    file: WeightFile,
     /// Whether names are Wan's own.
     original: bool,
-}
-
-enum Source {
-    Safetensors(Tensors),
-    Pickle(PthTensors),
 }
 
 impl VaeWeights {
@@ -79,43 +71,33 @@ impl VaeWeights {
     fn open_folder(dir: &Path) -> Result<Self> {
         let (config, tensors) = Folder::open(dir)?.into_parts();
         let config = VaeConfig::from_json(&config, &dir.join(CONFIG))?;
-        Self::checked(config, tensors.path().to_owned(), Source::Safetensors(tensors))
+        Self::checked(config, WeightFile::Safetensors(tensors))
     }
 
     fn open_file(path: &Path) -> Result<Self> {
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if !metadata.is_file() {
-            bail!(Data, "{}: is neither a folder nor a file", path.display());
-        }
-        let mut magic = [0; 2];
-        let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-        file.read_exact(&mut magic).map_err(|e| Error::io(path, e))?;
-        let source = match &magic {
-            b"PK" => Source::Pickle(PthTensors::new(path, None).map_err(|e| unreadable(path, &e))?),
-            _ => Source::Safetensors(Tensors::open(path)?),
-        };
+        let file = WeightFile::open(path)?;
         let beside = path.with_file_name(CONFIG);
         let config = match is_config(&beside) {
             true => VaeConfig::from_json(&read_config(&beside)?, &beside)?,
-            false => guess(&source.shapes()).map_err(|why| Error::Data(format!("{}: {why}", path.display())))?,
+            false => guess(&file.shapes()).map_err(|why| Error::Data(format!("{}: {why}", path.display())))?,
         };
-        Self::checked(config, path.to_owned(), source)
+        Self::checked(config, file)
     }
 
-    fn checked(config: VaeConfig, path: PathBuf, source: Source) -> Result<Self> {
-        let found = source.shapes();
+    fn checked(config: VaeConfig, file: WeightFile) -> Result<Self> {
+        let found = file.shapes();
         let original = found.contains_key("encoder.conv1.weight");
         let expected: Vec<(String, Vec<usize>)> = spec::tensors(&config)
             .into_iter()
             .map(|tensor| (if original { tensor.original } else { tensor.name }, tensor.shape))
             .collect();
-        check_names(&path, &found, &expected)?;
-        Ok(Self { config, path, source, original })
+        check_names(file.path(), &found, &expected)?;
+        Ok(Self { config, file, original })
     }
 
     /// The file, or the index of its shards.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// The SHA-256 of all that latents depend on: the encoder's weights as f32, in the order of its layers, and the
@@ -150,18 +132,10 @@ impl VaeWeights {
     /// It cannot be read, is of another type than a float, or has a value that is not finite.
     pub fn read(&self, tensor: &TensorSpec) -> Result<Vec<f32>> {
         let name = if self.original { &tensor.original } else { &tensor.name };
-        let values = match &self.source {
-            Source::Safetensors(tensors) => tensors.read_f32(name)?,
-            Source::Pickle(tensors) => {
-                let read = || {
-                    let found = tensors.get(name)?.ok_or_else(|| candle_core::Error::Msg(format!("no `{name}`")))?;
-                    found.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()
-                };
-                read().map_err(|e| unreadable(&self.path, &e))?
-            }
-        };
+        let mut values = vec![0.0; tensor.shape.iter().product()];
+        self.file.read_f32_at(name, 0, &mut values)?;
         if let Some(value) = values.iter().find(|x| !x.is_finite()) {
-            bail!(Data, "{}: tensor `{name}` has a value that is {value}; the file is damaged", self.path.display());
+            bail!(Data, "{}: tensor `{name}` has a value that is {value}; the file is damaged", self.path().display());
         }
         Ok(values)
     }
@@ -170,22 +144,6 @@ impl VaeWeights {
 /// Whether there is such a config.json, and it is not that of Wan's transformer, which lies beside Wan's VAE.
 fn is_config(path: &Path) -> bool {
     path.is_file() && !read_config(path).is_ok_and(|config| config.get("num_heads").is_some())
-}
-
-fn unreadable(path: &Path, error: &candle_core::Error) -> Error {
-    Error::Data(format!("{}: cannot be read as a PyTorch file of tensors: {error}", path.display()))
-}
-
-impl Source {
-    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        match self {
-            Self::Safetensors(tensors) => tensors.shapes(),
-            Self::Pickle(tensors) => {
-                let infos = tensors.tensor_infos().iter();
-                infos.map(|(name, info)| (name.clone(), info.layout.dims().to_vec())).collect()
-            }
-        }
-    }
 }
 
 /// The config of a file that has none beside it: one of the two published kinds, with its widths.
