@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::config::{Compute, Hardware};
 use crate::engine::{Engine, Objective, Source};
 use crate::files::{Tensors, write_tensors};
-use crate::model::{Conditioning, Model, ModelConfig, Patches};
+use crate::model::{Conditioning, Model, ModelConfig, Patches, TextTokens};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
 use crate::state::named::NamedModel;
 use crate::train::device::device;
@@ -19,7 +19,7 @@ use crate::{Result, bail, hub};
 /// Run a diffusers transformer folder, or a VAE, on the inputs of a safetensors file.
 ///
 /// A transformer's inputs are `hidden_states` [B, C, T, H, W], `timestep` [B] and, for a model with text,
-/// `encoder_hidden_states` [B, L, text_dim], for one with classes `class_labels` [B]; the output is `sample`, with
+/// `encoder_hidden_states` [B, L, text_dim] with its pads, rows of zeros, for one with classes `class_labels` [B]; the output is `sample`, with
 /// --grads also `loss` = mean(sample^2) and `grad.NAME` for every parameter.
 ///
 /// A VAE's input is `pixels` [1, 3, T, H, W] in -1..1, and the outputs are `moments` [1, 2z, T', h, w] (means, then log
@@ -120,7 +120,8 @@ impl Inputs {
                 if !matches!(shape[..], [samples, tokens, f] if samples == b && tokens > 0 && f == features) {
                     bail!(Shape, "{} is {shape:?}; [{b}, tokens, {features}] is wanted", at("encoder_hidden_states"))
                 }
-                Some(Tensor::from_vec(file.read_f32("encoder_hidden_states")?, shape, &Device::Cpu)?)
+                let text = Tensor::from_vec(file.read_f32("encoder_hidden_states")?, shape, &Device::Cpu)?;
+                Some((0..b).map(|sample| TextTokens::of_padded(&text.get(sample)?)).collect::<Result<_>>()?)
             }
         };
         let labels = match config.num_classes {

@@ -15,7 +15,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::cross::cross_attention;
+use super::cross::{CrossText, cross_attention};
 use super::{Condition, ModelConfig, Unit, UnitId};
 use crate::Result;
 use crate::ops::{Affine, Linear, PackedGuard, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
@@ -59,9 +59,9 @@ const GATE_MLP: usize = 5;
 
 /// What a block makes of the condition, once for all tiles.
 pub struct BlockCondition {
-    modulation: Param,            // [B, 6, D]
-    text: Option<(Param, Param)>, // keys, values [B, L, D]
-    _packed: Vec<PackedGuard>,    // the tiles' weights stay packed
+    modulation: Param, // [B, 6, D]
+    text: Option<CrossText>,
+    _packed: Vec<PackedGuard>, // the tiles' weights stay packed
 }
 
 impl BlockCondition {
@@ -131,9 +131,9 @@ impl Block {
         let modulation = condition.modulation.value.broadcast_add(&self.table.value)?;
         let text = match (&self.cross, &condition.text) {
             (Some(cross), Some(text)) => {
-                let (k, v) = self.text_rows(&Tape::off(), cross, &text.value.flatten(0, 1)?)?;
-                let shape = text.value.shape();
-                Some((Param::leaf("text keys", k.reshape(shape)?)?, Param::leaf("text values", v.reshape(shape)?)?))
+                let (k, v) = self.text_rows(&Tape::off(), cross, &text.embedded.value)?;
+                let (keys, values) = (Param::leaf("text keys", k)?, Param::leaf("text values", v)?);
+                Some(CrossText { keys, values, rows: text.rows.clone() })
             }
             _ => None,
         };
@@ -152,17 +152,16 @@ impl Block {
     pub fn end(&self, condition: &Condition, cond: &BlockCondition) -> Result<()> {
         self.table.accumulate(&cond.modulation.grad.sum_keepdim(0)?)?;
         condition.modulation.accumulate(&cond.modulation.grad)?;
-        if let (Some(cross), Some(text), Some((k, v))) = (&self.cross, &condition.text, &cond.text) {
-            let (tape, input) = (Tape::recording(), text.value.flatten(0, 1)?);
+        if let (Some(cross), Some(text), Some(of_block)) = (&self.cross, &condition.text, &cond.text) {
+            let (tape, input) = (Tape::recording(), text.embedded.value.clone());
             let (keys, values) = self.text_rows(&tape, cross, &input)?;
-            let outputs = [(&keys, &k.grad.flatten(0, 1)?), (&values, &v.grad.flatten(0, 1)?)];
-            let d_text = tape.backward(&outputs, &[&input])?.remove(0);
-            text.accumulate(&d_text.reshape(text.grad.shape())?)?;
+            let outputs = [(&keys, &of_block.keys.grad), (&values, &of_block.values.grad)];
+            text.embedded.accumulate(&tape.backward(&outputs, &[&input])?.remove(0))?;
         }
         Ok(())
     }
 
-    /// Keys and values `[B L, D]` of text rows.
+    /// Keys and values `[rows, D]` of text rows.
     fn text_rows(&self, tape: &Tape, cross: &Cross, text: &Tensor) -> Result<(Tensor, Tensor)> {
         let a = &cross.attention;
         Ok((rms_norm(tape, &a.k.forward(tape, text)?, &a.norm_k, self.eps)?, a.v.forward(tape, text)?))
@@ -191,7 +190,7 @@ impl Block {
     pub fn after(&self, tape: &Tape, x: &Tensor, o: &Tensor, cond: &BlockCondition, rows: Rows) -> Result<Tensor> {
         let o = cast(tape, o, x.dtype())?;
         let mut x = self.attention.out.gate_to(tape, x, &o, cond.gate_msa(), rows)?;
-        if let (Some(cross), Some((k, v))) = (&self.cross, &cond.text) {
+        if let (Some(cross), Some(text)) = (&self.cross, &cond.text) {
             let a = &cross.attention;
             let h = match &cross.norm {
                 Some((weight, bias)) => {
@@ -201,7 +200,7 @@ impl Block {
                 None => x.clone(),
             };
             let q = rms_norm(tape, &a.q.forward(tape, &h)?, &a.norm_q, self.eps)?;
-            let o = cross_attention(tape, &q, k, v, self.heads, rows, self.bf16)?;
+            let o = cross_attention(tape, &q, text, self.heads, rows, self.bf16)?;
             x = a.out.add_to(tape, &x, &o)?;
         }
         let h = layer_norm(tape, &x, cond.modulate_mlp(rows), self.eps)?;

@@ -6,7 +6,9 @@
 //! gradient, so the sum of parameter gradients over ranks comes out right.
 
 use candle_core::Tensor;
+use std::sync::Arc;
 
+use super::text::{TextRows, TextTokens};
 use super::{ModelConfig, Unit};
 use crate::ops::{Linear, Param, Tape, add, clear, silu};
 use crate::{Result, bail};
@@ -16,8 +18,8 @@ use crate::{Result, bail};
 pub struct Conditioning {
     /// The network's time, 1000 sigma, of each sample.
     pub timesteps: Vec<f64>,
-    /// Text tokens `[B, L, text_dim]`, for models with text.
-    pub text: Option<Tensor>,
+    /// The text of each sample, for models with text.
+    pub text: Option<Vec<TextTokens>>,
     /// The class of each sample, for models with classes; `num_classes` is the null class.
     pub labels: Option<Vec<usize>>,
 }
@@ -29,8 +31,18 @@ pub struct Condition {
     pub time: Param,
     /// Its projection to modulations `[B, 6, D]`, for the blocks.
     pub modulation: Param,
-    /// Text tokens in the model's width `[B, L, D]`.
-    pub text: Option<Param>,
+    /// The samples' text.
+    pub text: Option<ConditionText>,
+}
+
+/// The text of B samples in the model's width.
+pub struct ConditionText {
+    /// `[rows, text_dim]`
+    given: Tensor,
+    /// `[rows, D]`
+    pub embedded: Param,
+    /// Whose rows they are.
+    pub rows: Arc<TextRows>,
 }
 
 /// `condition_embedder`: the small network that makes conditions.
@@ -72,15 +84,13 @@ impl Conditioner {
         let (time, modulation) = self.time(&Tape::off(), &sinusoid, class.as_ref())?;
         let text = match (&self.text, &conditioning.text) {
             (None, None) => None,
-            (Some(_), Some(text)) => {
-                let (samples, tokens, features) = text.dims3()?;
-                let wanted = self.text_dim();
-                if samples != b || features != wanted || tokens == 0 {
-                    bail!(Shape, "text embeddings are {:?}; [{b}, tokens, {wanted}] is wanted", text.dims())
+            (Some(_), Some(texts)) => {
+                if texts.len() != b {
+                    bail!(Shape, "{} texts for {b} samples; one each is wanted", texts.len())
                 }
-                let rows = rows_of(text, &time)?;
-                let text = self.text_rows(&Tape::off(), &rows)?.reshape((samples, tokens, self.width))?;
-                Some(Param::leaf("text", text)?)
+                let (rows, given) = TextRows::gather(texts, self.text_dim(), &time)?;
+                let embedded = Param::leaf("text", self.text_rows(&Tape::off(), &given)?)?;
+                Some(ConditionText { given, embedded, rows: Arc::new(rows) })
             }
             (Some(_), None) => {
                 bail!(Shape, "the model has text (text_dim {}), but no text embeddings are given", self.text_dim())
@@ -112,19 +122,18 @@ impl Conditioner {
                 row.accumulate(&gradients[1].get(sample)?)?;
             }
         }
-        if let (Some(text), Some(leaf)) = (&conditioning.text, &condition.text) {
-            let rows = rows_of(text, &leaf.grad)?;
+        if let Some(text) = &condition.text {
             let tape = Tape::recording();
-            let output = self.text_rows(&tape, &rows)?;
-            tape.backward(&[(&output, &leaf.grad.flatten(0, 1)?)], &[&rows])?;
+            let output = self.text_rows(&tape, &text.given)?;
+            tape.backward(&[(&output, &text.embedded.grad)], &[&text.given])?;
         }
         Ok(())
     }
 
     /// Sets the gradients that `condition` has collected to zero, so that it can serve again.
     pub fn zero_grad(condition: &Condition) -> Result<()> {
-        for leaf in [Some(&condition.time), Some(&condition.modulation), condition.text.as_ref()].into_iter().flatten()
-        {
+        let text = condition.text.as_ref().map(|text| &text.embedded);
+        for leaf in [Some(&condition.time), Some(&condition.modulation), text].into_iter().flatten() {
             clear(&leaf.grad)?;
         }
         Ok(())
@@ -144,7 +153,7 @@ impl Conditioner {
         Ok((time, modulation))
     }
 
-    /// Text rows `[B L, text_dim]` to `[B L, D]`.
+    /// Text rows `[rows, text_dim]` to `[rows, D]`.
     fn text_rows(&self, tape: &Tape, rows: &Tensor) -> Result<Tensor> {
         let Some((first, second)) = &self.text else { bail!(Shape, "the model has no text") };
         Ok(second.forward(tape, &first.gelu(tape, rows)?)?)
@@ -189,9 +198,4 @@ impl Conditioner {
             (None, Some(_)) => bail!(Shape, "a class is given, but the model has no classes"),
         }
     }
-}
-
-/// Text tokens `[B, L, features]` as rows, in the dtype of `like` and where that is.
-fn rows_of(text: &Tensor, like: &Tensor) -> Result<Tensor> {
-    Ok(text.to_device(like.device())?.to_dtype(like.dtype())?.flatten(0, 1)?)
 }

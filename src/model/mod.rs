@@ -18,6 +18,7 @@ pub use crate::files::model_folder as folder;
 mod head;
 mod patch;
 mod spec;
+mod text;
 mod unit;
 
 use candle_core::{DType, Device, Tensor};
@@ -27,11 +28,12 @@ use crate::{Result, bail};
 pub use block::{Block, BlockCondition};
 pub use condition::{Condition, Conditioner, Conditioning};
 pub use config::ModelConfig;
-pub use cross::cross_attention;
+pub use cross::{CrossText, cross_attention};
 pub use embed::Embed;
 pub use head::{Head, HeadCondition};
 pub use patch::Patches;
 pub use spec::{Init, ParamSpec, UnitSpec};
+pub use text::{TextRows, TextTokens};
 pub use unit::{Entry, Unit, UnitId};
 
 /// The network: its units of parameters and the pieces that view them.

@@ -41,7 +41,7 @@ use crate::diffusion::{
     resolve_shift, sample_key, timestep,
 };
 use crate::engine::{Engine, Source};
-use crate::model::{Conditioning, Model, ModelConfig};
+use crate::model::{Conditioning, Model, ModelConfig, TextTokens};
 use crate::ops::read;
 use crate::parallel::Sequence;
 use crate::vae::{Decoder, Space};
@@ -372,7 +372,10 @@ pub fn conditioning(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) 
     };
     let text = match config.text_dim {
         0 => None,
-        features => Some(Tensor::zeros((timesteps.len(), 1, features), DType::F32, &Device::Cpu)?),
+        features => {
+            let empty = TextTokens::padded_to(Tensor::zeros((1, features), DType::F32, &Device::Cpu)?, 1);
+            Some(vec![empty; timesteps.len()])
+        }
     };
     Ok(Conditioning { timesteps: timesteps.to_vec(), text, labels })
 }

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::cli::at_least_1;
 use crate::config::Compute;
 use crate::engine::{Objective, Source};
-use crate::model::{Conditioning, ModelConfig, Patches};
+use crate::model::{Conditioning, ModelConfig, Patches, TextTokens};
 use crate::rng::{Key, Purpose};
 
 /// Tokens of the text, and its features.
@@ -76,8 +76,8 @@ impl ShapeArgs {
 
 /// A random text, in the middle of the noise.
 pub fn conditioning() -> Result<Conditioning> {
-    let text = normal(&[1, TEXT[0], TEXT[1]], 1)?;
-    Ok(Conditioning { timesteps: vec![500.0], text: Some(text), labels: None })
+    let text = TextTokens::padded_to(normal(&TEXT, 1)?, TEXT[0]);
+    Ok(Conditioning { timesteps: vec![500.0], text: Some(vec![text]), labels: None })
 }
 
 /// A random latent as input, and itself as target: this rank's rows.
