@@ -36,6 +36,8 @@ pub enum Purpose {
     Test = 11,
     /// The order of buckets; `step` is the round.
     Buckets = 12,
+    /// Whether a caption is dropped for guidance.
+    CaptionDrop = 13,
 }
 
 /// Names a family of streams, one for each token.

@@ -4,6 +4,7 @@
 //! The golden files and their story are in `golden/make.py`. Not here: each piece of the network against its formula
 //! (`model.rs`), ranks against one another on many shapes (`engine.rs`), bad input (`golden/refusals.rs`).
 
+mod pads;
 mod refusals;
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};

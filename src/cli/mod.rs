@@ -16,6 +16,7 @@ mod interrupt;
 mod machine;
 mod plan;
 mod progress;
+mod prompts;
 mod report;
 mod sample;
 mod sampling;

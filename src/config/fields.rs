@@ -2,18 +2,19 @@
 //! deserializer that only listens needs no second list to keep true.
 
 use super::data::Data;
-use super::run::{Model, Parallel, Run, RunConfig, Sample, Train, Vae};
+use super::run::{Model, Parallel, Run, RunConfig, Sample, Text, Train, Vae};
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor, value::Error};
 
 /// Every section and its keys, in the order of [`RunConfig`].
 pub fn sections() -> Vec<(&'static str, &'static [&'static str])> {
-    let keys: [&[_]; 9] = [
+    let keys: [&[_]; 10] = [
         fields::<Run>(),
         fields::<Data>(),
         fields::<Model>(),
         fields::<Vae>(),
+        fields::<Text>(),
         fields::<DiffusionOptions>(),
         fields::<Train>(),
         fields::<Parallel>(),

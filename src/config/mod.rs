@@ -31,7 +31,7 @@ pub use choices::*;
 pub use data::*;
 pub use fields::sections;
 pub use file::read_config;
-pub use resolve::KnownVae;
+pub use resolve::Known;
 pub use run::*;
 
 impl RunConfig {
@@ -78,8 +78,9 @@ impl RunConfig {
             section.path.clear();
             section.heldout.iter_mut().for_each(String::clear);
         }
-        config.vae.cache = None;
+        (config.vae.cache, config.text.cache) = (None, None);
         config.vae.from = config.vae.from.map(|_| String::new());
+        config.text.from = config.text.from.map(|_| String::new());
         config.model.from = config.model.from.map(|_| String::new());
         Ok(u64::from(crc32c::crc32c(config.to_toml()?.as_bytes())))
     }

@@ -12,6 +12,7 @@ pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
         ("run.out", Some(&mut config.run.out)),
         ("stash.folder", config.stash.folder.as_mut()),
         ("vae.cache", config.vae.cache.as_mut()),
+        ("text.cache", config.text.cache.as_mut()),
     ];
     for (key, path) in folders.into_iter().filter_map(|(key, path)| Some((key, path?))) {
         *path = expanded(key, path)?;
@@ -20,7 +21,11 @@ pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
     let named = sections.flat_map(|(section, number)| {
         [("data.path", number, Some(&mut section.path)), ("data.heldout", number, section.heldout.as_mut())]
     });
-    let names = named.chain([("model.from", 0, config.model.from.as_mut()), ("vae.from", 0, config.vae.from.as_mut())]);
+    let names = named.chain([
+        ("model.from", 0, config.model.from.as_mut()),
+        ("vae.from", 0, config.vae.from.as_mut()),
+        ("text.from", 0, config.text.from.as_mut()),
+    ]);
     for (key, number, name) in names.filter_map(|(key, number, name)| Some((key, number, name?))) {
         if name.starts_with('~') {
             let path = expanded(key, name.as_ref()).map_err(|problem| problem.of_section(number))?;

@@ -33,7 +33,7 @@ pub use embed::Embed;
 pub use head::{Head, HeadCondition};
 pub use patch::Patches;
 pub use spec::{Init, ParamSpec, UnitSpec};
-pub use text::{TextRows, TextTokens};
+pub use text::{TEXT_LENGTH, TextRows, TextTokens};
 pub use unit::{Entry, Unit, UnitId};
 
 /// The network: its units of parameters and the pieces that view them.

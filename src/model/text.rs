@@ -10,6 +10,9 @@ use std::ops::Range;
 
 use crate::{Result, bail};
 
+/// Tokens of a text with its pads, as Wan's networks were trained.
+pub const TEXT_LENGTH: usize = 512;
+
 /// The text of one sample.
 #[derive(Clone, Debug)]
 pub struct TextTokens {

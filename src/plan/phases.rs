@@ -6,6 +6,7 @@
 
 use super::buffers::{Groups, Panels, Stash, Tile};
 use super::shape::Shape;
+use super::texts::of_a_step;
 use super::{Part, Phase, part};
 use crate::config::{Place, RunConfig};
 use crate::data::{Decoding, FrameCache};
@@ -156,6 +157,7 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usi
         part("optimizer moments", moments),
         part("moving average", average),
     ];
+    parts.extend(of_a_step(config, model));
     if shape.gpu {
         parts.push(part("pixels of the micro-batch", config.train.batch as u64 * shape.frames));
     }

@@ -97,7 +97,7 @@ fn one_word_is_all_there_is() {
     let words = CrossText { keys: k.clone(), values: v.clone(), rows: Arc::new(TextRows::of_lengths(&[(1, 0); 2])) };
     let o = cross_attention(&tape, &q, &words, 3, Rows { start: 3, tokens: 5 }, false).unwrap();
     let sample = [0, 0, 1, 1, 1].map(|s| v.value.get(s).unwrap());
-    close("output", &o, &Tensor::cat(&sample, 0).unwrap(), 1e-15);
+    close("output", &o, &Tensor::stack(&sample, 0).unwrap(), 1e-15);
     let dq = tape.backward(&[(&o, &o.ones_like().unwrap())], &[&q]).unwrap().remove(0);
     assert!(values(&dq).iter().chain(&values(&k.grad)).all(|g| g.abs() < 1e-14));
     assert_eq!(values(&v.grad), [[2.0; 24], [3.0; 24]].concat());
