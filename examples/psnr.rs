@@ -34,8 +34,9 @@ fn main() -> Result<()> {
             request: &request,
             tile: config.train.tile,
             decoder: None,
+            prompts: None,
         };
-        sampler.sample(ClipSpec { index: 0, label: None })?.collect(&sequence.all)
+        sampler.sample(ClipSpec { index: 0, label: None, prompt: 0 })?.collect(&sequence.all)
     })?
     .remove(0)
     .ok_or_else(|| Error::Data("rank 0 has no clip".into()))?;

@@ -36,6 +36,8 @@ pub enum Purpose {
     Test = 11,
     /// The order of buckets; `step` is the round.
     Buckets = 12,
+    /// Whether a caption is dropped for guidance.
+    CaptionDrop = 13,
     /// Elements of an adapter's input that are dropped; `sample` has a hash of the layer's name in it.
     AdapterDropout = 16,
 }

@@ -223,6 +223,11 @@ fn values_that_are_not_allowed_name_key_value_and_rule() {
         ("diffusion.shift_base_tokens=0", "diffusion.shift_base_tokens = 0"),
         ("diffusion.clamp=0", "diffusion.clamp = 0.0: must be above 0"),
         ("diffusion.clamp=nan", "diffusion.clamp = NaN"),
+        ("diffusion.caption_dropout=-1", "diffusion.caption_dropout = -1.0: must be in 0..=1"),
+        ("sample.prompts=[\"a fox\"]", "sample.prompts = [\"a fox\"]: needs a text encoder"),
+        ("sample.negative=blurred", "sample.negative = \"blurred\": needs a text encoder"),
+        ("text.from=\"\"", "text.from = \"\": must name a text encoder's folder"),
+        ("text.cache=\"\"", "text.cache = \"\": must name a folder"),
         ("diffusion.label_dropout=1.5", "diffusion.label_dropout = 1.5: must be in 0..=1"),
         ("train.steps=0", "train.steps = 0"),
         ("train.batch=0", "train.batch = 0"),
@@ -347,7 +352,8 @@ prop_compose! {
             DiffusionOptions::default();
             prediction: if x { Prediction::X } else { Prediction::V },
             timesteps: if uniform { Timesteps::Uniform } else { Timesteps::LogitNormal },
-            logit_mean: -n[0], logit_std: n[1] + 1e-9, shift: n[2], label_dropout: unit[0]
+            logit_mean: -n[0], logit_std: n[1] + 1e-9, shift: n[2], label_dropout: unit[0],
+            caption_dropout: unit[1]
         );
         let train = Train {
             steps, lr: n[3], weight_decay: n[4], betas: [unit[1], unit[2]], warmup: steps / 2, tile: dim,
@@ -356,7 +362,8 @@ prop_compose! {
         };
         let sampler = [SamplerKind::Euler, SamplerKind::Heun, SamplerKind::Dpmpp, SamplerKind::Unipc][kind];
         let low = unit[0].min(unit[1]);
-        let sample = Sample { sampler, guidance: n[0] - n[1], guidance_interval: [low, unit[1].max(low)], ..Sample::default() };
+        let sample = Sample { sampler, guidance: n[0] - n[1], guidance_interval: [low, unit[1].max(low)],
+            prompts: vec![out.clone(); kind], negative: x.then(String::new), ..Sample::default() };
         let parallel =
             Parallel { ranks: mesh[0] * mesh[1], data: mesh[0], ring: mesh[1], head_groups: heads, zero: kind };
         let by_hand = Data { frames: 0, height: 0, width: 0, buckets: vec![[w, h, t], [2 * w, h, 3 * t]], ..data.clone() };
@@ -364,8 +371,9 @@ prop_compose! {
         let mut data = DataSections::from(if kind == 1 { by_hand.clone() } else { data });
         [by_hand, by_area].into_iter().take(kind % 3).for_each(|section| data.push(section));
         let vae = Vae { cache: Some("some/folder".into()), dtype: train.dtype, ..Vae::default() };
-        let lora = Lora::default();
-        RunConfig { run: Run { out: out.into(), seed }, data, model, lora, vae, diffusion, train, parallel, stash, sample }
+        let text = Text { from: Some("an encoder".into()), dtype: train.dtype, ..Text::default() };
+        let (run, lora) = (Run { out: out.into(), seed }, Lora::default());
+        RunConfig { run, data, model, lora, vae, text, diffusion, train, parallel, stash, sample }
     }
 }
 

@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use longreel::engine::{Engine, Objective, Source};
-use longreel::model::{Conditioning, Model, ModelConfig};
+use longreel::model::{Conditioning, Model, ModelConfig, TextTokens};
 use longreel::ops::{read, write};
 use longreel::parallel::{Communicator, Mesh, Reduce, run_threads};
 use longreel::rng::{Key, Purpose};
@@ -55,10 +55,14 @@ pub fn model(dtype: DType, heads: usize, bf16: bool) -> Result<Model> {
 
 /// Clips `clips` of a global batch, each with its own time, class and text.
 pub fn conditioning(clips: &[usize]) -> Result<Conditioning> {
-    let text: Vec<f32> = clips.iter().flat_map(|&clip| normal(20 + clip as u64, 7 * 6)).collect();
+    let text = |&clip: &usize| -> Result<TextTokens> {
+        let tokens = 3 + clip % 5; // samples of a batch differ, and one has no pads
+        let values = normal(20 + clip as u64, tokens * 6);
+        Ok(TextTokens::padded_to(Tensor::from_vec(values, (tokens, 6), &Device::Cpu)?, 7))
+    };
     Ok(Conditioning {
         timesteps: clips.iter().map(|&clip| 150.0 + 200.0 * clip as f64).collect(),
-        text: Some(Tensor::from_vec(text, (clips.len(), 7, 6), &Device::Cpu)?),
+        text: Some(clips.iter().map(text).collect::<Result<_>>()?),
         labels: Some(clips.iter().map(|&clip| clip % 5).collect()),
     })
 }

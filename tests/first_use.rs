@@ -157,7 +157,7 @@ fn words_of_other_trainers_lead_to_the_key_or_say_that_there_is_none() {
         ("optimizer.type=adamw", "unknown section `optimizer`; that is `train.lr`, `train.betas`, `train.eps` and"),
         ("train.lora=true", "unknown key `lora` in [train]; LoRA is not supported yet"),
         ("model.rank=16", "LoRA, whose matrices have a rank, is not supported yet"),
-        ("data.captions=true", "training does not use captions yet"),
+        ("data.captions=true", "captions are NAME.txt beside NAME.mp4"),
         ("train.gradient-accumulation-steps=2", "that is `train.accumulate` here"),
         ("data.validation=x", "that is `data.heldout` here"),
         ("train.seed=1", "unknown key `seed` in [train]; the nearest known is `seed` in [run]"),
@@ -172,6 +172,6 @@ fn words_of_other_trainers_lead_to_the_key_or_say_that_there_is_none() {
     assert!(quiet.contains("; the keys of [train] are steps, batch, ") && !quiet.contains("nearest"), "{quiet}");
     let quiet = message("xyzzy.key=1");
     assert!(quiet.ends_with(
-        "unknown section `xyzzy`; the sections are run, data, model, vae, diffusion, train, parallel, stash, sample"
+        "unknown section `xyzzy`; the sections are run, data, model, vae, text, diffusion, train, parallel, stash, sample"
     ));
 }

@@ -5,6 +5,7 @@
 //! (`model.rs`), ranks against one another on many shapes (`engine.rs`), bad input (`golden/refusals.rs`).
 
 mod lora;
+mod pads;
 mod refusals;
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};

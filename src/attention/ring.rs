@@ -163,7 +163,7 @@ impl Ring {
 }
 
 /// [`merge`] where the tensors are, in their dtype.
-fn merge_into(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {
+pub(super) fn merge_into(o: &Tensor, lse: &Tensor, more: &Tensor, more_lse: &Tensor) -> Result<()> {
     #[cfg(feature = "cuda")]
     if o.device().is_cuda() {
         return Ok(super::cuda::merge(o, lse, more, more_lse)?);

@@ -10,7 +10,7 @@ use crate::config::{Compute, Hardware};
 use crate::engine::{Engine, Objective, Source};
 use crate::files::{Tensors, write_tensors};
 use crate::lora::AdapterFile;
-use crate::model::{Conditioning, Model, ModelConfig, Patches, TimeGroups};
+use crate::model::{Conditioning, Model, ModelConfig, Patches, TextTokens, TimeGroups};
 use crate::parallel::{Communicator, Launch, Reduce, Sequence, Split, is_first};
 use crate::state::frozen::FrozenModel;
 use crate::state::named::NamedModel;
@@ -22,10 +22,10 @@ use crate::{Result, bail, hub};
 /// Run a diffusers transformer folder, a VAE or a text encoder on the inputs of a safetensors file.
 ///
 /// A transformer's inputs are `hidden_states` [B, C, T, H, W], `timestep` [B], or [B, N] with one for each token (TI2V
-/// 5B; few may differ within a clip), and, for a model with text,
-/// `encoder_hidden_states` [B, L, text_dim], for one with classes `class_labels` [B]; the output is `sample`, with
-/// --grads also `loss` = mean(sample^2) and `grad.NAME` for every parameter, or with --lora
-/// `grad.LAYER.lora_A.weight` and `grad.LAYER.lora_B.weight`.
+/// 5B; few may differ within a clip), and, for a model with text, `encoder_hidden_states` [B, L, text_dim] with its
+/// pads, rows of zeros, for one with classes `class_labels` [B]; the output is `sample`, with --grads also `loss` =
+/// mean(sample^2) and `grad.NAME` for every parameter, or with --lora `grad.LAYER.lora_A.weight` and
+/// `grad.LAYER.lora_B.weight`.
 ///
 /// A VAE's input is `pixels` [1, 3, T, H, W] in -1..1, and the outputs are `moments` [1, 2z, T', h, w] (means, then log
 /// variances) and `latents` (means, normalised); or the input is `latents`, and the output `decoded`.
@@ -150,7 +150,8 @@ impl Inputs {
                 if !matches!(shape[..], [samples, tokens, f] if samples == b && tokens > 0 && f == features) {
                     bail!(Shape, "{} is {shape:?}; [{b}, tokens, {features}] is wanted", at("encoder_hidden_states"))
                 }
-                Some(Tensor::from_vec(file.read_f32("encoder_hidden_states")?, shape, &Device::Cpu)?)
+                let text = Tensor::from_vec(file.read_f32("encoder_hidden_states")?, shape, &Device::Cpu)?;
+                Some((0..b).map(|sample| TextTokens::of_padded(&text.get(sample)?)).collect::<Result<_>>()?)
             }
         };
         let labels = match config.num_classes {

@@ -17,6 +17,7 @@ mod lora;
 mod machine;
 mod plan;
 mod progress;
+mod prompts;
 mod report;
 mod sample;
 mod sampling;

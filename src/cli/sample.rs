@@ -4,7 +4,9 @@ use clap::Args;
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use super::prompts::PromptArgs;
 use super::sampling::SamplingProgress;
 use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
 use crate::data::contact_sheet::{FrameScale, Strip, check_size, contact_sheet};
@@ -13,7 +15,7 @@ use crate::diffusion::Objective;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Communicator, Launch, Sequence, agree, is_first};
-use crate::sample::{ClipSampler, ClipSpec, FPS_OF_IMAGES, Request, Sampled, SamplingState, check_guidance};
+use crate::sample::{ClipSampler, ClipSpec, FPS_OF_IMAGES, Request, Sampled, SamplingState, Texts, check_guidance};
 use crate::simd::Isa;
 use crate::state::frozen::FrozenModel;
 use crate::state::named::NamedModel;
@@ -65,6 +67,8 @@ pub struct SampleArgs {
     /// A class, by number or folder name; default: each class in turn
     #[arg(long, value_name = "CLASS")]
     pub label: Option<String>,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
     /// The VAE of a network on latents; default: the config's `vae.from`
     #[arg(long, value_name = "DIR", value_parser = super::place())]
     pub vae: Option<String>,
@@ -96,9 +100,10 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
             named.dir.display()
         )
     };
-    let config = RunConfig::of_checkpoint(checkpoint)?;
+    let mut config = RunConfig::of_checkpoint(checkpoint)?;
     let network = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&network))?;
+    let prompts = args.prompts.put_over(&mut config, &network)?;
     let request = args.request(&config)?;
     let decoder = match args.vae.as_ref().or(config.vae.from.as_ref()) {
         None => None,
@@ -111,8 +116,9 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let space = decoder.as_ref().map_or(Space::PIXELS, |decoder| decoder.config().space());
     network.grid(space.size(request.size, network.patch_size)?)?;
     let name = if args.guidance.is_some() { "--guidance" } else { "sample.guidance" };
-    check_guidance(name, args.guidance.unwrap_or(config.sample.guidance), &network)?;
-    let count = args.count.unwrap_or(config.sample.count);
+    let prompted = !config.sample.prompts.is_empty();
+    check_guidance(name, args.guidance.unwrap_or(config.sample.guidance), &network, prompted)?;
+    let count = args.count.unwrap_or(if prompts > 0 { prompts } else { config.sample.count });
     args.may_write(kind, count, request.size[0])?;
     let [frames, height, width] = request.size;
     if kind == Kind::Png && (count > 1 || frames > 1) {
@@ -123,13 +129,20 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let bf16 = args.dtype.unwrap_or(config.train.dtype) == Compute::Bf16;
     let fps = checkpoint.state().fps.unwrap_or(FPS_OF_IMAGES);
     let write = Mutex::new(Writer { args, kind, count, fps, strips: vec![], numbered: vec![] });
-    let clips = ClipSpec::numbered(labels);
+    let texts = launch.rank0_first(|| Texts::open(&config, &network, []))?;
+    let clips = ClipSpec::numbered(labels, config.sample.prompts.len());
+    let never = AtomicBool::new(false); // Ctrl-C ends the process
     let progress = is_first().then(|| SamplingProgress::new(count, request.steps));
 
     let frozen = FrozenModel::new(launch.processes().map_or(ranks, |_| 1));
 
     launch.run(ranks, |comm| {
         agree(comm.as_ref(), "the checksum of the checkpoint's state.json", checkpoint.sum())?;
+        // First, so that the encoder is gone before the network comes.
+        let prompts = match &texts {
+            Some(texts) => texts.fill_and_log(&comm, &never).and_then(|_| texts.prompts().map(Some))?,
+            None => None,
+        };
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
         let model = named.load(&folder, &network, bf16, &frozen)?.to_device(&device)?;
         let comm = &sequence.all;
@@ -138,14 +151,15 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
             _ => {}
         };
         let (objective, sequence, request) = (&objective, &sequence, &request);
-        let (tile, decoder) = (config.train.tile, decoder.as_ref());
-        let sampler = ClipSampler { model: &model, objective, sequence, request, tile, decoder };
+        let (tile, decoder, prompts) = (config.train.tile, decoder.as_ref(), prompts.as_ref());
+        let sampler = ClipSampler { model: &model, objective, sequence, request, tile, decoder, prompts };
         sampler.sample_all(&clips, sampler.most_at_once()?, &report, |index, clip| {
             if comm.rank() > 0 {
                 return clip.bands(comm, |_| Ok(())); // to rank 0, which writes them
             }
             let class = clips[index].label.and_then(|label| checkpoint.state().classes.get(label));
-            write.lock().take(index, class.map(String::as_str), &clip, comm)
+            let what = class.or_else(|| config.sample.prompts.get(clips[index].prompt));
+            write.lock().take(index, what.map(String::as_str), &clip, comm)
         })
     })?;
     drop(progress);
@@ -263,8 +277,9 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Writes clip number `index`, or keeps it for the sheet. `comm`'s other ranks send it meanwhile.
-    fn take(&mut self, index: usize, class: Option<&str>, clip: &Sampled, comm: &Arc<dyn Communicator>) -> Result<()> {
+    /// Writes clip number `index`, or keeps it for the sheet, as a sample of `what`. `comm`'s other ranks send it
+    /// meanwhile.
+    fn take(&mut self, index: usize, what: Option<&str>, clip: &Sampled, comm: &Arc<dyn Communicator>) -> Result<()> {
         let output = &self.args.output;
         let picture = clip.size[0] == 1;
         let file = self.args.file(self.kind, index, self.count, clip.size[0]);
@@ -276,7 +291,7 @@ impl Writer<'_> {
         }
         let Some(file) = file else {
             let Some(clip) = clip.collect(comm)? else { return Ok(()) };
-            let caption = class.map_or(format!("sample {index}"), |class| format!("sample {index}: {class}"));
+            let caption = what.map_or(format!("sample {index}"), |what| format!("sample {index}: {what}"));
             let (shown, scale) = (clip.count().min(STRIP), self.args.scale());
             self.strips.push(Strip::from_clip(&caption, &clip.data, clip.height, clip.width, shown, scale)?);
             return Ok(());

@@ -4,6 +4,7 @@
 //! changed.
 
 mod buckets;
+mod captions;
 
 use super::{at_least_1, print, print_json};
 use crate::config::RunConfig;
@@ -13,7 +14,9 @@ use crate::data::{
 };
 use crate::model::ModelConfig;
 use crate::terminal::{self, counted};
+use crate::text::TextEncoder;
 use crate::{Result, bail, hub};
+use captions::CaptionCounts;
 use clap::Args;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -97,7 +100,7 @@ pub fn run(args: ScanArgs) -> Result<()> {
         // one.
         super::may_write(&sheet, args.force || args.sheet.is_none())?;
     }
-    let Settings { sources, names, patch, network } = settings(&args)?;
+    let Settings { sources, names, patch, network, encoder } = settings(&args)?;
     let root = sources.first().map_or_else(PathBuf::new, |source| source.path.clone());
     let root = if sources.len() > 1 { PathBuf::new() } else { root };
     let mut sets = ClipSets::survey(&sources)?;
@@ -111,8 +114,11 @@ pub fn run(args: ScanArgs) -> Result<()> {
         }
     }
     let tokens = |dataset: &Dataset| Some(token_grid(dataset.options().size(), patch?).ok()?.iter().product());
+    let captions = CaptionCounts::new(&sets, encoder.as_ref())?;
     if args.json {
-        print_json(format!("{:#}", report_buckets(&sets, &root, tokens)))
+        let mut report = report_buckets(&sets, &root, tokens);
+        report["captions"] = captions.value();
+        print_json(format!("{report:#}"))
     } else if let [dataset] = sets.buckets()
         && sets.empty().is_empty()
     {
@@ -120,6 +126,9 @@ pub fn run(args: ScanArgs) -> Result<()> {
     } else {
         print(buckets::table(&sets, &root, network.as_ref(), tokens))
     }?;
+    if let Some(line) = captions.line().filter(|_| !args.json) {
+        print(line)?;
+    }
     if sets.is_empty() {
         bail!(Data, "{}: no usable clips", names.join(", "));
     }
@@ -147,6 +156,8 @@ struct Settings {
     patch: Option<[usize; 3]>,
     /// The network, where clips have several sizes: those are cut to its grid.
     network: Option<ModelConfig>,
+    /// The text encoder that the config names.
+    encoder: Option<TextEncoder>,
 }
 
 fn settings(args: &ScanArgs) -> Result<Settings> {
@@ -155,7 +166,13 @@ fn settings(args: &ScanArgs) -> Result<Settings> {
         flags(args, &mut clips);
         let path = args.path.clone().unwrap_or_default();
         let source = Source { path: hub::resolve(&path)?, options: SourceOptions::new(clips), apart: Apart::default() };
-        return Ok(Settings { sources: vec![source], names: vec![path], patch: args.patch, network: None });
+        return Ok(Settings {
+            sources: vec![source],
+            names: vec![path],
+            patch: args.patch,
+            network: None,
+            encoder: None,
+        });
     };
     let mut config = RunConfig::load(path, &[])?;
     if let Some(named) = &args.path {
@@ -186,7 +203,9 @@ fn settings(args: &ScanArgs) -> Result<Settings> {
     };
     let sources = config.sources(&grid)?;
     let names = config.data.iter().map(|section| section.path.clone()).collect();
-    Ok(Settings { sources, names, patch, network })
+    let open = |from: &String| TextEncoder::open(&hub::resolve(from)?).map_err(|e| e.at("text.from"));
+    let encoder = config.text.from.as_ref().map(open).transpose()?;
+    Ok(Settings { sources, names, patch, network, encoder })
 }
 
 /// Puts the flags over `clips`.
@@ -267,9 +286,9 @@ impl Report<'_> {
         if let Some(mixed) = dataset.mixed_rates() {
             let _ = writeln!(out, "\n{mixed}");
         }
-        let captions = match dataset.captions() {
+        let captions = match dataset.captions().count() {
             0 => String::new(),
-            captions => format!(" ({captions} with a caption, which training does not use yet)"),
+            captions => format!(" ({captions} with a caption)"),
         };
         let _ = write!(
             out,

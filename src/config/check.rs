@@ -5,7 +5,7 @@
 use super::choices::Label;
 use super::data::{Data, DataSections};
 use super::lora;
-use super::run::{Model, Parallel, RunConfig, Sample, Train, Vae};
+use super::run::{Model, Parallel, RunConfig, Sample, Text, Train, Vae};
 use crate::data::{ClipGrid, Crop};
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
@@ -57,11 +57,12 @@ pub(super) fn check(config: &RunConfig) -> Checked {
     model(&config.model, &config.data, &config.vae)?;
     lora::check(config)?;
     vae(&config.vae, &config.data)?;
+    text(&config.text)?;
     diffusion(&config.diffusion)?;
     train(&config.train)?;
     parallel(&config.parallel)?;
     stash(&config.stash)?;
-    sample(&config.sample)
+    sample(&config.sample, &config.text)
 }
 
 fn data(c: &Data) -> Checked {
@@ -149,6 +150,22 @@ fn vae(c: &Vae, data: &DataSections) -> Checked {
     ensure(data.variants == 1 || (c.from.is_some() && drawn), "data.variants", data.variants, allowed)
 }
 
+fn text(c: &Text) -> Checked {
+    if let Some(from) = &c.from {
+        ensure(
+            !from.is_empty(),
+            "text.from",
+            from,
+            "must name a text encoder's folder; leave the key out for no text",
+        )?;
+    }
+    if let Some(cache) = &c.cache {
+        let allowed = "must name a folder; leave the key out for the usual";
+        ensure(!cache.as_os_str().is_empty(), "text.cache", cache, allowed)?;
+    }
+    Ok(())
+}
+
 fn model(c: &Model, data: &DataSections, vae: &Vae) -> Checked {
     if let Some(from) = &c.from {
         ensure(!from.is_empty(), "model.from", from, "must name a model folder, or hf://owner/name")?;
@@ -205,7 +222,9 @@ fn diffusion(c: &DiffusionOptions) -> Checked {
     at_least_0("diffusion.shift", c.shift)?;
     size("diffusion.shift_base_tokens", c.shift_base_tokens)?;
     ensure(c.clamp > 0.0 && c.clamp <= 1.0, "diffusion.clamp", c.clamp, "must be above 0 and at most 1")?;
-    ensure((0.0..=1.0).contains(&c.label_dropout), "diffusion.label_dropout", c.label_dropout, "must be in 0..=1")
+    ensure((0.0..=1.0).contains(&c.label_dropout), "diffusion.label_dropout", c.label_dropout, "must be in 0..=1")?;
+    let share = c.caption_dropout;
+    ensure((0.0..=1.0).contains(&share), "diffusion.caption_dropout", share, "must be in 0..=1")
 }
 
 fn train(c: &Train) -> Checked {
@@ -255,14 +274,17 @@ fn stash(c: &StashOptions) -> Checked {
     }
 }
 
-fn sample(c: &Sample) -> Checked {
+fn sample(c: &Sample, text: &Text) -> Checked {
     size("sample.steps", c.steps)?;
     size("sample.count", c.count)?;
     ensure(c.guidance.is_finite(), "sample.guidance", c.guidance, "must be finite; 1 is none")?;
     let [low, high] = c.guidance_interval;
     let ok = 0.0 <= low && low <= high && high <= 1.0;
     ensure(ok, "sample.guidance_interval", c.guidance_interval, "must be [low, high] with 0 <= low <= high <= 1")?;
-    at_least_0("sample.shift", c.shift)
+    at_least_0("sample.shift", c.shift)?;
+    let (has_text, allowed) = (text.from.is_some(), "needs a text encoder: name one as text.from");
+    ensure(c.prompts.is_empty() || has_text, "sample.prompts", &c.prompts, allowed)?;
+    ensure(c.negative.is_none() || has_text, "sample.negative", c.negative.as_deref().unwrap_or_default(), allowed)
 }
 
 fn size(key: &'static str, value: usize) -> Checked {

@@ -3,7 +3,7 @@
 
 use super::data::Data;
 use super::lora::Lora;
-use super::run::{Model, Parallel, Run, RunConfig, Sample, Train, Vae};
+use super::run::{Model, Parallel, Run, RunConfig, Sample, Text, Train, Vae};
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor, value::Error};
@@ -16,6 +16,7 @@ pub fn sections() -> Vec<(&'static str, &'static [&'static str])> {
         fields::<Model>(),
         fields::<Lora>(),
         fields::<Vae>(),
+        fields::<Text>(),
         fields::<DiffusionOptions>(),
         fields::<Train>(),
         fields::<Parallel>(),

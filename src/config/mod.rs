@@ -33,7 +33,7 @@ pub use data::*;
 pub use fields::sections;
 pub use file::read_config;
 pub use lora::{Export, KnownLora, Lora};
-pub use resolve::KnownVae;
+pub use resolve::Known;
 pub use run::*;
 
 impl RunConfig {
@@ -80,8 +80,9 @@ impl RunConfig {
             section.path.clear();
             section.heldout.iter_mut().for_each(String::clear);
         }
-        config.vae.cache = None;
+        (config.vae.cache, config.text.cache) = (None, None);
         config.vae.from = config.vae.from.map(|_| String::new());
+        config.text.from = config.text.from.map(|_| String::new());
         config.model.from = config.model.from.map(|_| String::new());
         config.lora.from = config.lora.from.map(|_| String::new());
         Ok(u64::from(crc32c::crc32c(config.to_toml()?.as_bytes())))

@@ -12,6 +12,7 @@ pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
         ("run.out", Some(&mut config.run.out)),
         ("stash.folder", config.stash.folder.as_mut()),
         ("vae.cache", config.vae.cache.as_mut()),
+        ("text.cache", config.text.cache.as_mut()),
     ];
     for (key, path) in folders.into_iter().filter_map(|(key, path)| Some((key, path?))) {
         *path = expanded(key, path)?;
@@ -24,6 +25,7 @@ pub(super) fn expand(config: &mut RunConfig) -> Result<(), Problem> {
         ("model.from", 0, config.model.from.as_mut()),
         ("lora.from", 0, config.lora.from.as_mut()),
         ("vae.from", 0, config.vae.from.as_mut()),
+        ("text.from", 0, config.text.from.as_mut()),
     ]);
     for (key, number, name) in names.filter_map(|(key, number, name)| Some((key, number, name?))) {
         if name.starts_with('~') {

@@ -1,6 +1,6 @@
 //! Resolves a config into the options of the rooms below, which know nothing of sections and keys.
 
-use super::{CACHE, Model, RunConfig};
+use super::{CACHE, Model, RunConfig, TEXT_CACHE};
 #[cfg(feature = "media")]
 use crate::data::{Apart, Source};
 use crate::data::{Bucket, ClipGrid};
@@ -10,21 +10,43 @@ use crate::state::StateOptions;
 use crate::state::checkpoint::{Checkpoint, STATE};
 use crate::state::named::NamedModel;
 use crate::state::optimizer::AdamWOptions;
+use crate::text::{TextConfig, TextModel};
 use crate::vae::{Space, VaeConfig, VaeWeights};
 use crate::{Error, Result, hub};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The VAE of a name, looked up once for a config and all its copies: `plan` asks for it with each size that it tries,
-/// and a name may be a hub's.
-#[derive(Clone, Debug, Default)]
-pub struct KnownVae(Arc<Mutex<Option<(String, VaeConfig)>>>);
+/// What a name has been found to be, looked up once for a config and all its copies: `plan` asks for it with each size
+/// that it tries, and a name may be a hub's.
+#[derive(Clone, Debug)]
+pub struct Known<T>(Arc<Mutex<Option<(String, T)>>>);
 
-impl PartialEq for KnownVae {
+impl<T> Default for Known<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> PartialEq for Known<T> {
     /// What is known already is no part of a config.
     fn eq(&self, _: &Self) -> bool {
         true
+    }
+}
+
+impl<T: Clone> Known<T> {
+    /// What `name` is, by `find` if that is not known.
+    fn get(&self, name: &str, find: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut known = self.0.lock();
+        match &*known {
+            Some((of, found)) if of == name => Ok(found.clone()),
+            _ => {
+                let found = find()?;
+                *known = Some((name.to_owned(), found.clone()));
+                Ok(found)
+            }
+        }
     }
 }
 
@@ -42,7 +64,10 @@ impl RunConfig {
     /// # Errors
     /// The folder cannot be had, or holds no such network.
     pub fn network(&self) -> Result<ModelConfig> {
-        let Some(from) = &self.model.from else { return Ok(self.model.network(self.space()?)) };
+        let Some(from) = &self.model.from else {
+            let text_dim = self.text_config()?.map_or(0, |text| text.width);
+            return Ok(self.model.network(self.space()?, text_dim));
+        };
         NamedModel::find(&hub::resolve(from)?)?.config().map_err(|e| e.at("model.from"))
     }
 
@@ -142,12 +167,26 @@ impl RunConfig {
     /// As [`space`](Self::space).
     pub fn vae_config(&self) -> Result<Option<VaeConfig>> {
         let Some(from) = &self.vae.from else { return Ok(None) };
-        let mut known = self.vae.known.0.lock();
-        if known.as_ref().is_none_or(|(name, _)| name != from) {
-            let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
-            *known = Some((from.clone(), weights.config));
-        }
-        Ok(known.as_ref().map(|(_, vae)| vae.clone()))
+        let find = || Ok(VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?.config);
+        self.vae.known.get(from, find).map(Some)
+    }
+
+    /// The text encoder that the config names, if it names one. No weights are read.
+    ///
+    /// # Errors
+    /// The encoder cannot be had, or is none.
+    pub fn text_config(&self) -> Result<Option<TextConfig>> {
+        let Some(from) = &self.text.from else { return Ok(None) };
+        let find = || Ok(TextModel::open(&hub::resolve(from)?).map_err(|e| e.at("text.from"))?.config().clone());
+        self.text.known.get(from, find).map(Some)
+    }
+
+    /// The folder of embedded texts.
+    ///
+    /// # Errors
+    /// The config names none, and there is no home folder.
+    pub fn text_cache(&self) -> Result<PathBuf> {
+        self.text.cache.clone().map_or_else(|| expand_home(Path::new(TEXT_CACHE)), Ok)
     }
 
     /// The folder of encoded clips.
@@ -174,15 +213,15 @@ impl RunConfig {
 }
 
 impl Model {
-    /// The new network that these keys describe: on clips of `space`, without text.
-    pub fn network(&self, space: Space) -> ModelConfig {
+    /// The new network that these keys describe: on clips of `space`, with text tokens of `text_dim` features, or none.
+    pub fn network(&self, space: Space, text_dim: usize) -> ModelConfig {
         ModelConfig {
             patch_size: self.patch_size,
             num_attention_heads: self.num_attention_heads,
             attention_head_dim: self.attention_head_dim,
             in_channels: space.channels,
             out_channels: space.channels,
-            text_dim: 0,
+            text_dim,
             freq_dim: self.freq_dim,
             ffn_dim: self.ffn_dim,
             num_layers: self.num_layers,

@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use super::choices::{Compute, Hardware, Place, SamplerKind, Schedule, Weigh};
 use super::data::DataSections;
 use super::lora::Lora;
-use super::resolve::KnownVae;
+use super::resolve::Known;
 use crate::diffusion::DiffusionOptions;
 use crate::engine::stash::StashOptions;
 use crate::model::ModelConfig;
 use crate::state::StateOptions;
+use crate::text::TextConfig;
+use crate::vae::VaeConfig;
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +30,8 @@ pub struct RunConfig {
     pub lora: Lora,
     #[serde(default)]
     pub vae: Vae,
+    #[serde(default)]
+    pub text: Text,
     #[serde(default)]
     pub diffusion: DiffusionOptions,
     #[serde(default)]
@@ -66,12 +70,32 @@ pub struct Vae {
     /// What `from` has been found to be.
     #[serde(skip)]
     #[doc(hidden)]
-    pub known: KnownVae,
+    pub known: Known<VaeConfig>,
+}
+
+/// Where embeddings of texts are unless the config says another folder.
+pub const TEXT_CACHE: &str = "~/.cache/longreel/texts";
+
+/// `[text]`: the encoder of captions and prompts; without `from`, there is no text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Text {
+    /// A text encoder and its tokenizer: a pipeline's folder, an encoder's, Wan's own, or `hf://...`; none: no text.
+    pub from: Option<String>,
+    /// Folder of embedded texts, which runs may share; none: [`TEXT_CACHE`].
+    pub cache: Option<PathBuf>,
+    /// Operands of the encoder's products, and how embeddings are kept.
+    pub dtype: Compute,
+    /// What `from` has been found to be.
+    #[serde(skip)]
+    #[doc(hidden)]
+    pub known: Known<TextConfig>,
 }
 
 /// `[model]`: the network, new or from a checkpoint.
 ///
-/// A new one has no text conditioning; one with cross-attention comes from `from`, whose config.json says the rest.
+/// A new one has text, by cross-attention, if `[text]` names an encoder; of one that comes from `from`, its config.json
+/// says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
@@ -182,6 +206,11 @@ pub struct Sample {
     pub shift: f64,
     /// Frames of a clip sampled during training; none: as trained, on latents at most 17.
     pub frames: Option<usize>,
+    /// Prompts of a network with text, which clips take in turn; none: the empty text.
+    pub prompts: Vec<String>,
+    /// What guidance leads away from, for a network with text; none: Wan's own for a network of Wan's text, else the
+    /// empty text.
+    pub negative: Option<String>,
 }
 
 impl Default for Run {
@@ -209,7 +238,13 @@ impl Default for Model {
 
 impl Default for Vae {
     fn default() -> Self {
-        Self { from: None, cache: None, dtype: Compute::F32, known: KnownVae::default() }
+        Self { from: None, cache: None, dtype: Compute::F32, known: Known::default() }
+    }
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Self { from: None, cache: None, dtype: Compute::Bf16, known: Known::default() }
     }
 }
 
@@ -257,6 +292,8 @@ impl Default for Sample {
             guidance_interval: [0.0, 1.0],
             shift: 1.0,
             frames: None,
+            prompts: vec![],
+            negative: None,
         }
     }
 }

@@ -54,6 +54,12 @@ pub trait Clips: Send + Sync {
         None
     }
 
+    /// What is said of a clip, for networks with text, as it is: without `data.caption_prefix`.
+    fn caption(&self, clip: usize) -> Option<String> {
+        let _ = clip;
+        None
+    }
+
     /// Frames per second; none of images.
     fn rate(&self) -> Option<f64> {
         None
@@ -109,7 +115,7 @@ impl Dataset {
                 width: options.width,
                 rate: clips.rate(),
                 clips: 1,
-                caption: None,
+                caption: clips.caption(number).filter(|text| !text.is_empty()).map(Arc::from),
                 class,
                 notes: vec![],
                 repeats: 1,

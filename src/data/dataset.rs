@@ -116,9 +116,9 @@ impl Dataset {
         self.starts[file]
     }
 
-    /// How many files have a caption that is not empty.
-    pub fn captions(&self) -> usize {
-        self.files.iter().filter(|file| file.caption.is_some()).count()
+    /// The captions of files that have one which is not empty, file by file.
+    pub fn captions(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().filter_map(|file| file.caption.as_deref())
     }
 
     /// How the clips are cut. Where folders are cut differently, this is what is so of any of them.

@@ -61,10 +61,10 @@ impl ClipSets {
         for source in sources {
             sets.refuse_unused(source)?;
         }
-        let captions: usize = sets.buckets.iter().map(|dataset| dataset.captions()).sum();
+        let captions: usize = sets.buckets.iter().map(|dataset| dataset.captions().count()).sum();
         let captions = match captions {
             0 => String::new(),
-            captions => format!(" ({captions} with a caption, which training does not use yet)"),
+            captions => format!(" ({captions} with a caption)"),
         };
         let paths: Vec<String> = sources.iter().map(|source| source.path.display().to_string()).collect();
         let files: usize = sets.buckets.iter().map(|dataset| dataset.files().len()).sum();

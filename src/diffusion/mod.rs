@@ -19,9 +19,7 @@ pub use noise::{channel_first, channel_last, heldout_key, noise_rows, noisy, sam
 pub use objective::Objective;
 pub use options::{DiffusionOptions, Prediction, SamplerKind, Timesteps};
 pub use sampler::Sampler;
-pub use schedule::{
-    LabelDropout, QUANTILES, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep,
-};
+pub use schedule::{Dropout, QUANTILES, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep};
 #[cfg(feature = "media")]
 pub(crate) use tiled::State;
 pub use tiled::{Make, Take, Velocity};

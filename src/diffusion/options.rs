@@ -55,6 +55,8 @@ pub struct DiffusionOptions {
     pub clamp: f64,
     /// Share of labels dropped in training, for guidance.
     pub label_dropout: f64,
+    /// Share of captions replaced by the empty text in training, for guidance.
+    pub caption_dropout: f64,
 }
 
 impl Default for DiffusionOptions {
@@ -68,6 +70,7 @@ impl Default for DiffusionOptions {
             shift_base_tokens: 4096,
             clamp: 0.05,
             label_dropout: 0.1,
+            caption_dropout: 0.1,
         }
     }
 }

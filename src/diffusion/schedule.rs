@@ -101,25 +101,41 @@ impl SigmaDistribution {
     }
 }
 
-/// Which samples are trained on without their label, so that the network also learns the null condition of guidance.
+/// Which samples are trained on without their label, or without their caption, so that the network also learns the null
+/// condition of guidance.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LabelDropout(f64);
+pub struct Dropout {
+    share: f64,
+    purpose: Purpose,
+}
 
-impl LabelDropout {
+impl Dropout {
     /// Drops this share of labels.
     ///
     /// # Errors
     /// If its share is not within [0, 1].
-    pub fn new(share: f64) -> Result<Self> {
-        if !(0.0..=1.0).contains(&share) {
-            bail!(Config, "[diffusion] label_dropout = {share}: must be within [0, 1]");
-        }
-        Ok(Self(share))
+    pub fn of_labels(share: f64) -> Result<Self> {
+        Self::new(share, Purpose::LabelDrop, "label_dropout")
     }
 
-    /// Whether `sample` of the global batch of `step` loses its label.
+    /// Drops this share of captions.
+    ///
+    /// # Errors
+    /// If its share is not within [0, 1].
+    pub fn of_captions(share: f64) -> Result<Self> {
+        Self::new(share, Purpose::CaptionDrop, "caption_dropout")
+    }
+
+    fn new(share: f64, purpose: Purpose, key: &str) -> Result<Self> {
+        if !(0.0..=1.0).contains(&share) {
+            bail!(Config, "[diffusion] {key} = {share}: must be within [0, 1]");
+        }
+        Ok(Self { share, purpose })
+    }
+
+    /// Whether `sample` of the global batch of `step` loses its condition.
     pub fn drops(&self, seed: u64, step: u64, sample: u64) -> bool {
-        Key { seed, purpose: Purpose::LabelDrop, step, sample }.stream(0).uniform() < self.0
+        Key { seed, purpose: self.purpose, step, sample }.stream(0).uniform() < self.share
     }
 }
 

@@ -1,32 +1,26 @@
-//! A folder of encoded clips, each under a name that is the hash of all that its latents depend on.
-//!
-//! What is asked for is looked up by that name, so an entry of another file, crop, size or VAE is never found: it is
-//! stale, not wrong. Entries appear whole or not at all; runs with clips in common may share a folder. On reading, the
-//! entry's own record of its key, its shape and its length are checked.
+//! Keeps the latents of a dataset's clips in a folder, each under a name that is the hash of all that they depend on:
+//! the file, the crop, the size, the VAE. Runs with clips in common may share a folder.
 
 use half::f16;
-use safetensors::{Dtype, tensor::TensorView};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::collections::{HashMap, HashSet};
+use safetensors::Dtype;
+use serde::Serialize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use super::entry::Contents;
+use super::entry::{self, EntryTensor, Record, Wanted};
 use super::latents::Latents;
 use super::sources::Sources;
 use crate::data::{Augment, ClipOptions, Dataset, Recipe};
-use crate::files::{Tensors, atomic_write, create_folders, to_hex};
+use crate::files::{Tensors, create_folders};
 use crate::vae::{Frame, VaeConfig};
-use crate::{Error, Result, bail};
+use crate::{Result, bail};
 
 /// The version of this file's rules: what an entry holds, and what its key is made of.
 const RULE: u32 = 1;
 
-/// Where an entry's header has its [`Record`].
-const RECORD: &str = "longreel";
-
-/// The extension of an entry.
-const ENTRY: &str = "safetensors";
+/// The name of an entry's tensor.
+const LATENTS: &str = "latents";
 
 /// The VAE that makes latents, as far as they depend on it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -44,23 +38,6 @@ struct Parts<'a> {
     source: &'a str,
     recipe: &'a Recipe,
     vae: &'a VaeKey,
-}
-
-/// What an entry says of itself in its header.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    key: String,
-    /// The clip that it was made of, for people: the file, the clip in it, the variant.
-    clip: String,
-    /// CRC-32C of the latents' bytes.
-    crc32c: u32,
-}
-
-impl Record {
-    /// What a file says, if it is an entry.
-    fn of(tensors: &Tensors) -> Option<Self> {
-        tensors.metadata(RECORD).and_then(|text| serde_json::from_str(text).ok())
-    }
 }
 
 /// An encoded clip that a run wants.
@@ -86,19 +63,6 @@ pub struct LatentCache {
     /// Clip after clip, variant after variant.
     entries: Vec<Entry>,
     sources: Sources,
-}
-
-/// What a cache's folder holds.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Contents {
-    /// Entries that are wanted and there.
-    pub there: usize,
-    /// Clips that are wanted and not there, or damaged.
-    pub missing: Vec<String>,
-    /// Entries of wanted clips as they were before something that they depend on changed.
-    pub stale: Vec<PathBuf>,
-    /// Entries of nothing that is wanted.
-    pub unused: Vec<PathBuf>,
 }
 
 impl LatentCache {
@@ -132,8 +96,7 @@ impl LatentCache {
                 };
                 let recipe = dataset.recipe(&clip, &augment);
                 let parts = Parts { rule: RULE, source: &source, recipe: &recipe, vae };
-                let text = serde_json::to_vec(&parts).expect("plain values");
-                let key = to_hex(&Sha256::digest(&text)[..20]);
+                let key = entry::key_of(&parts);
                 let name = format!("{}, clip {}, variant {variant}", clip.path.display(), clip.window);
                 entries.push(Entry { clip: id, augment, key, name });
             }
@@ -188,10 +151,6 @@ impl LatentCache {
         clip * self.variants + (epoch % self.variants as u64) as usize
     }
 
-    fn path(&self, key: &str) -> PathBuf {
-        self.dir.join(format!("{key}.{ENTRY}"))
-    }
-
     /// Numbers of the entries that are not there, or not whole; to `verify`, their values are read and compared with
     /// their checksums.
     pub fn missing(&self, verify: bool) -> Vec<usize> {
@@ -201,20 +160,11 @@ impl LatentCache {
 
     /// Opens an entry and checks what it says of itself.
     fn opened(&self, i: usize) -> Result<(Tensors, Record)> {
-        let entry = &self.entries[i];
-        let path = self.path(&entry.key);
-        let tensors = Tensors::open(&path)?;
-        let Some(record) = Record::of(&tensors).filter(|record| record.key == entry.key) else {
-            bail!(Data, "{}: is not what its name says; delete it, and it is encoded again", path.display());
-        };
-        let shape = tensors.shape("latents")?;
-        if shape != self.shape || tensors.dtype("latents")? != Dtype::F16 {
-            bail!(
-                Data,
-                "{}: is of {shape:?}, not {:?}; delete it, and it is encoded again",
-                path.display(),
-                self.shape
-            );
+        let (tensors, record) = entry::open(&self.dir, &self.entries[i].key)?;
+        let shape = tensors.shape(LATENTS)?;
+        if shape != self.shape || tensors.dtype(LATENTS)? != Dtype::F16 {
+            let (path, wanted) = (tensors.path().display(), self.shape);
+            bail!(Data, "{path}: is of {shape:?}, not {wanted:?}; delete it, and it is encoded again");
         }
         Ok((tensors, record))
     }
@@ -222,10 +172,7 @@ impl LatentCache {
     /// Reads an entry whole and compares its checksum.
     fn verify(&self, i: usize) -> Result<()> {
         let (tensors, record) = self.opened(i)?;
-        match record.crc32c == crc32c::crc32c(&tensors.bytes("latents")?) {
-            true => Ok(()),
-            false => bail!(Data, "{}: its values are damaged", self.path(&self.entries[i].key).display()),
-        }
+        entry::checked_bytes(&tensors, &record, LATENTS).map(drop)
     }
 
     /// Reads some frames of an entry.
@@ -238,10 +185,10 @@ impl LatentCache {
         let mut values = Vec::with_capacity(z * frames.len() * h * w);
         for c in 0..z {
             let start = (c * t + frames.start) * h * w;
-            values.extend(tensors.read_f16("latents", start..start + frames.len() * h * w)?);
+            values.extend(tensors.read_f16(LATENTS, start..start + frames.len() * h * w)?);
         }
         if !values.iter().all(|x| x.is_finite()) {
-            let path = self.path(&self.entries[i].key);
+            let path = tensors.path();
             bail!(Data, "{}: has values that are not finite; delete it, and it is encoded again", path.display());
         }
         Ok(Latents { first: frames.start, shape: [z, h, w], values })
@@ -269,12 +216,8 @@ impl LatentCache {
                 }
             }
         }
-        let record = Record { key: entry.key.clone(), clip: entry.name.clone(), crc32c: crc32c::crc32c(&bytes) };
-        let record = serde_json::to_string(&record).expect("plain values");
-        let metadata = Some(HashMap::from([(RECORD.to_owned(), record)]));
-        let view = TensorView::new(Dtype::F16, self.shape.to_vec(), &bytes).map_err(|e| Error::Shape(e.to_string()))?;
-        let text = safetensors::serialize([("latents", view)], metadata).map_err(|e| Error::Shape(e.to_string()))?;
-        atomic_write(&self.path(&entry.key), |out| out.write_all(&text))
+        let tensor = EntryTensor { name: LATENTS, dtype: Dtype::F16, shape: self.shape.to_vec(), bytes: &bytes };
+        entry::write(&self.dir, &entry.key, &entry.name, tensor)
     }
 
     /// Compares what is wanted, by caches in one folder, with what is there.
@@ -282,36 +225,13 @@ impl LatentCache {
     /// # Errors
     /// The folder cannot be listed.
     pub fn contents(caches: &[&Self]) -> Result<Contents> {
-        let mut contents = Contents::default();
-        let Some(Self { dir, .. }) = caches.first() else { return Ok(contents) };
-        for (cache, i) in caches.iter().flat_map(|cache| (0..cache.entries.len()).map(move |i| (cache, i))) {
-            match cache.verify(i) {
-                Ok(()) => contents.there += 1,
-                Err(_) => contents.missing.push(cache.entries[i].name.clone()),
-            }
-        }
-        let entries = || caches.iter().flat_map(|cache| &cache.entries);
-        let wanted: HashSet<&str> = entries().map(|entry| entry.key.as_str()).collect();
-        let names: HashSet<&str> = entries().map(|entry| entry.name.as_str()).collect();
-        let mut others = vec![];
-        if !dir.exists() {
-            return Ok(contents);
-        }
-        for file in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-            let path = file.map_err(|e| Error::io(dir, e))?.path();
-            let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            if path.extension().is_some_and(|extension| extension == ENTRY) && !wanted.contains(key.as_str()) {
-                others.push(path);
-            }
-        }
-        others.sort();
-        for path in others {
-            match Tensors::open(&path).ok().and_then(|tensors| Record::of(&tensors)) {
-                Some(record) if names.contains(record.clip.as_str()) => contents.stale.push(path),
-                _ => contents.unused.push(path),
-            }
-        }
-        Ok(contents)
+        let Some(Self { dir, .. }) = caches.first() else { return Ok(Contents::default()) };
+        let entries = caches.iter().flat_map(|cache| (0..cache.entries.len()).map(move |i| (cache, i)));
+        let wanted = entries.map(|(cache, i)| {
+            let Entry { key, name, .. } = &cache.entries[i];
+            Wanted { key, clip: name, there: cache.verify(i).is_ok() }
+        });
+        Contents::of(dir, LATENTS, &wanted.collect::<Vec<_>>())
     }
 }
 

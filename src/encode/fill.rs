@@ -46,7 +46,10 @@ pub fn fill(
     report: &dyn Fn(Filling),
 ) -> Result<bool> {
     agree(comm.as_ref(), "the clips to encode, by what they depend on", cache.fingerprint())?;
-    let missing = agreed(cache, comm, verify)?;
+    let missing = agreed(comm, cache.entries().len(), || {
+        let mut seen = HashSet::new(); // equal files have one entry
+        cache.missing(verify).into_iter().filter(|&i| seen.insert(&cache.entries()[i].key)).collect()
+    })?;
     if missing.is_empty() {
         return Ok(true);
     }
@@ -79,22 +82,23 @@ pub fn fill(
 }
 
 /// Whether any rank says yes.
-fn is_any(comm: &dyn Communicator, yes: bool) -> Result<bool> {
+pub(super) fn is_any(comm: &dyn Communicator, yes: bool) -> Result<bool> {
     let sum = Tensor::new(&[f64::from(u8::from(yes))], &Device::Cpu)?;
     comm.all_reduce(&sum, Reduce::Max)?;
     Ok(sum.to_vec1::<f64>()? != [0.0])
 }
 
-/// The entries that rank 0 misses, on all ranks: files may appear between two looks.
-fn agreed(cache: &LatentCache, comm: &Arc<dyn Communicator>, verify: bool) -> Result<Vec<usize>> {
-    let mut misses = vec![0f64; cache.entries().len()];
+/// Which of `entries` entries rank 0 misses, on all ranks: files may appear between two looks.
+pub(super) fn agreed(
+    comm: &Arc<dyn Communicator>,
+    entries: usize,
+    missing: impl FnOnce() -> Vec<usize>,
+) -> Result<Vec<usize>> {
+    let mut misses = vec![0f64; entries];
     if comm.rank() == 0 {
-        // Equal files have one entry.
-        let mut seen = HashSet::new();
-        let missing = cache.missing(verify).into_iter().filter(|&i| seen.insert(&cache.entries()[i].key));
-        missing.for_each(|i| misses[i] = 1.0);
+        missing().into_iter().for_each(|i| misses[i] = 1.0);
     }
-    let misses = Tensor::from_vec(misses, cache.entries().len(), &Device::Cpu)?;
+    let misses = Tensor::from_vec(misses, entries, &Device::Cpu)?;
     comm.broadcast(&misses, 0)?;
     let misses = misses.to_vec1::<f64>()?;
     Ok((0..misses.len()).filter(|&i| misses[i] > 0.0).collect())

@@ -2,10 +2,14 @@
 //!
 //! The VAE itself knows of one process; here its frames are split over ranks by rows ([`rows`]), and `clip_reader`
 //! decodes the pixels of a file as the encoder asks for them. A [`cache`] holds the latents of a dataset's clips,
-//! [`fill`] encodes those that it lacks, and [`latents`] makes the network's rows of them.
+//! [`fill`] encodes those that it lacks, and [`latents`] makes the network's rows of them. [`embeddings`] holds what a
+//! text encoder makes of captions and prompts, [`embed`] embeds those that it lacks.
 
 pub mod cache;
 pub mod clip_reader;
+pub mod embed;
+pub mod embeddings;
+mod entry;
 pub mod fill;
 pub mod latents;
 pub mod rows;

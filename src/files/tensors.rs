@@ -170,7 +170,7 @@ impl Tensors {
     pub fn check_float(&self, name: &str) -> Result<()> {
         match self.dtype(name)? {
             Dtype::F32 | Dtype::BF16 | Dtype::F16 | Dtype::F64 => Ok(()),
-            other => bail!(Data, "{}: {}", self.path.display(), not_a_float(name, other)),
+            other => Err(no_float(&self.path, name, other)),
         }
     }
 

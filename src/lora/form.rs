@@ -19,6 +19,16 @@ pub enum Form {
 }
 
 impl Form {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Comfy => "comfy",
+            Self::Diffusers => "diffusers",
+            Self::Kohya => "kohya",
+            Self::Plain => "plain",
+        }
+    }
+
     /// Whose form it is, and how its keys begin.
     pub fn described(self) -> &'static str {
         match self {

@@ -17,7 +17,7 @@ use candle_core::{DType, Tensor};
 use std::sync::Arc;
 
 use super::condition::leaf;
-use super::cross::cross_attention;
+use super::cross::{CrossText, cross_attention};
 use super::{Condition, Layers, ModelConfig, RowGroups, UnitId};
 use crate::Result;
 use crate::ops::{Affine, Linear, PackedGuard, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
@@ -63,8 +63,8 @@ const GATE_MLP: usize = 5;
 pub struct BlockCondition {
     modulation: Param, // [B, 6, D]
     groups: Option<Arc<RowGroups>>,
-    text: Option<(Param, Param)>, // keys, values [B, L, D]
-    _packed: Vec<PackedGuard>,    // the tiles' weights stay packed
+    text: Option<CrossText>,
+    _packed: Vec<PackedGuard>, // the tiles' weights stay packed
 }
 
 impl BlockCondition {
@@ -141,10 +141,9 @@ impl Block {
         let modulation = condition.modulation.value.broadcast_add(&self.table.value)?;
         let text = match (&self.cross, &condition.text) {
             (Some(cross), Some(text)) => {
-                let tokens = text.value.dims()[1];
-                let (k, v) = self.text_rows(&Tape::off(), cross, &text.value.flatten(0, 1)?, tokens)?;
-                let shape = text.value.shape();
-                Some((Param::leaf("text keys", k.reshape(shape)?)?, Param::leaf("text values", v.reshape(shape)?)?))
+                let (k, v) = self.text_rows(&Tape::off(), cross, &text.embedded.value)?;
+                let (keys, values) = (Param::leaf("text keys", k)?, Param::leaf("text values", v)?);
+                Some(CrossText { keys, values, rows: text.rows.clone() })
             }
             _ => None,
         };
@@ -167,18 +166,18 @@ impl Block {
             self.table.accumulate(&grad.sum_keepdim(0)?)?;
             condition.modulation.accumulate(grad)?;
         }
-        if let (Some(cross), Some(text), Some((k, v))) = (&self.cross, &condition.text, &cond.text) {
-            let (tape, input) = (Tape::recording(), text.value.flatten(0, 1)?);
-            let (keys, values) = self.text_rows(&tape, cross, &input, text.value.dims()[1])?;
-            let outputs = [(&keys, &k.grad()?.flatten(0, 1)?), (&values, &v.grad()?.flatten(0, 1)?)];
-            let d_text = tape.backward(&outputs, &[&input])?.remove(0);
-            text.accumulate(&d_text.reshape(text.value.shape())?)?;
+        if let (Some(cross), Some(text), Some(of_block)) = (&self.cross, &condition.text, &cond.text) {
+            let (tape, input) = (Tape::recording(), text.embedded.value.clone());
+            let (keys, values) = self.text_rows(&tape, cross, &input)?;
+            let outputs = [(&keys, of_block.keys.grad()?), (&values, of_block.values.grad()?)];
+            text.embedded.accumulate(&tape.backward(&outputs, &[&input])?.remove(0))?;
         }
         Ok(())
     }
 
-    /// Keys and values `[B L, D]` of text rows; `tokens` is L.
-    fn text_rows(&self, tape: &Tape, cross: &Cross, text: &Tensor, tokens: usize) -> Result<(Tensor, Tensor)> {
+    /// Keys and values `[rows, D]` of text rows.
+    fn text_rows(&self, tape: &Tape, cross: &Cross, text: &Tensor) -> Result<(Tensor, Tensor)> {
+        let tokens = text.dims()[0];
         let a = &cross.attention;
         let [k, v] = [&a.k, &a.v].map(|layer| layer.at(Rows { start: 0, tokens }, false));
         Ok((rms_norm(tape, &k.forward(tape, text)?, &a.norm_k, self.eps)?, v.forward(tape, text)?))
@@ -209,7 +208,7 @@ impl Block {
         let o = cast(tape, o, x.dtype())?;
         let out = self.attention.out.at(rows, true);
         let mut x = out.gate_to(tape, x, &o, cond.gate_msa(), cond.modulations(rows))?;
-        if let (Some(cross), Some((k, v))) = (&self.cross, &cond.text) {
+        if let (Some(cross), Some(text)) = (&self.cross, &cond.text) {
             let a = &cross.attention;
             let h = match &cross.norm {
                 Some((weight, bias)) => {
@@ -219,7 +218,7 @@ impl Block {
                 None => x.clone(),
             };
             let q = rms_norm(tape, &a.q.at(rows, true).forward(tape, &h)?, &a.norm_q, self.eps)?;
-            let o = cross_attention(tape, &q, k, v, self.heads, rows, self.bf16)?;
+            let o = cross_attention(tape, &q, text, self.heads, rows, self.bf16)?;
             x = a.out.at(rows, true).add_to(tape, &x, &o)?;
         }
         let h = layer_norm(tape, &x, cond.modulate_mlp(rows), self.eps)?;

@@ -8,6 +8,7 @@
 use candle_core::Tensor;
 use std::sync::Arc;
 
+use super::text::{TextRows, TextTokens};
 use super::{Layers, ModelConfig, RowGroups};
 use crate::ops::{Linear, Param, Rows, Tape, add, clear, silu};
 use crate::{Result, bail};
@@ -18,8 +19,8 @@ pub struct Conditioning {
     /// The network's time, 1000 sigma, of each sample; of tokens in groups ([`TimeGroups`](super::TimeGroups)), of each
     /// group of each sample.
     pub timesteps: Vec<f64>,
-    /// Text tokens `[B, L, text_dim]`, for models with text.
-    pub text: Option<Tensor>,
+    /// The text of each sample, for models with text.
+    pub text: Option<Vec<TextTokens>>,
     /// The class of each sample, for models with classes; `num_classes` is the null class.
     pub labels: Option<Vec<usize>>,
 }
@@ -34,8 +35,18 @@ pub struct Condition {
     pub time: Param,
     /// Its projection to modulations `[B, 6, D]`, for the blocks.
     pub modulation: Param,
-    /// Text tokens in the model's width `[B, L, D]`.
-    pub text: Option<Param>,
+    /// The samples' text.
+    pub text: Option<ConditionText>,
+}
+
+/// The text of B samples in the model's width.
+pub struct ConditionText {
+    /// `[rows, text_dim]`
+    given: Tensor,
+    /// `[rows, D]`
+    pub embedded: Param,
+    /// Whose rows they are.
+    pub rows: Arc<TextRows>,
 }
 
 /// `condition_embedder`: the small network that makes conditions.
@@ -89,15 +100,13 @@ impl Conditioner {
         let (time, modulation) = self.time(&Tape::off(), &sinusoid, class.as_ref())?;
         let text = match (&self.text, &conditioning.text) {
             (None, None) => None,
-            (Some(_), Some(text)) => {
-                let (samples, tokens, features) = text.dims3()?;
-                let wanted = self.text_dim();
-                if samples != b || features != wanted || tokens == 0 {
-                    bail!(Shape, "text embeddings are {:?}; [{b}, tokens, {wanted}] is wanted", text.dims())
+            (Some(_), Some(texts)) => {
+                if texts.len() != b {
+                    bail!(Shape, "{} texts for {b} samples; one each is wanted", texts.len())
                 }
-                let rows = rows_of(text, &time)?;
-                let text = self.text_rows(&Tape::off(), &rows, tokens)?.reshape((samples, tokens, self.width))?;
-                Some(self.leaf("text", text)?)
+                let (rows, given) = TextRows::gather(texts, self.text_dim(), &time)?;
+                let embedded = self.leaf("text", self.text_rows(&Tape::off(), &given)?)?;
+                Some(ConditionText { given, embedded, rows: Arc::new(rows) })
             }
             (Some(_), None) => {
                 bail!(Shape, "the model has text (text_dim {}), but no text embeddings are given", self.text_dim())
@@ -130,19 +139,18 @@ impl Conditioner {
                 table.get(label)?.accumulate(&gradients[1].get(sample)?)?;
             }
         }
-        if let (Some(text), Some(leaf)) = (&conditioning.text, &condition.text) {
-            let rows = rows_of(text, &leaf.value)?;
+        if let Some(text) = &condition.text {
             let tape = Tape::recording();
-            let output = self.text_rows(&tape, &rows, text.dims()[1])?;
-            tape.backward(&[(&output, &leaf.grad()?.flatten(0, 1)?)], &[&rows])?;
+            let output = self.text_rows(&tape, &text.given)?;
+            tape.backward(&[(&output, text.embedded.grad()?)], &[&text.given])?;
         }
         Ok(())
     }
 
     /// Sets the gradients that `condition` has collected to zero, so that it can serve again.
     pub fn zero_grad(condition: &Condition) -> Result<()> {
-        for leaf in [Some(&condition.time), Some(&condition.modulation), condition.text.as_ref()].into_iter().flatten()
-        {
+        let text = condition.text.as_ref().map(|text| &text.embedded);
+        for leaf in [Some(&condition.time), Some(&condition.modulation), text].into_iter().flatten() {
             leaf.grad.iter().try_for_each(clear)?;
         }
         Ok(())
@@ -169,8 +177,9 @@ impl Conditioner {
         Ok((time, modulation))
     }
 
-    /// Text rows `[B L, text_dim]` to `[B L, D]`; `tokens` is L.
-    fn text_rows(&self, tape: &Tape, rows: &Tensor, tokens: usize) -> Result<Tensor> {
+    /// Text rows `[rows, text_dim]` to `[rows, D]`.
+    fn text_rows(&self, tape: &Tape, rows: &Tensor) -> Result<Tensor> {
+        let tokens = rows.dims()[0];
         let Some((first, second)) = &self.text else { bail!(Shape, "the model has no text") };
         let of = Rows { start: 0, tokens };
         Ok(second.at(of, false).forward(tape, &first.at(of, false).gelu(tape, rows)?)?)
@@ -221,9 +230,4 @@ impl Conditioner {
 pub(super) fn leaf(name: &str, value: Tensor, frozen: bool) -> Result<Param> {
     let param = Param::leaf(name, value)?;
     Ok(if frozen { Param { grad: None, ..param } } else { param })
-}
-
-/// Text tokens `[B, L, features]` as rows, in the dtype of `like` and where that is.
-fn rows_of(text: &Tensor, like: &Tensor) -> Result<Tensor> {
-    Ok(text.to_device(like.device())?.to_dtype(like.dtype())?.flatten(0, 1)?)
 }

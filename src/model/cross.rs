@@ -2,28 +2,40 @@
 //! queries, so it runs inside the tile. Gradients of keys and values are added to their leaves.
 
 use candle_core::{DType, Result, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
 
-use crate::attention::{Qkv, SavedRows, flash, flash_backward};
+use super::text::TextRows;
+use crate::attention::{KeyRun, SavedRows, flash_repeated, flash_repeated_backward};
 use crate::ops::bytes::in_order;
 use crate::ops::{Custom, Op1, Param, Real, Rows, Tape, cast};
 
-/// softmax(q kᵀ / sqrt(d)) v for queries `[n, H d]` against keys and values `[B, L, H d]` of their own sample.
+/// A block's keys and values of the text of all samples.
+#[derive(Clone)]
+pub struct CrossText {
+    /// `[rows, D]`
+    pub keys: Param,
+    /// `[rows, D]`
+    pub values: Param,
+    /// Whose rows they are.
+    pub rows: Arc<TextRows>,
+}
+
+/// softmax(q kᵀ / sqrt(d)) v for queries `[n, H d]` against the keys and values of their own sample's text.
 /// Differentiable in q.
 pub fn cross_attention(
     tape: &Tape,
     q: &Tensor,
-    k: &Param,
-    v: &Param,
+    text: &CrossText,
     heads: usize,
     rows: Rows,
     bf16: bool,
 ) -> Result<Tensor> {
-    tape.one(q, Custom(Cross { k: k.clone(), v: v.clone(), heads, rows, bf16 }))
+    tape.one(q, Custom(Cross { text: text.clone(), heads, rows, bf16 }))
 }
 
 struct Cross {
-    k: Param,
-    v: Param,
+    text: CrossText,
     heads: usize,
     rows: Rows,
     bf16: bool,
@@ -50,9 +62,16 @@ impl Cross {
 }
 
 impl Cross {
-    /// Sample `sample`'s keys and values, heads first.
-    fn of_sample(&self, sample: usize) -> Result<[Tensor; 2]> {
-        Ok([self.heads_first(&self.k.value.get(sample)?)?, self.heads_first(&self.v.value.get(sample)?)?])
+    /// Sample `sample`'s keys and values, heads first, by runs that count equally often; and the rows of each run.
+    fn of_sample(&self, sample: usize) -> Result<(Vec<KeyRun>, Vec<Range<usize>>)> {
+        let CrossText { keys, values, rows } = &self.text;
+        let mut runs = (vec![], vec![]);
+        for (rows, times) in rows.runs(sample) {
+            let part = |x: &Param| self.heads_first(&x.value.narrow(0, rows.start, rows.len())?);
+            runs.0.push(KeyRun { k: part(keys)?, v: part(values)?, times });
+            runs.1.push(rows);
+        }
+        Ok(runs)
     }
 
     /// o `[n, H d]` for q.
@@ -60,9 +79,9 @@ impl Cross {
         let (n, width) = q.dims2()?;
         let mut out = vec![];
         for (sample, first, count) in self.rows.runs(n, usize::MAX) {
-            let [k, v] = self.of_sample(sample)?;
+            let (keys, _) = self.of_sample(sample)?;
             let run = self.heads_first(&q.narrow(0, first, count)?)?;
-            let (o, _) = flash(Qkv::new(&run, &k, &v), self.scale(width)).map_err(crate::Error::into_candle)?;
+            let (o, _) = flash_repeated(&run, &keys, self.scale(width)).map_err(crate::Error::into_candle)?;
             out.push(self.rows_first(&o, q.dtype())?);
         }
         Tensor::cat(&out, 0)
@@ -74,26 +93,29 @@ impl Cross {
         let scale = self.scale(width);
         let mut dq = vec![];
         for (sample, first, count) in self.rows.runs(n, usize::MAX) {
-            let [k, v] = self.of_sample(sample)?;
+            let (keys, rows) = self.of_sample(sample)?;
             let run = |x: &Tensor| x.narrow(0, first, count);
             let q_run = self.heads_first(&run(q)?)?;
-            let qkv = Qkv::new(&q_run, &k, &v);
-            let (_, lse) = flash(qkv, scale).map_err(crate::Error::into_candle)?;
+            let (_, lse) = flash_repeated(&q_run, &keys, scale).map_err(crate::Error::into_candle)?;
             let delta = crate::ops::row_dot(&run(d_o)?, &run(o)?, self.heads)?; // [count, H]
             let delta = in_order(&delta.t()?).map_err(crate::Error::into_candle)?.unsqueeze(0)?; // [1, H, count]
             let d_o = self.heads_first(&run(d_o)?)?;
             let saved = SavedRows::new(&d_o, &lse, &delta);
-            let (dq_run, dk, dv) = flash_backward(qkv, saved, scale).map_err(crate::Error::into_candle)?;
+            let (dq_run, of_runs) =
+                flash_repeated_backward(&q_run, &keys, saved, scale).map_err(crate::Error::into_candle)?;
             dq.push(self.rows_first(&dq_run, q.dtype())?);
-            for (leaf, gradient) in [(&self.k, dk), (&self.v, dv)] {
-                leaf.get(sample)?.accumulate(&self.rows_first(&gradient, leaf.value.dtype())?)?;
+            for (rows, [dk, dv]) in rows.iter().zip(of_runs) {
+                for (leaf, gradient) in [(&self.text.keys, dk), (&self.text.values, dv)] {
+                    let of_run = leaf.narrow(rows.clone())?;
+                    of_run.accumulate(&self.rows_first(&gradient, leaf.value.dtype())?)?;
+                }
             }
         }
         Tensor::cat(&dq, 0)
     }
 
     fn tensor<T: Real>(&self, values: &[T], dims: &[usize]) -> Result<Tensor> {
-        Tensor::from_slice(values, dims, self.k.value.device())
+        Tensor::from_slice(values, dims, self.text.keys.value.device())
     }
 }
 

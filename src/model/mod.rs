@@ -22,6 +22,7 @@ mod lora;
 pub mod names;
 mod patch;
 mod spec;
+mod text;
 mod unit;
 pub mod variant;
 
@@ -34,7 +35,7 @@ use crate::ops::{Draws, Dropout, clear, release};
 pub use block::{Block, BlockCondition};
 pub use condition::{Condition, Conditioner, Conditioning};
 pub use config::ModelConfig;
-pub use cross::cross_attention;
+pub use cross::{CrossText, cross_attention};
 pub use embed::Embed;
 pub use groups::{RowGroups, TimeGroups};
 pub use head::{Head, HeadCondition};
@@ -42,6 +43,7 @@ use lora::Adapters;
 pub use lora::{Layers, LoraModule, LoraSpec};
 pub use patch::Patches;
 pub use spec::{Init, ParamSpec, UnitSpec};
+pub use text::{TEXT_LENGTH, TextRows, TextTokens};
 pub use unit::{Entry, Holding, Unit, UnitId};
 
 /// The network: its units of parameters and the pieces that view them.

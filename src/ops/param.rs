@@ -48,6 +48,12 @@ impl Param {
         Ok(Self { name: self.name.clone(), value: self.value.get(index)?, grad })
     }
 
+    /// These elements of its first dim, with those of the gradient.
+    pub fn narrow(&self, range: std::ops::Range<usize>) -> Result<Self> {
+        let part = |x: &Tensor| x.narrow(0, range.start, range.len());
+        Ok(Self { name: self.name.clone(), value: part(&self.value)?, grad: self.grad.as_ref().map(part).transpose()? })
+    }
+
     /// The same elements in another shape.
     pub fn reshape(&self, shape: (usize, usize)) -> Result<Self> {
         let grad = self.grad.as_ref().map(|grad| grad.reshape(shape)).transpose()?;

@@ -31,6 +31,7 @@ mod latents;
 mod phases;
 pub mod search;
 mod shape;
+mod texts;
 pub mod time;
 mod weights;
 
@@ -45,6 +46,7 @@ pub use flops::Work;
 pub use latents::LatentPlan;
 use phases::phases;
 use shape::Shape;
+pub use texts::TextPlan;
 use weights::ParameterCounts;
 
 /// Steps of a rehearsal, unless the run has fewer: what the first one leaves behind, the second one finds.
@@ -124,6 +126,8 @@ pub struct Plan {
     pub frames: [u64; 2],
     /// Of a run on latents, what its cache takes.
     pub latents: Option<LatentPlan>,
+    /// Of a run with text, what its cache takes.
+    pub texts: Option<TextPlan>,
 }
 
 /// The process's code, libraries, decoders of small clips, and freed memory that the allocator keeps in any case (at
@@ -167,6 +171,8 @@ impl Plan {
         let size = space.size([data.frames, data.height, data.width], model.patch_size).map_err(|e| e.at("data"))?;
         let grid = model.grid(size).map_err(|e| e.at("data"))?;
         let latents = vae.as_ref().map(|vae| LatentPlan::new(config, vae, decoding));
+        let encoder = config.text_config()?;
+        let texts = encoder.as_ref().map(|encoder| TextPlan::new(config, encoder, decoding));
         // A run on latents decodes clips before its first step alone.
         let decoding = decoding.filter(|_| vae.is_none());
         let weights = ParameterCounts::new(config, model)?;
@@ -178,6 +184,7 @@ impl Plan {
             if let Some(vae) = &vae {
                 latents::add_phases(&mut phases, config, vae);
             }
+            phases.extend(encoder.as_ref().map(texts::phase));
             let copied = shape.copied(config) * model.num_layers as u64;
             let host = phases::host(config, model, &shape, &weights, rehearsal, decoding);
             Ok(Rank { phases, disk: if config.stash.place == Place::Disk { copied } else { 0 }, host })
@@ -206,6 +213,7 @@ impl Plan {
             work,
             frames,
             latents,
+            texts,
         })
     }
 

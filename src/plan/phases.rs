@@ -6,6 +6,7 @@
 
 use super::buffers::{Groups, Panels, Stash, Tile};
 use super::shape::Shape;
+use super::texts::of_a_step;
 use super::weights::ParameterCounts;
 use super::{Part, Phase, part};
 use crate::config::{Place, RunConfig};
@@ -141,9 +142,10 @@ fn sampler_states(config: &RunConfig, model: &ModelConfig, shape: &Shape) -> u64
     states * 4 * (clips * (shape.rows / shape.batch) * model.patch_in()) as u64
 }
 
-/// ParameterCounts, moments and a GPU's pixels.
-fn state(config: &RunConfig, shape: &Shape, weights: &ParameterCounts) -> Vec<Part> {
+/// Weights, moments, texts and a GPU's pixels.
+fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, weights: &ParameterCounts) -> Vec<Part> {
     let mut parts = weights.parts(config, shape);
+    parts.extend(of_a_step(config, model));
     if shape.gpu {
         parts.push(part("pixels of the micro-batch", config.train.batch as u64 * shape.frames));
     }

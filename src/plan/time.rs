@@ -32,6 +32,8 @@ pub struct Times {
     pub steps: f64,
     /// To encode the clips of a run on latents, before its first step; none where their number is not known.
     pub encoding: Option<f64>,
+    /// To embed the texts of a run with text; none where their number is not known.
+    pub embedding: Option<f64>,
     /// All held-out losses; none where the number of clips is not known, 0 where there are no such losses.
     pub heldout: Option<f64>,
     /// All samples during training.
@@ -83,6 +85,10 @@ impl Times {
                 None => Some(0.0),
                 Some(latents) => latents.clips.map(|clips| clips as f64 * latents.flops / ranks / rates.flops),
             },
+            embedding: match &plan.texts {
+                None => Some(0.0),
+                Some(texts) => texts.texts.map(|count| count as f64 * texts.flops / ranks / rates.flops),
+            },
             steps: train.steps as f64 * step + decoded as f64 * (decoding.unwrap_or(0.0) - step).max(0.0),
             heldout,
             samples,
@@ -92,7 +98,8 @@ impl Times {
 
     /// All that is known of.
     pub fn run(&self) -> f64 {
-        self.steps + self.encoding.unwrap_or(0.0) + self.heldout.unwrap_or(0.0) + self.samples + self.checkpoints
+        let before = self.encoding.unwrap_or(0.0) + self.embedding.unwrap_or(0.0);
+        before + self.steps + self.heldout.unwrap_or(0.0) + self.samples + self.checkpoints
     }
 
     /// Whether training would wait for clips.

@@ -23,33 +23,35 @@
 //! let (request, objective) = (Request::from_config(&config)?, Objective::new(&config.diffusion)?);
 //! let sequence = Sequence::new(Arc::new(Single), model.config.num_attention_heads, 0)?;
 //! let (model, objective, sequence, request) = (&model, &objective, &sequence, &request);
-//! let sampler = ClipSampler { model, objective, sequence, request, tile: 0, decoder: None };
-//! let clip = sampler.sample(ClipSpec { index: 0, label: Some(3) })?;
+//! let sampler = ClipSampler { model, objective, sequence, request, tile: 0, decoder: None, prompts: None };
+//! let clip = sampler.sample(ClipSpec { index: 0, label: Some(3), prompt: 0 })?;
 //! println!("{:?}, values in -1 to 1", clip.rows.dims());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 #![warn(missing_docs)]
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::config::{self, SamplerKind};
-use crate::diffusion::{
-    Condition, Guidance, Make, Objective, Sampler, State, Take, Velocity, channel_first, inference_sigmas, noise_rows,
-    resolve_shift, sample_key, timestep,
-};
-use crate::engine::{Engine, Source};
-use crate::model::{Conditioning, Model, ModelConfig};
-use crate::ops::read;
+use crate::diffusion::{Guidance, Objective, Sampler, inference_sigmas, noise_rows, resolve_shift, sample_key};
+use crate::engine::Engine;
+use crate::model::{Conditioning, Model, ModelConfig, TextTokens};
 use crate::parallel::Sequence;
 use crate::vae::{Decoder, Space};
 use crate::{Error, Result, bail};
 
+mod negative;
+mod network;
 mod sampled;
+mod texts;
 
+pub use negative::WAN as WAN_NEGATIVE;
+use network::{Network, Reporting};
 pub use sampled::{FPS_OF_IMAGES, Sampled};
+pub use texts::Texts;
 
 /// A batch takes clips until a rank has so many tokens: several tiles for each thread (docs/design.md).
 const ENOUGH_TOKENS: usize = 4096;
@@ -99,13 +101,25 @@ pub struct ClipSpec {
     pub index: u64,
     /// Its class, for models with classes; none is the null class.
     pub label: Option<usize>,
+    /// Its prompt's place among the [`Prompts`], for models with text.
+    pub prompt: usize,
 }
 
 impl ClipSpec {
-    /// Clips 0, 1, ... with these classes.
-    pub fn numbered(labels: impl IntoIterator<Item = Option<usize>>) -> Vec<Self> {
-        labels.into_iter().enumerate().map(|(index, label)| Self { index: index as u64, label }).collect()
+    /// Clips 0, 1, ... with these classes, and of so many `prompts` each in turn.
+    pub fn numbered(labels: impl IntoIterator<Item = Option<usize>>, prompts: usize) -> Vec<Self> {
+        let clip = |(index, label)| Self { index: index as u64, label, prompt: index % prompts.max(1) };
+        labels.into_iter().enumerate().map(clip).collect()
     }
+}
+
+/// The texts that clips are sampled by, for models with text.
+#[derive(Clone, Debug)]
+pub struct Prompts {
+    /// Each prompt.
+    pub texts: Vec<TextTokens>,
+    /// What guidance leads away from.
+    pub negative: TextTokens,
 }
 
 /// How far sampling is.
@@ -132,6 +146,8 @@ pub struct ClipSampler<'a> {
     pub tile: usize,
     /// The VAE that turns what is sampled into pixels; none: it is pixels.
     pub decoder: Option<&'a Arc<Decoder>>,
+    /// The clips' texts, for models with text.
+    pub prompts: Option<&'a Prompts>,
 }
 
 impl ClipSampler<'_> {
@@ -214,8 +230,7 @@ impl ClipSampler<'_> {
         let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, shift)?)?;
         let (calls, mut done) = (sampler.calls(), 0);
         report([0, calls]);
-        let labels = clips.iter().map(|clip| clip.label).collect();
-        let mut network = Network { of: self, single, both, labels, rows: x.dims()[0], given: None };
+        let mut network = Network { of: self, single, both, clips, rows: x.dims()[0], given: None };
         let mut velocity = Reporting {
             network: &mut network,
             report: &mut || {
@@ -235,144 +250,30 @@ impl ClipSampler<'_> {
     }
 }
 
-/// A network that says when it has been asked.
-struct Reporting<'a, 'n> {
-    network: &'a mut Network<'n>,
-    report: &'a mut dyn FnMut(),
-}
-
-impl Velocity for Reporting<'_, '_> {
-    fn tiles(&mut self, state: Make, sigma: f64, take: Take) -> Result<()> {
-        self.network.tiles(state, sigma, take)?;
-        (self.report)();
-        Ok(())
-    }
-}
-
-/// Refuses guidance, by the scale that the user calls `name`, for a network that has nothing to be guided by.
-pub fn check_guidance(name: &str, scale: f64, model: &ModelConfig) -> Result<()> {
-    if scale == 1.0 || model.num_classes > 0 {
+/// Refuses guidance, by the scale that the user calls `name`, for a network that has nothing to be guided by: neither
+/// classes, nor text with `prompts`.
+pub fn check_guidance(name: &str, scale: f64, model: &ModelConfig, prompts: bool) -> Result<()> {
+    if scale == 1.0 || model.num_classes > 0 || prompts {
         return Ok(());
     }
-    let text = if model.text_dim > 0 { ", and its text is one empty token, as prompts are not encoded" } else { "" };
-    bail!(Config, "{name} is {scale}, but the model has no classes{text}: there is nothing to guide by; leave it at 1")
+    let why = match model.text_dim {
+        0 => "the model has no classes",
+        _ => "there are no prompts (sample.prompts, --prompt), and the model has no classes",
+    };
+    bail!(Config, "{name} is {scale}, but {why}: there is nothing to guide by; leave it at 1")
 }
 
-/// The guided velocity of a network on a batch of clips, as a sampler asks for it.
-struct Network<'a> {
-    of: &'a ClipSampler<'a>,
-    /// On the clips once.
-    single: Engine<'a>,
-    /// On the clips twice, with their conditions and with the null one.
-    both: Option<Engine<'a>>,
-    labels: Vec<Option<usize>>,
-    /// Rows of the state.
-    rows: usize,
-    /// With guidance: the velocities of the conditions asked for, until those of the null condition are there.
-    given: Option<State>,
-}
-
-/// Takes rows of the state: which, the state there, and the velocity under a condition.
-type TakeUnder<'a> = &'a mut dyn FnMut(Condition, Range<usize>, &Tensor, Tensor) -> Result<()>;
-
-impl Network<'_> {
-    /// One pass of the network under each of `conditions`, its predictions turned to velocities.
-    fn pass(&self, conditions: &[Condition], state: Make, sigma: f64, take: TakeUnder) -> Result<()> {
-        let engine = if conditions.len() > 1 { self.both.as_ref().unwrap_or(&self.single) } else { &self.single };
-        let labels: Vec<Option<usize>> = conditions
-            .iter()
-            .flat_map(|condition| self.labels.iter().map(move |label| label.filter(|_| *condition == Condition::Given)))
-            .collect();
-        let conditioning = conditioning(self.of.model, &vec![timestep(sigma); labels.len()], &labels)?;
-        engine.predict(
-            &conditioning,
-            &Input { state, rows: self.rows, channels: self.of.model.config.in_channels },
-            |rows, output| {
-                for (pass, part, first) in by_pass(&rows, self.rows) {
-                    let x = state(&part)?;
-                    let output = output.narrow(0, first, part.len())?;
-                    let v = self.of.objective.velocity(&output.reshape(x.shape())?, &x, sigma)?;
-                    take(conditions[pass], part, &x, v)?;
-                }
-                Ok(())
-            },
-        )
-    }
-}
-
-impl Velocity for Network<'_> {
-    fn tiles(&mut self, state: Make, sigma: f64, take: Take) -> Result<()> {
-        let guidance = &self.of.request.guidance;
-        if !guidance.active(sigma) {
-            return self.pass(&[Condition::Given], state, sigma, &mut |_, rows, x, v| take(rows, x, v));
-        }
-        let given = match self.given.take() {
-            Some(given) => given,
-            None => {
-                let shape = (self.rows, self.of.model.config.patch_in());
-                State::new(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)?
-            }
-        };
-        let mut guide = |condition, rows: Range<usize>, x: &Tensor, v: Tensor| match condition {
-            Condition::Given => given.set(&rows, &v),
-            Condition::Null => {
-                let v = guidance.guided(&given.rows(&rows)?, &v)?;
-                take(rows, x, v)
-            }
-        };
-        let conditions = [Condition::Given, Condition::Null]; // in this order: the second uses what the first has left
-        let at_once = if self.both.is_some() { conditions.len() } else { 1 };
-        conditions.chunks(at_once).try_for_each(|conditions| self.pass(conditions, state, sigma, &mut guide))?;
-        self.given = Some(given);
-        Ok(())
-    }
-}
-
-/// A tile's `rows` of a batch in which the state's rows come several times, once a pass: the pass, the rows of the
-/// state, and where they begin in the tile.
-fn by_pass(rows: &Range<usize>, state: usize) -> impl Iterator<Item = (usize, Range<usize>, usize)> + use<> {
-    let (start, end) = (rows.start, rows.end);
-    let passes = start / state..end.div_ceil(state);
-    passes.map(move |pass| {
-        let (first, last) = (start.max(pass * state), end.min((pass + 1) * state));
-        (pass, first - pass * state..last - pass * state, first - start)
-    })
-}
-
-/// A sampler's state as the network's input, for each pass again.
-struct Input<'a> {
-    state: Make<'a>,
-    /// Rows of the state.
-    rows: usize,
-    /// Channels of a pixel or latent.
-    channels: usize,
-}
-
-impl Source for Input<'_> {
-    fn input(&self, rows: Range<usize>) -> Result<Tensor> {
-        let mut input = vec![];
-        for (_, part, first) in by_pass(&rows, self.rows) {
-            let x = (self.state)(&part)?; // [n, pt ph pw C]
-            let (count, row) = x.dims2()?;
-            input.resize((first + count) * row, 0.0);
-            channel_first(&read::<f32>(&x)?, row, self.channels, &mut input[first * row..]);
-        }
-        let row = input.len() / rows.len();
-        Ok(Tensor::from_vec(input, (rows.len(), row), &Device::Cpu)?)
-    }
-}
-
-/// The network's conditioning of samples at `timesteps` with their classes; none is the null class. Text models get one
-/// empty token: captions are not encoded here.
-pub fn conditioning(model: &Model, timesteps: &[f64], labels: &[Option<usize>]) -> Result<Conditioning> {
-    let config = &model.config;
-    let labels = match config.num_classes {
+/// The network's conditioning of samples at `timesteps` with their classes, of which none is the null class, and their
+/// texts.
+pub fn conditioning(
+    model: &Model,
+    timesteps: &[f64],
+    labels: &[Option<usize>],
+    text: Option<Vec<TextTokens>>,
+) -> Conditioning {
+    let labels = match model.config.num_classes {
         0 => None,
         classes => Some(labels.iter().map(|label| label.unwrap_or(classes)).collect()),
     };
-    let text = match config.text_dim {
-        0 => None,
-        features => Some(Tensor::zeros((timesteps.len(), 1, features), DType::F32, &Device::Cpu)?),
-    };
-    Ok(Conditioning { timesteps: timesteps.to_vec(), text, labels })
+    Conditioning { timesteps: timesteps.to_vec(), text, labels }
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::buckets::Biases;
-use crate::ops::products::{Packed, Products, WeightMatrix};
+use crate::ops::products::{Packed, Products, WeightMatrix, WeightValues};
 use crate::ops::softmax;
 use crate::simd::Isa;
 use crate::simd::product::Epilogue;
@@ -55,7 +55,10 @@ impl Heads<'_> {
     fn one_head(&self, head: usize, [q, k, v]: [Vec<f32>; 3], n: usize) -> Vec<f32> {
         let Self { dim, scale, biases, isa, .. } = *self;
         let packed = [Packed::default(), Packed::default()];
-        let matrix = |values, packed| WeightMatrix { values, out: n, inner: dim, isa, bf16: false, packed };
+        let matrix = |values, packed| {
+            let values = WeightValues::Same(values);
+            WeightMatrix { values, out: n, inner: dim, isa, bf16: false, packed }
+        };
         let scored = Scored { scale, biases: biases.map(|biases| (biases, head)) };
         let [mut scores, _] = f32::forward(&matrix(&k, &packed[0]), &q, n, false, &scored);
         scores.chunks_exact_mut(n).for_each(softmax);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::attention::Heads;
 use crate::ops::gelu;
-use crate::ops::products::{Packed, Products, WeightMatrix};
+use crate::ops::products::{Packed, Products, WeightMatrix, WeightValues};
 use crate::simd::Isa;
 use crate::simd::product::Epilogue;
 
@@ -35,7 +35,7 @@ impl Matrix {
     /// `epilogue(x Wᵀ)` of rows `x` `[n, inner]`.
     pub fn apply(&self, x: &[f32], epilogue: &impl Epilogue<f32>) -> Vec<f32> {
         let Self { arithmetic: Arithmetic { isa, bf16 }, ref packed, out, inner } = *self;
-        let matrix = WeightMatrix { values: &[], out, inner, isa, bf16, packed };
+        let matrix = WeightMatrix { values: WeightValues::Same(&[]), out, inner, isa, bf16, packed };
         let [y, _] = f32::forward(&matrix, x, x.len() / inner, false, epilogue);
         y
     }

@@ -52,7 +52,7 @@ impl<'a> Heldout<'a> {
         let mut sums = vec![0.0; QUANTILES];
         for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
             let clip = dataset.clip(number);
-            let frames: Arc<dyn ClipRows> = match &self.setup.latents {
+            let frames: Arc<dyn ClipRows> = match &self.setup.caches.latents {
                 Some(latents) => Arc::new(latents.heldout(bucket, number, region.frames.clone())?),
                 None => Arc::new(dataset.region(&clip, &dataset.plain(number).augment, &region)?),
             };
@@ -66,7 +66,9 @@ impl<'a> Heldout<'a> {
             let clips: Vec<NoisyClip> = sigmas.iter().enumerate().map(noisy).collect();
             let label = if self.setup.config.data.labelled() { clip.class } else { None };
             let timesteps: Vec<f64> = sigmas.iter().map(|&sigma| timestep(sigma)).collect();
-            let conditioning = conditioning(model, &timesteps, &[label; QUANTILES])?;
+            let text = self.setup.caches.texts.as_ref().map(|texts| texts.of(clip.caption.as_deref())).transpose()?;
+            let texts = text.map(|text| vec![text; QUANTILES]);
+            let conditioning = conditioning(model, &timesteps, &[label; QUANTILES], texts);
             let patch = model.config.patch_size;
             let clips = NoisyClips {
                 clips: &clips,

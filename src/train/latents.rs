@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compute, RunConfig};
-use crate::data::{ClipSets, Crop, Dataset, Request};
+use crate::data::{Crop, Dataset, Request};
 use crate::encode::cache::{Contents, LatentCache, VaeKey};
 use crate::encode::fill::{Filling, fill};
 use crate::encode::latents::Latents;
@@ -61,24 +61,6 @@ impl RunLatents {
         let heldout = heldout.iter().map(|dataset| open(dataset, None)).collect::<Result<_>>()?;
         let arithmetic = Arithmetic { isa: Isa::best(), bf16 };
         Ok(Some(Self { weights, arithmetic, trained, heldout, encoder: Mutex::default(), decoder: Mutex::default() }))
-    }
-
-    /// The caches of the clips that a config names, for a command that does not train.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open); the clips cannot be opened; the config names no VAE.
-    pub fn of_config(config: &RunConfig) -> Result<Self> {
-        let model = config.network()?;
-        config.check_sizes(&model)?;
-        let grid = config.clip_grid(&model)?;
-        let sources = config.sources(&grid)?;
-        let clips = ClipSets::open(&sources)?;
-        let heldout = config.heldout_sources(&grid, &sources)?;
-        let heldout = if heldout.is_empty() { None } else { Some(ClipSets::open(&heldout)?) };
-        match Self::open(config, clips.buckets(), heldout.as_ref().map_or(&[], |clips| clips.buckets()))? {
-            Some(latents) => Ok(latents),
-            None => bail!(Config, "vae.from names no VAE"),
-        }
     }
 
     fn fill(

@@ -11,16 +11,19 @@ pub mod schedule;
 
 mod about;
 mod adapters;
+mod caches;
 pub(crate) mod heldout;
 mod latents;
 mod lineage;
 mod monitor;
 mod report;
 mod run;
+mod samples;
 pub(crate) mod setup;
 mod trainer;
 
 pub use crate::observe::metrics::Record;
+pub use caches::Caches;
 pub use latents::RunLatents;
 pub use lineage::{inherit_diffusion, inherit_dtype};
 pub use rehearsal::rehearse;

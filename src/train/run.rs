@@ -21,19 +21,16 @@ use super::trainer::Hook;
 use crate::batch::{NoisyClip, NoisyClips, upload};
 use crate::config::Weigh;
 use crate::data::{self, BucketOrder, ClipRows, FrameRegion, Loader, Sample, Turn};
-use crate::diffusion::{LabelDropout, Objective, SigmaDistribution, timestep, training_key};
+use crate::diffusion::{Dropout, Objective, SigmaDistribution, timestep, training_key};
 use crate::engine::Engine;
 use crate::engine::stash::Stash;
 use crate::observe::meter::{Section, StepMeter};
 use crate::ops::Draws;
 use crate::parallel::{Communicator, Mesh, Metered, Reduce, agree};
-use crate::sample::{self, ClipSampler, ClipSpec, Request};
+use crate::sample::conditioning;
 use crate::state::checkpoint::{DataCounts, State};
 use crate::state::weights::TrainState;
 use crate::{Error, Result};
-
-/// Frames of a sample that a VAE decodes, where the config does not say: decoding costs more than many steps.
-const DECODED_FRAMES: usize = 17;
 
 /// How a rank's steps ended.
 pub(super) struct Ended {
@@ -46,11 +43,12 @@ pub(super) struct Ended {
 /// One rank of a run.
 pub(super) struct Rank<'a> {
     pub setup: &'a RunSetup,
-    mesh: Mesh,
+    pub mesh: Mesh,
     pub meter: Arc<StepMeter>,
-    weights: TrainState,
-    objective: Objective,
-    dropout: LabelDropout,
+    pub weights: TrainState,
+    pub objective: Objective,
+    label_dropout: Dropout,
+    caption_dropout: Dropout,
     buckets: Vec<BucketTerms>,
 }
 
@@ -82,7 +80,8 @@ impl<'a> Rank<'a> {
             meter,
             weights,
             objective: Objective::new(&config.diffusion)?,
-            dropout: LabelDropout::new(config.diffusion.label_dropout)?,
+            label_dropout: Dropout::of_labels(config.diffusion.label_dropout)?,
+            caption_dropout: Dropout::of_captions(config.diffusion.caption_dropout)?,
             buckets: BucketTerms::of(setup)?,
         })
     }
@@ -257,7 +256,7 @@ impl<'a> Rank<'a> {
         });
         // A step's clips decode while the step before runs, and one more.
         let prefetch = self.setup.config.data.prefetch.max(train.batch);
-        match &self.setup.latents {
+        match &self.setup.caches.latents {
             Some(latents) => {
                 let latents = latents.clone();
                 let read = move |request: &data::Request, _: &data::Clip, _: &AtomicBool| {
@@ -281,7 +280,7 @@ impl<'a> Rank<'a> {
         micro: usize,
     ) -> Result<f64> {
         let (seed, train) = (self.setup.config.run.seed, &self.setup.config.train);
-        let (mut clips, mut labels, mut numbers) = (vec![], vec![], vec![]);
+        let (mut clips, mut labels, mut texts, mut numbers) = (vec![], vec![], vec![], vec![]);
         for i in 0..train.batch {
             let Some(sample) = self.meter.during(Section::Data, || loader.next()) else {
                 return Err(Error::Environment("the loader has stopped".into()));
@@ -289,14 +288,19 @@ impl<'a> Rank<'a> {
             let Sample { clip, frames, .. } = sample?;
             let number = self.clip_number(micro, i);
             numbers.push(number);
-            let dropped = !self.setup.config.data.labelled() || self.dropout.drops(seed, step, number);
+            let dropped = !self.setup.config.data.labelled() || self.label_dropout.drops(seed, step, number);
             labels.push(if dropped { None } else { clip.class });
+            if let Some(all) = &self.setup.caches.texts {
+                let caption = clip.caption.as_deref().filter(|_| !self.caption_dropout.drops(seed, step, number));
+                texts.push(self.meter.during(Section::Data, || all.of(caption))?);
+            }
             let sigma = terms.sigmas.draw(seed, step, number);
             let (pixels, noise) = (upload(frames.as_ref(), self.setup.device())?, training_key(seed, step, number));
             clips.push(NoisyClip { frames, pixels, sigma, noise });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
-        let conditioning = sample::conditioning(&self.weights.model, &timesteps, &labels)?;
+        let texts = self.setup.caches.texts.as_ref().map(|_| texts);
+        let conditioning = conditioning(&self.weights.model, &timesteps, &labels, texts);
         let tokens: usize = terms.grid.iter().product();
         let elements = self.global_batch() as usize * tokens * self.setup.model.patch_out();
         let clips = NoisyClips {
@@ -321,35 +325,6 @@ impl<'a> Rank<'a> {
         self.mesh.world.all_reduce(&sums, Reduce::Sum)?;
         let sums = sums.to_vec1::<f64>()?;
         Ok(std::array::from_fn(|i| sums[i]))
-    }
-
-    /// Samples `[sample] count` clips from the averaged weights; every sequence group does so, the first one reports. A
-    /// batch of them has no more clips than one of training, whose memory it then does with.
-    fn sample(&self, step: u64, report: &mut Report) -> Result<()> {
-        let config = &self.setup.config;
-        let (mut request, sequence) = (Request::from_config(config)?, &self.mesh.sequence);
-        request.size[0] = config.sample.frames.unwrap_or(match self.setup.latents {
-            Some(_) => request.size[0].min(DECODED_FRAMES),
-            None => request.size[0],
-        });
-        let (request, decoder) = (&request, self.setup.latents.as_ref().map(|latents| latents.decoder()).transpose()?);
-        let classes = self.setup.clips.classes().len().max(1);
-        let label = |index| (self.setup.model.num_classes > 0).then_some(index % classes);
-        let clips = ClipSpec::numbered((0..config.sample.count).map(label));
-        self.weights.averaged(|model| {
-            let sampler = ClipSampler {
-                model,
-                objective: &self.objective,
-                sequence,
-                request,
-                tile: config.train.tile,
-                decoder: decoder.as_ref(),
-            };
-            let most = config.train.batch.min(sampler.most_at_once()?);
-            sampler.sample_all(&clips, most, &|_| {}, |index, clip| report.sample(step, index, &clip, &sequence.all))
-        })?;
-        self.setup.latents.iter().for_each(|latents| latents.release_decoder());
-        Ok(())
     }
 
     /// Rank 0 writes a checkpoint, of what all hand to it; all wait for it.

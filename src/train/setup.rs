@@ -6,8 +6,8 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::caches::Caches;
 use super::device::device;
-use super::latents::RunLatents;
 use super::lineage;
 use crate::config::{Compute, RunConfig};
 use crate::data::{Bucket, ClipSets, Clips, Dataset, Decoding, Overlaps, refuse_own_output};
@@ -23,6 +23,7 @@ use crate::state::StateOptions;
 use crate::state::checkpoint::{Checkpoint, RunFolder};
 use crate::state::frozen::FrozenModel;
 use crate::state::named::NamedModel;
+use crate::terminal::counted;
 use crate::vae::Space;
 use crate::{Error, Result, bail, hub};
 
@@ -46,8 +47,8 @@ pub struct RunSetup {
     /// What names of files are shown below.
     pub data_root: PathBuf,
     pub heldout: Option<ClipSets>,
-    /// The clips' latents, of a run that trains on those.
-    pub latents: Option<Arc<RunLatents>>,
+    /// The clips' latents, and the embeddings of their captions.
+    pub caches: Caches,
     /// What the network's clips are made of.
     space: Space,
     pub model: ModelConfig,
@@ -75,7 +76,7 @@ impl RunSetup {
             .iter()
             .flat_map(|section| [Some(&section.path).filter(|_| !own_clips), section.heldout.as_ref()]);
         let names =
-            [config.model.from.as_ref(), config.lora.from.as_ref(), config.vae.from.as_ref()].into_iter().chain(data);
+            [&config.model.from, &config.lora.from, &config.vae.from, &config.text.from].map(Option::as_ref).into_iter().chain(data);
         names.flatten().try_for_each(|name| hub::resolve(name).map(drop))
     }
 
@@ -133,7 +134,7 @@ impl RunSetup {
         let from = from.map(|(_, folder)| folder);
         let model = match &from {
             Some(folder) => ModelConfig::of(folder)?,
-            None => config.model.network(space),
+            None => config.network()?,
         };
         model.check()?;
         let lora = config.adapters(&model)?;
@@ -146,7 +147,7 @@ impl RunSetup {
             let tokens = Split::new(tokens, ring).count(0);
             check_on_gpu(train.dtype == Compute::Bf16, model.attention_head_dim, tokens)?;
         }
-        check_guidance("sample.guidance", config.sample.guidance, &model)?;
+        check_guidance("sample.guidance", config.sample.guidance, &model, !config.sample.prompts.is_empty())?;
         if let Some(checkpoint) = &resume {
             lineage::check_network(checkpoint, &config, &model, lora.as_ref().map(|(spec, _)| spec))?;
         }
@@ -157,9 +158,6 @@ impl RunSetup {
                 Shape,
                 "model.from: the network takes {i} and gives {o} channels; training is on {clips}, which have {c}"
             )
-        }
-        if model.text_dim > 0 {
-            tracing::warn!("the network has text: it is trained with one empty token, captions are not encoded");
         }
         if let Some(folder) = &from {
             folder.check(&Model::shapes(&model))?;
@@ -214,13 +212,16 @@ impl RunSetup {
             Some(name) => name,
             None => random_name()?,
         };
-        let latents = launch.rank0_first(|| RunLatents::open(&config, clips.buckets(), held_out))?.map(Arc::new);
+        if is_first() {
+            log_captions(&model, &clips);
+        }
+        let caches = launch.rank0_first(|| Caches::open(&config, &model, clips.buckets(), held_out))?;
         let here = launch.processes().map_or(config.parallel.ranks, |_| 1);
         Ok(Self {
             clips,
             data_root,
             heldout,
-            latents,
+            caches,
             space,
             model,
             from,
@@ -357,6 +358,20 @@ fn check_classes(config: &RunConfig, model: &ModelConfig, clips: &ClipSets) -> R
         bail!(Config, "model.num_classes is {named}, but the clips have no classes: set data.label = \"folder\"")
     }
     Ok(())
+}
+
+/// Says how many captions are not used, or are not there.
+fn log_captions(model: &ModelConfig, clips: &ClipSets) {
+    let files: usize = clips.buckets().iter().map(|dataset| dataset.files().len()).sum();
+    let captions: usize = clips.buckets().iter().map(|dataset| dataset.captions().count()).sum();
+    if model.text_dim == 0 && captions > 0 {
+        let are = counted(captions, "caption is", "captions are");
+        tracing::info!("{are} not used: the network has no text (name a text encoder as text.from)");
+    }
+    if model.text_dim > 0 && captions < files {
+        let have = counted(files - captions, "file has", "files have");
+        tracing::warn!("{have} no caption: they are trained on with the empty text");
+    }
 }
 
 /// 128 random bits, in hexadecimal digits.

@@ -148,9 +148,7 @@ impl<'a> Trainer<'a> {
         let hook = self.on_step.as_deref();
         let train = |comm: Arc<dyn Communicator>| {
             let meter = meters[comm.rank() % meters.len()].clone();
-            if let Some(latents) = &setup.latents
-                && !latents.fill_and_log(&comm, false, interrupted)?
-            {
+            if !setup.caches.fill_and_log(&comm, false, interrupted)? {
                 return Ok(Ended { step: done, abandoned: Some(done + 1) });
             }
             Rank::new(&setup, comm, meter)?.train(&progress, interrupted, hook)

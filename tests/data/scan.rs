@@ -145,13 +145,13 @@ fn junk_has_no_line_and_captions_that_are_not_used_are_called_so() {
     let end = "\nnot used\n\
                c.mp4.part: it is an unfinished download\n\
                small.png: it is too small: 40x70 (width x height), a clip is 64x48\n\n\
-               2 files used (1 with a caption, which training does not use yet), 2 not used, 0 classes\n\
+               2 files used (1 with a caption), 2 not used, 0 classes\n\
                2 clips\n\
                40x48 (width x height) is the largest clip for which no file is too small\n";
     assert!(all.ends_with(end), "{all}");
     // At that size all are used.
     let all = report(&["--height", "48", "--width", "40"]);
-    assert!(all.contains("3 files used (1 with a caption, which training does not use yet), 1 not used"), "{all}");
+    assert!(all.contains("3 files used (1 with a caption), 1 not used"), "{all}");
     let one = report(&["--height", "48", "--width", "96"]);
     assert!(one.contains("\n1 file used, 3 not used, 0 classes\n1 clip\n"), "{one}");
 }

@@ -1,8 +1,7 @@
 //! Sigmas: the shift, training draws and their quantiles, sampling lists; label dropout.
 
 use longreel::diffusion::{
-    DiffusionOptions, LabelDropout, SigmaDistribution, Timesteps, inference_sigmas, resolve_shift, shift_sigma,
-    timestep,
+    DiffusionOptions, Dropout, SigmaDistribution, Timesteps, inference_sigmas, resolve_shift, shift_sigma, timestep,
 };
 
 fn distribution(timesteps: Timesteps, logit_mean: f64, logit_std: f64, shift: f64) -> SigmaDistribution {
@@ -75,7 +74,7 @@ fn draws_are_distributed_as_their_quantiles_say() {
 
 #[test]
 fn labels_are_dropped_at_their_share_and_not_with_the_timestep() {
-    let dropout = |label_dropout| LabelDropout::new(label_dropout);
+    let dropout = Dropout::of_labels;
     let tenth = dropout(0.1).unwrap();
     let n = 20_000;
     let dropped: Vec<bool> = (0..n).map(|i| tenth.drops(7, i / 16, i % 16)).collect();
@@ -89,7 +88,12 @@ fn labels_are_dropped_at_their_share_and_not_with_the_timestep() {
     assert!((mean - 0.5).abs() < 0.03, "{mean}");
     for share in [-0.1, 1.1, f64::NAN] {
         assert!(refusal!(Config, dropout(share)).contains("label_dropout"));
+        assert!(refusal!(Config, Dropout::of_captions(share)).contains("caption_dropout"));
     }
+    // Captions go by a stream of their own.
+    let captions = Dropout::of_captions(0.1).unwrap();
+    let both = (0..n).filter(|&i| dropped[i as usize] && captions.drops(7, i / 16, i % 16)).count();
+    assert!((both as f64 / n as f64 - 0.01).abs() < 0.004, "{both}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::{Helpers, conditioning, normal, random, tiny};
 use candle_core::{DType, Device, Tensor};
-use longreel::model::{Conditioner, Model, ModelConfig};
+use longreel::model::{Conditioner, Model, ModelConfig, TextTokens};
 use longreel::ops::Param;
 
 const TABLE: &str = "condition_embedder.class_embedder.embedding_table.weight";
@@ -69,7 +69,7 @@ fn condition_can_be_reused_after_zero_grad() {
         let config = tiny();
         let model = random(&config, dtype);
         let condition = model.conditioner.forward(&conditioning(&config, &[0, 1], dtype)).unwrap();
-        let leaves = [&condition.time, &condition.modulation, condition.text.as_ref().unwrap()];
+        let leaves = [&condition.time, &condition.modulation, &condition.text.as_ref().unwrap().embedded];
         leaves.iter().for_each(|leaf| fill(leaf, 1));
         Conditioner::zero_grad(&condition).unwrap();
         for leaf in leaves {
@@ -94,18 +94,21 @@ fn conditioning_that_does_not_fit_the_model_is_an_error() {
         let said = model.conditioner.forward(&conditioning).err().expect("refused").to_string();
         assert!(words.iter().all(|word| said.contains(word)), "{words:?} not in: {said}");
     };
-    let text = |shape: (usize, usize, usize)| Some(Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap());
+    let text = |samples, shape: &[usize], pads| {
+        let tokens = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        Some(vec![TextTokens { tokens, pads }; samples])
+    };
     let all = tiny();
     refused(&all, &|p| p.labels = Some(vec![0, 5]), &["class 5", "0 to 4", "null"]);
     refused(&all, &|p| p.labels = None, &["no class is given"]);
     refused(&all, &|p| p.labels = Some(vec![0]), &["1 classes for 2 samples"]);
     refused(&all, &|p| p.labels = Some(vec![]), &["0 classes for 2 samples"]);
     refused(&all, &|p| p.text = None, &["text_dim 10"]);
-    refused(&all, &|p| p.text = text((2, 3, 9)), &["[2, 3, 9]", "10"]);
-    refused(&all, &|p| p.text = text((1, 3, 10)), &["[1, 3, 10]"]);
-    refused(&all, &|p| p.text = text((2, 0, 10)), &["[2, 0, 10]"]);
-    refused(&all, &|p| p.text = Some(Tensor::zeros((2, 10), DType::F32, &Device::Cpu).unwrap()), &[]);
-    refused(&with(&|c| c.text_dim = 0), &|p| p.text = text((2, 3, 10)), &["no text"]);
+    refused(&all, &|p| p.text = text(2, &[3, 9], 1), &["[3, 9]", "10"]);
+    refused(&all, &|p| p.text = text(1, &[3, 10], 1), &["1 texts for 2 samples"]);
+    refused(&all, &|p| p.text = text(2, &[0, 10], 0), &["[0, 10] and 0 pads"]);
+    refused(&all, &|p| p.text = text(2, &[10], 1), &["[10]"]);
+    refused(&with(&|c| c.text_dim = 0), &|p| p.text = text(2, &[3, 10], 1), &["no text"]);
     refused(&with(&|c| c.num_classes = 0), &|p| p.labels = Some(vec![0, 0]), &["no classes"]);
     refused(&all, &|p| p.timesteps = vec![], &[]);
 }

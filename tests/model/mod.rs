@@ -10,11 +10,12 @@ mod gradients;
 mod groups;
 mod init;
 mod layouts;
+mod pads;
 mod patches;
 mod shapes;
 
 use candle_core::{DType, Device, Tensor};
-use longreel::model::{Conditioning, Model, ModelConfig};
+use longreel::model::{Conditioning, Model, ModelConfig, TextTokens};
 use longreel::rng::{Key, Purpose};
 
 /// A small network with everything on: text, classes, positions, a normalisation before cross-attention.
@@ -92,15 +93,15 @@ impl Helpers for Model {
 /// Conditioning of as many samples as `labels`, for whatever the model has.
 fn conditioning(config: &ModelConfig, labels: &[usize], dtype: DType) -> Conditioning {
     let b = labels.len();
-    let text = |features: usize| {
-        Tensor::from_vec(normal(500, b * 3 * features), (b, 3, features), &Device::Cpu)
-            .unwrap()
-            .to_dtype(dtype)
-            .unwrap()
+    let text = |sample: usize| {
+        let (tokens, features) = (3 - sample % 2, config.text_dim);
+        let values = normal(500 + sample as u64, tokens * features);
+        let tokens = Tensor::from_vec(values, (tokens, features), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        TextTokens::padded_to(tokens, 5)
     };
     Conditioning {
         timesteps: (0..b).map(|i| 1000.0 * (i as f64 + 0.7) / (b as f64 + 0.4)).collect(),
-        text: (config.text_dim > 0).then(|| text(config.text_dim)),
+        text: (config.text_dim > 0).then(|| (0..b).map(text).collect()),
         labels: (config.num_classes > 0).then(|| labels.to_vec()),
     }
 }

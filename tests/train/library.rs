@@ -65,6 +65,10 @@ impl Clips for Drawn {
         Some(clip % 2)
     }
 
+    fn caption(&self, clip: usize) -> Option<String> {
+        (clip > 0).then(|| format!("clip {clip}"))
+    }
+
     fn rate(&self) -> Option<f64> {
         Some(12.0)
     }
@@ -127,7 +131,8 @@ fn own_clips_come_whole_in_parts_and_mirrored() {
     let dataset = Dataset::of_clips(&config, &clips).unwrap();
     assert_eq!((dataset.len(), dataset.classes().len(), dataset.rate()), (5, 2, Some(12.0)));
     let clip = dataset.clip(3);
-    assert_eq!((clip.class, clip.rate), (Some(1), Some(12.0)));
+    assert_eq!((clip.class, clip.rate, clip.caption.as_deref()), (Some(1), Some(12.0), Some("clip 3")));
+    assert_eq!(dataset.clip(0).caption, None);
     let whole = dataset.frames(&clip, &Augment::PLAIN, 0..4).unwrap();
     assert_eq!(whole.data, clips.frames(3, 0..4).unwrap());
     let part = dataset.region(&clip, &Augment::PLAIN, &FrameRegion { frames: 1..3, lines: 8..16 }).unwrap();

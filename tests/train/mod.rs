@@ -19,6 +19,7 @@ mod refusals;
 mod resume;
 mod sampling;
 mod shortage;
+mod texts;
 
 pub use failures::FILES_LIMITED;
 use image::{Rgb, RgbImage};
@@ -178,6 +179,8 @@ impl Place {
         let config = config.replace("CLIPS", &at("clips")).replace("HELDOUT", &at("heldout"));
         let vae = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vae/vae21/vae");
         let config = config.replace("VAE", &vae.display().to_string()).replace("CACHE", &at("cache"));
+        let encoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/text");
+        let config = config.replace("ENCODER", &encoder.display().to_string()).replace("EMBEDDINGS", &at("embeddings"));
         fs::write(place.path("config.toml"), config).unwrap();
         place
     }

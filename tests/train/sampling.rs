@@ -10,15 +10,16 @@ use longreel::diffusion::{
     noise_rows, sample_key, timestep,
 };
 use longreel::engine::{Engine, Source};
-use longreel::model::{Model, ModelConfig};
+use longreel::model::{Model, ModelConfig, TextTokens};
 use longreel::ops::read;
 use longreel::parallel::{Sequence, Split, run_threads};
 use longreel::rng::{Key, Purpose};
-use longreel::sample::{ClipSampler, ClipSpec, Request, Sampled, SamplingState, conditioning};
+use longreel::sample::{ClipSampler, ClipSpec, Prompts, Request, Sampled, SamplingState, conditioning};
 use longreel::{Error, Result};
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// 15 tokens of 48 numbers in a picture of 20x12.
 const SIZE: [usize; 3] = [1, 20, 12];
@@ -32,7 +33,7 @@ fn config() -> ModelConfig {
         attention_head_dim: 8,
         in_channels: 3,
         out_channels: 3,
-        text_dim: 0,
+        text_dim: 6,
         freq_dim: 8,
         ffn_dim: 24,
         num_layers: 2,
@@ -84,7 +85,18 @@ impl Source for State<'_> {
 }
 
 /// The clip whose samples are compared.
-const CLIP: ClipSpec = ClipSpec { index: 2, label: Some(1) };
+const CLIP: ClipSpec = ClipSpec { index: 2, label: Some(1), prompt: 1 };
+
+/// Two prompts, and what guidance leads away from; each is of its own length.
+static PROMPTS: LazyLock<Prompts> = LazyLock::new(|| {
+    let text = |tokens: usize| {
+        let mut values = vec![0.0; tokens * 6];
+        let key = Key { seed: 2, purpose: Purpose::Test, step: 0, sample: tokens as u64 };
+        key.stream(0).fill_normal(&mut values);
+        TextTokens::padded_to(Tensor::from_vec(values, (tokens, 6), &Device::Cpu).unwrap(), 9)
+    };
+    Prompts { texts: vec![text(5), text(3)], negative: text(1) }
+});
 
 /// A rank's rows of the clip with every tensor whole: network outputs are collected, guided, and handed to the plain
 /// sampler.
@@ -96,16 +108,20 @@ fn plain(model: &Model, objective: &Objective, sequence: &Sequence, request: &Re
     let x = Tensor::from_vec(noise, (tokens.len(), ROW), &Device::Cpu)?;
     let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, 1.0)?)?;
     sampler.run(x, |x, sigma| {
-        let velocity = |label| {
+        let velocity = |label, text: &TextTokens| {
             let mut rows = vec![];
-            engine.predict(&conditioning(model, &[timestep(sigma)], &[label])?, &State(x), |_, output| {
+            let conditioning = conditioning(model, &[timestep(sigma)], &[label], Some(vec![text.clone()]));
+            engine.predict(&conditioning, &State(x), |_, output| {
                 rows.extend_from_slice(&read::<f32>(&output)?);
                 Ok(())
             })?;
             objective.velocity(&Tensor::from_vec(rows, x.shape(), &Device::Cpu)?, x, sigma)
         };
-        let given = velocity(CLIP.label)?;
-        if request.guidance.active(sigma) { request.guidance.guided(&given, &velocity(None)?) } else { Ok(given) }
+        let given = velocity(CLIP.label, &PROMPTS.texts[CLIP.prompt])?;
+        match request.guidance.active(sigma) {
+            true => request.guidance.guided(&given, &velocity(None, &PROMPTS.negative)?),
+            false => Ok(given),
+        }
     })
 }
 
@@ -115,7 +131,7 @@ fn sampler<'a>(
     sequence: &'a Sequence,
     request: &'a Request,
 ) -> ClipSampler<'a> {
-    ClipSampler { model, objective, sequence, request, tile: 4, decoder: None }
+    ClipSampler { model, objective, sequence, request, tile: 4, decoder: None, prompts: Some(&PROMPTS) }
 }
 
 fn numbers(x: &Tensor) -> Vec<f32> {
@@ -160,7 +176,7 @@ fn tiles_on_any_ranks_sample_what_the_whole_state_does() {
 fn a_clip_does_not_depend_on_the_batch_that_it_is_sampled_in() {
     let objective = Objective::new(&options!(DiffusionOptions::default(); prediction: Prediction::X)).unwrap();
     let labels = [Some(0), Some(1), None, Some(1), Some(0)];
-    let clips = ClipSpec::numbered(labels);
+    let clips = ClipSpec::numbered(labels, 2);
     for (kind, scale, bf16) in [
         (SamplerKind::Heun, 2.5, false),
         (SamplerKind::Unipc, 1.0, false),
@@ -214,7 +230,7 @@ fn a_failure_to_take_a_clip_ends_the_sampling() {
     let result = run_threads(2, 1, |comm| {
         let sequence = Sequence::new(comm, 3, 0)?;
         let (model, request) = (model()?, request(SamplerKind::Euler, 1.0));
-        let clips = ClipSpec::numbered([Some(0); 4]);
+        let clips = ClipSpec::numbered([Some(0); 4], 2);
         sampler(&model, &objective, &sequence, &request).sample_all(&clips, 2, &|_| {}, |number, _| {
             assert!(number < 2, "went on");
             if number == 1 { Err(Error::Environment("no room for clip 1".into())) } else { Ok(()) }

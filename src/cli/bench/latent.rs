@@ -11,7 +11,7 @@ use crate::Result;
 use crate::cli::at_least_1;
 use crate::config::Compute;
 use crate::engine::{Objective, Source};
-use crate::model::{Conditioning, ModelConfig, Patches};
+use crate::model::{Conditioning, ModelConfig, Patches, TextTokens};
 use crate::rng::{Key, Purpose};
 
 /// The shapes: a latent of 16 channels in patches of 1 x 2 x 2, and a text.
@@ -68,8 +68,8 @@ impl ShapeArgs {
 
     /// A random text, in the middle of the noise.
     pub fn conditioning(&self) -> Result<Conditioning> {
-        let text = normal(&[1, self.text, self.text_dim], 1)?;
-        Ok(Conditioning { timesteps: vec![500.0], text: Some(text), labels: None })
+        let text = TextTokens::padded_to(normal(&[self.text, self.text_dim], 1)?, self.text);
+        Ok(Conditioning { timesteps: vec![500.0], text: Some(vec![text]), labels: None })
     }
 
     /// What a report says of the shape.

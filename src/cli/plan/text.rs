@@ -113,6 +113,12 @@ fn run(text: &mut String, found: &Found) {
         let time = times.encoding.map_or("not counted".to_owned(), words);
         row(text, &format!("encoding {clips}{bytes}"), &time);
     }
+    if let Some(texts) = &found.plan.texts {
+        let count = texts.texts.map_or("unknown texts".to_owned(), |texts| counted(texts as usize, "text", "texts"));
+        let bytes = texts.total().map_or(String::new(), |bytes| format!(", {} in the cache", gib(bytes)));
+        let time = times.embedding.map_or("not counted".to_owned(), words);
+        row(text, &format!("embedding {count}{bytes}"), &time);
+    }
     row(text, &counted(train.steps, "step", "steps"), &words(times.steps));
     match times.heldout {
         Some(0.0) => {}

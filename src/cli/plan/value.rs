@@ -44,6 +44,8 @@ pub fn line(found: &Found) -> Value {
         "seconds": times.step,
         "seconds_of_decoding": times.decoding,
         "seconds_of_run": {
+            "encoding": times.encoding,
+            "embedding": times.embedding,
             "steps": times.steps,
             "heldout": times.heldout,
             "samples": times.samples,
