@@ -4,6 +4,7 @@
 mod decoding;
 mod search;
 mod time;
+mod wan;
 
 use crate::train::{Place, fail, longreel, snapshot, succeed, text};
 use longreel::data::write::write_video;

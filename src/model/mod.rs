@@ -26,7 +26,7 @@ use crate::ops::clear;
 use crate::{Result, bail};
 pub use block::{Block, BlockCondition};
 pub use condition::{Condition, Conditioner, Conditioning};
-pub use config::ModelConfig;
+pub use config::{MOST_POSITIONS, ModelConfig};
 pub use cross::cross_attention;
 pub use embed::Embed;
 pub use head::{Head, HeadCondition};

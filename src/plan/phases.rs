@@ -7,10 +7,12 @@
 use super::buffers::{Groups, Panels, Stash, Tile};
 use super::shape::Shape;
 use super::{Part, Phase, part};
-use crate::config::{Place, RunConfig};
+use crate::config::{OptimizerKind, Place, RunConfig};
 use crate::data::{Decoding, FrameCache};
 use crate::model::{Model, ModelConfig};
 use crate::observe::meter::Phase as At;
+use crate::state::optimizer::blockwise::words;
+use crate::state::optimizer::muon;
 use crate::state::weights::IN_FLIGHT;
 
 /// Everything that phases are made of.
@@ -68,7 +70,7 @@ pub fn phases(
     let more =
         vec![part("gradient of the stream", shape.stream()), part("messages", unit), part("tile", step.tile.embed)];
     let in_flight = if shape.gpu { vec![] } else { moments_in_flight(config, model) };
-    let more = [more, in_flight].concat();
+    let more = [more, in_flight, vec![orthogonalising(config, model)]].concat();
     all.push(step.phase(At::Update.name(), &[], [step.stash.idle(), more].concat()));
     if !rehearsal {
         let copy = match shape.gpu {
@@ -104,7 +106,10 @@ pub fn host(
         _ => sampler_states(config, model, shape),
     };
     let states = part("states of the sampler", states);
-    [stash, vec![frames, part("decoders", decoders), copy, states], moments_in_flight(config, model)].concat()
+    let here = config.train.moments == Place::Ram && config.train.optimizer != OptimizerKind::AdamW;
+    let [moments, average] = if here { moments(config, model, parameters as u64) } else { [0; 2] };
+    let moments = vec![part("optimizer moments", moments), part("moving average", average)];
+    [stash, vec![frames, part("decoders", decoders), copy, states], moments, moments_in_flight(config, model)].concat()
 }
 
 /// Decoded clips: all that the run goes through, if they are kept, or else those in use and decoded ahead.
@@ -148,8 +153,9 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usi
     // parts of the next one.
     let (zero, ranks) = (config.parallel.zero, config.parallel.ranks as u64);
     let shard = |stage: usize, whole: u64| if zero >= stage { n.div_ceil(ranks) + whole } else { n };
-    let moments = if config.train.moments == Place::Ram { 2 * shard(1, 0) } else { 0 };
-    let average = if config.train.ema > 0.0 { moments / 2 } else { 0 };
+    // A GPU's host has the moments that it does not compute with: see `host`.
+    let here = config.train.moments == Place::Ram && !(shape.gpu && config.train.optimizer != OptimizerKind::AdamW);
+    let [moments, average] = if here { moments(config, model, parameters as u64) } else { [0; 2] };
     let mut parts = vec![
         part("parameters", shard(3, if ranks > 1 { 2 * unit } else { unit })),
         part("gradients", shard(2, unit)),
@@ -162,15 +168,43 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, parameters: usi
     parts
 }
 
+/// Bytes of the moments, and of the average, that a rank has of `parameters` of the model's.
+fn moments(config: &RunConfig, model: &ModelConfig, parameters: u64) -> [u64; 2] {
+    let matrices: u64 = match config.train.optimizer {
+        OptimizerKind::Muon => {
+            let elements = |shape: &[usize]| shape.iter().product::<usize>() as u64;
+            let shapes = Model::shapes(model);
+            shapes.iter().filter(|(name, shape)| muon::takes(name, shape)).map(|(_, shape)| elements(shape)).sum()
+        }
+        _ => 0,
+    };
+    let all = Model::count_of(model) as u64;
+    let bytes = |of: u64| match config.train.optimizer {
+        OptimizerKind::AdamW => 8 * of,
+        OptimizerKind::AdamW8 => 8 * words(of as usize) as u64,
+        OptimizerKind::Muon => 8 * of - (4.0 * of as f64 * matrices as f64 / all as f64) as u64,
+    };
+    let ranks = if config.parallel.zero >= 1 { config.parallel.ranks as u64 } else { 1 };
+    let part = parameters.div_ceil(ranks);
+    [bytes(part), if config.train.ema > 0.0 { 4 * part } else { 0 }]
+}
+
+/// What Muon needs while it is at work on a block: the block's updates as it sends, receives and applies them, and of its
+/// largest matrix the products.
+fn orthogonalising(config: &RunConfig, model: &ModelConfig) -> Part {
+    let (unit, [width, hidden]) = (Model::largest_unit(model) as u64, [model.width() as u64, model.ffn_dim as u64]);
+    let (short, matrix) = (width.min(hidden), width * width.max(hidden));
+    let bytes = 4 * (3 * unit + 3 * matrix + 4 * short * short);
+    part("matrices being orthogonalised", if config.train.optimizer == OptimizerKind::Muon { bytes } else { 0 })
+}
+
 /// Moments and average that are out of their scratch file while the optimizer runs.
 fn moments_in_flight(config: &RunConfig, model: &ModelConfig) -> Vec<Part> {
     if config.train.moments == Place::Ram {
         return vec![];
     }
-    let ranks = if config.parallel.zero >= 1 { config.parallel.ranks } else { 1 };
-    let kinds = if config.train.ema > 0.0 { 3 } else { 2 };
-    let unit = 4 * kinds * Model::largest_unit(model).div_ceil(ranks);
-    vec![part("moments being copied", (IN_FLIGHT.min(model.num_layers + 2) * unit) as u64)]
+    let [moments, average] = moments(config, model, Model::largest_unit(model) as u64);
+    vec![part("moments being copied", IN_FLIGHT.min(model.num_layers + 2) as u64 * (moments + average))]
 }
 
 impl Step<'_> {

@@ -37,8 +37,8 @@ use std::sync::Arc;
 
 use crate::config::{self, SamplerKind};
 use crate::diffusion::{
-    Condition, Guidance, Make, Objective, Sampler, State, Take, Velocity, channel_first, inference_sigmas, noise_rows,
-    resolve_shift, sample_key, timestep,
+    Condition, Guidance, Make, Objective, Sampler, State, Take, Velocity, channel_first, noise_rows, resolve_shift,
+    sample_key,
 };
 use crate::engine::{Engine, Source};
 use crate::model::{Conditioning, Model, ModelConfig};
@@ -211,7 +211,7 @@ impl ClipSampler<'_> {
         let x = Tensor::from_vec(noise, (clips.len() * tokens.len(), row), &Device::Cpu)?; // [B local S, pt ph pw C]
 
         let shift = resolve_shift(request.shift, request.shift_base_tokens, grid.iter().product())?;
-        let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, shift)?)?;
+        let sampler = Sampler::new(request.sampler, request.sampler.sigmas(request.steps, shift)?)?;
         let (calls, mut done) = (sampler.calls(), 0);
         report([0, calls]);
         let labels = clips.iter().map(|clip| clip.label).collect();
@@ -283,7 +283,8 @@ impl Network<'_> {
             .iter()
             .flat_map(|condition| self.labels.iter().map(move |label| label.filter(|_| *condition == Condition::Given)))
             .collect();
-        let conditioning = conditioning(self.of.model, &vec![timestep(sigma); labels.len()], &labels)?;
+        let told = self.of.request.sampler.timestep(sigma);
+        let conditioning = conditioning(self.of.model, &vec![told; labels.len()], &labels)?;
         engine.predict(
             &conditioning,
             &Input { state, rows: self.rows, channels: self.of.model.config.in_channels },
