@@ -30,7 +30,7 @@ NETWORKS = [
     ("Wan 2.2 5B", 24, 14336, 30, 48, (44, 80), {1: 1, 8: 1, 32: 4}),
     ("Wan 2.1 14B", 40, 13824, 40, 16, (90, 160), {1: 1, 8: 1, 32: 4}),
 ]
-TRAINED = [("all weights", [])]
+TRAINED = [("all weights", []), ("LoRA, rank 32", ["lora.rank=32"])]
 
 CONFIG = """
 [run]
