@@ -189,12 +189,15 @@ fn moments(config: &RunConfig, model: &ModelConfig, parameters: u64) -> [u64; 2]
     [bytes(part), if config.train.ema > 0.0 { 4 * part } else { 0 }]
 }
 
-/// What Muon needs while it is at work on a block: the block's updates as it sends, receives and applies them, and of its
-/// largest matrix the products.
+/// What Muon needs while it is at work on a block: this rank's part before and after, the matrices that it owns on their
+/// way in, orthogonal and on their way out, and the products of the largest.
 fn orthogonalising(config: &RunConfig, model: &ModelConfig) -> Part {
-    let (unit, [width, hidden]) = (Model::largest_unit(model) as u64, [model.width() as u64, model.ffn_dim as u64]);
+    let (unit, ranks) = (Model::largest_unit(model) as u64, config.parallel.ranks as u64);
+    let [width, hidden] = [model.width() as u64, model.ffn_dim as u64];
     let (short, matrix) = (width.min(hidden), width * width.max(hidden));
-    let bytes = 4 * (3 * unit + 3 * matrix + 4 * short * short);
+    let part_of_unit = if config.parallel.zero >= 1 { unit.div_ceil(ranks) } else { unit };
+    let owned = unit.div_ceil(ranks).max(matrix);
+    let bytes = 4 * (2 * part_of_unit + 3 * owned + 2 * matrix + 3 * short * short);
     part("matrices being orthogonalised", if config.train.optimizer == OptimizerKind::Muon { bytes } else { 0 })
 }
 

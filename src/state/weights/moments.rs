@@ -176,7 +176,9 @@ impl Moments {
     fn read_ahead(&self, file: &Scratch, spare: Receiver<Numbers>, out: Sender<Numbers>) -> Result<()> {
         for (unit, (_, words)) in self.parts.iter().enumerate() {
             let Ok(mut numbers) = spare.recv() else { break };
-            numbers.resize(words[..self.kinds].iter().sum(), 0.0);
+            let words: usize = words[..self.kinds].iter().sum();
+            numbers.reserve_exact(words.saturating_sub(numbers.len())); // no more than the plan counts
+            numbers.resize(words, 0.0);
             file.read(self.start(unit), bytemuck::cast_slice_mut(&mut numbers))?;
             if out.send(numbers).is_err() {
                 break;
