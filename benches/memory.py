@@ -9,7 +9,7 @@ whose resident memory is measured at three lengths: the longest sequence is wher
 budget. The others are ours: `longreel plan` finds the longest clip, and `longreel train --rehearse` measures a step of
 it. Rehearsals of more than --most TFLOP in linear layers are left out.
 
-A last table asks the planner for networks of Wan 2.1's sizes on GPUs of 80 GiB; nothing of it is measured.
+What GPUs would hold of Wan's networks, benches/gpus.py says.
 """
 
 import argparse
@@ -63,9 +63,7 @@ ema = 0.0
 folder = "{scratch}"
 """
 
-# heads, head_dim, ffn_dim, layers as in Wan 2.1's config.json; a GPU's rates are assumed
-WAN = [("Wan 2.1 1.3B", 12, 128, 8960, 30), ("Wan 2.1 14B", 40, 128, 13824, 40)]
-RATES = ["--tflops", "400", "--bandwidth", "100"]
+RATES = ["--tflops", "1", "--bandwidth", "10"]  # no time is asked for
 
 
 def longreel(*words):
@@ -157,47 +155,8 @@ def ladder(network, args):
     return "\n".join(lines)
 
 
-def wan(args):
-    """The planner's answers for Wan's networks at 720p."""
-    lines = [
-        "| network | GPUs of 80 GiB | a clip of 84 frames (75,600 tokens) needs "
-        "| and, on rank 0, of its host | longest sequence |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, heads, head_dim, ffn, layers in WAN:
-        for ranks in (1, 8, 32):
-            sets = ["train.device=cuda", "parallel.zero=3", f"parallel.ranks={ranks}"]
-            sets = [word for setting in sets for word in ("--set", setting)]
-            with tempfile.TemporaryDirectory() as folder:
-                shape = dict(
-                    frames=84, height=720, width=1280, patch=[4, 16, 16], layers=layers, heads=heads, dtype="bf16"
-                )
-                config = write_config(folder, head_dim=head_dim, ffn=ffn, scratch=args.scratch, **shape)
-
-                def planned(patches):
-                    found, error = plan(config, *sets, "--set", f"data.frames={4 * patches}")
-                    if error:
-                        sys.exit(f"memory.py: {error}")
-                    return found
-
-                clip, fits, beyond = planned(21), 0, 1025  # 1024 positions along an axis are the most
-                while beyond - fits > 1:
-                    middle = (fits + beyond) // 2
-                    fits, beyond = (middle, beyond) if planned(middle)["per_rank"] <= 80 * GIB else (fits, middle)
-            longest = (
-                "none: its state alone is larger"
-                if fits == 0
-                else f"{3600 * fits:,}" + (" (no more positions)" if fits == 1024 else "")
-            )
-            need, host = (f"{size / GIB:.1f} GiB a rank" for size in (clip["per_rank"], sum(clip["host"].values())))
-            lines.append(f"| {name} | {ranks} | {need} | {host} | {longest} |")
-            print(lines[-1], file=sys.stderr, flush=True)
-    return "\n".join(lines)
-
-
 def main():
     tables = {f"ladder-{n[1] * n[2]}": lambda args, n=n: ladder(n, args) for n in NETWORKS}
-    tables["wan"] = wan
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default="", metavar="REGEX", help=f"only some of {', '.join(tables)}")
     parser.add_argument("--budget", type=float, default=2, metavar="GIB", help="memory of each rank (%(default)s)")

@@ -2,6 +2,7 @@
 
 use longreel::config::RunConfig;
 use longreel::state::checkpoint::{Checkpoint, RunFolder, Saving, State};
+use longreel::state::optimizer::OptimizerKind;
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;
@@ -34,7 +35,7 @@ fn parts(saving: &Saving, step: u64) {
     };
     saving.transformer(&config, &names, pieces(1000.0)).unwrap();
     saving.ema(&config, &names, pieces(2000.0)).unwrap();
-    saving.optimizer(&names, pieces(3000.0).into_iter().chain(pieces(4000.0))).unwrap();
+    saving.optimizer(OptimizerKind::AdamW, &names, pieces(3000.0).into_iter().chain(pieces(4000.0))).unwrap();
 }
 
 fn save(run: &RunFolder, step: u64, keep: usize) {
@@ -88,7 +89,7 @@ fn checkpoint_round_trips() {
         weights.check(&parameters()).unwrap();
         assert_eq!(weights.read_f32("b.c").unwrap(), [1100.0, 1100.125, 1100.25]);
         assert_eq!(ema.read_f32("b.c").unwrap(), [2100.0, 2100.125, 2100.25]);
-        let optimizer = checkpoint.optimizer(&parameters()).unwrap();
+        let optimizer = checkpoint.optimizer(OptimizerKind::AdamW, &parameters()).unwrap();
         assert_eq!(optimizer.read_f32("m.b.c").unwrap()[0], 3100.0);
         assert_eq!(optimizer.read_f32("v.a").unwrap()[3], 4100.375);
     }
@@ -190,7 +191,7 @@ fn damaged_parts_of_a_checkpoint_are_named() {
     let checkpoint = Checkpoint::open(run.root()).unwrap();
     // Another model's.
     let others = [("a".to_owned(), vec![2, 2]), ("b.c".to_owned(), vec![4]), ("d".to_owned(), vec![1])];
-    let message = refusal!(Shape, checkpoint.optimizer(&others));
+    let message = refusal!(Shape, checkpoint.optimizer(OptimizerKind::AdamW, &others));
     assert!(message.contains("optimizer.safetensors: does not fit the model of 6 tensors: 2 missing (`m.d`, `v.d`)"));
     assert!(message.contains("2 of another shape (`m.b.c` is [3], not [4]"), "{message}");
     let message = refusal!(Shape, checkpoint.transformer().unwrap().check(&others[..1]));
@@ -203,10 +204,16 @@ fn damaged_parts_of_a_checkpoint_are_named() {
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
     }
-    assert!(refusal!(Checkpoint, checkpoint.optimizer(&parameters())).contains("optimizer.safetensors: was cut short"));
+    assert!(
+        refusal!(Checkpoint, checkpoint.optimizer(OptimizerKind::AdamW, &parameters()))
+            .contains("optimizer.safetensors: was cut short")
+    );
     assert!(refusal!(Checkpoint, checkpoint.transformer()).contains("was cut short"));
     std::fs::remove_file(checkpoint.dir().join("optimizer.safetensors")).unwrap();
-    assert!(refusal!(Checkpoint, checkpoint.optimizer(&parameters())).contains("optimizer.safetensors: No such file"));
+    assert!(
+        refusal!(Checkpoint, checkpoint.optimizer(OptimizerKind::AdamW, &parameters()))
+            .contains("optimizer.safetensors: No such file")
+    );
     std::fs::remove_dir_all(checkpoint.dir().join("ema")).unwrap();
     let message = refusal!(Checkpoint, checkpoint.ema());
     assert!(

@@ -235,7 +235,7 @@ fn what_cannot_be_sampled_is_refused() {
     for (args, expected) in [
         (&["--frames", "3"][..], "frames 3 is not a multiple of the patch's 2"),
         (&["--height", "12"], "height 12 is not a multiple of the patch's 8"),
-        (&["--width", "8200"], "width 8200 gives 1025 positions, rope_max_seq_len is 1024"),
+        (&["--width", "8388616"], "width 8388616 gives 1048577 positions; it must be at most 1048576"),
         (&["--ranks", "3", "--frames", "2", "--height", "8", "--width", "16"], "cannot share a clip of 2 tokens"),
         (&["--label", "cat"], "--label cat: the model has no classes"),
         (&["--guidance", "nan"], "guidance"),

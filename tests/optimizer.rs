@@ -2,6 +2,9 @@
 
 #![allow(clippy::single_range_in_vec_init)] // a list of one range is meant
 
+mod blockwise;
+pub mod muon;
+
 use longreel::config::{Schedule, Train};
 use longreel::rng::{Key, Purpose};
 use longreel::state::ema::ema_decay;
@@ -305,6 +308,17 @@ fn learning_rates_warm_up_then_stay_or_fall() {
     assert_eq!([0, 1].map(rate(0, 0, Schedule::Cosine)), [0.0, 0.0]);
     assert_eq!(rate(0, 10, Schedule::Constant)(0), 0.5);
     assert_eq!([7, 8, 9].map(rate(8, 4, Schedule::Cosine)), [0.5, 0.0, 0.0]);
+    let linear = rate(4, 12, Schedule::Linear);
+    assert_eq!([0, 3, 4, 8, 11, 12, 99].map(linear), [0.125, 0.5, 0.5, 0.25, 0.0625, 0.0, 0.0]);
+    let wsd = |decay, warmup, steps| {
+        let config = Train { lr: 0.5, warmup, steps, schedule: Schedule::Wsd, decay, ..Default::default() };
+        let rate = LearningRate::new(&config).unwrap();
+        move |step| rate.at(step)
+    };
+    let falling = [0, 4, 79, 80, 90, 99, 100].map(wsd(0.2, 2, 100));
+    let wanted = [0.25, 0.5, 0.5, 0.5, 0.25, 0.025, 0.0];
+    assert!(falling.iter().zip(wanted).all(|(got, want)| (got - want).abs() < 1e-15), "{falling:?}");
+    assert_eq!([3, 4, 8, 12].map(wsd(1.0, 4, 12)), [0.5, 0.5, 0.25, 0.0], "decay begins after warm-up at the earliest");
     for lr in [-1.0, f64::NAN, f64::INFINITY] {
         assert!(refusal!(Config, LearningRate::new(&Train { lr, ..Default::default() })).contains("lr ="));
     }

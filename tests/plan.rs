@@ -5,6 +5,7 @@ mod decoding;
 mod lora;
 mod search;
 mod time;
+mod wan;
 
 use crate::train::{Place, fail, longreel, snapshot, succeed, text};
 use longreel::data::write::write_video;
@@ -136,6 +137,18 @@ fn ranks_of_stage_3_have_the_unit_at_work_and_the_parts_of_the_next() {
     let (what, both) = &rows[0];
     assert_eq!(what, "in use at most:");
     check(&wide, what, *both, 0.0);
+}
+
+#[test]
+fn steps_of_other_optimizers_need_what_the_plan_says() {
+    let place = large_clips();
+    let wide = ["model.patch_size=[1,16,16]", "model.num_attention_heads=16", "model.ffn_dim=2048"];
+    for optimizer in ["train.optimizer=adamw8", "train.optimizer=muon"] {
+        let rows = rehearsed(&place, &[MEDIUM, &wide, &[optimizer]].concat());
+        let used: Vec<_> = rows.into_iter().filter(|(what, _)| what.starts_with("in use")).collect();
+        assert!(used.iter().any(|(what, _)| what.contains("optimizer")), "{used:?}");
+        used.into_iter().for_each(|(what, both)| check(&[optimizer], &what, both, 0.0));
+    }
 }
 
 /// MEDIUM's blocks stash x and o of 8192 x 128 numbers and a statistic of 4 x 8192.

@@ -24,6 +24,8 @@ pub struct NoisyClip {
     /// Its pixels on the GPU that the network is on, if it is on one: see [`upload`].
     pub pixels: Option<Tensor>,
     pub sigma: f64,
+    /// What its loss weighs in the gradient, by its sigma.
+    pub weight: f64,
     /// Where the noise comes from; the token is the clip's.
     pub noise: Key,
 }
@@ -48,7 +50,8 @@ pub struct NoisyClips<'a> {
     pub channels: usize,
     /// What the network is on.
     pub device: &'a Device,
-    /// What each element's squared error counts in the loss: 1 / elements of the global batch.
+    /// What each element's squared error counts in the loss, whatever its clip weighs in the gradient: 1 / elements of
+    /// the global batch.
     pub weight: f64,
 }
 
@@ -123,7 +126,7 @@ impl engine::Objective for NoisyClips<'_> {
         self.runs(rows.clone(), |clip, tokens, values| {
             let (x0, noise) = self.clean_and_noise(clip, tokens)?;
             let (output, gradient) = (&output[values.clone()], &mut gradient[values]);
-            let sum = self.objective.loss(output, &x0, &noise, clip.sigma, self.weight, gradient);
+            let sum = self.objective.loss(output, &x0, &noise, clip.sigma, self.weight * clip.weight, gradient);
             loss.set(loss.get() + self.weight * sum);
             Ok(())
         })?;

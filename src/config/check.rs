@@ -233,9 +233,16 @@ fn train(c: &Train) -> Checked {
     size("train.accumulate", c.accumulate)?;
     at_least_0("train.lr", c.lr)?;
     ensure(c.warmup <= 1 << 40, "train.warmup", c.warmup, "must be at most 2^40")?;
+    ensure(
+        c.decay > 0.0 && c.decay <= 1.0,
+        "train.decay",
+        c.decay,
+        "must be above 0 and at most 1, a share of the steps",
+    )?;
     let ok = c.betas.iter().all(|b| (0.0..1.0).contains(b));
     ensure(ok, "train.betas", c.betas, "must be two numbers, each at least 0 and below 1")?;
     ensure(c.eps.is_finite() && c.eps > 0.0, "train.eps", c.eps, "must be above 0")?;
+    ensure((0.0..1.0).contains(&c.momentum), "train.momentum", c.momentum, "must be at least 0 and below 1")?;
     at_least_0("train.weight_decay", c.weight_decay)?;
     at_least_0("train.clip", c.clip)?;
     ensure((0.0..1.0).contains(&c.ema), "train.ema", c.ema, "must be at least 0 (no average) and below 1")?;

@@ -4,9 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::data::{Crop, Label};
-pub use crate::diffusion::{Prediction, SamplerKind, Timesteps};
+pub use crate::diffusion::{LossWeight, Prediction, SamplerKind, Timesteps};
 pub use crate::files::Place;
 pub use crate::ops::{Compute, Hardware};
+pub use crate::state::optimizer::OptimizerKind;
 
 /// What follows warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,10 @@ pub enum Schedule {
     Constant,
     /// Cosine to zero at `steps`.
     Cosine,
+    /// A straight line to zero at `steps`.
+    Linear,
+    /// Constant, then a straight line to zero over the last `decay` of the steps: warm-up, stable, decay.
+    Wsd,
 }
 
 /// What a step's loss weighs, beside that of steps of clips of other sizes.

@@ -199,9 +199,11 @@ impl RunConfig {
 
     /// How the run's state changes in a step, and where it is held.
     pub fn state(&self) -> StateOptions {
-        let &super::Train { betas, eps, weight_decay, clip, ema, moments, .. } = &self.train;
+        let &super::Train { optimizer, betas, eps, momentum, weight_decay, clip, ema, moments, .. } = &self.train;
         StateOptions {
+            optimizer,
             adamw: AdamWOptions { betas, eps, weight_decay },
+            momentum,
             clip,
             ema,
             moments,

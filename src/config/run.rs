@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-use super::choices::{Compute, Hardware, Place, SamplerKind, Schedule, Weigh};
+use super::choices::{Compute, Hardware, OptimizerKind, Place, SamplerKind, Schedule, Weigh};
 use super::data::DataSections;
 use super::lora::Lora;
 use super::resolve::Known;
@@ -136,16 +136,22 @@ pub struct Train {
     /// Arithmetic of linear layers and attention; accumulation, gradients and master weights are f32. A file that does
     /// not say gets [`Compute::usual`], a run that goes on what it was begun in.
     pub dtype: Compute,
+    /// Which optimizer.
+    pub optimizer: OptimizerKind,
     /// Learning rate after warm-up.
     pub lr: f64,
     /// Steps of linear warm-up.
     pub warmup: u64,
     /// What follows warm-up.
     pub schedule: Schedule,
+    /// With the schedule `wsd`: the share of the run's steps over which the rate falls.
+    pub decay: f64,
     /// AdamW's (beta1, beta2).
     pub betas: [f64; 2],
     /// AdamW's epsilon.
     pub eps: f64,
+    /// Muon's momentum.
+    pub momentum: f64,
     /// Decoupled weight decay of matrices; biases, norms and tables have none.
     pub weight_decay: f64,
     /// Global gradient norm above which gradients are scaled down; 0: never.
@@ -154,8 +160,7 @@ pub struct Train {
     pub ema: f64,
     /// What computes.
     pub device: Hardware,
-    /// Where AdamW's moments and the moving average are: in memory or, 12 bytes a parameter, in a scratch file for each
-    /// rank.
+    /// Where the optimizer's moments and the moving average are: in memory or in a scratch file for each rank.
     pub moments: Place,
     /// Rows of a tile, tokens of all clips of the micro-batch counted together; 0: see
     /// [`tile_rows`](crate::engine::tile_rows).
@@ -202,7 +207,8 @@ pub struct Sample {
     pub guidance: f64,
     /// Guidance acts only for sigma in this interval.
     pub guidance_interval: [f64; 2],
-    /// Shift of sigma, as in `[diffusion]`; 1: none, 0: from the token count.
+    /// Shift of sigma, as in `[diffusion]`; 1: none, 0 (in a config `"auto"`): from the token count.
+    #[serde(with = "crate::diffusion::shift")]
     pub shift: f64,
     /// Frames of a clip sampled during training; none: as trained, on latents at most 17.
     pub frames: Option<usize>,
@@ -250,18 +256,21 @@ impl Default for Text {
 
 impl Default for Train {
     fn default() -> Self {
-        let StateOptions { adamw, clip, ema, moments, .. } = StateOptions::default();
+        let StateOptions { optimizer, adamw, momentum, clip, ema, moments, .. } = StateOptions::default();
         Self {
             steps: 1000,
             batch: 1,
             accumulate: 1,
             weigh: Weigh::Clip,
             dtype: Compute::F32,
+            optimizer,
             lr: 1e-4,
             warmup: 100,
             schedule: Schedule::Constant,
+            decay: 0.2,
             betas: adamw.betas,
             eps: adamw.eps,
+            momentum,
             weight_decay: adamw.weight_decay,
             clip,
             ema,

@@ -20,10 +20,70 @@ pub enum Timesteps {
     Uniform,
 }
 
-/// Which sampler.
+/// What the loss of a sigma weighs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossWeight {
+    /// All sigmas the same.
+    #[default]
+    Uniform,
+    /// A bell around sigma = 1/2, `exp(-2 (sigma - 1/2)^2)` less what it is at 0 and 1, over its mean over all draws.
+    Bell,
+}
+
+/// A shift in a config: a number, or `"auto"`, which is 0 here, as older configs have it.
+pub mod shift {
+    use serde::de::{Deserializer, Error, Unexpected, Visitor};
+    use serde::ser::Serializer;
+
+    /// As a number or `"auto"`.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(shift: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        if *shift == 0.0 { serializer.serialize_str("auto") } else { serializer.serialize_f64(*shift) }
+    }
+
+    /// Of a number or `"auto"`.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        deserializer.deserialize_any(NumberOrAuto)
+    }
+
+    struct NumberOrAuto;
+
+    impl Visitor<'_> for NumberOrAuto {
+        type Value = f64;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str("a number or \"auto\"")
+        }
+
+        fn visit_str<E: Error>(self, word: &str) -> Result<f64, E> {
+            if word == "auto" { Ok(0.0) } else { Err(E::invalid_value(Unexpected::Str(word), &self)) }
+        }
+
+        fn visit_f64<E: Error>(self, number: f64) -> Result<f64, E> {
+            Ok(number)
+        }
+
+        fn visit_i64<E: Error>(self, number: i64) -> Result<f64, E> {
+            Ok(number as f64)
+        }
+
+        fn visit_u64<E: Error>(self, number: u64) -> Result<f64, E> {
+            Ok(number as f64)
+        }
+    }
+}
+
+/// Which sampler, and what it asks the network at. The first four tell the network `1000 sigma`, whatever it is; the
+/// last two are those that Wan's networks are sampled with elsewhere, and give the same clips.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum SamplerKind {
     Euler,
     #[default]
@@ -32,6 +92,10 @@ pub enum SamplerKind {
     Dpmpp,
     /// UniPC, order 2, B2(h).
     Unipc,
+    /// UniPC on Wan's own sigmas; the network is told whole timesteps.
+    WanUnipc,
+    /// Euler on the sigmas of diffusers' FlowMatchEulerDiscreteScheduler.
+    FlowEuler,
 }
 
 /// Noise, target and loss: `[diffusion]` of a config.
@@ -47,10 +111,15 @@ pub struct DiffusionOptions {
     pub logit_mean: f64,
     /// Standard deviation of the logit-normal.
     pub logit_std: f64,
-    /// Shift of sigma: s' = a s / (1 + (a - 1) s). 1: none. 0: from the clip's token count (see `shift_base_tokens`).
+    /// Shift of sigma: s' = a s / (1 + (a - 1) s). 1: none. 0 (in a config `"auto"`): from the clip's token count (see
+    /// `shift_base_tokens`).
+    #[serde(with = "shift")]
     pub shift: f64,
-    /// With shift = 0: a = sqrt(tokens / shift_base_tokens).
+    /// With an automatic shift: a = sqrt(tokens / shift_base_tokens). The default gives Wan's 480p clips of 81 frames,
+    /// 32,760 tokens, the 3 that they are used with.
     pub shift_base_tokens: usize,
+    /// What the loss of a sigma weighs.
+    pub loss_weight: LossWeight,
     /// x-prediction: 1 - t is clamped from below by this in the loss (JiT).
     pub clamp: f64,
     /// Share of labels dropped in training, for guidance.
@@ -67,7 +136,8 @@ impl Default for DiffusionOptions {
             logit_mean: 0.0,
             logit_std: 1.0,
             shift: 1.0,
-            shift_base_tokens: 4096,
+            shift_base_tokens: 32_760 / (3 * 3),
+            loss_weight: LossWeight::Uniform,
             clamp: 0.05,
             label_dropout: 0.1,
             caption_dropout: 0.1,

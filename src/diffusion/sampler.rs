@@ -53,7 +53,7 @@ impl Sampler {
         match self.kind {
             SamplerKind::Heun if self.sigmas[steps] == 0.0 => 2 * steps - 1,
             SamplerKind::Heun => 2 * steps,
-            SamplerKind::Euler | SamplerKind::Dpmpp | SamplerKind::Unipc => steps,
+            _ => steps,
         }
     }
 
@@ -73,10 +73,10 @@ impl Sampler {
             Ok(v)
         };
         match self.kind {
-            SamplerKind::Euler => self.euler(x, velocity),
+            SamplerKind::Euler | SamplerKind::FlowEuler => self.euler(x, velocity),
             SamplerKind::Heun => self.heun(x, velocity),
             SamplerKind::Dpmpp => self.dpmpp(x, velocity),
-            SamplerKind::Unipc => self.unipc(x, velocity),
+            SamplerKind::Unipc | SamplerKind::WanUnipc => self.unipc(x, velocity),
         }
     }
 

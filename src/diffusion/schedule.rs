@@ -5,7 +5,7 @@
 //! held-out loss is taken at evenly spaced quantiles of the same distribution instead, which keeps it comparable from
 //! step to step.
 
-use super::options::{DiffusionOptions, Timesteps};
+use super::options::{DiffusionOptions, LossWeight, SamplerKind, Timesteps};
 use crate::rng::{Key, Purpose};
 use crate::{Result, bail};
 
@@ -32,13 +32,16 @@ pub fn shift_sigma(sigma: f64, a: f64) -> f64 {
 /// If `shift` is negative or not a number, or there is nothing to take the root of.
 pub fn resolve_shift(shift: f64, base_tokens: usize, tokens: usize) -> Result<f64> {
     if !(shift >= 0.0 && shift.is_finite()) {
-        bail!(Config, "shift = {shift}: must be positive, or 0 to follow from the token count");
+        bail!(Config, "shift = {shift}: must be positive, or \"auto\" (0) to follow from the token count");
     }
     if shift > 0.0 {
         return Ok(shift);
     }
     if base_tokens == 0 || tokens == 0 {
-        bail!(Config, "shift = 0 needs tokens: the clip has {tokens}, [diffusion] shift_base_tokens = {base_tokens}");
+        bail!(
+            Config,
+            "shift = \"auto\" needs tokens: the clip has {tokens}, [diffusion] shift_base_tokens = {base_tokens}"
+        );
     }
     Ok((tokens as f64 / base_tokens as f64).sqrt())
 }
@@ -50,6 +53,16 @@ pub struct SigmaDistribution {
     mean: f64,
     std: f64,
     shift: f64,
+    /// The bell's mean over all draws; none: all sigmas weigh the same.
+    bell: Option<f64>,
+}
+
+/// Quantiles that a mean over all draws is taken at.
+const DRAWS: usize = 1000;
+
+/// The bell of [`LossWeight::Bell`], before it is over its mean; 0 at both ends.
+fn bell(sigma: f64) -> f64 {
+    (-2.0 * (sigma - 0.5).powi(2)).exp() - (-0.5f64).exp()
 }
 
 impl SigmaDistribution {
@@ -68,7 +81,24 @@ impl SigmaDistribution {
             bail!(Config, "[diffusion] logit_std = {std}: must be 0 or more");
         }
         let shift = resolve_shift(options.shift, options.shift_base_tokens, tokens)?;
-        Ok(Self { timesteps, mean, std, shift })
+        let flat = Self { timesteps, mean, std, shift, bell: None };
+        Ok(match options.loss_weight {
+            LossWeight::Uniform => flat,
+            LossWeight::Bell => {
+                let sum: f64 = flat.heldout(DRAWS).into_iter().map(bell).sum();
+                Self { bell: Some(sum / DRAWS as f64), ..flat }
+            }
+        })
+    }
+
+    /// The shift: as configured, or from the token count.
+    pub fn shift(&self) -> f64 {
+        self.shift
+    }
+
+    /// What the loss of `sigma` weighs; 1 on average over all draws.
+    pub fn loss_weight(&self, sigma: f64) -> f64 {
+        self.bell.map_or(1.0, |mean| bell(sigma) / mean)
     }
 
     /// The sigma of `sample`, an index in the global batch of `step`.
@@ -154,6 +184,40 @@ pub fn inference_sigmas(steps: usize, a: f64) -> Result<Vec<f64>> {
     let spaced = |i: usize| 1.0 + (LAST_SIGMA - 1.0) * (i as f64 / steps as f64);
     let sigmas = (0..steps).map(|i| shift_sigma(spaced(i), a));
     Ok(sigmas.chain([0.0]).collect())
+}
+
+impl SamplerKind {
+    /// The sigmas of `steps` steps with shift `a`, and 0; steps + 1 in all.
+    ///
+    /// Those of Wan's samplers are f32, as diffusers has them: the first step of UniPC leaves from so near to 1 that
+    /// rounding moves its length in lambda by hundredths. Its first sigma is 1 - 1e-6. FlowMatchEuler's are evenly
+    /// spaced from 1 to the shifted 1/1000, both included, then shifted once more.
+    ///
+    /// # Errors
+    /// As [`inference_sigmas`].
+    pub fn sigmas(self, steps: usize, a: f64) -> Result<Vec<f64>> {
+        let mut sigmas = inference_sigmas(steps, a)?;
+        match self {
+            Self::Euler | Self::Heun | Self::Dpmpp | Self::Unipc => return Ok(sigmas),
+            Self::WanUnipc => sigmas[0] -= 1e-6,
+            Self::FlowEuler => {
+                let span = shift_sigma(LAST_SIGMA, a) - 1.0;
+                for (i, sigma) in sigmas[1..steps].iter_mut().enumerate() {
+                    *sigma = shift_sigma(1.0 + span * (i + 1) as f64 / (steps - 1) as f64, a);
+                }
+            }
+        }
+        Ok(sigmas.into_iter().map(|sigma| f64::from(sigma as f32)).collect())
+    }
+
+    /// What the network is told of `sigma`: Wan's own sampler cuts it to a whole timestep, as its networks are told in
+    /// Wan's and in diffusers' pipelines.
+    pub fn timestep(self, sigma: f64) -> f64 {
+        match self {
+            Self::WanUnipc => timestep(sigma).trunc(),
+            _ => timestep(sigma),
+        }
+    }
 }
 
 /// The standard normal's quantile, by bisection of its distribution function; |error| < 1e-12 for 1e-4 < q < 1 - 1e-4.

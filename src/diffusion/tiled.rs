@@ -62,9 +62,9 @@ impl SamplerKind {
     /// How many tensors of the state's size [`Sampler::run_in_tiles`] holds, the state itself counted.
     pub fn states(self) -> usize {
         match self {
-            Self::Euler => 1,
+            Self::Euler | Self::FlowEuler => 1,
             Self::Heun | Self::Dpmpp => 2,
-            Self::Unipc => 4,
+            Self::Unipc | Self::WanUnipc => 4,
         }
     }
 }
@@ -78,10 +78,10 @@ impl Sampler {
     pub fn run_in_tiles(&self, x: Tensor, velocity: &mut dyn Velocity) -> Result<Tensor> {
         let x = State::new(x)?;
         match self.kind {
-            SamplerKind::Euler => self.tiled_euler(&x, velocity)?,
+            SamplerKind::Euler | SamplerKind::FlowEuler => self.tiled_euler(&x, velocity)?,
             SamplerKind::Heun => self.tiled_heun(&x, velocity)?,
             SamplerKind::Dpmpp => self.tiled_dpmpp(&x, velocity)?,
-            SamplerKind::Unipc => self.tiled_unipc(&x, velocity)?,
+            SamplerKind::Unipc | SamplerKind::WanUnipc => self.tiled_unipc(&x, velocity)?,
         }
         Ok(x.0)
     }

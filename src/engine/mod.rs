@@ -24,13 +24,13 @@ mod tile;
 use candle_core::{DType, Device, Tensor};
 use parking_lot::Mutex;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use crate::model::{Conditioning, Model, RowGroups, TimeGroups};
 use crate::observe::meter::{Phase, Section, StepMeter};
 use crate::ops::{Hardware, Rope, Rows, Tape, bytes};
-use crate::parallel::Sequence;
+use crate::parallel::{Sequence, is_first};
 use crate::{Result, bail};
 use flops::PerRow;
 use heads::HeadGroup;
@@ -95,6 +95,16 @@ impl<'a> Engine<'a> {
             let rows = batch * groups[0].attention.local_tokens().len();
             precision::check_on_gpu(model.bf16, config.attention_head_dim, groups[0].attention.group_tokens())?;
             check_on_gpu(tile.min(rows), config.widest_row())?;
+        }
+        if grid.iter().any(|&positions| positions > config.rope_max_seq_len) && is_first() {
+            static TOLD: Once = Once::new();
+            let most = config.rope_max_seq_len;
+            TOLD.call_once(|| {
+                tracing::info!(
+                    "the clip's {grid:?} tokens (frames, height, width) go beyond rope_max_seq_len = {most}: angles of further \
+                     positions are computed by the same formula"
+                )
+            });
         }
         let rope = Rope::new(grid, groups[0].attention.local_tokens().start, config.attention_head_dim, THETA);
         Ok(Self {

@@ -8,6 +8,9 @@ use super::layout::of_wans_own;
 use super::spec;
 use crate::{Error, Result, bail};
 
+/// More positions along an axis are a mistake.
+pub const MOST_POSITIONS: usize = 1 << 20;
+
 /// A larger model is a mistake: 2^40 parameters are 4 TiB.
 const MOST_PARAMETERS: u128 = 1 << 40;
 
@@ -41,7 +44,7 @@ pub struct ModelConfig {
     pub qk_norm: Option<String>,
     /// Epsilon of every normalisation.
     pub eps: f64,
-    /// Most positions along one axis.
+    /// Positions along an axis in diffusers' table of angles. No limit: angles are computed, for as many as there are.
     pub rope_max_seq_len: usize,
     /// Classes; one null class is added for guidance. 0: no class labels.
     pub num_classes: usize,
@@ -99,7 +102,7 @@ impl ModelConfig {
     }
 
     /// Tokens along (time, height, width) of a clip of `size` (frames, height, width); an error if a patch does not
-    /// divide it.
+    /// divide it, or an axis has more than [`MOST_POSITIONS`].
     pub fn grid(&self, size: [usize; 3]) -> Result<[usize; 3]> {
         let mut grid = [0; 3];
         for (axis, name) in ["frames", "height", "width"].into_iter().enumerate() {
@@ -108,8 +111,8 @@ impl ModelConfig {
                 bail!(Shape, "{name} {n} is not a multiple of the patch's {patch} (patch_size = {:?})", self.patch_size)
             }
             grid[axis] = n / patch;
-            if grid[axis] > self.rope_max_seq_len {
-                bail!(Shape, "{name} {n} gives {} positions, rope_max_seq_len is {}", grid[axis], self.rope_max_seq_len)
+            if grid[axis] > MOST_POSITIONS {
+                bail!(Shape, "{name} {n} gives {} positions; it must be at most {MOST_POSITIONS}", grid[axis])
             }
         }
         Ok(grid)

@@ -34,7 +34,7 @@ use crate::Result;
 use crate::ops::{Draws, Dropout, clear, release};
 pub use block::{Block, BlockCondition};
 pub use condition::{Condition, Conditioner, Conditioning};
-pub use config::ModelConfig;
+pub use config::{MOST_POSITIONS, ModelConfig};
 pub use cross::{CrossText, cross_attention};
 pub use embed::Embed;
 pub use groups::{RowGroups, TimeGroups};

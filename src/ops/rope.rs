@@ -86,3 +86,41 @@ impl Rope {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// cos and sin of every pair of every position of an axis.
+    fn axis(rope: &Rope, axis: usize) -> Vec<(f64, f64)> {
+        rope.axes[axis].iter().flatten().copied().collect()
+    }
+
+    #[test]
+    fn positions_beyond_the_table_of_diffusers_follow_the_formula_and_leave_the_others_alone() {
+        let (d, theta) = (40, 10_000.0f64);
+        let (table, long) = (Rope::new([1024, 9, 1024], 0, d, theta), Rope::new([1500, 9, 3601], 0, d, theta));
+        let features = [40 - 12 - 12, 12, 12];
+        for (i, positions) in [(0, 1500), (2, 3601)] {
+            let (short, angles) = (axis(&table, i), axis(&long, i));
+            let bits = |pairs: &[(f64, f64)]| pairs.iter().map(|p| [p.0.to_bits(), p.1.to_bits()]).collect::<Vec<_>>();
+            assert_eq!(bits(&short), bits(&angles[..short.len()]));
+            assert_eq!(angles.len(), positions * features[i] / 2);
+            for (n, (cosine, sine)) in angles.iter().enumerate() {
+                let (position, pair) = (n / (features[i] / 2), n % (features[i] / 2));
+                let angle = position as f64 / theta.powf(2.0 * pair as f64 / features[i] as f64);
+                assert!(
+                    (cosine - angle.cos()).abs() < 1e-12 && (sine - angle.sin()).abs() < 1e-12,
+                    "{position} {pair}"
+                );
+            }
+        }
+        // The last token of a long clip is turned by the angles of its own position.
+        let mut turned = (vec![], vec![]);
+        long.angles::<f64>(1500 * 9 * 3601 - 1, &mut turned);
+        let last = [1499.0f64, 8.0, 3600.0];
+        let wanted: Vec<f64> = (0..3).flat_map(|i| [last[i].cos(); 2]).collect();
+        let firsts = [0, 1, features[0], features[0] + 1, features[0] + 12, features[0] + 13];
+        assert!(firsts.iter().zip(&wanted).all(|(&at, want)| (turned.0[at] - want).abs() < 1e-12));
+    }
+}

@@ -40,7 +40,7 @@ use std::borrow::Cow;
 use crate::Result;
 use crate::config::{Place, RunConfig};
 use crate::data::Decoding;
-use crate::model::ModelConfig;
+use crate::model::{MOST_POSITIONS, ModelConfig};
 use crate::vae::Space;
 pub use flops::Work;
 pub use latents::LatentPlan;
@@ -266,11 +266,14 @@ fn of_patches(config: &RunConfig, model: &ModelConfig, patches: usize) -> RunCon
     config
 }
 
+/// Patches of frames that are always enough for each rank to have a token.
+const SHORT: usize = 1024;
+
 /// The patches of frames of the shortest clip that the config's ranks can share, as ranks may need more tokens than one
 /// patch has.
 fn fewest_patches(config: &RunConfig, model: &ModelConfig) -> Result<usize> {
     let plan = |patches| Plan::new(&of_patches(config, model, patches), model, false);
-    match (1..=model.rope_max_seq_len).find(|&patches| plan(patches).is_ok()) {
+    match (1..=SHORT).find(|&patches| plan(patches).is_ok()) {
         Some(patches) => Ok(patches),
         None => plan(1).map(|_| 1),
     }
@@ -294,7 +297,7 @@ pub fn longest(
     model: &ModelConfig,
     fits: impl Fn(&RunConfig) -> bool,
 ) -> Result<Option<RunConfig>> {
-    let (mut low, mut high) = (fewest_patches(config, model)?, model.rope_max_seq_len + 1);
+    let (mut low, mut high) = (fewest_patches(config, model)?, MOST_POSITIONS + 1);
     if !fits(&of_patches(config, model, low)) {
         return Ok(None);
     }

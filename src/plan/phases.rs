@@ -9,7 +9,7 @@ use super::shape::Shape;
 use super::texts::of_a_step;
 use super::weights::ParameterCounts;
 use super::{Part, Phase, part};
-use crate::config::{Place, RunConfig};
+use crate::config::{OptimizerKind, Place, RunConfig};
 use crate::data::{Decoding, FrameCache};
 use crate::model::ModelConfig;
 use crate::observe::meter::Phase as At;
@@ -70,7 +70,7 @@ pub fn phases(
     let more =
         vec![part("gradient of the stream", shape.stream()), part("messages", unit), part("tile", step.tile.embed)];
     let in_flight = if shape.gpu { vec![] } else { moments_in_flight(config, model, weights) };
-    let more = [more, in_flight].concat();
+    let more = [more, in_flight, vec![orthogonalising(config, model, weights)]].concat();
     all.push(step.phase(At::Update.name(), &[], [step.stash.idle(), more].concat()));
     if !rehearsal {
         let copy = match shape.gpu {
@@ -106,7 +106,11 @@ pub fn host(
         _ => sampler_states(config, model, shape),
     };
     let states = part("states of the sampler", states);
-    [stash, vec![frames, part("decoders", decoders), copy, states], moments_in_flight(config, model, weights)].concat()
+    let here = config.train.moments == Place::Ram && config.train.optimizer != OptimizerKind::AdamW;
+    let [moments, average] = if here { weights.moments(config, model, weights.trained) } else { [0; 2] };
+    let moments = vec![part("optimizer moments", moments), part("moving average", average)];
+    let in_flight = moments_in_flight(config, model, weights);
+    [stash, vec![frames, part("decoders", decoders), copy, states], moments, in_flight].concat()
 }
 
 /// Decoded clips: all that the run goes through, if they are kept, or else those in use and decoded ahead.
@@ -144,7 +148,7 @@ fn sampler_states(config: &RunConfig, model: &ModelConfig, shape: &Shape) -> u64
 
 /// Weights, moments, texts and a GPU's pixels.
 fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, weights: &ParameterCounts) -> Vec<Part> {
-    let mut parts = weights.parts(config, shape);
+    let mut parts = weights.parts(config, model, shape);
     parts.extend(of_a_step(config, model));
     if shape.gpu {
         parts.push(part("pixels of the micro-batch", config.train.batch as u64 * shape.frames));
@@ -152,15 +156,25 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, weights: &Param
     parts
 }
 
+/// What Muon needs while it is at work on a block: this rank's part before and after, the matrices that it owns on their
+/// way in, orthogonal and on their way out, and the products of the largest.
+fn orthogonalising(config: &RunConfig, model: &ModelConfig, weights: &ParameterCounts) -> Part {
+    let (unit, ranks) = (weights.unit as u64, config.parallel.ranks as u64);
+    let [width, hidden] = [model.width() as u64, model.ffn_dim as u64];
+    let (short, matrix) = (width.min(hidden), width * width.max(hidden));
+    let part_of_unit = if config.parallel.zero >= 1 { unit.div_ceil(ranks) } else { unit };
+    let owned = unit.div_ceil(ranks).max(matrix);
+    let bytes = 4 * (2 * part_of_unit + 3 * owned + 2 * matrix + 3 * short * short);
+    part("matrices being orthogonalised", if config.train.optimizer == OptimizerKind::Muon { bytes } else { 0 })
+}
+
 /// Moments and average that are out of their scratch file while the optimizer runs.
 fn moments_in_flight(config: &RunConfig, model: &ModelConfig, weights: &ParameterCounts) -> Vec<Part> {
     if config.train.moments == Place::Ram {
         return vec![];
     }
-    let ranks = if config.parallel.zero >= 1 { config.parallel.ranks } else { 1 };
-    let kinds = if config.train.ema > 0.0 { 3 } else { 2 };
-    let unit = 4 * kinds * weights.unit.div_ceil(ranks);
-    vec![part("moments being copied", (IN_FLIGHT.min(model.num_layers + 2) * unit) as u64)]
+    let [moments, average] = weights.moments(config, model, weights.unit);
+    vec![part("moments being copied", IN_FLIGHT.min(model.num_layers + 2) as u64 * (moments + average))]
 }
 
 impl Step<'_> {

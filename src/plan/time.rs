@@ -6,7 +6,7 @@ use super::{Plan, flops};
 use crate::Result;
 use crate::config::RunConfig;
 use crate::data::{Decoding, FrameCache};
-use crate::diffusion::{Guidance, QUANTILES, Sampler, inference_sigmas, resolve_shift};
+use crate::diffusion::{Guidance, QUANTILES, Sampler, resolve_shift};
 use crate::model::ModelConfig;
 
 /// What time is computed from.
@@ -134,7 +134,7 @@ fn steps_that_decode(config: &RunConfig, plan: &Plan, decoding: &Decoding) -> u6
 fn passes(config: &RunConfig, tokens: usize) -> Result<f64> {
     let sample = &config.sample;
     let shift = resolve_shift(sample.shift, config.diffusion.shift_base_tokens, tokens)?;
-    let sigmas = inference_sigmas(sample.steps, shift)?;
+    let sigmas = sample.sampler.sigmas(sample.steps, shift)?;
     let guidance = Guidance::new(sample.guidance, sample.guidance_interval)?;
     let guided = sigmas[..sample.steps].iter().filter(|&&sigma| guidance.active(sigma)).count();
     let calls = Sampler::new(sample.sampler, sigmas)?.calls();

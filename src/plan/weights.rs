@@ -3,8 +3,10 @@
 use super::shape::Shape;
 use super::{Part, part};
 use crate::Result;
-use crate::config::{Compute, Place, RunConfig};
+use crate::config::{Compute, OptimizerKind, Place, RunConfig};
 use crate::model::{LoraSpec, Model, ModelConfig};
+use crate::state::optimizer::blockwise::words;
+use crate::state::optimizer::muon;
 
 /// A run's parameters.
 pub struct ParameterCounts {
@@ -39,15 +41,42 @@ impl ParameterCounts {
         })
     }
 
-    /// ParameterCounts, gradients, moments and average between steps, with the unit that is at work.
-    pub fn parts(&self, config: &RunConfig, shape: &Shape) -> Vec<Part> {
+    /// Bytes of the moments, and of the average, that a rank has of so many trained parameters.
+    pub fn moments(&self, config: &RunConfig, model: &ModelConfig, parameters: usize) -> [u64; 2] {
+        let ranks = if config.parallel.zero >= 1 { config.parallel.ranks } else { 1 };
+        let part = parameters.div_ceil(ranks);
+        let bytes = match config.train.optimizer {
+            OptimizerKind::AdamW => 8 * part as u64,
+            OptimizerKind::AdamW8 => 8 * words(part) as u64,
+            OptimizerKind::Muon => {
+                let share = self.matrices(model) as f64 / self.trained.max(1) as f64;
+                8 * part as u64 - (4.0 * part as f64 * share) as u64
+            }
+        };
+        [bytes, if config.train.ema > 0.0 { 4 * part as u64 } else { 0 }]
+    }
+
+    /// Trained parameters that Muon changes.
+    fn matrices(&self, model: &ModelConfig) -> usize {
+        if self.lora.is_some() {
+            return self.trained; // almost all
+        }
+        let shapes = Model::shapes(model);
+        let matrices = shapes.iter().filter(|(name, shape)| muon::takes(name, shape));
+        matrices.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    /// Parameters, gradients, moments and average between steps, with the unit that is at work.
+    pub fn parts(&self, config: &RunConfig, model: &ModelConfig, shape: &Shape) -> Vec<Part> {
         let (n, unit) = (4 * self.trained as u64, 4 * self.unit as u64);
         // What ZeRO shards from a stage on, and with it the unit that is whole while it is at work; of parameters, also
         // the parts of the next one.
         let (zero, ranks) = (config.parallel.zero, config.parallel.ranks as u64);
         let shard = |stage: usize, whole: u64| if zero >= stage { n.div_ceil(ranks) + whole } else { n };
-        let moments = if config.train.moments == Place::Ram { 2 * shard(1, 0) } else { 0 };
-        let average = if config.train.ema > 0.0 { moments / 2 } else { 0 };
+        // A GPU's host has the moments that it does not compute with: see `phases::host`.
+        let elsewhere = shape.gpu && config.train.optimizer != OptimizerKind::AdamW;
+        let here = config.train.moments == Place::Ram && !elsewhere;
+        let [moments, average] = if here { self.moments(config, model, self.trained) } else { [0; 2] };
         let mut parts = vec![
             part("parameters", shard(3, if ranks > 1 { 2 * unit } else { unit })),
             part("gradients", shard(2, unit)),

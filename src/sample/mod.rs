@@ -36,7 +36,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::config::{self, SamplerKind};
-use crate::diffusion::{Guidance, Objective, Sampler, inference_sigmas, noise_rows, resolve_shift, sample_key};
+use crate::diffusion::{Guidance, Objective, Sampler, noise_rows, resolve_shift, sample_key};
 use crate::engine::Engine;
 use crate::model::{Conditioning, Model, ModelConfig, TextTokens};
 use crate::parallel::Sequence;
@@ -227,7 +227,7 @@ impl ClipSampler<'_> {
         let x = Tensor::from_vec(noise, (clips.len() * tokens.len(), row), &Device::Cpu)?; // [B local S, pt ph pw C]
 
         let shift = resolve_shift(request.shift, request.shift_base_tokens, grid.iter().product())?;
-        let sampler = Sampler::new(request.sampler, inference_sigmas(request.steps, shift)?)?;
+        let sampler = Sampler::new(request.sampler, request.sampler.sigmas(request.steps, shift)?)?;
         let (calls, mut done) = (sampler.calls(), 0);
         report([0, calls]);
         let mut network = Network { of: self, single, both, clips, rows: x.dims()[0], given: None };

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::{ClipSampler, ClipSpec, conditioning};
 use crate::Result;
-use crate::diffusion::{Condition, Make, State, Take, Velocity, channel_first, timestep};
+use crate::diffusion::{Condition, Make, State, Take, Velocity, channel_first};
 use crate::engine::{Engine, Source};
 use crate::ops::read;
 
@@ -54,7 +54,7 @@ impl Network<'_> {
                 texts.push(if given { prompts.texts[clip.prompt].clone() } else { prompts.negative.clone() });
             }
         }
-        let times = vec![timestep(sigma); labels.len()];
+        let times = vec![self.of.request.sampler.timestep(sigma); labels.len()];
         let conditioning = conditioning(self.of.model, &times, &labels, self.of.prompts.map(|_| texts));
         engine.predict(
             &conditioning,

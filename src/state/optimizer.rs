@@ -4,13 +4,16 @@
 //! known here. Each update is one pass over memory, clipping included. Chunks are of a fixed size and sums go in a
 //! fixed order, so results have the same bits for any number of threads. AdamW: Loshchilov and Hutter 2019.
 
+pub mod blockwise;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
+pub mod muon;
 
 use super::ema::follow;
 use crate::{Result, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Elements a thread takes at a time; part of the definition of [`norm_squared`].
@@ -28,6 +31,19 @@ pub struct Shard<'a> {
     pub v: &'a mut [f32],
     /// The moving average of the weights and its decay, if there is one: it follows in the same pass.
     pub average: Option<(f64, &'a mut [f32])>,
+}
+
+/// Which optimizer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// AdamW with moments in f32.
+    #[default]
+    AdamW,
+    /// AdamW with moments of eight bits: [`blockwise`].
+    AdamW8,
+    /// Muon for the matrices of blocks, AdamW for the rest: [`muon`].
+    Muon,
 }
 
 /// AdamW's constants.

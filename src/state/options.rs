@@ -2,20 +2,24 @@
 
 use std::path::PathBuf;
 
-use super::optimizer::AdamWOptions;
+use super::optimizer::{AdamWOptions, OptimizerKind};
 use crate::files::Place;
 
 /// How a run's state changes in a step, and where it is held.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StateOptions {
-    /// The optimizer's constants.
+    /// Which optimizer.
+    pub optimizer: OptimizerKind,
+    /// AdamW's constants; of Muon, those of what it leaves to AdamW, and the weight decay of all.
     pub adamw: AdamWOptions,
+    /// Muon's momentum.
+    pub momentum: f64,
     /// Global gradient norm above which gradients are scaled down; 0: never.
     pub clip: f64,
     /// Decay of the weights' moving average, after its warm-up; 0: no average.
     pub ema: f64,
-    /// Where AdamW's moments and the moving average are.
+    /// Where the optimizer's moments and the moving average are.
     pub moments: Place,
     /// ZeRO's stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too; 0,
     /// nothing.
@@ -29,7 +33,9 @@ pub struct StateOptions {
 impl Default for StateOptions {
     fn default() -> Self {
         Self {
+            optimizer: OptimizerKind::AdamW,
             adamw: AdamWOptions::default(),
+            momentum: 0.95,
             clip: 1.0,
             ema: 0.999,
             moments: Place::Ram,

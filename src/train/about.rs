@@ -1,16 +1,19 @@
-//! Writes what was planned for a run, and what its data are, into its folder. Nothing here ends a run: what cannot be
-//! written is a warning.
+//! Writes what was planned for a run, and what its data are, into its folder, and logs at what noise it trains. What
+//! cannot be written is a warning and ends no run.
 
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use super::setup::RunSetup;
 use crate::Result;
 use crate::data::{Dataset, draw_sheet, report_buckets};
+use crate::diffusion::SigmaDistribution;
 use crate::files::atomic_write;
 use crate::parallel::LauncherEnv;
 use crate::plan::Plan;
+use crate::terminal::counted;
 
 /// Files of the data that are named, of those used and of those not; a folder may have millions.
 const NAMED: usize = 200;
@@ -30,6 +33,23 @@ pub fn record(setup: &RunSetup, plan: &Plan) {
             tracing::warn!("{what} is not written, and the run goes on without: {e}");
         }
     }
+}
+
+/// Logs at what noise the run trains: the shift and sigma's quantiles, of the smallest and of the largest clips.
+pub fn log_sigmas(setup: &RunSetup) -> Result<()> {
+    let tokens = setup.clip_tokens()?;
+    let ends: BTreeSet<usize> = tokens.iter().min().into_iter().chain(tokens.iter().max()).copied().collect();
+    for tokens in ends {
+        let sigmas = SigmaDistribution::new(&setup.config.diffusion, tokens)?;
+        let quantiles = (1..10).map(|tenth| format!("{:.3}", sigmas.quantile(f64::from(tenth) / 10.0)));
+        tracing::info!(
+            "clips of {}: shift {:.3}, sigma's quantiles 10 % to 90 %: {}",
+            counted(tokens, "token", "tokens"),
+            sigmas.shift(),
+            quantiles.collect::<Vec<_>>().join(" ")
+        );
+    }
+    Ok(())
 }
 
 /// What memory was planned: of the process whose peak the metrics have.

@@ -61,6 +61,7 @@ impl<'a> Heldout<'a> {
                 frames: frames.clone(),
                 pixels: pixels.clone(),
                 sigma,
+                weight: 1.0,
                 noise: heldout_key(self.setup.config.run.seed, i as u64, (first + number) as u64),
             };
             let clips: Vec<NoisyClip> = sigmas.iter().enumerate().map(noisy).collect();

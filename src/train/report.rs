@@ -131,6 +131,7 @@ impl<'a> Report<'a> {
             setup.config.train.dtype.name(),
             device::name(setup.device())
         );
+        about::log_sigmas(setup)?;
         tracing::info!("ZeRO stage {}: {state} of model state a rank", setup.config.parallel.zero);
         let mut voice = Voice {
             setup,

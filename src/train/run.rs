@@ -296,7 +296,8 @@ impl<'a> Rank<'a> {
             }
             let sigma = terms.sigmas.draw(seed, step, number);
             let (pixels, noise) = (upload(frames.as_ref(), self.setup.device())?, training_key(seed, step, number));
-            clips.push(NoisyClip { frames, pixels, sigma, noise });
+            let weight = terms.sigmas.loss_weight(sigma);
+            clips.push(NoisyClip { frames, pixels, sigma, weight, noise });
         }
         let timesteps: Vec<f64> = clips.iter().map(|clip| timestep(clip.sigma)).collect();
         let texts = self.setup.caches.texts.as_ref().map(|_| texts);

@@ -6,6 +6,7 @@ mod objective;
 mod orders;
 mod samplers;
 mod schedule;
+mod schedulers;
 mod tiled;
 
 use candle_core::{Device, Tensor};

@@ -4,10 +4,10 @@ use super::flows::{Gaussian, MIXTURE, network, spaced};
 use super::{tensor, values};
 use candle_core::{DType, Device, Tensor};
 use longreel::bail;
-use longreel::diffusion::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
+use longreel::diffusion::SamplerKind::{self, Dpmpp, Euler, FlowEuler, Heun, Unipc, WanUnipc};
 use longreel::diffusion::{DiffusionOptions, Objective, Prediction, Sampler, inference_sigmas, noise_rows, sample_key};
 
-const ALL: [SamplerKind; 4] = [Euler, Heun, Dpmpp, Unipc];
+const ALL: [SamplerKind; 6] = [Euler, Heun, Dpmpp, Unipc, WanUnipc, FlowEuler];
 
 /// `count` normal numbers in a tensor of shape [count / 2, 2].
 fn noise(count: usize) -> Tensor {

@@ -1,7 +1,8 @@
 //! Sigmas: the shift, training draws and their quantiles, sampling lists; label dropout.
 
 use longreel::diffusion::{
-    DiffusionOptions, Dropout, SigmaDistribution, Timesteps, inference_sigmas, resolve_shift, shift_sigma, timestep,
+    DiffusionOptions, Dropout, LossWeight, SigmaDistribution, Timesteps, inference_sigmas, resolve_shift, shift_sigma,
+    timestep,
 };
 
 fn distribution(timesteps: Timesteps, logit_mean: f64, logit_std: f64, shift: f64) -> SigmaDistribution {
@@ -117,4 +118,33 @@ fn distributions_out_of_range_are_refused() {
     assert!(refuse(options!(DiffusionOptions::default(); logit_std: -1.0)).contains("logit_std"));
     assert!(refuse(options!(DiffusionOptions::default(); logit_std: f64::INFINITY)).contains("logit_std"));
     assert!(refuse(options!(DiffusionOptions::default(); shift: -2.0)).contains("shift"));
+}
+
+#[test]
+fn the_automatic_shift_is_anchored_at_a_480p_clip() {
+    let auto = options!(DiffusionOptions::default(); shift: 0.0);
+    assert_eq!(SigmaDistribution::new(&auto, 32_760).unwrap().shift(), 3.0);
+    assert_eq!(SigmaDistribution::new(&auto, 4 * 32_760).unwrap().shift(), 6.0);
+    assert_eq!(SigmaDistribution::new(&DiffusionOptions::default(), 32_760).unwrap().shift(), 1.0);
+}
+
+/// The bell's mean over many draws is 1 for any distribution; against the formula at three points.
+#[test]
+fn loss_weights_are_one_on_average_and_follow_the_bell() {
+    let base = options!(DiffusionOptions::default(); shift: 3.0);
+    let flat = SigmaDistribution::new(&base, 8).unwrap();
+    assert_eq!([0.0, 0.3, 1.0].map(|sigma| flat.loss_weight(sigma)), [1.0; 3]);
+    for timesteps in [Timesteps::LogitNormal, Timesteps::Uniform] {
+        let options = options!(base.clone(); timesteps, loss_weight: LossWeight::Bell);
+        let sigmas = SigmaDistribution::new(&options, 8).unwrap();
+        let draws = 200_000;
+        let sum: f64 = (0..draws).map(|step| sigmas.loss_weight(sigmas.draw(5, step, 0))).sum();
+        assert!((sum / draws as f64 - 1.0).abs() < 5e-3, "{timesteps:?}: {}", sum / draws as f64);
+        let bell = |sigma: f64| (-2.0 * (sigma - 0.5) * (sigma - 0.5)).exp() - (-0.5f64).exp();
+        for sigma in [0.1, 0.5, 0.99] {
+            let ratio = sigmas.loss_weight(sigma) / sigmas.loss_weight(0.7);
+            assert!((ratio - bell(sigma) / bell(0.7)).abs() < 1e-12);
+        }
+        assert!(sigmas.loss_weight(0.0).abs() < 1e-12 && sigmas.loss_weight(1.0).abs() < 1e-12);
+    }
 }

@@ -4,7 +4,7 @@ use super::flows::{MIXTURE, network, spaced};
 use super::values;
 use candle_core::{DType, Device, Tensor};
 use longreel::Result;
-use longreel::diffusion::SamplerKind::{self, Dpmpp, Euler, Heun, Unipc};
+use longreel::diffusion::SamplerKind::{self, Dpmpp, Euler, FlowEuler, Heun, Unipc, WanUnipc};
 use longreel::diffusion::{Make, Sampler, Take, Velocity, noise_rows, sample_key};
 use std::ops::Range;
 
@@ -75,7 +75,7 @@ impl Velocity for Wrong {
 
 #[test]
 fn velocities_that_do_not_fit_are_refused() {
-    let kinds: [SamplerKind; 4] = [Euler, Heun, Dpmpp, Unipc];
+    let kinds: [SamplerKind; 6] = [Euler, Heun, Dpmpp, Unipc, WanUnipc, FlowEuler];
     for sampler in kinds.map(|kind| Sampler::new(kind, vec![1.0, 0.5, 0.0]).unwrap()) {
         let run = |wrong| sampler.run_in_tiles(noise(DType::F32), &mut Wrong(wrong));
         assert!(refusal!(Shape, run(|x| Ok(x.narrow(0, 0, 3)?))).contains("sigma = 1, rows 0..4"));

@@ -144,7 +144,6 @@ fn inputs_of_another_shape_are_refused_with_it() {
     spoilt("hidden_states", &[2, 3, 1, 15, 14]).refused(&[], &["hidden_states", "15"]); // a patch that does not divide
     spoilt("hidden_states", &[2, 3, 14, 14]).refused(&[], &["hidden_states"]); // no frames
     spoilt("hidden_states", &[2, 3, 0, 14, 14]).refused(&[], &["hidden_states", "0"]); // no tokens
-    spoilt("hidden_states", &[2, 3, 1, 14, 2050]).refused(&[], &["1025", "rope_max_seq_len"]); // past RoPE's table
     spoilt("timestep", &[3]).refused(&[], &["timestep", "3"]); // another batch
     spoilt("timestep", &[2, 49]).refused(&[], &["timestep"]); // a timestep a token
     spoilt("encoder_hidden_states", &[3, 4, 8]).refused(&[], &["encoder_hidden_states", "3"]); // another batch

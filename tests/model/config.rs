@@ -93,14 +93,14 @@ fn what_cannot_be_run_is_refused_by_its_key() {
 fn a_clip_that_patches_do_not_divide_is_refused() {
     let config = ModelConfig { patch_size: [2, 3, 5], rope_max_seq_len: 7, ..tiny() };
     assert_eq!(config.grid([4, 9, 35]).unwrap(), [2, 3, 7]);
+    assert_eq!(config.grid([16, 9, 40]).unwrap(), [8, 3, 8], "more positions than diffusers' table has");
     assert_eq!((config.patch_in(), config.patch_out(), config.width()), (90, 60, 24));
     for (size, words) in [
         ([5, 9, 35], ["frames 5", "2"]),
         ([4, 10, 35], ["height 10", "3"]),
         ([4, 9, 36], ["width 36", "5"]),
         ([0, 9, 35], ["frames 0", "2"]),
-        ([16, 9, 35], ["frames 16", "rope_max_seq_len"]),
-        ([4, 9, 40], ["width 40", "8 positions"]),
+        ([4, 9, 5 * ((1 << 20) + 1)], ["width 5242885", "1048577 positions"]),
     ] {
         let said = refusal!(Shape, config.grid(size).map_err(|e| e.at("data")));
         assert!(said.starts_with("data: ") && words.iter().all(|word| said.contains(word)), "{size:?}: {said}");

@@ -4,6 +4,7 @@ use super::*;
 use longreel::Result;
 use longreel::state::checkpoint::Checkpoint;
 use longreel::state::named::NamedModel;
+use longreel::state::optimizer::OptimizerKind;
 
 const MODEL: &str = "diffusion_pytorch_model.safetensors";
 
@@ -15,7 +16,7 @@ fn load(run: &RunFolder, step: Option<u64>) -> Result<u64> {
         folder.read_f32("a")?; // the others are read by the check
         folder.tensors().check_read()?;
     }
-    let optimizer = checkpoint.optimizer(&parameters())?;
+    let optimizer = checkpoint.optimizer(OptimizerKind::AdamW, &parameters())?;
     ["m.a", "m.b.c", "v.a", "v.b.c"].iter().try_for_each(|name| optimizer.read_f32(name).map(drop))?;
     optimizer.check_read()?;
     Ok(checkpoint.state().step)
@@ -188,7 +189,7 @@ fn a_part_named_alone_is_checked_as_the_checkpoints() {
 #[test]
 fn tensors_read_in_any_order_or_by_several_make_one_checksum() {
     let (_temp, run) = run(&[1]);
-    let open = || run.to_resume(None).unwrap().unwrap().optimizer(&parameters()).unwrap();
+    let open = || run.to_resume(None).unwrap().unwrap().optimizer(OptimizerKind::AdamW, &parameters()).unwrap();
     let (one, two) = (open(), open());
     ["v.b.c", "m.a"].iter().for_each(|name| drop(one.read_f32(name).unwrap()));
     ["m.b.c", "v.a", "m.a"].iter().for_each(|name| drop(two.read_f32(name).unwrap()));

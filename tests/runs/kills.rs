@@ -3,6 +3,7 @@
 
 use super::*;
 use longreel::state::checkpoint::Checkpoint;
+use longreel::state::optimizer::OptimizerKind;
 
 /// System calls between which something on disk is different.
 const CALLS: [&str; 8] = ["write", "fsync", "mkdir", "rename", "renameat2", "unlink", "unlinkat", "rmdir"];
@@ -15,7 +16,7 @@ fn whole(run: &RunFolder) -> u64 {
         assert_eq!(folder.read_f32("b.c").unwrap()[0], base + step as f32 + 0.5);
         folder.tensors().check_read().unwrap();
     }
-    checkpoint.optimizer(&parameters()).unwrap().check_read().unwrap();
+    checkpoint.optimizer(OptimizerKind::AdamW, &parameters()).unwrap().check_read().unwrap();
     step
 }
 

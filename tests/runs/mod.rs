@@ -11,6 +11,7 @@ mod verify;
 use crate::train::{Place, finish, signal};
 use longreel::config::RunConfig;
 use longreel::state::checkpoint::{RunFolder, Saving, State};
+use longreel::state::optimizer::OptimizerKind;
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -34,7 +35,7 @@ fn parts(saving: &Saving, step: u64) {
     let pieces = |base: f32| [Ok((0..7).map(|i| base + step as f32 + i as f32 / 8.0).collect::<Vec<f32>>())];
     saving.transformer(&config, &names, pieces(1000.0)).unwrap();
     saving.ema(&config, &names, pieces(2000.0)).unwrap();
-    saving.optimizer(&names, pieces(3000.0).into_iter().chain(pieces(4000.0))).unwrap();
+    saving.optimizer(OptimizerKind::AdamW, &names, pieces(3000.0).into_iter().chain(pieces(4000.0))).unwrap();
 }
 
 /// Saves the checkpoint of `step` of a run.

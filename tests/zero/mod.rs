@@ -2,6 +2,7 @@
 //! its part only. Whole runs: `runs.rs`; prefetching: `prefetch.rs`.
 
 mod adapters;
+mod optimizers;
 mod prefetch;
 mod runs;
 
@@ -13,7 +14,7 @@ use longreel::ops::{read, storage_bytes, write};
 use longreel::parallel::{Communicator, Mesh, run_threads};
 use longreel::rng::{Key, Purpose};
 use longreel::state::StateOptions;
-use longreel::state::optimizer::AdamWOptions;
+use longreel::state::optimizer::{AdamWOptions, OptimizerKind};
 use longreel::state::weights::{StateBytes, TrainState};
 use longreel::{Error, Result};
 use std::ops::Range;
@@ -103,6 +104,35 @@ const ONE: Case = Case { sequence: 1, data: 1, accumulate: 1, zero: 0 };
 enum By {
     Sgd,
     ClippedAdamW,
+    ClippedAdamW8,
+    ClippedMuon,
+}
+
+impl By {
+    fn optimizer(self) -> OptimizerKind {
+        match self {
+            Self::Sgd | Self::ClippedAdamW => OptimizerKind::AdamW,
+            Self::ClippedAdamW8 => OptimizerKind::AdamW8,
+            Self::ClippedMuon => OptimizerKind::Muon,
+        }
+    }
+
+    /// How far a weight may be from that of one rank after two steps, as gradients are summed in another order: Newton
+    /// and Schulz magnify rounding, and a moment of eight bits may become its neighbour, a few hundredths of a step away.
+    fn tolerance(self) -> f32 {
+        match self {
+            Self::Sgd | Self::ClippedAdamW => 1e-6,
+            Self::ClippedAdamW8 => 1e-3,
+            Self::ClippedMuon => 1e-5,
+        }
+    }
+}
+
+/// Epsilon is large, as AdamW would else magnify the rounding of gradients that are nothing.
+fn options_of(by: By) -> StateOptions {
+    let adamw = options!(AdamWOptions::default(); weight_decay: 0.1, eps: 1e-3);
+    let clip = if by == By::Sgd { 0.0 } else { 0.05 };
+    options!(StateOptions::default(); optimizer: by.optimizer(), adamw: adamw, clip, ema: 0.9)
 }
 
 impl Case {
@@ -135,10 +165,7 @@ impl Case {
 
     /// Two steps: the gradient norms, every rank's weights after them, and their average's.
     fn steps(self, by: By) -> Result<([f64; 2], Vec<Vec<f32>>)> {
-        // Epsilon is large, as AdamW would else magnify the rounding of gradients that are nothing.
-        let adamw = options!(AdamWOptions::default(); weight_decay: 0.1, eps: 1e-3);
-        let clip = if by == By::Sgd { 0.0 } else { 0.05 };
-        let options = options!(StateOptions::default(); adamw: adamw, clip, ema: 0.9);
+        let options = options_of(by);
         let results = run_threads(self.ranks(), 1, |comm| {
             let weights = self.weights(comm.clone(), &options)?;
             let mut norms = [0.0; 2];
@@ -147,7 +174,7 @@ impl Case {
                 *norm = weights.gradient_norm(step + 1)?;
                 match by {
                     By::Sgd => weights.descend(0.05, *norm)?,
-                    By::ClippedAdamW => weights.update(step, 1e-2, *norm)?,
+                    _ => weights.update(step, 1e-2, *norm)?,
                 }
             }
             weights.check_finite(2)?;
@@ -181,13 +208,16 @@ fn values(weights: &TrainState) -> Result<Vec<f32>> {
 /// each unit's gradient is summed over ranks only once.
 fn agrees(case: Case, by: By, one: &([f64; 2], Vec<Vec<f32>>), plain: &([f64; 2], Vec<Vec<f32>>)) {
     let (norms, ranks) = case.steps(by).unwrap();
+    let tolerance = by.tolerance();
     for (norm, want) in norms.iter().zip(&one.0) {
-        assert!((norm - want).abs() <= 1e-6 * want, "{case:?} {by:?}: norm {norm}, not {want}");
+        assert!((norm - want).abs() <= f64::from(tolerance) * want, "{case:?} {by:?}: norm {norm}, not {want}");
     }
     for (rank, weights) in ranks.iter().enumerate() {
         assert_eq!(weights.len(), one.1[0].len());
         let most = weights.iter().zip(&one.1[0]).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
-        assert!(most <= 1e-6, "{case:?} {by:?}: rank {rank} is off by {most:e}");
+        assert!(most <= tolerance, "{case:?} {by:?}: rank {rank} is off by {most:e}");
+        let others = weights.iter().zip(&one.1[0]).filter(|(g, w)| (*g - *w).abs() > 1e-5).count();
+        assert!(others <= weights.len() / 500, "{case:?} {by:?}: {others} of {} are off", weights.len());
         assert!(*weights == ranks[0], "{case:?} {by:?}: rank {rank} has other weights than rank 0");
     }
     if case.accumulate == 1 || case.zero < 2 {

@@ -6,7 +6,7 @@ use longreel::observe::metrics::Record;
 
 use crate::train::{Place, numbers, snapshot};
 
-const PARTS: [&str; 3] = [
+pub(super) const PARTS: [&str; 3] = [
     "transformer/diffusion_pytorch_model.safetensors",
     "ema/diffusion_pytorch_model.safetensors",
     "optimizer.safetensors",

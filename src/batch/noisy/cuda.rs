@@ -53,7 +53,8 @@ pub(super) fn loss(clips: &NoisyClips, rows: Range<usize>, output: &Tensor) -> R
     clips.runs(rows, |clip, tokens, values| {
         let part = |t: &Tensor| t.narrow(0, values.start / dims.1, tokens.len());
         let parts = [part(&output)?, part(&x0)?, part(&noise)?];
-        let (sum, gradient) = clips.objective.loss_of([&parts[0], &parts[1], &parts[2]], clip.sigma, clips.weight)?;
+        let (sum, gradient) =
+            clips.objective.loss_of([&parts[0], &parts[1], &parts[2]], clip.sigma, clips.weight * clip.weight)?;
         let mut sums = sums.borrow_mut();
         sums.0 += clips.weight * sum;
         sums.1.push(gradient);

@@ -10,7 +10,7 @@
 //!     state.json                          step, seed, data position, config: [`State`]; checksums of the other files
 //!     transformer/                        the weights, a model folder that diffusers loads
 //!     ema/                                their moving average, in the same form
-//!     optimizer.safetensors               AdamW's moments: `m.NAME`, `v.NAME`
+//!     optimizer.safetensors               the optimizer's moments: `m.NAME`, `v.NAME`
 //!     adapter/, adapter_ema/              of a run of adapters, in place of the two folders above: A and B of each
 //!     lora*.safetensors                   and these (their average, if there is one) in the forms that others load
 //! OUT/earlier-1/                          what a run left that this one has replaced
@@ -25,6 +25,7 @@ mod save;
 mod state;
 mod verify;
 
+use super::optimizer::{OptimizerKind, muon};
 use crate::files::{self, atomic_write, create_folders};
 use crate::{Error, Result, bail};
 use std::path::{Path, PathBuf};
@@ -208,10 +209,11 @@ impl RunFolder {
     }
 }
 
-/// Names and shapes of the two moments of these parameters.
-fn moments(parameters: &[(String, Vec<usize>)]) -> Vec<(String, Vec<usize>)> {
-    let moments = ["m", "v"].into_iter();
-    moments.flat_map(|m| parameters.iter().map(move |(n, s)| (format!("{m}.{n}"), s.clone()))).collect()
+/// Names and shapes of the moments that an optimizer has of these parameters: two of each; of what is Muon's, the first.
+fn moments(kind: OptimizerKind, parameters: &[(String, Vec<usize>)]) -> Vec<(String, Vec<usize>)> {
+    let first = parameters.iter().map(|(name, shape)| (format!("m.{name}"), shape.clone()));
+    let both = parameters.iter().filter(|(name, shape)| kind != OptimizerKind::Muon || !muon::takes(name, shape));
+    first.chain(both.map(|(name, shape)| (format!("v.{name}"), shape.clone()))).collect()
 }
 
 fn folder_name(step: u64) -> String {

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::files::{FileSum, Tensors};
 use crate::model::folder::Folder;
+use crate::state::optimizer::OptimizerKind;
 use crate::{Error, Result, bail};
 
 /// How often a reader looks for the newest checkpoint anew, while the run that trains removes the one it has found.
@@ -145,14 +146,14 @@ impl Checkpoint {
         Ok(Folder::open(&dir)?.expecting(saved(".safetensors").map(|(_, sum)| *sum)))
     }
 
-    /// The optimizer's tensors, checked to be the two moments of exactly these parameters.
+    /// The optimizer's tensors, checked to be the moments that it has of exactly these parameters.
     ///
     /// # Errors
-    /// The file is missing or damaged, or is of other parameters.
-    pub fn optimizer(&self, parameters: &[(String, Vec<usize>)]) -> Result<Tensors> {
+    /// The file is missing or damaged, or is of other parameters or of an optimizer with other moments.
+    pub fn optimizer(&self, kind: OptimizerKind, parameters: &[(String, Vec<usize>)]) -> Result<Tensors> {
         self.check_names(OPTIMIZER)?;
         let tensors = Tensors::open(&self.dir.join(OPTIMIZER))?.expecting(self.record.files.get(OPTIMIZER).copied());
-        tensors.check(&moments(parameters))?;
+        tensors.check(&moments(kind, parameters))?;
         Ok(tensors)
     }
 

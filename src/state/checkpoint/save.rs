@@ -11,6 +11,7 @@ use crate::files::{self, FileSum, NewFolder, atomic_write, write_pieces};
 use crate::lora::{Adapter, Form};
 use crate::model::LoraSpec;
 use crate::model::folder::{Folder, write_folder_pieces};
+use crate::state::optimizer::OptimizerKind;
 use crate::{Result, bail};
 
 /// A checkpoint being written: call each part once, then [`finish`](Self::finish). Dropped before that, nothing
@@ -107,13 +108,15 @@ impl Saving {
         Ok(())
     }
 
-    /// Writes the optimizer's tensors: of these parameters all means, `m.NAME`, then all mean squares, `v.NAME`.
+    /// Writes the optimizer's tensors: of these parameters all means, `m.NAME`, then all mean squares, `v.NAME`, but of
+    /// the matrices that are Muon's.
     pub fn optimizer<D: AsRef<[f32]>>(
         &self,
+        kind: OptimizerKind,
         parameters: &[(String, Vec<usize>)],
         pieces: impl IntoIterator<Item = Result<D>>,
     ) -> Result<()> {
-        let sum = write_pieces(&self.folder.path().join(OPTIMIZER), &moments(parameters), pieces)?;
+        let sum = write_pieces(&self.folder.path().join(OPTIMIZER), &moments(kind, parameters), pieces)?;
         self.files.borrow_mut().insert(OPTIMIZER.to_owned(), sum);
         Ok(())
     }

@@ -11,6 +11,8 @@ use crate::model::{Unit, UnitId};
 use crate::ops::{read, write};
 use crate::state::adapters::AdapterRecord;
 use crate::state::checkpoint::{Checkpoint, Saving};
+use crate::state::optimizer::blockwise::Moment;
+use crate::state::optimizer::{OptimizerKind, muon};
 use crate::{Result, bail};
 
 impl TrainState {
@@ -23,9 +25,8 @@ impl TrainState {
             let (unit, state) = self.unit(id);
             Ok(Some(state.value.as_ref().unwrap_or(&unit.value).clone()))
         });
-        let kind = |kind| self.pieces(1, move |id| self.moments.get(id, kind));
-        let average = kind(Kind::Average);
-        let moments = kind(Kind::M).chain(kind(Kind::V));
+        let average = self.pieces(1, |id| self.moments.get(id, Kind::Average));
+        let moments = self.pieces(1, |id| self.moment(id, Moment::Mean)).chain(self.seconds());
         let Some(saving) = saving else {
             return values.chain(average).chain(moments).try_for_each(|piece| piece.map(drop)); // in rank 0's order
         };
@@ -46,7 +47,7 @@ impl TrainState {
                 }
             }
         }
-        saving.optimizer(&shapes, moments)
+        saving.optimizer(self.kind, &shapes, moments)
     }
 
     /// Takes weights, average and moments from a checkpoint: each rank its own part.
@@ -65,13 +66,27 @@ impl TrainState {
         if self.ema > 0.0 {
             let average = checkpoint.ema()?;
             average.check(&shapes)?;
-            self.fill(Kind::Average, |name| average.read_f32(name))?;
+            for (unit, state) in self.trained() {
+                let mut filled = Ok(());
+                self.moments.change(unit.id, Kind::Average, |flat| {
+                    filled = fill(unit, flat, &state.range, |name| average.read_f32(name));
+                })?;
+                filled?;
+            }
             self.check_read(average.tensors())?;
         }
-        let moments = checkpoint.optimizer(&shapes)?;
+        let moments = checkpoint.optimizer(self.kind, &shapes)?;
         let read = |moment: &str, name: &str| moments.read_f32(&format!("{moment}.{name}"));
-        self.fill(Kind::M, |name| read("m", name))?;
-        self.fill(Kind::V, |name| read("v", name))?;
+        for (unit, state) in self.trained() {
+            let part = &state.range;
+            self.set(unit.id, Moment::Mean, |flat| fill(unit, flat, part, |name| read("m", name)))?;
+            if self.kind == OptimizerKind::Muon {
+                let second = |flat: &mut [f32]| fill_others(unit, flat, part, |name| read("v", name));
+                self.set(unit.id, Moment::Square, second)?;
+            } else {
+                self.set(unit.id, Moment::Square, |flat| fill(unit, flat, part, |name| read("v", name)))?;
+            }
+        }
         self.check_read(&moments)
     }
 
@@ -117,15 +132,82 @@ impl TrainState {
         })
     }
 
-    /// Fills one kind of every unit's values by parameter name.
-    fn fill(&self, kind: Kind, values: impl Fn(&str) -> Result<Vec<f32>>) -> Result<()> {
-        for (unit, state) in self.trained() {
-            let mut filled = Ok(());
-            self.moments.change(unit.id, kind, |flat| filled = fill(unit, flat, &state.range, &values))?;
-            filled?;
+    /// A moment of this rank's part of a unit, as files have it: in f32. With Muon, the second is of AdamW's parts.
+    fn moment(&self, id: UnitId, moment: Moment) -> Result<Option<Tensor>> {
+        let words = self.moments.get(id, moment.into())?;
+        if self.kind != OptimizerKind::AdamW8 {
+            return Ok(words);
         }
-        Ok(())
+        let len = self.unit(id).1.range.len();
+        let values = |words: Tensor| {
+            let mut values = vec![0.0; len];
+            moment.read(&read::<f32>(&words)?, &mut values);
+            Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+        };
+        words.map(values).transpose()
     }
+
+    /// Lets `fill` set all of a moment of this rank's part of a unit, as files have it.
+    fn set(&self, id: UnitId, moment: Moment, fill: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
+        let (mut filled, len) = (Ok(()), self.unit(id).1.range.len());
+        self.moments.change(id, moment.into(), |words| {
+            if self.kind != OptimizerKind::AdamW8 {
+                filled = fill(words);
+                return;
+            }
+            let mut values = vec![0.0; len];
+            filled = fill(&mut values);
+            moment.write(&values, words);
+        })?;
+        filled
+    }
+
+    /// Every unit's second moments, on rank 0: with Muon, those of what is AdamW's.
+    fn seconds(&self) -> Box<dyn Iterator<Item = Result<Vec<f32>>> + '_> {
+        if self.kind != OptimizerKind::Muon {
+            return Box::new(self.pieces(1, |id| self.moment(id, Moment::Square)));
+        }
+        Box::new(self.trained().filter_map(move |(unit, state)| {
+            let matrices = state.matrices.as_ref()?;
+            let second = self.moments.get(unit.id, Kind::V).transpose()?;
+            let counts: Vec<usize> = (0..self.world.size())
+                .map(|rank| matrices.others(unit, rank).iter().map(|part| part.len()).sum())
+                .collect();
+            Some(second.and_then(|second| match (self.zero >= 1, self.world.rank()) {
+                (true, _) => state.shards.collect_of(&second, &counts),
+                (false, 0) => Ok(read::<f32>(&second)?.to_vec()),
+                (false, _) => Ok(vec![]),
+            }))
+        }))
+    }
+}
+
+impl From<Moment> for Kind {
+    fn from(moment: Moment) -> Self {
+        match moment {
+            Moment::Mean => Self::M,
+            Moment::Square => Self::V,
+        }
+    }
+}
+
+/// Fills `flat` with what of the `part` of a unit is not Muon's, from values by parameter name.
+fn fill_others(
+    unit: &Unit,
+    flat: &mut [f32],
+    part: &Range<usize>,
+    values: impl Fn(&str) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let mut at = 0;
+    for entry in unit.entries.iter().filter(|entry| !muon::takes(&entry.name, &entry.shape)) {
+        let (start, end) = (entry.range.start.max(part.start), entry.range.end.min(part.end));
+        if start < end {
+            let values = &values(&entry.name)?[start - entry.range.start..end - entry.range.start];
+            flat[at..at + values.len()].copy_from_slice(values);
+            at += values.len();
+        }
+    }
+    Ok(())
 }
 
 /// Fills `flat`, the `part` of a unit, from values by parameter name.

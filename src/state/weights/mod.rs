@@ -1,5 +1,4 @@
-//! Holds the state that a run carries from step to step (weights, their moving average, AdamW's moments), and changes
-//! it in a step. Which part of it a rank holds depends on ZeRO's stage (arXiv 1910.02054).
+//! Holds the state that a run carries from step to step (weights, their moving average, moments), and changes it in a step. Which part of it a rank holds depends on ZeRO's stage (arXiv 1910.02054).
 //!
 //! By stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too. A rank's part
 //! of a unit is a run of its flat buffer, whatever parameters lie there. Sums over ranks have the same bits in every
@@ -7,6 +6,7 @@
 
 mod files;
 mod moments;
+mod muon;
 mod prefetch;
 mod shards;
 mod step;
@@ -15,7 +15,9 @@ use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::optimizer::{AdamW, first_non_finite};
+use super::optimizer::blockwise::{BLOCK, words};
+use super::optimizer::muon::Muon;
+use super::optimizer::{AdamW, OptimizerKind, first_non_finite};
 use super::options::StateOptions;
 use crate::engine::{ParamHooks, Pass};
 use crate::model::{Model, Unit, UnitId};
@@ -25,6 +27,7 @@ use crate::parallel::Communicator;
 use crate::{Error, Result};
 pub use moments::IN_FLIGHT;
 use moments::{Kind, Moments};
+use muon::Matrices;
 use prefetch::Prefetch;
 use shards::Shards;
 
@@ -34,7 +37,9 @@ pub struct TrainState {
     pub model: Model,
     units: Vec<UnitState>,
     moments: Moments,
+    kind: OptimizerKind,
     optimizer: AdamW,
+    muon: Muon,
     /// Gradient norm above which gradients are scaled down; 0: never.
     clip: f64,
     /// The moving average's decay; 0: no average.
@@ -52,6 +57,10 @@ struct UnitState {
     /// The part of the unit that this rank updates: all of it, or its shard. Moments and average are of this part.
     range: Range<usize>,
     no_decay: Vec<Range<usize>>,
+    /// With Muon, the unit's matrices.
+    matrices: Option<Matrices>,
+    /// With Muon, what of the part is AdamW's, which alone has second moments.
+    others: Vec<Range<usize>>,
     /// The shard of the gradient, summed over ranks and the micro-batches so far; from stage 2 on.
     grad: Option<Tensor>,
     /// The shard of the parameters; in stage 3.
@@ -95,8 +104,9 @@ impl TrainState {
         world: Arc<dyn Communicator>,
         load: impl Fn(&Unit) -> Result<()>,
     ) -> Result<Self> {
-        let &StateOptions { adamw, clip, ema, moments, zero, shared, .. } = options;
-        let shards = |unit: &Unit| Shards::new(unit.value.elem_count(), world.clone());
+        let &StateOptions { optimizer: kind, adamw, momentum, clip, ema, moments, zero, shared, .. } = options;
+        let block = if kind == OptimizerKind::AdamW8 { BLOCK } else { 1 };
+        let shards = |unit: &Unit| Shards::new(unit.value.elem_count(), block, world.clone());
         let range = |unit: &Unit| match zero {
             _ if unit.is_frozen() => 0..0,
             0 => 0..unit.value.elem_count(),
@@ -105,16 +115,32 @@ impl TrainState {
         // Candle's `copy` of a view would keep all of its storage.
         let own = |unit: &Unit| duplicate(&unit.value.narrow(0, range(unit).start, range(unit).len())?);
         let device = model.device().clone();
+        let matrices = |unit: &Unit| {
+            let ranges = |rank| if zero >= 1 { shards(unit).range_of(rank) } else { 0..unit.value.elem_count() };
+            let wanted = kind == OptimizerKind::Muon && !unit.is_frozen();
+            wanted.then(|| Matrices::new(unit, (0..world.size()).map(ranges).collect()))
+        };
+        let others = |unit: &Unit| matrices(unit).map_or(vec![], |matrices| matrices.others(unit, world.rank()));
+        let held = |unit: &Unit| {
+            let n = range(unit).len();
+            match kind {
+                OptimizerKind::AdamW => [n; 3],
+                OptimizerKind::AdamW8 => [words(n), words(n), n],
+                OptimizerKind::Muon => [n, others(unit).iter().map(|part| part.len()).sum(), n],
+            }
+        };
+        // A GPU runs AdamW in f32; for the others its host does, and has their moments.
+        let home = if kind == OptimizerKind::AdamW { device.clone() } else { Device::Cpu };
         let average = |id| match model.unit(id) {
-            unit if unit.is_frozen() => zeros(&[0], DType::F32, &device),
-            unit => own(unit),
+            unit if unit.is_frozen() => zeros(&[0], DType::F32, &home),
+            unit => Ok(own(unit)?.to_device(&home)?),
         };
         let moments = Moments::new(
-            model.units.iter().map(|unit| (unit.id, range(unit).len())).collect(),
+            model.units.iter().map(|unit| (unit.id, held(unit))).collect(),
             if ema > 0.0 { Some(&average) } else { None },
             moments,
             options.scratch.as_deref(),
-            &device,
+            &home,
         )?;
         let state = |unit: &Unit| -> Result<UnitState> {
             if unit.is_frozen() && storage_bytes(&unit.value) == 0 {
@@ -125,6 +151,8 @@ impl TrainState {
             let no_decay = unit.entries.iter().filter(|e| !e.decay).filter_map(|e| within(&e.range, &range)).collect();
             let state = UnitState {
                 no_decay,
+                matrices: matrices(unit),
+                others: others(unit),
                 grad: match &unit.grad {
                     Some(_) if zero >= 2 => Some(zeros(&[range.len()], DType::F32, &device)?),
                     _ => None,
@@ -145,12 +173,12 @@ impl TrainState {
             Ok(state)
         };
         let units = model.units.iter().map(state).collect::<Result<_>>()?;
-        let optimizer = AdamW::new(adamw)?;
+        let (optimizer, muon) = (AdamW::new(adamw)?, Muon::new(momentum, adamw.weight_decay)?);
         let prefetch = match world.size() {
             2.. if zero >= 3 => Some(Prefetch::new(world.as_ref())?),
             _ => None,
         };
-        Ok(Self { model, units, moments, optimizer, clip, ema, zero, world, prefetch })
+        Ok(Self { model, units, moments, kind, optimizer, muon, clip, ema, zero, world, prefetch })
     }
 
     /// What this rank holds now.
@@ -197,6 +225,7 @@ impl TrainState {
             if let Some(value) = &state.value {
                 restore(&unit.value)?;
                 let average = if unit.is_frozen() { None } else { self.moments.get(unit.id, Kind::Average)? };
+                let average = average.map(|average| average.to_device(value.device())).transpose()?;
                 state.shards.gather(average.as_ref().unwrap_or(value), &unit.value)?;
             } else if unit.is_frozen() {
             } else if let Some(numbers) = self.moments.on_gpu().filter(|_| self.ema > 0.0) {
@@ -297,7 +326,7 @@ impl TrainState {
         if let (Some(prefetch), Some((unit, state))) = (&self.prefetch, next.map(|next| self.unit(next)))
             && let Some(own) = &state.value
         {
-            prefetch.start(unit.id, unit.value.elem_count(), own)?;
+            prefetch.start(unit.id, &state.shards, own)?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! Keeps AdamW's moments and the moving average, of the part of each unit that this rank updates, in memory or in a
-//! scratch file.
+//! Keeps the optimizer's moments and the moving average, of the part of each unit that this rank updates, in memory or in
+//! a scratch file. They are words of four bytes; what these mean, the optimizer knows.
 //!
-//! In the file they take twelve bytes a parameter, and memory holds those of three units at most: one being read, one
-//! being updated, one being written, each by a thread of its own.
+//! Of the file, memory holds what belongs to three units at most: one being read, one being updated, one being written,
+//! each by a thread of its own.
 
 use candle_core::{DType, Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -18,9 +18,9 @@ use crate::{Error, Result};
 /// Which of a unit's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// AdamW's first moment.
+    /// The first moment.
     M,
-    /// Its second.
+    /// The second.
     V,
     /// The weights' moving average.
     Average,
@@ -28,8 +28,8 @@ pub(super) enum Kind {
 
 /// All units' moments, and averages if there are any.
 pub(super) struct Moments {
-    /// Each unit's part: how many elements.
-    parts: Vec<(UnitId, usize)>,
+    /// Each unit's words, by kind.
+    parts: Vec<(UnitId, [usize; 3])>,
     /// 2, or 3 with the average.
     kinds: usize,
     home: Home,
@@ -48,13 +48,13 @@ pub const IN_FLIGHT: usize = 3;
 type Numbers = Vec<f32>;
 
 impl Moments {
-    /// Of units' parts of so many elements; moments are zero, averages are what `average` gives for each unit. Memory
-    /// is the `device`'s.
+    /// Of units with so many words of each kind; moments are zero, averages are what `average` gives for each unit.
+    /// Memory is the `device`'s.
     ///
     /// # Errors
     /// The scratch folder cannot be written to, or has no room.
     pub fn new(
-        parts: Vec<(UnitId, usize)>,
+        parts: Vec<(UnitId, [usize; 3])>,
         average: Option<&dyn Fn(UnitId) -> Result<Tensor>>,
         place: Place,
         folder: Option<&Path>,
@@ -64,8 +64,8 @@ impl Moments {
         let home = match place {
             Place::Ram => {
                 let zeros = |len: usize| zeros(&[len], DType::F32, device);
-                let unit = |&(unit, len): &(UnitId, usize)| -> Result<Vec<Tensor>> {
-                    let mut buffers = vec![zeros(len)?, zeros(len)?];
+                let unit = |&(unit, [m, v, _]): &(UnitId, [usize; 3])| -> Result<Vec<Tensor>> {
+                    let mut buffers = vec![zeros(m)?, zeros(v)?];
                     if let Some(average) = average {
                         buffers.push(average(unit)?);
                     }
@@ -90,7 +90,7 @@ impl Moments {
         Ok(new)
     }
 
-    /// One kind of a unit's values; None: there is no average. From memory it is the tensor itself, which changes in
+    /// One kind of a unit's words; None: there is no average. From memory it is the tensor itself, which changes in
     /// later steps.
     pub fn get(&self, unit: UnitId, kind: Kind) -> Result<Option<Tensor>> {
         if kind as usize >= self.kinds {
@@ -99,7 +99,7 @@ impl Moments {
         Ok(Some(match &self.home {
             Home::Memory(units) => units[unit.index()][kind as usize].clone(),
             Home::Disk(file) => {
-                let mut numbers = vec![0f32; self.len(unit)];
+                let mut numbers = vec![0f32; self.words(unit)[kind as usize]];
                 file.read(self.at(unit, kind), bytemuck::cast_slice_mut(&mut numbers))?;
                 let len = numbers.len();
                 Tensor::from_vec(numbers, len, &Device::Cpu)?
@@ -115,7 +115,7 @@ impl Moments {
         }
     }
 
-    /// Lets `f` change one kind of a unit's values; nothing if there is no average.
+    /// Lets `f` change one kind of a unit's words; nothing if there is no average.
     pub fn change(&self, unit: UnitId, kind: Kind, f: impl FnOnce(&mut [f32])) -> Result<()> {
         let Some(numbers) = self.get(unit, kind)? else { return Ok(()) };
         write(&numbers, f)?;
@@ -157,10 +157,10 @@ impl Moments {
             let reader = reader.map_err(refused)?;
             let writer = thread("moments-out").spawn_scoped(scope, || self.write_behind(file, write_in, spare_in));
             let writer = writer.map_err(refused)?;
-            let work = self.parts.iter().try_for_each(|&(unit, len)| {
+            let work = self.parts.iter().try_for_each(|&(unit, [first, second, _])| {
                 let mut numbers = prefetch.recv().map_err(|_| stopped())?;
-                let (m, rest) = numbers.split_at_mut(len);
-                let (v, average) = rest.split_at_mut(len);
+                let (m, rest) = numbers.split_at_mut(first);
+                let (v, average) = rest.split_at_mut(second);
                 f(unit, m, v, (self.kinds == 3).then_some(average))?;
                 behind.send(numbers).map_err(|_| stopped())
             });
@@ -174,9 +174,11 @@ impl Moments {
     }
 
     fn read_ahead(&self, file: &Scratch, spare: Receiver<Numbers>, out: Sender<Numbers>) -> Result<()> {
-        for (unit, (_, len)) in self.parts.iter().enumerate() {
+        for (unit, (_, words)) in self.parts.iter().enumerate() {
             let Ok(mut numbers) = spare.recv() else { break };
-            numbers.resize(self.kinds * len, 0.0);
+            let words: usize = words[..self.kinds].iter().sum();
+            numbers.reserve_exact(words.saturating_sub(numbers.len())); // no more than the plan counts
+            numbers.resize(words, 0.0);
             file.read(self.start(unit), bytemuck::cast_slice_mut(&mut numbers))?;
             if out.send(numbers).is_err() {
                 break;
@@ -206,18 +208,18 @@ impl Moments {
         }
     }
 
-    /// Elements of a unit's part.
-    fn len(&self, unit: UnitId) -> usize {
+    /// A unit's words, by kind.
+    fn words(&self, unit: UnitId) -> [usize; 3] {
         self.parts[unit.index()].1
     }
 
     /// The byte of the file where the values of the `unit`-th unit begin.
     fn start(&self, unit: usize) -> u64 {
-        self.parts[..unit].iter().map(|(_, len)| (4 * self.kinds * len) as u64).sum()
+        self.parts[..unit].iter().map(|(_, words)| 4 * words[..self.kinds].iter().sum::<usize>() as u64).sum()
     }
 
     fn at(&self, unit: UnitId, kind: Kind) -> u64 {
-        self.start(unit.index()) + (4 * kind as usize * self.len(unit)) as u64
+        self.start(unit.index()) + 4 * self.words(unit)[..kind as usize].iter().sum::<usize>() as u64
     }
 }
 

@@ -49,12 +49,12 @@ impl Prefetch {
         Ok(Self { ask: Some(ask), answers, comm: world.dup()?, unit: Cell::new(None), thread: Some(thread) })
     }
 
-    /// Begins to fetch a unit of so many `elements`, of which this rank has `own`.
-    pub fn start(&self, unit: UnitId, elements: usize, own: &Tensor) -> Result<()> {
+    /// Begins to fetch a unit in these parts, of which this rank has `own`.
+    pub fn start(&self, unit: UnitId, shards: &Shards, own: &Tensor) -> Result<()> {
         self.forget()?;
         self.unit.set(Some(unit));
         self.comm.reserve();
-        let wanted = (Shards::new(elements, self.comm.clone()), own.clone());
+        let wanted = (shards.over(self.comm.clone()), own.clone());
         self.ask.as_ref().and_then(|ask| ask.send(wanted).ok()).ok_or_else(gone)
     }
 

@@ -8,20 +8,35 @@ use crate::Result;
 use crate::ops::read;
 use crate::parallel::{Communicator, Split};
 
-/// The parts of one unit.
+/// The parts of one unit: whole blocks of its elements, but for the last.
 pub(super) struct Shards {
+    elements: usize,
+    /// Elements of a block.
+    block: usize,
+    /// Of blocks.
     split: Split,
     world: Arc<dyn Communicator>,
 }
 
 impl Shards {
-    pub fn new(elements: usize, world: Arc<dyn Communicator>) -> Self {
-        Self { split: Split::new(elements, world.size()), world }
+    pub fn new(elements: usize, block: usize, world: Arc<dyn Communicator>) -> Self {
+        Self { elements, block, split: Split::new(elements.div_ceil(block), world.size()), world }
+    }
+
+    /// The same parts, over another communicator of the same ranks.
+    pub fn over(&self, world: Arc<dyn Communicator>) -> Self {
+        Self { world, ..*self }
     }
 
     /// This rank's part.
     pub fn range(&self) -> Range<usize> {
-        self.split.range(self.world.rank())
+        self.range_of(self.world.rank())
+    }
+
+    /// The part of rank `rank`.
+    pub fn range_of(&self, rank: usize) -> Range<usize> {
+        let blocks = self.split.range(rank);
+        (blocks.start * self.block).min(self.elements)..(blocks.end * self.block).min(self.elements)
     }
 
     /// This rank's part of a whole buffer: a view.
@@ -43,7 +58,7 @@ impl Shards {
     /// Fills `whole` with all its parts.
     pub fn fill(&self, whole: &Tensor, parts: &[Tensor]) -> Result<()> {
         for (rank, part) in parts.iter().enumerate().filter(|(_, part)| part.elem_count() > 0) {
-            whole.slice_set(part, 0, self.split.range(rank).start)?;
+            whole.slice_set(part, 0, self.range_of(rank).start)?;
         }
         Ok(())
     }
@@ -51,19 +66,27 @@ impl Shards {
     /// This rank's part of the sum of all ranks' `whole`, which it has the same bits of as
     /// [`Communicator::all_reduce`].
     pub fn reduce(&self, whole: &Tensor) -> Result<Tensor> {
-        let counts: Vec<usize> = (0..self.split.parts).map(|rank| self.split.count(rank)).collect();
-        self.world.reduce_scatter(whole, &counts)
+        self.world.reduce_scatter(whole, &self.counts())
     }
 
     /// All ranks' shards one after another on rank 0, nothing on the others.
     pub fn collect(&self, shard: &Tensor) -> Result<Vec<f32>> {
+        self.collect_of(shard, &self.counts())
+    }
+
+    /// The same of tensors of which rank r has `counts[r]` elements.
+    pub fn collect_of(&self, shard: &Tensor, counts: &[usize]) -> Result<Vec<f32>> {
         let nothing = || Tensor::zeros(0, DType::F32, &Device::Cpu);
         // The receiver may hold the very tensor that is sent, and this one is written again in the next step.
         let mut send = vec![shard.copy()?];
         for _ in 1..self.split.parts {
             send.push(nothing()?);
         }
-        let shapes = if self.world.rank() == 0 { self.shapes() } else { vec![vec![0]; self.split.parts] };
+        let shapes = if self.world.rank() == 0 {
+            counts.iter().map(|&n| vec![n]).collect()
+        } else {
+            vec![vec![0]; self.split.parts]
+        };
         let parts = self.world.all_to_all(send, &shapes)?;
         let mut whole = Vec::with_capacity(parts.iter().map(Tensor::elem_count).sum());
         for part in &parts {
@@ -72,7 +95,12 @@ impl Shards {
         Ok(whole)
     }
 
+    /// Elements of each rank's part.
+    fn counts(&self) -> Vec<usize> {
+        (0..self.split.parts).map(|rank| self.range_of(rank).len()).collect()
+    }
+
     fn shapes(&self) -> Vec<Vec<usize>> {
-        (0..self.split.parts).map(|rank| vec![self.split.count(rank)]).collect()
+        self.counts().into_iter().map(|n| vec![n]).collect()
     }
 }

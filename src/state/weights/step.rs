@@ -2,16 +2,17 @@
 //! shares them again.
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 
-use super::{TrainState, UnitState};
+use super::{TrainState, UnitState, within};
 use crate::Result;
 use crate::model::{Unit, UnitId};
 use crate::ops::{read, write};
 use crate::parallel::Reduce;
-use crate::state::ema::ema_decay;
+use crate::state::ema::{ema_decay, follow};
 #[cfg(feature = "cuda")]
 use crate::state::optimizer::cuda;
-use crate::state::optimizer::{Shard, clip_coefficient, norm_squared, sgd};
+use crate::state::optimizer::{OptimizerKind, Shard, clip_coefficient, norm_squared, sgd};
 
 impl TrainState {
     /// Sums the gradients over ranks, after the last micro-batch; from stage 2 on that is done already, as each unit's
@@ -76,13 +77,53 @@ impl TrainState {
                 return Ok(());
             }
             self.change(id, |state, params, grads| {
+                if let OptimizerKind::Muon = self.kind {
+                    return self.update_by_muon(state, [lr, scale], step, (params, grads), [m, v], (decay, average));
+                }
                 let grads = read::<f32>(grads)?;
                 write(params, |params: &mut [f32]| {
                     let shard = Shard { params, grads: &grads, m, v, average: average.map(|average| (decay, average)) };
-                    self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay)
+                    match self.kind {
+                        OptimizerKind::AdamW8 => {
+                            self.optimizer.update_in_blocks(step + 1, lr, scale, shard, &state.no_decay)
+                        }
+                        _ => self.optimizer.update(step + 1, lr, scale, shard, &state.no_decay),
+                    }
                 })?
             })
         })
+    }
+
+    /// A step of Muon on a unit: its matrices over all ranks, the rest by AdamW; then the average follows.
+    fn update_by_muon(
+        &self,
+        state: &UnitState,
+        [lr, scale]: [f64; 2],
+        step: u64,
+        (params, grads): (&Tensor, &Tensor),
+        [m, v]: [&mut [f32]; 2],
+        (decay, average): (f64, Option<&mut [f32]>),
+    ) -> Result<()> {
+        let (device, grads) = (params.device().clone(), read::<f32>(grads)?);
+        let mut values = read::<f32>(params)?.to_vec(); // other ranks are waited for meanwhile
+        if let Some(matrices) = &state.matrices {
+            let by_muon = self.muon.step(lr, scale);
+            matrices.update(&by_muon, &self.world, self.zero >= 1, (&mut values, &grads, m), &device)?;
+        }
+        let mut second = v;
+        for part in &state.others {
+            let (v, rest) = second.split_at_mut(part.len());
+            second = rest;
+            let no_decay: Vec<_> = state.no_decay.iter().filter_map(|range| within(range, part)).collect();
+            let (params, m) = (&mut values[part.clone()], &mut m[part.clone()]);
+            let shard = Shard { params, grads: &grads[part.clone()], m, v, average: None };
+            self.optimizer.update(step + 1, lr, scale, shard, &no_decay)?;
+        }
+        if let Some(average) = average {
+            let chunks = average.par_chunks_mut(1 << 14).zip(values.par_chunks(1 << 14));
+            chunks.for_each(|(average, values)| follow((1.0 - decay) as f32, average, values));
+        }
+        Ok(write(params, |params: &mut [f32]| params.copy_from_slice(&values))?)
     }
 
     /// A step of plain gradient descent in AdamW's place: it hides no wrong factor in a gradient.
