@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, Visitor, value::Error};
 
 /// Every section and its keys, in the order of [`RunConfig`].
 pub fn sections() -> Vec<(&'static str, &'static [&'static str])> {
-    let keys: [&[_]; 10] = [
+    let keys: [&[_]; 11] = [
         fields::<Run>(),
         fields::<Data>(),
         fields::<Model>(),

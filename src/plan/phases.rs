@@ -49,7 +49,7 @@ pub fn phases(
     rehearsal: bool,
     decoding: Option<&Decoding>,
 ) -> Vec<Phase> {
-    let mut state = state(config, shape, weights);
+    let mut state = state(config, model, shape, weights);
     if !shape.gpu {
         state.push(frames(config, shape, rehearsal, decoding));
         let images = decoding.map_or(0, |decoding| decoding.image);

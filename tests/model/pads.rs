@@ -66,8 +66,8 @@ fn run(ranks: usize, lengths: &[usize], explicit: bool) -> (f64, Vec<Vec<f64>>) 
         let loss = Tensor::new(&[engine.loss_and_gradients(&conditioning, &squares)?], &Device::Cpu)?;
         comm.all_reduce(&loss, Reduce::Sum)?;
         let gradients = model.units.iter().map(|unit| {
-            comm.all_reduce(&unit.grad, Reduce::Sum)?;
-            Ok(unit.grad.to_vec1::<f64>()?)
+            comm.all_reduce(unit.grad.as_ref().unwrap(), Reduce::Sum)?;
+            Ok(unit.grad.as_ref().unwrap().to_vec1::<f64>()?)
         });
         Ok((loss.to_vec1::<f64>()?[0], gradients.collect::<Result<_>>()?))
     })
