@@ -98,8 +98,9 @@ impl SourceClip {
                 reader.read(t, rows, columns)
             }),
             None => {
+                let again = reader.holds_all();
                 let mut read = |t, rows| reader.read(t, rows, 0..size[1]);
-                encode::encode(encoder, comm, frames, size, &mut read, &mut |done| report(done))
+                encode::encode(encoder, comm, frames, size, again, &mut read, &mut |done| report(done))
             }
         }
     }

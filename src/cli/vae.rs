@@ -102,7 +102,7 @@ pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &La
                     })?,
                     None => {
                         let mut read = |t: usize, rows| Ok(Frame { cut: [false; 4], ..clip.frame(t).part(rows, 0..w) });
-                        encode::encode(&encoder, &comm, t, [h, w], &mut read, &mut |_| ())?
+                        encode::encode(&encoder, &comm, t, [h, w], true, &mut read, &mut |_| ())?
                     }
                 };
                 let latents: Vec<Frame> = moments.iter().map(|frame| encoder.latents(frame)).collect();

@@ -27,13 +27,14 @@ impl<'a> ClipReader<'a> {
     /// # Errors
     /// Those of [`Dataset::region`].
     pub fn read(&mut self, t: usize, rows: Range<usize>, columns: Range<usize>) -> Result<Frame> {
-        let has = |frames: &Frames| frames.lines == rows && (frames.first..frames.first + frames.count()).contains(&t);
+        let within = |lines: &Range<usize>| lines.start <= rows.start && rows.end <= lines.end;
+        let has = |frames: &Frames| within(&frames.lines) && (frames.first..frames.first + frames.count()).contains(&t);
         let frames = match self.decoded.take().filter(has) {
             Some(frames) => frames,
             None => self.decode(t, rows.clone())?,
         };
-        let pixels = frames.frame(t - frames.first);
         let line = frames.width * 3;
+        let pixels = &frames.frame(t - frames.first)[(rows.start - frames.lines.start) * line..][..rows.len() * line];
         let shape = [rows.len(), columns.len(), 3];
         let mut values = Vec::with_capacity(shape.iter().product());
         for row in pixels.chunks_exact(line) {
@@ -43,8 +44,21 @@ impl<'a> ClipReader<'a> {
         Ok(Frame::new(shape, values))
     }
 
-    /// Frames from `t` on, as many as fit the budget.
+    /// Whether all pixels fit the budget: they are then decoded once, and any part may be read at any time.
+    pub fn holds_all(&self) -> bool {
+        self.whole().bytes(self.dataset.options().width) <= self.budget
+    }
+
+    fn whole(&self) -> FrameRegion {
+        let options = self.dataset.options();
+        FrameRegion::whole(0..options.frames, options.height)
+    }
+
+    /// The whole clip, if it fits the budget, or else frames from `t` on, as many as fit.
     fn decode(&self, t: usize, lines: Range<usize>) -> Result<Frames> {
+        if self.holds_all() {
+            return self.dataset.region(&self.clip, &self.augment, &self.whole());
+        }
         let options = self.dataset.options();
         let frame = FrameRegion { frames: t..t + 1, lines: lines.clone() }.bytes(options.width);
         let end = (t + (self.budget / frame.max(1)).max(1)).min(options.frames);

@@ -18,7 +18,7 @@ use crate::vae::{Encoder, Frame};
 use crate::{Error, Result, bail};
 
 /// Bytes of pixels that are decoded at a time.
-const CHUNK: usize = 64 << 20;
+const CHUNK: usize = 256 << 20;
 
 /// How far filling is, on one rank.
 #[derive(Clone, Copy, Debug)]
@@ -135,8 +135,9 @@ fn encode(
     let entry = &cache.entries()[entry];
     let [frames, height, width] = dataset.options().size();
     let mut reader = ClipReader::new(dataset, entry.clip, entry.augment, CHUNK);
+    let again = reader.holds_all();
     let mut read = |t: usize, rows: Range<usize>| reader.read(t, rows, 0..width);
-    let moments = super::encode(encoder, comm, frames, [height, width], &mut read, &mut |done| report(done))
+    let moments = super::encode(encoder, comm, frames, [height, width], again, &mut read, &mut |done| report(done))
         .map_err(|e| e.at(&entry.name))?;
     Ok(moments.iter().map(|frame| encoder.latents(frame)).collect())
 }

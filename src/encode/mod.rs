@@ -19,12 +19,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::parallel::Communicator;
-use crate::vae::{Decoder, Encoder, Frame};
+use crate::vae::{Decoder, Encoder, Frame, bands};
 use crate::{Result, bail};
 use rows::Rows;
 
 /// Encodes `frames` frames of `size` `[rows, width]` on the ranks of `comm`: frames of moments, whole, on every rank.
-/// `read` gives some rows of a frame, in -1..1; frames that do not make a whole latent frame are not read.
+/// `read` gives some rows of a frame, in -1..1; frames that do not make a whole latent frame are not read. Where
+/// `again` says that rows may be read in any order, one rank takes a short clip in bands of rows, for less memory.
 ///
 /// # Errors
 /// The VAE cannot take the size; those of `read` and of the exchange.
@@ -33,6 +34,7 @@ pub fn encode(
     comm: &Arc<dyn Communicator>,
     frames: usize,
     size: [usize; 2],
+    again: bool,
     read: &mut dyn FnMut(usize, Range<usize>) -> Result<Frame>,
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Frame>> {
@@ -40,6 +42,9 @@ pub fn encode(
     config.check_size(size)?;
     let scale = config.scale_space();
     let frames = config.pixel_frames(config.latent_frames(frames));
+    if again && comm.size() == 1 && bands::are_smaller(frames, size[0]) {
+        return bands::encode(encoder, frames, size, read, done);
+    }
     let rows = Rows::new(comm.clone(), size[0] / scale)?;
     let empty = Frame::new([0, size[1] / scale, 2 * config.z_dim], vec![]);
     let mut encoder = encoder.clone();
@@ -70,6 +75,22 @@ pub fn decode(
     let config = decoder.config();
     let Some(first) = latents.first() else { bail!(Shape, "there are no latents to decode") };
     let (scale, width) = (config.scale_space(), first.width);
+    let frames = config.pixel_frames(latents.len());
+    if comm.size() == 1 && bands::are_smaller(frames, first.rows * scale) {
+        let mut whole: Vec<Frame> = vec![];
+        bands::decode(decoder, latents, &mut |t, rows| {
+            match whole.get_mut(t) {
+                Some(frame) => frame.append(&rows),
+                None => {
+                    let mut frame = rows;
+                    frame.values.reserve_exact(first.rows * scale * frame.width * frame.channels - frame.values.len());
+                    whole.push(frame);
+                }
+            }
+            Ok(())
+        })?;
+        return whole.into_iter().try_for_each(emit);
+    }
     let rows = Rows::new(comm.clone(), first.rows)?;
     let empty = Frame::new([0, width * scale, 3], vec![]);
     let mut decoder = decoder.clone();

@@ -37,18 +37,22 @@ impl LatentPlan {
 
 /// Adds encoding, where each rank has a clip of its own, and what decoding takes to sampling, where ranks share one.
 pub(super) fn add_phases(phases: &mut Vec<Phase>, config: &RunConfig, vae: &VaeConfig) {
-    let pixels = config.data.height * config.data.width;
+    let size = [config.data.frames, config.data.height, config.data.width];
     let (encoder, decoder) = (VaeCost::of_encoder(vae), VaeCost::of_decoder(vae));
     phases.push(Phase {
         name: "encoding clips, before the first step",
         parts: vec![
             part("the VAE's encoder", encoder.weight_bytes()),
-            part("frames in its layers", encoder.stream_bytes(pixels)),
+            part("frames in its layers", encoder.clip_bytes(size)),
         ],
     });
     let sequence = config.parallel.ranks / config.parallel.data;
+    let frames = match sequence {
+        1 => decoder.clip_bytes(size),
+        _ => decoder.stream_bytes((size[1] * size[2]).div_ceil(sequence)),
+    };
     for phase in phases.iter_mut().filter(|phase| phase.name == "sampling") {
         phase.parts.push(part("the VAE's decoder", decoder.weight_bytes()));
-        phase.parts.push(part("frames in its layers", decoder.stream_bytes(pixels.div_ceil(sequence))));
+        phase.parts.push(part("frames in its layers", frames));
     }
 }

@@ -119,6 +119,13 @@ impl Frame {
         }
     }
 
+    /// Adds the rows that come below.
+    pub fn append(&mut self, other: &Self) {
+        debug_assert_eq!([self.width, self.channels], [other.width, other.channels]);
+        self.values.extend_from_slice(&other.values);
+        self.rows += other.rows;
+    }
+
     /// Adds another frame of the same shape.
     pub(super) fn add(&mut self, other: &Self) {
         debug_assert_eq!(self.values.len(), other.values.len());

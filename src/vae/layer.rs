@@ -89,7 +89,7 @@ impl Layer {
     }
 
     /// The frames that the next frame brings forth.
-    fn push(&mut self, x: Frame, shards: &dyn RowShards) -> Result<Vec<Frame>> {
+    pub fn push(&mut self, x: Frame, shards: &dyn RowShards) -> Result<Vec<Frame>> {
         Ok(match self {
             Self::Pointwise(product) => vec![product.push(&x)],
             Self::Conv(conv) => vec![conv.push(&x, shards)?.trimmed([1; 4])],

@@ -2,13 +2,16 @@
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use std::sync::Arc;
 
 use super::{Report, normal, on_threads, peak_of, timed};
 use crate::Result;
 use crate::cli::at_least_1;
 use crate::config::Compute;
+use crate::encode;
+use crate::parallel::{Communicator, Single};
 use crate::simd::Isa;
-use crate::vae::{Arithmetic, Decoder, Encoder, Frame, TensorSpec, VaeConfig, VaeCost, Whole};
+use crate::vae::{Arithmetic, Decoder, Encoder, Frame, TensorSpec, VaeConfig, VaeCost};
 
 /// A VAE of Wan's widths with random weights, encoding or decoding one clip.
 #[derive(Debug, Args)]
@@ -85,23 +88,21 @@ fn measure(args: &VaeArgs, threads: usize) -> Result<Report> {
     let size = config.space().size([frames, height, width], [1; 3])?;
     let arithmetic = Arithmetic { isa: Isa::best(), bf16: dtype == Compute::Bf16 };
     let peak = peak_of(Isa::best(), dtype);
+    let single: Arc<dyn Communicator> = Arc::new(Single);
     let (seconds, cost) = match half {
         Half::Encode => {
             let encoder = Encoder::build(&config, arithmetic, &mut random)?;
             let clip = clip(frames, [height, width, 3])?;
             let seconds = timed(args.runs, || {
-                let mut encoder = encoder.clone();
-                clip.iter().try_for_each(|frame| encoder.push(frame, &Whole).map(drop))
+                let mut read = |t: usize, rows| Ok(clip[t].part(rows, 0..width));
+                encode::encode(&encoder, &single, frames, [height, width], true, &mut read, &mut |_| ()).map(drop)
             })?;
             (seconds, VaeCost::of_encoder(&config))
         }
         Half::Decode => {
             let decoder = Decoder::build(&config, arithmetic, &mut random)?;
             let clip = clip(latents, [size[1], size[2], config.z_dim])?;
-            let seconds = timed(args.runs, || {
-                let mut decoder = decoder.clone();
-                clip.iter().try_for_each(|frame| decoder.push(frame, &Whole, &mut |_| Ok(())))
-            })?;
+            let seconds = timed(args.runs, || encode::decode(&decoder, &single, &clip, &mut |_| Ok(())))?;
             (seconds, VaeCost::of_decoder(&config))
         }
     };
