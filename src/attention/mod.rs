@@ -38,6 +38,8 @@ pub use operands::{Qkv, SavedRows};
 pub use ring::Ring;
 pub use sequence::SequenceAttention;
 pub use ulysses::Ulysses;
+#[cfg(feature = "cuda")]
+pub(crate) use {cuda::copy_rows, moves::Move};
 
 /// softmax(scale q kᵀ) v by blocks with an online softmax, and the row statistic.
 ///

@@ -1,12 +1,13 @@
 //! Runs `longreel cache`: encodes the clips of a run that trains on latents, or says what its cache holds.
 
+use candle_core::Device;
 use clap::Args;
 use std::sync::atomic::AtomicBool;
 
 use super::train::TrainArgs;
 use crate::parallel::{Launch, is_first};
 use crate::terminal::{self, counted};
-use crate::train::RunLatents;
+use crate::train::{RunLatents, device::device};
 use crate::{Result, bail};
 
 /// Encode a run's clips to latents, which `train` does too before its first step.
@@ -36,7 +37,12 @@ pub fn run(args: &CacheArgs, launch: &Launch) -> Result<()> {
         bail!(Config, "{}: names no VAE: set vae.from to train on latents", args.train.config.display());
     }
     let cache = config.latent_cache()?;
-    let latents = launch.rank0_first(|| RunLatents::of_config(&config))?;
+    let ranks = config.parallel.ranks;
+    let device = match args.check {
+        true => Device::Cpu, // nothing is encoded
+        false => device(Some(config.train.device), "train.device", ranks, launch)?,
+    };
+    let latents = launch.rank0_first(|| RunLatents::of_config(&config, &device))?;
     if args.check {
         if !is_first() {
             return Ok(());
@@ -61,7 +67,7 @@ pub fn run(args: &CacheArgs, launch: &Launch) -> Result<()> {
         return Ok(());
     }
     let never = AtomicBool::new(false); // Ctrl-C ends the process: entries are whole or not there
-    launch.run(config.parallel.ranks, |comm| latents.fill_and_log(&comm, true, &never))?;
+    launch.run(ranks, |comm| latents.fill_and_log(&comm, true, &never))?;
     if !is_first() {
         return Ok(());
     }

@@ -1,9 +1,9 @@
 //! What a run on latents needs besides its steps: encoding its clips, the cache, and decoding its samples.
 
-use super::{Phase, part};
-use crate::config::RunConfig;
+use super::{Part, Phase, part};
+use crate::config::{Hardware, RunConfig};
 use crate::data::Decoding;
-use crate::vae::{VaeConfig, VaeCost};
+use crate::vae::{GPU_SCRATCH, VaeConfig, VaeCost};
 
 /// The cache of a run's clips.
 #[derive(Clone, Copy, Debug)]
@@ -44,11 +44,20 @@ pub(super) fn add_phases(phases: &mut Vec<Phase>, config: &RunConfig, vae: &VaeC
         parts: vec![
             part("the VAE's encoder", encoder.weight_bytes()),
             part("frames in its layers", encoder.stream_bytes(pixels)),
-        ],
+        ]
+        .into_iter()
+        .chain(scratch(config))
+        .collect(),
     });
     let sequence = config.parallel.ranks / config.parallel.data;
     for phase in phases.iter_mut().filter(|phase| phase.name == "sampling") {
         phase.parts.push(part("the VAE's decoder", decoder.weight_bytes()));
         phase.parts.push(part("frames in its layers", decoder.stream_bytes(pixels.div_ceil(sequence))));
+        phase.parts.extend(scratch(config));
     }
+}
+
+/// What a GPU's convolutions gather pixels in, and put their sums in where a frame's sides are doubled.
+fn scratch(config: &RunConfig) -> Option<Part> {
+    (config.train.device == Hardware::Cuda).then(|| part("pixels gathered by the VAE", 2 * GPU_SCRATCH as u64))
 }

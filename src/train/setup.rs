@@ -194,7 +194,8 @@ impl RunSetup {
             Some(name) => name,
             None => random_name()?,
         };
-        let latents = launch.rank0_first(|| RunLatents::open(&config, clips.buckets(), held_out))?.map(Arc::new);
+        let latents =
+            launch.rank0_first(|| RunLatents::open(&config, clips.buckets(), held_out, &device))?.map(Arc::new);
         Ok(Self { clips, data_root, heldout, latents, space, model, from, folder, device, resume, name, config })
     }
 

@@ -3,6 +3,9 @@
 use super::config::VaeConfig;
 use super::spec::{HalfSpec, LayerSpec, decoder, encoder};
 
+/// Bytes that a GPU gathers pixels in, or holds scores of attention in, at a time: about what an L2 cache holds.
+pub const GPU_SCRATCH: usize = 32 << 20;
+
 /// What one direction of the VAE takes, each for a pixel of a frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct VaeCost {
