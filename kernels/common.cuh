@@ -26,6 +26,11 @@ struct bf16 {
     unsigned short bits;
 };
 
+/// As many bytes as a thread loads at once, of whatever.
+struct alignas(16) Sixteen {
+    u32 words[4];
+};
+
 constexpr float LOG2_E = 1.44269504088896340736f;
 constexpr float LN_2 = 0.693147180559945309417f;
 constexpr float INFINITE = __builtin_huge_valf();

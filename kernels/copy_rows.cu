@@ -13,10 +13,6 @@ struct Places {
 
 namespace {
 
-struct alignas(16) Sixteen {
-    u32 words[4];
-};
-
 static_assert(copy_rows_16_threads == THREADS && copy_rows_4_threads == THREADS && copy_rows_2_threads == THREADS);
 
 /// grid: (counts 0 times counts 1, pieces of THREADS of counts 2 times units, or fewer).

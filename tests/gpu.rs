@@ -15,6 +15,8 @@ mod products;
 mod stash;
 #[path = "gpu/streams.rs"]
 mod streams;
+#[path = "gpu/vae.rs"]
+mod vae;
 
 use candle_core::{D, DType, Device, Tensor};
 use longreel::attention::{Qkv, SavedRows, flash, flash_backward, reference};

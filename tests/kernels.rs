@@ -100,6 +100,20 @@ fn a_wrong_cast_is_caught() {
 }
 
 #[test]
+fn convolutions_of_the_vae() {
+    Workshop::new().pass("conv", &[], &[]);
+}
+
+#[test]
+fn a_wrong_convolution_is_caught() {
+    caught("conv", "conv.cu", "at >= 0 && at < line", "at < line", "check: gather");
+    caught("conv", "conv.cu", "at < line", "at <= line", "check: gather");
+    caught("conv", "conv.cu", "taps.column - 1)", "taps.column)", "check: gather");
+    caught("conv", "conv.cu", "1e-12f", "1e12f", "is above");
+    caught("conv", "softmax.cu", "- most) * share", ") * share", "is above");
+}
+
+#[test]
 fn elements_beyond_32_bits_have_the_bits_of_those_at_the_beginning() {
     Workshop::new().pass("far", &[], &[]);
     Workshop::new().pass("far_flash", &[], &[]);
@@ -119,6 +133,12 @@ fn an_index_of_32_bits_is_caught() {
         "out of bounds",
     );
     caught("far", "patches.cu", "noise[local * row + i]", "noise[int(local) * row + i]", elsewhere);
+    let place = "(pixel / taps.out_width * taps.stride + taps.row + row) * line";
+    caught("far", "conv.cu", place, &format!("int({place})"), elsewhere);
+    let row = "x += pixel * channels, y += pixel * channels;";
+    caught("far", "conv.cu", row, &row.replace("pixel", "int(pixel)"), elsewhere);
+    let row = "x += i64(blockIdx.x) * width, y += i64(blockIdx.x) * width;";
+    caught("far", "softmax.cu", row, &row.replace("i64", "int"), elsewhere);
     caught("far", "cast.cu", "begin = i64(blockIdx.x) * (", "begin = blockIdx.x * (", elsewhere);
     caught("far_flash", "tile.cuh", "blockIdx.y * at.head", "blockIdx.y * int(at.head)", elsewhere);
     caught("far_flash", "tile.cuh", "matrix, i64 stride, int first", "matrix, int stride, int first", elsewhere);
@@ -153,7 +173,13 @@ fn computed(workshop: &Workshop) -> PathBuf {
 #[test]
 fn the_emulated_driver_is_told_what_kernels_touch() {
     let workshop = Workshop::new();
-    let programs = [("flash_d64", vec![]), ("cast", vec![]), ("ops", vec![]), ("data", vec![computed(&workshop)])];
+    let programs = [
+        ("flash_d64", vec![]),
+        ("cast", vec![]),
+        ("conv", vec![]),
+        ("ops", vec![]),
+        ("data", vec![computed(&workshop)]),
+    ];
     for (program, arguments) in programs {
         workshop.pass(program, &TOUCHES, &arguments.iter().map(PathBuf::as_path).collect::<Vec<_>>());
     }

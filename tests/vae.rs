@@ -3,6 +3,7 @@
 //!
 //! The golden files and their story are in `golden/vae/make.py`.
 
+use candle_core::Device;
 use longreel::simd::Isa;
 use longreel::vae::{Arithmetic, Decoder, Encoder, Frame, VaeConfig, VaeWeights, Whole, bands, tensors, tiles};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -178,8 +179,8 @@ fn every_instruction_set_agrees_in_f32_and_nearly_in_bf16() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for bf16 in [false, true] {
                 let arithmetic = Arithmetic { isa, bf16 };
-                let encoder = Encoder::load(&weights, arithmetic).unwrap();
-                let decoder = Decoder::load(&weights, arithmetic).unwrap();
+                let encoder = Encoder::load(&weights, arithmetic, &Device::Cpu).unwrap();
+                let decoder = Decoder::load(&weights, arithmetic, &Device::Cpu).unwrap();
                 let off =
                     [distance(&encode(&encoder, &pixels).0, &want), distance(&decode(&decoder, &latents).0, &decoded)];
                 let (least, most) = if bf16 { (1e-4, 3e-2) } else { (0.0, 1e-5) };
@@ -195,10 +196,10 @@ fn memory_does_not_grow_with_the_clip() {
         let weights = VaeWeights::open(&golden(kind).join("vae")).unwrap();
         let (_, pixels, _) = cases(kind, "encode").swap_remove(0);
         let clip: Vec<Frame> = frames(&pixels).into_iter().cycle().take(41).collect();
-        let (moments, bytes) = encode(&Encoder::load(&weights, F32).unwrap(), &clip);
+        let (moments, bytes) = encode(&Encoder::load(&weights, F32, &Device::Cpu).unwrap(), &clip);
         assert_eq!((moments.len(), bytes[40]), (11, bytes[16]), "{kind}");
         let latents: Vec<Frame> = frames(&cases(kind, "decode")[0].1).into_iter().cycle().take(9).collect();
-        let (pixels, bytes) = decode(&Decoder::load(&weights, F32).unwrap(), &latents);
+        let (pixels, bytes) = decode(&Decoder::load(&weights, F32, &Device::Cpu).unwrap(), &latents);
         assert_eq!((pixels.len(), bytes[8]), (33, bytes[4]), "{kind}");
     }
 }
@@ -215,8 +216,10 @@ fn bands_of_rows_change_nothing() {
     for kind in KINDS {
         let arithmetic = Arithmetic { isa: Isa::best(), bf16: false };
         let weights = VaeWeights::open(&golden(kind).join("vae")).unwrap();
-        let (encoder, decoder) =
-            (Encoder::load(&weights, arithmetic).unwrap(), Decoder::load(&weights, arithmetic).unwrap());
+        let (encoder, decoder) = (
+            Encoder::load(&weights, arithmetic, &Device::Cpu).unwrap(),
+            Decoder::load(&weights, arithmetic, &Device::Cpu).unwrap(),
+        );
         let scale = encoder.config().scale_space();
         for (rows, frames) in [(1, 1), (1, 5), (2, 9), (3, 5), (11, 5)] {
             let odd = if kind == "vae21" { 5 } else { 0 }; // what is left over of whole latents
@@ -249,8 +252,10 @@ fn tiles_smaller_than_the_frame_change_nothing() {
     for kind in KINDS {
         let arithmetic = Arithmetic { isa: Isa::best(), bf16: false };
         let weights = VaeWeights::open(&golden(kind).join("vae")).unwrap();
-        let (encoder, decoder) =
-            (Encoder::load(&weights, arithmetic).unwrap(), Decoder::load(&weights, arithmetic).unwrap());
+        let (encoder, decoder) = (
+            Encoder::load(&weights, arithmetic, &Device::Cpu).unwrap(),
+            Decoder::load(&weights, arithmetic, &Device::Cpu).unwrap(),
+        );
         let scale = encoder.config().scale_space();
         let size = [27 * scale, 31 * scale];
         let clip: Vec<Frame> = (0..5).map(|t| made([size[0], size[1], 3], t)).collect();

@@ -40,6 +40,8 @@ pub use repeated::{KeyRun, flash_repeated, flash_repeated_backward};
 pub use ring::Ring;
 pub use sequence::SequenceAttention;
 pub use ulysses::Ulysses;
+#[cfg(feature = "cuda")]
+pub(crate) use {cuda::copy_rows, moves::Move};
 
 /// softmax(scale q kᵀ) v by blocks with an online softmax, and the row statistic.
 ///

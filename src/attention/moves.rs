@@ -22,7 +22,7 @@ pub(super) fn rows_of(x: &Layout, ms: Range<usize>, width: usize, size: usize) -
 /// Rows, and where row (i, j, k) of them goes: to byte `base + i strides[0] + j strides[1] + k strides[2]`.
 #[cfg(any(feature = "cuda", test))]
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Move {
+pub(crate) struct Move {
     pub rows: Rows,
     pub base: usize,
     pub strides: [usize; 3],

@@ -1,6 +1,7 @@
 //! Runs `longreel cache`: encodes the clips of a run that trains on latents, and embeds its texts, or says what its
 //! caches hold.
 
+use candle_core::Device;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -9,7 +10,7 @@ use super::train::TrainArgs;
 use crate::encode::cache::Contents;
 use crate::parallel::{Launch, is_first};
 use crate::terminal::{self, counted};
-use crate::train::Caches;
+use crate::train::{Caches, device::device};
 use crate::{Result, bail};
 
 /// Encode a run's clips to latents and its texts to embeddings, which `train` does too before its first step.
@@ -42,7 +43,12 @@ pub fn run(args: &CacheArgs, launch: &Launch) -> Result<()> {
             "{from}: names neither a VAE nor a text encoder: there is nothing to encode (vae.from, text.from)"
         );
     }
-    let caches = launch.rank0_first(|| Caches::of_config(&config))?;
+    let ranks = config.parallel.ranks;
+    let device = match args.check {
+        true => Device::Cpu, // nothing is encoded
+        false => device(Some(config.train.device), "train.device", ranks, launch)?,
+    };
+    let caches = launch.rank0_first(|| Caches::of_config(&config, &device))?;
     if args.check {
         if !is_first() {
             return Ok(());
@@ -65,7 +71,7 @@ pub fn run(args: &CacheArgs, launch: &Launch) -> Result<()> {
         return Ok(());
     }
     let never = AtomicBool::new(false); // Ctrl-C ends the process: entries are whole or not there
-    launch.run(config.parallel.ranks, |comm| caches.fill_and_log(&comm, true, &never))?;
+    launch.run(ranks, |comm| caches.fill_and_log(&comm, true, &never))?;
     if !is_first() {
         return Ok(());
     }

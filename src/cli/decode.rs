@@ -42,6 +42,7 @@ pub struct DecodeArgs {
 /// Runs the command.
 pub fn run(args: &DecodeArgs, launch: &Launch) -> Result<()> {
     let ranks = args.vae.ranks(launch)?;
+    let device = args.vae.device(ranks, launch)?;
     let kind = super::output_kind(&args.output)?;
     match kind {
         Kind::Folder => check_empty_folder(&args.output)?,
@@ -52,7 +53,7 @@ pub fn run(args: &DecodeArgs, launch: &Launch) -> Result<()> {
     let config = &weights.config;
     let clip = args.read(&file, config)?;
     let fps = args.fps(&file, config)?;
-    let decoder = Decoder::load(&weights, args.vae.arithmetic())?;
+    let decoder = Decoder::load(&weights, args.vae.arithmetic(), &device)?;
     let [_, t, h, w] = clip.size;
     let size = [h, w].map(|side| side * config.scale_space());
     let (frames, tiles) = (config.pixel_frames(t), args.vae.tiles(config, size));

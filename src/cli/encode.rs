@@ -46,11 +46,12 @@ pub struct EncodeArgs {
 /// Runs the command.
 pub fn run(args: &EncodeArgs, launch: &Launch) -> Result<()> {
     let ranks = args.vae.ranks(launch)?;
+    let device = args.vae.device(ranks, launch)?;
     let folder = std::fs::metadata(&args.input).map_err(|e| Error::io(&args.input, e))?.is_dir();
     args.check_output(folder)?;
     let weights = args.vae.open(launch)?;
     let clips = args.clips(&weights.config, folder)?;
-    let encoder = Encoder::load(&weights, args.vae.arithmetic())?;
+    let encoder = Encoder::load(&weights, args.vae.arithmetic(), &device)?;
     let progress = is_first().then(Progress::new);
     let total: f64 = clips.iter().map(SourceClip::work).sum();
 

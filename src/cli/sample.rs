@@ -110,7 +110,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         Some(from) => {
             let weights = VaeWeights::open(&launch.rank0_first(|| hub::resolve(from))?)?;
             let arithmetic = Arithmetic { isa: Isa::best(), bf16: config.vae.dtype == Compute::Bf16 };
-            Some(Arc::new(Decoder::load(&weights, arithmetic)?))
+            Some(Arc::new(Decoder::load(&weights, arithmetic, &device)?))
         }
     };
     let space = decoder.as_ref().map_or(Space::PIXELS, |decoder| decoder.config().space());

@@ -1,5 +1,6 @@
 //! Runs `longreel forward` on a VAE, and has what `longreel encode` and `longreel decode` share.
 
+use candle_core::Device;
 use clap::Args;
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use crate::data::write::check_fps;
 use crate::files::{Tensors, write_tensors};
 use crate::parallel::{Launch, is_first};
 use crate::simd::Isa;
+use crate::train::device::device;
 use crate::vae::{Arithmetic, Decoder, Encoder, Frame, VaeConfig, VaeWeights, tiles};
 use crate::{Result, bail, encode, hub};
 
@@ -28,6 +30,9 @@ pub(super) struct VaeArgs {
     /// Arithmetic of convolutions and attention
     #[arg(long, default_value = "f32")]
     pub dtype: Compute,
+    /// What computes; default: the CPU, or the GPU that a launcher gave this rank
+    #[arg(long)]
+    pub device: Option<Hardware>,
 }
 
 impl VaeArgs {
@@ -41,6 +46,11 @@ impl VaeArgs {
     /// The weights, none of which is read yet.
     pub fn open(&self, launch: &Launch) -> Result<VaeWeights> {
         VaeWeights::open(&launch.rank0_first(|| hub::resolve(&self.vae))?)
+    }
+
+    /// What the layers of this process's ranks run on.
+    pub fn device(&self, ranks: usize, launch: &Launch) -> Result<Device> {
+        device(self.device, "--device", ranks, launch)
     }
 
     pub fn arithmetic(&self) -> Arithmetic {
@@ -82,9 +92,7 @@ pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &La
     if args.grads {
         bail!(Config, "--grads: a VAE is frozen, it has no gradients");
     }
-    if args.device == Some(Hardware::Cuda) {
-        bail!(Config, "--device: a VAE runs on the CPU");
-    }
+    let device = device(args.device, "--device", ranks, launch)?;
     check_tile(args.tile, ranks)?;
     let weights = VaeWeights::open(path)?;
     let arithmetic = arithmetic(args.dtype);
@@ -93,7 +101,7 @@ pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &La
         (true, false) => {
             let clip = Clip::read(&file, "pixels", 3)?;
             weights.config.check_size([clip.size[2], clip.size[3]]).map_err(|e| e.at(args.inputs.display()))?;
-            let encoder = Encoder::load(&weights, arithmetic)?;
+            let encoder = Encoder::load(&weights, arithmetic, &device)?;
             launch.run(ranks, |comm| {
                 let [_, t, h, w] = clip.size;
                 let moments = match args.tile {
@@ -111,7 +119,7 @@ pub(super) fn forward(args: &ForwardArgs, path: &Path, ranks: usize, launch: &La
         }
         (false, true) => {
             let clip = Clip::read(&file, "latents", weights.config.z_dim)?;
-            let decoder = Decoder::load(&weights, arithmetic)?;
+            let decoder = Decoder::load(&weights, arithmetic, &device)?;
             let latents: Vec<Frame> = (0..clip.size[1]).map(|t| clip.frame(t)).collect();
             launch.run(ranks, |comm| {
                 let mut frames: Vec<Frame> = vec![];

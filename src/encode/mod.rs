@@ -25,7 +25,8 @@ use rows::Rows;
 
 /// Encodes `frames` frames of `size` `[rows, width]` on the ranks of `comm`: frames of moments, whole, on every rank.
 /// `read` gives some rows of a frame, in -1..1; frames that do not make a whole latent frame are not read. Where
-/// `again` says that rows may be read in any order, one rank takes a short clip in bands of rows, for less memory.
+/// `again` says that rows may be read in any order, one rank on a CPU takes a short clip in bands of rows, for less
+/// memory.
 ///
 /// # Errors
 /// The VAE cannot take the size; those of `read` and of the exchange.
@@ -42,7 +43,7 @@ pub fn encode(
     config.check_size(size)?;
     let scale = config.scale_space();
     let frames = config.pixel_frames(config.latent_frames(frames));
-    if again && comm.size() == 1 && bands::are_smaller(frames, size[0]) {
+    if again && comm.size() == 1 && encoder.is_on_cpu() && bands::are_smaller(frames, size[0]) {
         return bands::encode(encoder, frames, size, read, done);
     }
     let rows = Rows::new(comm.clone(), size[0] / scale)?;
@@ -76,7 +77,7 @@ pub fn decode(
     let Some(first) = latents.first() else { bail!(Shape, "there are no latents to decode") };
     let (scale, width) = (config.scale_space(), first.width);
     let frames = config.pixel_frames(latents.len());
-    if comm.size() == 1 && bands::are_smaller(frames, first.rows * scale) {
+    if comm.size() == 1 && decoder.is_on_cpu() && bands::are_smaller(frames, first.rows * scale) {
         let mut whole: Vec<Frame> = vec![];
         bands::decode(decoder, latents, &mut |t, rows| {
             match whole.get_mut(t) {

@@ -82,16 +82,17 @@ fn gathered(comm: &dyn Communicator, own: &[f32], shapes: &[Vec<usize>]) -> Resu
 pub struct Neighbours<'a>(&'a dyn Communicator);
 
 impl RowShards for Neighbours<'_> {
-    fn neighbours(&self, frame: &Frame) -> Result<[Option<Vec<f32>>; 2]> {
-        let (rank, size, row) = (self.0.rank(), self.0.size(), frame.width * frame.channels);
-        if size == 1 {
-            return Ok([None, None]);
-        }
+    fn is_whole(&self) -> bool {
+        self.0.size() == 1
+    }
+
+    fn neighbours(&self, [first, last]: [&[f32]; 2]) -> Result<[Option<Vec<f32>>; 2]> {
+        let (rank, size, row) = (self.0.rank(), self.0.size(), first.len());
         let beside = |r: usize| r + 1 == rank || r == rank + 1;
         let send = (0..size).map(|r| {
             let values = match r {
-                r if r + 1 == rank => &frame.values[..row],
-                r if r == rank + 1 => &frame.values[frame.values.len() - row..],
+                r if r + 1 == rank => first,
+                r if r == rank + 1 => last,
                 _ => &[],
             };
             Tensor::from_slice(values, values.len(), &Device::Cpu)
@@ -108,11 +109,11 @@ impl RowShards for Neighbours<'_> {
         Ok(rows)
     }
 
-    fn gather(&self, frame: &Frame) -> Result<Vec<f32>> {
+    fn gather(&self, values: &[f32]) -> Result<Vec<f32>> {
         // Rows are shared out as even as can be, but not evenly.
-        let count = Tensor::new(&[frame.values.len() as f64], &Device::Cpu)?;
+        let count = Tensor::new(&[values.len() as f64], &Device::Cpu)?;
         let counts = self.0.all_gather(&count, &vec![vec![1]; self.0.size()])?;
         let shapes = counts.iter().map(|count| Ok(vec![count.to_vec1::<f64>()?[0] as usize]));
-        gathered(self.0, &frame.values, &shapes.collect::<Result<Vec<_>>>()?)
+        gathered(self.0, values, &shapes.collect::<Result<Vec<_>>>()?)
     }
 }

@@ -1,5 +1,6 @@
 //! What a run encodes before its first step: its clips to latents, its texts to embeddings.
 
+use candle_core::Device;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -20,7 +21,7 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Opens the caches of a run's clips, whose network is `model`. Nothing is encoded.
+    /// Opens the caches of a run's clips, whose network is `model`; the VAE is to run on `device`. Nothing is encoded.
     ///
     /// # Errors
     /// An encoder cannot be read, or does not fit the clips or the network; a cache's folder cannot be used; a source
@@ -30,11 +31,12 @@ impl Caches {
         model: &ModelConfig,
         clips: &[Arc<Dataset>],
         heldout: &[Arc<Dataset>],
+        device: &Device,
     ) -> Result<Self> {
         let captions = clips.iter().chain(heldout).flat_map(|dataset| dataset.captions());
         Ok(Self {
             texts: Texts::open(config, model, captions)?.map(Arc::new),
-            latents: RunLatents::open(config, clips, heldout)?.map(Arc::new),
+            latents: RunLatents::open(config, clips, heldout, device)?.map(Arc::new),
         })
     }
 
@@ -42,7 +44,7 @@ impl Caches {
     ///
     /// # Errors
     /// As [`open`](Self::open); the clips cannot be opened.
-    pub fn of_config(config: &RunConfig) -> Result<Self> {
+    pub fn of_config(config: &RunConfig, device: &Device) -> Result<Self> {
         let model = config.network()?;
         config.check_sizes(&model)?;
         let grid = config.clip_grid(&model)?;
@@ -50,7 +52,8 @@ impl Caches {
         let clips = ClipSets::open(&sources)?;
         let heldout = config.heldout_sources(&grid, &sources)?;
         let heldout = if heldout.is_empty() { None } else { Some(ClipSets::open(&heldout)?) };
-        Self::open(config, &model, clips.buckets(), heldout.as_ref().map_or(&[], |clips| clips.buckets()))
+        let heldout = heldout.as_ref().map_or(&[][..], |clips| clips.buckets());
+        Self::open(config, &model, clips.buckets(), heldout, device)
     }
 
     /// Encodes what the caches miss, with a line in the log now and then: a collective of all ranks, after which the

@@ -1,6 +1,7 @@
 //! The encoded clips of a run that trains on latents: their caches, filled before the first step, and the VAE that
 //! decodes samples.
 
+use candle_core::Device;
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ const SAID_EVERY: Duration = Duration::from_secs(10);
 pub struct RunLatents {
     weights: VaeWeights,
     arithmetic: Arithmetic,
+    /// What the VAE runs on.
+    device: Device,
     /// By bucket.
     trained: Vec<(Arc<Dataset>, LatentCache)>,
     heldout: Vec<(Arc<Dataset>, LatentCache)>,
@@ -33,11 +36,16 @@ pub struct RunLatents {
 }
 
 impl RunLatents {
-    /// Opens the caches of a run's clips, if its config names a VAE. Nothing is encoded.
+    /// Opens the caches of a run's clips, if its config names a VAE, which is to run on `device`. Nothing is encoded.
     ///
     /// # Errors
     /// The VAE cannot be read, or does not fit the clips; the cache's folder cannot be used; a source cannot be read.
-    pub fn open(config: &RunConfig, clips: &[Arc<Dataset>], heldout: &[Arc<Dataset>]) -> Result<Option<Self>> {
+    pub fn open(
+        config: &RunConfig,
+        clips: &[Arc<Dataset>],
+        heldout: &[Arc<Dataset>],
+        device: &Device,
+    ) -> Result<Option<Self>> {
         let Some(from) = &config.vae.from else { return Ok(None) };
         let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
         let bf16 = config.vae.dtype == Compute::Bf16;
@@ -60,7 +68,15 @@ impl RunLatents {
         let trained = clips.iter().map(|dataset| open(dataset, variants)).collect::<Result<_>>()?;
         let heldout = heldout.iter().map(|dataset| open(dataset, None)).collect::<Result<_>>()?;
         let arithmetic = Arithmetic { isa: Isa::best(), bf16 };
-        Ok(Some(Self { weights, arithmetic, trained, heldout, encoder: Mutex::default(), decoder: Mutex::default() }))
+        Ok(Some(Self {
+            weights,
+            arithmetic,
+            device: device.clone(),
+            trained,
+            heldout,
+            encoder: Mutex::default(),
+            decoder: Mutex::default(),
+        }))
     }
 
     fn fill(
@@ -73,7 +89,7 @@ impl RunLatents {
         let encoder = || {
             let mut encoder = self.encoder.lock();
             if encoder.is_none() {
-                *encoder = Some(Encoder::load(&self.weights, self.arithmetic)?);
+                *encoder = Some(Encoder::load(&self.weights, self.arithmetic, &self.device)?);
             }
             Ok(encoder.clone().expect("it was loaded"))
         };
@@ -137,7 +153,7 @@ impl RunLatents {
     pub fn decoder(&self) -> Result<Arc<Decoder>> {
         let mut decoder = self.decoder.lock();
         if decoder.is_none() {
-            *decoder = Some(Arc::new(Decoder::load(&self.weights, self.arithmetic)?));
+            *decoder = Some(Arc::new(Decoder::load(&self.weights, self.arithmetic, &self.device)?));
         }
         Ok(decoder.clone().expect("it was loaded"))
     }

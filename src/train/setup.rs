@@ -75,8 +75,10 @@ impl RunSetup {
             .data
             .iter()
             .flat_map(|section| [Some(&section.path).filter(|_| !own_clips), section.heldout.as_ref()]);
-        let names =
-            [&config.model.from, &config.lora.from, &config.vae.from, &config.text.from].map(Option::as_ref).into_iter().chain(data);
+        let names = [&config.model.from, &config.lora.from, &config.vae.from, &config.text.from]
+            .map(Option::as_ref)
+            .into_iter()
+            .chain(data);
         names.flatten().try_for_each(|name| hub::resolve(name).map(drop))
     }
 
@@ -128,7 +130,7 @@ impl RunSetup {
         {
             bail!(
                 Config,
-                "model.from names a run of adapters (LoRA): name the network that they are for, and their file in lora.from"
+                "model.from names a run of adapters (LoRA): name their network there, and their file in lora.from"
             )
         }
         let from = from.map(|(_, folder)| folder);
@@ -215,7 +217,7 @@ impl RunSetup {
         if is_first() {
             log_captions(&model, &clips);
         }
-        let caches = launch.rank0_first(|| Caches::open(&config, &model, clips.buckets(), held_out))?;
+        let caches = launch.rank0_first(|| Caches::open(&config, &model, clips.buckets(), held_out, &device))?;
         let here = launch.processes().map_or(config.parallel.ranks, |_| 1);
         Ok(Self {
             clips,

@@ -3,137 +3,143 @@
 
 use std::sync::Arc;
 
+use super::backend::Backend;
 use super::frame::Frame;
 use super::shards::RowShards;
 use crate::Result;
-use crate::ops::products::{Packed, Products, WeightMatrix, WeightValues};
-use crate::simd::conv::{ConvWeights, Convolution, Phase};
-use crate::simd::packed_frame::{Activation, PackedFrame};
-use crate::simd::{Isa, with_isa};
+use crate::simd::Isa;
 
 /// What a VAE's products are computed with.
 #[derive(Clone, Copy, Debug)]
 pub struct Arithmetic {
-    /// The instruction set.
+    /// The instruction set, on a CPU.
     pub isa: Isa,
     /// Round operands of products to bf16; sums, norms and residuals stay f32.
     pub bf16: bool,
 }
 
-macro_rules! on_isa {
-    ($arithmetic:expr, $S:ident => $body:expr) => {
-        if $arithmetic.bf16 {
-            with_isa!($arithmetic.isa, true, $S => $body)
-        } else {
-            with_isa!($arithmetic.isa, false, $S => $body)
-        }
-    };
+/// A convolution of up to three packed frames into one.
+pub(super) struct Taps<'a, B: Backend> {
+    /// One kernel's weights; or four, of which number `2 a + b` makes the pixels at rows `2 i + a` and columns
+    /// `2 j + b`. Beside them the row and column of the packed frame that the kernel's first tap reads for the first
+    /// output pixel; 1 is the frame's own first.
+    pub phases: &'a [(&'a B::Weights, [usize; 2])],
+    /// A frame for each frame of the kernel, the oldest first; none: zeros.
+    pub inputs: &'a [Option<&'a B::Packed>],
+    /// Input pixels from one output pixel of a phase to the next.
+    pub stride: usize,
 }
 
-/// A convolution's packed weights and its bias.
-pub(super) struct Kernel {
-    arithmetic: Arithmetic,
-    weights: ConvWeights,
+/// A convolution's weights and its bias.
+pub(super) struct Kernel<B: Backend> {
+    on: B,
+    weights: B::Weights,
     /// Of each output channel.
-    pub bias: Vec<f32>,
+    bias: B::Row,
+    out: usize,
 }
 
-impl Kernel {
+impl<B: Backend> Kernel<B> {
     /// Of `weights` `[out, channels, frames, rows, columns]`.
-    pub fn new(arithmetic: Arithmetic, weights: &[f32], shape: [usize; 5], bias: Vec<f32>) -> Self {
-        let weights = on_isa!(arithmetic, S => ConvWeights::pack::<S>(weights, shape));
-        Self { arithmetic, weights, bias }
-    }
-
-    /// Packs a frame for this kernel; `near`: with the rows beyond it.
-    pub fn pack(&self, x: &Frame, norm: Option<&[f32]>, near: Option<&dyn RowShards>) -> Result<PackedFrame> {
-        let neighbours = near.map_or(Ok([None, None]), |shards| shards.neighbours(x))?;
-        let neighbours = [0, 1].map(|side| neighbours[side].as_deref());
-        let activation = norm.map_or(Activation::None, Activation::NormSilu);
-        let shape = [x.width, x.channels];
-        Ok(on_isa!(self.arithmetic, S => PackedFrame::pack::<S>(&x.values, shape, neighbours, activation)))
+    pub fn new(on: &B, weights: &[f32], shape: [usize; 5], bias: Vec<f32>) -> Result<Self> {
+        Ok(Self { on: on.clone(), weights: on.weights(weights, shape)?, bias: on.row(bias)?, out: shape[0] })
     }
 
     /// `out += the convolution of inputs`, the bias apart.
-    fn add_to(&self, inputs: &[Option<&PackedFrame>], origin: [usize; 2], stride: usize, out: &mut Frame) {
-        let phases = &[Phase { weights: &self.weights, origin }];
-        run(self.arithmetic, &Convolution { phases, inputs, stride }, out);
+    fn add_to(
+        &self,
+        inputs: &[Option<&B::Packed>],
+        origin: [usize; 2],
+        stride: usize,
+        out: &mut Frame<B::Values>,
+    ) -> Result<()> {
+        self.on.convolve(&Taps { phases: &[(&self.weights, origin)], inputs, stride }, out)
     }
 
     pub fn bytes(&self) -> usize {
-        self.weights.bytes()
+        B::bytes_of_weights(&self.weights)
     }
-}
-
-fn run(arithmetic: Arithmetic, convolution: &Convolution, out: &mut Frame) {
-    let shape = [out.width, out.channels];
-    on_isa!(arithmetic, S => convolution.add_to::<S>(&mut out.values, shape));
 }
 
 /// A 3 x 3 x 3 convolution that sees this frame and the two before it, which are zeros at the clip's start; before it,
 /// where `norm` is given, norm and SiLU.
 #[derive(Clone)]
-pub(super) struct CausalConv {
-    kernel: Arc<Kernel>,
-    norm: Option<Arc<Vec<f32>>>,
+pub(super) struct CausalConv<B: Backend> {
+    kernel: Arc<Kernel<B>>,
+    norm: Option<B::Row>,
     /// The last two frames, packed, the older first.
-    last: [Option<Arc<PackedFrame>>; 2],
+    last: [Option<B::Packed>; 2],
 }
 
-impl CausalConv {
-    pub fn new(kernel: Kernel, norm: Option<Vec<f32>>) -> Self {
-        Self { kernel: Arc::new(kernel), norm: norm.map(Arc::new), last: [None, None] }
+impl<B: Backend> CausalConv<B> {
+    pub fn new(kernel: Kernel<B>, norm: Option<B::Row>) -> Self {
+        Self { kernel: Arc::new(kernel), norm, last: [None, None] }
     }
 
     /// The next frame's output.
-    pub fn push(&mut self, x: &Frame, shards: &dyn RowShards) -> Result<Frame> {
-        let out = x.filled(&self.kernel.bias);
+    pub fn push(&mut self, x: &Frame<B::Values>, shards: &dyn RowShards) -> Result<Frame<B::Values>> {
+        let Kernel { on, bias, out, .. } = &*self.kernel;
+        let out = x.filled(on, bias, *out)?;
         self.convolve(x, out, shards)
     }
 
     /// The next frame's output added to `out`.
-    pub fn push_onto(&mut self, x: &Frame, mut out: Frame, shards: &dyn RowShards) -> Result<Frame> {
-        let bias = &self.kernel.bias;
-        out.values.chunks_exact_mut(bias.len()).for_each(|pixel| pixel.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+    pub fn push_onto(
+        &mut self,
+        x: &Frame<B::Values>,
+        mut out: Frame<B::Values>,
+        shards: &dyn RowShards,
+    ) -> Result<Frame<B::Values>> {
+        self.kernel.on.add_row(&mut out, &self.kernel.bias)?;
         self.convolve(x, out, shards)
     }
 
-    fn convolve(&mut self, x: &Frame, mut out: Frame, shards: &dyn RowShards) -> Result<Frame> {
-        let norm = self.norm.as_ref().map(|norm| norm.as_slice());
-        let now = Arc::new(self.kernel.pack(x, norm, Some(shards))?);
-        let [older, old] = self.last.each_ref().map(Option::as_deref);
-        self.kernel.add_to(&[older, old, Some(&now)], [0, 0], 1, &mut out);
+    fn convolve(
+        &mut self,
+        x: &Frame<B::Values>,
+        mut out: Frame<B::Values>,
+        shards: &dyn RowShards,
+    ) -> Result<Frame<B::Values>> {
+        let now = self.kernel.on.pack(x, self.norm.as_ref(), Some(shards))?;
+        let [older, old] = self.last.each_ref().map(Option::as_ref);
+        self.kernel.add_to(&[older, old, Some(&now)], [0, 0], 1, &mut out)?;
         self.last = [self.last[1].take(), Some(now)];
         Ok(out)
     }
 
+    /// What computes it.
+    pub fn on(&self) -> &B {
+        &self.kernel.on
+    }
+
     /// Bytes of weights, and of remembered frames.
     pub fn bytes(&self) -> [usize; 2] {
-        [self.kernel.bytes(), self.last.iter().flatten().map(|frame| frame.bytes()).sum()]
+        [self.kernel.bytes(), self.last.iter().flatten().map(B::bytes_of_packed).sum()]
     }
 }
 
 /// A 3 x 3 convolution of one frame that halves its sides: output pixel i sees pixels 2i, 2i + 1 and 2i + 2, zeros
 /// beyond the last.
 #[derive(Clone)]
-pub(super) struct Halve(Arc<Kernel>);
+pub(super) struct Halve<B: Backend>(Arc<Kernel<B>>);
 
-impl Halve {
-    pub fn new(kernel: Kernel) -> Self {
+impl<B: Backend> Halve<B> {
+    pub fn new(kernel: Kernel<B>) -> Self {
         Self(Arc::new(kernel))
     }
 
-    pub fn push(&self, x: Frame, shards: &dyn RowShards) -> Result<Frame> {
+    pub fn push(&self, x: Frame<B::Values>, shards: &dyn RowShards) -> Result<Frame<B::Values>> {
+        let Kernel { on, bias, out, .. } = &*self.0;
         let odd = x.origin.map(|at| at % 2);
-        let x = x.trimmed([odd[0], 0, odd[1], 0]);
-        let packed = self.0.pack(&x, None, Some(shards))?;
-        let (rows, width, bias) = (x.rows / 2, x.width / 2, &self.0.bias);
+        let x = x.trimmed(on, [odd[0], 0, odd[1], 0])?;
+        let packed = on.pack(&x, None, Some(shards))?;
+        let (rows, width) = (x.rows / 2, x.width / 2);
         // The last of an even number of pixels sees one beyond it.
         let [below, right] = [x.rows, x.width].map(|n| usize::from(n % 2 == 0));
-        let mut out = x.rescaled(|at| at / 2, [rows, width, bias.len()], bias.repeat(rows * width));
+        let mut y = x.rescaled(|at| at / 2, [rows, width, *out], on.repeat(bias, rows * width)?);
         drop(x);
-        self.0.add_to(&[Some(&packed)], [1, 1], 2, &mut out);
-        Ok(out.trimmed([0, below, 0, right]))
+        self.0.add_to(&[Some(&packed)], [1, 1], 2, &mut y)?;
+        y.trimmed(on, [0, below, 0, right])
     }
 
     pub fn bytes(&self) -> usize {
@@ -144,11 +150,11 @@ impl Halve {
 /// Every pixel doubled in both directions, then a 3 x 3 convolution: as four convolutions of 2 x 2 over the frame as it
 /// was, one for each place in a doubled pixel, whose weights are sums of the 3 x 3.
 #[derive(Clone)]
-pub(super) struct Double(Arc<[Kernel; 4]>);
+pub(super) struct Double<B: Backend>(Arc<[Kernel<B>; 4]>);
 
-impl Double {
+impl<B: Backend> Double<B> {
     /// Of `weights` `[out, channels, 3, 3]`.
-    pub fn new(arithmetic: Arithmetic, weights: &[f32], [out, channels]: [usize; 2], bias: Vec<f32>) -> Self {
+    pub fn new(on: &B, weights: &[f32], [out, channels]: [usize; 2], bias: Vec<f32>) -> Result<Self> {
         let kernel = |phase: usize| {
             // Taps 0, 1, 2 of the doubled frame fall on these of two neighbouring pixels.
             let place = |odd: usize, tap: usize| if odd == 0 { tap.div_ceil(2) } else { tap / 2 };
@@ -158,21 +164,20 @@ impl Double {
                     to[2 * place(phase / 2, tap / 3) + place(phase % 2, tap % 3)] += weight;
                 }
             }
-            Kernel::new(arithmetic, &summed, [out, channels, 1, 2, 2], bias.clone())
+            Kernel::new(on, &summed, [out, channels, 1, 2, 2], bias.clone())
         };
-        Self(Arc::new(std::array::from_fn(kernel)))
+        Ok(Self(Arc::new([kernel(0)?, kernel(1)?, kernel(2)?, kernel(3)?])))
     }
 
-    pub fn push(&self, x: Frame, shards: &dyn RowShards) -> Result<Frame> {
-        let first = &self.0[0];
-        let packed = first.pack(&x, None, Some(shards))?;
+    pub fn push(&self, x: Frame<B::Values>, shards: &dyn RowShards) -> Result<Frame<B::Values>> {
+        let Kernel { on, bias, out, .. } = &self.0[0];
+        let packed = on.pack(&x, None, Some(shards))?;
         let (rows, width) = (2 * x.rows, 2 * x.width);
-        let mut out = x.rescaled(|at| 2 * at, [rows, width, first.bias.len()], first.bias.repeat(rows * width));
+        let mut y = x.rescaled(|at| 2 * at, [rows, width, *out], on.repeat(bias, rows * width)?);
         drop(x);
-        let phases: Vec<Phase> = self.0.iter().enumerate().map(|(i, kernel)| kernel.phase([i / 2, i % 2])).collect();
-        let convolution = Convolution { phases: &phases, inputs: &[Some(&packed)], stride: 1 };
-        run(first.arithmetic, &convolution, &mut out);
-        Ok(out.trimmed([1; 4]))
+        let phases: Vec<_> = self.0.iter().enumerate().map(|(i, kernel)| (&kernel.weights, [i / 2, i % 2])).collect();
+        on.convolve(&Taps { phases: &phases, inputs: &[Some(&packed)], stride: 1 }, &mut y)?;
+        y.trimmed(on, [1; 4])
     }
 
     pub fn bytes(&self) -> usize {
@@ -180,30 +185,25 @@ impl Double {
     }
 }
 
-impl Kernel {
-    fn phase(&self, origin: [usize; 2]) -> Phase<'_> {
-        Phase { weights: &self.weights, origin }
-    }
-}
-
 /// A convolution over three frames, pixel by pixel.
 #[derive(Clone)]
-pub(super) struct TimeConv(Arc<Kernel>);
+pub(super) struct TimeConv<B: Backend>(Arc<Kernel<B>>);
 
-impl TimeConv {
-    pub fn new(kernel: Kernel) -> Self {
+impl<B: Backend> TimeConv<B> {
+    pub fn new(kernel: Kernel<B>) -> Self {
         Self(Arc::new(kernel))
     }
 
-    pub fn pack(&self, x: &Frame) -> Result<Arc<PackedFrame>> {
-        Ok(Arc::new(self.0.pack(x, None, None)?))
+    pub fn pack(&self, x: &Frame<B::Values>) -> Result<B::Packed> {
+        self.0.on.pack(x, None, None)
     }
 
     /// Of three packed frames, of which `like` tells the size; none: zeros.
-    pub fn run(&self, inputs: [Option<&PackedFrame>; 3], like: &Frame) -> Frame {
-        let mut out = like.filled(&self.0.bias);
-        self.0.add_to(&inputs, [1, 1], 1, &mut out);
-        out
+    pub fn run(&self, inputs: [Option<&B::Packed>; 3], like: &Frame<B::Values>) -> Result<Frame<B::Values>> {
+        let Kernel { on, bias, out, .. } = &*self.0;
+        let mut out = like.filled(on, bias, *out)?;
+        self.0.add_to(&inputs, [1, 1], 1, &mut out)?;
+        Ok(out)
     }
 
     pub fn bytes(&self) -> usize {
@@ -213,46 +213,30 @@ impl TimeConv {
 
 /// A product of each pixel with a matrix: a convolution of one frame, row and column.
 #[derive(Clone)]
-pub(super) struct Pointwise(Arc<Matrix>);
+pub(super) struct Pointwise<B: Backend>(Arc<Matrix<B>>);
 
-struct Matrix {
-    arithmetic: Arithmetic,
-    weights: Vec<f32>,
-    bias: Vec<f32>,
-    packed: Packed,
+struct Matrix<B: Backend> {
+    on: B,
+    weights: B::Matrix,
+    bias: B::Row,
+    out: usize,
 }
 
-impl Pointwise {
+impl<B: Backend> Pointwise<B> {
     /// Of `weights` `[out, channels]`.
-    pub fn new(arithmetic: Arithmetic, weights: Vec<f32>, bias: Vec<f32>) -> Self {
-        Self(Arc::new(Matrix { arithmetic, weights, bias, packed: Packed::default() }))
+    pub fn new(on: &B, weights: Vec<f32>, bias: Vec<f32>) -> Result<Self> {
+        let out = bias.len();
+        let channels = weights.len() / out;
+        let weights = on.matrix(weights, [out, channels])?;
+        Ok(Self(Arc::new(Matrix { on: on.clone(), weights, bias: on.row(bias)?, out })))
     }
 
-    pub fn push(&self, x: &Frame) -> Frame {
-        let Matrix { arithmetic, weights, bias, packed } = &*self.0;
-        let matrix = WeightMatrix {
-            values: WeightValues::Same(weights),
-            out: bias.len(),
-            inner: x.channels,
-            isa: arithmetic.isa,
-            bf16: arithmetic.bf16,
-            packed,
-        };
-        let [values, _] = f32::forward(&matrix, &x.values, x.rows * x.width, false, &Bias(bias));
-        x.with(bias.len(), values)
+    pub fn push(&self, x: &Frame<B::Values>) -> Result<Frame<B::Values>> {
+        let Matrix { on, weights, bias, out } = &*self.0;
+        Ok(x.with(*out, on.multiply(x, weights, bias)?))
     }
 
     pub fn bytes(&self) -> usize {
-        4 * self.0.weights.len()
-    }
-}
-
-/// Adds a column's bias.
-struct Bias<'a>(&'a [f32]);
-
-impl crate::simd::product::Epilogue<f32> for Bias<'_> {
-    #[inline(always)]
-    fn apply(&self, out: &mut [f32], _: &mut [f32], _: usize, column: usize) {
-        out.iter_mut().zip(&self.0[column..]).for_each(|(x, b)| *x += b);
+        B::bytes_of_matrix(&self.0.weights)
     }
 }

@@ -4,6 +4,9 @@ use super::bands;
 use super::config::VaeConfig;
 use super::spec::{HalfSpec, LayerSpec, decoder, encoder};
 
+/// Bytes that a GPU gathers pixels in, or holds scores of attention in, at a time: about what an L2 cache holds.
+pub const GPU_SCRATCH: usize = 32 << 20;
+
 /// What one direction of the VAE takes, each for a pixel of a frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct VaeCost {
@@ -46,8 +49,8 @@ impl VaeCost {
         (4.0 * (self.remembered + 4.0 * self.widest) * pixels as f64) as u64
     }
 
-    /// Bytes that a clip of this size, in pixels, takes on one rank, which streams it as it takes less memory: frame by
-    /// frame, or down its rows.
+    /// Bytes that a clip of this size, in pixels, takes on one rank on a CPU, which streams it as it takes less memory:
+    /// frame by frame, or down its rows.
     pub fn clip_bytes(&self, [frames, rows, width]: [usize; 3]) -> u64 {
         if !bands::are_smaller(frames, rows) {
             return self.stream_bytes(rows * width);

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-/// Features of one frame, or of a rectangle of it, as f32 `[rows, width, channels]`.
+/// Features of one frame, or of a rectangle of it, as f32 `[rows, width, channels]`. The values of type `V` lie in
+/// memory; between the layers they may lie on a GPU.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Frame {
+pub struct Frame<V = Vec<f32>> {
     /// Row and column of the whole frame, at this frame's scale, that are the first here.
     pub origin: [usize; 2],
     /// Which sides the picture goes on beyond: above, below, left and right. The frame of a whole picture has none.
@@ -13,7 +14,52 @@ pub struct Frame {
     pub width: usize,
     pub channels: usize,
     /// `rows * width * channels` values.
-    pub values: Vec<f32>,
+    pub values: V,
+}
+
+impl<V> Frame<V> {
+    /// A frame of the same rectangle with other channels.
+    pub(super) fn with<W>(&self, channels: usize, values: W) -> Frame<W> {
+        self.rescaled(|at| at, [self.rows, self.width, channels], values)
+    }
+
+    /// A frame of the same rectangle at another scale, which `scale` brings rows and columns of this one to.
+    pub(super) fn rescaled<W>(
+        &self,
+        scale: impl Fn(usize) -> usize,
+        [rows, width, channels]: [usize; 3],
+        values: W,
+    ) -> Frame<W> {
+        Frame { origin: self.origin.map(scale), cut: self.cut, rows, width, channels, values }
+    }
+
+    /// Pixels.
+    pub(super) fn pixels(&self) -> usize {
+        self.rows * self.width
+    }
+
+    /// The rectangle of these rows and columns, counted from this frame's first; its values are still to be made.
+    ///
+    /// # Panics
+    /// If it is not within the frame.
+    pub(super) fn rectangle(&self, rows: &Range<usize>, columns: &Range<usize>) -> Frame<()> {
+        let size = [self.rows, self.width];
+        assert!(rows.end <= size[0] && columns.end <= size[1], "{rows:?} x {columns:?} of a frame of {size:?}");
+        let [above, below, left, right] = self.cut;
+        Frame {
+            origin: [self.origin[0] + rows.start, self.origin[1] + columns.start],
+            cut: [
+                above || rows.start > 0,
+                below || rows.end < self.rows,
+                left || columns.start > 0,
+                right || columns.end < self.width,
+            ],
+            rows: rows.len(),
+            width: columns.len(),
+            channels: self.channels,
+            values: (),
+        }
+    }
 }
 
 impl Frame {
@@ -24,21 +70,6 @@ impl Frame {
     pub fn new([rows, width, channels]: [usize; 3], values: Vec<f32>) -> Self {
         assert_eq!(values.len(), rows * width * channels, "values of a frame of {rows} x {width} x {channels}");
         Self { origin: [0; 2], cut: [false; 4], rows, width, channels, values }
-    }
-
-    /// A frame of the same rectangle with other channels.
-    pub(super) fn with(&self, channels: usize, values: Vec<f32>) -> Self {
-        self.rescaled(|at| at, [self.rows, self.width, channels], values)
-    }
-
-    /// A frame of the same rectangle at another scale, which `scale` brings rows and columns of this one to.
-    pub(super) fn rescaled(&self, scale: impl Fn(usize) -> usize, shape: [usize; 3], values: Vec<f32>) -> Self {
-        Self { origin: self.origin.map(scale), cut: self.cut, ..Self::new(shape, values) }
-    }
-
-    /// A frame of the same rectangle whose pixels are all `pixel`.
-    pub(super) fn filled(&self, pixel: &[f32]) -> Self {
-        self.with(pixel.len(), pixel.repeat(self.rows * self.width))
     }
 
     /// From planes `[channels, rows, width]`.
@@ -71,39 +102,12 @@ impl Frame {
     /// # Panics
     /// If it is not within the frame.
     pub fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Self {
-        assert!(rows.end <= self.rows && columns.end <= self.width, "{rows:?} x {columns:?} of {self:?}");
-        let c = self.channels;
-        let mut values = Vec::with_capacity(rows.len() * columns.len() * c);
-        for row in rows.clone() {
-            values.extend_from_slice(&self.row(row)[columns.start * c..columns.end * c]);
+        let part = self.rectangle(&rows, &columns);
+        let mut values = Vec::with_capacity(part.pixels() * part.channels);
+        for row in rows {
+            values.extend_from_slice(&self.row(row)[columns.start * part.channels..columns.end * part.channels]);
         }
-        let [above, below, left, right] = self.cut;
-        Self {
-            origin: [self.origin[0] + rows.start, self.origin[1] + columns.start],
-            cut: [
-                above || rows.start > 0,
-                below || rows.end < self.rows,
-                left || columns.start > 0,
-                right || columns.end < self.width,
-            ],
-            ..Self::new([rows.len(), columns.len(), c], values)
-        }
-    }
-
-    /// Drops `n` rows or columns, `[above, below, left, right]`, on sides that are cut: they were made without what
-    /// lies beyond.
-    pub(super) fn trimmed(self, n: [usize; 4]) -> Self {
-        let [above, below, left, right] = std::array::from_fn(|side| if self.cut[side] { n[side] } else { 0 });
-        if above + below + left + right == 0 {
-            return self;
-        }
-        self.part(above..self.rows - below, left..self.width - right)
-    }
-
-    /// The rectangle of this frame where `other` lies.
-    pub(super) fn within(&self, other: &Self) -> Self {
-        let [y, x] = [0, 1].map(|axis| other.origin[axis] - self.origin[axis]);
-        self.part(y..y + other.rows, x..x + other.width)
+        part.with(part.channels, values)
     }
 
     /// Copies another frame's values to where its origin says it lies in this one.
@@ -124,11 +128,5 @@ impl Frame {
         debug_assert_eq!([self.width, self.channels], [other.width, other.channels]);
         self.values.extend_from_slice(&other.values);
         self.rows += other.rows;
-    }
-
-    /// Adds another frame of the same shape.
-    pub(super) fn add(&mut self, other: &Self) {
-        debug_assert_eq!(self.values.len(), other.values.len());
-        self.values.iter_mut().zip(&other.values).for_each(|(x, y)| *x += y);
     }
 }

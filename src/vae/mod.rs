@@ -5,21 +5,26 @@
 //! that its convolution looks back on, and memory does not grow with the clip. A frame goes through all layers before
 //! the next one ([`layer`]). In space the layers see one row beyond what they hold; [`RowShards`] fetches it where
 //! several processes share a frame, [`tiles`] cuts a frame for one process with little memory, and [`bands`] streams
-//! short clips down their rows instead. Only the attention
-//! in the middle sees a whole frame.
+//! short clips down their rows instead. Only the attention in the middle sees a whole frame.
 //!
 //! The weights are frozen: nothing here keeps what a backward pass would need.
 //!
-//! From below: [`frame`], [`conv`], [`resample`], [`residual`], [`attention`]; [`spec`] lists the layers of a
-//! [`config`], [`weights`] reads them, [`layer`] builds and runs them.
+//! From below: [`frame`]; [`backend`], what computes, a CPU ([`cpu`]) or a GPU (`cuda`); on either [`conv`],
+//! [`resample`], [`residual`], [`attention`]; [`spec`] lists the layers of a [`config`], [`weights`] reads them,
+//! [`layer`] builds and runs them, [`direction`] is all of one direction.
 //!
 //! Source: <https://github.com/Wan-Video/Wan2.1>, and diffusers' `autoencoder_kl_wan.py`, by their results.
 
 mod attention;
+mod backend;
 pub mod bands;
 mod config;
 mod conv;
 mod cost;
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod direction;
 mod frame;
 mod layer;
 mod resample;
@@ -29,58 +34,21 @@ mod space;
 mod spec;
 pub mod tiles;
 mod weights;
+mod window;
 
 use crate::Result;
-use layer::Layer;
+use candle_core::Device;
+use direction::Half;
 use std::sync::Arc;
 
 pub use config::VaeConfig;
 pub use conv::Arithmetic;
-pub use cost::VaeCost;
+pub use cost::{GPU_SCRATCH, VaeCost};
 pub use frame::Frame;
 pub use shards::{RowShards, Whole};
 pub use space::Space;
 pub use spec::{TensorSpec, tensors};
 pub use weights::VaeWeights;
-
-/// One direction of the VAE, with the frames that its layers remember of a clip; a clone of one that has seen no frame
-/// begins a clip and shares the weights.
-#[derive(Clone)]
-struct Half {
-    before: Vec<Layer>,
-    attention: attention::Attention,
-    after: Vec<Layer>,
-}
-
-impl Half {
-    fn load(spec: &spec::HalfSpec, arithmetic: Arithmetic, read: &mut layer::Read) -> Result<Self> {
-        let before = layer::load(&spec.before, arithmetic, read)?;
-        let c = spec.attention.1;
-        let [gamma, qkv, qkv_bias, proj, proj_bias] = spec.attention_tensors();
-        let norm = layer::factors(read(&gamma)?);
-        let (weights, bias) = (read(&qkv)?, read(&qkv_bias)?);
-        let third = |i: usize| {
-            let weights = weights[i * c * c..][..c * c].to_vec();
-            conv::Pointwise::new(arithmetic, weights, bias[i * c..][..c].to_vec())
-        };
-        let proj = conv::Pointwise::new(arithmetic, read(&proj)?, read(&proj_bias)?);
-        let [query, key, value] = [third(0), third(1), third(2)];
-        let attention = attention::Attention { arithmetic, norm: Arc::new(norm), query, key, value, proj };
-        let after = layer::load(&spec.after, arithmetic, read)?;
-        Ok(Self { before, attention, after })
-    }
-
-    fn push(&mut self, x: Frame, shards: &dyn RowShards, emit: &mut dyn FnMut(Frame) -> Result<()>) -> Result<()> {
-        let Self { before, attention, after } = self;
-        layer::stream(before, x, shards, &mut |x| layer::stream(after, attention.push(x, shards)?, shards, emit))
-    }
-
-    /// Bytes of weights, and of remembered frames.
-    fn bytes(&self) -> [usize; 2] {
-        let [before, after] = [layer::bytes(&self.before), layer::bytes(&self.after)];
-        [before[0] + after[0] + self.attention.bytes(), before[1] + after[1]]
-    }
-}
 
 /// The encoder, and its place in a clip.
 #[derive(Clone)]
@@ -90,24 +58,25 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Reads the encoder's weights.
+    /// Reads the encoder's weights, for the layers to run on `device`.
     ///
     /// # Errors
-    /// Those of [`VaeWeights::read`].
-    pub fn load(weights: &VaeWeights, arithmetic: Arithmetic) -> Result<Self> {
-        Self::build(&weights.config, arithmetic, &mut |tensor| weights.read(tensor))
+    /// Those of [`VaeWeights::read`]; there is no room on the GPU.
+    pub fn load(weights: &VaeWeights, arithmetic: Arithmetic, device: &Device) -> Result<Self> {
+        Self::build(&weights.config, arithmetic, device, &mut |tensor| weights.read(tensor))
     }
 
     /// Builds an encoder of the tensors that `read` gives.
     ///
     /// # Errors
-    /// Those of `read`.
+    /// Those of `read`; there is no room on the GPU.
     pub fn build(
         config: &VaeConfig,
         arithmetic: Arithmetic,
+        device: &Device,
         read: &mut dyn FnMut(&TensorSpec) -> Result<Vec<f32>>,
     ) -> Result<Self> {
-        let half = Half::load(&spec::encoder(config), arithmetic, read)?;
+        let half = Half::load(&spec::encoder(config), arithmetic, device, read)?;
         Ok(Self { config: Arc::new(config.clone()), half })
     }
 
@@ -146,6 +115,11 @@ impl Encoder {
         }
     }
 
+    /// Whether a CPU computes it, which takes short clips in [`bands`].
+    pub fn is_on_cpu(&self) -> bool {
+        self.half.on_cpu().is_some()
+    }
+
     /// Bytes of weights, and of the frames that layers remember now.
     pub fn bytes(&self) -> [usize; 2] {
         self.half.bytes()
@@ -160,24 +134,25 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Reads the decoder's weights.
+    /// Reads the decoder's weights, for the layers to run on `device`.
     ///
     /// # Errors
-    /// Those of [`VaeWeights::read`].
-    pub fn load(weights: &VaeWeights, arithmetic: Arithmetic) -> Result<Self> {
-        Self::build(&weights.config, arithmetic, &mut |tensor| weights.read(tensor))
+    /// Those of [`VaeWeights::read`]; there is no room on the GPU.
+    pub fn load(weights: &VaeWeights, arithmetic: Arithmetic, device: &Device) -> Result<Self> {
+        Self::build(&weights.config, arithmetic, device, &mut |tensor| weights.read(tensor))
     }
 
     /// Builds a decoder of the tensors that `read` gives.
     ///
     /// # Errors
-    /// Those of `read`.
+    /// Those of `read`; there is no room on the GPU.
     pub fn build(
         config: &VaeConfig,
         arithmetic: Arithmetic,
+        device: &Device,
         read: &mut dyn FnMut(&TensorSpec) -> Result<Vec<f32>>,
     ) -> Result<Self> {
-        let half = Half::load(&spec::decoder(config), arithmetic, read)?;
+        let half = Half::load(&spec::decoder(config), arithmetic, device, read)?;
         Ok(Self { config: Arc::new(config.clone()), half })
     }
 
@@ -209,6 +184,11 @@ impl Decoder {
             pixel.iter_mut().zip(mean.iter().zip(std)).for_each(|(x, (mean, std))| *x = *x * std + mean);
         }
         x
+    }
+
+    /// Whether a CPU computes it, which takes short clips in [`bands`].
+    pub fn is_on_cpu(&self) -> bool {
+        self.half.on_cpu().is_some()
     }
 
     /// Bytes of weights, and of the frames that layers remember now.

@@ -5,27 +5,27 @@
 
 use std::sync::Arc;
 
+use super::backend::Backend;
 use super::conv::TimeConv;
 use super::frame::Frame;
 use crate::Result;
-use crate::simd::packed_frame::PackedFrame;
 
 /// Halves the frame rate: the first frame as it is, then one frame for every two, of them and the one before.
 #[derive(Clone)]
-pub(super) struct HalveTime {
-    conv: TimeConv,
+pub(super) struct HalveTime<B: Backend> {
+    conv: TimeConv<B>,
     /// The last frame of the pair before.
-    before: Option<Arc<PackedFrame>>,
+    before: Option<B::Packed>,
     /// The first frame of this pair.
-    first: Option<Arc<PackedFrame>>,
+    first: Option<B::Packed>,
 }
 
-impl HalveTime {
-    pub fn new(conv: TimeConv) -> Self {
+impl<B: Backend> HalveTime<B> {
+    pub fn new(conv: TimeConv<B>) -> Self {
         Self { conv, before: None, first: None }
     }
 
-    pub fn push(&mut self, x: Frame) -> Result<Vec<Frame>> {
+    pub fn push(&mut self, x: Frame<B::Values>) -> Result<Vec<Frame<B::Values>>> {
         let packed = self.conv.pack(&x)?;
         let Some(before) = &self.before else {
             self.before = Some(packed);
@@ -35,39 +35,40 @@ impl HalveTime {
             self.first = Some(packed);
             return Ok(vec![]);
         };
-        let y = self.conv.run([Some(before), Some(&first), Some(&packed)], &x);
+        let y = self.conv.run([Some(before), Some(&first), Some(&packed)], &x)?;
         self.before = Some(packed);
         Ok(vec![y])
     }
 
     /// Bytes of weights, and of remembered frames.
     pub fn bytes(&self) -> [usize; 2] {
-        [self.conv.bytes(), [&self.before, &self.first].into_iter().flatten().map(|frame| frame.bytes()).sum()]
+        let frames = [&self.before, &self.first].into_iter().flatten();
+        [self.conv.bytes(), frames.map(B::bytes_of_packed).sum()]
     }
 }
 
 /// Doubles the frame rate: the first frame as it is, then two frames for each, of it and the two before it.
 #[derive(Clone)]
-pub(super) struct DoubleTime {
+pub(super) struct DoubleTime<B: Backend> {
     /// Of the earlier and the later of the two frames.
-    convs: [TimeConv; 2],
+    convs: [TimeConv<B>; 2],
     begun: bool,
     /// The last two frames but the clip's first, the older first.
-    last: [Option<Arc<PackedFrame>>; 2],
+    last: [Option<B::Packed>; 2],
 }
 
-impl DoubleTime {
-    pub fn new(convs: [TimeConv; 2]) -> Self {
+impl<B: Backend> DoubleTime<B> {
+    pub fn new(convs: [TimeConv<B>; 2]) -> Self {
         Self { convs, begun: false, last: [None, None] }
     }
 
-    pub fn push(&mut self, x: Frame) -> Result<Vec<Frame>> {
+    pub fn push(&mut self, x: Frame<B::Values>) -> Result<Vec<Frame<B::Values>>> {
         if !std::mem::replace(&mut self.begun, true) {
             return Ok(vec![x]);
         }
         let now = self.convs[0].pack(&x)?;
-        let [older, old] = self.last.each_ref().map(Option::as_deref);
-        let frames = self.convs.iter().map(|conv| conv.run([older, old, Some(&now)], &x)).collect();
+        let [older, old] = self.last.each_ref().map(Option::as_ref);
+        let frames = self.convs.iter().map(|conv| conv.run([older, old, Some(&now)], &x)).collect::<Result<_>>()?;
         self.last = [self.last[1].take(), Some(now)];
         Ok(frames)
     }
@@ -75,71 +76,68 @@ impl DoubleTime {
     /// Bytes of weights, and of remembered frames.
     pub fn bytes(&self) -> [usize; 2] {
         let weights = self.convs.iter().map(TimeConv::bytes).sum();
-        [weights, self.last.iter().flatten().map(|frame| frame.bytes()).sum()]
+        [weights, self.last.iter().flatten().map(B::bytes_of_packed).sum()]
     }
 }
 
 /// The encoder's shortcut: means over groups of channels, of both frames of a pair and of the pixels of a square. The
 /// clip's first frame pairs with a frame of zeros.
-#[derive(Clone)]
-pub(super) struct AverageDown {
+pub(super) struct AverageDown<B: Backend> {
+    on: B,
     /// Frames and sides of a group: 1 or 2.
     pub time: usize,
     pub space: usize,
     pub out: usize,
     begun: bool,
-    first: Option<Frame>,
+    first: Option<Arc<Frame<B::Values>>>,
 }
 
-impl AverageDown {
-    pub fn new(time: usize, space: usize, out: usize) -> Self {
-        Self { time, space, out, begun: false, first: None }
+impl<B: Backend> Clone for AverageDown<B> {
+    fn clone(&self) -> Self {
+        Self { on: self.on.clone(), first: self.first.clone(), ..*self }
+    }
+}
+
+impl<B: Backend> AverageDown<B> {
+    pub fn new(on: &B, [time, space]: [usize; 2], out: usize) -> Self {
+        Self { on: on.clone(), time, space, out, begun: false, first: None }
     }
 
-    pub fn push(&mut self, x: &Frame) -> Option<Frame> {
+    pub fn push(&mut self, x: &Frame<B::Values>) -> Result<Option<Frame<B::Values>>> {
         let first_of_clip = !std::mem::replace(&mut self.begun, true);
         if self.time == 1 {
-            return Some(self.mean([Some(x), None], 0));
+            return self.mean([Some(x), None], x).map(Some);
         }
         if first_of_clip {
-            return Some(self.mean([None, Some(x)], 1));
+            return self.mean([None, Some(x)], x).map(Some);
         }
         match self.first.take() {
             None => {
-                self.first = Some(x.clone());
-                None
+                let copy = self.on.part(x, 0..x.rows, 0..x.width)?;
+                self.first = Some(Arc::new(x.with(x.channels, copy)));
+                Ok(None)
             }
-            Some(first) => Some(self.mean([Some(&first), Some(x)], 1)),
+            Some(first) => self.mean([Some(&first), Some(x)], x).map(Some),
         }
     }
 
-    /// `like`: which of the frames tells the size.
-    fn mean(&self, frames: [Option<&Frame>; 2], like: usize) -> Frame {
-        let x = frames[like].expect("a frame");
-        let (space, time) = (self.space, self.time);
+    /// `x` is one of the frames.
+    fn mean(&self, frames: [Option<&Frame<B::Values>>; 2], x: &Frame<B::Values>) -> Result<Frame<B::Values>> {
         // Squares begin at even pixels of the whole frame.
-        let skip = x.origin.map(|at| at % space);
-        let [rows, width] = [(x.rows - skip[0]) / space, (x.width - skip[1]) / space];
-        let group = x.channels * time * space * space / self.out;
-        let mut values = vec![0f32; rows * width * self.out];
-        let pixels = values.chunks_exact_mut(self.out).enumerate();
-        for (i, out) in pixels {
-            let (row, column) = (skip[0] + i / width * space, skip[1] + i % width * space);
-            for (c, dt) in (0..x.channels).flat_map(|c| (0..time).map(move |dt| (c, dt))) {
-                let Some(frame) = frames[dt] else { continue };
-                for (dy, dx) in (0..space).flat_map(|dy| (0..space).map(move |dx| (dy, dx))) {
-                    let value = frame.values[((row + dy) * x.width + column + dx) * x.channels + c];
-                    out[(((c * time + dt) * space + dy) * space + dx) / group] += value;
-                }
-            }
-            out.iter_mut().for_each(|x| *x /= group as f32);
-        }
-        x.rescaled(|at| at.div_ceil(space), [rows, width, self.out], values)
+        let skip = x.origin.map(|at| at % self.space);
+        let [rows, width] = [(x.rows - skip[0]) / self.space, (x.width - skip[1]) / self.space];
+        let values = self.on.mean(self, frames, skip, [rows, width])?;
+        Ok(x.rescaled(|at| at.div_ceil(self.space), [rows, width, self.out], values))
+    }
+
+    /// Values that a mean is of, for frames of so many channels.
+    pub fn per_mean(&self, channels: usize) -> usize {
+        channels * self.time * self.space * self.space / self.out
     }
 
     /// Bytes of remembered frames.
     pub fn bytes(&self) -> usize {
-        self.first.as_ref().map_or(0, |frame| 4 * frame.values.len())
+        self.first.as_ref().map_or(0, |frame| B::bytes_of_values(&frame.values))
     }
 }
 
@@ -154,27 +152,19 @@ pub(super) struct CopyUp {
 }
 
 impl CopyUp {
-    pub fn new(time: usize, space: usize, out: usize) -> Self {
+    pub fn new([time, space]: [usize; 2], out: usize) -> Self {
         Self { time, space, out, begun: false }
     }
 
-    pub fn push(&mut self, x: &Frame) -> Vec<Frame> {
+    pub fn push<B: Backend>(&mut self, on: &B, x: &Frame<B::Values>) -> Result<Vec<Frame<B::Values>>> {
         let from = if std::mem::replace(&mut self.begun, true) { 0 } else { self.time - 1 };
-        (from..self.time).map(|a| self.copied(x, a)).collect()
+        let size = [self.space * x.rows, self.space * x.width, self.out];
+        (from..self.time).map(|time| Ok(x.rescaled(|at| self.space * at, size, on.spread(self, x, time)?))).collect()
     }
 
-    /// The frame at place `a` in time.
-    fn copied(&self, x: &Frame, a: usize) -> Frame {
-        let (space, repeats) = (self.space, self.out * self.time * self.space * self.space / x.channels);
-        let (rows, width) = (space * x.rows, space * x.width);
-        let mut values = Vec::with_capacity(rows * width * self.out);
-        for (y, column) in (0..rows).flat_map(|y| (0..width).map(move |column| (y, column))) {
-            let pixel = &x.values[(y / space * x.width + column / space) * x.channels..][..x.channels];
-            let (b, c) = (y % space, column % space);
-            let channel = |o: usize| (((o * self.time + a) * space + b) * space + c) / repeats;
-            values.extend((0..self.out).map(|o| pixel[channel(o)]));
-        }
-        x.rescaled(|at| space * at, [rows, width, self.out], values)
+    /// How often each of so many channels is copied.
+    pub fn repeats(&self, channels: usize) -> usize {
+        self.out * self.time * self.space * self.space / channels
     }
 }
 

@@ -1,5 +1,6 @@
 //! The residual block: norm, SiLU and a causal convolution, twice, added to the input.
 
+use super::backend::Backend;
 use super::conv::{CausalConv, Pointwise};
 use super::frame::Frame;
 use super::shards::RowShards;
@@ -7,20 +8,20 @@ use crate::Result;
 
 /// `x + conv2(silu(norm2(conv1(silu(norm1(x))))))`, with a product of x instead of x where the channels change.
 #[derive(Clone)]
-pub(super) struct ResidualBlock {
-    pub conv1: CausalConv,
-    pub conv2: CausalConv,
-    pub shortcut: Option<Pointwise>,
+pub(super) struct ResidualBlock<B: Backend> {
+    pub conv1: CausalConv<B>,
+    pub conv2: CausalConv<B>,
+    pub shortcut: Option<Pointwise<B>>,
 }
 
-impl ResidualBlock {
-    pub fn push(&mut self, x: Frame, shards: &dyn RowShards) -> Result<Frame> {
+impl<B: Backend> ResidualBlock<B> {
+    pub fn push(&mut self, x: Frame<B::Values>, shards: &dyn RowShards) -> Result<Frame<B::Values>> {
         let h = self.conv1.push(&x, shards)?;
         let base = match &self.shortcut {
-            Some(shortcut) => shortcut.push(&x),
+            Some(shortcut) => shortcut.push(&x)?,
             None => x,
         };
-        Ok(self.conv2.push_onto(&h, base, shards)?.trimmed([2; 4]))
+        self.conv2.push_onto(&h, base, shards)?.trimmed(self.conv2.on(), [2; 4])
     }
 
     /// Bytes of weights, and of remembered frames.

@@ -5,7 +5,7 @@
 //! of the clip; the other side and the attention run on whole frames. Halos shrink from layer to layer
 //! ([`Frame::trimmed`]): what was computed without what lies beyond is dropped at once.
 
-use super::{Decoder, Encoder, Frame, Result, VaeConfig, Whole, layer, pixels, spec};
+use super::{Decoder, Encoder, Frame, Result, VaeConfig, Whole, pixels, spec};
 use std::ops::Range;
 
 /// Tiles of `tile` of `whole` with what is seen beyond them: `(tile, tile with halo)`.
@@ -53,7 +53,7 @@ pub fn encode(
             for t in 0..frames {
                 let mut pixels = read(t, seen_rows.clone(), seen_columns.clone())?;
                 place(&mut pixels, [&seen_rows, &seen_columns], size);
-                layer::stream(&mut half.before, encoder.patches(&pixels), &Whole, &mut |part| {
+                half.before(encoder.patches(&pixels), &Whole, &mut |part| {
                     if features.len() == latent {
                         let shape = [size[0] / scale, size[1] / scale, part.channels];
                         features.push(Frame::new(shape, vec![0.0; shape.iter().product()]));
@@ -70,8 +70,8 @@ pub fn encode(
     let mut half = encoder.half.clone();
     let mut moments = Vec::with_capacity(features.len());
     for frame in features {
-        let x = half.attention.push(frame, &Whole)?;
-        layer::stream(&mut half.after, x, &Whole, &mut |frame| {
+        let x = half.attend(frame, &Whole)?;
+        half.after(x, &Whole, &mut |frame| {
             moments.push(frame);
             Ok(())
         })?;
@@ -96,8 +96,8 @@ pub fn decode(
     let mut half = decoder.half.clone();
     let mut features = Vec::with_capacity(latents.len());
     for frame in latents {
-        layer::stream(&mut half.before, decoder.denormalised(frame), &Whole, &mut |x| {
-            features.push(half.attention.push(x, &Whole)?);
+        half.before(decoder.denormalised(frame), &Whole, &mut |x| {
+            features.push(decoder.half.attend(x, &Whole)?);
             Ok(())
         })?;
     }
@@ -105,11 +105,11 @@ pub fn decode(
     let halo = spec::decoder(config).halo_after();
     for (rows, seen_rows) in windows(first.rows, tile, halo) {
         for (columns, seen_columns) in windows(first.width, tile, halo) {
-            let mut after = decoder.half.after.clone();
+            let mut half = decoder.half.clone();
             let mut t = 0;
             for frame in &features {
                 let part = frame.part(seen_rows.clone(), seen_columns.clone());
-                layer::stream(&mut after, part, &Whole, &mut |part| {
+                half.after(part, &Whole, &mut |part| {
                     let part = pixels(part, patch);
                     let [y, x] = [0, 1].map(|axis| [&rows, &columns][axis].start * scale - part.origin[axis]);
                     let tile = part.part(y..y + rows.len() * scale, x..x + columns.len() * scale);

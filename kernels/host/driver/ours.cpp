@@ -1,6 +1,7 @@
 // The kernels of kernels/, for the emulated driver: run by the emulator, launched as launch.h says.
 #include "../../adamw.cu"
 #include "../../cast.cu"
+#include "../../conv.cu"
 #include "../../copy_rows.cu"
 #include "../../flash_backward.cu"
 #include "../../flash_forward.cu"
@@ -11,6 +12,7 @@
 #include "../../patches.cu"
 #include "../../ring.cu"
 #include "../../rms_rope.cu"
+#include "../../softmax.cu"
 #include "../../sum_runs.cu"
 #include "launch.h"
 #include "touches.h"

@@ -21,6 +21,8 @@ concept ARope = requires(T rope) { rope.table; };
 template <class T>
 concept SomeFrames = requires(T frames) { frames.pixels; };
 template <class T>
+concept SomeTaps = requires(T taps) { taps.run, taps.stride; };
+template <class T>
 concept SomePlaces = requires(T at) { at.s[2]; };
 
 /// A launch whose memory is to be told.
@@ -278,6 +280,40 @@ struct RingMerge {
     }
 };
 
+struct ConvPack {
+    static constexpr const char* name = "conv_pack_";
+    template <class T>
+    void operator()(Call call, const float* x, T* y, const float* factors, int64_t n, int channels, int) const {
+        const auto all = size_t(n * channels);
+        call.touches.read(x, all), call.touches.write(y, all);
+        if (factors) call.touches.read(factors, size_t(channels));
+    }
+};
+
+struct ConvGather {
+    static constexpr const char* name = "conv_gather_";
+    template <class Unit>
+    void operator()(Call call, const Unit* oldest, const Unit* middle, const Unit* newest, Unit* a, int64_t first,
+                    SomeTaps auto taps, int n) const {
+        // All columns of the rows that the tile's pixels see; the kernel's columns do not reach every one of them.
+        const int64_t pixels = n / taps.run / taps.frames, line = int64_t(taps.width) * taps.channels;
+        const int64_t top = first / taps.out_width, bottom = (first + pixels - 1) / taps.out_width;
+        const int64_t from = top * taps.stride + taps.row, to = bottom * taps.stride + taps.row + taps.rows;
+        const Unit* frames[] = {oldest, middle, newest};
+        for (int i = 0; i < taps.frames; ++i) call.touches.read(frames[i] + from * line, size_t((to - from) * line));
+        call.touches.write(a, size_t(n));
+    }
+};
+
+struct Softmax {
+    static constexpr const char* name = "softmax_";
+    template <class T>
+    void operator()(Call call, const float* x, T* y, int width, float) const {
+        const auto all = size_t(call.how.grid[0]) * size_t(width);
+        call.touches.read(x, all), call.touches.write(y, all);
+    }
+};
+
 struct Cast {
     static constexpr const char* name = "to_"; // bf16, f32
     void operator()(Call call, const auto* x, auto* y, int64_t n) const {
@@ -295,7 +331,8 @@ struct AddAssign {
 using Families =
     std::tuple<FlashForward, FlashBackwardKv, FlashBackwardQ, LayerNormForward, LayerNormBackward, LayerNormColumns,
                RmsRopeForward, RmsRopeBackward, RmsRopeColumns, GateForward, GateBackward, GeluForward, GeluBackward,
-               SumRuns, Cast, NoisyPatches, AdamWStep, NormSquared, CopyRows, RingMerge, AddAssign>;
+               SumRuns, ConvPack, ConvGather, Softmax, Cast, NoisyPatches, AdamWStep, NormSquared, CopyRows, RingMerge,
+               AddAssign>;
 
 /// Tells what the kernel `call.name` touches that is launched with these arguments.
 template <class... Parameters>

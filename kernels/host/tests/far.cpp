@@ -2,6 +2,7 @@
 #include "far.h"
 #include "../../adamw.cu"
 #include "../../cast.cu"
+#include "../../conv.cu"
 #include "../../copy_rows.cu"
 #include "../../gate.cu"
 #include "../../gelu.cu"
@@ -9,6 +10,7 @@
 #include "../../patches.cu"
 #include "../../ring.cu"
 #include "../../rms_rope.cu"
+#include "../../softmax.cu"
 #include "../../sum_runs.cu"
 
 constexpr i64 BEYOND = i64(1) << 32;
@@ -276,10 +278,44 @@ void check_patches() {
     same("noisy_patches, x", fx.data() + at, x.data(), row);
 }
 
+void check_vae() {
+    const unsigned block = 500000; // of pixels, and a row of scores
+    const i64 pixels = i64(block) * PIXELS, at = pixels * WIDTH, here = PIXELS * WIDTH;
+    static_assert(i64(500000) * PIXELS * WIDTH > BEYOND);
+    const auto x = normal<float>(here), factors = normal<float>(WIDTH);
+    std::vector<float> y(here);
+    Sparse<float> fx(at + here), fy(at + here);
+    put(fx.data() + at, x);
+    LAUNCH(conv_pack_f32, dim3{}, Order::Ascending, x.data(), y.data(), factors.data(), PIXELS, WIDTH, 1);
+    LAUNCH_BLOCKS(conv_pack_f32, dim3{block + 1}, Blocks{block_at(block)}, fx.data(), fy.data(), factors.data(),
+                  pixels + PIXELS, WIDTH, 1);
+    same("conv_pack", fy.data() + at, y.data(), here);
+    LAUNCH(softmax_f32, dim3{}, Order::Ascending, x.data(), y.data(), WIDTH, 0.7f);
+    LAUNCH_BLOCKS(softmax_f32, dim3{unsigned(pixels) + 1}, Blocks{block_at(unsigned(pixels))}, fx.data(), fy.data(),
+                  WIDTH, 0.7f);
+    same("softmax", fy.data() + at, y.data(), WIDTH);
+
+    const int width = 2000, channels = 100, row = 30000;
+    const i64 line = i64(width) * channels;
+    static_assert(i64(2000) * 100 * 30000 > BEYOND);
+    const Taps taps = {1, 3, 3, 0, 0, 1, width, channels, width, 904};
+    const auto frame = normal<float>(3 * line);
+    std::vector<float> a(THREADS), fa(THREADS);
+    Sparse<float> far((row + 3) * line);
+    put(far.data() + row * line, frame);
+    const auto units = [](const float* x) { return reinterpret_cast<const u32*>(x); };
+    const auto gather = [&](const float* x, float* a, i64 first) {
+        LAUNCH(conv_gather_4, dim3{}, Order::Ascending, units(x), units(x), units(x), reinterpret_cast<u32*>(a), first,
+               taps, THREADS);
+    };
+    gather(frame.data(), a.data(), 7), gather(far.data(), fa.data(), i64(row) * width + 7);
+    same("conv_gather", fa.data(), a.data(), THREADS);
+}
+
 int main() {
     emulator::catch_faults();
     check_layer_norm(), check_rms_rope(), check_gate(), check_elementwise(), check_casts_and_norm(),
-        check_sum_runs_and_ring();
+        check_sum_runs_and_ring(), check_vae();
     std::vector<Sixteen> sixteens;
     std::vector<u32> fours;
     std::vector<unsigned short> twos;

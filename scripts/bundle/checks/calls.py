@@ -38,6 +38,9 @@ CALLS = {
     r"ring_merge": "o lse more more_lse rows d",
     r"add_assign": "x y n",
     r"to_bf16|to_f32": "x y n",
+    r"conv_pack_(f32|bf16)": "x y factors n channels silu",
+    r"conv_gather_(16|4|2)": "oldest middle newest a first taps n",
+    r"softmax_(f32|bf16)": "x y width scale",
 }
 
 

@@ -6,7 +6,7 @@ import traceback
 
 import torch
 
-from checks import arrays, attention, far, patches, rows
+from checks import arrays, attention, conv, far, patches, rows
 from checks.case import error
 from checks.declarations import Problem
 from checks.sdpa import BACKENDS, sdpa_gradients
@@ -98,7 +98,8 @@ def long(device, report, d, tokens):
 
 def run(device, report, chosen, small):
     """Everything, of the chosen kernels."""
-    for kernels, make in (*attention.cases(small), *rows.cases(small), *arrays.cases(small), *patches.cases(small)):
+    rooms = (attention, rows, arrays, patches, conv)
+    for kernels, make in (case for room in rooms for case in room.cases(small)):
         if not chosen & set(kernels) or not set(kernels) <= set(device.kernels):
             continue
         if not report.reaches(f"a case of {kernels[0]}", 2):

@@ -18,7 +18,7 @@ struct Strides([i64; 3]);
 unsafe impl DeviceRepr for Strides {}
 
 /// Carries a plan out, whose bytes count from the beginning of `from`'s storage and of the contiguous `to`.
-pub(in crate::attention) fn copy_rows(from: &Tensor, to: &Tensor, plan: &Move) -> Result<()> {
+pub(crate) fn copy_rows(from: &Tensor, to: &Tensor, plan: &Move) -> Result<()> {
     if plan.rows.row == 0 || plan.rows.counts.contains(&0) {
         return Ok(());
     }

@@ -16,7 +16,8 @@ use super::check::{self, BACKWARD, FORWARD, operations};
 use super::operands::{Options, Qkv, SavedRows};
 use crate::cuda::{Kernel, Lent, device_of, empty, tensor};
 use crate::{Result, bail};
-pub(super) use copy::{copy_rows, side_by_side};
+pub(crate) use copy::copy_rows;
+pub(super) use copy::side_by_side;
 pub(super) use merge::merge;
 
 /// What kernels/tile.cuh calls so: elements from one batch entry, head and row to the next.

@@ -1,5 +1,6 @@
 //! Times a VAE with random weights, a clip at a time. Counterpart: benches/peers/vae.py.
 
+use candle_core::Device;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::sync::Arc;
@@ -91,7 +92,7 @@ fn measure(args: &VaeArgs, threads: usize) -> Result<Report> {
     let single: Arc<dyn Communicator> = Arc::new(Single);
     let (seconds, cost) = match half {
         Half::Encode => {
-            let encoder = Encoder::build(&config, arithmetic, &mut random)?;
+            let encoder = Encoder::build(&config, arithmetic, &Device::Cpu, &mut random)?;
             let clip = clip(frames, [height, width, 3])?;
             let seconds = timed(args.runs, || {
                 let mut read = |t: usize, rows| Ok(clip[t].part(rows, 0..width));
@@ -100,7 +101,7 @@ fn measure(args: &VaeArgs, threads: usize) -> Result<Report> {
             (seconds, VaeCost::of_encoder(&config))
         }
         Half::Decode => {
-            let decoder = Decoder::build(&config, arithmetic, &mut random)?;
+            let decoder = Decoder::build(&config, arithmetic, &Device::Cpu, &mut random)?;
             let clip = clip(latents, [size[1], size[2], config.z_dim])?;
             let seconds = timed(args.runs, || encode::decode(&decoder, &single, &clip, &mut |_| Ok(())))?;
             (seconds, VaeCost::of_decoder(&config))

@@ -1,0 +1,179 @@
+//! The VAE on a GPU: diffusers' moments, latents and pixels, whole, in tiles, on two GPUs and in bf16; and a run that
+//! trains on latents which a GPU encoded, and decodes samples there.
+
+use candle_core::Device;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+use super::{Run, differ, free_port, off, program, root, succeed};
+
+/// A tensor's shape and values.
+type Values = (Vec<usize>, Vec<f64>);
+
+fn golden(kind: &str) -> PathBuf {
+    root().join("tests/golden/vae").join(kind)
+}
+
+fn read(path: &Path) -> BTreeMap<String, Values> {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let values = |view: &TensorView| {
+        let data = view.data();
+        let values = match view.dtype() {
+            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect(),
+            Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::U8 => data.iter().map(|&b| f64::from(b) / 127.5 - 1.0).collect(),
+            other => panic!("{other:?}"),
+        };
+        (view.shape().to_vec(), values)
+    };
+    file.tensors().into_iter().map(|(name, view)| (name, values(&view))).collect()
+}
+
+/// A case of a golden file, put into `dir` as an input of `longreel forward`, and what is to come of it.
+struct Case {
+    vae: PathBuf,
+    dir: TempDir,
+    expected: Vec<(&'static str, Values)>,
+}
+
+impl Case {
+    fn new(kind: &str, half: &str, name: &str) -> Self {
+        let mut all = read(&golden(kind).join(format!("{half}.safetensors")));
+        let mut take = |what: &str| all.remove(&format!("{name}.{what}")).unwrap();
+        let (input, (shape, values), expected) = match half {
+            "encode" => ("pixels", take("pixels"), vec![("moments", take("moments")), ("latents", take("latents"))]),
+            _ => ("latents", take("latents"), vec![("decoded", take("pixels"))]),
+        };
+        let bytes: Vec<u8> = values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect();
+        let (dir, view) = (TempDir::new().unwrap(), TensorView::new(Dtype::F32, shape, &bytes).unwrap());
+        safetensors::serialize_to_file([(input, view)], None, &dir.path().join("in")).unwrap();
+        Self { vae: golden(kind).join("vae"), dir, expected }
+    }
+
+    fn command(&self, flags: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command
+            .arg("forward")
+            .arg(&self.vae)
+            .arg(self.dir.path().join("in"))
+            .arg("-o")
+            .arg(self.dir.path().join("out"));
+        command.args(["--force", "--device", "cuda"]).args(flags).current_dir(root());
+        command
+    }
+
+    /// How far what was written is from diffusers' results.
+    fn error(&self) -> f64 {
+        let got = read(&self.dir.path().join("out"));
+        let error = |(name, want): &(&str, Values)| {
+            assert_eq!(got[*name].0, want.0, "{name}");
+            off(&got[*name].1, &want.1)
+        };
+        self.expected.iter().map(error).fold(0.0, f64::max)
+    }
+
+    fn run(&self, flags: &[&str]) -> f64 {
+        succeed(self.command(flags).output().unwrap());
+        self.error()
+    }
+}
+
+/// A clip's first frames and those after them, and sizes that do not divide evenly.
+const CASES: [(&str, &str, &str); 8] = [
+    ("vae21", "encode", "9x24x16"),
+    ("vae21", "encode", "5x21x27"),
+    ("vae21", "decode", "3x3x2"),
+    ("vae21", "decode", "1x2x3"),
+    ("vae22", "encode", "9x48x32"),
+    ("vae22", "encode", "1x32x48"),
+    ("vae22", "decode", "3x2x1"),
+    ("vae22", "decode", "2x2x3"),
+];
+
+#[test]
+fn the_vae_is_diffusers() {
+    for (kind, half, name) in CASES {
+        let case = Case::new(kind, half, name);
+        for flags in [&[][..], &["--tile", "16"]] {
+            let error = case.run(flags);
+            assert!(error < 1e-5, "{kind} {half} {name} {flags:?}: off by {error:.1e}");
+        }
+    }
+}
+
+#[test]
+fn the_vae_in_bf16_is_nearly_diffusers() {
+    for (kind, half, name) in [CASES[0], CASES[2], CASES[4], CASES[6]] {
+        let error = Case::new(kind, half, name).run(&["--dtype", "bf16"]);
+        assert!((1e-4..3e-2).contains(&error), "{kind} {half} {name}: off by {error:.1e}");
+    }
+}
+
+/// On a machine with one GPU there is nothing to be seen.
+#[test]
+fn gpus_share_a_frame_by_rows() {
+    if Device::new_cuda_with_stream(1).is_err() {
+        return println!("skipped: one GPU is one rank");
+    }
+    for (kind, half, name) in [CASES[0], CASES[2], CASES[4], CASES[6]] {
+        let (case, port) = (Case::new(kind, half, name), free_port().to_string());
+        let start = |rank: &str| {
+            let mut command = case.command(&["--ranks", "2"]);
+            command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")]);
+            command.env("MASTER_PORT", &port).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let ranks = ["0", "1"].map(start);
+        ranks.into_iter().for_each(|rank| drop(succeed(rank.wait_with_output().unwrap())));
+        let error = case.error();
+        assert!(error < 1e-5, "{kind} {half} {name}: off by {error:.1e}");
+    }
+}
+
+#[test]
+fn runs_on_latents_go_as_on_the_cpu() {
+    let run = Run(TempDir::new().unwrap());
+    for (folder, count) in [("clips", 3), ("heldout", 1)] {
+        fs::create_dir(run.0.path().join(folder)).unwrap();
+        for i in 0..count {
+            let picture = image::RgbImage::from_fn(32, 16, |x, y| {
+                image::Rgb([(x * 8) as u8, (y * 15) as u8, (60 * i + x * y / 4) as u8])
+            });
+            picture.save(run.0.path().join(folder).join(format!("{i}.png"))).unwrap();
+        }
+    }
+    let at = |key: &str, path: &Path| format!("{key}={}", path.display());
+    let sets = [
+        at("data.path", &run.0.path().join("clips")),
+        at("data.heldout", &run.0.path().join("heldout")),
+        at("vae.from", &golden("vae21").join("vae")),
+    ];
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    let rest = ["data.frames=1", "data.width=32", "data.stride=1", "model.patch_size=[1,2,2]", "train.sample_every=4"];
+    let [cpu, gpu] = ["cpu", "cuda"].map(|device| {
+        let own = [at("vae.cache", &run.0.path().join(format!("{device}-cache"))), format!("train.device={device}")];
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        run.train(device, &[&sets[..], &rest, &own].concat())
+    });
+    // An entry is f16: a latent that is off by rounding may be another number there.
+    let differ = differ(&gpu, &cpu);
+    assert!(differ < 1e-3, "losses or norms differ by {differ:.1e}");
+    let entries = |device: &str| fs::read_dir(run.0.path().join(format!("{device}-cache"))).unwrap().count();
+    assert_eq!(entries("cuda"), entries("cpu"));
+    let samples = |device: &str| -> Vec<Vec<u8>> {
+        let mut paths: Vec<_> = fs::read_dir(run.0.path().join(device).join("samples"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        paths.sort();
+        paths.iter().filter_map(|path| Some(image::open(path).ok()?.to_rgb8().into_raw())).collect()
+    };
+    let (cpu, gpu) = (samples("cpu"), samples("cuda"));
+    assert!(!cpu.is_empty() && cpu.len() == gpu.len());
+    let most = cpu.iter().flatten().zip(gpu.iter().flatten()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(most <= Some(2), "pixels differ by up to {most:?}");
+}
