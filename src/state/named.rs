@@ -61,8 +61,9 @@ impl NamedModel {
         })?;
         if checkpoint.is_of_adapters() {
             let record = AdapterRecord::of(&checkpoint.model(checkpoint.average())?)?;
-            let base = Self::find(&hub::resolve(&record.base.from)?)
-                .map_err(|e| e.reworded(|message| format!("the network of the adapters in {}: {message}", path.display())))?;
+            let base = Self::find(&hub::resolve(&record.base.from)?).map_err(|e| {
+                e.reworded(|message| format!("the network of the adapters in {}: {message}", path.display()))
+            })?;
             return Ok(Self { record: Some(record), ..Self::of(base.dir, Some(checkpoint)) });
         }
         let dir = checkpoint.dir().join(checkpoint.average());

@@ -32,7 +32,7 @@ pub(super) struct Gpu {
 }
 
 /// Elements that operands are made of.
-trait Operand: CudaDType + DeviceRepr + ValidAsZeroBits {
+trait Operand: CudaDType + DeviceRepr + ValidAsZeroBits + 'static {
     const PACK: &'static str;
     const SOFTMAX: &'static str;
     fn elements(view: CudaView<'_, Self>) -> Elements<'_>;
