@@ -20,7 +20,7 @@ pub(super) const RUN: usize = 8;
 const PIXELS: usize = THREADS / 32;
 
 /// A convolution's weights, `[frames, RUN-padded rows x columns x channels, out]`.
-pub(in crate::vae) struct Weights {
+pub(in crate::vae) struct KernelWeights {
     pub(super) values: Tensor,
     /// Frames, rows and columns of the kernel.
     pub(super) size: [usize; 3],
@@ -111,7 +111,7 @@ impl Gpu {
     /// on, a tile at a time.
     pub(super) fn convolve_as<T: Operand>(
         &self,
-        weights: &Weights,
+        weights: &KernelWeights,
         taps: &Window,
         first: usize,
         out: &mut CudaViewMut<'_, f32>,
@@ -165,7 +165,7 @@ impl Gpu {
     /// sums lie side by side meanwhile.
     pub(super) fn convolve_phase(
         &self,
-        weights: &Weights,
+        weights: &KernelWeights,
         taps: &Window,
         [a, b]: [usize; 2],
         out: &Frame<Tensor>,

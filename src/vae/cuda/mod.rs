@@ -19,7 +19,7 @@ use crate::attention::{Move, copy_rows};
 use crate::cuda::{Elements, Lent, Matrix, add_assign, change, empty, ones, product, tensor, to_bf16};
 use crate::ops::bytes::Rows;
 use crate::{Result, bail};
-use conv::{RUN, Weights, Window};
+use conv::{KernelWeights, RUN, Window};
 
 /// Output pixels, and queries, of a tile are a multiple of this, so that tiles begin at multiples of 16 bytes.
 const TILE: usize = 8;
@@ -147,7 +147,7 @@ impl Backend for Gpu {
     type Values = Tensor;
     type Row = Tensor;
     type Packed = Tensor; // [rows + 2, width, channels]
-    type Weights = Weights;
+    type Weights = KernelWeights;
     type Matrix = Tensor;
 
     fn upload(&self, frame: Frame) -> Result<Frame<Tensor>> {
@@ -165,7 +165,7 @@ impl Backend for Gpu {
         self.of_memory(values, &[n])
     }
 
-    fn weights(&self, values: &[f32], [out, channels, frames, rows, columns]: [usize; 5]) -> Result<Weights> {
+    fn weights(&self, values: &[f32], [out, channels, frames, rows, columns]: [usize; 5]) -> Result<KernelWeights> {
         let taps = rows * columns;
         let run = (taps * channels).next_multiple_of(RUN);
         let mut matrix = vec![0f32; frames * run * out];
@@ -177,7 +177,7 @@ impl Backend for Gpu {
             }
         }
         let values = self.operand_of_memory(matrix, &[frames * run, out])?;
-        Ok(Weights { values, size: [frames, rows, columns], out })
+        Ok(KernelWeights { values, size: [frames, rows, columns], out })
     }
 
     fn matrix(&self, values: Vec<f32>, shape: [usize; 2]) -> Result<Tensor> {
@@ -320,7 +320,7 @@ impl Backend for Gpu {
         bytes(packed)
     }
 
-    fn bytes_of_weights(weights: &Weights) -> usize {
+    fn bytes_of_weights(weights: &KernelWeights) -> usize {
         bytes(&weights.values)
     }
 
