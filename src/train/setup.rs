@@ -75,8 +75,10 @@ impl RunSetup {
             .data
             .iter()
             .flat_map(|section| [Some(&section.path).filter(|_| !own_clips), section.heldout.as_ref()]);
-        let names =
-            [&config.model.from, &config.lora.from, &config.vae.from, &config.text.from].map(Option::as_ref).into_iter().chain(data);
+        let names = [&config.model.from, &config.lora.from, &config.vae.from, &config.text.from]
+            .map(Option::as_ref)
+            .into_iter()
+            .chain(data);
         names.flatten().try_for_each(|name| hub::resolve(name).map(drop))
     }
 

@@ -196,9 +196,13 @@ impl BandLayer {
             },
             Kind::Down(layers, around, shortcut) => {
                 let space = around.space;
-                shortcut.add(t, x, layers, |rows| rows.start * space..rows.end * space, |x| {
-                    around.push(x).into_iter().collect()
-                })?
+                shortcut.add(
+                    t,
+                    x,
+                    layers,
+                    |rows| rows.start * space..rows.end * space,
+                    |x| around.push(x).into_iter().collect(),
+                )?
             }
             Kind::Up(layers, around, shortcut) => {
                 let space = around.space;
