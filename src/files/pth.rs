@@ -1,5 +1,5 @@
-//! Reads files that `torch.save` wrote of a state dict: a zip archive of a pickle, which names the tensors, and of their
-//! storages, which are not compressed, so that any part of a tensor is read where it lies.
+//! Reads files that `torch.save` wrote of a state dict: a zip archive of a pickle, which names the tensors, and of
+//! their storages, which are not compressed, so that any part of a tensor is read where it lies.
 //!
 //! What the archive claims is checked on opening, before anything is allocated for it: every tensor lies in its storage
 //! and every storage in the file.
