@@ -278,6 +278,6 @@ fn the_comparison_takes_the_median_of_ratios() {
         assert!(error.starts_with("compare.py: ") && error.lines().count() == 1, "{error}");
     }
     let list = text(&compare(&["--list"]).stdout);
-    assert_eq!(list.lines().count(), 38);
+    assert_eq!(list.lines().count(), 40);
     assert!(list.contains("step-32768-2ranks-bf16-step"), "{list}");
 }

@@ -174,7 +174,7 @@ fn entries(file: &File) -> std::result::Result<BTreeMap<String, Entry>, String> 
     for i in 0..archive.len() {
         let entry = archive.by_index_raw(i).map_err(|e| e.to_string())?;
         let name = entry.name().map_err(|e| e.to_string())?.into_owned();
-        if entry.compression() != CompressionMethod::Stored
+        if entry.compression() != CompressionMethod::STORE
             || entry.encrypted()
             || entry.size() != entry.compressed_size()
         {

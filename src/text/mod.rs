@@ -47,7 +47,7 @@ use layers::Arithmetic;
 use places::Places;
 use texts::Texts;
 use tokens::CaptionTokenizer;
-use weights::Weights;
+use weights::EncoderWeights;
 
 /// Tokens of a text that is given as ids, at most: scores grow with their square.
 const MOST_IDS: usize = 8192;
@@ -55,7 +55,7 @@ const MOST_IDS: usize = 8192;
 /// A text encoder's network, whose weights stay in their file until they are needed.
 #[derive(Debug)]
 pub struct TextModel {
-    weights: Weights,
+    weights: EncoderWeights,
     arithmetic: Arithmetic,
 }
 
@@ -70,12 +70,12 @@ impl TextModel {
     }
 
     fn at(places: &Places) -> Result<Self> {
-        Ok(Self { weights: Weights::open(places)?, arithmetic: Arithmetic { isa: Isa::best(), bf16: false } })
+        Ok(Self { weights: EncoderWeights::open(places)?, arithmetic: Arithmetic { isa: Isa::best(), bf16: false } })
     }
 
     /// Whether `path` is meant to be a text encoder, so that [`open`](Self::open) is to say what is wrong with it.
     pub fn is_encoder(path: &Path) -> bool {
-        Places::is_encoder(path) || Weights::is_encoder(path)
+        Places::is_encoder(path) || EncoderWeights::is_encoder(path)
     }
 
     /// The same network on another instruction set, for tests.
