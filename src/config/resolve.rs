@@ -177,7 +177,8 @@ impl RunConfig {
     /// The encoder cannot be had, or is none.
     pub fn text_config(&self) -> Result<Option<TextConfig>> {
         let Some(from) = &self.text.from else { return Ok(None) };
-        let find = || Ok(TextModel::open(&hub::resolve(from)?).map_err(|e| e.at("text.from"))?.config().clone());
+        let open = || TextModel::open(&hub::resolve(from)?);
+        let find = || open().map(|model| model.config().clone()).map_err(|e| e.at("text.from"));
         self.text.known.get(from, find).map(Some)
     }
 

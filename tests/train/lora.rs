@@ -87,7 +87,7 @@ fn adapters_train_the_same_in_every_stage() {
         let how: Vec<&str> = how.iter().map(String::as_str).collect();
         train(&place, out, &[&how[..], args].concat())
     };
-    let common = ["train.steps=4", "train.checkpoint_every=2", "lora.dropout=0.2", "stash.place=disk"];
+    let common = ["train.steps=4", "train.checkpoint_every=2", "lora.dropout=0.2", "stash.where=disk"];
     let straight = run("straight", &how(1, 1, 0), &common);
     for (i, (data, ranks, zero)) in [(1, 2, 1), (2, 2, 2), (1, 3, 3), (2, 4, 3)].into_iter().enumerate() {
         let out = format!("run {i}");
