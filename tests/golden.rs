@@ -6,6 +6,7 @@
 
 mod lora;
 mod pads;
+pub mod pipeline;
 mod refusals;
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};

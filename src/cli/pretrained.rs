@@ -26,9 +26,11 @@ impl Pretrained {
     /// The scheduler's config cannot be read.
     pub fn new(from: &str, path: &Path, model: &ModelConfig) -> Result<Self> {
         let is_22 = model.in_channels == LATENTS_22;
-        let (size, fps, shift) = if is_22 { ([121, 704, 1280], 24.0, 5.0) } else { ([81, 480, 832], 16.0, 3.0) };
-        let mut config = RunConfig::parse("[data]\npath = \".\"\n[model]\nfrom = \".\"\n", path, &[])?;
-        [config.data.frames, config.data.height, config.data.width] = size;
+        let ([frames, height, width], fps, shift) =
+            if is_22 { ([121, 704, 1280], 24.0, 5.0) } else { ([81, 480, 832], 16.0, 3.0) };
+        let size = format!("frames = {frames}\nheight = {height}\nwidth = {width}\n");
+        let text = format!("[data]\npath = \".\"\n{size}[model]\nfrom = \".\"\n");
+        let mut config = RunConfig::parse(&text, path, &[])?;
         config.model.from = Some(from.to_owned());
         let pipeline = pipeline(path);
         if pipeline.is_some() {
