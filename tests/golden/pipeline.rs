@@ -247,8 +247,9 @@ fn loras_add_up_to_what_is_merged() {
     assert_eq!(place.sheet("pipeline", "once.png", &["--lora", &lora]), merged);
     let half = format!("{lora}:0.5");
     assert!(off(&place.sheet("pipeline", "halves.png", &["--lora", &half, "--lora", &half]), &merged) <= 1);
-    assert!(off(&place.sheet("pipeline", "base.png", &[]), &merged) > 5, "the LoRA changes nothing");
-    assert_eq!(place.sheet("pipeline", "gone.png", &["--lora", &format!("{lora}:0")]).len(), merged.len());
+    let base = place.sheet("pipeline", "base.png", &[]);
+    assert!(off(&base, &merged) > 5, "the LoRA changes nothing");
+    assert_eq!(place.sheet("pipeline", "gone.png", &["--lora", &format!("{lora}:0")]), base);
 }
 
 #[test]
@@ -257,7 +258,7 @@ fn what_a_pipeline_cannot_be_sampled_by_is_refused() {
     let refused = |args: &[&str]| fail(&mut place.command("pipeline", "out.mp4", args));
     let other = place.lora("other.safetensors", 24);
     let said = refused(&["--lora", &other]);
-    assert!(said.contains("blocks.0.attn1.to_q") && said.contains("24") && said.contains("32"), "{said}");
+    assert!(said.contains("24 wide") && said.contains("32"), "{said}");
     let said = refused(&["--lora", "nowhere.safetensors"]);
     assert!(said.contains("nowhere.safetensors"), "{said}");
     let said = refused(&["--lora", &place.path("pipeline/transformer").display().to_string()]);
