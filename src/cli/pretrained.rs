@@ -3,10 +3,10 @@
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-use crate::Result;
 use crate::config::{RunConfig, SamplerKind};
 use crate::files::model_folder::read_config;
 use crate::model::ModelConfig;
+use crate::{Result, bail};
 
 /// Channels of the latents of Wan 2.2's TI2V-5B.
 const LATENTS_22: usize = 48;
@@ -23,8 +23,18 @@ impl Pretrained {
     /// shift; sizes, steps and guidance are those that Wan's own commands have.
     ///
     /// # Errors
-    /// The scheduler's config cannot be read.
+    /// The network has no text, so it is none of Wan's, and nothing is known of its clips; the scheduler's config cannot be
+    /// read.
     pub fn new(from: &str, path: &Path, model: &ModelConfig) -> Result<Self> {
+        let pipeline = pipeline(path);
+        if model.text_dim == 0 {
+            bail!(
+                Checkpoint,
+                "{}: is a model without state.json, so its clips' size and its prediction are not known; sampling needs \
+                 a run or a checkpoint of longreel, or a network of Wan's",
+                path.display()
+            )
+        }
         let is_22 = model.in_channels == LATENTS_22;
         let ([frames, height, width], fps, shift) =
             if is_22 { ([121, 704, 1280], 24.0, 5.0) } else { ([81, 480, 832], 16.0, 3.0) };
@@ -32,7 +42,6 @@ impl Pretrained {
         let text = format!("[data]\npath = \".\"\n{size}[model]\nfrom = \".\"\n");
         let mut config = RunConfig::parse(&text, path, &[])?;
         config.model.from = Some(from.to_owned());
-        let pipeline = pipeline(path);
         if pipeline.is_some() {
             config.vae.from = Some(from.to_owned());
             config.text.from = Some(from.to_owned());
