@@ -30,7 +30,7 @@ import floors
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OURS, DOCS = ROOT / "target/release/longreel", ROOT / "docs/performance.md"
 SAME = ("tokens", "in", "out", "layers", "dim", "heads", "head_dim", "half", "kind", "frames", "height", "width",
-        "dtype", "threads", "ranks", "lora")
+        "prompts", "dtype", "threads", "ranks", "lora")
 FORWARD, BOTH = ("fwd_s", "forward"), ("fwdbwd_s", "forward+backward")
 STEP, MEMORY = ("step_s", "step"), ("peak_rss_gib", "memory")
 
@@ -53,8 +53,17 @@ class Work:
 
     def __init__(self, kind, name, dtype, shape, rows, ranks=1):
         self.kind, self.name, self.dtype, self.shape, self.ranks = kind, name, dtype, shape, ranks
+        self.make = []  # flags of benches/text_model.py
         self.threads = max(1, len(os.sched_getaffinity(0)) // ranks)
         self.rows = [dict(name=f"{name}-{label}", key=key, label=label, target=target) for (key, label), target in rows]
+
+    def prepare(self, peers):
+        """Makes the model that a text encoder's rows are measured on, if it is not there."""
+        if self.kind != "text" or pathlib.Path(self.shape["model"]).exists():
+            return
+        make = [str(peers / "bin/python"), str(ROOT / "benches/text_model.py"), self.shape["model"]]
+        if subprocess.run([*make, *self.make]).returncode:
+            fail(f"{shlex.join(make)} failed")
 
     def flags(self):
         flags = self.shape | dict(dtype=self.dtype, threads=self.threads)
@@ -100,6 +109,12 @@ def works(quick):
                  lora=32, steps=1)
     shape |= dict(frames=2, height=4, width=4, heads=2, head_dim=16, ffn_dim=48, text_dim=24, lora=3) if quick else {}
     yield Work("lora", "lora-8190-bf16", "bf16", shape, [(STEP, 2.0), (MEMORY, 2.0)])
+    for dtype, layers, memory in (("f32", 4, 6.0), ("bf16", 4, 4.0)):
+        model = ROOT / "runs" / ("text-quick" if quick else f"text-umt5-{layers}")
+        shape = dict(model=str(model), prompts=2 if quick else 20, tokens=60, runs=1 if quick else 2)
+        work = Work("text", f"text-{dtype}", dtype, shape, [(FORWARD, 1.0), (MEMORY, memory)])
+        work.make = ["--layers", str(layers), *(["--quick"] if quick else [])]
+        yield work
     for ranks in (1, 2):
         for tokens, frames, layers, steps, target in ((8192, 8, 4, 2, 2.0), (32768, 32, 2, 1, 2.3)):
             shape = dict(frames=frames, height=64, width=64, layers=layers, heads=6, head_dim=64, steps=steps)
@@ -134,6 +149,7 @@ def check_same(name, pair):
 
 
 def measure(work, pairs, peers):
+    work.prepare(peers)
     commands = dict(ours=work.ours(), theirs=work.theirs(peers))
     rounds = []
     for i in range(pairs):
@@ -170,11 +186,14 @@ def title(row):
     elif row["kind"] == "vae":
         size = f"{result['frames']} frames of {result['width']} x {result['height']}"
         shape = f"Wan {result['kind']} VAE, {result['half']} {size}"
+    elif row["kind"] == "text":
+        texts = f"{result['prompts']} prompts of {result['tokens']} tokens"
+        shape = f"UMT5 of {result['dim']}, {result['layers']} layers, {texts}"
     else:
         shape = "LoRA " if row["kind"] == "lora" else ""
         shape += f"step, {result['tokens']} tokens, {result['layers']} blocks of {result['dim']}"
         shape += f", {result['ranks']} ranks" if result["ranks"] > 1 else ""
-    plain = row["label"] == "step" or (row["kind"], row["label"]) == ("vae", "forward")
+    plain = row["label"] == "step" or (row["kind"], row["label"]) in (("vae", "forward"), ("text", "forward"))
     return f"{shape}, {result['dtype']}" + ("" if plain else f", {row['label']}")
 
 

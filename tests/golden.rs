@@ -6,6 +6,7 @@
 
 mod lora;
 mod pads;
+pub mod pipeline;
 mod refusals;
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -60,13 +61,20 @@ struct Values {
     data: Vec<f64>,
 }
 
-/// Reads a file of f32 tensors.
+/// Reads a file of f32 tensors, of which the timesteps may be whole numbers.
 fn read(path: &Path) -> BTreeMap<String, Values> {
     let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let values = |name: &str, view: TensorView| {
-        assert_eq!(view.dtype(), Dtype::F32, "{name} of {}", path.display());
-        let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect();
+        let data = match view.dtype() {
+            Dtype::F32 => {
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+            }
+            Dtype::I64 => {
+                view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+            }
+            other => panic!("{name} of {} is {other:?}", path.display()),
+        };
         Values { shape: view.shape().to_vec(), data }
     };
     file.tensors().into_iter().map(|(name, view)| (name.clone(), values(&name, view))).collect()

@@ -115,12 +115,15 @@ fn every_form_of_every_case_is_read_exactly() {
     }
 }
 
+/// Gives a key another name.
+type Rename<'a> = &'a dyn Fn(&str) -> String;
+
 #[test]
 fn prefixes_of_other_trainers_are_read_alike() {
     let wanted = open("t2v", "comfy").unwrap().adapter;
     let plain = |key: &str| key.strip_prefix("diffusion_model.").unwrap().to_owned();
     let ds = |key: &str| plain(key).replace(".weight", ".default.weight");
-    let renames: [(&dyn Fn(&str) -> String, Form); 4] = [
+    let renames: [(Rename, Form); 4] = [
         (&plain, Form::Plain),
         (&ds, Form::Plain),
         (&|key| format!("model.{key}"), Form::Comfy),

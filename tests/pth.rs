@@ -200,7 +200,7 @@ fn archives_that_are_no_state_dict_are_refused_with_their_reason() {
         let said = refusal!(Data, WeightFile::open(&path));
         assert!(said.contains(reason), "{reason}: {said}");
     }
-    assert!(refusal!(Data, WeightFile::open(dir.path())).contains("neither a folder nor a file"));
+    assert!(refusal!(Data, WeightFile::open(dir.path())).contains("is not a file"));
 }
 
 /// Whatever byte is another: an error, or tensors that can be read.
@@ -226,7 +226,7 @@ fn no_damaged_byte_is_more_than_an_error() {
             read += 1;
         }
     }
-    assert!(refused > 1000 && read > 1000, "{refused} refused, {read} read");
+    assert!(refused > 300 && read > 300, "{refused} refused, {read} read");
     for length in 0..good.len() {
         fs::write(&path, &good[..length]).unwrap();
         assert!(PthTensors::open(&path).is_err(), "cut to {length}");

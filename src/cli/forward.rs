@@ -101,7 +101,7 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
     let frozen = FrozenModel::new(launch.processes().map_or(ranks, |_| 1));
     let mut results = launch.run(ranks, |comm| {
         let bf16 = args.dtype == Compute::Bf16;
-        let model = named.load(&folder, &config, bf16, &frozen)?.to_device(&device)?;
+        let model = named.load(&folder, &config, bf16, &frozen, &[])?.to_device(&device)?;
         inputs.run(&model, comm, args.grads)
     })?;
     if !is_first() {

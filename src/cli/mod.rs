@@ -16,6 +16,7 @@ mod interrupt;
 mod lora;
 mod machine;
 mod plan;
+mod pretrained;
 mod progress;
 mod prompts;
 mod report;

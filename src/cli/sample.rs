@@ -1,4 +1,4 @@
-//! Runs `longreel sample` to make clips from a run or a checkpoint.
+//! Runs `longreel sample` to make clips from a run, a checkpoint or a pretrained network.
 
 use clap::Args;
 use parking_lot::Mutex;
@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::lora::ScaledLora;
+use super::pretrained::Pretrained;
 use super::prompts::PromptArgs;
 use super::sampling::SamplingProgress;
 use crate::config::{Compute, Hardware, RunConfig, SamplerKind};
 use crate::data::contact_sheet::{FrameScale, Strip, check_size, contact_sheet};
 use crate::data::write::Kind;
 use crate::diffusion::Objective;
+use crate::lora::Adapter;
 use crate::model::folder::Folder;
 use crate::model::{Model, ModelConfig};
 use crate::parallel::{Communicator, Launch, Sequence, agree, is_first};
@@ -26,12 +29,12 @@ use crate::{Error, Result, bail, hub, terminal};
 /// Frames of a clip on a contact sheet.
 const STRIP: usize = 8;
 
-/// Sample clips from a run's EMA weights.
+/// Sample clips from a run's EMA weights, or from a pretrained network.
 #[derive(Debug, Args)]
 pub struct SampleArgs {
-    /// A run's folder (its last checkpoint is taken), a checkpoint's or a part of it, or
-    /// `hf://owner/name[@revision][/path]`
-    #[arg(value_name = "RUN_OR_CHECKPOINT", value_parser = super::place())]
+    /// A run's folder (its last checkpoint is taken), a checkpoint's or a part of it; a pipeline's folder, or a
+    /// transformer with --vae and --text; or `hf://owner/name[@revision][/path]`
+    #[arg(value_name = "RUN_OR_MODEL", value_parser = super::place())]
     pub from: String,
     /// Where to write: video (.mp4, .webm) or animation (.gif, .webp), numbered if several; a sheet of all (.png); or a
     /// folder
@@ -69,6 +72,12 @@ pub struct SampleArgs {
     pub label: Option<String>,
     #[command(flatten)]
     pub prompts: PromptArgs,
+    /// A LoRA that is added to the network, with a scale or 1; may be repeated
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    pub lora: Vec<ScaledLora>,
+    /// Shift of sigma; default: the config's `sample.shift`, or the pipeline's
+    #[arg(long, value_name = "A")]
+    pub shift: Option<f64>,
     /// The VAE of a network on latents; default: the config's `vae.from`
     #[arg(long, value_name = "DIR", value_parser = super::place())]
     pub vae: Option<String>,
@@ -91,18 +100,22 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let kind = args.kind()?; // before hours of work
     let ranks = launch.ranks(args.ranks, "--ranks")?;
     let device = device(args.device, "--device", ranks, launch)?;
-    let (named, folder) = open(&launch.rank0_first(|| hub::resolve(&args.from))?, launch)?;
-    let Some(checkpoint) = &named.checkpoint else {
-        bail!(
-            Checkpoint,
-            "{}: is a model without state.json, so its clips' size and its prediction are not known; sampling needs a run or a \
-             checkpoint of longreel",
-            named.dir.display()
-        )
-    };
-    let mut config = RunConfig::of_checkpoint(checkpoint)?;
+    let path = launch.rank0_first(|| hub::resolve(&args.from))?;
+    let (named, folder) = open(&path, launch)?;
     let network = ModelConfig::of(&folder)?;
     folder.check(&Model::shapes(&network))?;
+    let Pretrained { mut config, fps } = match &named.checkpoint {
+        Some(checkpoint) => Pretrained {
+            config: RunConfig::of_checkpoint(checkpoint)?,
+            fps: checkpoint.state().fps.unwrap_or(FPS_OF_IMAGES),
+        },
+        None => Pretrained::new(&args.from, &path, &network)?,
+    };
+    let classes = named.checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.state().classes);
+    let loras = launch.rank0_first(|| args.lora.iter().map(ScaledLora::open).collect::<Result<Vec<_>>>())?;
+    let loras: Vec<(&Adapter, f64)> =
+        loras.iter().zip(&args.lora).map(|(file, lora)| (&file.adapter, lora.scale)).collect();
+    loras.iter().try_for_each(|(adapter, _)| adapter.check(&network))?;
     let prompts = args.prompts.put_over(&mut config, &network)?;
     let request = args.request(&config)?;
     let decoder = match args.vae.as_ref().or(config.vae.from.as_ref()) {
@@ -124,10 +137,9 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     if kind == Kind::Png && (count > 1 || frames > 1) {
         check_size(count, frames.min(STRIP), height, width, args.scale())?;
     }
-    let labels = args.labels(&checkpoint.state().classes, network.num_classes, count)?;
+    let labels = args.labels(classes, network.num_classes, count)?;
     let objective = Objective::new(&config.diffusion)?;
     let bf16 = args.dtype.unwrap_or(config.train.dtype) == Compute::Bf16;
-    let fps = checkpoint.state().fps.unwrap_or(FPS_OF_IMAGES);
     let write = Mutex::new(Writer { args, kind, count, fps, strips: vec![], numbered: vec![] });
     let texts = launch.rank0_first(|| Texts::open(&config, &network, []))?;
     let clips = ClipSpec::numbered(labels, config.sample.prompts.len());
@@ -137,14 +149,16 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let frozen = FrozenModel::new(launch.processes().map_or(ranks, |_| 1));
 
     launch.run(ranks, |comm| {
-        agree(comm.as_ref(), "the checksum of the checkpoint's state.json", checkpoint.sum())?;
+        if let Some(checkpoint) = &named.checkpoint {
+            agree(comm.as_ref(), "the checksum of the checkpoint's state.json", checkpoint.sum())?;
+        }
         // First, so that the encoder is gone before the network comes.
         let prompts = match &texts {
             Some(texts) => texts.fill_and_log(&comm, &never).and_then(|_| texts.prompts().map(Some))?,
             None => None,
         };
         let sequence = Sequence::new(comm, network.num_attention_heads, 0)?;
-        let model = named.load(&folder, &network, bf16, &frozen)?.to_device(&device)?;
+        let model = named.load(&folder, &network, bf16, &frozen, &loras)?.to_device(&device)?;
         let comm = &sequence.all;
         let report = |state: SamplingState| match &progress {
             Some(progress) if comm.rank() == 0 => progress.update(&state),
@@ -157,7 +171,7 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
             if comm.rank() > 0 {
                 return clip.bands(comm, |_| Ok(())); // to rank 0, which writes them
             }
-            let class = clips[index].label.and_then(|label| checkpoint.state().classes.get(label));
+            let class = clips[index].label.and_then(|label| classes.get(label));
             let what = class.or_else(|| config.sample.prompts.get(clips[index].prompt));
             write.lock().take(index, what.map(String::as_str), &clip, comm)
         })
@@ -236,6 +250,7 @@ impl SampleArgs {
         sample.steps = self.steps.unwrap_or(sample.steps);
         sample.sampler = self.sampler.unwrap_or(sample.sampler);
         sample.guidance = self.guidance.unwrap_or(sample.guidance);
+        sample.shift = self.shift.unwrap_or(sample.shift);
         if !config.data.has_one_size() {
             config = config.of_size(config.sample_size()?);
         }

@@ -15,6 +15,7 @@ use crate::data::{
 use crate::model::ModelConfig;
 use crate::terminal::{self, counted};
 use crate::text::TextEncoder;
+use crate::vae::Space;
 use crate::{Result, bail, hub};
 use captions::CaptionCounts;
 use clap::Args;
@@ -100,7 +101,7 @@ pub fn run(args: ScanArgs) -> Result<()> {
         // one.
         super::may_write(&sheet, args.force || args.sheet.is_none())?;
     }
-    let Settings { sources, names, patch, network, encoder } = settings(&args)?;
+    let Settings { sources, names, patch, space, network, encoder } = settings(&args)?;
     let root = sources.first().map_or_else(PathBuf::new, |source| source.path.clone());
     let root = if sources.len() > 1 { PathBuf::new() } else { root };
     let mut sets = ClipSets::survey(&sources)?;
@@ -108,12 +109,11 @@ pub fn run(args: ScanArgs) -> Result<()> {
     if args.decode {
         sets = sets.decode_all();
     }
-    for dataset in sets.datasets() {
-        if let Some(patch) = patch {
-            token_grid(dataset.options().size(), patch)?;
-        }
+    let grid = |dataset: &Dataset, patch| token_grid(space.size(dataset.options().size(), patch)?, patch);
+    if let Some(patch) = patch {
+        sets.datasets().try_for_each(|dataset| grid(dataset, patch).map(drop))?;
     }
-    let tokens = |dataset: &Dataset| Some(token_grid(dataset.options().size(), patch?).ok()?.iter().product());
+    let tokens = |dataset: &Dataset| Some(grid(dataset, patch?).ok()?.iter().product());
     let captions = CaptionCounts::new(&sets, encoder.as_ref())?;
     if args.json {
         let mut report = report_buckets(&sets, &root, tokens);
@@ -154,6 +154,8 @@ struct Settings {
     names: Vec<String>,
     /// The patch size, if one is known.
     patch: Option<[usize; 3]>,
+    /// What the patches are of.
+    space: Space,
     /// The network, where clips have several sizes: those are cut to its grid.
     network: Option<ModelConfig>,
     /// The text encoder that the config names.
@@ -170,6 +172,7 @@ fn settings(args: &ScanArgs) -> Result<Settings> {
             sources: vec![source],
             names: vec![path],
             patch: args.patch,
+            space: Space::PIXELS,
             network: None,
             encoder: None,
         });
@@ -205,7 +208,7 @@ fn settings(args: &ScanArgs) -> Result<Settings> {
     let names = config.data.iter().map(|section| section.path.clone()).collect();
     let open = |from: &String| TextEncoder::open(&hub::resolve(from)?).map_err(|e| e.at("text.from"));
     let encoder = config.text.from.as_ref().map(open).transpose()?;
-    Ok(Settings { sources, names, patch, network, encoder })
+    Ok(Settings { sources, names, patch, space: config.space()?, network, encoder })
 }
 
 /// Puts the flags over `clips`.

@@ -12,7 +12,7 @@ use crate::state::named::NamedModel;
 use crate::state::optimizer::AdamWOptions;
 use crate::text::{TextConfig, TextModel};
 use crate::vae::{Space, VaeConfig, VaeWeights};
-use crate::{Error, Result, hub};
+use crate::{Error, Result, bail, hub};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -177,7 +177,11 @@ impl RunConfig {
     /// The encoder cannot be had, or is none.
     pub fn text_config(&self) -> Result<Option<TextConfig>> {
         let Some(from) = &self.text.from else { return Ok(None) };
-        let find = || Ok(TextModel::open(&hub::resolve(from)?).map_err(|e| e.at("text.from"))?.config().clone());
+        let open = || match hub::resolve(from)? {
+            path if path.exists() => TextModel::open(&path),
+            path => bail!(Config, "{}: there is no such file or folder", path.display()),
+        };
+        let find = || open().map(|model| model.config().clone()).map_err(|e| e.at("text.from"));
         self.text.known.get(from, find).map(Some)
     }
 

@@ -1,5 +1,5 @@
-//! Reads files that `torch.save` wrote of a state dict: a zip archive of a pickle, which names the tensors, and of their
-//! storages, which are not compressed, so that any part of a tensor is read where it lies.
+//! Reads files that `torch.save` wrote of a state dict: a zip archive of a pickle, which names the tensors, and of
+//! their storages, which are not compressed, so that any part of a tensor is read where it lies.
 //!
 //! What the archive claims is checked on opening, before anything is allocated for it: every tensor lies in its storage
 //! and every storage in the file.
@@ -174,7 +174,7 @@ fn entries(file: &File) -> std::result::Result<BTreeMap<String, Entry>, String> 
     for i in 0..archive.len() {
         let entry = archive.by_index_raw(i).map_err(|e| e.to_string())?;
         let name = entry.name().map_err(|e| e.to_string())?.into_owned();
-        if entry.compression() != CompressionMethod::Stored
+        if entry.compression() != CompressionMethod::STORE
             || entry.encrypted()
             || entry.size() != entry.compressed_size()
         {

@@ -28,7 +28,7 @@ impl WeightFile {
         }
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if !metadata.is_file() {
-            bail!(Data, "{}: is neither a folder nor a file", path.display());
+            bail!(Data, "{}: is not a file", path.display());
         }
         let mut first = vec![];
         let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;

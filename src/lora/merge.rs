@@ -68,6 +68,31 @@ pub fn merge(base: &Layout, adapters: &[(&Adapter, f64)], out: &Path) -> Result<
     Ok(merged)
 }
 
+/// Adds what adapters, each with its scale, add to the weight of this name, diffusers', to `values`: its f32 elements.
+/// The adapters have been checked against the network.
+pub fn add_adapters(adapters: &[(&Adapter, f64)], name: &str, values: &mut [f32]) {
+    let Some(layer) = name.strip_suffix(".weight") else { return };
+    let modules: Vec<(&AdapterModule, f64)> =
+        adapters.iter().filter_map(|(adapter, scale)| Some((adapter.module(layer)?, *scale))).collect();
+    if let Some((module, _)) = modules.first() {
+        add(values, module.inner, &modules);
+    }
+}
+
+/// W += the sum of scale (alpha / r) B A.
+fn add(weight: &mut [f32], inner: usize, modules: &[(&AdapterModule, f64)]) {
+    weight.par_chunks_mut(inner).enumerate().for_each(|(row, sums)| {
+        let mut delta = vec![0f32; inner];
+        for (module, scale) in modules {
+            let scale = (scale * module.scale()) as f32;
+            for (b, a) in module.b[row * module.rank..][..module.rank].iter().zip(module.a.chunks_exact(inner)) {
+                delta.iter_mut().zip(a).for_each(|(d, a)| *d += scale * b * a);
+            }
+        }
+        sums.iter_mut().zip(&delta).for_each(|(w, d)| *w += d);
+    });
+}
+
 /// The bytes of a weight with adapters added.
 fn merge_tensor(
     tensors: &Tensors,
@@ -88,16 +113,7 @@ fn merge_tensor(
         )
     }
     let mut sum = base.clone();
-    sum.par_chunks_mut(inner).enumerate().for_each(|(row, sums)| {
-        let mut delta = vec![0f32; inner];
-        for (module, scale) in modules {
-            let scale = (scale * module.scale()) as f32;
-            for (b, a) in module.b[row * module.rank..][..module.rank].iter().zip(module.a.chunks_exact(inner)) {
-                delta.iter_mut().zip(a).for_each(|(d, a)| *d += scale * b * a);
-            }
-        }
-        sums.iter_mut().zip(&delta).for_each(|(w, d)| *w += d);
-    });
+    add(&mut sum, inner, modules);
     if let Some(value) = sum.iter().find(|x| !x.is_finite()) {
         bail!(Data, "{}: `{key}` with the adapters has a value that is {value}", tensors.path().display())
     }

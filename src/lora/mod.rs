@@ -17,7 +17,7 @@ pub use check::layers;
 pub(crate) use check::size_name;
 pub use form::{Form, is_adapter_key};
 pub use header::RunFacts;
-pub use merge::{Merged, merge};
+pub use merge::{Merged, add_adapters, merge};
 pub use read::AdapterFile;
 pub use write::write;
 

@@ -131,6 +131,9 @@ pub struct SamplingState {
     pub calls: [usize; 2],
 }
 
+/// Fills in what a clip begins from: the rows of some of its tokens.
+pub type NoiseOf<'a> = dyn Fn(&ClipSpec, Range<usize>, &mut [f32]) + 'a;
+
 /// A network that samples, over the ranks of a sequence.
 #[derive(Clone, Copy)]
 pub struct ClipSampler<'a> {
@@ -168,7 +171,7 @@ impl ClipSampler<'_> {
         for batch in 0..count {
             let range = batch * clips.len() / count..(batch + 1) * clips.len() / count;
             let told = |calls| report(SamplingState { clips: range.clone(), calls });
-            let sampled = self.sample_batch(&clips[range.clone()], most, &told)?;
+            let sampled = self.sample_batch(&clips[range.clone()], most, &told, &self.noise())?;
             range.clone().zip(sampled).try_for_each(|(number, clip)| take(number, clip))?;
         }
         Ok(())
@@ -179,8 +182,23 @@ impl ClipSampler<'_> {
     /// # Errors
     /// As there.
     pub fn sample(&self, clip: ClipSpec) -> Result<Sampled> {
-        let sampled = self.sample_batch(&[clip], 1, &|_| {})?;
+        self.sample_from(clip, &self.noise())
+    }
+
+    /// As [`sample`](Self::sample), from other noise than the clip's own: `noise` fills in the rows of some tokens,
+    /// `[n, pt ph pw C]`. For comparison with other implementations.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sample_from(&self, clip: ClipSpec, noise: &NoiseOf) -> Result<Sampled> {
+        let sampled = self.sample_batch(&[clip], 1, &|_| {}, noise)?;
         sampled.into_iter().next().ok_or_else(|| Error::Shape("a batch of one clip is empty".to_owned()))
+    }
+
+    /// Each clip's own noise.
+    fn noise(&self) -> impl Fn(&ClipSpec, Range<usize>, &mut [f32]) + use<> {
+        let (seed, row) = (self.request.seed, self.model.config.patch_in());
+        move |clip, tokens, noise| noise_rows(sample_key(seed, clip.index), tokens, row, noise)
     }
 
     /// What the network's clips are made of.
@@ -205,7 +223,13 @@ impl ClipSampler<'_> {
 
     /// Samples `clips` at once. With guidance, the two passes are one where the network may take `most` clips and they
     /// are no more.
-    fn sample_batch(&self, clips: &[ClipSpec], most: usize, report: &dyn Fn([usize; 2])) -> Result<Vec<Sampled>> {
+    fn sample_batch(
+        &self,
+        clips: &[ClipSpec],
+        most: usize,
+        report: &dyn Fn([usize; 2]),
+        noise_of: &NoiseOf,
+    ) -> Result<Vec<Sampled>> {
         let (config, request) = (&self.model.config, self.request);
         let (space, size) = (self.space(), self.size()?);
         if [config.in_channels, config.out_channels] != [space.channels; 2] {
@@ -222,7 +246,7 @@ impl ClipSampler<'_> {
         let (tokens, row) = (single.local_tokens(), config.patch_in());
         let mut noise = vec![0.0; clips.len() * tokens.len() * row];
         for (clip, noise) in clips.iter().zip(noise.chunks_exact_mut(tokens.len() * row)) {
-            noise_rows(sample_key(request.seed, clip.index), tokens.clone(), row, noise);
+            noise_of(clip, tokens.clone(), noise);
         }
         let x = Tensor::from_vec(noise, (clips.len() * tokens.len(), row), &Device::Cpu)?; // [B local S, pt ph pw C]
 

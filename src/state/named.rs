@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use super::adapters::{AdapterRecord, fingerprint};
 use super::checkpoint::{Checkpoint, EMA, STATE, TRANSFORMER, retried};
 use super::frozen::FrozenModel;
-use crate::lora::Adapter;
+use crate::lora::{Adapter, add_adapters};
 use crate::model::folder::{CONFIG, Folder, read_config};
 use crate::model::layout::{self, Layout};
 use crate::model::{Model, ModelConfig};
@@ -103,19 +103,32 @@ impl NamedModel {
     }
 
     /// The network `config` with the weights of `folder`, as [`opened`](Self::opened) gave it, and with the adapters;
-    /// their frozen network is loaded once for all ranks that share `frozen`.
+    /// their frozen network is loaded once for all ranks that share `frozen`. What `more` adapters with their scales
+    /// add, which have been checked against the network, is added to its weights in f32.
     ///
     /// # Errors
     /// The weights cannot be read, or are not those that were saved or that the adapters belong to.
-    pub fn load(&self, folder: &Folder, config: &ModelConfig, bf16: bool, frozen: &FrozenModel) -> Result<Model> {
+    pub fn load(
+        &self,
+        folder: &Folder,
+        config: &ModelConfig,
+        bf16: bool,
+        frozen: &FrozenModel,
+        more: &[(&Adapter, f64)],
+    ) -> Result<Model> {
+        let read = |name: &str| {
+            let mut values = folder.read_f32(name)?;
+            add_adapters(more, name, &mut values);
+            Ok(values)
+        };
         let Some(adapter) = &self.adapter else {
-            let model = Model::load(config, DType::F32, bf16, |name| folder.read_f32(name))?;
+            let model = Model::load(config, DType::F32, bf16, read)?;
             folder.tensors().check_read()?;
             return Ok(model);
         };
         let model = frozen.take(0, || {
             let model = Model::adapted(config, DType::F32, bf16, &adapter.spec(), 0)?;
-            model.set_base(|name| folder.read_f32(name))?;
+            model.set_base(read)?;
             folder.tensors().check_read()?;
             if let Some(record) = &self.record {
                 record.check_base(&folder.dir().display().to_string(), &fingerprint(folder.tensors()))?;

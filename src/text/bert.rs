@@ -9,11 +9,11 @@ use super::attention::Heads;
 use super::layers::{Arithmetic, Attention, Bias, BiasGelu, BiasResidual, Matrix, Residual, layer_norm};
 use super::names;
 use super::texts::Texts;
-use super::weights::Weights;
+use super::weights::EncoderWeights;
 use crate::Result;
 
 /// Leaves the last hidden state in `texts`, which has the token embeddings.
-pub(super) fn run(weights: &Weights, arithmetic: Arithmetic, texts: &mut Texts) -> Result<()> {
+pub(super) fn run(weights: &EncoderWeights, arithmetic: Arithmetic, texts: &mut Texts) -> Result<()> {
     let config = &weights.config;
     let (width, eps) = (config.width, config.eps);
     let pair = |name: &str| -> Result<[Vec<f32>; 2]> {

@@ -25,10 +25,8 @@ fn straight(c: char) -> char {
 
 /// What ftfy removes: control characters but white space, and Unicode's that mark nothing that is seen.
 fn is_control(c: char) -> bool {
-    matches!(
-        c,
-        '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f' | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}'
-    )
+    matches!(c, '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f')
+        || matches!(c, '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
 }
 
 /// White space as Python's regular expressions have it.

@@ -1,4 +1,4 @@
-//! Defines the sizes of a text encoder: of UMT5, T5 and mT5, and of BERT-style ones, as `config.json` or the weights tell.
+//! Defines the sizes of a text encoder, of UMT5, T5, mT5 or BERT, as `config.json` or the weights tell them.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

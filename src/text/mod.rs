@@ -1,10 +1,10 @@
-//! Encodes captions to embeddings, with frozen weights on the CPU: UMT5, as Wan has it, T5, and BERT-style encoders such
-//! as MiniLM.
+//! Encodes captions to embeddings, with frozen weights on the CPU: by UMT5, as Wan has it, T5, and BERT-style encoders
+//! such as MiniLM.
 //!
-//! An encoder larger than memory is no trouble: its embedding is read by the row, and its layers pass by half a layer at
-//! a time for all captions at once, so that its file is read once and the memory is that of the largest half (650 MB for
-//! UMT5-XXL in f32), the embeddings themselves apart. Captions are encoded each alone and unpadded, which is what padding
-//! and a mask come to. Sums, norms, softmax and the residual are f32; operands of products may be rounded to bf16.
+//! An encoder may be larger than memory: its embedding is read by the row, and its layers pass by half a layer at a
+//! time for all captions at once. So its file is read once, and the memory is that of the largest half (670 MB for
+//! UMT5-XXL in f32), the embeddings themselves apart. Each caption is encoded alone and unpadded, which is what padding
+//! with a mask comes to. Sums, norms, softmax and the residual are f32; operands of products may be rounded to bf16.
 //!
 //! [`TextEncoder`] is the whole; [`TextModel`] takes ids. Files are found by [`places`], named by [`names`], read by
 //! [`weights`]; [`t5`] and [`bert`] run [`layers`] and [`attention`] on [`texts`]; [`clean`] and [`tokens`] make ids.
@@ -47,7 +47,7 @@ use layers::Arithmetic;
 use places::Places;
 use texts::Texts;
 use tokens::CaptionTokenizer;
-use weights::Weights;
+use weights::EncoderWeights;
 
 /// Tokens of a text that is given as ids, at most: scores grow with their square.
 const MOST_IDS: usize = 8192;
@@ -55,7 +55,7 @@ const MOST_IDS: usize = 8192;
 /// A text encoder's network, whose weights stay in their file until they are needed.
 #[derive(Debug)]
 pub struct TextModel {
-    weights: Weights,
+    weights: EncoderWeights,
     arithmetic: Arithmetic,
 }
 
@@ -70,12 +70,12 @@ impl TextModel {
     }
 
     fn at(places: &Places) -> Result<Self> {
-        Ok(Self { weights: Weights::open(places)?, arithmetic: Arithmetic { isa: Isa::best(), bf16: false } })
+        Ok(Self { weights: EncoderWeights::open(places)?, arithmetic: Arithmetic { isa: Isa::best(), bf16: false } })
     }
 
     /// Whether `path` is meant to be a text encoder, so that [`open`](Self::open) is to say what is wrong with it.
     pub fn is_encoder(path: &Path) -> bool {
-        Places::is_encoder(path) || Weights::is_encoder(path)
+        Places::is_encoder(path) || EncoderWeights::is_encoder(path)
     }
 
     /// The same network on another instruction set, for tests.
@@ -97,8 +97,8 @@ impl TextModel {
         &self.weights.config
     }
 
-    /// The last hidden state of each text of ids, `[n, features]` f32 on the CPU. `progress` is told how much is done of
-    /// how much.
+    /// The last hidden state of each text of ids, `[n, features]` f32 on the CPU. `progress` is told how much is done
+    /// of how much.
     ///
     /// # Errors
     /// An id is beyond the vocabulary, a text is empty or too long, or the weights cannot be read.
@@ -175,8 +175,8 @@ impl TextEncoder {
         self.model.config().max_tokens
     }
 
-    /// The SHA-256 of all that embeddings depend on: the encoder's config and weights, whatever file they are in, and
-    /// the tokenizer. All weights are read.
+    /// The SHA-256 of all that embeddings depend on, the arithmetic apart: the encoder's config and weights, whatever
+    /// file they are in, and the tokenizer. All weights are read.
     ///
     /// # Errors
     /// The weights cannot be read.

@@ -62,7 +62,7 @@ impl Places {
         if !path.join(CONFIG).is_file() {
             bail!(
                 Data,
-                "{}: holds no text encoder: neither {ENCODER}/{CONFIG}, nor {CONFIG} and weights, nor {WAN_ENCODER}*.pth",
+                "{}: holds no text encoder: no {ENCODER}/{CONFIG}, no {CONFIG} with weights, no {WAN_ENCODER}*.pth",
                 path.display()
             );
         }

@@ -11,11 +11,11 @@ use super::config::Kind;
 use super::layers::{Arithmetic, Attention, Gated, Relu, Residual, rms_norm};
 use super::names;
 use super::texts::Texts;
-use super::weights::Weights;
+use super::weights::EncoderWeights;
 use crate::Result;
 
 /// Leaves the last hidden state in `texts`, which has the embeddings.
-pub(super) fn run(weights: &Weights, arithmetic: Arithmetic, texts: &mut Texts) -> Result<()> {
+pub(super) fn run(weights: &EncoderWeights, arithmetic: Arithmetic, texts: &mut Texts) -> Result<()> {
     let config = &weights.config;
     let Kind::T5 { own_biases, gated, .. } = config.kind else { unreachable!("a T5") };
     let (width, eps) = (config.width, config.eps);

@@ -40,8 +40,8 @@ impl CaptionTokenizer {
         if most.is_none_or(|id| id as usize >= config.vocab) {
             let (ids, rows) = (tokenizer.get_vocab_size(true), config.vocab);
             return Err(at(&format!(
-                "does not fit the text encoder: it has {ids} tokens with ids up to {}, the encoder knows {rows}; they are \
-                 of different models",
+                "does not fit the text encoder: it has {ids} tokens with ids up to {}, the encoder knows {rows}; they \
+                 are of different models",
                 most.unwrap_or(0)
             )));
         }
@@ -51,8 +51,8 @@ impl CaptionTokenizer {
         match config.kind {
             Kind::T5 { end, .. } if none != [end] => bail!(
                 Data,
-                "{}: does not fit the text encoder: it makes an empty caption to {none:?}, which must be the end token, \
-                 [{end}]",
+                "{}: does not fit the text encoder: it makes an empty caption to {none:?}, which must be the end \
+                 token, [{end}]",
                 path.display()
             ),
             _ if none.is_empty() => bail!(

@@ -19,14 +19,14 @@ const PIECE: usize = 1 << 20;
 
 /// An encoder's config, and its tensors, read when asked for.
 #[derive(Debug)]
-pub(super) struct Weights {
+pub(super) struct EncoderWeights {
     pub config: TextConfig,
     file: WeightFile,
     /// From Hugging Face's names to those of the file, with shapes.
     tensors: BTreeMap<String, (String, Vec<usize>)>,
 }
 
-impl Weights {
+impl EncoderWeights {
     /// Opens the weights; all names and shapes are checked, nothing is read.
     ///
     /// # Errors

@@ -75,11 +75,15 @@ impl RunSetup {
             .data
             .iter()
             .flat_map(|section| [Some(&section.path).filter(|_| !own_clips), section.heldout.as_ref()]);
-        let names = [&config.model.from, &config.lora.from, &config.vae.from, &config.text.from]
-            .map(Option::as_ref)
-            .into_iter()
-            .chain(data);
-        names.flatten().try_for_each(|name| hub::resolve(name).map(drop))
+        let named = [
+            ("model.from", &config.model.from),
+            ("lora.from", &config.lora.from),
+            ("vae.from", &config.vae.from),
+            ("text.from", &config.text.from),
+        ];
+        let named = named.into_iter().filter_map(|(key, from)| Some((key, from.as_ref()?)));
+        named.map(|(key, from)| hub::resolve(from).map_err(|e| e.at(key))).try_for_each(|path| path.map(drop))?;
+        data.flatten().try_for_each(|from| hub::resolve(from).map(drop))
     }
 
     /// Opens everything `config` names, and the checkpoint that `start` asks for.

@@ -145,7 +145,7 @@ fn inputs_of_another_shape_are_refused_with_it() {
     spoilt("hidden_states", &[2, 3, 14, 14]).refused(&[], &["hidden_states"]); // no frames
     spoilt("hidden_states", &[2, 3, 0, 14, 14]).refused(&[], &["hidden_states", "0"]); // no tokens
     spoilt("timestep", &[3]).refused(&[], &["timestep", "3"]); // another batch
-    spoilt("timestep", &[2, 49]).refused(&[], &["timestep"]); // a timestep a token
+    spoilt("timestep", &[2, 48]).refused(&[], &["timestep", "48"]); // neither one a clip nor one a token
     spoilt("encoder_hidden_states", &[3, 4, 8]).refused(&[], &["encoder_hidden_states", "3"]); // another batch
     spoilt("encoder_hidden_states", &[2, 4, 9]).refused(&[], &["encoder_hidden_states", "9", "8"]); // another width
     spoilt("encoder_hidden_states", &[2, 0, 8]).refused(&[], &["encoder_hidden_states"]); // no words at all

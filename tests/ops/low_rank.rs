@@ -19,7 +19,13 @@ fn dense(x: &Tensor, p: &[Tensor]) -> Result<Tensor> {
 }
 
 fn params(inner: usize, out: usize, rank: usize) -> Vec<Tensor> {
-    vec![normal(2, (out, inner)), normal(3, out), normal(4, (rank, inner)), normal(5, (out, rank))]
+    let small = |x: Tensor, n: usize| (x * (n as f64).powf(-0.5)).unwrap(); // outputs of order 1
+    vec![
+        small(normal(2, (out, inner)), inner),
+        normal(3, out),
+        small(normal(4, (rank, inner)), inner),
+        small(normal(5, (out, rank)), 100 * rank), // so that finite steps of A are small for what follows
+    ]
 }
 
 #[test]

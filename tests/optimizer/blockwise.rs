@@ -66,7 +66,8 @@ fn each_step_is_that_of_adamw_on_the_moments_that_the_words_hold() {
             let p = f64::from(before[i]);
             let want = p - lr * (m / bias(b1) / ((v / bias(b2)).sqrt() + eps) + rate * p);
             assert!((f64::from(state.params[i]) - want).abs() < 2e-7 * (1.0 + want.abs()), "step {step}, {i}");
-            (means.push(m), roots.push(v.sqrt()));
+            means.push(m);
+            roots.push(v.sqrt());
         }
         // A value halfway between two fractions may take the other in f32.
         for (held, exact, fractions, above) in [

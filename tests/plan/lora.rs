@@ -55,8 +55,10 @@ fn a_rehearsal_of_adapters_has_what_the_plan_says() {
     for more in [&["train.dtype=bf16"][..], &[], &["train.dtype=bf16", "--ranks=2", "parallel.zero=3"]] {
         let case = case(more);
         for (what, both) in rehearsed(&place, &case) {
-            // Two ranks' kept panels are the process's, and a tile's weight is widened by one rank at a time.
-            check(&case, &what, both, if more.len() > 1 { 24.0 } else { 8.0 });
+            // The plan counts what a tile keeps for its weights' gradients, which frozen layers do not, and a weight of
+            // 4 MiB that is widened in both parts of a tile: it says 6 % too much. Two ranks' kept panels are the
+            // process's, and a tile's weight is widened by one rank at a time.
+            check(&case, &what, both, if more.len() > 1 { 24.0 } else { 14.0 });
         }
     }
 }

@@ -7,6 +7,7 @@
 mod buckets;
 mod data;
 mod failures;
+mod finetune;
 mod latents;
 mod library;
 mod limits;

@@ -101,8 +101,11 @@ fn gradients_of_adapters_are_those_of_the_merged_network() {
     }
 }
 
+/// What [`steps`] gives of each rank.
+type Steps = ([f64; 2], Vec<f32>, Vec<f32>, StateBytes);
+
 /// Two clipped steps of AdamW: norms, adapters on every rank, their average, and the loss's network: what is frozen.
-fn steps(case: Case, shared: bool, bf16: bool) -> Vec<([f64; 2], Vec<f32>, Vec<f32>, StateBytes)> {
+fn steps(case: Case, shared: bool, bf16: bool) -> Vec<Steps> {
     let adamw = options!(AdamWOptions::default(); eps: 1e-3);
     let options = options!(StateOptions::default(); adamw: adamw, clip: 0.05, ema: 0.9, zero: case.zero, shared);
     let frozen = longreel::state::frozen::FrozenModel::new(case.ranks());

@@ -11,6 +11,7 @@ mod linear;
 mod peak;
 mod report;
 mod step;
+mod text;
 mod vae;
 
 use candle_core::{DType, Device, Tensor};
@@ -45,6 +46,7 @@ enum What {
     Block(block::BlockArgs),
     Step(step::StepArgs),
     Vae(vae::VaeArgs),
+    Text(text::TextArgs),
     Peak(peak::PeakArgs),
 }
 
@@ -56,6 +58,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         What::Block(args) => block::run(&args),
         What::Step(args) => step::run(&args),
         What::Vae(args) => vae::run(&args),
+        What::Text(args) => text::run(&args),
         What::Peak(args) => peak::run(&args),
     }?;
     super::print(if args.json { report.json() } else { report.table() })

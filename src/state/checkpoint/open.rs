@@ -203,14 +203,14 @@ pub(crate) fn retried<T>(path: &Path, open: impl Fn() -> Result<(PathBuf, Result
     loop {
         let (dir, opened) = open()?;
         match opened {
-            Err(_) if !path.is_dir() => {
+            Err(_) if !path.exists() => {
                 let path = path.display();
                 bail!(
                     Checkpoint,
                     "{path}: was removed while it was opened: its run keeps the last train.keep checkpoints only"
                 )
             }
-            Err(_) if attempt < ATTEMPTS && !dir.is_dir() => attempt += 1,
+            Err(_) if attempt < ATTEMPTS && !dir.exists() => attempt += 1,
             other => return other,
         }
     }

@@ -20,8 +20,15 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import (BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config,
-                          UMT5EncoderModel)
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.models.umt5.modeling_umt5 import UMT5LayerNorm
 
@@ -41,9 +48,12 @@ The quick brown fox jumps over the lazy dog 0123456789.
 worst quality, low quality, blurry, jpeg artifacts, watermark, text
 """.splitlines()
 
-TEXTS = ["A red fox trots through fresh snow.", "", " ", "  two   spaces,\ttabs\nand lines  ", "一只可爱的小猫在草地上奔跑，阳光明媚。",
-         "Ｆｕｌｌ－ｗｉｄｔｈ ａｎｄ ﬁ ligature ①②", "caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m", "emoji 🦊❄️ and rare ⴰⵣⵓⵍ",
-         "&lt;b&gt;AT&amp;amp;T&lt;/b&gt; &quot;quoted&quot;", "mojibake: âœ” schÃ¶n", "zero\u200bwidth\u00a0nbsp\u3000ideographic",
+TEXTS = ["A red fox trots through fresh snow.", "", " ", "  two   spaces,\ttabs\nand lines  ",
+         "一只可爱的小猫在草地上奔跑，阳光明媚。",
+         "Ｆｕｌｌ－ｗｉｄｔｈ ａｎｄ ﬁ ligature ①②",
+         "caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m", "emoji 🦊❄️ and rare ⴰⵣⵓⵍ",
+         "&lt;b&gt;AT&amp;amp;T&lt;/b&gt; &quot;quoted&quot;",
+         "mojibake: âœ” schÃ¶n", "zero\u200bwidth\u00a0nbsp\u3000ideographic",
          "</s> <pad> <extra_id_0> literal", "a cat " * 400]
 
 
@@ -88,11 +98,12 @@ def norm64(self, x):
 
 
 def make_tokenizer(folder):
-    """A unigram model in the shape of umT5's: ids 0 <pad>, 1 </s>, 2 <s>, 3 <unk>, byte pieces, sentinels at the end."""
+    """A unigram model as umT5's is: ids 0 <pad>, 1 </s>, 2 <s>, 3 <unk>, byte pieces, sentinels at the end."""
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_writer=model, vocab_size=480, model_type="unigram", character_coverage=1.0,
-        pad_id=0, eos_id=1, bos_id=2, unk_id=3, byte_fallback=True, num_threads=1, split_digits=True, minloglevel=2,
+        sentence_iterator=iter(CORPUS), model_writer=model, vocab_size=480, model_type="unigram",
+        character_coverage=1.0, pad_id=0, eos_id=1, bos_id=2, unk_id=3, byte_fallback=True, num_threads=1,
+        split_digits=True, minloglevel=2,
         hard_vocab_limit=False)
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
     pieces = [(p.piece, float(np.float32(p.score))) for p in proto.pieces]
@@ -129,7 +140,8 @@ def wan_name(n):
         return "token_embedding.weight"
     if n == "encoder.final_layer_norm.weight":
         return "norm.weight"
-    n = n.replace("encoder.block.", "blocks.").replace("layer.0.layer_norm", "norm1").replace("layer.1.layer_norm", "norm2")
+    n = n.replace("encoder.block.", "blocks.")
+    n = n.replace("layer.0.layer_norm", "norm1").replace("layer.1.layer_norm", "norm2")
     n = n.replace("layer.0.SelfAttention.relative_attention_bias", "pos_embedding.embedding")
     n = n.replace("layer.0.SelfAttention.", "attn.").replace("layer.1.DenseReluDense.wi_0", "ffn.gate.0")
     return n.replace("layer.1.DenseReluDense.wi_1", "ffn.fc1").replace("layer.1.DenseReluDense.wo", "ffn.fc2")
@@ -170,8 +182,9 @@ def make_umt5(out):
     ids, mask = rows([1, 7, 150, 160], 480, 32)  # beyond 128 tokens all distances share the last bucket
     distances = torch.arange(-200, 201)
     buckets = model.encoder.block[0].layer[0].SelfAttention._relative_position_bucket(distances)
-    save(out / "encode.safetensors", {"input_ids": ids, "attention_mask": mask, "last_hidden_state": hidden(model, ids, mask),
-                                      "buckets.distance": distances, "buckets": buckets})
+    save(out / "encode.safetensors", {
+        "input_ids": ids, "attention_mask": mask, "last_hidden_state": hidden(model, ids, mask),
+        "buckets.distance": distances, "buckets": buckets})
 
 
 def make_small(out):
@@ -196,9 +209,10 @@ def make_small(out):
 def make_views(out):
     """Tensors that are no whole storages in their order, as a state dict may have them."""
     base = torch.arange(24, dtype=torch.float32).view(4, 6)
-    torch.save({"plain": base, "turned": base.t(), "part": base[1:3, 2:5], "parameter": torch.nn.Parameter(base[2]),
-                "scalar": torch.tensor(0.5), "half": base.half(), "double": base.double(), "bf16": base.bfloat16(),
-                "ints": torch.arange(3), "epoch": 7, "permuted": base.view(2, 3, 4).permute(2, 0, 1)}, out / "views.pth")
+    views = {"plain": base, "turned": base.t(), "part": base[1:3, 2:5], "parameter": torch.nn.Parameter(base[2]),
+             "scalar": torch.tensor(0.5), "half": base.half(), "double": base.double(), "bf16": base.bfloat16(),
+             "ints": torch.arange(3), "epoch": 7, "permuted": base.view(2, 3, 4).permute(2, 0, 1)}
+    torch.save(views, out / "views.pth")
 
 
 def main(out):

@@ -1,0 +1,141 @@
+//! Fine-tunes from end to end: from a pipeline's folder, captioned videos and pictures to a LoRA file, and to its
+//! clips, by the run and by the pipeline alike.
+
+use super::resume::until;
+use super::{Place, difference, longreel, picture, snapshot, succeed, text};
+use crate::golden::pipeline::{assemble, off};
+use image::RgbImage;
+use longreel::data::write::write_video;
+use longreel::lora::AdapterFile;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Videos of 9 frames and of 5, and pictures: 12, 8 and 6 tokens of latents.
+const FINETUNE: &str = r#"
+[run]
+seed = 13
+[[data]]
+path = "CLIPS/videos"
+resolutions = [40]
+frame_counts = [5, 9]
+aspects = 3
+[[data]]
+path = "CLIPS/pictures"
+buckets = [[48, 32, 1]]
+caption_prefix = "a picture of "
+[model]
+from = "PIPELINE"
+[vae]
+from = "PIPELINE"
+cache = "CACHE"
+[text]
+from = "PIPELINE"
+cache = "EMBEDDINGS"
+[lora]
+rank = 4
+alpha = 6.0
+export = ["comfy", "diffusers"]
+[diffusion]
+shift = "auto"
+shift_base_tokens = 4
+caption_dropout = 0.3
+[train]
+steps = 4
+accumulate = 2
+lr = 0.05
+warmup = 0
+ema = 0.5
+checkpoint_every = 2
+tile = 5
+[sample]
+sampler = "wan-unipc"
+steps = 4
+guidance = 4.0
+shift = 3.0
+prompts = ["a red wave"]
+count = 1
+"#;
+
+fn place() -> Place {
+    let place = Place::new(FINETUNE);
+    let config = fs::read_to_string(place.path("config.toml")).unwrap();
+    let pipeline = place.path("pipeline");
+    fs::write(place.path("config.toml"), config.replace("PIPELINE", &pipeline.display().to_string())).unwrap();
+    assemble(&pipeline);
+    for folder in ["clips/videos", "clips/pictures"] {
+        fs::create_dir_all(place.path(folder)).unwrap();
+    }
+    let (wide, tall) = ([36, 52], [52, 36]);
+    for (name, seed, frames, [height, width], caption) in [
+        ("clips/videos/a", 1, 18, wide, "a red wave over the whole frame"),
+        ("clips/videos/b", 2, 10, wide, "a slow wave"),
+        ("clips/videos/c", 3, 6, tall, "stripes, &amp; dots"),
+    ] {
+        let pixels: Vec<u8> = (0..frames).flat_map(|t| picture(seed, t, height, width)).collect();
+        write_video(&place.path(&format!("{name}.mp4")), &pixels, height, width, 16.0).unwrap();
+        fs::write(place.path(&format!("{name}.txt")), caption).unwrap();
+    }
+    for i in 0..2 {
+        let image = RgbImage::from_raw(52, 36, picture(10 + i, 0, 36, 52)).unwrap();
+        image.save(place.path(&format!("clips/pictures/{i}.png"))).unwrap();
+        fs::write(place.path(&format!("clips/pictures/{i}.txt")), format!("wave number {i}")).unwrap();
+    }
+    place
+}
+
+/// The pixels of a sampled clip.
+fn sheet(place: &Place, from: &Path, args: &[&str]) -> Vec<u8> {
+    let out = place.path("sheet.png");
+    let mut command = longreel();
+    command.env("HOME", place.path("home")).arg("sample").arg(from).arg("-o").arg(&out);
+    succeed(command.args(["--real-size", "--force"]).args(args));
+    image::open(out).unwrap().into_rgb8().into_raw()
+}
+
+#[test]
+fn a_pipeline_is_tuned_and_its_lora_samples_what_the_run_does() {
+    let place = place();
+    let before = snapshot(&place.path("pipeline"));
+    let output = succeed(&mut place.command("one", &["--ranks=1"]));
+    let log = text(&output.stderr);
+    assert!(log.contains("in 3 buckets"), "{log}");
+    let one = place.metrics("one");
+    let encoded = || -> Vec<(PathBuf, Vec<u8>)> {
+        let files = snapshot(&place.path("cache")).into_iter();
+        files.filter(|(path, _)| path.extension().is_some_and(|kind| kind == "safetensors")).collect()
+    };
+    let latents = encoded();
+    assert_eq!(latents.len(), 6, "two clips of `a`, one of each other file");
+    let two = place.train("two", &["--ranks=2"]);
+    assert!(difference(&one, &two) < 1e-5, "{}", difference(&one, &two));
+    until(&place, "one", "resumed", 2);
+    let resumed = place.train("resumed", &["--ranks=3", "--resume"]);
+    assert!(difference(&one, &resumed) < 1e-5, "{}", difference(&one, &resumed));
+    assert!(encoded() == latents, "clips were encoded again");
+    assert!(snapshot(&place.path("pipeline")) == before, "the pipeline changed");
+
+    let file = place.checkpoint("one", 4, "lora.safetensors");
+    let adapter = AdapterFile::open(&file).unwrap().adapter;
+    assert_eq!(adapter.modules.len(), 20);
+    assert!(adapter.modules.iter().all(|module| module.b.iter().any(|&b| b != 0.0)));
+    // The run adds B A x to W x, the flag adds B A to W, all in f32: a pixel may fall on the other side of a rounding.
+    let of_run = sheet(&place, &place.path("one"), &[]);
+    let pipeline = place.path("pipeline");
+    let size = ["--frames", "9", "--height", "32", "--width", "32", "--seed", "13", "--prompt", "a red wave"];
+    let common = [&size[..], &["--steps", "4", "--guidance", "4"]].concat();
+    for name in ["lora.safetensors", "lora_diffusers.safetensors"] {
+        let file = place.checkpoint("one", 4, name).display().to_string();
+        let of_pipeline = sheet(&place, &pipeline, &[&common[..], &["--lora", &file]].concat());
+        assert!(off(&of_run, &of_pipeline) <= 1, "{name}: {}", off(&of_run, &of_pipeline));
+    }
+    assert!(off(&of_run, &sheet(&place, &pipeline, &common)) > 5, "the LoRA changes nothing");
+    // Tokens of latents are counted, not of pixels.
+    let mut scan = longreel();
+    let said = succeed(scan.args(["scan", "--no-sheet", "--config"]).arg(place.path("config.toml")));
+    let said = text(&said.stdout);
+    let tokens = |bucket: &str| {
+        let line = said.lines().find(|line| line.starts_with(bucket)).unwrap_or_else(|| panic!("{said}"));
+        line.split_whitespace().nth(4).unwrap().to_owned()
+    };
+    assert_eq!(["32x32x9", "32x32x5", "48x32x1"].map(tokens), ["12", "8", "6"]);
+}
