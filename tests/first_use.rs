@@ -172,6 +172,6 @@ fn words_of_other_trainers_lead_to_the_key_or_say_that_there_is_none() {
     assert!(quiet.contains("; the keys of [train] are steps, batch, ") && !quiet.contains("nearest"), "{quiet}");
     let quiet = message("xyzzy.key=1");
     assert!(quiet.ends_with(
-        "unknown section `xyzzy`; the sections are run, data, model, vae, text, diffusion, train, parallel, stash, sample"
+        "unknown section `xyzzy`; the sections are run, data, model, lora, vae, text, diffusion, train, parallel, stash, sample"
     ));
 }
