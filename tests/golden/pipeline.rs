@@ -6,7 +6,7 @@
 
 use super::{Values, case, error, read};
 use crate::train::{fail, longreel, succeed};
-use candle_core::DType;
+use candle_core::{DType, Device};
 use longreel::config::SamplerKind;
 use longreel::diffusion::{DiffusionOptions, Guidance, Objective};
 use longreel::lora::{Adapter, AdapterModule, Form, write};
@@ -85,7 +85,7 @@ fn prompts_clips_and_video_are_those_of_diffusers() {
     let folder = Layout::open(&dir.path().join("transformer")).unwrap().into_folder().unwrap();
     let config = ModelConfig::of(&folder).unwrap();
     let weights = VaeWeights::open(dir.path()).unwrap();
-    let decoder = Decoder::load(&weights, Arithmetic { isa: Isa::best(), bf16: false }).unwrap();
+    let decoder = Decoder::load(&weights, Arithmetic { isa: Isa::best(), bf16: false }, &Device::Cpu).unwrap();
     let mut embeds = embeds.into_iter().map(|tokens| TextTokens::padded_to(tokens, TEXT_LENGTH));
     let prompts = Prompts { texts: vec![embeds.next().unwrap()], negative: embeds.next().unwrap() };
     let request = Request {
