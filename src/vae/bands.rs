@@ -1,4 +1,5 @@
-//! Streams a clip through the layers in bands of rows, from the top to the bottom, and through each band frame by frame.
+//! Streams a clip through the layers in bands of rows, from the top to the bottom, and through each band frame by
+//! frame.
 //!
 //! A layer that sees 3 x 3 pixels then remembers two rows of every frame instead of two frames of every row, which is
 //! less where a clip has fewer frames than rows; and what is in work is a band of one frame, small enough for caches.
@@ -308,9 +309,9 @@ fn through(layers: &mut [BandLayer], x: Frame, emit: &mut dyn FnMut(Frame) -> Re
     Ok(())
 }
 
-/// Encodes `frames` frames of `size` `[rows, width]`: frames of moments. `read` gives some rows of a frame and is called
-/// for all frames of a band, from the first band to the last; `done` is told after each how many frames' worth of rows
-/// are done with.
+/// Encodes `frames` frames of `size` `[rows, width]`: frames of moments. `read` gives some rows of a frame and is
+/// called for all frames of a band, from the first band to the last; `done` is told after each how many frames' worth
+/// of rows are done with.
 ///
 /// # Errors
 /// Those of `read`.
