@@ -4,8 +4,8 @@
         --text 64 --text-dim 4096 --layers 2 --lora 32
 
 Adapters of all linear layers of all blocks in f32, over a frozen network with random weights in --dtype, with gradient
-checkpointing. Sizes are of the latent, as in wan_step.py. Prints one JSON line; step_s is the median over --steps, after
-one step that does not count. Needs: torch==2.11.0 diffusers==0.42.1 accelerate peft==0.21.2.
+checkpointing. Sizes are of the latent, as in wan_step.py. Prints one JSON line; step_s is the median over --steps,
+after one step that does not count. Needs: torch==2.11.0 diffusers==0.42.1 accelerate peft==0.21.2.
 """
 import argparse
 import json
