@@ -75,7 +75,8 @@ class Work:
         return [str(OURS), "bench", kind, "--json", *self.flags(), *ranks], dict(os.environ)
 
     def theirs(self, peers):
-        script = ROOT / "benches/peers" / dict(step="wan_step.py", lora="wan_lora_step.py").get(self.kind, f"{self.kind}.py")
+        name = dict(step="wan_step.py", lora="wan_lora_step.py").get(self.kind, f"{self.kind}.py")
+        script = ROOT / "benches/peers" / name
         start = [str(peers / "bin/python")]
         if self.ranks > 1:  # --standalone: on a port that is free
             start = [str(peers / "bin/torchrun"), "--standalone", "--nproc_per_node", str(self.ranks)]

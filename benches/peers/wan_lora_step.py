@@ -4,8 +4,8 @@
         --text 64 --text-dim 4096 --layers 2 --lora 32
 
 Adapters of all linear layers of all blocks in f32, over a frozen network with random weights in --dtype, with gradient
-checkpointing. Sizes are of the latent, as in wan_step.py. Prints one JSON line; step_s is the median over --steps, after
-one step that does not count. Needs: torch==2.11.0 diffusers==0.42.1 accelerate peft==0.21.2.
+checkpointing. Sizes are of the latent, as in wan_step.py. Prints one JSON line; step_s is the median over --steps,
+after one step that does not count. Needs: torch==2.11.0 diffusers==0.42.1 accelerate peft==0.21.2.
 """
 import argparse
 import json
@@ -62,7 +62,7 @@ tokens = a.frames * (a.height // 2) * (a.width // 2)
 step = sorted(times[1:])[len(times[1:]) // 2]
 print(json.dumps(dict(
     peer="diffusers Wan + peft", diffusers=diffusers.__version__, peft=peft.__version__, torch=torch.__version__,
-    preload=os.environ.get("LD_PRELOAD", ""), ranks=1, threads=a.threads, dtype=a.dtype, checkpointing=True, tokens=tokens,
-    layers=a.layers, dim=a.heads * a.head_dim, heads=a.heads, head_dim=a.head_dim, lora=a.lora,
+    preload=os.environ.get("LD_PRELOAD", ""), ranks=1, threads=a.threads, dtype=a.dtype, checkpointing=True,
+    tokens=tokens, layers=a.layers, dim=a.heads * a.head_dim, heads=a.heads, head_dim=a.head_dim, lora=a.lora,
     trained=sum(p.numel() for p in trained), step_s=round(step, 4), tokens_per_s=round(tokens / step, 1),
     peak_rss_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3), loss=round(loss.item(), 5))))

@@ -23,8 +23,8 @@ impl Pretrained {
     /// shift; sizes, steps and guidance are those that Wan's own commands have.
     ///
     /// # Errors
-    /// The network has no text, so it is none of Wan's, and nothing is known of its clips; the scheduler's config cannot be
-    /// read.
+    /// The network has no text, so it is none of Wan's, and nothing is known of its clips; the scheduler's config
+    /// cannot be read.
     pub fn new(from: &str, path: &Path, model: &ModelConfig) -> Result<Self> {
         let pipeline = pipeline(path);
         if model.text_dim == 0 {

@@ -14,6 +14,7 @@ mod read;
 mod write;
 
 pub use check::layers;
+#[cfg(feature = "cli")]
 pub(crate) use check::size_name;
 pub use form::{Form, is_adapter_key};
 pub use header::RunFacts;

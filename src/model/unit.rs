@@ -64,8 +64,8 @@ pub struct Entry {
 }
 
 impl Unit {
-    /// A unit of zeros, the `index`-th of its model, on this device, held so. On a GPU every parameter begins at a multiple of
-    /// 64 bytes, as products are fast then; what lies between two is zero and stays so, and no file has it.
+    /// A unit of zeros, the `index`-th of its model, on this device, held so. On a GPU every parameter begins at a
+    /// multiple of 64 bytes, as products are fast then; what lies between two is zero and stays so, and no file has it.
     pub fn zeros(index: usize, spec: &UnitSpec, dtype: DType, device: &Device, holding: Holding) -> Result<Self> {
         let entries = Self::places(spec, dtype, device, holding);
         let align = align(dtype, device, holding);

@@ -30,8 +30,8 @@ impl RunSetup {
         Ok(Some(AdapterRecord { network: self.model.to_json(), base, lora: spec.clone() }))
     }
 
-    /// The run's state before its first step, for the ranks of `world`. A frozen network that ranks are to hold a part of
-    /// is read unit by unit.
+    /// The run's state before its first step, for the ranks of `world`. A frozen network that ranks are to hold a part
+    /// of is read unit by unit.
     pub(super) fn train_state(&self, world: Arc<dyn Communicator>) -> Result<TrainState> {
         let options = self.state();
         let parts = options.zero >= 3 && !options.shared && world.size() > 1;

@@ -1,4 +1,5 @@
-//! Wan's samplers against diffusers' schedulers: sigmas, timesteps and trajectories. The golden file and its story are in
+//! Wan's samplers against diffusers' schedulers: sigmas, timesteps and trajectories. The golden file and its story are
+//! in
 //! `golden/schedules/make.py`.
 
 use super::values;

@@ -1,5 +1,5 @@
-//! The linear layer with an adapter: against the plain layer of W + s B A, forward and backward and with every epilogue;
-//! over a frozen base, also one in bf16; and its dropout.
+//! The linear layer with an adapter: against the plain layer of W + s B A, forward and backward and with every
+//! epilogue; over a frozen base, also one in bf16; and its dropout.
 
 use super::*;
 use longreel::ops::{Draws, Dropout, Linear, LowRank, Rows, plain};

@@ -1,5 +1,5 @@
-//! AdamW with moments of eight bits: each step against AdamW in f64 on the moments that the words hold, each word against
-//! the nearest fraction, and the same bits wherever shards begin.
+//! AdamW with moments of eight bits: each step against AdamW in f64 on the moments that the words hold, each word
+//! against the nearest fraction, and the same bits wherever shards begin.
 
 use super::{State, adamw, normal, pool};
 use longreel::state::optimizer::Shard;

@@ -1,5 +1,5 @@
-//! Adapters over a frozen network: gradients and loss of the merged network, in every stage and on every mesh; the frozen
-//! values stay as they are, are held once or sharded, and have neither gradients nor moments.
+//! Adapters over a frozen network: gradients and loss of the merged network, in every stage and on every mesh; the
+//! frozen values stay as they are, are held once or sharded, and have neither gradients nor moments.
 
 use super::*;
 use longreel::model::LoraSpec;

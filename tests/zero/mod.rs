@@ -118,7 +118,8 @@ impl By {
     }
 
     /// How far a weight may be from that of one rank after two steps, as gradients are summed in another order: Newton
-    /// and Schulz magnify rounding, and a moment of eight bits may become its neighbour, a few hundredths of a step away.
+    /// and Schulz magnify rounding, and a moment of eight bits may become its neighbour, a few hundredths of a step
+    /// away.
     fn tolerance(self) -> f32 {
         match self {
             Self::Sgd | Self::ClippedAdamW => 1e-6,

@@ -1,5 +1,5 @@
-//! The other optimizers over ranks: Muon and AdamW of eight bits in every stage, what a rank holds, what is saved, and runs
-//! that go on.
+//! The other optimizers over ranks: Muon and AdamW of eight bits in every stage, what a rank holds, what is saved, and
+//! runs that go on.
 
 use super::{By, Case, ONE, agrees, model, options_of, values};
 use crate::optimizer::muon::reference;

@@ -209,7 +209,8 @@ impl RunFolder {
     }
 }
 
-/// Names and shapes of the moments that an optimizer has of these parameters: two of each; of what is Muon's, the first.
+/// Names and shapes of the moments that an optimizer has of these parameters: two of each; of what is Muon's, the
+/// first.
 fn moments(kind: OptimizerKind, parameters: &[(String, Vec<usize>)]) -> Vec<(String, Vec<usize>)> {
     let first = parameters.iter().map(|(name, shape)| (format!("m.{name}"), shape.clone()));
     let both = parameters.iter().filter(|(name, shape)| kind != OptimizerKind::Muon || !muon::takes(name, shape));

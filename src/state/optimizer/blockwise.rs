@@ -1,10 +1,10 @@
 //! AdamW with moments of eight bits: blocks of 256 elements, each of codes and one scale.
 //!
-//! A block's scale is its largest absolute value; a code names one of 255 fractions of it, dense near 1 and reaching down
-//! to 1e-6 and 1e-7 (dynamic quantisation, arXiv 2110.02861). The second moment is held as its root, whose range is half
-//! as wide, and a root above 0 never rounds to 0, which would let the first moment through undivided. Fractions are
-//! symmetric and contain 1, so coding what was decoded gives the same block: files hold plain f32 values and lose nothing.
-//! Blocks count from a unit's first element, and ranks hold whole blocks, so their number changes no bit.
+//! A block's scale is its largest absolute value; a code names one of 255 fractions of it, dense near 1 and reaching
+//! down to 1e-6 and 1e-7 (dynamic quantisation, arXiv 2110.02861). The second moment is held as its root, whose range
+//! is half as wide, and a root above 0 never rounds to 0, which would let the first moment through undivided. Fractions
+//! are symmetric and contain 1, so coding what was decoded gives the same block: files hold plain f32 values and lose
+//! nothing. Blocks count from a unit's first element, and ranks hold whole blocks, so their number changes no bit.
 
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -18,8 +18,8 @@ use crate::{Result, bail};
 /// Elements that share a scale.
 pub const BLOCK: usize = 256;
 
-/// A block whose largest value is smaller is zero: against AdamW's eps it is nothing, and squares of its fractions would
-/// be no normal f32.
+/// A block whose largest value is smaller is zero: against AdamW's eps it is nothing, and squares of its fractions
+/// would be no normal f32.
 const FLOOR: f32 = 1.8e-12;
 
 /// Words of four bytes that hold `elements` elements: four codes each, then the scales.

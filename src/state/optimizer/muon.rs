@@ -1,4 +1,5 @@
-//! Muon: momentum of a matrix's gradient, made nearly orthogonal, is its step (Jordan 2024; scaled as in arXiv 2502.16982).
+//! Muon: momentum of a matrix's gradient, made nearly orthogonal, is its step (Jordan 2024; scaled as in arXiv
+//! 2502.16982).
 //!
 //! For a matrix `[m, n]`, with g its gradient and b the momentum,
 //!
@@ -7,8 +8,8 @@
 //! ```
 //!
 //! The factor gives the step the root mean square that AdamW's has, so one learning rate serves both. Orthogonalising
-//! takes whole matrices; all else is element by element. It is for the matrices of blocks: embeddings, head, biases, norms
-//! and tables are AdamW's.
+//! takes whole matrices; all else is element by element. It is for the matrices of blocks: embeddings, head, biases,
+//! norms and tables are AdamW's.
 
 use candle_core::{Device, Tensor};
 use multiversion::multiversion;

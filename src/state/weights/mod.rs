@@ -1,4 +1,5 @@
-//! Holds the state that a run carries from step to step (weights, their moving average, moments), and changes it in a step. Which part of it a rank holds depends on ZeRO's stage (arXiv 1910.02054).
+//! Holds the state that a run carries from step to step (weights, their moving average, moments), and changes it in a
+//! step. Which part of it a rank holds depends on ZeRO's stage (arXiv 1910.02054).
 //!
 //! By stage, what is sharded over all ranks: 1, moments and average; 2, gradients too; 3, parameters too. A rank's part
 //! of a unit is a run of its flat buffer, whatever parameters lie there. Sums over ranks have the same bits in every

@@ -1,5 +1,5 @@
-//! Keeps the optimizer's moments and the moving average, of the part of each unit that this rank updates, in memory or in
-//! a scratch file. They are words of four bytes; what these mean, the optimizer knows.
+//! Keeps the optimizer's moments and the moving average, of the part of each unit that this rank updates, in memory or
+//! in a scratch file. They are words of four bytes; what these mean, the optimizer knows.
 //!
 //! Of the file, memory holds what belongs to three units at most: one being read, one being updated, one being written,
 //! each by a thread of its own.

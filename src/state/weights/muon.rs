@@ -1,8 +1,8 @@
-//! Runs Muon on a unit whose elements are shared out over ranks: each matrix is put together on one rank, made orthogonal
-//! there, and handed back.
+//! Runs Muon on a unit whose elements are shared out over ranks: each matrix is put together on one rank, made
+//! orthogonal there, and handed back.
 //!
-//! A matrix has one owner, whatever ZeRO's stage, so the ranks share the work, and each matrix is computed once, with the
-//! same bits for all.
+//! A matrix has one owner, whatever ZeRO's stage, so the ranks share the work, and each matrix is computed once, with
+//! the same bits for all.
 
 use candle_core::{Device, Tensor};
 use std::ops::Range;
@@ -68,8 +68,8 @@ impl Matrices {
             .map(|(part, shape, start)| (part.start - start..part.end - start, shape))
     }
 
-    /// A step of this rank's part of the unit: `params`, `grads` and `momentum` are of its range. `sharded` says whether
-    /// ranks hold different parts. A collective: all ranks call it.
+    /// A step of this rank's part of the unit: `params`, `grads` and `momentum` are of its range. `sharded` says
+    /// whether ranks hold different parts. A collective: all ranks call it.
     pub fn update(
         &self,
         step: &MatrixStep,
