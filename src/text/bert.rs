@@ -1,7 +1,9 @@
 //! Runs BERT-style encoders on texts, half a layer at a time for all of them.
 //!
-//!     x = norm(x + W attention(x) + b)
-//!     x = norm(x + W2 gelu(W1 x + b1) + b2)
+//! ```text
+//! x = norm(x + W attention(x) + b)
+//! x = norm(x + W2 gelu(W1 x + b1) + b2)
+//! ```
 //!
 //! after norm(token + position + type) (Devlin et al. 2019).
 

@@ -1,7 +1,9 @@
 //! Runs T5's encoder and its successors' on texts, half a layer at a time for all of them.
 //!
-//!     x += Wo attention(rms(x)),   scores q k + bias by distance, not scaled
-//!     x += Wo (gelu(W0 rms(x)) W1 rms(x)),   or Wo relu(W rms(x))
+//! ```text
+//! x += Wo attention(rms(x)),   scores q k + bias by distance, not scaled
+//! x += Wo (gelu(W0 rms(x)) W1 rms(x)),   or Wo relu(W rms(x))
+//! ```
 //!
 //! and a last rms (Raffel et al. 2020, Chung et al. 2023).
 
