@@ -115,10 +115,10 @@ impl Links {
         let mut state = self.state.lock();
         state.finishing = true;
         self.news.wait_while(&mut state, |state| state.telling); // the failure first
+        state.peers.leave(self.rank); // before rank 0 can hear it and end: its end is expected then
         drop(state);
         self.tell(&Frame::Left(self.rank), None);
         state = self.state.lock();
-        state.peers.leave(self.rank);
         while state.telling || !self.finished(&state) {
             let Some(failure) = state.failure.as_ref().filter(|_| !state.telling) else {
                 self.news.wait(&mut state);
