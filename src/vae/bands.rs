@@ -2,7 +2,8 @@
 //!
 //! A layer that sees 3 x 3 pixels then remembers two rows of every frame instead of two frames of every row, which is
 //! less where a clip has fewer frames than rows; and what is in work is a band of one frame, small enough for caches.
-//! The sums are the same, so are the bits. The attention over whole frames, and the side of it with small frames, work
+//! Every layer of 3 x 3 pixels is a row behind the one before it: the rows that are left at the bottom would make a last
+//! band several times as high, so they go in bands of their own. The sums are the same, so are the bits. The attention over whole frames, and the side of it with small frames, work
 //! frame by frame as elsewhere. This is for CPUs: a band is too little work for a GPU, which goes frame by frame.
 
 use super::backend::Backend;
@@ -96,25 +97,25 @@ impl BandLayer {
         }
     }
 
-    /// The frames that the next frame of this band brings forth.
+    /// The frames that the next frame of this band brings forth: rows of them, or none yet.
     fn push(&mut self, x: Frame) -> Result<Vec<Frame>> {
         let (on, t) = (self.on, self.t);
         self.t += 1;
         Ok(match &mut self.kind {
             Kind::Pixel(layer) => layer.push(&on, x, &Whole)?,
-            Kind::Conv(conv, window) => match window.push(t, x) {
-                Some((x, near)) => vec![conv.push(&x, &near)?],
-                None => vec![],
-            },
-            Kind::Residual(block, windows, rests) => residual(block, windows, rests, t, x)?,
-            Kind::Halve(conv, window) => match window.push(t, x) {
-                Some((x, near)) => vec![conv.push(x, &near)?],
-                None => vec![],
-            },
-            Kind::Double(conv, window) => match window.push(t, x) {
-                Some((x, near)) => vec![conv.push(x, &near)?],
-                None => vec![],
-            },
+            Kind::Conv(conv, window) => {
+                let (x, near) = window.push(t, x);
+                vec![conv.push(&x, &near)?]
+            }
+            Kind::Residual(block, windows, rests) => vec![residual(block, windows, rests, t, x)?],
+            Kind::Halve(conv, window) => {
+                let (x, near) = window.push(t, x);
+                vec![conv.push(x, &near)?]
+            }
+            Kind::Double(conv, window) => {
+                let (x, near) = window.push(t, x);
+                vec![conv.push(x, &near)?]
+            }
             Kind::Down(layers, around, shortcut) => {
                 let space = around.space;
                 shortcut.add(
@@ -141,19 +142,13 @@ fn residual(
     rests: &mut Vec<Rest>,
     t: usize,
     x: Frame,
-) -> Result<Vec<Frame>> {
+) -> Result<Frame> {
     if rests.len() == t {
         rests.push(Rest::default());
     }
     let all = rests[t].with(x.clone());
-    let ready = match first.push(t, x) {
-        Some((x, near)) => second.push(t, block.conv1.push(&x, &near)?),
-        None => None,
-    };
-    let Some((h, near)) = ready else {
-        rests[t].keep(&all, all.origin[0]);
-        return Ok(vec![]);
-    };
+    let (x, near) = first.push(t, x);
+    let (h, near) = second.push(t, block.conv1.push(&x, &near)?);
     let rows = h.origin[0]..h.origin[0] + h.rows;
     rests[t].keep(&all, rows.end);
     let x = rows_of(&all, rows);
@@ -162,7 +157,7 @@ fn residual(
         Some(shortcut) => shortcut.push(&x)?,
         None => x,
     };
-    Ok(vec![block.conv2.push_onto(&h, base, &near)?])
+    block.conv2.push_onto(&h, base, &near)
 }
 
 impl Shortcut {
@@ -233,6 +228,25 @@ fn through(layers: &mut [BandLayer], x: Frame, emit: &mut dyn FnMut(Frame) -> Re
     Ok(())
 }
 
+/// Lets the last rows of the next layers through, as many as make no more than `share` of the picture; whether any were
+/// left.
+fn release(layers: &mut [BandLayer], share: f64) -> bool {
+    let mut left = Some(share);
+    each_window(layers, &mut |window| left = left.and_then(|share| window.release(share)));
+    left != Some(share)
+}
+
+fn each_window(layers: &mut [BandLayer], visit: &mut dyn FnMut(&mut Window)) {
+    for layer in layers {
+        match &mut layer.kind {
+            Kind::Pixel(_) => {}
+            Kind::Conv(_, window) | Kind::Halve(_, window) | Kind::Double(_, window) => visit(window),
+            Kind::Residual(_, windows, _) => windows.iter_mut().for_each(&mut *visit),
+            Kind::Down(layers, ..) | Kind::Up(layers, ..) => each_window(layers, visit),
+        }
+    }
+}
+
 /// The layers of an encoder or a decoder on a CPU.
 fn on_cpu(half: &Half) -> Result<&Layers<Cpu>> {
     match half.on_cpu() {
@@ -259,12 +273,18 @@ pub fn encode(
     let Layers { on, before, .. } = on_cpu(&encoder.half)?;
     let mut layers = begin(*on, before, size[0] / config.patch());
     let mut features: Vec<Frame> = vec![];
-    for start in (0..size[0]).step_by(step) {
-        let rows = start..(start + step).min(size[0]);
+    let mut end = 0;
+    while end < size[0] || release(&mut layers, step as f64 / size[0] as f64) {
+        let rows = end..(end + step).min(size[0]);
+        end = rows.end;
         layers.iter_mut().for_each(BandLayer::restart);
         let mut made = 0;
         for t in 0..frames {
-            let part = Frame { origin: [rows.start, 0], cut: [false; 4], ..read(t, rows.clone())? };
+            let part = match rows.is_empty() {
+                true => Frame::new([0, size[1], config.in_channels / config.patch().pow(2)], vec![]),
+                false => read(t, rows.clone())?,
+            };
+            let part = Frame { origin: [rows.start, 0], cut: [false; 4], ..part };
             through(&mut layers, encoder.patches(&part), &mut |rows| {
                 match features.get_mut(made) {
                     Some(frame) => frame.append(&rows),
@@ -307,11 +327,14 @@ pub fn decode(decoder: &Decoder, latents: &[Frame], write: &mut dyn FnMut(usize,
     }
     let Some(rows) = features.first().map(|frame| frame.rows) else { return Ok(()) };
     let mut layers = begin(*on, after, rows);
-    for start in (0..rows).step_by(height()) {
+    let mut end = 0;
+    while end < rows || release(&mut layers, height() as f64 / rows as f64) {
+        let band = end..(end + height()).min(rows);
+        end = band.end;
         layers.iter_mut().for_each(BandLayer::restart);
         let mut made = 0;
         for frame in &features {
-            let band = rows_of(frame, start..(start + height()).min(rows));
+            let band = rows_of(frame, band.clone());
             through(&mut layers, band, &mut |rows| {
                 write(made, pixels(rows, side))?;
                 made += 1;

@@ -99,7 +99,7 @@ impl Backend for Cpu {
     }
 
     fn pack(&self, x: &Frame, norm: Option<&Arc<Vec<f32>>>, near: Option<&dyn RowShards>) -> Result<Arc<PackedFrame>> {
-        let neighbours = match near.filter(|shards| !shards.is_whole()) {
+        let neighbours = match near.filter(|shards| !shards.is_whole() && x.rows > 0) {
             Some(shards) => shards.neighbours([x.row(0), x.row(x.rows - 1)])?,
             None => [None, None],
         };
@@ -110,6 +110,9 @@ impl Backend for Cpu {
     }
 
     fn convolve(&self, taps: &Taps<Self>, out: &mut Frame) -> Result<()> {
+        if out.rows == 0 {
+            return Ok(()); // a band may have no rows of this frame
+        }
         let phases: Vec<Phase> = taps.phases.iter().map(|&(weights, origin)| Phase { weights, origin }).collect();
         let inputs: Vec<_> = taps.inputs.iter().map(|input| input.map(|input| &**input)).collect();
         let convolution = Convolution { phases: &phases, inputs: &inputs, stride: taps.stride };
@@ -119,6 +122,9 @@ impl Backend for Cpu {
     }
 
     fn multiply(&self, x: &Frame, matrix: &Matrix, bias: &Arc<Vec<f32>>) -> Result<Vec<f32>> {
+        if x.rows == 0 {
+            return Ok(vec![]);
+        }
         let operand = self.operand(&matrix.values, [bias.len(), x.channels], &matrix.packed);
         let [values, _] = f32::forward(&operand, &x.values, x.pixels(), false, &Bias(bias));
         Ok(values)

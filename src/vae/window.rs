@@ -61,36 +61,46 @@ impl RowShards for Near {
 pub(super) struct Window {
     height: usize,
     step: usize,
+    /// The picture's last rows may be worked on: until then they wait, though nothing comes below them.
+    open: bool,
     frames: Vec<(Rest, usize)>, // with the rows of output that are made
 }
 
 impl Window {
     pub fn new(height: usize, step: usize) -> Self {
-        Self { height, step, frames: vec![] }
+        Self { height, step, open: false, frames: vec![] }
     }
 
-    /// Takes the next rows of frame `t`: the rows that can be worked on now, if there are any.
-    pub fn push(&mut self, t: usize, x: Frame) -> Option<(Frame, Near)> {
+    /// Takes the next rows of frame `t`, of which there may be none: the rows that can be worked on now, likewise.
+    pub fn push(&mut self, t: usize, x: Frame) -> (Frame, Near) {
         if self.frames.len() == t {
             self.frames.push(Default::default());
         }
         let (rest, made) = &mut self.frames[t];
         let all = rest.with(x);
         let have = all.origin[0] + all.rows;
-        let end = match have == self.height {
+        let end = match self.open && have == self.height {
             true => self.height / self.step,
-            false => (have - 1) / self.step, // the row below is there, too
+            false => have.saturating_sub(1) / self.step, // the row below is there, too
         };
         let inner = *made * self.step..end * self.step;
         if inner.is_empty() {
             rest.keep(&all, all.origin[0]);
-            return None;
+            return (Frame { origin: [inner.start, 0], rows: 0, values: vec![], ..all }, Near([None, None]));
         }
         let row = |row: usize| rows_of(&all, row..row + 1).values;
         let above = inner.start.checked_sub(1).map(row);
         let below = (inner.end < self.height).then(|| row(inner.end));
-        rest.keep(&all, if have == self.height { have } else { inner.end - 1 });
+        rest.keep(&all, if end * self.step == self.height { have } else { inner.end - 1 });
         *made = end;
-        Some((rows_of(&all, inner), Near([above, below])))
+        (rows_of(&all, inner), Near([above, below]))
+    }
+
+    /// Lets the picture's last rows be worked on, if they wait and are no more than `share` of it; returns what is left
+    /// of that, or none if they do not fit in.
+    pub fn release(&mut self, share: f64) -> Option<f64> {
+        let left = share - if self.open { 0.0 } else { self.step as f64 / self.height as f64 };
+        self.open |= left >= 0.0;
+        (left >= 0.0).then_some(left)
     }
 }
