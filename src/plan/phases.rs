@@ -140,9 +140,9 @@ pub fn decoders(config: &RunConfig, rehearsal: bool) -> u64 {
 
 /// Bytes of what a sampler keeps of the clips of a batch, of which training samples no more at once than it trains on.
 fn sampler_states(config: &RunConfig, model: &ModelConfig, shape: &Shape) -> u64 {
-    let guided = u64::from(config.sample.guidance != 1.0);
-    let states = config.sample.sampler.states() as u64 + guided;
-    let clips = shape.batch.min(config.sample.count);
+    let sample = config.sampling();
+    let states = sample.sampler.states() as u64 + u64::from(sample.guidance != 1.0);
+    let clips = shape.batch.min(sample.count);
     states * 4 * (clips * (shape.rows / shape.batch) * model.patch_in()) as u64
 }
 

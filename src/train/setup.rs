@@ -90,7 +90,7 @@ impl RunSetup {
     ///
     /// # Errors
     /// Whatever cannot be opened or does not fit together. Nothing has been written then.
-    pub fn open(config: RunConfig, start: Start, launch: &Launch, own: Option<Arc<dyn Clips>>) -> Result<Self> {
+    pub fn open(mut config: RunConfig, start: Start, launch: &Launch, own: Option<Arc<dyn Clips>>) -> Result<Self> {
         let folder = RunFolder::new(&config.run.out);
         let resume = match start {
             Start::Last => folder.to_resume(None)?,
@@ -153,7 +153,9 @@ impl RunSetup {
             let tokens = Split::new(tokens, ring).count(0);
             check_on_gpu(train.dtype == Compute::Bf16, model.attention_head_dim, tokens)?;
         }
-        check_guidance("sample.guidance", config.sample.guidance, &model, !config.sample.prompts.is_empty())?;
+        // Written down with the run, so that it does not depend on what becomes of the pipeline.
+        config.sample.shift = Some(config.sampling_shift()?);
+        check_guidance("sample.guidance", config.sampling().guidance, &model, !config.sample.prompts.is_empty())?;
         if let Some(checkpoint) = &resume {
             lineage::check_network(checkpoint, &config, &model, lora.as_ref().map(|(spec, _)| spec))?;
         }

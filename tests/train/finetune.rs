@@ -139,3 +139,45 @@ fn a_pipeline_is_tuned_and_its_lora_samples_what_the_run_does() {
     };
     assert_eq!(["32x32x9", "32x32x5", "48x32x1"].map(tokens), ["12", "8", "6"]);
 }
+
+/// What `[sample]` does not say is the pipeline's: its solver, its scheduler's shift, guidance for the prompts, a clip
+/// of each. What it says counts. Samples of the run are those of training either way.
+#[test]
+fn samples_are_by_the_pipelines_settings_unless_the_config_says_others() {
+    let place = place();
+    let config = fs::read_to_string(place.path("config.toml")).unwrap();
+    let (head, _) = config.split_once("[sample]").unwrap();
+    let sample = "[sample]\nsteps = 4\nframes = 1\nprompts = [\"a red wave\"]\n";
+    fs::write(place.path("config.toml"), format!("{head}{sample}")).unwrap();
+    let scheduler = place.path("pipeline/scheduler/scheduler_config.json");
+    let json = fs::read_to_string(&scheduler).unwrap();
+    assert!(json.contains("\"flow_shift\": 3.0"));
+    fs::write(&scheduler, json.replace("\"flow_shift\": 3.0", "\"flow_shift\": 7.0")).unwrap();
+
+    let settings = ["train.steps=2", "train.sample_every=2", "train.accumulate=1"];
+    place.train("own", &settings);
+    let during = |run: &str| {
+        let samples = place.path(run).join("samples");
+        assert!(!samples.join("step-00000002-1.png").exists(), "one prompt, one clip");
+        image::open(samples.join("step-00000002-0.png")).unwrap().into_rgb8().into_raw()
+    };
+    let own = during("own");
+    let run = place.path("own");
+    let after = |args: &[&str]| sheet(&place, &run, &[&["--frames", "1"], args].concat());
+    assert_eq!(after(&[]), own);
+    assert_eq!(after(&["--prompt", "a red wave"]), own);
+    let said = ["--sampler", "wan-unipc", "--guidance", "5", "--shift", "7", "--steps", "4", "--count", "1"];
+    assert_eq!(after(&said), own);
+    for other in [["--sampler", "heun"], ["--guidance", "1"], ["--shift", "3"]] {
+        assert!(after(&other) != own, "{other:?} changes nothing");
+    }
+    // The run keeps the shift that it was begun with, whatever becomes of the pipeline.
+    fs::write(&scheduler, json).unwrap();
+    assert_eq!(after(&[]), own);
+
+    let written = ["sample.sampler=heun", "sample.guidance=1", "sample.shift=3"];
+    place.train("written", &[&settings[..], &written].concat());
+    let (written, flags) = (place.path("written"), ["--sampler", "heun", "--guidance", "1", "--shift", "3"]);
+    assert_eq!(sheet(&place, &written, &["--frames", "1"]), during("written"));
+    assert_eq!(after(&flags), during("written"), "the same network, by flags");
+}
