@@ -128,6 +128,11 @@ impl Tensors {
         &self.path
     }
 
+    /// The files that hold the tensors, as they were opened.
+    pub fn files(&self) -> Vec<(&Path, &File)> {
+        self.files.iter().map(|shard| (shard.path.as_path(), &shard.file)).collect()
+    }
+
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
