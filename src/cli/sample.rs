@@ -26,6 +26,9 @@ use crate::train::device::device;
 use crate::vae::{Arithmetic, Decoder, Space, VaeWeights};
 use crate::{Error, Result, bail, hub, terminal};
 
+/// The key of the text encoder.
+const TEXT: &str = "text.from";
+
 /// Frames of a clip on a contact sheet.
 const STRIP: usize = 8;
 
@@ -122,7 +125,8 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let decoder = match args.vae.as_ref().or(config.vae.from.as_ref()) {
         None => None,
         Some(from) => {
-            let weights = VaeWeights::open(&launch.rank0_first(|| hub::resolve(from))?)?;
+            let asked = asked_by("vae.from", "--vae", args.vae.is_some(), named.checkpoint.is_some());
+            let weights = VaeWeights::open(&launch.rank0_first(|| hub::resolve(from))?).map_err(|e| e.at(asked))?;
             let arithmetic = Arithmetic { isa: Isa::best(), bf16: config.vae.dtype == Compute::Bf16 };
             Some(Arc::new(Decoder::load(&weights, arithmetic, &device)?))
         }
@@ -142,7 +146,10 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let objective = Objective::new(&config.diffusion)?;
     let bf16 = args.dtype.unwrap_or(config.train.dtype) == Compute::Bf16;
     let write = Mutex::new(Writer { args, kind, count, fps, strips: vec![], numbered: vec![] });
-    let texts = launch.rank0_first(|| Texts::open(&config, &network, []))?;
+    // What a run's config does not name is no key's: the encoder is the pipeline's, or the flag's.
+    let asked = asked_by(TEXT, "--text", args.prompts.text.is_some(), named.checkpoint.is_some());
+    let reworded = |said: String| said.strip_prefix(TEXT).map_or(said.clone(), |why| format!("{asked}{why}"));
+    let texts = launch.rank0_first(|| Texts::open(&config, &network, []).map_err(|e| e.reworded(reworded)))?;
     let clips = ClipSpec::numbered(labels, config.sample.prompts.len());
     let never = AtomicBool::new(false); // Ctrl-C ends the process
     let progress = is_first().then(|| SamplingProgress::new(count, request.steps));
@@ -189,6 +196,16 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         return super::print(terminal::name(&args.output));
     }
     writer.numbered.iter().try_for_each(|path| super::print(terminal::name(path)))
+}
+
+/// What named an encoder: the flag; else the config of the run, by its `key`; else the pipeline that is sampled. The
+/// last two say which flag names another.
+fn asked_by(key: &str, flag: &str, is_flag: bool, is_run: bool) -> String {
+    match (is_flag, is_run) {
+        (true, _) => flag.to_owned(),
+        (false, true) => format!("{key} of the run's config ({flag} names another)"),
+        (false, false) => format!("RUN_OR_MODEL ({flag} names another)"),
+    }
 }
 
 /// The model that `path` names, the same on all ranks, and its weights: opened at once, for a run that trains meanwhile

@@ -7,8 +7,9 @@ use serde_json::Value;
 use std::path::Path;
 
 use super::{RunConfig, SamplerKind};
-use crate::files::model_folder::read_config;
+use crate::files::model_folder::{is_pipeline, read_config};
 use crate::model::ModelConfig;
+use crate::parallel::is_first;
 use crate::state::named::NamedModel;
 use crate::{Result, hub};
 
@@ -96,7 +97,15 @@ pub fn usual_shift(path: &Path, model: &ModelConfig) -> Result<f64> {
             return Ok(shift);
         }
     }
-    Ok(if model.in_channels == LATENTS_22 { 5.0 } else { 3.0 })
+    let usual = if model.in_channels == LATENTS_22 { 5.0 } else { 3.0 };
+    if is_pipeline(path) && is_first() {
+        tracing::warn!(
+            "{}: no scheduler/scheduler_config.json says the shift of the pipeline's samples: {usual} is taken, as \
+             is usual for its network; sample.shift, or --shift of `longreel sample`, says another",
+            path.display()
+        );
+    }
+    Ok(usual)
 }
 
 /// The shift that the scheduler of the pipeline in `dir` says, if there is one that says it.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::config::{MEAN_21, VaeConfig};
 use super::spec::{self, TensorSpec};
-use crate::files::model_folder::{CONFIG, Folder, read_config};
+use crate::files::model_folder::{CONFIG, Folder, is_pipeline, lacks, read_config};
 use crate::files::{KnownHashes, Tensors, WeightFile, check_names, to_hex};
 use crate::{Error, Result, bail};
 
@@ -44,6 +44,7 @@ impl VaeWeights {
         }
         match ORIGINALS.map(|name| path.join(name)).into_iter().find(|file| file.is_file()) {
             Some(file) => Self::open_file(&file),
+            None if is_pipeline(path) => Err(lacks(path, "vae", "another VAE's folder or file")),
             None => bail!(
                 Data,
                 "{}: has neither {CONFIG}, nor vae/{CONFIG}, nor {}; a VAE's folder or file is needed",
@@ -103,7 +104,7 @@ impl VaeWeights {
         self.file.path()
     }
 
-    /// The same as [`encoder_hash`](Self::encoder_hash), from `known` if the files are the ones that it was computed of.
+    /// The same as [`encoder_hash`](Self::encoder_hash), from `known` if the files are those that it was computed of.
     ///
     /// # Errors
     /// Those of [`read`](Self::read).

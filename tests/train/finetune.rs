@@ -181,3 +181,51 @@ fn samples_are_by_the_pipelines_settings_unless_the_config_says_others() {
     assert_eq!(sheet(&place, &written, &["--frames", "1"]), during("written"));
     assert_eq!(after(&flags), during("written"), "the same network, by flags");
 }
+
+#[test]
+fn a_part_that_a_pipeline_lacks_is_named_with_the_key_that_asks_for_it() {
+    let place = place();
+    let pipeline = place.path("pipeline");
+    for (part, key, to_do) in [
+        ("transformer", "model.from", "fetch the rest of it, or name a transformer's folder or file"),
+        ("vae", "vae.from", "fetch the rest of it, or name another VAE's folder or file"),
+        ("text_encoder", "text.from", "fetch the rest of it, or name another text encoder's folder or file"),
+        ("tokenizer", "text.from", "Copy tokenizer.json from the model's repository there"),
+    ] {
+        fs::rename(pipeline.join(part), place.path("away")).unwrap();
+        let said = place.error("run", &[]);
+        assert!(said.starts_with(&format!("{key}: ")) && said.contains(part), "without {part}: {said}");
+        assert!(said.contains(to_do), "without {part}: {said}");
+        fs::rename(place.path("away"), pipeline.join(part)).unwrap();
+    }
+    // The scheduler is asked for the shift of samples alone, and there is a usual one.
+    fs::rename(pipeline.join("scheduler"), place.path("away")).unwrap();
+    let config = fs::read_to_string(place.path("config.toml")).unwrap();
+    let log = |out: &str| text(&succeed(&mut place.command(out, &["train.steps=1"])).stderr);
+    assert!(!log("said").contains("scheduler_config.json"));
+    fs::write(place.path("config.toml"), config.replace("\nshift = 3.0\n", "\n")).unwrap();
+    let log = log("unsaid");
+    assert!(log.contains("no scheduler/scheduler_config.json") && log.contains("3 is taken"), "{log}");
+    assert!(log.contains("sample.shift"), "{log}");
+}
+
+/// Of clips of one size, too, the patch is the network's, and tokens are of latents.
+#[test]
+fn a_scan_counts_tokens_of_a_network_from_elsewhere() {
+    let place = place();
+    let pipeline = place.path("pipeline").display().to_string();
+    let data = format!("path = {:?}\nframes = 9\nheight = 32\nwidth = 32\n", place.path("clips/videos"));
+    let config = format!("[data]\n{data}[model]\nfrom = {pipeline:?}\n[vae]\nfrom = {pipeline:?}\n");
+    fs::write(place.path("one.toml"), config).unwrap();
+    let scan = |args: &[&str]| {
+        let mut command = longreel();
+        command.args(["scan", "--no-sheet", "--config"]).arg(place.path("one.toml")).args(args);
+        text(&succeed(&mut command).stdout)
+    };
+    let said = scan(&[]);
+    assert!(said.contains("3 clips of 12 tokens, 36 tokens in all"), "{said}");
+    let said = scan(&["--patch", "1,4,4"]);
+    assert!(said.contains("3 clips of 3 tokens, 9 tokens in all"), "{said}");
+    fs::rename(place.path("pipeline/transformer"), place.path("away")).unwrap();
+    assert!(scan(&["--patch", "1,4,4"]).contains("3 clips of 3 tokens"), "a patch that is named needs no network");
+}
