@@ -6,6 +6,8 @@ use longreel::engine::stash::StashOptions;
 use proptest::prelude::*;
 use std::path::Path;
 
+mod sampling;
+
 pub const MINIMAL: &str = r#"# A comment, so that line numbers count.
 [data]
 path = "clips"
@@ -362,7 +364,9 @@ prop_compose! {
         };
         let sampler = [SamplerKind::Euler, SamplerKind::Heun, SamplerKind::Dpmpp, SamplerKind::Unipc][kind];
         let low = unit[0].min(unit[1]);
-        let sample = Sample { sampler, guidance: n[0] - n[1], guidance_interval: [low, unit[1].max(low)],
+        let (guidance, shift) = (x.then_some(n[0] - n[1]), bf16.then_some(n[2]));
+        let guidance_interval = [low, unit[1].max(low)];
+        let sample = Sample { sampler: Some(sampler), guidance, shift, guidance_interval,
             prompts: vec![out.clone(); kind], negative: x.then(String::new), ..Sample::default() };
         let parallel =
             Parallel { ranks: mesh[0] * mesh[1], data: mesh[0], ring: mesh[1], head_groups: heads, zero: kind };

@@ -41,6 +41,12 @@ fn planned(place: &Place, args: &[&str]) -> Value {
     serde_json::from_slice(&succeed(plan(place, args).arg("--json")).stdout).unwrap()
 }
 
+/// The most bytes that a part has in any phase of a plan.
+fn part(plan: &Value, name: &str) -> u64 {
+    let phases = plan["phases"].as_array().unwrap().iter();
+    phases.filter_map(|phase| phase["parts"][name].as_u64()).max().unwrap_or(0)
+}
+
 /// What a rehearsal prints: predicted and measured MiB, by what they are of.
 fn rehearsed(place: &Place, args: &[&str]) -> Vec<(String, [f64; 2])> {
     let before = snapshot(&place.path(""));
@@ -149,6 +155,33 @@ fn steps_of_other_optimizers_need_what_the_plan_says() {
         assert!(used.iter().any(|(what, _)| what.contains("optimizer")), "{used:?}");
         used.into_iter().for_each(|(what, both)| check(&[optimizer], &what, both, 0.0));
     }
+}
+
+/// Of the matrices of blocks Muon has the momentum alone; a rank of ZeRO has its part of that, and of the room that
+/// making them orthogonal takes.
+#[test]
+fn ranks_share_what_muon_needs() {
+    let place = Place::videos();
+    let plan = |more: &[&str]| planned(&place, &[MEDIUM, more].concat());
+    let moments = |more: &[&str]| part(&plan(more), "optimizer moments");
+    let matrices = 4 * (4 * 128 * 128 + 2 * 128 * 512);
+    let all = plan(&[])["trained"].as_u64().unwrap();
+    assert_eq!(moments(&[]), 8 * all);
+    let muon = "train.optimizer=muon";
+    assert_eq!(moments(&[muon]), 8 * all - 4 * matrices);
+    assert_eq!(moments(&[muon, "--ranks=2"]), moments(&[muon]), "each rank has all without ZeRO");
+    for zero in ["parallel.zero=1", "parallel.zero=3"] {
+        let (share, whole) = (2 * moments(&[muon, "--ranks=2", zero]), moments(&[muon]));
+        assert!(share.abs_diff(whole) <= 32, "{zero}: {share} and {whole}");
+    }
+    let room = |more: &[&str]| part(&plan(more), "matrices being orthogonalised");
+    assert_eq!(room(&[]), 0);
+    // Its part of the block's values and steps, and whatever the ranks, the matrix at work.
+    let (one, two) = (room(&[muon]), room(&[muon, "--ranks=2"]));
+    let (sharded, more) =
+        (room(&[muon, "--ranks=2", "parallel.zero=1"]), room(&[muon, "--ranks=4", "parallel.zero=1"]));
+    assert!(one > two && two > sharded && sharded > more, "{one} {two} {sharded} {more}");
+    assert!(more > 4 * (2 * 128 * 512 + 3 * 128 * 128), "{more}");
 }
 
 /// MEDIUM's blocks stash x and o of 8192 x 128 numbers and a statistic of 4 x 8192.

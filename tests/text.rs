@@ -13,6 +13,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 mod damaged;
+mod hashes;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/text").join(name)

@@ -81,8 +81,9 @@ struct Fit {
 pub fn run(args: PlanArgs) -> Result<()> {
     let mut sets = args.set.clone();
     sets.extend(args.ranks.map(|ranks| format!("parallel.ranks={ranks}")));
-    let config = RunConfig::load(&args.config, &sets)?;
+    let mut config = RunConfig::load(&args.config, &sets)?;
     let model = config.network()?;
+    config.sample.shift = Some(config.sampling_shift()?);
     let decoding = if config.data.has_one_size() { decoding(&config) } else { decoding_of_buckets(&config, &model) };
     let config = plan::of_largest(&config, &model)?.into_owned();
     let known = decoding.as_ref().ok();

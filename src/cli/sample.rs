@@ -26,6 +26,9 @@ use crate::train::device::device;
 use crate::vae::{Arithmetic, Decoder, Space, VaeWeights};
 use crate::{Error, Result, bail, hub, terminal};
 
+/// The key of the text encoder.
+const TEXT: &str = "text.from";
+
 /// Frames of a clip on a contact sheet.
 const STRIP: usize = 8;
 
@@ -46,7 +49,7 @@ pub struct SampleArgs {
     /// Replace files that exist
     #[arg(long)]
     pub force: bool,
-    /// Clips; default: the config's `sample.count`
+    /// Clips, which take prompts or classes in turn; default: one of each --prompt, or the config's `sample.count`
     #[arg(long, value_name = "N", value_parser = super::at_least_1)]
     pub count: Option<usize>,
     /// Frames of a clip; default: as trained
@@ -58,7 +61,7 @@ pub struct SampleArgs {
     /// Width in pixels; default: as trained
     #[arg(long, value_name = "N", value_parser = super::at_least_1)]
     pub width: Option<usize>,
-    /// Sampler steps; default: the config's `sample.steps`
+    /// Sampler steps; default: the config's `sample.steps`, or 50 with text
     #[arg(long, value_name = "N", value_parser = super::at_least_1)]
     pub steps: Option<usize>,
     /// Default: the config's `sample.sampler`
@@ -117,11 +120,13 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         loras.iter().zip(&args.lora).map(|(file, lora)| (&file.adapter, lora.scale)).collect();
     loras.iter().try_for_each(|(adapter, _)| adapter.check(&network))?;
     let prompts = args.prompts.put_over(&mut config, &network)?;
-    let request = args.request(&config)?;
+    args.put_over(&mut config)?;
+    let request = Request::from_config(&config)?;
     let decoder = match args.vae.as_ref().or(config.vae.from.as_ref()) {
         None => None,
         Some(from) => {
-            let weights = VaeWeights::open(&launch.rank0_first(|| hub::resolve(from))?)?;
+            let asked = asked_by("vae.from", "--vae", args.vae.is_some(), named.checkpoint.is_some());
+            let weights = VaeWeights::open(&launch.rank0_first(|| hub::resolve(from))?).map_err(|e| e.at(asked))?;
             let arithmetic = Arithmetic { isa: Isa::best(), bf16: config.vae.dtype == Compute::Bf16 };
             Some(Arc::new(Decoder::load(&weights, arithmetic, &device)?))
         }
@@ -130,8 +135,8 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     network.grid(space.size(request.size, network.patch_size)?)?;
     let name = if args.guidance.is_some() { "--guidance" } else { "sample.guidance" };
     let prompted = !config.sample.prompts.is_empty();
-    check_guidance(name, args.guidance.unwrap_or(config.sample.guidance), &network, prompted)?;
-    let count = args.count.unwrap_or(if prompts > 0 { prompts } else { config.sample.count });
+    check_guidance(name, config.sampling().guidance, &network, prompted)?;
+    let count = args.count.unwrap_or(if prompts > 0 { prompts } else { config.sampling().count });
     args.may_write(kind, count, request.size[0])?;
     let [frames, height, width] = request.size;
     if kind == Kind::Png && (count > 1 || frames > 1) {
@@ -141,7 +146,10 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     let objective = Objective::new(&config.diffusion)?;
     let bf16 = args.dtype.unwrap_or(config.train.dtype) == Compute::Bf16;
     let write = Mutex::new(Writer { args, kind, count, fps, strips: vec![], numbered: vec![] });
-    let texts = launch.rank0_first(|| Texts::open(&config, &network, []))?;
+    // What a run's config does not name is no key's: the encoder is the pipeline's, or the flag's.
+    let asked = asked_by(TEXT, "--text", args.prompts.text.is_some(), named.checkpoint.is_some());
+    let reworded = |said: String| said.strip_prefix(TEXT).map_or(said.clone(), |why| format!("{asked}{why}"));
+    let texts = launch.rank0_first(|| Texts::open(&config, &network, []).map_err(|e| e.reworded(reworded)))?;
     let clips = ClipSpec::numbered(labels, config.sample.prompts.len());
     let never = AtomicBool::new(false); // Ctrl-C ends the process
     let progress = is_first().then(|| SamplingProgress::new(count, request.steps));
@@ -188,6 +196,16 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
         return super::print(terminal::name(&args.output));
     }
     writer.numbered.iter().try_for_each(|path| super::print(terminal::name(path)))
+}
+
+/// What named an encoder: the flag; else the config of the run, by its `key`; else the pipeline that is sampled. The
+/// last two say which flag names another.
+fn asked_by(key: &str, flag: &str, is_flag: bool, is_run: bool) -> String {
+    match (is_flag, is_run) {
+        (true, _) => flag.to_owned(),
+        (false, true) => format!("{key} of the run's config ({flag} names another)"),
+        (false, false) => format!("RUN_OR_MODEL ({flag} names another)"),
+    }
 }
 
 /// The model that `path` names, the same on all ranks, and its weights: opened at once, for a run that trains meanwhile
@@ -243,22 +261,22 @@ impl SampleArgs {
         })
     }
 
-    /// What to sample: the run's config, with what the command line says instead.
-    fn request(&self, config: &RunConfig) -> Result<Request> {
-        let mut config = config.clone();
+    /// Puts what the command line says over the run's config.
+    fn put_over(&self, config: &mut RunConfig) -> Result<()> {
+        let steps = config.command_steps();
         let sample = &mut config.sample;
-        sample.steps = self.steps.unwrap_or(sample.steps);
-        sample.sampler = self.sampler.unwrap_or(sample.sampler);
-        sample.guidance = self.guidance.unwrap_or(sample.guidance);
-        sample.shift = self.shift.unwrap_or(sample.shift);
+        sample.steps = Some(self.steps.unwrap_or(steps));
+        sample.sampler = self.sampler.or(sample.sampler);
+        sample.guidance = self.guidance.or(sample.guidance);
+        sample.shift = self.shift.or(sample.shift);
         if !config.data.has_one_size() {
-            config = config.of_size(config.sample_size()?);
+            *config = config.of_size(config.sample_size()?);
         }
         config.data.frames = self.frames.unwrap_or(config.data.frames);
         config.data.height = self.height.unwrap_or(config.data.height);
         config.data.width = self.width.unwrap_or(config.data.width);
         config.run.seed = self.seed.unwrap_or(config.run.seed);
-        Request::from_config(&config)
+        Ok(())
     }
 
     /// The class of each clip: as asked, or each class in turn; none for a model without classes.

@@ -156,7 +156,8 @@ struct Settings {
     patch: Option<[usize; 3]>,
     /// What the patches are of.
     space: Space,
-    /// The network, where clips have several sizes: those are cut to its grid.
+    /// The network, where it tells what the config does not: the grid that clips of several sizes are cut to, or the
+    /// patch of a network from elsewhere.
     network: Option<ModelConfig>,
     /// The text encoder that the config names.
     encoder: Option<TextEncoder>,
@@ -194,15 +195,16 @@ fn settings(args: &ScanArgs) -> Result<Settings> {
         flags(args, &mut clips);
         *section = section.clone().cut_as(&clips);
     }
-    let network = if one_size { None } else { Some(config.network()?) };
+    let is_needed = !one_size || (config.model.from.is_some() && args.patch.is_none());
+    let network = if is_needed { Some(config.network()?) } else { None };
     let patch = network.as_ref().map_or(config.model.patch_size, |network| network.patch_size);
     let patch = args.patch.or(Some(patch).filter(|patch| *patch != [0; 3]));
     let grid = match &network {
-        Some(network) => {
+        Some(network) if !one_size => {
             config.check_sizes(network)?;
             config.clip_grid(network)?
         }
-        None => ClipGrid::of_patches([1; 3]),
+        _ => ClipGrid::of_patches([1; 3]),
     };
     let sources = config.sources(&grid)?;
     let names = config.data.iter().map(|section| section.path.clone()).collect();

@@ -282,13 +282,14 @@ fn stash(c: &StashOptions) -> Checked {
 }
 
 fn sample(c: &Sample, text: &Text) -> Checked {
-    size("sample.steps", c.steps)?;
-    size("sample.count", c.count)?;
-    ensure(c.guidance.is_finite(), "sample.guidance", c.guidance, "must be finite; 1 is none")?;
+    c.steps.map_or(Ok(()), |steps| size("sample.steps", steps))?;
+    c.count.map_or(Ok(()), |count| size("sample.count", count))?;
+    let guidance = c.guidance.unwrap_or(1.0);
+    ensure(guidance.is_finite(), "sample.guidance", guidance, "must be finite; 1 is none")?;
     let [low, high] = c.guidance_interval;
     let ok = 0.0 <= low && low <= high && high <= 1.0;
     ensure(ok, "sample.guidance_interval", c.guidance_interval, "must be [low, high] with 0 <= low <= high <= 1")?;
-    at_least_0("sample.shift", c.shift)?;
+    c.shift.map_or(Ok(()), |shift| at_least_0("sample.shift", shift))?;
     let (has_text, allowed) = (text.from.is_some(), "needs a text encoder: name one as text.from");
     ensure(c.prompts.is_empty() || has_text, "sample.prompts", &c.prompts, allowed)?;
     ensure(c.negative.is_none() || has_text, "sample.negative", c.negative.as_deref().unwrap_or_default(), allowed)

@@ -5,7 +5,7 @@
 //! - `fields`: the keys there are, learnt from the structs;
 //! - `read`: TOML and overrides to a config, with errors that name file, line and the nearest known key;
 //! - `unknown`, `words`: what was meant by a key that nobody knows, in other trainers' words too;
-//! - `resolve`: the options that a config gives the rooms below;
+//! - `resolve`: the options that a config gives the rooms below; `sampling`: what `[sample]` leaves out;
 //! - `paths`: `~` in paths; `check`: what values are allowed;
 //! - `file`: where the text comes from; `example`: the smallest config, for errors.
 //!
@@ -22,6 +22,7 @@ mod paths;
 mod read;
 mod resolve;
 mod run;
+mod sampling;
 mod unknown;
 mod words;
 
@@ -35,6 +36,7 @@ pub use file::read_config;
 pub use lora::{Export, KnownLora, Lora};
 pub use resolve::Known;
 pub use run::*;
+pub use sampling::{LATENTS_22, Sampling, WAN_GUIDANCE, usual_shift};
 
 impl RunConfig {
     /// Reads and checks the TOML file `path`, with `sets` (`section.key=value`, as after `--set`) on top, in order.

@@ -68,7 +68,7 @@ impl RunConfig {
             let text_dim = self.text_config()?.map_or(0, |text| text.width);
             return Ok(self.model.network(self.space()?, text_dim));
         };
-        NamedModel::find(&hub::resolve(from)?)?.config().map_err(|e| e.at("model.from"))
+        NamedModel::find(&hub::resolve(from)?).and_then(|named| named.config()).map_err(|e| e.at("model.from"))
     }
 
     /// The sizes of clips, in pixels, that `model` takes.

@@ -197,19 +197,21 @@ pub struct Parallel {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sample {
-    /// Which sampler.
-    pub sampler: SamplerKind,
-    /// Its steps.
-    pub steps: usize,
-    /// How many clips.
-    pub count: usize,
-    /// Guidance scale w: v = v_null + w (v - v_null); 1: none.
-    pub guidance: f64,
+    /// Which sampler; none: with text Wan's own, else Heun's. What is none is filled in by
+    /// [`sampling`](RunConfig::sampling).
+    pub sampler: Option<SamplerKind>,
+    /// Its steps; none: 25, and 50 where `longreel sample` samples a run with text.
+    pub steps: Option<usize>,
+    /// How many clips; none: with text one of each prompt, else 4.
+    pub count: Option<usize>,
+    /// Guidance scale w: v = v_null + w (v - v_null); 1: none. Left out: 5 with prompts, else 1.
+    pub guidance: Option<f64>,
     /// Guidance acts only for sigma in this interval.
     pub guidance_interval: [f64; 2],
-    /// Shift of sigma, as in `[diffusion]`; 1: none, 0 (in a config `"auto"`): from the token count.
-    #[serde(with = "crate::diffusion::shift")]
-    pub shift: f64,
+    /// Shift of sigma, as in `[diffusion]`; 1: none, 0 (in a config `"auto"`): from the token count. Left out: see
+    /// [`sampling_shift`](RunConfig::sampling_shift).
+    #[serde(with = "crate::diffusion::optional_shift", skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
     /// Frames of a clip sampled during training; none: as trained, on latents at most 17.
     pub frames: Option<usize>,
     /// Prompts of a network with text, which clips take in turn; none: the empty text.
@@ -294,12 +296,12 @@ impl Default for Parallel {
 impl Default for Sample {
     fn default() -> Self {
         Self {
-            sampler: SamplerKind::Heun,
-            steps: 25,
-            count: 4,
-            guidance: 1.0,
+            sampler: None,
+            steps: None,
+            count: None,
+            guidance: None,
             guidance_interval: [0.0, 1.0],
-            shift: 1.0,
+            shift: None,
             frames: None,
             prompts: vec![],
             negative: None,

@@ -17,7 +17,7 @@ mod tiled;
 pub use guidance::{Condition, Guidance};
 pub use noise::{channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key, training_key};
 pub use objective::Objective;
-pub use options::{DiffusionOptions, LossWeight, Prediction, SamplerKind, Timesteps, shift};
+pub use options::{DiffusionOptions, LossWeight, Prediction, SamplerKind, Timesteps, optional_shift, shift};
 pub use sampler::Sampler;
 pub use schedule::{Dropout, QUANTILES, SigmaDistribution, inference_sigmas, resolve_shift, shift_sigma, timestep};
 #[cfg(feature = "media")]

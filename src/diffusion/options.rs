@@ -79,6 +79,31 @@ pub mod shift {
     }
 }
 
+/// The same of a shift that may be left out.
+pub mod optional_shift {
+    use serde::de::Deserializer;
+    use serde::ser::Serializer;
+
+    /// As a number or `"auto"`, or nothing.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(shift: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match shift {
+            Some(shift) => super::shift::serialize(shift, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    /// Of a number or `"auto"`; where the key is left out nobody asks.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+        super::shift::deserialize(deserializer).map(Some)
+    }
+}
+
 /// Which sampler, and what it asks the network at. The first four tell the network `1000 sigma`, whatever it is; the
 /// last two are those that Wan's networks are sampled with elsewhere, and give the same clips.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

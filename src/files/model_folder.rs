@@ -109,6 +109,21 @@ impl Folder {
     }
 }
 
+/// Whether `dir` is a pipeline's folder in diffusers' layout, complete or not.
+pub(crate) fn is_pipeline(dir: &Path) -> bool {
+    dir.join("model_index.json").is_file()
+}
+
+/// What is said of the pipeline `dir` whose folder `part` is not there, or has no config; `instead` may be named in its
+/// place. The caller puts before it which key or flag named the pipeline.
+pub(crate) fn lacks(dir: &Path, part: &str, instead: &str) -> Error {
+    let missing = if dir.join(part).is_dir() { format!("{part}/{CONFIG}") } else { format!("the folder {part}") };
+    Error::Data(format!(
+        "{}: is a pipeline without {missing}, so it is incomplete; fetch the rest of it, or name {instead}",
+        dir.display(),
+    ))
+}
+
 /// Reads a model's `config.json`, a JSON object.
 ///
 /// # Errors

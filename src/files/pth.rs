@@ -66,6 +66,11 @@ impl PthTensors {
         &self.path
     }
 
+    /// The same, open.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Names and shapes of all tensors.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
         self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()

@@ -13,6 +13,7 @@ use super::{FileSum, Summed, check_names, elements, read_text};
 use crate::{Error, Result, bail};
 use safetensors::tensor::Dtype;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
@@ -126,6 +127,11 @@ impl Tensors {
     /// The file, or the index, that was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The files that hold the tensors, as they were opened.
+    pub fn files(&self) -> Vec<(&Path, &File)> {
+        self.files.iter().map(|shard| (shard.path.as_path(), &shard.file)).collect()
     }
 
     /// All names, sorted.
@@ -304,7 +310,7 @@ impl Tensors {
         for ((name, entry), part) in self.in_order().into_iter().zip(&sums[1..]) {
             match part {
                 Some(part) => sum.append(*part, entry.bytes),
-                None => self.sum_tensor(name, entry, &mut sum)?,
+                None => self.in_pieces(name, entry, |piece| sum.add(piece))?,
             }
         }
         expected.check(sum.sum(), &shard.path)
@@ -315,14 +321,21 @@ impl Tensors {
         self.check_sums(&self.sums())
     }
 
-    /// Adds a tensor's bytes to `sum`.
-    fn sum_tensor(&self, name: &str, entry: &Entry, sum: &mut Summed) -> Result<()> {
+    /// The SHA-256 of a tensor's bytes as they are stored.
+    pub fn sha256(&self, name: &str) -> Result<[u8; 32]> {
+        let mut sum = Sha256::new();
+        self.in_pieces(name, self.entry(name)?, |piece| sum.update(piece))?;
+        Ok(sum.finalize().into())
+    }
+
+    /// Hands a tensor's bytes to `take`, some at a time.
+    fn in_pieces(&self, name: &str, entry: &Entry, mut take: impl FnMut(&[u8])) -> Result<()> {
         let mut bytes = vec![0; (1 << 20).min(entry.bytes as usize)];
         let mut at = 0;
         while at < entry.bytes {
             let piece = bytes.len().min((entry.bytes - at) as usize);
             self.read_bytes(name, entry, &mut bytes[..piece], at)?;
-            sum.add(&bytes[..piece]);
+            take(&bytes[..piece]);
             at += piece as u64;
         }
         Ok(())

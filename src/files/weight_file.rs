@@ -2,6 +2,7 @@
 
 use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -55,6 +56,14 @@ impl WeightFile {
         match self {
             Self::Safetensors(tensors) => tensors.path(),
             Self::Pth(tensors) => tensors.path(),
+        }
+    }
+
+    /// The files that hold the tensors, as they were opened.
+    pub fn files(&self) -> Vec<(&Path, &File)> {
+        match self {
+            Self::Safetensors(tensors) => tensors.files(),
+            Self::Pth(tensors) => vec![(tensors.path(), tensors.file())],
         }
     }
 

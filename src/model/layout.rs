@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use super::folder::{CONFIG, Folder, find_weights, read_config};
 use super::names::{self, FIRST_ORIGINAL};
 use crate::files::Tensors;
+use crate::files::model_folder::{is_pipeline, lacks};
 use crate::{Error, Result, bail};
 
 /// What ComfyUI and others put before names.
@@ -131,6 +132,9 @@ pub fn find(path: &Path) -> Result<PathBuf> {
     let inner = path.join("transformer");
     if inner.join(CONFIG).is_file() {
         return Ok(inner);
+    }
+    if is_pipeline(path) {
+        return Err(lacks(path, "transformer", "a transformer's folder or file"));
     }
     bail!(
         Data,

@@ -140,9 +140,9 @@ pub fn decoders(config: &RunConfig, rehearsal: bool) -> u64 {
 
 /// Bytes of what a sampler keeps of the clips of a batch, of which training samples no more at once than it trains on.
 fn sampler_states(config: &RunConfig, model: &ModelConfig, shape: &Shape) -> u64 {
-    let guided = u64::from(config.sample.guidance != 1.0);
-    let states = config.sample.sampler.states() as u64 + guided;
-    let clips = shape.batch.min(config.sample.count);
+    let sample = config.sampling();
+    let states = sample.sampler.states() as u64 + u64::from(sample.guidance != 1.0);
+    let clips = shape.batch.min(sample.count);
     states * 4 * (clips * (shape.rows / shape.batch) * model.patch_in()) as u64
 }
 
@@ -156,16 +156,20 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, weights: &Param
     parts
 }
 
-/// What Muon needs while it is at work on a block: this rank's part before and after, the matrices that it owns on
+/// What Muon needs while it is at work on a block, or on its adapters: this rank's part before and after, the matrices that it owns on
 /// their way in, orthogonal and on their way out, and the products of the largest.
 fn orthogonalising(config: &RunConfig, model: &ModelConfig, weights: &ParameterCounts) -> Part {
-    let (unit, ranks) = (weights.unit as u64, config.parallel.ranks as u64);
-    let [width, hidden] = [model.width() as u64, model.ffn_dim as u64];
-    let (short, matrix) = (width.min(hidden), width * width.max(hidden));
+    const NAME: &str = "matrices being orthogonalised";
+    if config.train.optimizer != OptimizerKind::Muon {
+        return part(NAME, 0);
+    }
+    let (unit, ranks, shapes) = (weights.unit as u64, config.parallel.ranks as u64, weights.muons(model));
+    let most = |size: fn(&[usize; 2]) -> usize| shapes.iter().map(size).max().unwrap_or(0) as u64;
+    let (short, matrix) = (most(|[rows, columns]| *rows.min(columns)), most(|[rows, columns]| rows * columns));
     let part_of_unit = if config.parallel.zero >= 1 { unit.div_ceil(ranks) } else { unit };
     let owned = unit.div_ceil(ranks).max(matrix);
     let bytes = 4 * (2 * part_of_unit + 3 * owned + 2 * matrix + 3 * short * short);
-    part("matrices being orthogonalised", if config.train.optimizer == OptimizerKind::Muon { bytes } else { 0 })
+    part(NAME, bytes)
 }
 
 /// Moments and average that are out of their scratch file while the optimizer runs.

@@ -70,7 +70,7 @@ impl Times {
             (None, _) | (_, 0) => Some(0.0),
             _ => heldout.map(|clips| (losses as usize * clips * QUANTILES) as f64 * forward / ranks / rates.flops),
         };
-        let clips = every(train.sample_every) as f64 * config.sample.count as f64;
+        let clips = every(train.sample_every) as f64 * config.sampling().count as f64;
         let sequence = (parallel.ranks / parallel.data) as f64;
         let samples = match train.sample_every {
             0 => 0.0,
@@ -132,10 +132,11 @@ fn steps_that_decode(config: &RunConfig, plan: &Plan, decoding: &Decoding) -> u6
 
 /// Passes of the network for one sample.
 fn passes(config: &RunConfig, tokens: usize) -> Result<f64> {
-    let sample = &config.sample;
-    let shift = resolve_shift(sample.shift, config.diffusion.shift_base_tokens, tokens)?;
+    let sample = config.sampling();
+    // Where the shift is left to a pipeline, the caller has looked it up.
+    let shift = resolve_shift(config.sample.shift.unwrap_or(1.0), config.diffusion.shift_base_tokens, tokens)?;
     let sigmas = sample.sampler.sigmas(sample.steps, shift)?;
-    let guidance = Guidance::new(sample.guidance, sample.guidance_interval)?;
+    let guidance = Guidance::new(sample.guidance, config.sample.guidance_interval)?;
     let guided = sigmas[..sample.steps].iter().filter(|&&sigma| guidance.active(sigma)).count();
     let calls = Sampler::new(sample.sampler, sigmas)?.calls();
     Ok(calls as f64 * (1.0 + guided as f64 / sample.steps as f64))

@@ -4,7 +4,7 @@ use super::shape::Shape;
 use super::{Part, part};
 use crate::Result;
 use crate::config::{Compute, OptimizerKind, Place, RunConfig};
-use crate::model::{LoraSpec, Model, ModelConfig};
+use crate::model::{LoraModule, LoraSpec, Model, ModelConfig};
 use crate::state::optimizer::blockwise::words;
 use crate::state::optimizer::muon;
 
@@ -49,21 +49,27 @@ impl ParameterCounts {
             OptimizerKind::AdamW => 8 * part as u64,
             OptimizerKind::AdamW8 => 8 * words(part) as u64,
             OptimizerKind::Muon => {
-                let share = self.matrices(model) as f64 / self.trained.max(1) as f64;
-                8 * part as u64 - (4.0 * part as f64 * share) as u64
+                // Muon's matrices have the momentum alone; each rank's part of a unit has about the same share of them.
+                let matrices: u128 = self.muons(model).iter().map(|[rows, columns]| (rows * columns) as u128).sum();
+                8 * part as u64 - (4 * part as u128 * matrices / self.trained.max(1) as u128) as u64
             }
         };
         [bytes, if config.train.ema > 0.0 { 4 * part as u64 } else { 0 }]
     }
 
-    /// Trained parameters that Muon changes.
-    fn matrices(&self, model: &ModelConfig) -> usize {
-        if self.lora.is_some() {
-            return self.trained; // almost all
-        }
-        let shapes = Model::shapes(model);
-        let matrices = shapes.iter().filter(|(name, shape)| muon::takes(name, shape));
-        matrices.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    /// The matrices that Muon changes: the adapters' A and B, where there are adapters, or the network's own.
+    pub fn muons(&self, model: &ModelConfig) -> Vec<[usize; 2]> {
+        let shapes = match &self.lora {
+            None => Model::shapes(model),
+            Some(lora) => {
+                let of = |module: &LoraModule| {
+                    [(module.a(), vec![module.rank, module.inner]), (module.b(), vec![module.out, module.rank])]
+                };
+                lora.modules.iter().flat_map(of).collect()
+            }
+        };
+        let taken = shapes.into_iter().filter(|(name, shape)| muon::takes(name, shape));
+        taken.map(|(_, shape)| [shape[0], shape[1]]).collect()
     }
 
     /// Parameters, gradients, moments and average between steps, with the unit that is at work.

@@ -78,15 +78,19 @@ pub struct Request {
 }
 
 impl Request {
-    /// What a run's config asks for, of its data's size, or of the first of several.
+    /// What a run's config asks for during training, of its data's size, or of the first of several. A shift that it
+    /// does not say is looked up where its network is from.
+    ///
+    /// # Errors
+    /// The network of `model.from` cannot be had; guidance is not what it can be.
     pub fn from_config(config: &config::RunConfig) -> Result<Self> {
-        let sample = &config.sample;
+        let sample = config.sampling();
         Ok(Self {
             size: config.sample_size()?.size(),
             sampler: sample.sampler,
             steps: sample.steps,
-            guidance: Guidance::new(sample.guidance, sample.guidance_interval)?,
-            shift: sample.shift,
+            guidance: Guidance::new(sample.guidance, config.sample.guidance_interval)?,
+            shift: config.sampling_shift()?,
             shift_base_tokens: config.diffusion.shift_base_tokens,
             head_groups: config.parallel.head_groups,
             seed: config.run.seed,

@@ -12,6 +12,7 @@ use crate::config::{Compute, RunConfig};
 use crate::encode::cache::Contents;
 use crate::encode::embed::embed_missing;
 use crate::encode::embeddings::{EmbeddingCache, EncoderKey};
+use crate::files::KnownHashes;
 use crate::model::{ModelConfig, TEXT_LENGTH, TextTokens};
 use crate::parallel::{Communicator, is_first};
 use crate::terminal::counted;
@@ -24,6 +25,8 @@ const SAID_EVERY: Duration = Duration::from_secs(10);
 /// The texts of a run.
 pub struct Texts {
     cache: EmbeddingCache,
+    /// The hashes of models that the cache's folder remembers.
+    known: KnownHashes,
     /// Dropped once all is embedded.
     encoder: Mutex<Option<Arc<TextEncoder>>>,
     prompts: Vec<String>,
@@ -64,11 +67,14 @@ impl Texts {
         let (prompts, negative) = (prompts(config), negative::of(config, model));
         let captions: Vec<&str> = captions.into_iter().collect();
         warn_of_long_ones(&encoder, &captions)?;
-        let key = EncoderKey { sha256: encoder.sha256().map_err(|e| e.at("text.from"))?, f32: !bf16, features };
         let dir = config.text_cache().map_err(|e| e.at("text.cache"))?;
+        let known = KnownHashes::open(&dir);
+        let sha256 = encoder.sha256_known(&known).map_err(|e| e.at("text.from"))?;
+        known.save();
+        let key = EncoderKey { sha256, f32: !bf16, features };
         let sampled = prompts.iter().map(String::as_str).chain(["", negative.as_str()]);
         let cache = EmbeddingCache::new(&dir, key, captions.into_iter().chain(sampled));
-        Ok(Some(Self { cache, encoder: Mutex::new(Some(Arc::new(encoder))), prompts, negative }))
+        Ok(Some(Self { cache, known, encoder: Mutex::new(Some(Arc::new(encoder))), prompts, negative }))
     }
 
     /// Embeds what the cache misses, with a line in the log now and then: a collective of all ranks, after which the
@@ -92,6 +98,9 @@ impl Texts {
             }
         };
         let whole = embed_missing(&self.cache, &embed, comm, stop, &report)?;
+        if comm.rank() == 0 {
+            self.known.save(); // the folder is there by now
+        }
         comm.barrier()?;
         drop(encoder);
         self.encoder.lock().take();

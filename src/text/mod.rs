@@ -40,7 +40,7 @@ pub use buckets::bucket;
 pub use clean::clean;
 pub use config::{Kind, TextConfig};
 
-use crate::files::to_hex;
+use crate::files::{KnownHashes, to_hex};
 use crate::simd::Isa;
 use crate::{Result, bail};
 use layers::Arithmetic;
@@ -181,8 +181,20 @@ impl TextEncoder {
     /// # Errors
     /// The weights cannot be read.
     pub fn sha256(&self) -> Result<String> {
-        let parts = [CLEANING, &self.model.weights.sha256()?, self.tokenizer.sha256()];
-        Ok(to_hex(Sha256::digest(parts.join(" "))))
+        Ok(self.hash_with(&self.model.weights.sha256()?))
+    }
+
+    /// The same, without reading weights whose hash is `known` of an earlier time.
+    ///
+    /// # Errors
+    /// The weights cannot be read.
+    pub fn sha256_known(&self, known: &KnownHashes) -> Result<String> {
+        Ok(self.hash_with(&self.model.weights.sha256_known(known)?))
+    }
+
+    /// [`sha256`](Self::sha256), of weights that have the hash `weights`.
+    fn hash_with(&self, weights: &str) -> String {
+        to_hex(Sha256::digest([CLEANING, weights, self.tokenizer.sha256()].join(" ")))
     }
 
     /// How many tokens each caption has before it is cut to [`max_tokens`](Self::max_tokens).

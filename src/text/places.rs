@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::config::TextConfig;
-use crate::files::model_folder::{CONFIG, read_config};
+use crate::files::model_folder::{CONFIG, is_pipeline, lacks, read_config};
 use crate::{Error, Result, bail};
 
 /// The folders of a pipeline that hold the encoder and its tokenizer.
@@ -56,8 +56,8 @@ impl Places {
         if inner.is_dir() {
             return Self::of_encoder(&inner, vec![path.join(TOKENIZER), inner.clone()]);
         }
-        if path.join("model_index.json").is_file() {
-            bail!(Data, "{}: is a pipeline without the folder {ENCODER}: it is incomplete", path.display());
+        if is_pipeline(path) {
+            return Err(lacks(path, ENCODER, "another text encoder's folder or file"));
         }
         if !path.join(CONFIG).is_file() {
             bail!(
@@ -72,12 +72,21 @@ impl Places {
     fn of_encoder(dir: &Path, tokenizers: Vec<PathBuf>) -> Result<Self> {
         let config = dir.join(CONFIG);
         if !config.is_file() {
-            bail!(Data, "{}: has no {CONFIG}: the text encoder's folder is incomplete", dir.display());
+            bail!(
+                Data,
+                "{}: has no {CONFIG}: the text encoder's folder is incomplete; fetch the rest of it, or name another's",
+                dir.display()
+            );
         }
         match WEIGHTS.map(|name| dir.join(name)).into_iter().find(|file| file.is_file()) {
             Some(weights) => Ok(Self { weights, config: Some(config), tokenizers }),
             None => {
-                bail!(Data, "{}: has no weights of a text encoder: none of {}", dir.display(), WEIGHTS.join(", "))
+                bail!(
+                    Data,
+                    "{}: has no weights of a text encoder: none of {}; fetch the rest of it, or name another's",
+                    dir.display(),
+                    WEIGHTS.join(", ")
+                )
             }
         }
     }

@@ -11,11 +11,14 @@ use super::layers::{Arithmetic, Matrix};
 use super::names;
 use super::places::Places;
 use crate::files::model_folder::read_config;
-use crate::files::{WeightFile, check_names, to_hex};
+use crate::files::{KnownHashes, WeightFile, check_names, to_hex};
 use crate::{Error, Result, bail};
 
 /// Elements that a thread reads at a time.
 const PIECE: usize = 1 << 20;
+
+/// The version of how weights are hashed.
+const HASHING: u32 = 1;
 
 /// An encoder's config, and its tensors, read when asked for.
 #[derive(Debug)]
@@ -126,6 +129,14 @@ impl EncoderWeights {
     fn entry(&self, name: &str) -> Result<&(String, Vec<usize>)> {
         let missing = || Error::Data(format!("{}: has no tensor `{name}`", self.path().display()));
         self.tensors.get(name).ok_or_else(missing)
+    }
+
+    /// The same as [`sha256`](Self::sha256), from `known` if the files are the ones that it was computed of.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn sha256_known(&self, known: &KnownHashes) -> Result<String> {
+        known.get(&format!("text encoder {HASHING} {:?}", self.config), &self.file.files(), || self.sha256())
     }
 
     /// The SHA-256 of the config and all weights as f32. It is the same for the same encoder in any kind of file.

@@ -4,15 +4,38 @@ use candle_core::DType;
 use std::sync::Arc;
 
 use super::setup::RunSetup;
-use crate::config::Compute;
+use crate::config::{Compute, RunConfig};
+use crate::files::KnownHashes;
 use crate::lora::{Adapter, Form, RunFacts};
 use crate::model::folder::Folder;
 use crate::model::{LoraSpec, Model};
 use crate::parallel::Communicator;
-use crate::state::adapters::{AdapterRecord, BaseRecord, fingerprint};
-use crate::state::checkpoint::Saving;
+use crate::state::adapters::{AdapterRecord, BaseRecord, base_sha256, fingerprint};
+use crate::state::checkpoint::{Checkpoint, Saving};
 use crate::state::weights::TrainState;
 use crate::{Error, Result};
+
+/// The SHA-256 of the network `folder` that a run of `config` trains adapters on, which is the one that the run was
+/// begun with. The folder of the run's embeddings or latents remembers it; without either the network is read.
+///
+/// # Errors
+/// It is another network than before; it cannot be read.
+pub(super) fn identify_base(config: &RunConfig, folder: &Folder, resume: Option<&Checkpoint>) -> Result<String> {
+    let dir = match (&config.text.from, &config.vae.from) {
+        (Some(_), _) => Some(config.text_cache()?),
+        (None, Some(_)) => Some(config.latent_cache()?),
+        (None, None) => None,
+    };
+    let known = dir.map(|dir| KnownHashes::open(&dir));
+    let sha256 = base_sha256(folder.tensors(), known.as_ref()).map_err(|e| e.at("model.from"))?;
+    if let Some(known) = known {
+        known.save();
+    }
+    if let Some(checkpoint) = resume {
+        AdapterRecord::of(&checkpoint.adapter()?)?.check_sha256(&folder.dir().display().to_string(), &sha256)?;
+    }
+    Ok(sha256)
+}
 
 impl RunSetup {
     /// What a checkpoint of adapters says of them, once the network has been read; none of a run without.
@@ -26,7 +49,7 @@ impl RunSetup {
             true => named.to_owned(),
             false => std::fs::canonicalize(named).map_err(|e| Error::io(named, e))?.to_string_lossy().into_owned(),
         };
-        let base = BaseRecord { from, weights: fingerprint(folder.tensors()) };
+        let base = BaseRecord { from, weights: fingerprint(folder.tensors()), sha256: self.base_sha256.clone() };
         Ok(Some(AdapterRecord { network: self.model.to_json(), base, lora: spec.clone() }))
     }
 
@@ -84,6 +107,7 @@ impl RunSetup {
             name: config.run.out.file_name().map(|name| name.to_string_lossy().into_owned()),
             config: serde_json::to_value(toml).ok(),
             base: Some(record.base.from.clone()),
+            base_sha256: record.base.sha256.clone(),
             ..RunFacts::default()
         };
         let forms: Vec<Form> = config.lora.export.iter().map(|export| export.form()).collect();

@@ -13,6 +13,7 @@ use crate::data::{Crop, Dataset, Request};
 use crate::encode::cache::{Contents, LatentCache, VaeKey};
 use crate::encode::fill::{Filling, fill};
 use crate::encode::latents::Latents;
+use crate::files::KnownHashes;
 use crate::parallel::Communicator;
 use crate::simd::Isa;
 use crate::vae::{Arithmetic, Decoder, Encoder, VaeWeights};
@@ -24,6 +25,8 @@ const SAID_EVERY: Duration = Duration::from_secs(10);
 /// The latents of a run's clips.
 pub struct RunLatents {
     weights: VaeWeights,
+    /// The hashes of models that the cache's folder remembers.
+    known: KnownHashes,
     arithmetic: Arithmetic,
     /// What the VAE runs on.
     device: Device,
@@ -49,7 +52,10 @@ impl RunLatents {
         let Some(from) = &config.vae.from else { return Ok(None) };
         let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
         let bf16 = config.vae.dtype == Compute::Bf16;
-        let key = VaeKey { sha256: weights.encoder_hash()?, bf16 };
+        let dir = config.latent_cache().map_err(|e| e.at("vae.cache"))?;
+        let known = KnownHashes::open(&dir);
+        let key = VaeKey { sha256: weights.encoder_hash_known(&known)?, bf16 };
+        known.save();
         if config.data.variants == 1 && (config.data.flip || config.data.crop == Crop::Random) {
             tracing::warn!(
                 "each clip is encoded once (data.variants = 1), so it is cropped and mirrored the same in every epoch; \
@@ -59,7 +65,6 @@ impl RunLatents {
         if config.train.sample_every > 0 {
             weights.check_decoder().map_err(|e| e.at("vae.from"))?; // not after hours of training
         }
-        let dir = config.latent_cache().map_err(|e| e.at("vae.cache"))?;
         let open = |dataset: &Arc<Dataset>, variants| {
             let cache = LatentCache::open(&dir, dataset, &key, &weights.config, variants);
             cache.map(|cache| (dataset.clone(), cache)).map_err(|e| e.at("vae.cache"))
@@ -70,6 +75,7 @@ impl RunLatents {
         let arithmetic = Arithmetic { isa: Isa::best(), bf16 };
         Ok(Some(Self {
             weights,
+            known,
             arithmetic,
             device: device.clone(),
             trained,
@@ -96,6 +102,9 @@ impl RunLatents {
         let mut whole = true;
         for (dataset, cache) in self.trained.iter().chain(&self.heldout) {
             whole = whole && fill(cache, dataset, &encoder, comm, verify, stop, report)?;
+        }
+        if comm.rank() == 0 {
+            self.known.save(); // the folder is there by now
         }
         comm.barrier()?;
         self.encoder.lock().take();

@@ -9,7 +9,7 @@ use crate::sample::{ClipSampler, ClipSpec, Request};
 const DECODED_FRAMES: usize = 17;
 
 impl Rank<'_> {
-    /// Samples `[sample] count` clips from the averaged weights; every sequence group does so, the first one reports. A
+    /// Samples the clips that `[sample]` asks for from the averaged weights; every sequence group does so, the first one reports. A
     /// batch of them has no more clips than one of training, whose memory it then does with.
     pub fn sample(&self, step: u64, report: &mut Report) -> Result<()> {
         let config = &self.setup.config;
@@ -24,7 +24,7 @@ impl Rank<'_> {
         let label = |index| (self.setup.model.num_classes > 0).then_some(index % classes);
         let prompts = self.setup.caches.texts.as_ref().map(|texts| texts.prompts()).transpose()?;
         let texts = prompts.as_ref().map_or(0, |prompts| prompts.texts.len());
-        let clips = ClipSpec::numbered((0..config.sample.count).map(label), texts);
+        let clips = ClipSpec::numbered((0..config.sampling().count).map(label), texts);
         self.weights.averaged(|model| {
             let sampler = ClipSampler {
                 model,

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::adapters::identify_base;
 use super::caches::Caches;
 use super::device::device;
 use super::lineage;
@@ -56,6 +57,8 @@ pub struct RunSetup {
     pub(super) from: Option<Folder>,
     /// The adapters of a run that trains these, and their initial values if they are a file's.
     pub lora: Option<(LoraSpec, Option<Adapter>)>,
+    /// The SHA-256 of the network below them, where checkpoints are written.
+    pub(super) base_sha256: Option<String>,
     /// The frozen network below them, until all ranks of this process have it.
     pub(super) frozen: FrozenModel,
     /// Whether all ranks are threads of this process.
@@ -90,7 +93,7 @@ impl RunSetup {
     ///
     /// # Errors
     /// Whatever cannot be opened or does not fit together. Nothing has been written then.
-    pub fn open(config: RunConfig, start: Start, launch: &Launch, own: Option<Arc<dyn Clips>>) -> Result<Self> {
+    pub fn open(mut config: RunConfig, start: Start, launch: &Launch, own: Option<Arc<dyn Clips>>) -> Result<Self> {
         let folder = RunFolder::new(&config.run.out);
         let resume = match start {
             Start::Last => folder.to_resume(None)?,
@@ -126,7 +129,7 @@ impl RunSetup {
         let device = device(Some(config.train.device), "train.device", config.parallel.ranks, launch)?;
         let space = config.space()?;
         let from = match &config.model.from {
-            Some(spec) => Some(NamedModel::opened(&hub::resolve(spec)?)?),
+            Some(spec) => Some(NamedModel::opened(&hub::resolve(spec)?).map_err(|e| e.at("model.from"))?),
             None => None,
         };
         if let Some((named, _)) = &from
@@ -153,7 +156,9 @@ impl RunSetup {
             let tokens = Split::new(tokens, ring).count(0);
             check_on_gpu(train.dtype == Compute::Bf16, model.attention_head_dim, tokens)?;
         }
-        check_guidance("sample.guidance", config.sample.guidance, &model, !config.sample.prompts.is_empty())?;
+        // Written down with the run, so that it does not depend on what becomes of the pipeline.
+        config.sample.shift = Some(config.sampling_shift()?);
+        check_guidance("sample.guidance", config.sampling().guidance, &model, !config.sample.prompts.is_empty())?;
         if let Some(checkpoint) = &resume {
             lineage::check_network(checkpoint, &config, &model, lora.as_ref().map(|(spec, _)| spec))?;
         }
@@ -222,6 +227,8 @@ impl RunSetup {
             log_captions(&model, &clips);
         }
         let caches = launch.rank0_first(|| Caches::open(&config, &model, clips.buckets(), held_out, &device))?;
+        let base = from.as_ref().filter(|_| lora.is_some() && is_first());
+        let base_sha256 = base.map(|folder| identify_base(&config, folder, resume.as_ref())).transpose()?;
         let here = launch.processes().map_or(config.parallel.ranks, |_| 1);
         Ok(Self {
             clips,
@@ -232,6 +239,7 @@ impl RunSetup {
             model,
             from,
             lora,
+            base_sha256,
             frozen: FrozenModel::new(here),
             threads: launch.processes().is_none(),
             folder,

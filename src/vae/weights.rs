@@ -7,12 +7,15 @@ use std::path::Path;
 
 use super::config::{MEAN_21, VaeConfig};
 use super::spec::{self, TensorSpec};
-use crate::files::model_folder::{CONFIG, Folder, read_config};
-use crate::files::{Tensors, WeightFile, check_names, to_hex};
+use crate::files::model_folder::{CONFIG, Folder, is_pipeline, lacks, read_config};
+use crate::files::{KnownHashes, Tensors, WeightFile, check_names, to_hex};
 use crate::{Error, Result, bail};
 
 /// Single files that Wan's own folders hold.
 const ORIGINALS: [&str; 2] = ["Wan2.1_VAE.pth", "Wan2.2_VAE.pth"];
+
+/// The version of how weights are hashed.
+const HASHING: u32 = 1;
 
 /// The encoder's first layer, by Wan's own name and by diffusers'.
 const FIRST: [&str; 2] = ["encoder.conv1.weight", "encoder.conv_in.weight"];
@@ -41,6 +44,7 @@ impl VaeWeights {
         }
         match ORIGINALS.map(|name| path.join(name)).into_iter().find(|file| file.is_file()) {
             Some(file) => Self::open_file(&file),
+            None if is_pipeline(path) => Err(lacks(path, "vae", "another VAE's folder or file")),
             None => bail!(
                 Data,
                 "{}: has neither {CONFIG}, nor vae/{CONFIG}, nor {}; a VAE's folder or file is needed",
@@ -98,6 +102,14 @@ impl VaeWeights {
     /// The file, or the index of its shards.
     pub fn path(&self) -> &Path {
         self.file.path()
+    }
+
+    /// The same as [`encoder_hash`](Self::encoder_hash), from `known` if the files are those that it was computed of.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn encoder_hash_known(&self, known: &KnownHashes) -> Result<String> {
+        known.get(&format!("VAE's encoder {HASHING} {:?}", self.config), &self.file.files(), || self.encoder_hash())
     }
 
     /// The SHA-256 of all that latents depend on: the encoder's weights as f32, in the order of its layers, and the

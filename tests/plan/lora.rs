@@ -1,6 +1,6 @@
 //! What a plan says of adapters over a frozen network, against a rehearsal and against counts.
 
-use super::{MEDIUM, check, large_clips, planned, rehearsed};
+use super::{MEDIUM, check, large_clips, part, planned, rehearsed};
 use crate::train::Place;
 use candle_core::DType;
 use longreel::model::folder::write_folder;
@@ -88,4 +88,22 @@ fn a_frozen_network_takes_its_bytes_once_and_adapters_all_else() {
     }
     let (of, ..) = parts(&["lora.targets=[\"attn1.to_q\"]"]);
     assert_eq!(of[1], 4 * 6 * 16 * (512 + 512));
+}
+
+/// Muon's matrices are then the adapters': their momentum, and the room that making them orthogonal takes.
+#[test]
+fn muon_needs_what_adapters_take_and_nothing_for_the_frozen_network() {
+    let place = place();
+    let muon = |more: &[&str]| planned(&place, &case(&[&["train.optimizer=muon"], more].concat()));
+    let (block, matrix, square) = (16 * (4 * (512 + 512) + 2 * (512 + 2048)), 16 * 2048, 16 * 16);
+    for (more, ranks) in [(&[][..], 1), (&["--ranks=2", "parallel.zero=1"], 2)] {
+        let plan = muon(more);
+        assert_eq!(part(&plan, "optimizer moments"), 4 * 6 * block / ranks, "{more:?}");
+        let room = 4 * (5 * block / ranks + 2 * matrix + 3 * square);
+        assert_eq!(part(&plan, "matrices being orthogonalised"), room, "{more:?}");
+    }
+    // The head's adapter is AdamW's, with both moments: Muon takes matrices of blocks.
+    let targets = "lora.targets=[\"blocks.*\", \"proj_out\"]";
+    let more = part(&muon(&[targets]), "optimizer moments") - part(&muon(&[]), "optimizer moments");
+    assert_eq!(more, 8 * 16 * (512 + 3 * 8 * 8));
 }

@@ -139,3 +139,93 @@ fn a_pipeline_is_tuned_and_its_lora_samples_what_the_run_does() {
     };
     assert_eq!(["32x32x9", "32x32x5", "48x32x1"].map(tokens), ["12", "8", "6"]);
 }
+
+/// What `[sample]` does not say is the pipeline's: its solver, its scheduler's shift, guidance for the prompts, a clip
+/// of each. What it says counts. Samples of the run are those of training either way.
+#[test]
+fn samples_are_by_the_pipelines_settings_unless_the_config_says_others() {
+    let place = place();
+    let config = fs::read_to_string(place.path("config.toml")).unwrap();
+    let (head, _) = config.split_once("[sample]").unwrap();
+    let sample = "[sample]\nsteps = 4\nframes = 1\nprompts = [\"a red wave\"]\n";
+    fs::write(place.path("config.toml"), format!("{head}{sample}")).unwrap();
+    let scheduler = place.path("pipeline/scheduler/scheduler_config.json");
+    let json = fs::read_to_string(&scheduler).unwrap();
+    assert!(json.contains("\"flow_shift\": 3.0"));
+    fs::write(&scheduler, json.replace("\"flow_shift\": 3.0", "\"flow_shift\": 7.0")).unwrap();
+
+    let settings = ["train.steps=2", "train.sample_every=2", "train.accumulate=1"];
+    place.train("own", &settings);
+    let during = |run: &str| {
+        let samples = place.path(run).join("samples");
+        assert!(!samples.join("step-00000002-1.png").exists(), "one prompt, one clip");
+        image::open(samples.join("step-00000002-0.png")).unwrap().into_rgb8().into_raw()
+    };
+    let own = during("own");
+    let run = place.path("own");
+    let after = |args: &[&str]| sheet(&place, &run, &[&["--frames", "1"], args].concat());
+    assert_eq!(after(&[]), own);
+    assert_eq!(after(&["--prompt", "a red wave"]), own);
+    let said = ["--sampler", "wan-unipc", "--guidance", "5", "--shift", "7", "--steps", "4", "--count", "1"];
+    assert_eq!(after(&said), own);
+    for other in [["--sampler", "heun"], ["--guidance", "1"], ["--shift", "3"]] {
+        assert!(after(&other) != own, "{other:?} changes nothing");
+    }
+    // The run keeps the shift that it was begun with, whatever becomes of the pipeline.
+    fs::write(&scheduler, json).unwrap();
+    assert_eq!(after(&[]), own);
+
+    let written = ["sample.sampler=heun", "sample.guidance=1", "sample.shift=3"];
+    place.train("written", &[&settings[..], &written].concat());
+    let (written, flags) = (place.path("written"), ["--sampler", "heun", "--guidance", "1", "--shift", "3"]);
+    assert_eq!(sheet(&place, &written, &["--frames", "1"]), during("written"));
+    assert_eq!(after(&flags), during("written"), "the same network, by flags");
+}
+
+#[test]
+fn a_part_that_a_pipeline_lacks_is_named_with_the_key_that_asks_for_it() {
+    let place = place();
+    let pipeline = place.path("pipeline");
+    for (part, key, to_do) in [
+        ("transformer", "model.from", "fetch the rest of it, or name a transformer's folder or file"),
+        ("vae", "vae.from", "fetch the rest of it, or name another VAE's folder or file"),
+        ("text_encoder", "text.from", "fetch the rest of it, or name another text encoder's folder or file"),
+        ("tokenizer", "text.from", "Copy tokenizer.json from the model's repository there"),
+    ] {
+        fs::rename(pipeline.join(part), place.path("away")).unwrap();
+        let said = place.error("run", &[]);
+        assert!(said.starts_with(&format!("{key}: ")) && said.contains(part), "without {part}: {said}");
+        assert!(said.contains(to_do), "without {part}: {said}");
+        fs::rename(place.path("away"), pipeline.join(part)).unwrap();
+    }
+    // The scheduler is asked for the shift of samples alone, and there is a usual one.
+    fs::rename(pipeline.join("scheduler"), place.path("away")).unwrap();
+    let config = fs::read_to_string(place.path("config.toml")).unwrap();
+    let log = |out: &str| text(&succeed(&mut place.command(out, &["train.steps=1"])).stderr);
+    assert!(!log("said").contains("scheduler_config.json"));
+    fs::write(place.path("config.toml"), config.replace("\nshift = 3.0\n", "\n")).unwrap();
+    let log = log("unsaid");
+    assert!(log.contains("no scheduler/scheduler_config.json") && log.contains("3 is taken"), "{log}");
+    assert!(log.contains("sample.shift"), "{log}");
+}
+
+/// Of clips of one size, too, the patch is the network's, and tokens are of latents.
+#[test]
+fn a_scan_counts_tokens_of_a_network_from_elsewhere() {
+    let place = place();
+    let pipeline = place.path("pipeline").display().to_string();
+    let data = format!("path = {:?}\nframes = 9\nheight = 32\nwidth = 32\n", place.path("clips/videos"));
+    let config = format!("[data]\n{data}[model]\nfrom = {pipeline:?}\n[vae]\nfrom = {pipeline:?}\n");
+    fs::write(place.path("one.toml"), config).unwrap();
+    let scan = |args: &[&str]| {
+        let mut command = longreel();
+        command.args(["scan", "--no-sheet", "--config"]).arg(place.path("one.toml")).args(args);
+        text(&succeed(&mut command).stdout)
+    };
+    let said = scan(&[]);
+    assert!(said.contains("3 clips of 12 tokens, 36 tokens in all"), "{said}");
+    let said = scan(&["--patch", "1,4,4"]);
+    assert!(said.contains("3 clips of 3 tokens, 9 tokens in all"), "{said}");
+    fs::rename(place.path("pipeline/transformer"), place.path("away")).unwrap();
+    assert!(scan(&["--patch", "1,4,4"]).contains("3 clips of 3 tokens"), "a patch that is named needs no network");
+}

@@ -6,6 +6,7 @@ use super::{Place, difference, numbers, snapshot};
 use longreel::lora::{AdapterFile, Form};
 use longreel::model::folder::Folder;
 use longreel::observe::metrics::Record;
+use longreel::state::adapters::{AdapterRecord, base_sha256};
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::fs;
@@ -168,4 +169,40 @@ fn what_adapters_cannot_go_on_from_is_refused() {
     fs::remove_file(place.checkpoint("base", 2, "state.json")).unwrap();
     let said = refused("run", &["train.steps=2", "--resume"]);
     assert!(said.contains("has other weights than the network that the adapters were trained on"), "{said}");
+}
+
+/// The frozen network is known by the hash of its weights, wherever they lie, in the checkpoint and in the LoRA file.
+#[test]
+fn the_base_is_known_by_its_sha256() {
+    let place = place();
+    train(&place, "run", &["train.steps=1"]);
+    let record = AdapterRecord::of(&Folder::open(&place.checkpoint("run", 1, "adapter")).unwrap()).unwrap();
+    let sha256 = record.base.sha256.clone().unwrap();
+    let lora = fs::read(place.checkpoint("run", 1, "lora.safetensors")).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&lora).unwrap();
+    assert_eq!(header.metadata().as_ref().unwrap()["longreel.base_sha256"], sha256);
+
+    let (base, copy) = (place.checkpoint("base", 2, "transformer"), place.path("copy"));
+    fs::create_dir(&copy).unwrap();
+    for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
+        fs::copy(base.join(file), copy.join(file)).unwrap();
+    }
+    let hash = || base_sha256(Folder::open(&copy).unwrap().tensors(), None).unwrap();
+    assert_eq!(hash(), sha256);
+    record.check_sha256("copy", &sha256).unwrap();
+    let weights = copy.join("diffusion_pytorch_model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let said = record.check_sha256("copy", &hash()).unwrap_err().to_string();
+    assert!(said.contains("copy: has other weights than the network that the adapters were trained on"), "{said}");
+    assert!(said.contains(&sha256) && said.contains("lora.from"), "{said}");
+
+    // A checkpoint of before has none, and is read as it was.
+    let mut json = record.to_json();
+    assert!(json["base"].as_object_mut().unwrap().remove("sha256").is_some());
+    let older: AdapterRecord = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!((&older.base.sha256, older.to_json()), (&None, json));
+    older.check_sha256("copy", &hash()).unwrap();
+    assert_eq!(older.base.weights, record.base.weights);
 }

@@ -76,7 +76,8 @@ const COUNT: usize = 6;
 /// The entries of the cache of embeddings, and their bytes.
 fn entries(place: &Place) -> Vec<(PathBuf, Vec<u8>)> {
     let files = fs::read_dir(place.path("embeddings")).unwrap().map(|entry| entry.unwrap().path());
-    let mut entries: Vec<_> = files.map(|path| (path.clone(), fs::read(&path).unwrap())).collect();
+    let entries = files.filter(|path| path.extension().is_some_and(|kind| kind == "safetensors"));
+    let mut entries: Vec<_> = entries.map(|path| (path.clone(), fs::read(&path).unwrap())).collect();
     entries.sort();
     entries
 }
