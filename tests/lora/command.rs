@@ -10,25 +10,25 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// Runs `longreel`: did it succeed, what did it print, what did it say?
-fn longreel(args: &[&str]) -> (bool, String, String) {
+pub(super) fn longreel(args: &[&str]) -> (bool, String, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_longreel")).args(args).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (out.status.success(), text(&out.stdout), text(&out.stderr))
 }
 
-fn succeed(args: &[&str]) -> String {
+pub(super) fn succeed(args: &[&str]) -> String {
     let (ok, printed, said) = longreel(args);
     assert!(ok, "{args:?}: {said}");
     printed
 }
 
-fn fail(args: &[&str]) -> String {
+pub(super) fn fail(args: &[&str]) -> String {
     let (ok, _, said) = longreel(args);
     assert!(!ok && !said.contains("panicked"), "{args:?}: {said}");
     said
 }
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
