@@ -12,7 +12,7 @@ use super::entry::{self, EntryTensor, Record, Wanted};
 use super::latents::Latents;
 use super::sources::Sources;
 use crate::data::{Augment, ClipOptions, Dataset, Recipe};
-use crate::files::{Tensors, create_folders};
+use crate::files::Tensors;
 use crate::vae::{Frame, VaeConfig};
 use crate::{Result, bail};
 
@@ -111,9 +111,9 @@ impl LatentCache {
     /// Makes the folder, if it is not there.
     ///
     /// # Errors
-    /// It cannot be made, or is no folder.
+    /// It cannot be made or written to, or is no folder.
     pub fn prepare(&self) -> Result<()> {
-        create_folders(&self.dir)?;
+        entry::prepare(&self.dir, "vae.cache")?;
         self.remember();
         Ok(())
     }

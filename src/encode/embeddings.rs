@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::entry::{self, Contents, EntryTensor, Wanted};
-use crate::files::create_folders;
 use crate::{Result, bail};
 
 /// The version of this file's rules: what an entry holds, and what its key is made of.
@@ -71,9 +70,9 @@ impl EmbeddingCache {
     /// Makes the folder, if it is not there.
     ///
     /// # Errors
-    /// It cannot be made, or is no folder.
+    /// It cannot be made or written to, or is no folder.
     pub fn prepare(&self) -> Result<()> {
-        create_folders(&self.dir)
+        entry::prepare(&self.dir, "text.cache")
     }
 
     /// The folder.

@@ -49,7 +49,7 @@ impl RunLatents {
         let Some(from) = &config.vae.from else { return Ok(None) };
         let weights = VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?;
         let bf16 = config.vae.dtype == Compute::Bf16;
-        let key = VaeKey { sha256: weights.encoder_hash()?, bf16 };
+        let key = VaeKey { sha256: weights.encoder_hash().map_err(|e| e.at("vae.from"))?, bf16 };
         if config.data.variants == 1 && (config.data.flip || config.data.crop == Crop::Random) {
             tracing::warn!(
                 "each clip is encoded once (data.variants = 1), so it is cropped and mirrored the same in every epoch; \

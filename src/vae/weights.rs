@@ -85,6 +85,7 @@ impl VaeWeights {
     }
 
     fn checked(config: VaeConfig, file: WeightFile) -> Result<Self> {
+        file.check_floats()?;
         let found = file.shapes();
         let original = found.contains_key("encoder.conv1.weight");
         let expected: Vec<(String, Vec<usize>)> = spec::tensors(&config)
@@ -143,7 +144,8 @@ impl VaeWeights {
 
 /// Whether there is such a config.json, and it is not that of Wan's transformer, which lies beside Wan's VAE.
 fn is_config(path: &Path) -> bool {
-    path.is_file() && !read_config(path).is_ok_and(|config| config.get("num_heads").is_some())
+    let is_wans = |config: serde_json::Value| ["dim", "num_heads"].iter().all(|key| config.get(key).is_some());
+    path.is_file() && !read_config(path).is_ok_and(is_wans)
 }
 
 /// The config of a file that has none beside it: one of the two published kinds, with its widths.

@@ -5,6 +5,7 @@
 //! (the optimizer, checkpoints, metrics files) is tested with those parts.
 
 mod buckets;
+mod caches;
 mod data;
 mod failures;
 mod finetune;
