@@ -69,8 +69,9 @@ impl VaeWeights {
     }
 
     fn open_folder(dir: &Path) -> Result<Self> {
-        let (config, tensors) = Folder::open(dir)?.into_parts();
-        let config = VaeConfig::from_json(&config, &dir.join(CONFIG))?;
+        let path = dir.join(CONFIG);
+        let config = VaeConfig::from_json(&read_config(&path)?, &path)?; // first: it says what else the folder may be of
+        let (_, tensors) = Folder::open(dir)?.into_parts();
         Self::checked(config, WeightFile::Safetensors(tensors))
     }
 
