@@ -119,8 +119,17 @@ fn a_bucket_below_a_batch_is_said_and_samples_take_the_first_size() {
     assert!(log.contains("the bucket 16x40x4 has 1 clip an epoch and a step takes 4"), "{log}");
     assert!(log.contains("in 3 buckets"), "{log}");
     assert!(place.path("run/samples/step-00000007-0.mp4").is_file());
-    let heldout = place.metrics("run").iter().filter_map(|record| record.heldout).count();
-    assert_eq!(heldout, 2);
+    // Each size of held-out clips has a loss of its own; there is one clip of each.
+    let records = place.metrics("run");
+    let measured: Vec<_> = records.iter().filter(|record| record.heldout.is_some()).collect();
+    assert_eq!(measured.len(), 2);
+    for record in measured {
+        let [wide, tall] = ["heldout_40x16x4", "heldout_16x40x4"].map(|name| record.more[name]);
+        assert!(wide > 0.0 && tall > 0.0 && (wide - tall).abs() > 1e-6 * wide, "{wide} {tall}");
+        let mean = record.heldout.unwrap();
+        assert!((f64::midpoint(wide, tall) - mean).abs() < 1e-12 * mean, "{wide} {tall} {mean}");
+        assert_eq!(record.more.keys().filter(|name| name.starts_with("heldout_")).count(), 4 + 2);
+    }
     let data: serde_json::Value = serde_json::from_slice(&fs::read(place.path("run/data.json")).unwrap()).unwrap();
     assert_eq!(data["buckets"].as_array().unwrap().len(), 3);
     let config = fs::read_to_string(place.path("run/config.toml")).unwrap();
