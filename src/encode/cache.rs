@@ -241,3 +241,54 @@ fn drawn(options: &ClipOptions, source: &str, window: usize, variant: usize) -> 
     let flip = options.flip && variant % 2 == 1; // the mirror image comes second
     Augment { flip, ..Augment::draw(options, seed, variant as u64, window as u64) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every field of what a key is made of, the versions of the rules among them, which no setting changes.
+    #[test]
+    fn each_part_of_a_key_changes_it() {
+        let vae = VaeKey { sha256: "1".into(), bf16: false };
+        let recipe = Recipe {
+            frames: vec![0, 1],
+            times: vec![0.0, 0.5],
+            size: [32, 48],
+            crop: [0.5, 0.5],
+            flip: false,
+            deinterlace: true,
+            tonemap: true,
+            scaler: 1,
+        };
+        let key = |rule: u32, source: &str, recipe: &Recipe, vae: &VaeKey| {
+            entry::key_of(&Parts { rule, source, recipe, vae })
+        };
+        let with = |change: &dyn Fn(&mut Recipe)| {
+            let mut other = recipe.clone();
+            change(&mut other);
+            key(RULE, "s", &other, &vae)
+        };
+        // A field that is added must be added here.
+        let Recipe { frames: _, times: _, size: _, crop: _, flip: _, deinterlace: _, tonemap: _, scaler: _ } = &recipe;
+        let VaeKey { sha256: _, bf16: _ } = &vae;
+        let keys = [
+            key(RULE, "s", &recipe, &vae),
+            key(RULE + 1, "s", &recipe, &vae),
+            key(RULE, "t", &recipe, &vae),
+            key(RULE, "s", &recipe, &VaeKey { sha256: "2".into(), ..vae.clone() }),
+            key(RULE, "s", &recipe, &VaeKey { bf16: true, ..vae.clone() }),
+            with(&|recipe| recipe.frames[1] = 2),
+            with(&|recipe| recipe.times[1] = 0.25),
+            with(&|recipe| recipe.size = [48, 32]),
+            with(&|recipe| recipe.crop[0] = 0.25),
+            with(&|recipe| recipe.crop = [0.5, 0.25]),
+            with(&|recipe| recipe.flip = true),
+            with(&|recipe| recipe.deinterlace = false),
+            with(&|recipe| recipe.tonemap = false),
+            with(&|recipe| recipe.scaler = 2),
+        ];
+        let different: std::collections::BTreeSet<&String> = keys.iter().collect();
+        assert_eq!(different.len(), keys.len(), "{keys:?}");
+        assert_eq!(keys[0], key(RULE, "s", &recipe.clone(), &vae.clone()));
+    }
+}
