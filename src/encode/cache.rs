@@ -245,6 +245,7 @@ fn drawn(options: &ClipOptions, source: &str, window: usize, variant: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     /// Every field of what a key is made of, the versions of the rules among them, which no setting changes.
     #[test]
@@ -287,8 +288,8 @@ mod tests {
             with(&|recipe| recipe.tonemap = false),
             with(&|recipe| recipe.scaler = 2),
         ];
-        let different: std::collections::BTreeSet<&String> = keys.iter().collect();
+        let different: BTreeSet<&String> = keys.iter().collect();
         assert_eq!(different.len(), keys.len(), "{keys:?}");
-        assert_eq!(keys[0], key(RULE, "s", &recipe.clone(), &vae.clone()));
+        assert_eq!(keys[0], key(RULE, "s", &recipe, &vae));
     }
 }

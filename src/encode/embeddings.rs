@@ -202,6 +202,6 @@ mod tests {
         ];
         let different: BTreeSet<&String> = keys.iter().collect();
         assert_eq!(different.len(), keys.len(), "{keys:?}");
-        assert_eq!(keys[0], key(RULE, "a wave", &encoder.clone()));
+        assert_eq!(keys[0], key(RULE, "a wave", &encoder));
     }
 }

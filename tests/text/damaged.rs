@@ -134,6 +134,26 @@ fn eight_bits_and_wrong_weights_are_refused_by_name() {
     assert!(said.contains("shared.weight") && said.contains("damaged"), "{said}");
 }
 
+#[test]
+fn checkpoints_of_other_networks_are_no_text_encoder() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let dir = TempDir::new().unwrap();
+    for (name, from) in [
+        ("vae.safetensors", "vae/vae21/vae/diffusion_pytorch_model.safetensors"),
+        ("vae.pth", "vae/vae21/original.pth"),
+        ("transformer.safetensors", "tokens/transformer/diffusion_pytorch_model.safetensors"),
+        ("lora.safetensors", "lora/t2v/comfy.safetensors"),
+    ] {
+        fs::copy(root.join(from), dir.path().join(name)).unwrap();
+        let said = refusal!(Data, open(&dir.path().join(name)));
+        assert!(said.contains(&format!("{name}: is no text encoder of T5's kind")), "{said}");
+    }
+    for folder in ["vae/vae21/vae", "tokens/transformer"] {
+        let said = refusal!(Data, open(&root.join(folder)));
+        assert!(said.contains("has no weights of a text encoder"), "{said}");
+    }
+}
+
 /// T5's other half and a tokenizer in the file are passed over; the embedding may have either name, or both.
 #[test]
 fn what_is_beside_the_encoder_in_a_file_is_passed_over() {
