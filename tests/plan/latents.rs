@@ -1,4 +1,4 @@
-//! What a plan says of a run's caches: clips and bytes of latents by their sizes, what encoding a clip takes, and texts.
+//! What a plan says of a run's cache of latents: clips, bytes and time by their sizes, and what encoding a clip takes.
 
 use super::*;
 use image::RgbImage;
