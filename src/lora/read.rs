@@ -10,7 +10,7 @@ use super::header::{PEFT, Peft, TRANSFORMER};
 use super::{Adapter, AdapterModule};
 use crate::files::Tensors;
 use crate::files::model_folder::read_config;
-use crate::model::names;
+use crate::model::{ModelConfig, names};
 use crate::{Error, Result, bail};
 
 /// What peft calls the two files of its folders.
@@ -99,6 +99,14 @@ impl AdapterFile {
         let outside: Vec<&str> = with_alpha.filter(|layer| names::block_of(layer).is_none()).collect();
         this.warn(alphas, &outside);
         Ok(this)
+    }
+
+    /// Refuses adapters that are not for this network, as [`Adapter::check`] does, and names the file.
+    ///
+    /// # Errors
+    /// Those of [`Adapter::check`].
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        self.adapter.check(config).map_err(|e| e.at(self.path.display()))
     }
 
     /// Says what other readers would make of scales in unexpected places. `outside` are the layers outside the blocks

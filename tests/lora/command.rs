@@ -212,7 +212,7 @@ fn a_lora_for_another_model_changes_nothing() {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokens/transformer");
     let lora = golden("t2v").join("comfy.safetensors");
     let said = fail(&["lora", "merge", text(&base), text(&lora), "-o", text(&out)]);
-    assert!(said.contains("24 wide") && said.contains("the model's 32"), "{said}");
+    assert!(said.contains("24 wide") && said.contains("the model's 32") && said.contains(text(&lora)), "{said}");
     for scale in ["x", "nan", ""] {
         let said = fail(&["lora", "merge", text(&base), &format!("{}:{scale}", text(&lora)), "-o", text(&out)]);
         assert!(!said.is_empty() && !out.exists(), "{said}");

@@ -320,5 +320,11 @@ fn scan_counts_captions_and_plan_counts_their_cache() {
     assert!(said.contains("embedding 8 texts"), "{said}"); // four files, two prompts, the empty text twice
     let said = text(&succeed(&mut place.command("run", &["train.steps=1"])).stderr);
     assert!(said.contains("1 caption is longer than the 512 tokens"), "{said}");
+    assert!(!said.contains("prompt is longer"), "{said}");
+    let mut sample = longreel();
+    sample.arg("sample").arg(place.path("run")).arg("-o").arg(place.path("long.png"));
+    sample.args(["--count=1", "--prompt", &"wave ".repeat(600)]);
+    let said = text(&succeed(&mut sample).stderr);
+    assert!(said.contains("1 prompt is longer than the 512 tokens that the text encoder takes"), "{said}");
     assert!(said.contains("1 file has no caption"), "{said}");
 }
