@@ -4,14 +4,13 @@
 use half::f16;
 use safetensors::Dtype;
 use serde::Serialize;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use super::entry::Contents;
 use super::entry::{self, EntryTensor, Record, Wanted};
 use super::latents::Latents;
 use super::sources::Sources;
-use crate::data::{Augment, ClipOptions, Dataset, Recipe};
+use crate::data::{Augment, ClipOptions, Dataset, FrameRegion, Recipe};
 use crate::files::Tensors;
 use crate::vae::{Frame, VaeConfig};
 use crate::{Result, bail};
@@ -175,23 +174,29 @@ impl LatentCache {
         entry::checked_bytes(&tensors, &record, LATENTS).map(drop)
     }
 
-    /// Reads some frames of an entry.
+    /// Reads a region of an entry, counted in latents; nothing else of the file but its header is read.
     ///
     /// # Errors
     /// It is not there, damaged, or of another key than its name says.
-    pub fn read(&self, i: usize, frames: Range<usize>) -> Result<Latents> {
+    pub fn read(&self, i: usize, region: &FrameRegion) -> Result<Latents> {
         let [z, t, h, w] = self.shape;
+        let FrameRegion { frames, lines } = region;
         let (tensors, _) = self.opened(i).map_err(|e| e.at(&self.entries[i].name))?;
-        let mut values = Vec::with_capacity(z * frames.len() * h * w);
-        for c in 0..z {
-            let start = (c * t + frames.start) * h * w;
-            values.extend(tensors.read_f16(LATENTS, start..start + frames.len() * h * w)?);
+        let mut values = Vec::with_capacity(z * frames.len() * lines.len() * w);
+        // Frames lie one after another where they are whole.
+        let (runs, run) = match *lines == (0..h) {
+            true => (frames.start..frames.start + usize::from(!frames.is_empty()), frames.len() * h * w),
+            false => (frames.clone(), lines.len() * w),
+        };
+        for frame in (0..z).flat_map(|c| runs.clone().map(move |frame| c * t + frame)) {
+            let start = (frame * h + lines.start) * w;
+            values.extend(tensors.read_f16(LATENTS, start..start + run)?);
         }
         if !values.iter().all(|x| x.is_finite()) {
             let path = tensors.path();
             bail!(Data, "{}: has values that are not finite; delete it, and it is encoded again", path.display());
         }
-        Ok(Latents { first: frames.start, shape: [z, h, w], values })
+        Ok(Latents { first: frames.start, lines: lines.clone(), shape: [z, h, w], values })
     }
 
     /// Writes an entry of frames of normalised latents.

@@ -76,7 +76,7 @@ impl<'a> Heldout<'a> {
         for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
             let clip = dataset.clip(number);
             let frames: Arc<dyn ClipRows> = match &self.setup.caches.latents {
-                Some(latents) => Arc::new(latents.heldout(bucket, number, region.frames.clone())?),
+                Some(latents) => Arc::new(latents.heldout(bucket, number, &region)?),
                 None => Arc::new(dataset.region(&clip, &dataset.plain(number).augment, &region)?),
             };
             let pixels = upload(frames.as_ref(), self.setup.device())?;

@@ -260,8 +260,7 @@ impl<'a> Rank<'a> {
             Some(latents) => {
                 let latents = latents.clone();
                 let read = move |request: &data::Request, _: &data::Clip, _: &AtomicBool| {
-                    let part: Arc<dyn ClipRows> =
-                        Arc::new(latents.read(request, regions[request.bucket].frames.clone())?);
+                    let part: Arc<dyn ClipRows> = Arc::new(latents.read(request, &regions[request.bucket])?);
                     Ok(part)
                 };
                 Loader::reading(datasets, Box::new(read), prefetch, requests)

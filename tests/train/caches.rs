@@ -3,11 +3,12 @@
 
 use super::latents::{cache, check, entries};
 use super::{Place, fail, finish, longreel, succeed, text};
-use longreel::data::{ClipOptions, Dataset};
+use longreel::data::{ClipOptions, ClipRows, Dataset, FrameRegion};
 use longreel::encode::cache::{LatentCache, VaeKey};
 use longreel::files::Header;
 use longreel::vae::{Frame, VaeWeights};
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -188,9 +189,9 @@ fn a_vae_of_other_channels_than_the_network_is_refused() {
     assert!(!place.path("cache").exists());
 }
 
-/// Of an entry only the frames that are asked for are read: others may be damaged.
+/// Of an entry only the region that is asked for is read: the rest may be damaged. Its rows are those of the whole.
 #[test]
-fn only_the_frames_of_a_rank_are_read() {
+fn only_the_region_of_a_ranks_tokens_is_read() {
     let place = Place::latents();
     let vae = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vae/vae21/vae");
     let config = VaeWeights::open(&vae).unwrap().config;
@@ -201,7 +202,23 @@ fn only_the_frames_of_a_rank_are_read() {
     let value = |t: usize, i: usize| (100 * t + i) as f32;
     let frames = [0, 1].map(|t| Frame::new([4, 6, 3], (0..4 * 6 * 3).map(|i| value(t, i)).collect()));
     cache.write(0, &frames).unwrap();
-    let whole = cache.read(0, 0..2).unwrap();
+    let frame = |frames| FrameRegion::whole(frames, 4);
+    let whole = cache.read(0, &frame(0..2)).unwrap();
+    // Every run of the 12 tokens.
+    let (grid, patch) = ([2, 2, 3], [1, 2, 2]);
+    let rows = |latents: &dyn ClipRows, tokens: Range<usize>| {
+        let mut rows = vec![f32::NAN; tokens.len() * 12];
+        latents.clean_rows(patch, tokens, &mut rows).map(|()| rows)
+    };
+    let all = rows(&whole, 0..12).unwrap();
+    for (start, end) in (0..12).flat_map(|start| (start + 1..13).map(move |end| (start, end))) {
+        let region = FrameRegion::of_tokens(start..end, grid, patch);
+        let part = cache.read(0, &region).unwrap();
+        assert_eq!(part.values.len(), 3 * region.frames.len() * region.lines.len() * 6);
+        assert_eq!(rows(&part, start..end).unwrap(), all[start * 12..end * 12], "{start}..{end}");
+    }
+    let upper = cache.read(0, &FrameRegion { frames: 0..1, lines: 0..2 }).unwrap();
+    assert!(refusal!(Shape, rows(&upper, 2..4)).contains("beyond frames 0..1, lines 0..2, which are held"));
     let path = place.path("cache").join(format!("{}.safetensors", cache.entries()[0].key));
     let mut bytes = fs::read(&path).unwrap();
     let start = Header::read(&bytes[..], bytes.len() as u64).unwrap().tensors[0].start as usize;
@@ -210,11 +227,12 @@ fn only_the_frames_of_a_rank_are_read() {
         bytes[start + 2 * (2 * c + 1) * 24..][..2 * 24].fill(0xff);
     }
     fs::write(&path, bytes).unwrap();
-    let first = cache.read(0, 0..1).unwrap();
+    let first = cache.read(0, &frame(0..1)).unwrap();
     for c in 0..3 {
         assert_eq!(first.values[c * 24..][..24], whole.values[2 * c * 24..][..24]);
         assert_eq!(first.values[c * 24 + 5], value(0, 3 * 5 + c));
     }
-    let said = refusal!(Data, cache.read(0, 1..2));
+    let said = refusal!(Data, cache.read(0, &frame(1..2)));
     assert!(said.contains("not finite; delete it, and it is encoded again"), "{said}");
+    assert!(cache.read(0, &frame(1..1)).unwrap().values.is_empty());
 }
