@@ -170,6 +170,24 @@ fn a_size_that_no_clip_fits_is_refused() {
     assert!(!place.path("refused").exists());
 }
 
+/// Of several areas a file gives clips of those that it fills; that none fills one is said.
+#[test]
+fn an_area_that_no_clip_fits_is_said() {
+    let place = Place::videos();
+    let config = fs::read_to_string(place.path("config.toml")).unwrap();
+    let areas = config
+        .replace("frames = 4\nheight = 16\nwidth = 40\n", "resolutions = [16, 400]\nframe_counts = [4]\n");
+    assert_ne!(areas, config);
+    fs::write(place.path("config.toml"), areas).unwrap();
+    let output = super::succeed(&mut place.command("run", &["train.steps=1"]));
+    let log = text(&output.stderr);
+    assert!(log.contains("clips: no clip fits any size of an area of data.resolutions, "), "{log}");
+    assert!(log.contains("a.mp4 gives no clip of 560x280x4: it is too small"), "{log}");
+    assert!(!log.contains("is not used"), "{log}");
+    let error = place.error("refused", &["data.resolutions=[400]"]);
+    assert!(error.contains("no usable clips") && error.contains("it is too small"), "{error}");
+}
+
 #[test]
 fn latents_of_videos_and_images_train_alike_on_any_ranks() {
     let place = Place::latents();
