@@ -8,6 +8,7 @@ mod buckets;
 mod caches;
 mod data;
 mod failures;
+mod film;
 mod finetune;
 mod latents;
 mod library;
