@@ -70,7 +70,8 @@ impl VaeWeights {
 
     fn open_folder(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
-        let config = VaeConfig::from_json(&read_config(&path)?, &path)?; // first: it says what else the folder may be of
+        // First, since it says what else the folder may be of.
+        let config = VaeConfig::from_json(&read_config(&path)?, &path)?;
         let (_, tensors) = Folder::open(dir)?.into_parts();
         Self::checked(config, WeightFile::Safetensors(tensors))
     }
