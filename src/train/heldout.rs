@@ -64,7 +64,8 @@ impl<'a> Heldout<'a> {
         Ok(HeldoutLosses { quantiles, sizes })
     }
 
-    /// The mean loss at each quantile of a bucket's clips, which have the numbers from `first` on. Clips are dealt to data ranks in turn.
+    /// The mean loss at each quantile of a bucket's clips, which have the numbers from `first` on. Clips are dealt to
+    /// data ranks in turn.
     fn losses_of(&self, model: &Model, bucket: usize, dataset: &Dataset, first: usize) -> Result<Vec<f64>> {
         let grid = self.setup.grid(dataset)?;
         let sigmas = SigmaDistribution::new(&self.setup.config.diffusion, grid.iter().product())?.heldout(QUANTILES);
