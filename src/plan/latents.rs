@@ -54,12 +54,7 @@ fn latents(vae: &VaeConfig, [frames, height, width]: [usize; 3]) -> u64 {
 
 /// Adds encoding, where each rank has a clip of its own, whose `decoding` may be known, and what the decoder takes to
 /// sampling, where ranks share one.
-pub(super) fn add_phases(
-    phases: &mut Vec<Phase>,
-    config: &RunConfig,
-    vae: &VaeConfig,
-    decoding: Option<&Decoding>,
-) {
+pub(super) fn add_phases(phases: &mut Vec<Phase>, config: &RunConfig, vae: &VaeConfig, decoding: Option<&Decoding>) {
     let (encoder, decoder) = (VaeCost::of_encoder(vae), VaeCost::of_decoder(vae));
     let mut parts = vec![
         part("the VAE's encoder", encoder.weight_bytes()),

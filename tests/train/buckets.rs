@@ -175,8 +175,8 @@ fn a_size_that_no_clip_fits_is_refused() {
 fn an_area_that_no_clip_fits_is_said() {
     let place = Place::videos();
     let config = fs::read_to_string(place.path("config.toml")).unwrap();
-    let areas = config
-        .replace("frames = 4\nheight = 16\nwidth = 40\n", "resolutions = [16, 400]\nframe_counts = [4]\n");
+    let areas =
+        config.replace("frames = 4\nheight = 16\nwidth = 40\n", "resolutions = [16, 400]\nframe_counts = [4]\n");
     assert_ne!(areas, config);
     fs::write(place.path("config.toml"), areas).unwrap();
     let output = super::succeed(&mut place.command("run", &["train.steps=1"]));
