@@ -4,6 +4,7 @@
 //! The golden files and their story are in `golden/wan.py`.
 
 mod command;
+mod warnings;
 
 use longreel::Error;
 use longreel::files::{Tensors, write_tensors, write_tensors_with};

@@ -2,6 +2,7 @@
 //! refuses.
 
 mod decoding;
+mod latents;
 mod lora;
 mod search;
 mod time;

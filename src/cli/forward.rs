@@ -92,10 +92,9 @@ pub fn run(args: &ForwardArgs, launch: &Launch) -> Result<()> {
         if named.record.is_some() {
             bail!(Config, "--lora: {} has adapters already; name the network below them", path.display());
         }
-        let file = launch.rank0_first(|| hub::resolve(lora))?;
-        let adapter = AdapterFile::open(&file)?.adapter;
-        adapter.check(&config).map_err(|e| e.at(file.display()))?;
-        named.adapter = Some(adapter);
+        let file = AdapterFile::open(&launch.rank0_first(|| hub::resolve(lora))?)?;
+        file.check(&config)?;
+        named.adapter = Some(file.adapter);
     }
     let inputs = Inputs::read(&args.inputs, &config)?;
     let frozen = FrozenModel::new(launch.processes().map_or(ranks, |_| 1));

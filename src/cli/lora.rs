@@ -9,7 +9,7 @@ use super::{may_write, path, place, print};
 use crate::files::check_target;
 use crate::lora::{Adapter, AdapterFile, Form, Merged, merge, size_name, write};
 use crate::model::layout::Layout;
-use crate::model::names;
+use crate::model::{ModelConfig, names};
 use crate::state::named::NamedModel;
 use crate::terminal::counted;
 use crate::{Result, bail, hub, terminal};
@@ -135,6 +135,8 @@ fn run_merge(args: &MergeArgs) -> Result<()> {
     let base = Layout::open(&NamedModel::find(&hub::resolve(&args.base)?)?.dir)?;
     check_output(&args.output, base.path.is_dir())?;
     let files = args.loras.iter().map(ScaledLora::open).collect::<Result<Vec<_>>>()?;
+    let network = ModelConfig::from_json(&base.config).map_err(|e| e.at(base.path.display()))?;
+    files.iter().try_for_each(|file| file.check(&network))?;
     let scaled: Vec<(&Adapter, f64)> =
         files.iter().zip(&args.loras).map(|(file, lora)| (&file.adapter, lora.scale)).collect();
     let merged = merge(&base, &scaled, &args.output)?;

@@ -84,6 +84,9 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let mut config = RunConfig::load(&args.config, &sets)?;
     let model = config.network()?;
     config.sample.shift = Some(config.sampling_shift()?);
+    if config.vae.from.is_some() {
+        config.check_channels(&model)?;
+    }
     let decoding = if config.data.has_one_size() { decoding(&config) } else { decoding_of_buckets(&config, &model) };
     let config = plan::of_largest(&config, &model)?.into_owned();
     let known = decoding.as_ref().ok();

@@ -116,9 +116,9 @@ pub fn run(args: &SampleArgs, launch: &Launch) -> Result<()> {
     };
     let classes = named.checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.state().classes);
     let loras = launch.rank0_first(|| args.lora.iter().map(ScaledLora::open).collect::<Result<Vec<_>>>())?;
+    loras.iter().try_for_each(|file| file.check(&network))?;
     let loras: Vec<(&Adapter, f64)> =
         loras.iter().zip(&args.lora).map(|(file, lora)| (&file.adapter, lora.scale)).collect();
-    loras.iter().try_for_each(|(adapter, _)| adapter.check(&network))?;
     let prompts = args.prompts.put_over(&mut config, &network)?;
     args.put_over(&mut config)?;
     let request = Request::from_config(&config)?;

@@ -111,10 +111,9 @@ impl RunConfig {
         let lora = &self.lora;
         let (mut spec, adapter) = match &lora.from {
             Some(from) => {
-                let path = hub::resolve(from)?;
-                let adapter = AdapterFile::open(&path).map_err(|e| e.at("lora.from"))?.adapter;
-                adapter.check(network).map_err(|e| e.at(format!("lora.from: {}", path.display())))?;
-                (adapter.spec(), Some(adapter))
+                let file = AdapterFile::open(&hub::resolve(from)?).map_err(|e| e.at("lora.from"))?;
+                file.check(network).map_err(|e| e.at("lora.from"))?;
+                (file.adapter.spec(), Some(file.adapter))
             }
             None if lora.rank == 0 => return Ok(None),
             None => {

@@ -90,6 +90,23 @@ impl RunConfig {
         refused.map_or(Ok(()), |(key, why)| Err(Error::Config(format!("{key}: {why}"))))
     }
 
+    /// Refuses a network whose channels are not those of the run's pixels or latents.
+    ///
+    /// # Errors
+    /// As [`space`](Self::space); the channels are others.
+    pub fn check_channels(&self, model: &ModelConfig) -> Result<()> {
+        let space = self.space()?;
+        let ([i, o], c) = ([model.in_channels, model.out_channels], space.channels);
+        if [i, o] != [c; 2] {
+            let clips = if space.is_latent() { "latents of vae.from" } else { "pixels, since no vae.from is named" };
+            bail!(
+                Shape,
+                "model.from: the network takes {i} and gives {o} channels; training is on {clips}, which have {c}"
+            )
+        }
+        Ok(())
+    }
+
     /// The folders of the run's clips, fetched if need be, for a network of `grid`: what is held out, and the run's own
     /// folder, is apart.
     ///
@@ -167,7 +184,11 @@ impl RunConfig {
     /// As [`space`](Self::space).
     pub fn vae_config(&self) -> Result<Option<VaeConfig>> {
         let Some(from) = &self.vae.from else { return Ok(None) };
-        let find = || Ok(VaeWeights::open(&hub::resolve(from)?).map_err(|e| e.at("vae.from"))?.config);
+        let open = || match hub::resolve(from)? {
+            path if path.exists() => VaeWeights::open(&path),
+            path => bail!(Config, "{}: there is no such file or folder", path.display()),
+        };
+        let find = || open().map(|weights| weights.config).map_err(|e| e.at("vae.from"));
         self.vae.known.get(from, find).map(Some)
     }
 

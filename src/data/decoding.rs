@@ -4,6 +4,7 @@
 //! codec may look back at, and those that wait for their turn to be shown.
 
 use super::apart::Apart;
+use super::buckets::Bucket;
 use super::dataset::Dataset;
 use super::ffmpeg::{Reader, Reason};
 use super::image_reader;
@@ -39,6 +40,8 @@ pub struct Decoding {
     pub files: [usize; 2],
     /// Clips of all files, by those that were looked at.
     pub clips: usize,
+    /// The same by their size.
+    pub sizes: Vec<(Bucket, usize)>,
 }
 
 impl Decoding {
@@ -52,6 +55,7 @@ impl Decoding {
             seconds,
             files: [self.files[0] + other.files[0], self.files[1] + other.files[1]],
             clips: self.clips + other.clips,
+            sizes: [self.sizes, other.sizes].concat(),
         }
     }
 
@@ -78,6 +82,7 @@ impl Decoding {
         let mut decoding = Self::of(&dataset);
         let looked_at = count.min(LOOKED_AT) as u128;
         decoding.clips = (decoding.clips as u128 * count as u128 / looked_at.max(1)) as usize;
+        decoding.sizes.iter_mut().for_each(|(_, clips)| *clips = decoding.clips); // of the one size
         decoding.files[1] = count;
         if timed {
             decoding.seconds = dataset.seconds_of_a_clip();
@@ -104,7 +109,8 @@ impl Decoding {
     /// What the files of `dataset` take.
     pub fn of(dataset: &Dataset) -> Self {
         let files = dataset.files();
-        let mut decoding = Self { files: [files.len(); 2], clips: dataset.len(), ..Self::default() };
+        let sizes = vec![(dataset.options().size().into(), dataset.len())];
+        let mut decoding = Self { files: [files.len(); 2], clips: dataset.len(), sizes, ..Self::default() };
         for file in largest(files, LARGEST) {
             match file.media {
                 Media::Image => decoding.image = decoding.image.max(image_reader::memory(&file.path).unwrap_or(0)),

@@ -57,7 +57,7 @@ impl ClipSets {
     /// As [`survey`](Self::survey); a folder has no usable clip; no file fits a size given by hand.
     pub fn open(sources: &[Source]) -> Result<Self> {
         let sets = Self::survey(sources)?;
-        sets.skipped().for_each(Skipped::log);
+        sets.log_skipped();
         for source in sources {
             sets.refuse_unused(source)?;
         }
@@ -78,6 +78,16 @@ impl ClipSets {
             tracing::warn!("{}: {mixed}", paths.join(", "));
         }
         Ok(sets)
+    }
+
+    /// Logs what is not used, with its reason.
+    fn log_skipped(&self) {
+        self.skipped.iter().for_each(Skipped::log);
+        let one = self.datasets().count() == 1;
+        for dataset in self.datasets() {
+            let bucket = dataset.options().size().into();
+            dataset.skipped().iter().for_each(|skip| if one { skip.log() } else { skip.log_of(bucket) });
+        }
     }
 
     /// As [`open`](Self::open), but may come out empty, and logs nothing: for reports.
@@ -126,7 +136,7 @@ impl ClipSets {
         Arc::into_inner(self.buckets.remove(0)).expect("nobody shares it yet")
     }
 
-    /// Refuses a folder without a clip, and a size by hand that no file of it fits.
+    /// Refuses a folder without a clip, and a size by hand that no file of it fits; says which area none fits.
     fn refuse_unused(&self, source: &Source) -> Result<()> {
         let below = |path: &Path| path.starts_with(&source.path);
         let used = |dataset: &Arc<Dataset>| dataset.files().iter().any(|file| below(&file.path));
@@ -141,9 +151,19 @@ impl ClipSets {
             );
             bail!(Data, "{}: no usable clips; {first}", source.path.display());
         }
+        let is_used = |bucket: &Bucket| {
+            let of_size = |dataset: &Dataset| Bucket::from(dataset.options().size()) == *bucket;
+            self.buckets.iter().any(|dataset| of_size(dataset) && used(dataset))
+        };
+        for group in source.options.groups.iter().filter(|_| !source.options.by_hand) {
+            if let ([first, .., last], false) = (&group[..], group.iter().any(is_used)) {
+                let path = source.path.display();
+                tracing::warn!("{path}: no clip fits any size of an area of data.resolutions, {first} to {last}");
+            }
+        }
         for bucket in source.options.groups.iter().flatten().filter(|_| source.options.by_hand) {
             let of_size = |dataset: &Dataset| Bucket::from(dataset.options().size()) == *bucket;
-            if self.buckets.iter().any(|dataset| of_size(dataset) && used(dataset)) {
+            if is_used(bucket) {
                 continue;
             }
             let lost = self.empty.iter().find(|dataset| of_size(dataset)).and_then(|dataset| dataset.skipped().first());

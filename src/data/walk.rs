@@ -4,6 +4,7 @@
 //! hub's cache is made of them). Contents are not looked at here, except for captions.
 
 use super::apart::Apart;
+use super::buckets::Bucket;
 use super::captions::Captions;
 use super::others::is_junk;
 use crate::{Error, Result, bail, terminal};
@@ -34,6 +35,11 @@ impl Skipped {
     /// The line in the log, without which nothing is skipped.
     pub(super) fn log(&self) {
         tracing::warn!("{} is not used: {}", terminal::name(&self.path), self.reason);
+    }
+
+    /// The same of a file that may well give clips of another size.
+    pub(super) fn log_of(&self, bucket: Bucket) {
+        tracing::warn!("{} gives no clip of {bucket}: {}", terminal::name(&self.path), self.reason);
     }
 }
 

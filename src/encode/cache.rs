@@ -4,15 +4,14 @@
 use half::f16;
 use safetensors::Dtype;
 use serde::Serialize;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use super::entry::Contents;
 use super::entry::{self, EntryTensor, Record, Wanted};
 use super::latents::Latents;
 use super::sources::Sources;
-use crate::data::{Augment, ClipOptions, Dataset, Recipe};
-use crate::files::{Tensors, create_folders};
+use crate::data::{Augment, ClipOptions, Dataset, FrameRegion, Recipe};
+use crate::files::Tensors;
 use crate::vae::{Frame, VaeConfig};
 use crate::{Result, bail};
 
@@ -111,9 +110,9 @@ impl LatentCache {
     /// Makes the folder, if it is not there.
     ///
     /// # Errors
-    /// It cannot be made, or is no folder.
+    /// It cannot be made or written to, or is no folder.
     pub fn prepare(&self) -> Result<()> {
-        create_folders(&self.dir)?;
+        entry::prepare(&self.dir, "vae.cache")?;
         self.remember();
         Ok(())
     }
@@ -175,23 +174,29 @@ impl LatentCache {
         entry::checked_bytes(&tensors, &record, LATENTS).map(drop)
     }
 
-    /// Reads some frames of an entry.
+    /// Reads a region of an entry, counted in latents; nothing else of the file but its header is read.
     ///
     /// # Errors
     /// It is not there, damaged, or of another key than its name says.
-    pub fn read(&self, i: usize, frames: Range<usize>) -> Result<Latents> {
+    pub fn read(&self, i: usize, region: &FrameRegion) -> Result<Latents> {
         let [z, t, h, w] = self.shape;
+        let FrameRegion { frames, lines } = region;
         let (tensors, _) = self.opened(i).map_err(|e| e.at(&self.entries[i].name))?;
-        let mut values = Vec::with_capacity(z * frames.len() * h * w);
-        for c in 0..z {
-            let start = (c * t + frames.start) * h * w;
-            values.extend(tensors.read_f16(LATENTS, start..start + frames.len() * h * w)?);
+        let mut values = Vec::with_capacity(z * frames.len() * lines.len() * w);
+        // Frames lie one after another where they are whole.
+        let (runs, run) = match *lines == (0..h) {
+            true => (frames.start..frames.start + usize::from(!frames.is_empty()), frames.len() * h * w),
+            false => (frames.clone(), lines.len() * w),
+        };
+        for frame in (0..z).flat_map(|c| runs.clone().map(move |frame| c * t + frame)) {
+            let start = (frame * h + lines.start) * w;
+            values.extend(tensors.read_f16(LATENTS, start..start + run)?);
         }
         if !values.iter().all(|x| x.is_finite()) {
             let path = tensors.path();
             bail!(Data, "{}: has values that are not finite; delete it, and it is encoded again", path.display());
         }
-        Ok(Latents { first: frames.start, shape: [z, h, w], values })
+        Ok(Latents { first: frames.start, lines: lines.clone(), shape: [z, h, w], values })
     }
 
     /// Writes an entry of frames of normalised latents.
@@ -240,4 +245,56 @@ fn drawn(options: &ClipOptions, source: &str, window: usize, variant: usize) -> 
     let seed = u64::from_str_radix(&source[..16], 16).unwrap_or_default();
     let flip = options.flip && variant % 2 == 1; // the mirror image comes second
     Augment { flip, ..Augment::draw(options, seed, variant as u64, window as u64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Every field of what a key is made of, the versions of the rules among them, which no setting changes.
+    #[test]
+    fn each_part_of_a_key_changes_it() {
+        let vae = VaeKey { sha256: "1".into(), bf16: false };
+        let recipe = Recipe {
+            frames: vec![0, 1],
+            times: vec![0.0, 0.5],
+            size: [32, 48],
+            crop: [0.5, 0.5],
+            flip: false,
+            deinterlace: true,
+            tonemap: true,
+            scaler: 1,
+        };
+        let key = |rule: u32, source: &str, recipe: &Recipe, vae: &VaeKey| {
+            entry::key_of(&Parts { rule, source, recipe, vae })
+        };
+        let with = |change: &dyn Fn(&mut Recipe)| {
+            let mut other = recipe.clone();
+            change(&mut other);
+            key(RULE, "s", &other, &vae)
+        };
+        // A field that is added must be added here.
+        let Recipe { frames: _, times: _, size: _, crop: _, flip: _, deinterlace: _, tonemap: _, scaler: _ } = &recipe;
+        let VaeKey { sha256: _, bf16: _ } = &vae;
+        let keys = [
+            key(RULE, "s", &recipe, &vae),
+            key(RULE + 1, "s", &recipe, &vae),
+            key(RULE, "t", &recipe, &vae),
+            key(RULE, "s", &recipe, &VaeKey { sha256: "2".into(), ..vae.clone() }),
+            key(RULE, "s", &recipe, &VaeKey { bf16: true, ..vae.clone() }),
+            with(&|recipe| recipe.frames[1] = 2),
+            with(&|recipe| recipe.times[1] = 0.25),
+            with(&|recipe| recipe.size = [48, 32]),
+            with(&|recipe| recipe.crop[0] = 0.25),
+            with(&|recipe| recipe.crop = [0.5, 0.25]),
+            with(&|recipe| recipe.flip = true),
+            with(&|recipe| recipe.deinterlace = false),
+            with(&|recipe| recipe.tonemap = false),
+            with(&|recipe| recipe.scaler = 2),
+        ];
+        let different: BTreeSet<&String> = keys.iter().collect();
+        assert_eq!(different.len(), keys.len(), "{keys:?}");
+        assert_eq!(keys[0], key(RULE, "s", &recipe, &vae));
+    }
 }

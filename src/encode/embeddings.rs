@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::entry::{self, Contents, EntryTensor, Wanted};
-use crate::files::create_folders;
 use crate::{Result, bail};
 
 /// The version of this file's rules: what an entry holds, and what its key is made of.
@@ -71,9 +70,9 @@ impl EmbeddingCache {
     /// Makes the folder, if it is not there.
     ///
     /// # Errors
-    /// It cannot be made, or is no folder.
+    /// It cannot be made or written to, or is no folder.
     pub fn prepare(&self) -> Result<()> {
-        create_folders(&self.dir)
+        entry::prepare(&self.dir, "text.cache")
     }
 
     /// The folder.
@@ -180,5 +179,29 @@ fn shortened(text: &str) -> String {
     match text.char_indices().nth(MOST) {
         Some((end, _)) => format!("caption {:?}...", &text[..end]),
         None => format!("caption {text:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every field of what a key is made of, the version of the rules among them, which no setting changes.
+    #[test]
+    fn each_part_of_a_key_changes_it() {
+        let encoder = EncoderKey { sha256: "1".into(), f32: false, features: 32 };
+        let key = |rule: u32, text: &str, encoder: &EncoderKey| entry::key_of(&Parts { rule, text, encoder });
+        let EncoderKey { sha256: _, f32: _, features: _ } = &encoder; // a field that is added must be added here
+        let keys = [
+            key(RULE, "a wave", &encoder),
+            key(RULE + 1, "a wave", &encoder),
+            key(RULE, "a wave ", &encoder),
+            key(RULE, "a wave", &EncoderKey { sha256: "2".into(), ..encoder.clone() }),
+            key(RULE, "a wave", &EncoderKey { f32: true, ..encoder.clone() }),
+            key(RULE, "a wave", &EncoderKey { features: 64, ..encoder.clone() }),
+        ];
+        let different: BTreeSet<&String> = keys.iter().collect();
+        assert_eq!(different.len(), keys.len(), "{keys:?}");
+        assert_eq!(keys[0], key(RULE, "a wave", &encoder));
     }
 }

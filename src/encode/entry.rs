@@ -8,9 +8,11 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::files::{Tensors, atomic_write, to_hex};
+use crate::files::{TEMPORARY, Tensors, atomic_write, create_folders, to_hex};
 use crate::{Error, Result, bail};
 
 /// Where an entry's header has its [`Record`].
@@ -88,6 +90,42 @@ pub(super) fn write(dir: &Path, key: &str, clip: &str, tensor: EntryTensor) -> R
     atomic_write(&path_of(dir, key), |out| out.write_all(&text))
 }
 
+/// Makes the folder of a cache that the config calls `key`, if it is not there, and tries whether entries can be
+/// written to it, before work is done whose result would have no place.
+///
+/// # Errors
+/// It cannot be made or written to, or is no folder.
+pub(super) fn prepare(dir: &Path, key: &str) -> Result<()> {
+    let shown = dir.display();
+    if dir.exists() && !dir.is_dir() {
+        bail!(Config, "{key}: {shown}: is not a folder; name another one")
+    }
+    let made = create_folders(dir).map_err(|e| match e {
+        Error::Io { source, .. } => source.to_string(),
+        other => other.to_string(),
+    });
+    match made.and_then(|()| try_to_write(dir).map_err(|e| e.to_string())) {
+        Ok(()) => Ok(()),
+        Err(why) => bail!(Environment, "{key}: {shown}: cannot be written to ({why}); name another folder"),
+    }
+}
+
+/// Writes a file to a folder, and removes it.
+fn try_to_write(dir: &Path) -> std::io::Result<()> {
+    tempfile::Builder::new().prefix(".").suffix(TEMPORARY).tempfile_in(dir)?.as_file().write_all(&[0])
+}
+
+/// What a process that was killed while it wrote an entry has left: a file of a temporary name that nobody has written
+/// to for an hour.
+fn is_left_over(path: &Path) -> bool {
+    let named = path.file_name().is_some_and(|name| {
+        let name = name.to_string_lossy();
+        name.starts_with('.') && name.ends_with(TEMPORARY)
+    });
+    let changed = || std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()?.elapsed().ok();
+    named && changed().is_some_and(|ago| ago > Duration::from_secs(3600))
+}
+
 /// What a cache's folder holds.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Contents {
@@ -97,7 +135,7 @@ pub struct Contents {
     pub missing: Vec<String>,
     /// Entries of what is wanted as it was before something that it depends on changed.
     pub stale: Vec<PathBuf>,
-    /// Entries of nothing that is wanted.
+    /// Entries of nothing that is wanted, and what is left of some that were being written.
     pub unused: Vec<PathBuf>,
 }
 
@@ -134,6 +172,8 @@ impl Contents {
             let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             if path.extension().is_some_and(|extension| extension == ENTRY) && !keys.contains(key.as_str()) {
                 others.push(path);
+            } else if is_left_over(&path) {
+                contents.unused.push(path);
             }
         }
         others.sort();
@@ -148,6 +188,7 @@ impl Contents {
                 _ => contents.unused.push(path),
             }
         }
+        contents.unused.sort();
         Ok(contents)
     }
 }

@@ -18,7 +18,7 @@ use crate::vae::{Encoder, Frame};
 use crate::{Error, Result, bail};
 
 /// Bytes of pixels that are decoded at a time.
-const CHUNK: usize = 256 << 20;
+pub const CHUNK: usize = 256 << 20;
 
 /// How far filling is, on one rank.
 #[derive(Clone, Copy, Debug)]

@@ -61,7 +61,7 @@ pub use weight_file::WeightFile;
 pub use write_tensors::{write_bytes, write_pieces, write_tensors, write_tensors_with};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.
-const TEMPORARY: &str = ".longreel-tmp";
+pub(crate) const TEMPORARY: &str = ".longreel-tmp";
 
 /// Creates or replaces the file `path` with what `write` writes; on an error the old file, if any, is as it was.
 ///

@@ -86,6 +86,25 @@ impl WeightFile {
         }
     }
 
+    /// Refuses 8-bit floats, whose scales are tensors beside them.
+    ///
+    /// # Errors
+    /// There are such floats, or scales of them; the first is named.
+    pub fn check_floats(&self) -> Result<()> {
+        let scaled = |name: &str| name == "scaled_fp8" || name.ends_with(".scale_weight");
+        for name in self.shapes().keys() {
+            let dtype = self.dtype(name)?;
+            if scaled(name) || matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2) {
+                bail!(
+                    Data,
+                    "{}: holds 8-bit floats (`{name}` is {dtype}); use the model's file in bf16 or f16",
+                    self.path().display()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Fills `out` with a tensor's elements in row-major order from number `first` on. Types as
     /// [`Tensors::read_f32`].
     ///

@@ -124,9 +124,13 @@ const OTHERS: [(&str, Unknown); 15] = [
     (".lokr_w", Unknown::Decomposition),
 ];
 
-/// Whether a tensor of this key is one of an adapter, understood or not.
+/// Whether a tensor of this key is one of an adapter, of whatever network, understood or not.
 pub fn is_adapter_key(key: &str) -> bool {
-    parse(key).is_ok_and(|key| key.part != Part::Alpha) || key.contains(".lora_")
+    match parse(key) {
+        Ok(key) => key.part != Part::Alpha,
+        Err(Unknown::Key | Unknown::NotLinear | Unknown::Expert) => key.contains(".lora_"),
+        Err(_) => true,
+    }
 }
 
 /// Takes a key apart.
@@ -161,8 +165,8 @@ pub(super) fn parse(key: &str) -> Result<Key, Unknown> {
     Ok(Key { form, layer, part })
 }
 
-/// `keys` for people, each named once: those that differ in their block's number alone are one, with how many there
-/// are.
+/// `keys` for people, each named once: those that differ in the number of their block or layer alone are one, with how
+/// many there are.
 pub(super) fn listed<'a>(keys: impl IntoIterator<Item = &'a str>) -> String {
     let mut groups: Vec<(String, &str, usize)> = vec![];
     for key in keys {
@@ -179,9 +183,10 @@ pub(super) fn listed<'a>(keys: impl IntoIterator<Item = &'a str>) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
-/// The key with its block's number replaced by `{N}`.
+/// The key with the number of its block, or in other networks of its layer, replaced by `{N}`.
 fn without_block(key: &str) -> Option<String> {
-    let start = key.find("blocks").map(|at| at + "blocks".len() + 1)?;
+    let after = |word: &str| key.find(word).map(|at| at + word.len() + 1);
+    let start = after("blocks").or_else(|| after("layers"))?;
     let digits = key.get(start..)?.bytes().take_while(u8::is_ascii_digit).count();
     (digits > 0).then(|| format!("{}{{N}}{}", &key[..start], &key[start + digits..]))
 }

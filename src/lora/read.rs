@@ -10,7 +10,7 @@ use super::header::{PEFT, Peft, TRANSFORMER};
 use super::{Adapter, AdapterModule};
 use crate::files::Tensors;
 use crate::files::model_folder::read_config;
-use crate::model::names;
+use crate::model::{ModelConfig, names};
 use crate::{Error, Result, bail};
 
 /// What peft calls the two files of its folders.
@@ -49,6 +49,10 @@ impl AdapterFile {
     /// not fit its tensors.
     pub fn open(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join(PEFT_FILES[0]) } else { path.to_owned() };
+        if path.is_dir() && !file.is_file() {
+            let (folder, file) = (path.display(), PEFT_FILES[0]);
+            bail!(Data, "{folder}: is a folder without {file}, which peft's have; name the LoRA's own file")
+        }
         let tensors = Tensors::open(&file)?;
         let (form, layers) = sorted_keys(&tensors).map_err(|e| e.at(file.display()))?;
         let metadata = tensors.all_metadata();
@@ -91,18 +95,36 @@ impl AdapterFile {
             _ => "alpha tensors",
         };
         let this = Self { path: file, form, adapter: Adapter { modules }, metadata, dtypes: dtypes(&tensors)?, scales };
-        this.warn(alphas);
+        let with_alpha = layers.iter().filter(|(_, keys)| keys.alpha.is_some()).map(|(layer, _)| layer.as_str());
+        let outside: Vec<&str> = with_alpha.filter(|layer| names::block_of(layer).is_none()).collect();
+        this.warn(alphas, &outside);
         Ok(this)
     }
 
-    /// Says what other readers would make of scales in unexpected places.
-    fn warn(&self, alphas: usize) {
+    /// Refuses adapters that are not for this network, as [`Adapter::check`] does, and names the file.
+    ///
+    /// # Errors
+    /// Those of [`Adapter::check`].
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        self.adapter.check(config).map_err(|e| e.at(self.path.display()))
+    }
+
+    /// Says what other readers would make of scales in unexpected places. `outside` are the layers outside the blocks
+    /// that have an alpha tensor.
+    fn warn(&self, alphas: usize, outside: &[&str]) {
         let path = self.path.display();
         let missing = self.adapter.modules.len() - alphas;
         if alphas > 0 && missing > 0 {
             tracing::warn!(
                 "{path}: {missing} of {} layers have no alpha; it is their rank",
                 self.adapter.modules.len()
+            );
+        }
+        if self.form != Form::Diffusers && !outside.is_empty() {
+            tracing::warn!(
+                "{path}: has alpha tensors of {}, outside the blocks, where diffusers refuses them; they are applied \
+                 here",
+                outside.join(", ")
             );
         }
         if self.form == Form::Diffusers && alphas > 0 {
@@ -152,8 +174,14 @@ fn sorted_keys(tensors: &Tensors) -> Result<(Form, BTreeMap<String, Keys>)> {
             Err(why) => unknown.entry(why).or_default().push(key),
         }
     }
-    if layers.is_empty() && unknown.keys().all(|why| *why == Unknown::Key) {
-        bail!(Data, "is not a LoRA file: none of its {} tensors is one of an adapter", tensors.names().count())
+    let keys = tensors.names().count();
+    if layers.is_empty() && !tensors.names().any(form::is_adapter_key) {
+        bail!(Data, "is not a LoRA file: none of its {keys} tensors is one of an adapter")
+    }
+    let of_no_layer = unknown.get(&Unknown::Key).map_or(&[][..], Vec::as_slice);
+    if of_no_layer.len() == keys {
+        let listed = form::listed(of_no_layer.iter().copied());
+        bail!(Data, "is a LoRA for another kind of model: none of its {keys} keys is of a layer of Wan's: {listed}")
     }
     if !unknown.is_empty() {
         let described = unknown.into_iter().map(|(why, keys)| {

@@ -174,6 +174,7 @@ impl Plan {
         let encoder = config.text_config()?;
         let texts = encoder.as_ref().map(|encoder| TextPlan::new(config, encoder, decoding));
         // A run on latents decodes clips before its first step alone.
+        let encoded = decoding;
         let decoding = decoding.filter(|_| vae.is_none());
         let weights = ParameterCounts::new(config, model)?;
         let threads = phases::decoders(config, rehearsal);
@@ -182,7 +183,7 @@ impl Plan {
             let shape = Shape::new(config, model, space, grid, rank)?;
             let mut phases = phases(config, model, &shape, &weights, rehearsal, decoding);
             if let Some(vae) = &vae {
-                latents::add_phases(&mut phases, config, vae);
+                latents::add_phases(&mut phases, config, vae, encoded);
             }
             phases.extend(encoder.as_ref().map(texts::phase));
             let copied = shape.copied(config) * model.num_layers as u64;

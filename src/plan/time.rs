@@ -83,7 +83,7 @@ impl Times {
             decoding,
             encoding: match &plan.latents {
                 None => Some(0.0),
-                Some(latents) => latents.clips.map(|clips| clips as f64 * latents.flops / ranks / rates.flops),
+                Some(latents) => latents.flops().map(|flops| flops / ranks / rates.flops),
             },
             embedding: match &plan.texts {
                 None => Some(0.0),

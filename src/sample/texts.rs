@@ -66,14 +66,15 @@ impl Texts {
         }
         let (prompts, negative) = (prompts(config), negative::of(config, model));
         let captions: Vec<&str> = captions.into_iter().collect();
-        warn_of_long_ones(&encoder, &captions)?;
+        warn_of_long_ones(&encoder, ["caption is", "captions are"], captions.iter().copied())?;
+        let sampled = || prompts.iter().map(String::as_str).chain([negative.as_str()]);
+        warn_of_long_ones(&encoder, ["prompt is", "prompts are"], sampled())?;
         let dir = config.text_cache().map_err(|e| e.at("text.cache"))?;
         let known = KnownHashes::open(&dir);
         let sha256 = encoder.sha256_known(&known).map_err(|e| e.at("text.from"))?;
         known.save();
         let key = EncoderKey { sha256, f32: !bf16, features };
-        let sampled = prompts.iter().map(String::as_str).chain(["", negative.as_str()]);
-        let cache = EmbeddingCache::new(&dir, key, captions.into_iter().chain(sampled));
+        let cache = EmbeddingCache::new(&dir, key, captions.into_iter().chain(sampled()).chain([""]));
         Ok(Some(Self { cache, known, encoder: Mutex::new(Some(Arc::new(encoder))), prompts, negative }))
     }
 
@@ -141,17 +142,21 @@ fn prompts(config: &RunConfig) -> Vec<String> {
     }
 }
 
-/// Says how many captions are cut.
-fn warn_of_long_ones(encoder: &TextEncoder, captions: &[&str]) -> Result<()> {
+/// Says how many texts, one of which is called `one` and several `several`, are cut.
+fn warn_of_long_ones<'a>(
+    encoder: &TextEncoder,
+    [one, several]: [&str; 2],
+    texts: impl Iterator<Item = &'a str>,
+) -> Result<()> {
     if !is_first() {
         return Ok(());
     }
     let most = encoder.max_tokens();
-    let different: BTreeSet<&str> = captions.iter().copied().collect();
-    let captions: Vec<String> = different.into_iter().map(str::to_owned).collect();
-    let cut = encoder.token_counts(&captions)?.into_iter().filter(|&count| count > most).count();
+    let different: BTreeSet<&str> = texts.collect();
+    let texts: Vec<String> = different.into_iter().map(str::to_owned).collect();
+    let cut = encoder.token_counts(&texts)?.into_iter().filter(|&count| count > most).count();
     if cut > 0 {
-        let are = counted(cut, "caption is", "captions are");
+        let are = counted(cut, one, several);
         tracing::warn!("{are} longer than the {most} tokens that the text encoder takes: what goes beyond is cut");
     }
     Ok(())

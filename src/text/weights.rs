@@ -1,7 +1,6 @@
 //! Opens a text encoder's weights by any of their names, and reads them a matrix at a time.
 
 use rayon::prelude::*;
-use safetensors::tensor::Dtype;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,7 +36,7 @@ impl EncoderWeights {
     pub fn open(places: &Places) -> Result<Self> {
         let file = WeightFile::open(&places.weights)?;
         let found = file.shapes();
-        check_floats(&file, &found)?;
+        file.check_floats()?;
         let mut stored = BTreeMap::new(); // by Hugging Face's names
         for name in found.keys() {
             let known = canonical(name, &found);
@@ -159,22 +158,6 @@ impl EncoderWeights {
         }
         Ok(to_hex(sum.finalize()))
     }
-}
-
-/// Refuses 8-bit floats, whose scales are tensors beside them.
-fn check_floats(file: &WeightFile, found: &BTreeMap<String, Vec<usize>>) -> Result<()> {
-    let scaled = |name: &str| name == "scaled_fp8" || name.ends_with(".scale_weight");
-    for name in found.keys() {
-        let dtype = file.dtype(name)?;
-        if scaled(name) || matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2) {
-            bail!(
-                Data,
-                "{}: holds 8-bit floats (`{name}` is {dtype}); use the model's file in bf16 or f16",
-                file.path().display()
-            );
-        }
-    }
-    Ok(())
 }
 
 /// Hugging Face's name of the tensor that a file calls `name`.

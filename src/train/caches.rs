@@ -43,9 +43,10 @@ impl Caches {
     /// The caches of what a config names, for a command that does not train.
     ///
     /// # Errors
-    /// As [`open`](Self::open); the clips cannot be opened.
+    /// As [`open`](Self::open); the network does not fit the VAE or the clips; the clips cannot be opened.
     pub fn of_config(config: &RunConfig, device: &Device) -> Result<Self> {
         let model = config.network()?;
+        config.check_channels(&model)?;
         config.check_sizes(&model)?;
         let grid = config.clip_grid(&model)?;
         let sources = config.sources(&grid)?;

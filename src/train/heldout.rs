@@ -7,12 +7,32 @@ use std::sync::Arc;
 use super::setup::RunSetup;
 use crate::Result;
 use crate::batch::{NoisyClip, NoisyClips, squared_errors, upload};
-use crate::data::{ClipRows, Dataset, FrameRegion};
+use crate::data::{Bucket, ClipRows, Dataset, FrameRegion};
 use crate::diffusion::{Objective, QUANTILES, SigmaDistribution, heldout_key, timestep};
 use crate::engine::Engine;
 use crate::model::Model;
 use crate::parallel::{Mesh, Reduce};
 use crate::sample::conditioning;
+
+/// What the held-out clips have said of the weights.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HeldoutLosses {
+    /// The mean loss at each quantile, in ascending sigma, over all clips: each counts the same, whatever its size.
+    pub quantiles: Vec<f64>,
+    /// Where clips have several sizes, the mean of each size's, over quantiles and clips.
+    pub sizes: Vec<(Bucket, f64)>,
+}
+
+impl HeldoutLosses {
+    /// The mean over quantiles; none where nothing was measured.
+    pub fn mean(&self) -> Option<f64> {
+        (!self.quantiles.is_empty()).then(|| mean(&self.quantiles))
+    }
+}
+
+fn mean(losses: &[f64]) -> f64 {
+    losses.iter().sum::<f64>() / losses.len() as f64
+}
 
 /// What is needed to measure the held-out loss on one rank.
 pub struct Heldout<'a> {
@@ -27,21 +47,25 @@ impl<'a> Heldout<'a> {
         setup.heldout.as_ref().map(|_| Self { setup, mesh, objective })
     }
 
-    /// The mean loss at each quantile, in ascending sigma, over all clips and ranks: each clip counts the same,
-    /// whatever its size.
-    pub fn losses(&self, model: &Model) -> Result<Vec<f64>> {
-        let Some(clips) = &self.setup.heldout else { return Ok(vec![]) };
-        let (mut losses, mut first) = (vec![0.0; QUANTILES], 0);
+    /// The losses of all clips, on all ranks.
+    pub fn losses(&self, model: &Model) -> Result<HeldoutLosses> {
+        let Some(clips) = &self.setup.heldout else { return Ok(HeldoutLosses::default()) };
+        let (mut quantiles, mut sizes, mut first) = (vec![0.0; QUANTILES], vec![], 0);
         for (bucket, dataset) in clips.buckets().iter().enumerate() {
             let share = dataset.len() as f64 / clips.len() as f64;
             let of_bucket = self.losses_of(model, bucket, dataset, first)?;
-            losses.iter_mut().zip(of_bucket).for_each(|(sum, loss)| *sum += share * loss);
+            sizes.push((Bucket::from(dataset.options().size()), mean(&of_bucket)));
+            quantiles.iter_mut().zip(of_bucket).for_each(|(sum, loss)| *sum += share * loss);
             first += dataset.len();
         }
-        Ok(losses)
+        if let [_] = sizes[..] {
+            sizes.clear();
+        }
+        Ok(HeldoutLosses { quantiles, sizes })
     }
 
-    /// The same of a bucket's clips, which have the numbers from `first` on. Clips are dealt to data ranks in turn.
+    /// The mean loss at each quantile of a bucket's clips, which have the numbers from `first` on. Clips are dealt to
+    /// data ranks in turn.
     fn losses_of(&self, model: &Model, bucket: usize, dataset: &Dataset, first: usize) -> Result<Vec<f64>> {
         let grid = self.setup.grid(dataset)?;
         let sigmas = SigmaDistribution::new(&self.setup.config.diffusion, grid.iter().product())?.heldout(QUANTILES);
@@ -53,7 +77,7 @@ impl<'a> Heldout<'a> {
         for number in (self.mesh.data.rank()..dataset.len()).step_by(self.mesh.data.size()) {
             let clip = dataset.clip(number);
             let frames: Arc<dyn ClipRows> = match &self.setup.caches.latents {
-                Some(latents) => Arc::new(latents.heldout(bucket, number, region.frames.clone())?),
+                Some(latents) => Arc::new(latents.heldout(bucket, number, &region)?),
                 None => Arc::new(dataset.region(&clip, &dataset.plain(number).augment, &region)?),
             };
             let pixels = upload(frames.as_ref(), self.setup.device())?;

@@ -3,13 +3,12 @@
 
 use candle_core::Device;
 use parking_lot::Mutex;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compute, RunConfig};
-use crate::data::{Crop, Dataset, Request};
+use crate::data::{Crop, Dataset, FrameRegion, Request};
 use crate::encode::cache::{Contents, LatentCache, VaeKey};
 use crate::encode::fill::{Filling, fill};
 use crate::encode::latents::Latents;
@@ -54,7 +53,7 @@ impl RunLatents {
         let bf16 = config.vae.dtype == Compute::Bf16;
         let dir = config.latent_cache().map_err(|e| e.at("vae.cache"))?;
         let known = KnownHashes::open(&dir);
-        let key = VaeKey { sha256: weights.encoder_hash_known(&known)?, bf16 };
+        let key = VaeKey { sha256: weights.encoder_hash_known(&known).map_err(|e| e.at("vae.from"))?, bf16 };
         known.save();
         if config.data.variants == 1 && (config.data.flip || config.data.crop == Crop::Random) {
             tracing::warn!(
@@ -128,22 +127,22 @@ impl RunLatents {
         })
     }
 
-    /// Some latent frames of a clip that is trained on.
+    /// A region of the latents of a clip that is trained on.
     ///
     /// # Errors
     /// The entry is gone or damaged.
-    pub fn read(&self, request: &Request, frames: Range<usize>) -> Result<Latents> {
+    pub fn read(&self, request: &Request, region: &FrameRegion) -> Result<Latents> {
         let (_, cache) = &self.trained[request.bucket];
-        cache.read(cache.number(request.clip, request.epoch), frames)
+        cache.read(cache.number(request.clip, request.epoch), region)
     }
 
-    /// Some latent frames of a held-out clip.
+    /// A region of the latents of a held-out clip.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn heldout(&self, bucket: usize, clip: usize, frames: Range<usize>) -> Result<Latents> {
+    pub fn heldout(&self, bucket: usize, clip: usize, region: &FrameRegion) -> Result<Latents> {
         let Some((_, cache)) = self.heldout.get(bucket) else { bail!(Data, "there are no such held-out clips") };
-        cache.read(clip, frames)
+        cache.read(clip, region)
     }
 
     /// What the caches hold of the run's clips, and what else their folder holds.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::about;
 use super::device;
+use super::heldout::HeldoutLosses;
 use super::lineage;
 use super::plot::loss_curve;
 use super::progress::Progress;
@@ -42,8 +43,8 @@ pub struct Step {
     pub waited: Duration,
     /// Where the time went.
     pub spent: StepTimes,
-    /// Held-out losses by ascending noise, on steps that measure them.
-    pub heldout: Vec<f64>,
+    /// Held-out losses, on steps that measure them.
+    pub heldout: HeldoutLosses,
 }
 
 /// What could not be written, and has been said to be so.
@@ -175,11 +176,12 @@ impl<'a> Report<'a> {
             ..Record::default()
         };
         record.more.insert(EPOCH.to_owned(), step.epoch);
-        if !step.heldout.is_empty() {
-            let mean = step.heldout.iter().sum::<f64>() / step.heldout.len() as f64;
+        if let Some(mean) = step.heldout.mean() {
+            let HeldoutLosses { quantiles, sizes } = &step.heldout;
             record.heldout = Some(mean);
             let named = |(i, &loss): (usize, &f64)| (format!("heldout_q{i}"), loss);
-            record.more.extend(step.heldout.iter().enumerate().map(named));
+            record.more.extend(quantiles.iter().enumerate().map(named));
+            record.more.extend(sizes.iter().map(|(size, loss)| (format!("heldout_{size}"), *loss)));
             tracing::info!("step {}: held-out loss {mean:.5}", step.step);
         }
         voice.record(&record)?;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::device;
-use super::heldout::Heldout;
+use super::heldout::{Heldout, HeldoutLosses};
 use super::progress::Progress;
 use super::report::{Report, Step};
 use super::schedule::LearningRate;
@@ -137,7 +137,7 @@ impl<'a> Rank<'a> {
             stop = step == train.steps || asked > 0.0;
 
             let (seconds, waited, spent) = (start.elapsed(), loader.waited() - waited, self.meter.end());
-            let mut losses = vec![];
+            let mut losses = HeldoutLosses::default();
             if let Some(heldout) = &heldout
                 && train.heldout_every > 0
                 && (stop || step.is_multiple_of(train.heldout_every))
@@ -260,8 +260,7 @@ impl<'a> Rank<'a> {
             Some(latents) => {
                 let latents = latents.clone();
                 let read = move |request: &data::Request, _: &data::Clip, _: &AtomicBool| {
-                    let part: Arc<dyn ClipRows> =
-                        Arc::new(latents.read(request, regions[request.bucket].frames.clone())?);
+                    let part: Arc<dyn ClipRows> = Arc::new(latents.read(request, &regions[request.bucket])?);
                     Ok(part)
                 };
                 Loader::reading(datasets, Box::new(read), prefetch, requests)

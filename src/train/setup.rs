@@ -162,14 +162,7 @@ impl RunSetup {
         if let Some(checkpoint) = &resume {
             lineage::check_network(checkpoint, &config, &model, lora.as_ref().map(|(spec, _)| spec))?;
         }
-        if [model.in_channels, model.out_channels] != [space.channels; 2] {
-            let (i, o, c) = (model.in_channels, model.out_channels, space.channels);
-            let clips = if space.is_latent() { "latents of vae.from" } else { "pixels, since no vae.from is named" };
-            bail!(
-                Shape,
-                "model.from: the network takes {i} and gives {o} channels; training is on {clips}, which have {c}"
-            )
-        }
+        config.check_channels(&model)?;
         if let Some(folder) = &from {
             folder.check(&Model::shapes(&model))?;
         }

@@ -73,8 +73,10 @@ impl VaeWeights {
     }
 
     fn open_folder(dir: &Path) -> Result<Self> {
-        let (config, tensors) = Folder::open(dir)?.into_parts();
-        let config = VaeConfig::from_json(&config, &dir.join(CONFIG))?;
+        let path = dir.join(CONFIG);
+        // First, since it says what else the folder may be of.
+        let config = VaeConfig::from_json(&read_config(&path)?, &path)?;
+        let (_, tensors) = Folder::open(dir)?.into_parts();
         Self::checked(config, WeightFile::Safetensors(tensors))
     }
 
@@ -89,6 +91,7 @@ impl VaeWeights {
     }
 
     fn checked(config: VaeConfig, file: WeightFile) -> Result<Self> {
+        file.check_floats()?;
         let found = file.shapes();
         let original = found.contains_key("encoder.conv1.weight");
         let expected: Vec<(String, Vec<usize>)> = spec::tensors(&config)
@@ -155,7 +158,8 @@ impl VaeWeights {
 
 /// Whether there is such a config.json, and it is not that of Wan's transformer, which lies beside Wan's VAE.
 fn is_config(path: &Path) -> bool {
-    path.is_file() && !read_config(path).is_ok_and(|config| config.get("num_heads").is_some())
+    let is_wans = |config: serde_json::Value| ["dim", "num_heads"].iter().all(|key| config.get(key).is_some());
+    path.is_file() && !read_config(path).is_ok_and(is_wans)
 }
 
 /// The config of a file that has none beside it: one of the two published kinds, with its widths.

@@ -10,25 +10,25 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// Runs `longreel`: did it succeed, what did it print, what did it say?
-fn longreel(args: &[&str]) -> (bool, String, String) {
+pub(super) fn longreel(args: &[&str]) -> (bool, String, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_longreel")).args(args).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (out.status.success(), text(&out.stdout), text(&out.stderr))
 }
 
-fn succeed(args: &[&str]) -> String {
+pub(super) fn succeed(args: &[&str]) -> String {
     let (ok, printed, said) = longreel(args);
     assert!(ok, "{args:?}: {said}");
     printed
 }
 
-fn fail(args: &[&str]) -> String {
+pub(super) fn fail(args: &[&str]) -> String {
     let (ok, _, said) = longreel(args);
     assert!(!ok && !said.contains("panicked"), "{args:?}: {said}");
     said
 }
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -212,7 +212,7 @@ fn a_lora_for_another_model_changes_nothing() {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokens/transformer");
     let lora = golden("t2v").join("comfy.safetensors");
     let said = fail(&["lora", "merge", text(&base), text(&lora), "-o", text(&out)]);
-    assert!(said.contains("24 wide") && said.contains("the model's 32"), "{said}");
+    assert!(said.contains("24 wide") && said.contains("the model's 32") && said.contains(text(&lora)), "{said}");
     for scale in ["x", "nan", ""] {
         let said = fail(&["lora", "merge", text(&base), &format!("{}:{scale}", text(&lora)), "-o", text(&out)]);
         assert!(!said.is_empty() && !out.exists(), "{said}");

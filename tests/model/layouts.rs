@@ -159,6 +159,25 @@ fn every_float_type_is_read() {
 }
 
 #[test]
+fn checkpoints_of_other_networks_are_no_transformer() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let dir = TempDir::new().unwrap();
+    // By themselves: a config.json beside a file tells what it is of.
+    for (name, from, reason) in [
+        ("vae.safetensors", "vae/vae21/vae/diffusion_pytorch_model.safetensors", "no `patch_embedding.weight`"),
+        ("text.safetensors", "text/text_encoder/model.safetensors", "no `patch_embedding.weight`"),
+        ("lora.safetensors", "lora/t2v/comfy.safetensors", "no `patch_embedding.weight`"),
+        ("vae.pth", "vae/vae21/original.pth", "a PyTorch file"),
+    ] {
+        fs::copy(root.join(from), dir.path().join(name)).unwrap();
+        let said = refused(&dir.path().join(name));
+        assert!(said.contains(reason) && said.contains(name), "{said}");
+    }
+    let said = refused(&root.join("vae/vae21/vae"));
+    assert!(said.contains("_class_name is AutoencoderKLWan"), "{said}");
+}
+
+#[test]
 fn a_file_without_a_config_has_the_sizes_of_its_tensors() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("comfy.safetensors");

@@ -102,6 +102,28 @@ fn a_tokenizer_that_does_not_fit_the_encoder_is_refused() {
     }
 }
 
+/// One of a smaller vocabulary has only ids that the encoder knows, too, as T5's has for UMT5.
+#[test]
+fn a_tokenizer_of_far_fewer_tokens_is_of_another_model() {
+    let dir = pipeline();
+    let weights = dir.path().join("text_encoder/model.safetensors");
+    let with_rows = |rows: usize| {
+        change(&dir.path().join("text_encoder/config.json"), |json| json["vocab_size"] = json!(rows));
+        rewrite(&weights, |all| {
+            let (_, dtype, shape, data) = all.iter_mut().find(|(name, ..)| name == "shared.weight").unwrap();
+            let row = data.len() / shape[0];
+            assert_eq!((*dtype, row), (Dtype::BF16, 64));
+            shape[0] = rows;
+            data.resize(rows * row, 0);
+        });
+        open(dir.path())
+    };
+    with_rows(640).unwrap();
+    let said = refusal!(Data, with_rows(660));
+    let reason = "483 tokens with ids up to 482, the encoder knows 660; they are of different models";
+    assert!(said.contains(reason), "{said}");
+}
+
 #[test]
 fn eight_bits_and_wrong_weights_are_refused_by_name() {
     let dir = pipeline();
@@ -132,6 +154,26 @@ fn eight_bits_and_wrong_weights_are_refused_by_name() {
     let model = TextModel::open(dir.path()).unwrap();
     let said = refusal!(Data, model.encode_ids(&[vec![0]], &mut |_, _| ()));
     assert!(said.contains("shared.weight") && said.contains("damaged"), "{said}");
+}
+
+#[test]
+fn checkpoints_of_other_networks_are_no_text_encoder() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let dir = TempDir::new().unwrap();
+    for (name, from) in [
+        ("vae.safetensors", "vae/vae21/vae/diffusion_pytorch_model.safetensors"),
+        ("vae.pth", "vae/vae21/original.pth"),
+        ("transformer.safetensors", "tokens/transformer/diffusion_pytorch_model.safetensors"),
+        ("lora.safetensors", "lora/t2v/comfy.safetensors"),
+    ] {
+        fs::copy(root.join(from), dir.path().join(name)).unwrap();
+        let said = refusal!(Data, open(&dir.path().join(name)));
+        assert!(said.contains(&format!("{name}: is no text encoder of T5's kind")), "{said}");
+    }
+    for folder in ["vae/vae21/vae", "tokens/transformer"] {
+        let said = refusal!(Data, open(&root.join(folder)));
+        assert!(said.contains("has no weights of a text encoder"), "{said}");
+    }
 }
 
 /// T5's other half and a tokenizer in the file are passed over; the embedding may have either name, or both.

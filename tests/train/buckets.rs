@@ -119,8 +119,17 @@ fn a_bucket_below_a_batch_is_said_and_samples_take_the_first_size() {
     assert!(log.contains("the bucket 16x40x4 has 1 clip an epoch and a step takes 4"), "{log}");
     assert!(log.contains("in 3 buckets"), "{log}");
     assert!(place.path("run/samples/step-00000007-0.mp4").is_file());
-    let heldout = place.metrics("run").iter().filter_map(|record| record.heldout).count();
-    assert_eq!(heldout, 2);
+    // Each size of held-out clips has a loss of its own; there is one clip of each.
+    let records = place.metrics("run");
+    let measured: Vec<_> = records.iter().filter(|record| record.heldout.is_some()).collect();
+    assert_eq!(measured.len(), 2);
+    for record in measured {
+        let [wide, tall] = ["heldout_40x16x4", "heldout_16x40x4"].map(|name| record.more[name]);
+        assert!(wide > 0.0 && tall > 0.0 && (wide - tall).abs() > 1e-6 * wide, "{wide} {tall}");
+        let mean = record.heldout.unwrap();
+        assert!((f64::midpoint(wide, tall) - mean).abs() < 1e-12 * mean, "{wide} {tall} {mean}");
+        assert_eq!(record.more.keys().filter(|name| name.starts_with("heldout_")).count(), 4 + 2);
+    }
     let data: serde_json::Value = serde_json::from_slice(&fs::read(place.path("run/data.json")).unwrap()).unwrap();
     assert_eq!(data["buckets"].as_array().unwrap().len(), 3);
     let config = fs::read_to_string(place.path("run/config.toml")).unwrap();
@@ -159,6 +168,24 @@ fn a_size_that_no_clip_fits_is_refused() {
     let error = place.error("refused", &["data.1.buckets=[[40, 18, 4]]"]);
     assert!(error.contains("the nearest to 40x18x4 is 40x16x4 (width x height x frames)"), "{error}");
     assert!(!place.path("refused").exists());
+}
+
+/// Of several areas a file gives clips of those that it fills; that none fills one is said.
+#[test]
+fn an_area_that_no_clip_fits_is_said() {
+    let place = Place::videos();
+    let config = fs::read_to_string(place.path("config.toml")).unwrap();
+    let areas =
+        config.replace("frames = 4\nheight = 16\nwidth = 40\n", "resolutions = [16, 400]\nframe_counts = [4]\n");
+    assert_ne!(areas, config);
+    fs::write(place.path("config.toml"), areas).unwrap();
+    let output = super::succeed(&mut place.command("run", &["train.steps=1"]));
+    let log = text(&output.stderr);
+    assert!(log.contains("clips: no clip fits any size of an area of data.resolutions, "), "{log}");
+    assert!(log.contains("a.mp4 gives no clip of 560x280x4: it is too small"), "{log}");
+    assert!(!log.contains("is not used"), "{log}");
+    let error = place.error("refused", &["data.resolutions=[400]"]);
+    assert!(error.contains("no usable clips") && error.contains("it is too small"), "{error}");
 }
 
 #[test]

@@ -5,8 +5,10 @@
 //! (the optimizer, checkpoints, metrics files) is tested with those parts.
 
 mod buckets;
+mod caches;
 mod data;
 mod failures;
+mod film;
 mod finetune;
 mod latents;
 mod library;

@@ -210,6 +210,20 @@ fn stale_embeddings_are_never_used() {
     assert_eq!(check(&place, &[]), [COUNT, 0, 0, 0]);
 }
 
+/// Neither takes the other's entries for stale or unused.
+#[test]
+fn one_folder_may_hold_both_caches() {
+    let place = texts();
+    let both = place.path("both").display().to_string();
+    let (latents, embeddings) = (format!("vae.cache={both}"), format!("text.cache={both}"));
+    succeed(&mut cache(&place, &[&latents, &embeddings]));
+    let said = text(&succeed(&mut cache(&place, &[&latents, &embeddings, "--check"])).stdout);
+    for line in ["0 missing", "0 stale, and not used", "0 unused by this config"] {
+        assert_eq!(said.lines().filter(|said| *said == line).count(), 2, "{line}: {said}");
+    }
+    assert!(said.contains(&format!("{both}: {COUNT} there")) && said.contains(&format!("{both}: 8 there")), "{said}");
+}
+
 /// The folder of the golden text encoder and its tokenizer.
 fn golden() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/text")
@@ -262,6 +276,9 @@ fn texts_that_cannot_be_are_refused() {
     assert!(said.contains("sample.guidance is 3") && said.contains("no prompts"), "{said}");
     let said = place.error("run", &["text.from=/nowhere"]);
     assert!(said.contains("text.from") && said.contains("/nowhere"), "{said}");
+    fs::write(place.path("file"), "mine").unwrap();
+    let said = place.error("run", &[&format!("text.cache={}", place.path("file").display())]);
+    assert!(said.starts_with("text.cache: ") && said.contains("file: is not a folder"), "{said}");
     place.train("run", &["train.steps=1"]);
     let config = fs::read_to_string(place.path("config.toml")).unwrap();
     let (head, rest) = config.split_once("[text]").unwrap();
@@ -321,5 +338,11 @@ fn scan_counts_captions_and_plan_counts_their_cache() {
     assert!(said.contains("embedding 8 texts"), "{said}"); // four files, two prompts, the empty text twice
     let said = text(&succeed(&mut place.command("run", &["train.steps=1"])).stderr);
     assert!(said.contains("1 caption is longer than the 512 tokens"), "{said}");
+    assert!(!said.contains("prompt is longer"), "{said}");
+    let mut sample = longreel();
+    sample.arg("sample").arg(place.path("run")).arg("-o").arg(place.path("long.png"));
+    sample.args(["--count=1", "--prompt", &"wave ".repeat(600)]);
+    let said = text(&succeed(&mut sample).stderr);
+    assert!(said.contains("1 prompt is longer than the 512 tokens that the text encoder takes"), "{said}");
     assert!(said.contains("1 file has no caption"), "{said}");
 }

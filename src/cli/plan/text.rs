@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{Fit, Found, sets};
 use crate::data::Decoding;
-use crate::files::gib;
+use crate::files::{file_size, gib};
 use crate::plan::Plan;
 use crate::plan::search::Change;
 use crate::plan::time::{DISK, words};
@@ -109,13 +109,13 @@ fn run(text: &mut String, found: &Found) {
     let _ = writeln!(text, "\nthe run");
     if let Some(latents) = &found.plan.latents {
         let clips = latents.clips.map_or("unknown clips".to_owned(), |clips| counted(clips as usize, "clip", "clips"));
-        let bytes = latents.total().map_or(String::new(), |bytes| format!(", {} in the cache", gib(bytes)));
+        let bytes = latents.total().map_or(String::new(), |bytes| format!(", {} in the cache", file_size(bytes)));
         let time = times.encoding.map_or("not counted".to_owned(), words);
         row(text, &format!("encoding {clips}{bytes}"), &time);
     }
     if let Some(texts) = &found.plan.texts {
         let count = texts.texts.map_or("unknown texts".to_owned(), |texts| counted(texts as usize, "text", "texts"));
-        let bytes = texts.total().map_or(String::new(), |bytes| format!(", {} in the cache", gib(bytes)));
+        let bytes = texts.total().map_or(String::new(), |bytes| format!(", {} in the cache", file_size(bytes)));
         let time = times.embedding.map_or("not counted".to_owned(), words);
         row(text, &format!("embedding {count}{bytes}"), &time);
     }

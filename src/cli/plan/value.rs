@@ -30,6 +30,8 @@ pub fn line(found: &Found) -> Value {
             "files": one.files[0],
             "of_files": one.files[1],
         })),
+        "latents": plan.latents.map(|latents| json!({"clips": latents.clips, "bytes": latents.total()})),
+        "texts": plan.texts.map(|texts| json!({"texts": texts.texts, "bytes": texts.total()})),
         "process": plan.total(),
         "per_rank": plan.per_rank(),
         "memory": fit.map(|fit| fit.memory),

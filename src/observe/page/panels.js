@@ -51,6 +51,25 @@ const PANELS = [
     }),
   },
   {
+    title: "Validation loss by size",
+    note: "where the held-out clips have several: width x height x frames",
+    show: runs => ({
+      lines: runs.flatMap(run =>
+        Object.keys(run.points)
+          .filter(name => /^heldout_\d+x\d+x\d+$/.test(name))
+          .sort()
+          .flatMap((name, i) =>
+            line(runs, run, name, name.slice("heldout_".length), {
+              smooth: false,
+              marks: true,
+              colour: runs.length > 1 ? runColour(run.slot) : `var(--noise-${i % 4})`,
+              dash: ["", "7 3", "4 3", "2 3"][(runs.length > 1 ? i : Math.floor(i / 4)) % 4],
+            }),
+          ),
+      ),
+    }),
+  },
+  {
     title: "Gradient norm",
     note: "before clipping",
     show: runs => ({ lines: runs.flatMap(run => line(runs, run, "grad_norm", "norm")) }),
