@@ -76,9 +76,12 @@ struct Squares(Range<usize>);
 impl Source for Squares {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
         let tokens = GRID.iter().product::<usize>();
-        let clips = normal(&[CLIPS.len(), tokens, 3], 40, DType::F32);
-        let row = |row: usize| clips.get(row / self.0.len())?.get(self.0.start + row % self.0.len());
-        Ok(Tensor::stack(&rows.map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+        let clips: Vec<f32> = normal(&[CLIPS.len() * tokens * 3], 40, DType::F32).to_vec1()?;
+        let row = |row: usize| {
+            let token = row / self.0.len() * tokens + self.0.start + row % self.0.len();
+            clips[3 * token..3 * token + 3].to_vec()
+        };
+        Ok(Tensor::from_vec(rows.clone().flat_map(row).collect::<Vec<f32>>(), (rows.len(), 3), &Device::Cpu)?)
     }
 }
 
@@ -159,8 +162,8 @@ fn left(folder: &Path, bf16: bool) -> BTreeMap<String, Vec<f64>> {
     tensors(&folder.join(bf16.to_string()))
 }
 
-/// In bf16 a sum of another order may round to the next bf16, 2^-8 apart, of each of which a few are of a few hundred.
-const BOUNDS: [(bool, f64); 2] = [(false, 1e-4), (true, 2e-2)];
+/// In bf16 a sum of another order may round to the next bf16, 2^-8 apart.
+const BOUNDS: [(bool, f64); 2] = [(false, 3e-5), (true, 2e-2)];
 
 #[test]
 fn a_step_is_that_of_the_cpu() {
@@ -258,7 +261,7 @@ fn runs_of_adapters_go_as_on_the_cpu() {
         (run.metrics(name), tensors(&adapters))
     };
     let two = Device::new_cuda_with_stream(1).is_ok();
-    for (dtype, bound) in [("train.dtype=f32", 1e-4), ("train.dtype=bf16", 2e-2)] {
+    for (dtype, bound) in [("train.dtype=f32", 1e-5), ("train.dtype=bf16", 2e-3)] {
         let (cpu, adapters) = train(&format!("cpu-{dtype}"), 0, &[dtype, "train.device=cpu"]);
         let cases: [(&str, usize, &[&str]); 3] = [
             ("one", 1, &[]),
