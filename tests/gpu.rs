@@ -5,6 +5,8 @@
 //! There it runs outside the source tree: LONGREEL names the program, LONGREEL_ROOT the folder with configs, datasets
 //! and tests/golden.
 
+#[path = "gpu/adapters.rs"]
+mod adapters;
 #[path = "gpu/communicators.rs"]
 mod communicators;
 #[path = "gpu/faults.rs"]
@@ -197,13 +199,18 @@ struct Run(TempDir);
 impl Run {
     /// To train a small network on the demo's clips, four steps; arguments are flags, or `key=value` for `--set`.
     fn command(&self, name: &str, more: &[&str]) -> Command {
+        self.command_of(Path::new("configs/film.toml"), &SMALL, name, more)
+    }
+
+    /// The same of another config, with `small` to make it small.
+    fn command_of(&self, config: &Path, small: &[&str], name: &str, more: &[&str]) -> Command {
         let out = format!("run.out={}", self.0.path().join(name).display());
         let folder = format!("stash.folder={}", self.0.path().display());
         let sets =
             [&out, &folder, "parallel.ranks=1", "train.steps=4", "train.heldout_every=2", "train.sample_every=0"];
         let mut command = Command::new(program());
-        command.args(["train", "configs/film.toml"]).current_dir(root());
-        for arg in SMALL.iter().chain(&sets).chain(more) {
+        command.arg("train").arg(config).current_dir(root());
+        for arg in small.iter().chain(&sets).chain(more) {
             command.args(if arg.starts_with("--") { vec![*arg] } else { vec!["--set", arg] });
         }
         command
@@ -226,21 +233,23 @@ impl Run {
 
     /// Trains on the first GPUs, a rank on each, as torchrun starts them.
     fn train_on(&self, gpus: usize, name: &str, more: &[&str]) -> Vec<[f64; 2]> {
-        let port = free_port();
         let ranks = format!("parallel.ranks={gpus}");
-        let start = |rank: usize| {
-            let mut command = self.command(name, &[more, &[&ranks]].concat());
-            command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
-            command
-                .env("RANK", rank.to_string())
-                .env("LOCAL_RANK", rank.to_string())
-                .env("WORLD_SIZE", gpus.to_string());
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-        };
-        let children: Vec<_> = (0..gpus).map(start).collect();
-        children.into_iter().for_each(|child| drop(succeed(child.wait_with_output().unwrap())));
+        succeed_on(gpus, || self.command(name, &[more, &[&ranks]].concat()));
         self.metrics(name)
     }
+}
+
+/// Runs a command on the first GPUs, a rank on each, as torchrun starts them.
+fn succeed_on(gpus: usize, command: impl Fn() -> Command) {
+    let port = free_port().to_string();
+    let start = |rank: usize| {
+        let mut command = command();
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", &port).env("WORLD_SIZE", gpus.to_string());
+        command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children: Vec<_> = (0..gpus).map(start).collect();
+    children.into_iter().for_each(|child| drop(succeed(child.wait_with_output().unwrap())));
 }
 
 fn differ(a: &[[f64; 2]], b: &[[f64; 2]]) -> f64 {

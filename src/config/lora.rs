@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 use super::check::{Checked, ensure};
-use super::choices::Hardware;
 use super::run::RunConfig;
 use crate::lora::{Adapter, AdapterFile, Form};
 use crate::model::{LoraSpec, ModelConfig};
@@ -149,8 +148,6 @@ pub(super) fn check(config: &RunConfig) -> Checked {
     ensure(c.is_on() || c.targets.is_empty(), "lora.targets", &c.targets, "needs lora.rank: there are no adapters")?;
     ensure((0.0..1.0).contains(&c.dropout), "lora.dropout", c.dropout, "must be at least 0 and below 1")?;
     ensure(c.is_on() || c.dropout == 0.0, "lora.dropout", c.dropout, "needs lora.rank: there are no adapters")?;
-    let on_gpu = config.train.device == Hardware::Cuda;
-    ensure(!on_gpu || c.dropout == 0.0, "lora.dropout", c.dropout, "must be 0 on a GPU, whose products do not drop")?;
     let key = if c.from.is_some() { "lora.from" } else { "lora.rank" };
     let allowed = "adapters need a network that they adapt: name it in model.from";
     ensure(!c.is_on() || config.model.from.is_some(), key, c.rank, allowed)

@@ -6,6 +6,7 @@
 mod add;
 mod bandwidth;
 mod cast;
+mod chacha;
 mod check;
 mod device;
 mod errors;
@@ -18,6 +19,7 @@ mod tensor;
 pub(crate) use add::add_assign;
 pub(crate) use bandwidth::copies_per_second;
 pub(crate) use cast::{cast, to_bf16, to_f32};
+pub(crate) use chacha::KeyWords;
 pub(crate) use device::{before_start, count, open};
 pub(crate) use errors::meaning;
 pub(crate) use gemm::{Elements, Matrix, product, scaled_product};

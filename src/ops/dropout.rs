@@ -3,6 +3,7 @@
 
 use parking_lot::RwLock;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Real, Rows};
@@ -50,27 +51,57 @@ impl Dropout {
         *self.draws.write() = draws.map(Arc::new);
     }
 
-    /// `x`, rows of `width` elements, with what `layer` drops set to zero and the rest scaled up; None while nothing is
-    /// dropped.
-    pub(super) fn apply<T: Real>(&self, layer: u64, x: &[T], width: usize, input: Input) -> Option<Vec<T>> {
+    /// What `layer` draws for `n` rows of its input by; None while nothing is dropped.
+    pub(super) fn drawn(&self, layer: u64, n: usize, input: Input) -> Option<Drawn> {
         let draws = self.draws.read().clone()?;
-        let mut kept = x.to_vec();
-        let scale = T::of(1.0 / (1.0 - self.rate));
-        let least = (self.rate * 65536.0).round() as u32; // of a u16, below which an element is dropped
-        kept.par_chunks_mut(width).enumerate().for_each_init(
-            || vec![0u8; 2 * width],
-            |bytes, (i, row)| {
-                let row_number = input.rows.start + i;
-                let (sample, token) = (row_number / input.rows.tokens, row_number % input.rows.tokens);
-                let token = token + if input.sharded { draws.first_token } else { 0 };
-                let sample = draws.samples.get(sample).copied().unwrap_or_default() ^ layer;
-                let key = Key { seed: draws.seed, purpose: Purpose::AdapterDropout, step: draws.step, sample };
-                key.stream(token as u64).fill_bytes(bytes);
-                for (value, bytes) in row.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *value = if u32::from(u16::from_le_bytes(*bytes)) < least { T::zero() } else { *value * scale };
-                }
-            },
-        );
-        Some(kept)
+        let Rows { start, tokens } = input.rows;
+        let first_token = if input.sharded { draws.first_token } else { 0 };
+        let run = |sample: usize| {
+            let rows = (sample * tokens).max(start)..((sample + 1) * tokens).min(start + n);
+            let token = (first_token + rows.start - sample * tokens) as u64;
+            let sample = draws.samples.get(sample).copied().unwrap_or_default() ^ layer;
+            let key = Key { seed: draws.seed, purpose: Purpose::AdapterDropout, step: draws.step, sample };
+            Run { rows: rows.start - start..rows.end - start, key, token }
+        };
+        let runs = (start / tokens..(start + n).div_ceil(tokens)).map(run).collect();
+        Some(Drawn { runs, least: (self.rate * 65536.0).round() as u32, scale: 1.0 / (1.0 - self.rate) })
+    }
+}
+
+/// What some rows' elements are drawn by.
+pub(super) struct Drawn {
+    /// In the order of the rows.
+    pub runs: Vec<Run>,
+    /// Of a number of 16 bits, below which an element is dropped.
+    pub least: u32,
+    /// Of the elements that are left.
+    pub scale: f64,
+}
+
+/// Rows of one sample.
+pub(super) struct Run {
+    pub rows: Range<usize>,
+    pub key: Key,
+    /// The first row's.
+    pub token: u64,
+}
+
+impl Drawn {
+    /// `x`, rows of `width` elements, with some set to zero and the rest scaled up.
+    pub fn apply<T: Real>(&self, x: &[T], width: usize) -> Vec<T> {
+        let (mut kept, scale) = (x.to_vec(), T::of(self.scale));
+        for run in &self.runs {
+            kept[run.rows.start * width..run.rows.end * width].par_chunks_mut(width).enumerate().for_each_init(
+                || vec![0u8; 2 * width],
+                |bytes, (i, row)| {
+                    run.key.stream(run.token + i as u64).fill_bytes(bytes);
+                    for (value, bytes) in row.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                        let drawn = u32::from(u16::from_le_bytes(*bytes));
+                        *value = if drawn < self.least { T::zero() } else { *value * scale };
+                    }
+                },
+            );
+        }
+        kept
     }
 }

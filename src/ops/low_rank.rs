@@ -6,7 +6,7 @@
 use candle_core::Result;
 use std::sync::Arc;
 
-use super::dropout::{Dropout, Input};
+use super::dropout::{Drawn, Dropout, Input};
 use super::packed::{Arithmetic, PackedSlot};
 use super::products::Packed;
 use super::{Param, Real, write};
@@ -46,8 +46,13 @@ impl LowRank {
 
     /// x with elements dropped; None if none are.
     pub(super) fn dropped<T: Real>(&self, x: &[T], width: usize) -> Option<Vec<T>> {
+        Some(self.drawn(x.len() / width)?.apply(x, width))
+    }
+
+    /// What elements of `n` rows of x are drawn by; None if none are dropped.
+    pub(super) fn drawn(&self, n: usize) -> Option<Drawn> {
         let (dropout, layer) = self.dropout.as_ref()?;
-        dropout.apply(*layer, x, width, self.input?)
+        dropout.drawn(*layer, n, self.input?)
     }
 
     /// Both matrices, packed.

@@ -6,10 +6,10 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use tempfile::TempDir;
 
-use super::{Run, differ, free_port, off, program, root, succeed};
+use super::{Run, differ, off, program, root, succeed, succeed_on};
 
 /// A tensor's shape and values.
 type Values = (Vec<usize>, Vec<f64>);
@@ -121,14 +121,8 @@ fn gpus_share_a_frame_by_rows() {
         return println!("skipped: one GPU is one rank");
     }
     for (kind, half, name) in [CASES[0], CASES[2], CASES[4], CASES[6]] {
-        let (case, port) = (Case::new(kind, half, name), free_port().to_string());
-        let start = |rank: &str| {
-            let mut command = case.command(&["--ranks", "2"]);
-            command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")]);
-            command.env("MASTER_PORT", &port).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-        };
-        let ranks = ["0", "1"].map(start);
-        ranks.into_iter().for_each(|rank| drop(succeed(rank.wait_with_output().unwrap())));
+        let case = Case::new(kind, half, name);
+        succeed_on(2, || case.command(&["--ranks", "2"]));
         let error = case.error();
         assert!(error < 1e-5, "{kind} {half} {name}: off by {error:.1e}");
     }

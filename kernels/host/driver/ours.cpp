@@ -3,6 +3,7 @@
 #include "../../cast.cu"
 #include "../../conv.cu"
 #include "../../copy_rows.cu"
+#include "../../dropout.cu"
 #include "../../flash_backward.cu"
 #include "../../flash_forward.cu"
 #include "../../flash_plain.cu"

@@ -314,6 +314,16 @@ struct Softmax {
     }
 };
 
+struct Dropout {
+    static constexpr const char* name = "dropout";
+    void operator()(Call call, const float* x, float* y, auto, int64_t, int64_t n, int width, unsigned, float,
+                    int add) const {
+        const auto all = size_t(n * width);
+        call.touches.read(x, all), call.touches.write(y, all);
+        if (add) call.touches.read(y, all);
+    }
+};
+
 struct Cast {
     static constexpr const char* name = "to_"; // bf16, f32
     void operator()(Call call, const auto* x, auto* y, int64_t n) const {
@@ -331,8 +341,8 @@ struct AddAssign {
 using Families =
     std::tuple<FlashForward, FlashBackwardKv, FlashBackwardQ, LayerNormForward, LayerNormBackward, LayerNormColumns,
                RmsRopeForward, RmsRopeBackward, RmsRopeColumns, GateForward, GateBackward, GeluForward, GeluBackward,
-               SumRuns, ConvPack, ConvGather, Softmax, Cast, NoisyPatches, AdamWStep, NormSquared, CopyRows, RingMerge,
-               AddAssign>;
+               SumRuns, ConvPack, ConvGather, Softmax, Dropout, Cast, NoisyPatches, AdamWStep, NormSquared, CopyRows,
+               RingMerge, AddAssign>;
 
 /// Tells what the kernel `call.name` touches that is launched with these arguments.
 template <class... Parameters>

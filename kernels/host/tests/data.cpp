@@ -1,8 +1,9 @@
-// Patches with noise, AdamW, RoPE against what the crate itself computes (its numbers come in a file, see `Crate`); row
+// Patches with noise, an adapter's dropout, AdamW, RoPE against what the crate itself computes (its numbers come in a file, see `Crate`); row
 // copies and the ring's merge against their formulas.
 #include "check.h"
 #include "../../adamw.cu"
 #include "../../copy_rows.cu"
+#include "../../dropout.cu"
 #include "../../patches.cu"
 #include "../../ring.cu"
 #include "../../rms_rope.cu"
@@ -63,6 +64,32 @@ void check_patches(const Crate& crate, const std::string& name) {
         expect("noisy_patches x0", x0.values(), crate.of(name + ".x0"), 0);
         expect("noisy_patches noise", noise.values(), crate.of(name + ".noise"), 3e-7);
         expect("noisy_patches x", x.values(), crate.of(name + ".x"), 3e-7);
+    }
+}
+
+/// The bits of the crate's, into another array, in place, and added to what is there.
+void check_dropout(const Crate& crate) {
+    const auto shape = crate.as<i64>("dropout.shape"); // token, n, width, least
+    const auto x = crate.as<float>("dropout.x"), y = crate.as<float>("dropout.y");
+    const float scale = float(crate.of("dropout.scale")[0]);
+    const i64 token = shape[0], n = shape[1], blocks = (shape[2] + DRAWN - 1) / DRAWN;
+    const int width = int(shape[2]);
+    const u32 least = u32(shape[3]);
+    const auto words = crate.as<u32>("dropout.key");
+    Key key;
+    std::copy(words.begin(), words.end(), key.words);
+    std::vector<double> sums;
+    for (size_t i = 0; i < y.size(); ++i) sums.push_back(x[y.size() - 1 - i] + y[i]);
+    for (Order order : emulator::orders) {
+        const bool end = order != Order::Descending;
+        Buffer<float> bx(x, end), by(x.size(), end), sum({x.rbegin(), x.rend()}, end);
+        const dim3 grid = {unsigned((n * blocks + THREADS - 1) / THREADS)};
+        LAUNCH(dropout, grid, order, bx.data(), by.data(), key, token, n, width, least, scale, 0);
+        LAUNCH(dropout, grid, order, bx.data(), sum.data(), key, token, n, width, least, scale, 1);
+        LAUNCH(dropout, grid, order, bx.data(), bx.data(), key, token, n, width, least, scale, 0);
+        expect("dropout", by.values(), doubles(y), 0);
+        expect("dropout, in place", bx.values(), doubles(y), 0);
+        expect("dropout, added", sum.values(), sums, 1e-7);
     }
 }
 
@@ -191,6 +218,7 @@ int main(int count, char** arguments) {
     if (count != 2) return 4;
     const Crate crate(arguments[1]);
     check_patches(crate, "patches"), check_patches(crate, "lines");
+    check_dropout(crate);
     check_adamw(crate);
     check_rope(crate);
     check_copies<Sixteen>("copy_rows_16", copy_rows_16, 16);

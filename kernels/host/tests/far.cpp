@@ -4,6 +4,7 @@
 #include "../../cast.cu"
 #include "../../conv.cu"
 #include "../../copy_rows.cu"
+#include "../../dropout.cu"
 #include "../../gate.cu"
 #include "../../gelu.cu"
 #include "../../layer_norm.cu"
@@ -278,6 +279,22 @@ void check_patches() {
     same("noisy_patches, x", fx.data() + at, x.data(), row);
 }
 
+void check_dropout() {
+    constexpr i64 block = 600'000, blocks = (WIDTH + DRAWN - 1) / DRAWN; // its whole rows are compared
+    constexpr i64 first = (block * THREADS + blocks - 1) / blocks, rows = (block + 1) * THREADS / blocks - first;
+    constexpr i64 at = first * WIDTH, here = rows * WIDTH;
+    static_assert(at > BEYOND);
+    const Key key = {{8, 7, 6, 5, 4, 3, 2, 1}};
+    const auto x = normal<float>(here);
+    std::vector<float> y(here);
+    Sparse<float> fx(at + here), fy(at + here);
+    put(fx.data() + at, x);
+    LAUNCH(dropout, dim3{1}, Order::Ascending, x.data(), y.data(), key, first, rows, WIDTH, 20000, 1.5f, 0);
+    LAUNCH_BLOCKS(dropout, dim3{unsigned(block) + 1}, Blocks{block_at(unsigned(block))}, fx.data(), fy.data(), key, 0,
+                  first + rows, WIDTH, 20000, 1.5f, 0);
+    same("dropout", fy.data() + at, y.data(), here);
+}
+
 void check_vae() {
     const unsigned block = 500000; // of pixels, and a row of scores
     const i64 pixels = i64(block) * PIXELS, at = pixels * WIDTH, here = PIXELS * WIDTH;
@@ -315,7 +332,7 @@ void check_vae() {
 int main() {
     emulator::catch_faults();
     check_layer_norm(), check_rms_rope(), check_gate(), check_elementwise(), check_casts_and_norm(),
-        check_sum_runs_and_ring(), check_vae();
+        check_sum_runs_and_ring(), check_dropout(), check_vae();
     std::vector<Sixteen> sixteens;
     std::vector<u32> fours;
     std::vector<unsigned short> twos;

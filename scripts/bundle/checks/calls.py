@@ -41,6 +41,7 @@ CALLS = {
     r"conv_pack_(f32|bf16)": "x y factors n channels silu",
     r"conv_gather_(16|4|2)": "oldest middle newest a first taps n",
     r"softmax_(f32|bf16)": "x y width scale",
+    r"dropout": "x y key token n width least scale add",
 }
 
 

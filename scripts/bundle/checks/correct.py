@@ -6,7 +6,7 @@ import traceback
 
 import torch
 
-from checks import arrays, attention, conv, far, patches, rows
+from checks import arrays, attention, conv, dropout, far, patches, rows
 from checks.case import error
 from checks.declarations import Problem
 from checks.sdpa import BACKENDS, sdpa_gradients
@@ -98,7 +98,7 @@ def long(device, report, d, tokens):
 
 def run(device, report, chosen, small):
     """Everything, of the chosen kernels."""
-    rooms = (attention, rows, arrays, patches, conv)
+    rooms = (attention, rows, arrays, patches, dropout, conv)
     for kernels, make in (case for room in rooms for case in room.cases(small)):
         if not chosen & set(kernels) or not set(kernels) <= set(device.kernels):
             continue

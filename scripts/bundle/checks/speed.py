@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from checks import arrays, attention, conv, patches, rows
+from checks import arrays, attention, conv, dropout, patches, rows
 from checks.case import ceil
 from checks.sdpa import BACKENDS, sdpa
 
@@ -126,6 +126,7 @@ def others(small):
     yield lambda d: patches.Patches(
         d, *(((8, 16, 16), (1, 2, 2), 0, 64) if small else ((81, 480, 832), (1, 2, 2), 0, 8_000_000))
     )
+    yield lambda d: dropout.Dropout(d, n, width, 0, 0.1)
     yield from conv.timed(small)
 
 

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::NoisyClips;
-use crate::cuda::{Kernel, Lent, THREADS, device_of, empty, tensor};
+use crate::cuda::{Kernel, KeyWords, Lent, THREADS, device_of, empty, tensor};
 use crate::data::Frames;
 use crate::{Result, bail};
 
@@ -24,15 +24,8 @@ struct Pixels {
     patch: [i32; 3],
 }
 
-/// `Key` of kernels/patches.cu.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Words([u32; 8]);
-
 // SAFETY: an address on the device and plain values, laid out as in C.
 unsafe impl DeviceRepr for Pixels {}
-// SAFETY: plain values, laid out as in C.
-unsafe impl DeviceRepr for Words {}
 
 /// The network's input on `rows`, `[n, C pt ph pw]`; the clips' pixels are on `device`.
 pub(super) fn input(clips: &NoisyClips, rows: Range<usize>, device: &CudaDevice) -> Result<Tensor> {
@@ -90,7 +83,7 @@ fn draw(
         let view = lent.view::<u8>()?;
         let (pixels, _guard) = view.device_ptr(&stream);
         let Some(held) = clip.frames.pixels() else { bail!(Shape, "a clip on the GPU is not made of pixels") };
-        let (frames, key) = (frames(held, pixels, clips.patch), Words(clip.noise.words()));
+        let (frames, key) = (frames(held, pixels, clips.patch), KeyWords::from(clip.noise));
         let (token, count) = (tokens.start as i64, tokens.len() as i32);
         let (keep, add) = ((1.0 - clip.sigma) as f32, clip.sigma as f32);
         let [x0, noise, x] = addresses.map(|at| if at == 0 { 0 } else { at + 4 * values.start as u64 });

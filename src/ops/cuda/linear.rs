@@ -6,14 +6,14 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView,
 use candle_core::{CudaDevice, DType, Result};
 use half::bf16;
 
+use super::low_rank::LayerInput;
 use super::{Array, Numbers};
 use crate::cuda::{
-    Elements, Kernel, Lent, Matrix, PerSample, Reading, Sum, THREADS, TileRows, change, empty, ones, product,
-    scaled_product, sum_runs, to_bf16, to_f32,
+    Elements, Kernel, Lent, Matrix, PerSample, Reading, Sum, THREADS, TileRows, change, empty, ones, product, sum_runs,
+    to_bf16, to_f32,
 };
 use crate::ops::custom::{Op1, Op2};
 use crate::ops::linear::{Linear, Plain, WithGate, WithGelu, WithResidual};
-use crate::ops::low_rank::LowRank;
 use crate::ops::residual::Gate;
 
 /// What stands in front of x Wᵀ + b.
@@ -50,10 +50,10 @@ impl Linear {
         let column = Matrix { values: Elements::F32(ones.view()?), rows: n, columns: 1, transposed: false };
         let bias = Matrix { values: Elements::F32(bias.view()?), rows: 1, columns: out, transposed: false };
         product(device, &column, &bias, &mut y.as_view_mut(), add)?; // every row starts with the bias
-        let (x, weight) = (Operand::new(x, self.how.bf16)?, Operand::weight(&weight, self.how.bf16)?);
-        product(device, &x.matrix(false)?, &weight.matrix(true)?, &mut y.as_view_mut(), true)?;
+        let (rounded, weight) = (Operand::new(x, self.how.bf16)?, Operand::weight(&weight, self.how.bf16)?);
+        product(device, &rounded.matrix(false)?, &weight.matrix(true)?, &mut y.as_view_mut(), true)?;
         if let Some(low_rank) = &self.low_rank {
-            low_rank.add_on_gpu(device, &x, [n, out], &mut y, self.how.bf16)?;
+            low_rank.add_on_gpu(LayerInput { x, rounded: &rounded }, &mut y, self.how.bf16)?;
         }
         Ok(y)
     }
@@ -61,14 +61,14 @@ impl Linear {
     /// Adds the gradients of weight and bias; returns that of `x`.
     fn back_on_gpu(&self, x: Array, dy: Array) -> Result<Numbers> {
         let ([n, inner], device) = (x.rows()?, x.device());
-        let (x, rounded) = (Operand::new(x, self.how.bf16)?, Operand::new(dy, self.how.bf16)?);
-        self.accumulate_products(&x, &rounded, dy)?;
+        let (rounded_x, rounded) = (Operand::new(x, self.how.bf16)?, Operand::new(dy, self.how.bf16)?);
+        self.accumulate_products(&rounded_x, &rounded, dy)?;
         let weight = Lent::new(&self.weight.value);
         let weight = Operand::weight(&weight, self.how.bf16)?;
         let mut dx = empty::<f32>(device, n * inner)?;
         product(device, &rounded.matrix(false)?, &weight.matrix(false)?, &mut dx.as_view_mut(), false)?;
         if let Some(low_rank) = &self.low_rank {
-            low_rank.back_on_gpu(device, &x, &rounded, n, &mut dx, self.how.bf16)?;
+            low_rank.back_on_gpu(LayerInput { x, rounded: &rounded_x }, &rounded, &mut dx, self.how.bf16)?;
         }
         Ok(dx)
     }
@@ -90,58 +90,6 @@ impl Linear {
             let dy = Matrix { values: Elements::F32(dy.view()?), rows: n, columns: out, transposed: false };
             product(device, &column, &dy, &mut grad, true)
         })
-    }
-}
-
-impl LowRank {
-    /// s x Aᵀ `[n, r]`, as an operand.
-    fn inner_on_gpu(&self, device: &CudaDevice, x: &Operand, n: usize, bf16: bool) -> Result<Operand<'static>> {
-        let (rank, _) = self.a.value.dims2()?;
-        let (a, mut inner) = (Lent::new(&self.a.value), empty::<f32>(device, n * rank)?);
-        let (a, scale) = (Operand::weight(&a, bf16)?, self.scale as f32);
-        scaled_product(device, &x.matrix(false)?, &a.matrix(true)?, &mut inner.as_view_mut(), scale, false)?;
-        Operand::own(device, inner, [n, rank], bf16)
-    }
-
-    /// y += s x Aᵀ Bᵀ.
-    fn add_on_gpu(
-        &self,
-        device: &CudaDevice,
-        x: &Operand,
-        [n, _]: [usize; 2],
-        y: &mut Numbers,
-        bf16: bool,
-    ) -> Result<()> {
-        let inner = self.inner_on_gpu(device, x, n, bf16)?;
-        let b = Lent::new(&self.b.value);
-        let b = Operand::weight(&b, bf16)?;
-        product(device, &inner.matrix(false)?, &b.matrix(true)?, &mut y.as_view_mut(), true)
-    }
-
-    /// Adds the gradients of A and B, and its share of that of x.
-    fn back_on_gpu(
-        &self,
-        device: &CudaDevice,
-        x: &Operand,
-        dy: &Operand,
-        n: usize,
-        dx: &mut Numbers,
-        bf16: bool,
-    ) -> Result<()> {
-        let (rank, _) = self.a.value.dims2()?;
-        let inner = self.inner_on_gpu(device, x, n, bf16)?;
-        if let Some(grad) = &self.b.grad {
-            change(grad, |mut grad| product(device, &dy.matrix(true)?, &inner.matrix(false)?, &mut grad, true))?;
-        }
-        let (a, b) = (Lent::new(&self.a.value), Lent::new(&self.b.value));
-        let (a, b) = (Operand::weight(&a, bf16)?, Operand::weight(&b, bf16)?);
-        let (mut d_inner, scale) = (empty::<f32>(device, n * rank)?, self.scale as f32);
-        scaled_product(device, &dy.matrix(false)?, &b.matrix(false)?, &mut d_inner.as_view_mut(), scale, false)?;
-        let d_inner = Operand::own(device, d_inner, [n, rank], bf16)?;
-        if let Some(grad) = &self.a.grad {
-            change(grad, |mut grad| product(device, &d_inner.matrix(true)?, &x.matrix(false)?, &mut grad, true))?;
-        }
-        product(device, &d_inner.matrix(false)?, &a.matrix(false)?, &mut dx.as_view_mut(), true)
     }
 }
 
@@ -194,7 +142,7 @@ impl WithGate {
 }
 
 /// An operand of a product, as it is or rounded to bf16.
-enum Operand<'a> {
+pub(super) enum Operand<'a> {
     F32(Array<'a>),
     Bf16(CudaView<'a, bf16>, [usize; 2]),
     OwnF32(CudaSlice<f32>, [usize; 2]),
@@ -202,12 +150,12 @@ enum Operand<'a> {
 }
 
 impl<'a> Operand<'a> {
-    fn new(x: Array<'a>, bf16: bool) -> Result<Self> {
+    pub fn new(x: Array<'a>, bf16: bool) -> Result<Self> {
         Ok(if bf16 { Self::OwnBf16(x.to_bf16()?, x.rows()?) } else { Self::F32(x) })
     }
 
     /// Of a weight, which may be bf16 where the layer is not.
-    fn weight(lent: &'a Lent, bf16: bool) -> Result<Self> {
+    pub fn weight(lent: &'a Lent, bf16: bool) -> Result<Self> {
         if lent.storage()?.dtype() != DType::BF16 {
             return Self::new(lent.array("linear")?, bf16);
         }
@@ -220,14 +168,14 @@ impl<'a> Operand<'a> {
     }
 
     /// Of a product's result.
-    fn own(device: &CudaDevice, values: CudaSlice<f32>, dims: [usize; 2], bf16: bool) -> Result<Self> {
+    pub fn own(device: &CudaDevice, values: CudaSlice<f32>, dims: [usize; 2], bf16: bool) -> Result<Self> {
         Ok(match bf16 {
             true => Self::OwnBf16(to_bf16(device, &values.as_view())?, dims),
             false => Self::OwnF32(values, dims),
         })
     }
 
-    fn matrix(&self, transposed: bool) -> Result<Matrix<'_>> {
+    pub fn matrix(&self, transposed: bool) -> Result<Matrix<'_>> {
         let (values, [rows, columns]) = match self {
             Self::F32(x) => (Elements::F32(x.view()?), x.rows()?),
             Self::Bf16(x, dims) => (Elements::Bf16(x.slice(..)), *dims),

@@ -2,6 +2,7 @@
 //! beside its form for the CPU, which this is the counterpart of, in f32 only.
 
 mod linear;
+mod low_rank;
 mod norm;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
