@@ -4,6 +4,7 @@
     benches/compare.py                              all rows (hours); --list names them
     benches/compare.py --rows 'attention.*bf16'     some
     benches/compare.py --json results.json --docs   and into docs/performance.md
+    benches/compare.py --rows '^(vae|text|lora)' --json results.json --docs finetuning    into another of its tables
     benches/compare.py --quick                      tiny shapes: does everything run? The figures mean nothing.
 
 A round runs both sides once, so that a slow spell of the machine meets both; the first of a round alternates. A ratio
@@ -245,7 +246,8 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the rows' names and targets, and stop")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="keep all results here")
     parser.add_argument("--report", action="store_true", help="measure nothing: the table of what --json has")
-    parser.add_argument("--docs", action="store_true", help=f"rewrite the tables of {DOCS.relative_to(ROOT)}")
+    parser.add_argument("--docs", nargs="?", const="compare", metavar="TABLE",
+                        help=f"rewrite this table of {DOCS.relative_to(ROOT)} (%(const)s, and that of the floors)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, one round")
     parser.add_argument("--peers", type=pathlib.Path, default=pathlib.Path.home() / ".cache/longreel-peers",
                         help="the environment of peers/setup.sh (%(default)s)")
@@ -297,8 +299,9 @@ def main():
         fail(f"{a.json}: has none of these rows")
     print(table(rows), where(results), sep="\n\n")
     if a.docs:
-        rewrite("compare", table(rows) + "\n\n" + where(results))
-        rewrite("floors", floors.table(rows, results["peak"], title))
+        rewrite(a.docs, table(rows) + "\n\n" + where(results))
+        if a.docs == "compare":
+            rewrite("floors", floors.table(rows, results["peak"], title))
 
 
 if __name__ == "__main__":

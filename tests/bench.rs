@@ -80,6 +80,12 @@ fn bench_vae_reports_both_halves() {
         // Counted from the layers, for each pixel; the first frame's are counted as the others'.
         assert!((done / (5.0 * 32.0 * 16.0 * flop) - 1.0).abs() < 0.1, "{result}");
     }
+    let stages = measured(&["vae", "--stages", "--height", "32", "--width", "16", "--threads", "2"]);
+    for (side, channels) in [(1, 96.0), (2, 192.0), (4, 384.0), (8, 384.0)] {
+        let [seconds, rate] = ["s", "gflops"].map(|what| number(&stages, &format!("side_{side}_{what}")));
+        let flop = 2.0 * 2.0 * 27.0 * channels * channels * f64::from(512 / (side * side));
+        assert!((seconds * rate * 1e9 / flop - 1.0).abs() < 1e-6, "{stages}");
+    }
     let error = fail(&mut bench(&["vae", "--frames", "6"]));
     assert!(error.contains("frames"), "{error}");
 }

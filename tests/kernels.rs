@@ -157,7 +157,7 @@ fn what_the_crate_computes() {
 #[test]
 fn a_wrong_dropout_is_caught() {
     for (from, to, message) in [
-        (">= least) << 2 * i", "> least) << 2 * i", "is above"),
+        ("0xFFFF) >= least)", "0xFFFF) >= least / 2)", "is above"),
         ("thread % blocks);", "thread % blocks + 1);", "is above"),
         ("token + thread", "thread", "is above"),
         ("column < width", "column <= width", "out of bounds"),

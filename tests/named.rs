@@ -136,7 +136,7 @@ fn what_names_no_model_is_refused_alike() {
         ("nowhere", "nowhere: No such file or directory"),
         ("config.toml", "config.toml: is not a safetensors file"),
         ("clips", "clips: holds no checkpoint"),
-        ("pipeline", "pipeline: has no config.json, so it is not a model folder"),
+        ("pipeline", "pipeline: is a pipeline without the folder transformer, so it is incomplete"),
     ] {
         let name = place.path(name);
         let mut forward = longreel();

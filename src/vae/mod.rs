@@ -11,7 +11,7 @@
 //!
 //! From below: [`frame`]; [`backend`], what computes, a CPU ([`cpu`]) or a GPU (`cuda`); on either [`conv`],
 //! [`resample`], [`residual`], [`attention`]; [`spec`] lists the layers of a [`config`], [`weights`] reads them,
-//! [`layer`] builds and runs them, [`direction`] is all of one direction.
+//! [`layer`] builds and runs them, [`direction`] is all of one direction, [`stages`] are parts of it to be measured.
 //!
 //! Source: <https://github.com/Wan-Video/Wan2.1>, and diffusers' `autoencoder_kl_wan.py`, by their results.
 
@@ -32,6 +32,7 @@ mod residual;
 mod shards;
 mod space;
 mod spec;
+mod stages;
 pub mod tiles;
 mod weights;
 mod window;
@@ -48,6 +49,7 @@ pub use frame::Frame;
 pub use shards::{RowShards, Whole};
 pub use space::Space;
 pub use spec::{TensorSpec, tensors};
+pub use stages::Stage;
 pub use weights::VaeWeights;
 
 /// The encoder, and its place in a clip.

@@ -23,9 +23,9 @@ pub struct Report {
 
 /// A line of the table.
 struct Row {
-    name: &'static str,
+    name: String,
     /// What its JSON keys start with.
-    key: &'static str,
+    key: String,
     seconds: f64,
     flop: f64,
 }
@@ -49,8 +49,8 @@ impl Report {
     }
 
     /// A pass of `flop` operations: `{key}_s`, `{key}_gflops` and `{key}_share` in JSON.
-    pub fn pass(mut self, name: &'static str, key: &'static str, seconds: f64, flop: f64) -> Self {
-        self.rows.push(Row { name, key, seconds, flop });
+    pub fn pass(mut self, name: impl Into<String>, key: impl Into<String>, seconds: f64, flop: f64) -> Self {
+        self.rows.push(Row { name: name.into(), key: key.into(), seconds, flop });
         self
     }
 

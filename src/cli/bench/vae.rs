@@ -12,7 +12,7 @@ use crate::config::Compute;
 use crate::encode;
 use crate::parallel::{Communicator, Single};
 use crate::simd::Isa;
-use crate::vae::{Arithmetic, Decoder, Encoder, Frame, TensorSpec, VaeConfig, VaeCost};
+use crate::vae::{Arithmetic, Decoder, Encoder, Frame, Stage, TensorSpec, VaeConfig, VaeCost};
 
 /// A VAE of Wan's widths with random weights, encoding or decoding one clip.
 #[derive(Debug, Args)]
@@ -38,6 +38,9 @@ pub struct VaeArgs {
     /// Runs measured, after one that is not; the median is reported
     #[arg(long, default_value = "1", value_parser = at_least_1)]
     runs: usize,
+    /// Only one residual block at each resolution, a frame at a time
+    #[arg(long)]
+    stages: bool,
     /// Threads; default: one for each processor
     #[arg(long, value_parser = at_least_1)]
     threads: Option<usize>,
@@ -89,6 +92,23 @@ fn measure(args: &VaeArgs, threads: usize) -> Result<Report> {
     let size = config.space().size([frames, height, width], [1; 3])?;
     let arithmetic = Arithmetic { isa: Isa::best(), bf16: dtype == Compute::Bf16 };
     let peak = peak_of(Isa::best(), dtype);
+    let facts = vec![
+        ("half", json!(if matches!(half, Half::Encode) { "encode" } else { "decode" })),
+        ("kind", json!(if matches!(kind, Kind::Wan21) { "2.1" } else { "2.2" })),
+        ("frames", json!(frames)),
+        ("height", json!(height)),
+        ("width", json!(width)),
+        ("dtype", json!(dtype)),
+        ("threads", json!(threads)),
+    ];
+    let report = Report::new("vae", facts);
+    if args.stages {
+        let stages = match half {
+            Half::Encode => Stage::of_encoder(&config, arithmetic, &mut random)?,
+            Half::Decode => Stage::of_decoder(&config, arithmetic, &mut random)?,
+        };
+        return measure_stages(stages, args, report.against(peak, height * width));
+    }
     let single: Arc<dyn Communicator> = Arc::new(Single);
     let (seconds, cost) = match half {
         Half::Encode => {
@@ -107,15 +127,21 @@ fn measure(args: &VaeArgs, threads: usize) -> Result<Report> {
             (seconds, VaeCost::of_decoder(&config))
         }
     };
-    let facts = vec![
-        ("half", json!(if matches!(half, Half::Encode) { "encode" } else { "decode" })),
-        ("kind", json!(if matches!(kind, Kind::Wan21) { "2.1" } else { "2.2" })),
-        ("frames", json!(frames)),
-        ("height", json!(height)),
-        ("width", json!(width)),
-        ("dtype", json!(dtype)),
-        ("threads", json!(threads)),
-    ];
     let pixels = frames * (size[1] * side) * (size[2] * side);
-    Ok(Report::new("vae", facts).against(peak, pixels).pass("clip", "fwd", seconds, pixels as f64 * cost.flops))
+    Ok(report.against(peak, pixels).pass("clip", "fwd", seconds, pixels as f64 * cost.flops))
+}
+
+/// Times a frame that has two before it.
+fn measure_stages(stages: Vec<Stage>, args: &VaeArgs, mut report: Report) -> Result<Report> {
+    for mut stage in stages {
+        let (rows, width, channels) = (args.height / stage.side, args.width / stage.side, stage.channels);
+        let frame = &clip(1, [rows, width, channels])?[0];
+        stage.push(frame.clone())?;
+        stage.push(frame.clone())?;
+        let seconds = timed(args.runs, || stage.push(frame.clone()).map(drop))?;
+        let name = format!("{channels} x {rows} x {width}");
+        let flop = stage.flops() * (rows * width) as f64;
+        report = report.pass(name, format!("side_{}", stage.side), seconds, flop);
+    }
+    Ok(report)
 }
