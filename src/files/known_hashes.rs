@@ -77,7 +77,7 @@ impl KnownHashes {
         Self { known: read(&memory), learnt: Mutex::default(), memory }
     }
 
-    /// The hash of what `files` hold, of which `what` says what is hashed and how: as it is remembered, or by `compute`.
+    /// The hash of what `files` hold, of which `what` says what is hashed and how: as is remembered, or by `compute`.
     ///
     /// # Errors
     /// Those of `compute`; a file's record cannot be read.

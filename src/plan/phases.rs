@@ -156,8 +156,8 @@ fn state(config: &RunConfig, model: &ModelConfig, shape: &Shape, weights: &Param
     parts
 }
 
-/// What Muon needs while it is at work on a block, or on its adapters: this rank's part before and after, the matrices that it owns on
-/// their way in, orthogonal and on their way out, and the products of the largest.
+/// What Muon needs while it is at work on a block, or on its adapters: this rank's part before and after, the matrices
+/// that it owns on their way in, orthogonal and on their way out, and the products of the largest.
 fn orthogonalising(config: &RunConfig, model: &ModelConfig, weights: &ParameterCounts) -> Part {
     const NAME: &str = "matrices being orthogonalised";
     if config.train.optimizer != OptimizerKind::Muon {

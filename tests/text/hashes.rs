@@ -26,7 +26,7 @@ fn place() -> (TempDir, PathBuf, PathBuf) {
 }
 
 /// Waits until files that were just written are old enough to be remembered.
-fn settle() {
+fn let_age() {
     std::thread::sleep(Duration::from_millis(4100));
 }
 
@@ -54,7 +54,7 @@ fn a_file_is_hashed_again_once_it_changed_and_not_before() {
     let read = || TextEncoder::open(&pipeline).unwrap().sha256().unwrap();
     let whole = read();
     assert_eq!(remembered(&pipeline, &memory), whole);
-    settle();
+    let_age();
     assert_eq!(remembered(&pipeline, &memory), whole);
     assert_eq!(remembered(&pipeline, &memory), whole);
     plant(&memory);
@@ -78,7 +78,7 @@ fn a_file_is_hashed_again_once_it_changed_and_not_before() {
     fs::rename(&other, &weights).unwrap();
     assert_eq!(remembered(&pipeline, &memory), whole);
     // The tokenizer is no part of what is remembered: its own text is always read.
-    settle();
+    let_age();
     remembered(&pipeline, &memory);
     let tokenizer = pipeline.join("tokenizer/tokenizer.json");
     fs::write(&tokenizer, fs::read_to_string(&tokenizer).unwrap() + "\n").unwrap();
@@ -90,7 +90,7 @@ fn a_damaged_memory_is_no_memory_and_is_written_anew() {
     let (_dir, pipeline, memory) = place();
     let file = memory.join("models.json");
     let whole = TextEncoder::open(&pipeline).unwrap().sha256().unwrap();
-    settle();
+    let_age();
     remembered(&pipeline, &memory);
     let good = fs::read_to_string(&file).unwrap();
     for bad in [good[..good.len() / 2].to_owned(), "[]".to_owned(), String::new(), good.replace("sha256", "sha1")] {
@@ -127,7 +127,7 @@ fn the_hash_of_a_vae_is_remembered_too() {
         known.save();
         hash
     };
-    settle();
+    let_age();
     let whole = VaeWeights::open(dir.path()).unwrap().encoder_hash().unwrap();
     assert_eq!([hash(), hash()], [whole.clone(), whole]);
     plant(memory.path());
