@@ -93,7 +93,8 @@ impl Objective for Squares {
     }
 }
 
-/// The clips' texts, of a few tokens and 512 with their pads, and two times in each: of the first frame and of the rest.
+/// The clips' texts, of a few tokens and 512 with their pads, and two times in each clip: the first frame's and the
+/// rest's.
 fn conditioning() -> Result<(Conditioning, TimeGroups)> {
     let text = |i: usize| TextTokens::padded_to(normal(&[3 + 2 * i, 6], 60 + i as u64, DType::F32), 512);
     let [frames, height, width] = GRID;

@@ -1,5 +1,5 @@
-// Patches with noise, an adapter's dropout, AdamW, RoPE against what the crate itself computes (its numbers come in a file, see `Crate`); row
-// copies and the ring's merge against their formulas.
+// Patches with noise, an adapter's dropout, AdamW, RoPE against what the crate itself computes (its numbers come in a
+// file, see `Crate`); row copies and the ring's merge against their formulas.
 #include "check.h"
 #include "../../adamw.cu"
 #include "../../copy_rows.cu"
