@@ -13,11 +13,19 @@ has() { # whether the CPU has all of these features, as Linux names them
     done
 }
 
-older=() # all that it can run; the last one is its best, which `make test` has run
+older=() # all that it can run but its best, which `make test` has run
 has avx2 fma && older+=(portable)
 has avx2 fma avx512f avx512dq && older+=(avx2)
-has avx512f avx512dq avx512bw avx512_bf16 && older+=(avx512)
-has avx512_bf16 amx_bf16 && older+=(avx512-bf16)
+# Intel's without AMX compute without bf16's instructions, unless told to (src/simd/mod.rs).
+if has avx512f avx512dq avx512bw avx512_bf16; then
+    if has amx_bf16; then
+        older+=(avx512 avx512-bf16)
+    elif grep -q GenuineIntel /proc/cpuinfo; then
+        older+=(avx512-bf16)
+    else
+        older+=(avx512)
+    fi
+fi
 
 for features in ${older[@]+"${older[@]}"}; do
     printf '\ntests with the features of %s\n' "$features"
