@@ -9,8 +9,8 @@ use crate::sample::{ClipSampler, ClipSpec, Request};
 const DECODED_FRAMES: usize = 17;
 
 impl Rank<'_> {
-    /// Samples the clips that `[sample]` asks for from the averaged weights; every sequence group does so, the first one
-    /// reports. A batch of them has no more clips than one of training, whose memory it then does with.
+    /// Samples the clips that `[sample]` asks for from the averaged weights; every sequence group does so, the first
+    /// one reports. A batch of them has no more clips than one of training, whose memory it then does with.
     pub fn sample(&self, step: u64, report: &mut Report) -> Result<()> {
         let config = &self.setup.config;
         let (mut request, sequence) = (Request::from_config(config)?, &self.mesh.sequence);

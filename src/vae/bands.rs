@@ -2,9 +2,11 @@
 //!
 //! A layer that sees 3 x 3 pixels then remembers two rows of every frame instead of two frames of every row, which is
 //! less where a clip has fewer frames than rows; and what is in work is a band of one frame, small enough for caches.
-//! Every layer of 3 x 3 pixels is a row behind the one before it: the rows that are left at the bottom would make a last
-//! band several times as high, so they go in bands of their own. The sums are the same, so are the bits. The attention over whole frames, and the side of it with small frames, work
-//! frame by frame as elsewhere. This is for CPUs: a band is too little work for a GPU, which goes frame by frame.
+//! Every layer of 3 x 3 pixels is a row behind the one before it: the rows that are left at the bottom would make a
+//! last band several times as high, so they go in bands of their own. The sums are the same, so are the bits.
+//!
+//! The attention over whole frames, and the side of it with small frames, work frame by frame as elsewhere. This is for
+//! CPUs: a band is too little work for a GPU, which goes frame by frame.
 
 use super::backend::Backend;
 use super::conv::{CausalConv, Double, Halve};
