@@ -14,8 +14,8 @@ constexpr int DRAWN = 32; // elements of a block of words
 } // namespace
 
 /// y = scale x of `n` rows of `width` elements, the tokens from `token` on of the sample that `key` names, and zero
-/// where less than `least` is drawn; with `add` that is added to y instead. y may be x.
-/// grid: ceil(n ceil(width / DRAWN) / THREADS).
+/// where less than `least` is drawn; with `add` that is added to y instead. y may be x. grid:
+/// ceil(n ceil(width / DRAWN) / THREADS).
 extern "C" __global__ void __launch_bounds__(THREADS)
     dropout(const float* x, float* y, Key key, i64 token, i64 n, int width, u32 least, float scale, int add) {
     const int blocks = (width + DRAWN - 1) / DRAWN, lane = threadIdx.x % 32;

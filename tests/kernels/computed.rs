@@ -73,9 +73,8 @@ fn dropout(arrays: &mut Arrays) {
     let draws = Draws { seed: u64::MAX - 7, step: 1 << 33, samples: vec![2, 5], first_token: 11 };
     let rows = Rows { start: 40, tokens: 39 };
     let device = Device::Cpu;
-    let zeros = Tensor::zeros((width, width), DType::F32, &device).unwrap();
     let one = Tensor::eye(width, DType::F32, &device).unwrap();
-    let [w, a, b] = [zeros, one.clone(), one].map(|t| Param::leaf("p", t).unwrap());
+    let [w, a, b] = [one.zeros_like().unwrap(), one.clone(), one].map(|t| Param::leaf("p", t).unwrap());
     let bias = Param::leaf("b", Tensor::zeros(width, DType::F32, &device).unwrap()).unwrap();
     let dropout = Arc::new(Dropout::new(rate));
     dropout.draw_by(Some(draws.clone()));
