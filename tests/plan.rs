@@ -78,8 +78,9 @@ fn large_clips() -> Place {
 /// share them.
 fn check(case: &[&str], what: &str, [predicted, measured]: [f64; 2], shared: f64) {
     // Kept panels and tiles are not followed one by one: some MiB. The process has freed memory too, up to 32 MiB of
-    // it.
-    let margin = if what.contains("peak") { (0.05 * measured).max(32.0) } else { (0.03 * measured).max(4.0) };
+    // each rank's, whose threads have a heap of their own.
+    let freed = if case.contains(&"--ranks=2") { 64.0 } else { 32.0 };
+    let margin = if what.contains("peak") { (0.05 * measured).max(freed) } else { (0.03 * measured).max(4.0) };
     // A plan counts a block as still being copied in forward and while the head is at work; a fast disk may be done
     // with it.
     let copied = case.iter().any(|key| key.starts_with("stash.where=disk") || key.starts_with("stash.dtype=bf16"));

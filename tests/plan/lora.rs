@@ -56,9 +56,9 @@ fn a_rehearsal_of_adapters_has_what_the_plan_says() {
         let case = case(more);
         for (what, both) in rehearsed(&place, &case) {
             // The plan counts what a tile keeps for its weights' gradients, which frozen layers do not, and a weight of
-            // 4 MiB that is widened in both parts of a tile: it says 6 % too much. Two ranks' kept panels are the
+            // 4 MiB that is widened in both parts of a tile: it says 7 % too much. Two ranks' kept panels are the
             // process's, a tile's weight is widened by one rank at a time, and both are seldom at their peak at once.
-            check(&case, &what, both, if more.len() > 1 { 32.0 } else { 14.0 });
+            check(&case, &what, both, if more.len() > 1 { 32.0 } else { 16.0 });
         }
     }
 }
