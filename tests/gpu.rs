@@ -19,6 +19,8 @@ mod stash;
 mod streams;
 #[path = "gpu/vae.rs"]
 mod vae;
+#[path = "vae/values.rs"]
+mod values;
 
 use candle_core::{D, DType, Device, Tensor};
 use longreel::attention::{Qkv, SavedRows, flash, flash_backward, reference};

@@ -4,16 +4,17 @@
 //! The golden files and their story are in `golden/vae/make.py`.
 
 mod damaged;
+mod values;
 
 use candle_core::Device;
 use longreel::simd::Isa;
 use longreel::vae::{Arithmetic, Decoder, Encoder, Frame, VaeConfig, VaeWeights, Whole, bands, tensors, tiles};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
+use values::{Values, read, write};
 
 const KINDS: [&str; 2] = ["vae21", "vae22"];
 
@@ -21,32 +22,6 @@ const F32: Arithmetic = Arithmetic { isa: Isa::Portable, bf16: false };
 
 fn golden(kind: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vae").join(kind)
-}
-
-/// A tensor's shape and values.
-type Values = (Vec<usize>, Vec<f64>);
-
-fn read(path: &Path) -> BTreeMap<String, Values> {
-    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let values = |view: &TensorView| {
-        let data = view.data();
-        let values = match view.dtype() {
-            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect(),
-            Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
-            Dtype::U8 => data.iter().map(|&b| f64::from(b) / 127.5 - 1.0).collect(),
-            other => panic!("{other:?}"),
-        };
-        (view.shape().to_vec(), values)
-    };
-    file.tensors().into_iter().map(|(name, view)| (name, values(&view))).collect()
-}
-
-/// Writes one tensor as f32.
-fn write(path: &Path, name: &str, (shape, values): &Values) {
-    let bytes: Vec<u8> = values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, shape.clone(), &bytes).unwrap();
-    safetensors::serialize_to_file([(name, view)], None, path).unwrap();
 }
 
 /// Runs `longreel forward`: what it wrote, or what it said.

@@ -141,7 +141,7 @@ impl EncodeArgs {
         let (Some(height), Some(width)) = (self.height, self.width) else { return Ok(()) };
         let scale = config.scale_space();
         if height % scale + width % scale > 0 {
-            let [height_on, width_on] = [height, width].map(|side| ((side + scale / 2) / scale).max(1) * scale);
+            let [height_on, width_on] = [height, width].map(|side| config.nearest(side));
             bail!(
                 Config,
                 "--height {height} --width {width}: this VAE needs multiples of {scale}; the nearest are --height \

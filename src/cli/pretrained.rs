@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::config::{LATENTS_22, RunConfig, WAN_GUIDANCE, usual_shift};
+use crate::files::model_folder::is_pipeline;
 use crate::model::ModelConfig;
 use crate::{Result, bail};
 
@@ -35,7 +36,7 @@ impl Pretrained {
         let text = format!("[data]\npath = \".\"\n{size}[model]\nfrom = \".\"\n");
         let mut config = RunConfig::parse(&text, path, &[])?;
         config.model.from = Some(from.to_owned());
-        if is_pipeline(path) {
+        if has_all_parts(path) {
             config.vae.from = Some(from.to_owned());
             config.text.from = Some(from.to_owned());
         }
@@ -45,9 +46,9 @@ impl Pretrained {
     }
 }
 
-/// Whether `path` is a pipeline's folder: diffusers', or Wan's own.
-fn is_pipeline(path: &Path) -> bool {
+/// Whether VAE and text encoder lie in the folder `path` too: a pipeline's of diffusers, or Wan's own.
+fn has_all_parts(path: &Path) -> bool {
     let has = |name: &str| path.join(name).exists();
     let wans_own = || has("config.json") && (has("Wan2.1_VAE.pth") || has("Wan2.2_VAE.pth"));
-    has("model_index.json") || (has("transformer") && has("vae")) || wans_own()
+    is_pipeline(path) || (has("transformer") && has("vae")) || wans_own()
 }

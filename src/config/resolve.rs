@@ -184,10 +184,7 @@ impl RunConfig {
     /// As [`space`](Self::space).
     pub fn vae_config(&self) -> Result<Option<VaeConfig>> {
         let Some(from) = &self.vae.from else { return Ok(None) };
-        let open = || match hub::resolve(from)? {
-            path if path.exists() => VaeWeights::open(&path),
-            path => bail!(Config, "{}: there is no such file or folder", path.display()),
-        };
+        let open = || VaeWeights::open(&existing(from)?);
         let find = || open().map(|weights| weights.config).map_err(|e| e.at("vae.from"));
         self.vae.known.get(from, find).map(Some)
     }
@@ -198,10 +195,7 @@ impl RunConfig {
     /// The encoder cannot be had, or is none.
     pub fn text_config(&self) -> Result<Option<TextConfig>> {
         let Some(from) = &self.text.from else { return Ok(None) };
-        let open = || match hub::resolve(from)? {
-            path if path.exists() => TextModel::open(&path),
-            path => bail!(Config, "{}: there is no such file or folder", path.display()),
-        };
+        let open = || TextModel::open(&existing(from)?);
         let find = || open().map(|model| model.config().clone()).map_err(|e| e.at("text.from"));
         self.text.known.get(from, find).map(Some)
     }
@@ -237,6 +231,15 @@ impl RunConfig {
             shared: false,
         }
     }
+}
+
+/// Where the model that a key names is: in the hub's cache, or as it is named.
+fn existing(from: &str) -> Result<PathBuf> {
+    let path = hub::resolve(from)?;
+    if !path.exists() {
+        bail!(Config, "{}: there is no such file or folder", path.display());
+    }
+    Ok(path)
 }
 
 impl Model {

@@ -151,10 +151,8 @@ impl ClipSets {
             );
             bail!(Data, "{}: no usable clips; {first}", source.path.display());
         }
-        let is_used = |bucket: &Bucket| {
-            let of_size = |dataset: &Dataset| Bucket::from(dataset.options().size()) == *bucket;
-            self.buckets.iter().any(|dataset| of_size(dataset) && used(dataset))
-        };
+        let of_size = |dataset: &Dataset, bucket: &Bucket| Bucket::from(dataset.options().size()) == *bucket;
+        let is_used = |bucket: &Bucket| self.buckets.iter().any(|dataset| of_size(dataset, bucket) && used(dataset));
         for group in source.options.groups.iter().filter(|_| !source.options.by_hand) {
             if let ([first, .., last], false) = (&group[..], group.iter().any(is_used)) {
                 let path = source.path.display();
@@ -162,11 +160,14 @@ impl ClipSets {
             }
         }
         for bucket in source.options.groups.iter().flatten().filter(|_| source.options.by_hand) {
-            let of_size = |dataset: &Dataset| Bucket::from(dataset.options().size()) == *bucket;
             if is_used(bucket) {
                 continue;
             }
-            let lost = self.empty.iter().find(|dataset| of_size(dataset)).and_then(|dataset| dataset.skipped().first());
+            let lost = self
+                .empty
+                .iter()
+                .find(|dataset| of_size(dataset, bucket))
+                .and_then(|dataset| dataset.skipped().first());
             let why = match lost {
                 Some(skip) => format!("{}: {}", skip.path.display(), skip.reason),
                 None => "every file is nearer to another one in shape".to_owned(),

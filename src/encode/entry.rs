@@ -8,11 +8,10 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::files::{TEMPORARY, Tensors, atomic_write, create_folders, to_hex};
+use crate::files::{Tensors, atomic_write, create_folders, to_hex, try_to_write, within_temporary};
 use crate::{Error, Result, bail};
 
 /// Where an entry's header has its [`Record`].
@@ -110,18 +109,10 @@ pub(super) fn prepare(dir: &Path, key: &str) -> Result<()> {
     }
 }
 
-/// Writes a file to a folder, and removes it.
-fn try_to_write(dir: &Path) -> std::io::Result<()> {
-    tempfile::Builder::new().prefix(".").suffix(TEMPORARY).tempfile_in(dir)?.as_file().write_all(&[0])
-}
-
 /// What a process that was killed while it wrote an entry has left: a file of a temporary name that nobody has written
 /// to for an hour.
 fn is_left_over(path: &Path) -> bool {
-    let named = path.file_name().is_some_and(|name| {
-        let name = name.to_string_lossy();
-        name.starts_with('.') && name.ends_with(TEMPORARY)
-    });
+    let named = path.file_name().is_some_and(|name| within_temporary(&name.to_string_lossy()).is_some());
     let changed = || std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()?.elapsed().ok();
     named && changed().is_some_and(|ago| ago > Duration::from_secs(3600))
 }

@@ -1,10 +1,11 @@
 //! Folders that appear, change and go as a whole, and what a crash leaves of them.
 
-use super::{TEMPORARY, failed, parent, temporary_prefix};
+use super::{TEMPORARY, failed, parent, temporary_prefix, within_temporary};
 use crate::{Error, Result, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use std::fs::{self, File, Permissions};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -105,13 +106,18 @@ pub(crate) fn create_folders(folder: &Path) -> Result<()> {
     missing.into_iter().try_for_each(|made| sync_folder(parent(made)))
 }
 
+/// Writes a file to a folder, and removes it: whether that can be done.
+pub(crate) fn try_to_write(folder: &Path) -> std::io::Result<()> {
+    tempfile::Builder::new().prefix(".").suffix(TEMPORARY).tempfile_in(folder)?.as_file().write_all(&[0])
+}
+
 /// Removes temporary files and folders that a crash left directly in `folder`. Nobody else may be writing there.
 pub fn remove_leftovers(folder: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
     for entry in entries {
         let path = entry.map_err(|e| Error::io(folder, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(name) = name.strip_prefix('.').and_then(|name| name.strip_suffix(TEMPORARY)) else { continue };
+        let Some(name) = within_temporary(&name) else { continue };
         // Of a folder that was about to be replaced, see `replaced`.
         let target = name.rsplit_once('-').map_or(name, |(target, _)| target);
         let (old, target) = (path.join(target), folder.join(target));

@@ -45,7 +45,7 @@ pub use check_names::check_names;
 pub(crate) use digest::digest_of;
 pub(crate) use digest::to_hex;
 pub use folder::{NewFolder, remove_leftovers};
-pub(crate) use folder::{create_folders, remove_folder, sync_folder};
+pub(crate) use folder::{create_folders, remove_folder, sync_folder, try_to_write};
 pub use header::{Header, TensorPlace};
 pub use home::expand_home;
 pub use known_hashes::KnownHashes;
@@ -61,7 +61,7 @@ pub use weight_file::WeightFile;
 pub use write_tensors::{write_bytes, write_pieces, write_tensors, write_tensors_with};
 
 /// Marks temporary names, so that leftovers of a crash can be told from anything else.
-pub(crate) const TEMPORARY: &str = ".longreel-tmp";
+const TEMPORARY: &str = ".longreel-tmp";
 
 /// Creates or replaces the file `path` with what `write` writes; on an error the old file, if any, is as it was.
 ///
@@ -237,6 +237,11 @@ pub fn file_size(bytes: u64) -> String {
         0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
         _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
     }
+}
+
+/// What a temporary name has between its dot and its end; none of any other name.
+pub(crate) fn within_temporary(name: &str) -> Option<&str> {
+    name.strip_prefix('.')?.strip_suffix(TEMPORARY)
 }
 
 /// How the temporary name of `path` begins; it ends with [`TEMPORARY`].

@@ -30,8 +30,7 @@ impl LearningRate {
 
     /// The rate of step `step`, counted from 0. Warm-up rises from `lr / warmup` at step 0 to `lr` at its last step;
     /// cosine and line leave `lr` at the first step after it, or at the first of the final decay, and would be 0 at
-    /// step
-    /// `steps`, one past the last.
+    /// step `steps`, one past the last.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / self.warmup as f64;

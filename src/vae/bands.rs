@@ -230,6 +230,16 @@ fn through(layers: &mut [BandLayer], x: Frame, emit: &mut dyn FnMut(Frame) -> Re
     Ok(())
 }
 
+/// Begins the next band, of `step` rows of `rows` at most, after those up to `end`: an empty one where only rows inside
+/// the layers are left; nothing after the last.
+fn next_band(layers: &mut [BandLayer], end: usize, step: usize, rows: usize) -> Option<Range<usize>> {
+    if end == rows && !release(layers, step as f64 / rows as f64) {
+        return None;
+    }
+    layers.iter_mut().for_each(BandLayer::restart);
+    Some(end..(end + step).min(rows))
+}
+
 /// Lets the last rows of the next layers through, as many as make no more than `share` of the picture; whether any were
 /// left.
 fn release(layers: &mut [BandLayer], share: f64) -> bool {
@@ -276,10 +286,8 @@ pub fn encode(
     let mut layers = begin(*on, before, size[0] / config.patch());
     let mut features: Vec<Frame> = vec![];
     let mut end = 0;
-    while end < size[0] || release(&mut layers, step as f64 / size[0] as f64) {
-        let rows = end..(end + step).min(size[0]);
+    while let Some(rows) = next_band(&mut layers, end, step, size[0]) {
         end = rows.end;
-        layers.iter_mut().for_each(BandLayer::restart);
         let mut made = 0;
         for t in 0..frames {
             let part = match rows.is_empty() {
@@ -330,10 +338,8 @@ pub fn decode(decoder: &Decoder, latents: &[Frame], write: &mut dyn FnMut(usize,
     let Some(rows) = features.first().map(|frame| frame.rows) else { return Ok(()) };
     let mut layers = begin(*on, after, rows);
     let mut end = 0;
-    while end < rows || release(&mut layers, height() as f64 / rows as f64) {
-        let band = end..(end + height()).min(rows);
+    while let Some(band) = next_band(&mut layers, end, height(), rows) {
         end = band.end;
-        layers.iter_mut().for_each(BandLayer::restart);
         let mut made = 0;
         for frame in &features {
             let band = rows_of(frame, band.clone());

@@ -212,17 +212,22 @@ impl VaeConfig {
     /// They cannot; it names the nearest size that can.
     pub fn check_size(&self, [rows, width]: [usize; 2]) -> Result<()> {
         let scale = self.scale_space();
-        let nearest = |n: usize| ((n + scale / 2) / scale).max(1) * scale;
         let whole = rows % scale + width % scale == 0;
         if rows < scale || width < scale || (self.is_residual && !whole) {
             bail!(
                 Shape,
                 "{width} x {rows} pixels: this VAE needs sides that are multiples of {scale}; the nearest are {} x {}",
-                nearest(width),
-                nearest(rows)
+                self.nearest(width),
+                self.nearest(rows)
             );
         }
         Ok(())
+    }
+
+    /// The side in pixels, made of whole latents, that is nearest to one of `pixels`.
+    pub fn nearest(&self, pixels: usize) -> usize {
+        let scale = self.scale_space();
+        ((pixels + scale / 2) / scale).max(1) * scale
     }
 
     /// Latent frames of `frames`: what is left over after the last whole group is dropped.

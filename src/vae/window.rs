@@ -71,7 +71,7 @@ impl Window {
         Self { height, step, open: false, frames: vec![] }
     }
 
-    /// Takes the next rows of frame `t`, of which there may be none: the rows that can be worked on now, likewise.
+    /// Takes the next rows of frame `t`, and gives those that can be worked on now. Of either there may be none.
     pub fn push(&mut self, t: usize, x: Frame) -> (Frame, Near) {
         if self.frames.len() == t {
             self.frames.push(Default::default());

@@ -2,36 +2,16 @@
 //! trains on latents which a GPU encoded, and decodes samples there.
 
 use candle_core::Device;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
+use super::values::{Values, read, write};
 use super::{Run, differ, off, program, root, succeed, succeed_on};
-
-/// A tensor's shape and values.
-type Values = (Vec<usize>, Vec<f64>);
 
 fn golden(kind: &str) -> PathBuf {
     root().join("tests/golden/vae").join(kind)
-}
-
-fn read(path: &Path) -> BTreeMap<String, Values> {
-    let bytes = fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let values = |view: &TensorView| {
-        let data = view.data();
-        let values = match view.dtype() {
-            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect(),
-            Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
-            Dtype::U8 => data.iter().map(|&b| f64::from(b) / 127.5 - 1.0).collect(),
-            other => panic!("{other:?}"),
-        };
-        (view.shape().to_vec(), values)
-    };
-    file.tensors().into_iter().map(|(name, view)| (name, values(&view))).collect()
 }
 
 /// A case of a golden file, put into `dir` as an input of `longreel forward`, and what is to come of it.
@@ -45,13 +25,12 @@ impl Case {
     fn new(kind: &str, half: &str, name: &str) -> Self {
         let mut all = read(&golden(kind).join(format!("{half}.safetensors")));
         let mut take = |what: &str| all.remove(&format!("{name}.{what}")).unwrap();
-        let (input, (shape, values), expected) = match half {
+        let (input, values, expected) = match half {
             "encode" => ("pixels", take("pixels"), vec![("moments", take("moments")), ("latents", take("latents"))]),
             _ => ("latents", take("latents"), vec![("decoded", take("pixels"))]),
         };
-        let bytes: Vec<u8> = values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect();
-        let (dir, view) = (TempDir::new().unwrap(), TensorView::new(Dtype::F32, shape, &bytes).unwrap());
-        safetensors::serialize_to_file([(input, view)], None, &dir.path().join("in")).unwrap();
+        let dir = TempDir::new().unwrap();
+        write(&dir.path().join("in"), input, &values);
         Self { vae: golden(kind).join("vae"), dir, expected }
     }
 

@@ -30,13 +30,7 @@ buckets = [[48, 32, 1]]
 [vae]
 from = "VAE"
 cache = "CACHE"
-[model]
-patch_size = [1, 2, 2]
-num_attention_heads = 3
-attention_head_dim = 8
-num_layers = 2
-ffn_dim = 40
-freq_dim = 16
+SMALL_NETWORK
 [diffusion]
 shift = "auto"
 shift_base_tokens = 12

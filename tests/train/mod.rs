@@ -104,6 +104,16 @@ steps = 2
 count = 1
 "#;
 
+/// A network for latents, in place of the line `SMALL_NETWORK` of a config.
+const SMALL_NETWORK: &str = "\
+[model]
+patch_size = [1, 2, 2]
+num_attention_heads = 3
+attention_head_dim = 8
+num_layers = 2
+ffn_dim = 40
+freq_dim = 16";
+
 /// 12 tokens of latents: 5 frames of 32 x 48 pixels are 2 x 4 x 6 of 3 channels.
 const LATENTS: &str = r#"
 [run]
@@ -117,13 +127,7 @@ width = 48
 [vae]
 from = "VAE"
 cache = "CACHE"
-[model]
-patch_size = [1, 2, 2]
-num_attention_heads = 3
-attention_head_dim = 8
-num_layers = 2
-ffn_dim = 40
-freq_dim = 16
+SMALL_NETWORK
 [train]
 steps = 4
 batch = 2
@@ -179,6 +183,7 @@ impl Place {
         let place = Self { temp: TempDir::new().unwrap() };
         fs::create_dir(place.path("clips")).unwrap();
         let at = |name: &str| place.path(name).display().to_string();
+        let config = config.replace("SMALL_NETWORK", SMALL_NETWORK);
         let config = config.replace("CLIPS", &at("clips")).replace("HELDOUT", &at("heldout"));
         let vae = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vae/vae21/vae");
         let config = config.replace("VAE", &vae.display().to_string()).replace("CACHE", &at("cache"));

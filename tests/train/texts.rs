@@ -22,13 +22,7 @@ cache = "CACHE"
 [text]
 from = "ENCODER"
 cache = "EMBEDDINGS"
-[model]
-patch_size = [1, 2, 2]
-num_attention_heads = 3
-attention_head_dim = 8
-num_layers = 2
-ffn_dim = 40
-freq_dim = 16
+SMALL_NETWORK
 [diffusion]
 caption_dropout = 0.3
 [train]
