@@ -5,7 +5,6 @@ use crate::{Error, Result, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use std::fs::{self, File, Permissions};
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -107,8 +106,10 @@ pub(crate) fn create_folders(folder: &Path) -> Result<()> {
 }
 
 /// Writes a file to a folder, and removes it: whether that can be done.
+#[cfg(feature = "media")]
 pub(crate) fn try_to_write(folder: &Path) -> std::io::Result<()> {
-    tempfile::Builder::new().prefix(".").suffix(TEMPORARY).tempfile_in(folder)?.as_file().write_all(&[0])
+    let mut file = tempfile::Builder::new().prefix(".").suffix(TEMPORARY).tempfile_in(folder)?;
+    std::io::Write::write_all(&mut file, &[0])
 }
 
 /// Removes temporary files and folders that a crash left directly in `folder`. Nobody else may be writing there.

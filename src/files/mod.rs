@@ -44,8 +44,10 @@ pub use check_names::check_names;
 #[cfg(any(feature = "hub", feature = "media"))]
 pub(crate) use digest::digest_of;
 pub(crate) use digest::to_hex;
+#[cfg(feature = "media")]
+pub(crate) use folder::try_to_write;
 pub use folder::{NewFolder, remove_leftovers};
-pub(crate) use folder::{create_folders, remove_folder, sync_folder, try_to_write};
+pub(crate) use folder::{create_folders, remove_folder, sync_folder};
 pub use header::{Header, TensorPlace};
 pub use home::expand_home;
 pub use known_hashes::KnownHashes;
