@@ -194,6 +194,19 @@ fn masked_features_are_not_used() {
     }
 }
 
+/// Where nothing is masked: bf16's instructions are slower than f32's on Intel's CPUs, but for AMX's.
+#[test]
+fn intels_without_amx_widen_bf16() {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |word: &str| cpu.split_whitespace().any(|other| other == word);
+    if !has("avx512_bf16") || has("amx_bf16") {
+        return;
+    }
+    let best = succeed(bench(&[ATTENTION, &["--json"]].concat()).env_remove(simd::CPU_VARIABLE));
+    let path = if has("GenuineIntel") { "avx512" } else { "avx512-bf16" };
+    assert_eq!(serde_json::from_slice::<Value>(&best.stdout).unwrap()["path"], path);
+}
+
 #[test]
 fn unmeasurable_bench_is_an_error() {
     let available: Vec<_> = Isa::ALL.into_iter().filter(|path| path.is_available()).map(Isa::name).collect();
