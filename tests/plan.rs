@@ -9,6 +9,7 @@ mod time;
 mod wan;
 
 use crate::train::{Place, fail, longreel, snapshot, succeed, text};
+use longreel::allocator::SPARE;
 use longreel::data::write::write_video;
 use serde_json::Value;
 use std::fs;
@@ -77,9 +78,11 @@ fn large_clips() -> Place {
 /// Predicted and measured, of buffers and of the process; `shared` MiB are counted for each rank, though ranks may
 /// share them.
 fn check(case: &[&str], what: &str, [predicted, measured]: [f64; 2], shared: f64) {
-    // Kept panels and tiles are not followed one by one: some MiB. The process has freed memory too, up to 32 MiB of
-    // each rank's, whose threads have a heap of their own.
-    let freed = if case.contains(&"--ranks=2") { 64.0 } else { 32.0 };
+    // Kept panels and tiles are not followed one by one: some MiB. The process has freed memory too: of the 64 MiB that
+    // the allocator may keep (SPARE) up to 32 MiB, and where two ranks pack a frozen network's weights of many sizes up
+    // to 45 where bf16 is multiplied as f32. Without SPARE there too it is below 32.
+    let packed_twice = case.contains(&"--ranks=2") && case.contains(&"lora.rank=16");
+    let freed = if packed_twice { (SPARE >> 20) as f64 } else { 32.0 };
     let margin = if what.contains("peak") { (0.05 * measured).max(freed) } else { (0.03 * measured).max(4.0) };
     // A plan counts a block as still being copied in forward and while the head is at work; a fast disk may be done
     // with it.
