@@ -78,7 +78,7 @@ pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 /// `to += values`, threaded; both of one length.
-pub(super) fn add_into<T: Real>(to: &mut [T], values: &[T]) {
+pub(crate) fn add_into<T: Real>(to: &mut [T], values: &[T]) {
     to.par_chunks_mut(RUN).zip(values.par_chunks(RUN)).for_each(|(to, values)| add_to(to, values));
 }
 

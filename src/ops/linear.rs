@@ -11,11 +11,11 @@ use std::sync::OnceLock;
 
 use super::custom::{Custom, Op1, Op2, Values, read, write};
 use super::dropout::Input;
-use super::elementwise::{add_into, sum_columns};
+use super::elementwise::sum_columns;
 use super::gelu::{gelu, gelu_backward};
-use super::low_rank::{Adding, LowRank};
+use super::low_rank::LowRank;
 use super::packed::{Arithmetic, PackedGuard, PackedSlot};
-use super::products::WeightMatrix;
+use super::products::{Addend, WeightMatrix};
 use super::residual::Gate;
 use super::{Param, Real, Rows, Tape};
 use crate::simd::Isa;
@@ -133,39 +133,52 @@ impl Linear {
         saved: Option<&SavedPreactivation>,
         epilogue: &impl Epilogue<T>,
     ) -> Result<Vec<T>> {
-        let (out, inner) = self.dims()?;
+        let (_, inner) = self.dims()?;
         if dims != [dims[0], inner] {
             candle_core::bail!("{}: input [n, {inner}] wanted, got {dims:?}", self.weight.name)
         }
-        let addend = self.low_rank.as_ref().map(|low_rank| low_rank.forward(self.how, x, dims[0])).transpose()?;
-        let epilogue = Adding { addend: addend.as_deref().unwrap_or_default(), width: out, epilogue };
-        self.with_weights(|w| {
-            let saved = saved.filter(|saved| saved.wanted());
-            let [y, sums] = T::forward(w, x, dims[0], saved.is_some(), &epilogue);
-            if let Some(saved) = saved {
-                saved.save(sums);
-            }
-            Ok(y)
-        })
+        let rows = dims[0];
+        let multiply = |addend: Addend<T>| {
+            self.with_weights(|w| {
+                let saved = saved.filter(|saved| saved.wanted());
+                let [y, sums] = T::forward(w, x, rows, addend, saved.is_some(), epilogue);
+                if let Some(saved) = saved {
+                    saved.save(sums);
+                }
+                Ok(y)
+            })
+        };
+        match &self.low_rank {
+            None => multiply(None),
+            Some(low_rank) => low_rank.with_addend(self.how, &low_rank.inner(self.how, x, rows)?, multiply),
+        }
     }
 
     /// Adds the gradients of weight and bias, unless they are frozen, and of the adapter; returns that of `x`.
     fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
         let (_, inner) = self.dims()?;
         let n = x.len() / inner;
+        let d_inner = self.low_rank.as_ref().map(|low_rank| low_rank.d_inner(self.how, dy, n)).transpose()?;
+        let adapter = self.low_rank.as_ref().zip(d_inner.as_deref());
         // At once, so that no thread waits for another between them. Neither locks what the other changes: one reads
         // the weights, and may pack them, the other reads them and adds to the storage of gradients.
-        let gradient = || self.with_weights(|w| Ok(T::input_gradient(w, dy, n)));
+        let gradient = || {
+            let multiply = |addend: Addend<T>| self.with_weights(|w| Ok(T::input_gradient(w, dy, n, addend)));
+            match adapter {
+                None => multiply(None),
+                Some((low_rank, d_inner)) => low_rank.with_share(self.how, d_inner, n, multiply),
+            }
+        };
         let others = || {
             self.add_grads(x, dy)?;
-            self.low_rank.as_ref().map(|low_rank| low_rank.backward(self.how, x, dy, n)).transpose()
+            match adapter {
+                None => Ok(()),
+                Some((low_rank, d_inner)) => low_rank.add_grads(self.how, x, dy, d_inner, n),
+            }
         };
         let (dx, others) = rayon::join(gradient, others);
-        let (mut dx, others) = (dx?, others?);
-        if let Some(share) = others {
-            add_into(&mut dx, &share);
-        }
-        Ok(dx)
+        others?;
+        dx
     }
 
     fn add_grads<T: Real>(&self, x: &[T], dy: &[T]) -> Result<()> {

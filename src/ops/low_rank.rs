@@ -1,16 +1,17 @@
 //! Adds an adapter's low-rank product to a linear layer before its epilogue, y = x Wᵀ + s (x Aᵀ) Bᵀ (LoRA, arXiv
 //! 2106.09685), and the gradients of A and B in place.
 //!
-//! x Aᵀ has r elements a row, and backward computes it again. Both products are computed as the layer's own are.
+//! x Aᵀ has r elements a row, and backward computes it again. Times Bᵀ it is a second term of the layer's own product, so
+//! that no addend as large as y lies in memory; the share of x's gradient is one of dy W.
 
 use candle_core::Result;
 use std::sync::Arc;
 
 use super::dropout::{Drawn, Dropout, Input};
 use super::packed::{Arithmetic, PackedSlot};
-use super::products::Packed;
+use super::elementwise::add_into;
+use super::products::{Addend, Packed, WeightMatrix};
 use super::{Param, Real, write};
-use crate::simd::product::Epilogue;
 
 /// The low-rank addend of a linear layer.
 #[derive(Clone, Debug)]
@@ -70,62 +71,74 @@ impl LowRank {
         Ok(self.a.value.dims2()?.1)
     }
 
-    /// s x Aᵀ `[n, r]`.
-    fn inner<T: Real>(&self, how: Arithmetic, x: &[T], n: usize) -> Result<Vec<T>> {
-        let [mut inner, _] = self.packed[0].with(&self.a, how, |a| Ok(T::forward(a, x, n, false, &())))?;
-        let scale = T::of(self.scale);
-        inner.iter_mut().for_each(|value| *value *= scale);
+    /// s x Aᵀ `[n, r]`, elements of x being dropped if there is dropout: what is multiplied by Bᵀ.
+    pub(super) fn inner<T: Real>(&self, how: Arithmetic, x: &[T], n: usize) -> Result<Vec<T>> {
+        let dropped = self.dropped(x, self.width()?);
+        self.inner_of(how, dropped.as_deref().unwrap_or(x), n)
+    }
+
+    fn inner_of<T: Real>(&self, how: Arithmetic, kept: &[T], n: usize) -> Result<Vec<T>> {
+        let [mut inner, _] = self.packed[0].with(&self.a, how, |a| Ok(T::forward(a, kept, n, None, false, &())))?;
+        self.rescale(&mut inner);
         Ok(inner)
     }
 
-    /// s x Aᵀ Bᵀ `[n, out]`.
-    pub(super) fn forward<T: Real>(&self, how: Arithmetic, x: &[T], n: usize) -> Result<Vec<T>> {
+    /// Calls `f` with B and the [inner](Self::inner) rows: the addend of x Wᵀ.
+    pub(super) fn with_addend<T: Real, R>(
+        &self,
+        how: Arithmetic,
+        inner: &[T],
+        f: impl FnOnce(Addend<T>) -> Result<R>,
+    ) -> Result<R> {
+        self.packed[1].with(&self.b, how, |b| f(Some((b, inner))))
+    }
+
+    /// The gradient s dy B `[n, r]` of x Aᵀ.
+    pub(super) fn d_inner<T: Real>(&self, how: Arithmetic, dy: &[T], n: usize) -> Result<Vec<T>> {
+        let mut d_inner = self.packed[1].with(&self.b, how, |b| Ok(T::input_gradient(b, dy, n, None)))?;
+        self.rescale(&mut d_inner);
+        Ok(d_inner)
+    }
+
+    /// Calls `f` with A and that gradient: the addend of dy W; with none if dropout comes between, and then adds the
+    /// adapter's share to what `f` returns.
+    pub(super) fn with_share<T: Real>(
+        &self,
+        how: Arithmetic,
+        d_inner: &[T],
+        n: usize,
+        f: impl FnOnce(Addend<T>) -> Result<Vec<T>>,
+    ) -> Result<Vec<T>> {
+        self.packed[0].with(&self.a, how, |a| match self.drawn(n) {
+            None => f(Some((a, d_inner))),
+            Some(drawn) => {
+                let share = drawn.apply(&T::input_gradient(a, d_inner, n, None), self.width()?);
+                let mut dx = f(None)?;
+                add_into(&mut dx, &share);
+                Ok(dx)
+            }
+        })
+    }
+
+    /// Adds the gradients of A and B, given that of y and that of x Aᵀ.
+    pub(super) fn add_grads<T: Real>(&self, how: Arithmetic, x: &[T], dy: &[T], d_inner: &[T], n: usize) -> Result<()> {
         let dropped = self.dropped(x, self.width()?);
-        let inner = self.inner(how, dropped.as_deref().unwrap_or(x), n)?;
-        let [addend, _] = self.packed[1].with(&self.b, how, |b| Ok(T::forward(b, &inner, n, false, &())))?;
-        Ok(addend)
-    }
-
-    /// Adds the gradients of A and B, given that of y; returns its share of x's.
-    pub(super) fn backward<T: Real>(&self, how: Arithmetic, x: &[T], dy: &[T], n: usize) -> Result<Vec<T>> {
-        let width = self.width()?;
-        let dropped = self.dropped(x, width);
         let kept = dropped.as_deref().unwrap_or(x);
-        let inner = self.inner(how, kept, n)?;
-        let scale = T::of(self.scale);
-        let mut d_inner = self.packed[1].with(&self.b, how, |b| {
-            // One after the other, as the gradients may be of one storage.
-            if let Some(grad) = &self.b.grad {
-                write(grad, |db: &mut [T]| T::weight_gradient(b, dy, &inner, db))?;
-            }
-            Ok(T::input_gradient(b, dy, n))
-        })?;
-        d_inner.iter_mut().for_each(|value| *value *= scale);
-        let dx = self.packed[0].with(&self.a, how, |a| {
-            if let Some(grad) = &self.a.grad {
-                write(grad, |da: &mut [T]| T::weight_gradient(a, &d_inner, kept, da))?;
-            }
-            Ok(T::input_gradient(a, &d_inner, n))
-        })?;
-        drop(dropped);
-        Ok(self.dropped(&dx, width).unwrap_or(dx))
-    }
-}
-
-/// Adds `addend` `[n, width]`, which is empty if there is none, to the sums before `epilogue`.
-pub(super) struct Adding<'a, T, E> {
-    pub addend: &'a [T],
-    pub width: usize,
-    pub epilogue: &'a E,
-}
-
-impl<T: Real, E: Epilogue<T>> Epilogue<T> for Adding<'_, T, E> {
-    #[inline(always)]
-    fn apply(&self, out: &mut [T], beside: &mut [T], row: usize, column: usize) {
-        if !self.addend.is_empty() {
-            let addend = &self.addend[row * self.width + column..];
-            out.iter_mut().zip(addend).for_each(|(o, &a)| *o += a);
+        // One after the other, as the gradients may be of one storage.
+        if let Some(grad) = &self.b.grad {
+            let inner = self.inner_of(how, kept, n)?;
+            let add = |b: &WeightMatrix<T>| write(grad, |db: &mut [T]| T::weight_gradient(b, dy, &inner, db));
+            self.packed[1].with(&self.b, how, add)?;
         }
-        self.epilogue.apply(out, beside, row, column);
+        if let Some(grad) = &self.a.grad {
+            let add = |a: &WeightMatrix<T>| write(grad, |da: &mut [T]| T::weight_gradient(a, d_inner, kept, da));
+            self.packed[0].with(&self.a, how, add)?;
+        }
+        Ok(())
+    }
+
+    fn rescale<T: Real>(&self, rows: &mut [T]) {
+        let scale = T::of(self.scale);
+        rows.iter_mut().for_each(|value| *value *= scale);
     }
 }

@@ -94,6 +94,7 @@ pub(crate) use cuda::{Array, Numbers, numbers};
 pub(crate) use custom::{Custom, Op1};
 pub use custom::{Element, Values, read, write};
 pub use dropout::{Draws, Dropout, Input};
+pub(crate) use elementwise::add_into;
 pub use elementwise::{add, add_assign, clear, row_dot, silu, sum_columns};
 pub(crate) use gelu::gelu;
 pub use linear::Linear;

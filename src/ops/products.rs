@@ -5,12 +5,13 @@ use half::bf16;
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
-use super::cast::to_f32;
 use super::gemm;
 #[cfg(feature = "media")]
 use crate::simd::panel::right_words;
-use crate::simd::panel::{Lines, Matrix, Panels, across, across_left, along};
+use crate::simd::lines::Lines;
+use crate::simd::panel::{Matrix, Panels, Source, across, across_left, along};
 use crate::simd::product::{Epilogue, add_product, product};
+use crate::simd::vector::Simd;
 use crate::simd::{Isa, with_isa};
 
 /// A weight matrix `[out, inner]`, and the instruction set that multiplies it.
@@ -33,19 +34,32 @@ pub enum WeightValues<'a, T> {
     Bf16(&'a [bf16]),
 }
 
-impl<T: Clone> WeightValues<'_, T> {
-    /// In the type that is computed in.
-    fn all(&self, widen: impl Fn(&[bf16]) -> Vec<T>) -> Cow<'_, [T]> {
-        match self {
-            Self::Same(values) => Cow::Borrowed(values),
-            Self::Bf16(values) => Cow::Owned(widen(values)),
+impl WeightMatrix<'_, f32> {
+    fn source(&self) -> Source<'_> {
+        match self.values {
+            WeightValues::Same(values) => Matrix::new(values, self.out, self.inner).into(),
+            WeightValues::Bf16(values) => Source::Bf16(values, [self.out, self.inner]),
         }
+    }
+
+    /// Its form for the forward product.
+    fn forward_panels<S: Simd>(&self) -> &Panels {
+        self.packed.forward.get_or_init(|| along::<S>(self.source()))
+    }
+
+    /// Its form for the gradient of the input.
+    fn backward_panels<S: Simd>(&self) -> &Panels {
+        self.packed.backward.get_or_init(|| across::<S>(self.source()))
     }
 }
 
-/// As f64.
-fn widened(values: &[bf16]) -> Vec<f64> {
-    values.iter().map(|value| value.to_f64()).collect()
+impl WeightMatrix<'_, f64> {
+    fn wide_values(&self) -> Cow<'_, [f64]> {
+        match self.values {
+            WeightValues::Same(values) => Cow::Borrowed(values),
+            WeightValues::Bf16(values) => Cow::Owned(values.iter().map(|value| value.to_f64()).collect()),
+        }
+    }
 }
 
 /// A weight matrix packed for the two products it is in, each on its first use.
@@ -84,20 +98,24 @@ pub(crate) fn packed_words(out: usize, inner: usize, bf16: bool) -> [usize; 2] {
     }
 }
 
+/// An addend of a product: another one, of these weights and this left operand.
+pub type Addend<'a, T> = Option<(&'a WeightMatrix<'a, T>, &'a [T])>;
+
 /// A number type that linear layers compute in.
 pub trait Products: Sized {
-    /// `epilogue(x Wᵀ)` for `x` `[n, inner]`, and the epilogue's second result, which is as large, or empty if it is
-    /// not wanted.
+    /// `epilogue(x Wᵀ + addend)` for `x` `[n, inner]`, and the epilogue's second result, which is as large, or empty if
+    /// it is not wanted.
     fn forward(
         w: &WeightMatrix<Self>,
         x: &[Self],
         n: usize,
+        addend: Addend<Self>,
         second: bool,
         epilogue: &impl Epilogue<Self>,
     ) -> [Vec<Self>; 2];
 
-    /// `dy W` for `dy` `[n, out]`.
-    fn input_gradient(w: &WeightMatrix<Self>, dy: &[Self], n: usize) -> Vec<Self>;
+    /// `dy W + addend` for `dy` `[n, out]`.
+    fn input_gradient(w: &WeightMatrix<Self>, dy: &[Self], n: usize, addend: Addend<Self>) -> Vec<Self>;
 
     /// `dw += dyᵀ x`.
     fn weight_gradient(w: &WeightMatrix<Self>, dy: &[Self], x: &[Self], dw: &mut [Self]);
@@ -115,19 +133,26 @@ impl Products for f32 {
         w: &WeightMatrix<f32>,
         x: &[f32],
         n: usize,
+        addend: Addend<f32>,
         second: bool,
         epilogue: &impl Epilogue<f32>,
     ) -> [Vec<f32>; 2] {
         on_isa!(w, S => {
-            let right = w.packed.forward.get_or_init(|| along::<S>(Matrix::new(&w.values.all(to_f32), w.out, w.inner)));
-            product::<S, _>(&Lines::new::<S>(Matrix::new(x, n, w.inner)), right, n, second, epilogue)
+            let factors = std::iter::once((w, x)).chain(addend);
+            let terms: Vec<_> = factors
+                .map(|(w, x)| (Lines::new::<S>(Matrix::new(x, n, w.inner)), w.forward_panels::<S>()))
+                .collect();
+            product::<S, _>(&terms, n, second, epilogue)
         })
     }
 
-    fn input_gradient(w: &WeightMatrix<f32>, dy: &[f32], n: usize) -> Vec<f32> {
+    fn input_gradient(w: &WeightMatrix<f32>, dy: &[f32], n: usize, addend: Addend<f32>) -> Vec<f32> {
         on_isa!(w, S => {
-            let right = w.packed.backward.get_or_init(|| across::<S>(Matrix::new(&w.values.all(to_f32), w.out, w.inner)));
-            let [dx, _] = product::<S, _>(&Lines::new::<S>(Matrix::new(dy, n, w.out)), right, n, false, &());
+            let factors = std::iter::once((w, dy)).chain(addend);
+            let terms: Vec<_> = factors
+                .map(|(w, dy)| (Lines::new::<S>(Matrix::new(dy, n, w.out)), w.backward_panels::<S>()))
+                .collect();
+            let [dx, _] = product::<S, _>(&terms, n, false, &());
             dx
         })
     }
@@ -148,13 +173,16 @@ impl Products for f64 {
         w: &WeightMatrix<f64>,
         x: &[f64],
         n: usize,
+        addend: Addend<f64>,
         second: bool,
         epilogue: &impl Epilogue<f64>,
     ) -> [Vec<f64>; 2] {
-        let values = w.values.all(widened);
-        let (x, w_t) = (gemm::Matrix::new(x, n, w.inner), gemm::Matrix::new(&values, w.out, w.inner).t());
         let (mut y, mut beside) = (vec![0.0; n * w.out], vec![0.0; if second { n * w.out } else { 0 }]);
-        gemm::gemm(&mut y, x, w_t, false);
+        for (i, (w, x)) in std::iter::once((w, x)).chain(addend).enumerate() {
+            let values = w.wide_values();
+            let (x, w_t) = (gemm::Matrix::new(x, n, w.inner), gemm::Matrix::new(&values, w.out, w.inner).t());
+            gemm::gemm(&mut y, x, w_t, i > 0);
+        }
         for (i, y) in y.chunks_exact_mut(w.out).enumerate() {
             let beside = if second { &mut beside[i * w.out..][..w.out] } else { &mut [][..] };
             epilogue.apply(y, beside, i, 0);
@@ -162,9 +190,12 @@ impl Products for f64 {
         [y, beside]
     }
 
-    fn input_gradient(w: &WeightMatrix<f64>, dy: &[f64], n: usize) -> Vec<f64> {
-        let (mut dx, values) = (vec![0.0; n * w.inner], w.values.all(widened));
-        gemm::gemm(&mut dx, gemm::Matrix::new(dy, n, w.out), gemm::Matrix::new(&values, w.out, w.inner), false);
+    fn input_gradient(w: &WeightMatrix<f64>, dy: &[f64], n: usize, addend: Addend<f64>) -> Vec<f64> {
+        let mut dx = vec![0.0; n * w.inner];
+        for (i, (w, dy)) in std::iter::once((w, dy)).chain(addend).enumerate() {
+            let values = w.wide_values();
+            gemm::gemm(&mut dx, gemm::Matrix::new(dy, n, w.out), gemm::Matrix::new(&values, w.out, w.inner), i > 0);
+        }
         dx
     }
 

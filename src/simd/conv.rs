@@ -47,7 +47,7 @@ impl ConvWeights {
                     }
                 }
             }
-            taps.push(across_by::<S>(Matrix::new(&matrix, columns * padded, out), width, false));
+            taps.push(across_by::<S>(Matrix::new(&matrix, columns * padded, out).into(), width, false, false));
         }
         Self { taps, size: [frames, rows] }
     }

@@ -16,6 +16,8 @@ pub(crate) mod avx512;
 pub(crate) mod avx512_bf16;
 pub(crate) mod conv;
 mod exp;
+mod halves;
+pub(crate) mod lines;
 mod operands;
 pub(crate) mod packed_frame;
 pub(crate) mod pairs;

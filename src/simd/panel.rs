@@ -5,7 +5,7 @@
 //! them. Three layouts serve all products of a linear layer:
 //! - [`across`]: `[columns / w][rows / PAIR][w]`, contraction over the matrix' rows, a lane a column;
 //! - [`along`]: `[rows / w][columns / PAIR][w]`, contraction over its columns, a lane a row;
-//! - [`Lines`]: `[rows][columns / PAIR]`, contraction over its columns, word after word.
+//! - [`Lines`](super::lines::Lines): `[rows][columns / PAIR]`, contraction over its columns, word after word.
 //!
 //! A right operand's panel is as wide as the instruction set's register tile, so that a step reads one contiguous run.
 //! A matrix unit's left operands are all row by row, so [`across_left`] turns its panels for it: `[columns][rows /
@@ -13,18 +13,59 @@
 //!
 //! Attention packs strided heads of any element by its own functions (`attention::cpu::pack`).
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
+use std::ops::Range;
 
+use super::halves::{halve, widen};
+use super::lines::{apart, left, line_of_words};
 use super::scratch::Scratch;
-use super::tile::Left;
 use super::vector::{Kernel, Simd};
 
 /// A row-major matrix of f32.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
+    pub values: &'a [f32],
+    pub rows: usize,
+    pub columns: usize,
+}
+
+/// A row-major matrix to be packed.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    F32(Matrix<'a>),
+    /// `[rows, columns]` of bf16.
+    Bf16(&'a [bf16], [usize; 2]),
+}
+
+impl<'a> From<Matrix<'a>> for Source<'a> {
+    fn from(m: Matrix<'a>) -> Self {
+        Self::F32(m)
+    }
+}
+
+impl<'a> Source<'a> {
+    fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::F32(m) => [m.rows, m.columns],
+            Self::Bf16(_, dims) => *dims,
+        }
+    }
+
+    /// Calls `f` with a matrix of f32 that has these rows and columns, and with the first of them in it.
+    fn with_part(&self, rows: Range<usize>, columns: Range<usize>, f: impl FnOnce(Matrix, usize, usize)) {
+        match self {
+            Self::F32(m) => f(*m, rows.start, columns.start),
+            Self::Bf16(values, [_, stride]) => {
+                let mut part = Scratch::take(rows.len() * columns.len());
+                for (line, row) in part.chunks_exact_mut(columns.len().max(1)).zip(rows.clone()) {
+                    widen(values[row * stride..][columns.clone()].reinterpret_cast(), line);
+                }
+                f(Matrix::new(part.floats(), rows.len(), columns.len()), 0, 0)
+            }
+        }
+    }
 }
 
 impl<'a> Matrix<'a> {
@@ -34,14 +75,9 @@ impl<'a> Matrix<'a> {
         Self { values, rows, columns }
     }
 
-    fn row(&self, i: usize) -> &'a [f32] {
+    pub fn row(&self, i: usize) -> &'a [f32] {
         &self.values[i * self.columns..][..self.columns]
     }
-}
-
-/// Lanes of a panel that is a left operand: whole register tiles, and whole vectors.
-pub(crate) const fn left<S: Simd>() -> usize {
-    if S::MATRIX { 2 * S::ROWS } else { 8 * S::ROWS }
 }
 
 /// Lanes of a panel that is a right operand.
@@ -61,21 +97,44 @@ pub(crate) struct Panels {
     pub lanes: usize,
     /// Lanes of a panel.
     pub width: usize,
-    /// Words of a panel.
+    /// Words of a panel, as it is held.
     len: usize,
+    /// Words are held by halves: two of them in one.
+    halved: bool,
+}
+
+/// Whether right operands hold their words by halves.
+const fn halved<S: Simd>() -> bool {
+    S::HALF && S::PAIR == 1
 }
 
 impl Panels {
-    fn new<S: Simd>(contraction: usize, lanes: usize, width: usize, turned: bool) -> Self {
+    fn new<S: Simd>(contraction: usize, lanes: usize, width: usize, turned: bool, halved: bool) -> Self {
         let steps = contraction.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
-        let len = if turned { width * apart::<S>(steps) } else { Self::len::<S>(contraction, width) };
-        Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, width, len }
+        let len = if turned { width * apart::<S>(steps) } else { Self::len::<S>(contraction, width, halved) };
+        Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, width, len, halved }
     }
 
-    /// Words of a panel.
-    fn len<S: Simd>(contraction: usize, width: usize) -> usize {
+    /// Words of a panel, as it is held.
+    fn len<S: Simd>(contraction: usize, width: usize, halved: bool) -> usize {
         // room for rows that come in twos
-        (contraction.next_multiple_of(2) / S::PAIR).next_multiple_of(S::STEPS) * width
+        let words = (contraction.next_multiple_of(2) / S::PAIR).next_multiple_of(S::STEPS) * width;
+        if halved { words / 2 } else { words }
+    }
+
+    /// The panels after `fill` has written the words of each, all of them.
+    fn filled(mut self, fill: impl Fn(usize, &mut [u32]) + Sync) -> Self {
+        if self.len > 0 {
+            self.words.par_chunks_exact_mut(self.len).enumerate().for_each(|(i, words)| {
+                if !self.halved {
+                    return fill(i, words);
+                }
+                let mut wide = Scratch::take(2 * words.len());
+                fill(i, &mut wide);
+                halve(&wide, bytemuck::cast_slice_mut(words));
+            });
+        }
+        self
     }
 
     /// Bytes of all panels.
@@ -84,43 +143,63 @@ impl Panels {
     }
 
     /// The words of panel `i`.
+    ///
+    /// # Panics
+    /// If they are held by halves.
     pub fn panel(&self, i: usize) -> &[u32] {
+        assert!(!self.halved, "panels held by halves are read through a buffer");
         &self.words[i * self.len..][..self.len]
+    }
+
+    /// The words of panel `i` from step `from` on, `steps` of them; halves are widened into `buffer`.
+    pub fn steps_of<'a>(&'a self, i: usize, from: usize, steps: usize, buffer: &'a mut Option<Scratch>) -> &'a [u32] {
+        let words = from * self.width..(from + steps) * self.width;
+        if !self.halved {
+            return &self.panel(i)[words];
+        }
+        if buffer.as_ref().is_none_or(|buffer| buffer.len() < words.len()) {
+            *buffer = Some(Scratch::take(words.len()));
+        }
+        let buffer = buffer.as_mut().expect("just taken");
+        let halves: &[u16] = bytemuck::cast_slice(&self.words[i * self.len..][..self.len]);
+        widen(&halves[words.clone()], &mut buffer[..words.len()]);
+        &buffer[..words.len()]
     }
 }
 
-/// Words of a right operand's panels.
+/// Words that the panels of a right operand take.
 #[cfg(feature = "media")]
 pub(crate) fn right_words<S: Simd>(contraction: usize, lanes: usize) -> usize {
-    lanes.div_ceil(right::<S>()) * Panels::len::<S>(contraction, right::<S>())
+    lanes.div_ceil(right::<S>()) * Panels::len::<S>(contraction, right::<S>(), halved::<S>())
 }
 
 /// The columns of `m` as a right operand, contraction over its rows.
-pub(crate) fn across<S: Simd>(m: Matrix) -> Panels {
-    across_by::<S>(m, right::<S>(), false)
+pub(crate) fn across<'a, S: Simd>(m: impl Into<Source<'a>>) -> Panels {
+    across_by::<S>(m.into(), right::<S>(), false, halved::<S>())
 }
 
 /// The columns of `m` as a left operand, contraction over its rows.
 pub(crate) fn across_left<S: Simd>(m: Matrix) -> Panels {
-    across_by::<S>(m, left::<S>(), S::MATRIX)
+    across_by::<S>(m.into(), left::<S>(), S::MATRIX, false)
 }
 
-/// The columns of `m` in panels of `width`, contraction over its rows; `turned`: a row a lane.
-pub(crate) fn across_by<S: Simd>(m: Matrix, width: usize, turned: bool) -> Panels {
-    let mut panels = Panels::new::<S>(m.rows, m.columns, width, turned);
-    let len = panels.len;
-    if len > 0 {
-        panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
+/// The columns of `m` in panels of `width`, contraction over its rows; `turned`: a row a lane; `halved`: held by halves.
+pub(crate) fn across_by<S: Simd>(m: Source, width: usize, turned: bool, halved: bool) -> Panels {
+    let [rows, columns] = m.dims();
+    Panels::new::<S>(rows, columns, width, turned, halved).filled(|i, words| {
+        let lanes = i * width..columns.min((i + 1) * width);
+        m.with_part(0..rows, lanes.clone(), |m, _, first| {
             // SAFETY: this instruction set was chosen for this CPU.
-            unsafe { S::run(Across { m, first: i * width, width, turned, words }) }
+            unsafe { S::run(Across { m, first, count: lanes.len(), width, turned, words }) }
         });
-    }
-    panels
+    })
 }
 
 struct Across<'a> {
     m: Matrix<'a>,
+    /// The panel's first column in it, and how many it has.
     first: usize,
+    count: usize,
     width: usize,
     /// A row a lane: for pairs, and steps that are whole squares.
     turned: bool,
@@ -130,8 +209,7 @@ struct Across<'a> {
 impl Kernel for Across<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { m, first, width, turned, words } = self;
-        let count = width.min(m.columns - first);
+        let Self { m, first, count, width, turned, words } = self;
         let none = [0f32; WIDEST];
         let mut ends = [[0f32; WIDEST]; 2]; // rows of a panel that is not full
         let mut lines = [0u32; 16 * WIDEST]; // steps that are yet to be turned
@@ -170,22 +248,23 @@ impl Kernel for Across<'_> {
 }
 
 /// The rows of `m` as a right operand, contraction over its columns.
-pub(crate) fn along<S: Simd>(m: Matrix) -> Panels {
-    let width = right::<S>();
-    let mut panels = Panels::new::<S>(m.columns, m.rows, width, false);
-    let len = panels.len;
-    if len > 0 {
-        panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
+pub(crate) fn along<'a, S: Simd>(m: impl Into<Source<'a>>) -> Panels {
+    let (m, width) = (m.into(), right::<S>());
+    let [rows, columns] = m.dims();
+    Panels::new::<S>(columns, rows, width, false, halved::<S>()).filled(|i, words| {
+        let lanes = i * width..rows.min((i + 1) * width);
+        m.with_part(lanes.clone(), 0..columns, |m, first, _| {
             // SAFETY: this instruction set was chosen for this CPU.
-            unsafe { S::run(Along { m, first: i * width, width, words }) }
+            unsafe { S::run(Along { m, first, count: lanes.len(), width, words }) }
         });
-    }
-    panels
+    })
 }
 
 struct Along<'a> {
     m: Matrix<'a>,
+    /// The panel's first row in it, and how many it has.
     first: usize,
+    count: usize,
     width: usize,
     words: &'a mut [u32],
 }
@@ -193,8 +272,7 @@ struct Along<'a> {
 impl Kernel for Along<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { m, first, width, words } = self;
-        let count = width.min(m.rows - first);
+        let Self { m, first, count, width, words } = self;
         words[m.columns.div_ceil(S::PAIR) * width..].fill(0);
         // Runs of a few lines of the target at a time, so that a row's words meet lines that the row before has
         // touched.
@@ -234,118 +312,5 @@ pub(crate) unsafe fn turn<S: Simd>(from: *const u32, stride: usize, to: &mut [u3
     unsafe { S::transpose(from, stride, square.as_mut_ptr(), S::LANES) }
     for (to, words) in to.chunks_exact_mut(width).zip(square.chunks_exact(S::LANES).take(S::LANES)) {
         to[lane..lane + S::LANES].copy_from_slice(words);
-    }
-}
-
-/// Writes `values` as words, a pair's missing half being zero; up to two vectors beyond the end are written too.
-///
-/// # Safety
-/// The CPU has the features of `S`; `to` holds the words rounded up to two vectors.
-#[inline(always)]
-unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
-    let both = 2 * S::LANES;
-    let whole = values.len() / both * both;
-    // SAFETY: reads end at `whole`; the last, partial group is copied to where two vectors can be read.
-    unsafe {
-        for i in (0..whole).step_by(both) {
-            let p = values.as_ptr().add(i);
-            S::put_row(to.add(i / S::PAIR), S::element(S::load(p)), S::element(S::load(p.add(S::LANES))));
-        }
-        if whole < values.len() {
-            let mut end = [0f32; 32];
-            end[..values.len() - whole].copy_from_slice(&values[whole..]);
-            let p = end.as_ptr();
-            S::put_row(to.add(whole / S::PAIR), S::element(S::load(p)), S::element(S::load(p.add(S::LANES))));
-        }
-    }
-}
-
-/// A matrix word after word: the left operand of a contraction over its columns. The task that needs a block packs it;
-/// f32 instruction sets read the matrix itself.
-pub(crate) struct Lines<'a> {
-    m: Matrix<'a>,
-    /// Words from one row to the next.
-    stride: usize,
-}
-
-/// From one row to the next where rows of `words` are read by tiles: an odd number of cache lines, so that a tile's
-/// sixteen are not all in a few sets of L1.
-fn apart<S: Simd>(words: usize) -> usize {
-    let words = words.next_multiple_of(S::STEPS);
-    if S::MATRIX { words | S::STEPS } else { words }
-}
-
-impl<'a> Lines<'a> {
-    pub fn new<S: Simd>(m: Matrix<'a>) -> Self {
-        let whole = m.columns.next_multiple_of(2 * S::LANES) / S::PAIR; // whole vectors, since they are written in twos
-        Self { m, stride: if S::HALF { apart::<S>(whole) } else { m.columns } }
-    }
-
-    /// `count` rows from `first` on. Rows that fill up the last register tile are zeros.
-    pub fn block<S: Simd>(&self, first: usize, count: usize) -> Block<'a> {
-        let Self { m, stride } = *self;
-        let left = Left { words: std::ptr::null(), tile: S::ROWS * stride, row: stride, step: 1 };
-        let values = &m.values[first * m.columns..(first + count) * m.columns];
-        if !S::HALF && count.is_multiple_of(S::ROWS) {
-            return Block { words: Words::Lent(bytemuck::cast_slice(values)), left };
-        }
-        let mut words = Scratch::take(count.next_multiple_of(S::ROWS) * stride);
-        let (rows, none) = words.split_at_mut(count * stride);
-        if S::HALF {
-            // SAFETY: this instruction set was chosen for this CPU.
-            unsafe { S::run(Rows { m, first, stride, words: rows }) }
-        } else {
-            rows.copy_from_slice(bytemuck::cast_slice(values));
-        }
-        none.fill(0);
-        Block { words: Words::Packed(words), left }
-    }
-}
-
-/// A run of a left operand's rows, whole register tiles of them.
-pub(crate) struct Block<'a> {
-    words: Words<'a>,
-    left: Left<0>,
-}
-
-enum Words<'a> {
-    Packed(Scratch),
-    /// Of a panel, or of the matrix itself.
-    Lent(&'a [u32]),
-}
-
-impl<'a> Block<'a> {
-    /// The lanes of panel `i` of [`across_left`] as rows.
-    pub fn of_panel<S: Simd>(panels: &'a Panels, i: usize) -> Self {
-        let (row, step) = if S::MATRIX { (panels.len / panels.width, 1) } else { (1, left::<S>()) };
-        let left = Left { words: std::ptr::null(), tile: S::ROWS * row, row, step };
-        Self { words: Words::Lent(panels.panel(i)), left }
-    }
-
-    /// The operand from step `step` on.
-    pub fn at_step(&self, step: usize) -> Left<0> {
-        let words = match &self.words {
-            Words::Packed(words) => words,
-            Words::Lent(words) => *words,
-        };
-        Left { words: words[step * self.left.step..].as_ptr(), ..self.left }
-    }
-}
-
-struct Rows<'a> {
-    m: Matrix<'a>,
-    first: usize,
-    stride: usize,
-    words: &'a mut [u32],
-}
-
-impl Kernel for Rows<'_> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        for (i, words) in self.words.chunks_exact_mut(self.stride.max(1)).enumerate() {
-            // SAFETY: the stride is a row's words rounded up to two vectors.
-            unsafe { line_of_words::<S>(self.m.row(self.first + i), words.as_mut_ptr()) }
-            words[self.m.columns.next_multiple_of(2 * S::LANES) / S::PAIR..].fill(0);
-        }
     }
 }

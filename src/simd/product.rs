@@ -7,8 +7,10 @@
 //! Each element's sum is taken in one order whatever the threads, so results have the same bits for any number of them.
 
 use rayon::prelude::*;
+use std::ops::Range;
 
-use super::panel::{Block, Lines, Panels, left as left_lanes};
+use super::lines::{Block, Lines, left as left_lanes};
+use super::panel::Panels;
 use super::scratch::Scratch;
 use super::tile::{Out, Right};
 use super::uninit_vec::UninitVec;
@@ -20,12 +22,17 @@ fn words<S: Simd>() -> usize {
     if S::MATRIX { 16 << 10 } else { 5 << 10 }
 }
 
+/// Words of the left operand taken at a time for all panels: 512 KiB, which stay in L2.
+const LEFT_WORDS: usize = 128 << 10;
+
 /// Panels of the right operand whose sums become results together.
 const TOGETHER: usize = 8;
 
-/// Rows of a task: whole left panels.
-fn block_rows<S: Simd>() -> usize {
-    2 * left_lanes::<S>()
+/// Rows of a task: an even share of a tile's, so that a pass over the right operand serves as many as can be, but no
+/// more than stay in L2 beside it.
+fn block_rows<S: Simd>(rows: usize) -> usize {
+    let share = rows.div_ceil(rayon::current_num_threads()).next_multiple_of(S::ROWS);
+    share.clamp(2 * left_lanes::<S>(), 6 * left_lanes::<S>())
 }
 
 /// An operation that is fused behind a product: it turns sums into results.
@@ -41,16 +48,15 @@ impl<T> Epilogue<T> for () {
     fn apply(&self, _: &mut [T], _: &mut [T], _: usize, _: usize) {}
 }
 
-/// `epilogue(left right)`, row-major `[rows, lanes of right]`, and the epilogue's second result, as large, or empty if
-/// it is not wanted.
+/// `epilogue(the sum of left right over the terms)`, row-major `[rows, lanes of right]`, and the epilogue's second result,
+/// as large, or empty if it is not wanted. The terms' right operands have the same lanes.
 pub(crate) fn product<S: Simd, T: Epilogue<f32>>(
-    left: &Lines,
-    right: &Panels,
+    terms: &[(Lines, &Panels)],
     rows: usize,
     second: bool,
     epilogue: &T,
 ) -> [Vec<f32>; 2] {
-    let (columns, block) = (right.lanes, block_rows::<S>());
+    let (columns, block) = (terms[0].1.lanes, block_rows::<S>(rows));
     let (n, len) = (rows * columns, block * columns);
     let (mut out, mut beside) = (UninitVec::new(n), UninitVec::new(if second { n } else { 0 }));
     if n > 0 {
@@ -60,7 +66,8 @@ pub(crate) fn product<S: Simd, T: Epilogue<f32>>(
             // Zeros bring the block into the cache in one sweep, before sums are added there.
             let (out, beside) = (out.filled(0.0), beside.filled(0.0));
             let (first, rows) = (i * block, out.len() / columns);
-            let task = Task { block: &left.block::<S>(first, rows), right, out, beside, first, add: false, epilogue };
+            let blocks: Vec<_> = terms.iter().map(|(left, right)| (left.block::<S>(first, rows), *right)).collect();
+            let task = Task { terms: &blocks, out, beside, first, add: false, epilogue };
             // SAFETY: this instruction set was chosen for this CPU.
             unsafe { S::run(task) }
         });
@@ -72,16 +79,16 @@ pub(crate) fn product<S: Simd, T: Epilogue<f32>>(
 pub(crate) fn add_product<S: Simd>(left: &Panels, right: &Panels, out: &mut [f32]) {
     let lanes = left_lanes::<S>();
     out.par_chunks_mut((lanes * right.lanes).max(1)).enumerate().with_max_len(1).for_each(|(i, out)| {
-        let block = &Block::of_panel::<S>(left, i);
+        let terms = &[(Block::of_panel::<S>(left, i), right)];
         // SAFETY: this instruction set was chosen for this CPU.
-        unsafe { S::run(Task { block, right, out, beside: &mut [], first: i * lanes, add: true, epilogue: &() }) }
+        unsafe { S::run(Task { terms, out, beside: &mut [], first: i * lanes, add: true, epilogue: &() }) }
     });
 }
 
 /// A block of rows of the result.
 struct Task<'a, T> {
-    block: &'a Block<'a>,
-    right: &'a Panels,
+    /// The rows of each term's left operand, and its right one.
+    terms: &'a [(Block<'a>, &'a Panels)],
     out: &'a mut [f32],
     beside: &'a mut [f32],
     /// The result's row that is the block's first.
@@ -93,51 +100,110 @@ struct Task<'a, T> {
 impl<T: Epilogue<f32>> Kernel for Task<'_, T> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { block, right, out, beside, first, add, epilogue } = self;
-        let columns = right.lanes;
+        let Self { terms, out, beside, first, add, epilogue } = self;
+        let Panels { lanes: columns, width, .. } = *terms[0].1;
         let rows = out.len() / columns;
-        let padded = rows.next_multiple_of(S::ROWS);
-        let mut edge: Option<Scratch> = None; // sums of a part that is not whole tiles and vectors
-        let width = right.width;
+        let (mut edge, mut halves) = (None, None);
+        // A run of the left operand is whole runs of the right one's, so that sums have one order whatever the rows.
         let most = words::<S>() / width;
-        for (panel, column) in (0..columns).step_by(width).enumerate() {
-            let count = width.min(columns - column);
-            let words = right.panel(panel);
-            let direct = rows == padded && count.is_multiple_of(S::LANES);
-            let (values, stride, vectors) = if direct {
-                (out[column..].as_mut_ptr(), columns, count)
-            } else {
-                let edge = edge.get_or_insert_with(|| Scratch::take(block_rows::<S>() * width));
-                (edge.floats().as_mut_ptr(), width, width)
-            };
-            for step in (0..right.steps).step_by(most) {
-                let steps = most.min(right.steps - step);
-                let left = block.at_step(step);
-                let right = Right { words: words[step * width..].as_ptr(), step: width, column_block: 0 };
-                let add = step > 0 || (add && direct);
-                // SAFETY: the operands are as long as their steps say; out or the scratch holds `padded` rows of
-                // `vectors`.
-                unsafe { S::product(steps, left, right, Out { values, stride, rows: padded, width: vectors, add }) }
-            }
-            if let (false, Some(edge)) = (direct, &mut edge) {
-                for (row, sums) in out.chunks_exact_mut(columns).zip(edge.floats().chunks_exact(width)) {
-                    let row = &mut row[column..column + count];
-                    if add {
-                        row.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
-                    } else {
-                        row.copy_from_slice(&sums[..count]);
+        let run = (LEFT_WORDS / rows / most).max(1) * most;
+        for (i, (block, right)) in terms.iter().enumerate() {
+            for from in (0..right.steps.max(1)).step_by(run) {
+                let to = right.steps.min(from + run);
+                let last = i + 1 == terms.len() && to == right.steps;
+                for (panel, column) in (0..columns).step_by(width).enumerate() {
+                    let end = columns.min(column + width);
+                    let part = Part::new::<S>(rows, column..end, columns, width);
+                    let targets = part.targets::<S>(out, &mut edge);
+                    for step in (from..to).step_by(most) {
+                        let steps = most.min(to - step);
+                        let words = right.steps_of(panel, step, steps, &mut halves);
+                        let right = Right { words: words.as_ptr(), step: width, column_block: 0 };
+                        let add = add || i > 0 || step > 0;
+                        for (row, target) in targets {
+                            if target.rows > 0 {
+                                let target = Out { add: add || target.add, ..target };
+                                // SAFETY: the operands are as long as their steps say, and so are the targets' rows.
+                                unsafe { S::product(steps, block.at::<S>(row, step), right, target) }
+                            }
+                        }
+                    }
+                    part.put_back(out, &mut edge);
+                    // An epilogue takes as long a run of a row as stays in L2: narrow panels are taken together.
+                    let start = panel / TOGETHER * TOGETHER * width;
+                    if last && !add && ((panel + 1).is_multiple_of(TOGETHER) || end == columns) {
+                        for row in 0..rows {
+                            let part = row * columns + start..row * columns + end;
+                            let beside = if beside.is_empty() { &mut [][..] } else { &mut beside[part.clone()] };
+                            epilogue.apply(&mut out[part], beside, first + row, start);
+                        }
                     }
                 }
             }
-            // An epilogue takes as long a run of a row as stays in L2: narrow panels are taken together.
-            let (from, to) = (panel / TOGETHER * TOGETHER * width, column + count);
-            if !add && ((panel + 1).is_multiple_of(TOGETHER) || to == columns) {
-                for i in 0..rows {
-                    let part = i * columns + from..i * columns + to;
-                    let beside = if beside.is_empty() { &mut [][..] } else { &mut beside[part.clone()] };
-                    epilogue.apply(&mut out[part], beside, first + i, from);
-                }
-            }
         }
+    }
+}
+
+/// Some columns of a block's result: rows that are whole tiles of whole vectors are summed where they lie, the others in
+/// a buffer.
+struct Part {
+    rows: usize,
+    /// Rows that are whole tiles, and those of them that are summed where they lie.
+    tiles: usize,
+    in_place: usize,
+    columns: Range<usize>,
+    /// From one row to the next.
+    stride: usize,
+    /// Columns of the buffer.
+    width: usize,
+}
+
+impl Part {
+    fn new<S: Simd>(rows: usize, columns: Range<usize>, stride: usize, width: usize) -> Self {
+        let tiles = rows / S::ROWS * S::ROWS;
+        let in_place = if columns.len().is_multiple_of(S::LANES) { tiles } else { 0 };
+        Self { rows, tiles, in_place, columns, stride, width }
+    }
+
+    /// Where the sums of whole tiles and of the last rows are taken, each with its first row. What is summed in the
+    /// buffer begins with the sums so far.
+    fn targets<S: Simd>(&self, out: &mut [f32], buffer: &mut Option<Scratch>) -> [(usize, Out); 2] {
+        let padded = self.rows.next_multiple_of(S::ROWS);
+        let in_place = Out {
+            values: out[self.columns.start..].as_mut_ptr(),
+            stride: self.stride,
+            rows: self.in_place,
+            width: self.columns.len(),
+            add: false,
+        };
+        if self.in_place == self.rows {
+            return [(0, in_place), (self.rows, Out { rows: 0, ..in_place })];
+        }
+        let sums = buffer.get_or_insert_with(|| Scratch::take(padded * self.width)).floats();
+        sums[..(padded - self.in_place) * self.width].fill(0.0);
+        for (sums, row) in sums.chunks_exact_mut(self.width).zip(self.in_place..self.rows) {
+            sums[..self.columns.len()].copy_from_slice(&out[self.of_row(row)]);
+        }
+        let mut buffered = |rows: Range<usize>| Out {
+            values: sums[(rows.start - self.in_place) * self.width..].as_mut_ptr(),
+            stride: self.width,
+            rows: rows.len(),
+            width: self.width,
+            add: true,
+        };
+        let first = if self.in_place > 0 { in_place } else { buffered(0..self.tiles) };
+        [(0, first), (self.tiles, buffered(self.tiles..padded))]
+    }
+
+    /// Copies the buffer's sums to where they belong.
+    fn put_back(&self, out: &mut [f32], buffer: &mut Option<Scratch>) {
+        let Some(buffer) = buffer else { return };
+        for (sums, row) in buffer.floats().chunks_exact(self.width).zip(self.in_place..self.rows) {
+            out[self.of_row(row)].copy_from_slice(&sums[..self.columns.len()]);
+        }
+    }
+
+    fn of_row(&self, row: usize) -> Range<usize> {
+        row * self.stride + self.columns.start..row * self.stride + self.columns.end
     }
 }

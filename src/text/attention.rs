@@ -60,9 +60,9 @@ impl Heads<'_> {
             WeightMatrix { values, out: n, inner: dim, isa, bf16: false, packed }
         };
         let scored = Scored { scale, biases: biases.map(|biases| (biases, head)) };
-        let [mut scores, _] = f32::forward(&matrix(&k, &packed[0]), &q, n, false, &scored);
+        let [mut scores, _] = f32::forward(&matrix(&k, &packed[0]), &q, n, None, false, &scored);
         scores.chunks_exact_mut(n).for_each(softmax);
-        f32::input_gradient(&matrix(&v, &packed[1]), &scores, n)
+        f32::input_gradient(&matrix(&v, &packed[1]), &scores, n, None)
     }
 }
 

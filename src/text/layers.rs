@@ -36,7 +36,7 @@ impl Matrix {
     pub fn apply(&self, x: &[f32], epilogue: &impl Epilogue<f32>) -> Vec<f32> {
         let Self { arithmetic: Arithmetic { isa, bf16 }, ref packed, out, inner } = *self;
         let matrix = WeightMatrix { values: WeightValues::Same(&[]), out, inner, isa, bf16, packed };
-        let [y, _] = f32::forward(&matrix, x, x.len() / inner, false, epilogue);
+        let [y, _] = f32::forward(&matrix, x, x.len() / inner, None, false, epilogue);
         y
     }
 }

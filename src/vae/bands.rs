@@ -17,7 +17,7 @@ use super::layer::Layer;
 use super::resample::{AverageDown, CopyUp};
 use super::residual::ResidualBlock;
 use super::shards::Whole;
-use super::window::{Rest, Window, rows_of};
+use super::window::{Rest, Window, copied, rows_of};
 use super::{Decoder, Encoder, pixels};
 use crate::{Result, bail};
 use std::ops::Range;
@@ -148,7 +148,7 @@ fn residual(
     if rests.len() == t {
         rests.push(Rest::default());
     }
-    let all = rests[t].with(x.clone());
+    let all = rests[t].with(copied(&x));
     let (x, near) = first.push(t, x);
     let (h, near) = second.push(t, block.conv1.push(&x, &near)?);
     let rows = h.origin[0]..h.origin[0] + h.rows;
@@ -177,7 +177,7 @@ impl Shortcut {
         if self.frames.len() == t {
             self.frames.push(Rest::default());
         }
-        let all = self.frames[t].with(x.clone());
+        let all = self.frames[t].with(copied(&x));
         let mut out = vec![];
         through(layers, x, &mut |frame| {
             out.push(frame);

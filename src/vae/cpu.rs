@@ -11,14 +11,18 @@ use super::resample::{AverageDown, CopyUp};
 use super::shards::RowShards;
 use super::{Arithmetic, Result};
 use crate::ops::products::{Packed, Products, WeightMatrix, WeightValues};
-use crate::ops::softmax;
+use crate::ops::{add_into, softmax};
 use crate::simd::conv::{ConvWeights, Convolution, Phase};
 use crate::simd::packed_frame::{Activation, PackedFrame};
 use crate::simd::product::Epilogue;
+use crate::simd::uninit_vec::UninitVec;
 use crate::simd::with_isa;
 
 /// Scores that attention holds at a time, in elements.
 const SCORES: usize = 4 << 20;
+
+/// Pixels that a thread takes at a time.
+const RUN: usize = 256;
 
 macro_rules! on_isa {
     ($arithmetic:expr, $S:ident => $body:expr) => {
@@ -75,18 +79,25 @@ impl Backend for Cpu {
     }
 
     fn repeat(&self, pixel: &Arc<Vec<f32>>, pixels: usize) -> Result<Vec<f32>> {
-        Ok(pixel.repeat(pixels))
+        let mut values = UninitVec::new(pixels * pixel.len());
+        values.chunks(RUN * pixel.len()).for_each(|run| {
+            let run = run.filled(0.0);
+            run.chunks_exact_mut(pixel.len()).for_each(|to| to.copy_from_slice(pixel));
+        });
+        Ok(values.into_vec())
     }
 
     fn add_row(&self, to: &mut Frame, row: &Arc<Vec<f32>>) -> Result<()> {
-        let pixels = to.values.chunks_exact_mut(row.len());
-        pixels.for_each(|pixel| pixel.iter_mut().zip(&**row).for_each(|(x, b)| *x += b));
+        to.values.par_chunks_mut(RUN * row.len()).for_each(|run| {
+            let pixels = run.chunks_exact_mut(row.len());
+            pixels.for_each(|pixel| pixel.iter_mut().zip(&**row).for_each(|(x, b)| *x += b));
+        });
         Ok(())
     }
 
     fn add(&self, to: &mut Vec<f32>, values: &Vec<f32>) -> Result<()> {
         debug_assert_eq!(to.len(), values.len());
-        to.iter_mut().zip(values).for_each(|(x, y)| *x += y);
+        add_into(to, values);
         Ok(())
     }
 
@@ -126,7 +137,7 @@ impl Backend for Cpu {
             return Ok(vec![]);
         }
         let operand = self.operand(&matrix.values, [bias.len(), x.channels], &matrix.packed);
-        let [values, _] = f32::forward(&operand, &x.values, x.pixels(), false, &Bias(bias));
+        let [values, _] = f32::forward(&operand, &x.values, x.pixels(), None, false, &Bias(bias));
         Ok(values)
     }
 
@@ -149,9 +160,9 @@ impl Backend for Cpu {
         let mut out = Vec::with_capacity(query.values.len());
         for block in query.values.chunks(queries * inner) {
             let n = block.len() / inner;
-            let [mut scores, _] = f32::forward(&key, block, n, false, &Scaled(1.0 / (inner as f32).sqrt()));
+            let [mut scores, _] = f32::forward(&key, block, n, None, false, &Scaled(1.0 / (inner as f32).sqrt()));
             scores.par_chunks_exact_mut(keys).for_each(softmax);
-            out.extend(f32::input_gradient(&value, &scores, n));
+            out.extend(f32::input_gradient(&value, &scores, n, None));
         }
         Ok(out)
     }

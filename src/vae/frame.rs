@@ -1,6 +1,9 @@
 //! One frame of pixels or features, the unit that streams through the VAE's layers.
 
+use rayon::prelude::*;
 use std::ops::Range;
+
+use crate::simd::uninit_vec::UninitVec;
 
 /// Features of one frame, or of a rectangle of it, as f32 `[rows, width, channels]`. The values of type `V` lie in
 /// memory; between the layers they may lie on a GPU.
@@ -103,10 +106,14 @@ impl Frame {
     /// If it is not within the frame.
     pub fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Self {
         let part = self.rectangle(&rows, &columns);
-        let mut values = Vec::with_capacity(part.pixels() * part.channels);
-        for row in rows {
-            values.extend_from_slice(&self.row(row)[columns.start * part.channels..columns.end * part.channels]);
-        }
+        let n = self.width * self.channels;
+        let values = match columns.len() == self.width {
+            true => joined(&[&self.values[rows.start * n..rows.end * n]]),
+            false => {
+                let columns = columns.start * part.channels..columns.end * part.channels;
+                joined(&rows.map(|row| &self.row(row)[columns.clone()]).collect::<Vec<_>>())
+            }
+        };
         part.with(part.channels, values)
     }
 
@@ -129,4 +136,16 @@ impl Frame {
         self.values.extend_from_slice(&other.values);
         self.rows += other.rows;
     }
+}
+
+/// The parts one after the other, copied by all threads.
+pub(super) fn joined(parts: &[&[f32]]) -> Vec<f32> {
+    const RUN: usize = 1 << 15;
+    let runs: Vec<&[f32]> = parts.iter().flat_map(|part| part.chunks(RUN)).collect();
+    let mut values = UninitVec::new(runs.iter().map(|run| run.len()).sum());
+    let slots = values.chunks_of(runs.iter().map(|run| run.len()));
+    slots.into_par_iter().zip(runs).for_each(|(slot, run)| {
+        slot.copy_of(run);
+    });
+    values.into_vec()
 }

@@ -1,6 +1,6 @@
 //! Keeps the rows of each frame that a layer on its way down the rows still needs, and says which it can work on.
 
-use super::frame::Frame;
+use super::frame::{Frame, joined};
 use super::shards::{RowShards, Whole};
 use crate::Result;
 use std::ops::Range;
@@ -16,18 +16,16 @@ impl Rest {
     /// These rows and those of `x`, which come below them, as one frame.
     pub fn with(&mut self, mut x: Frame) -> Frame {
         if !self.values.is_empty() {
-            let mut values = Vec::with_capacity(self.values.len() + x.values.len());
-            values.append(&mut self.values);
-            values.extend_from_slice(&x.values);
-            x.rows = values.len() / (x.width * x.channels);
-            x.values = values;
+            x.values = joined(&[&self.values, &x.values]);
+            x.rows = x.values.len() / (x.width * x.channels);
+            self.values.clear();
         }
         Frame { origin: [self.first, 0], ..x }
     }
 
     /// Keeps those rows of `all` that begin at `row` of the whole frame.
     pub fn keep(&mut self, all: &Frame, row: usize) {
-        self.values = all.values[(row - all.origin[0]) * all.width * all.channels..].to_vec();
+        self.values = joined(&[&all.values[(row - all.origin[0]) * all.width * all.channels..]]);
         self.first = row;
     }
 }
@@ -37,6 +35,11 @@ impl Rest {
 pub(super) fn rows_of(all: &Frame, rows: Range<usize>) -> Frame {
     let first = all.origin[0];
     Frame { cut: [false; 4], ..all.part(rows.start - first..rows.end - first, 0..all.width) }
+}
+
+/// A copy of a frame.
+pub(super) fn copied(x: &Frame) -> Frame {
+    x.with(x.channels, joined(&[&x.values]))
 }
 
 /// The rows above and below some of a frame, unless the picture ends there.
