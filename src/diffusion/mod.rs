@@ -7,12 +7,14 @@
 
 mod exponential;
 mod guidance;
+mod losses;
 mod noise;
 mod objective;
 mod options;
 mod sampler;
 mod schedule;
 mod tiled;
+mod velocity;
 
 pub use guidance::{Condition, Guidance};
 pub use noise::{channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key, training_key};

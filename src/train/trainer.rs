@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 
 use super::monitor::with_monitor;
 use super::progress::Progress;
-use super::run::{Ended, Rank};
+use super::rank::Rank;
+use super::run::Ended;
 use super::run_lock::RunLock;
 use super::setup::{RunSetup, Start};
 use crate::config::{Data, RunConfig};
