@@ -5,8 +5,8 @@
 
 use super::options::ClipOptions;
 use super::shuffle::Shuffles;
+use super::skipped::Skipped;
 use super::source::{Media, SourceFile};
-use super::walk::Skipped;
 use std::path::PathBuf;
 use std::sync::Arc;
 

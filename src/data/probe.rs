@@ -60,9 +60,7 @@ pub struct Key {
 /// Codecs of which every packet is one frame that is shown.
 const FRAME_A_PACKET: [Id; 14] = {
     use Id::*;
-    [
-        H264, HEVC, VP9, AV1, MPEG4, MSMPEG4V3, MPEG1VIDEO, MPEG2VIDEO, MJPEG, PNG, PRORES, DNXHD, FFV1, RAWVIDEO,
-    ]
+    [H264, HEVC, VP9, AV1, MPEG4, MSMPEG4V3, MPEG1VIDEO, MPEG2VIDEO, MJPEG, PNG, PRORES, DNXHD, FFV1, RAWVIDEO]
 };
 
 impl VideoIndex {

@@ -7,6 +7,7 @@
 
 mod exponential;
 mod guidance;
+mod keys;
 mod losses;
 mod noise;
 mod objective;
@@ -17,7 +18,8 @@ mod tiled;
 mod velocity;
 
 pub use guidance::{Condition, Guidance};
-pub use noise::{channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key, training_key};
+pub use keys::{heldout_key, sample_key};
+pub use noise::{channel_first, channel_last, noise_rows, noisy, training_key};
 pub use objective::Objective;
 pub use options::{DiffusionOptions, LossWeight, Prediction, SamplerKind, Timesteps, optional_shift, shift};
 pub use sampler::Sampler;

@@ -1,4 +1,4 @@
-//! What the network predicts: the loss of a prediction, its gradient, and the velocity it stands for.
+//! What the network predicts: the loss of a prediction, and its gradient.
 //!
 //! Both predictions are judged by the squared error of the velocity. A v-prediction is the velocity `eps - x0` itself.
 //! An x-prediction (JiT, Li and He 2025) is the clean clip, from which `v = (x_sigma - x_hat) / sigma`; in the loss
@@ -41,13 +41,8 @@ impl Objective {
     /// If the slices differ in length.
     pub fn loss(&self, prediction: &[f32], x0: &[f32], eps: &[f32], sigma: f64, weight: f64, grad: &mut [f32]) -> f64 {
         let n = prediction.len();
-        assert!(
-            x0.len() == n && eps.len() == n && grad.len() == n,
-            "loss: {n} {} {} {}",
-            x0.len(),
-            eps.len(),
-            grad.len()
-        );
+        let others = [x0.len(), eps.len(), grad.len()];
+        assert!(others == [n; 3], "loss: {n} {others:?}");
         // The squared velocity error of a unit error of the prediction.
         let per_error = self.velocity_per_unit(sigma).powi(2);
         let slope = (2.0 * weight * per_error) as f32;

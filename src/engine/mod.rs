@@ -26,7 +26,6 @@ use candle_core::{DType, Device, Tensor};
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::Result;
 use crate::model::{Conditioning, Model, RowGroups};
@@ -99,13 +98,6 @@ impl Engine<'_> {
         let (condition, x) = self.embed(conditioning, objective)?;
         let x = self.forward(&condition, x, Some(&mut stash))?;
         self.backward(&condition, objective, x, &mut stash)
-    }
-
-    /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of
-    /// a step grows with the number of tokens only.
-    pub fn attention_time(&self) -> Duration {
-        let spent = self.meter.spent();
-        spent.of(Section::Attention) + spent.of(Section::AttentionBackward)
     }
 
     /// What each block puts into the stash.

@@ -15,8 +15,9 @@
 
 use candle_core::{DType, Tensor};
 
+use super::block_weights::{Attention, Cross};
 use super::cross::cross_attention;
-use super::{BlockCondition, Layers, ModelConfig, UnitId};
+use super::{BlockCondition, UnitId};
 use crate::Result;
 use crate::ops::{Affine, Linear, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
 
@@ -28,67 +29,12 @@ pub struct Block {
     pub(super) cross: Option<Cross>,
     pub(super) ffn: (Linear, Linear),
     pub(super) table: Param, // [1, 6, D]
-    heads: usize,
+    pub(super) heads: usize,
     pub(super) eps: f64,
-    bf16: bool,
-}
-
-/// Weights of self- or cross-attention.
-pub(super) struct Attention {
-    pub q: Linear,
-    pub k: Linear,
-    pub v: Linear,
-    pub out: Linear,
-    norm_q: Param,
-    pub norm_k: Param,
-}
-
-/// Cross-attention and the affine norm before it.
-pub(super) struct Cross {
-    pub attention: Attention,
-    norm: Option<(Param, Param)>,
-}
-
-impl Attention {
-    fn new(layers: &Layers, name: &str, bf16: bool) -> Result<Self> {
-        let linear = |part: &str| layers.linear(&format!("{}.{name}.{part}", layers.unit.name), bf16);
-        let param = |part: &str| layers.param(&format!("{}.{name}.{part}.weight", layers.unit.name));
-        Ok(Self {
-            q: linear("to_q")?,
-            k: linear("to_k")?,
-            v: linear("to_v")?,
-            out: linear("to_out.0")?,
-            norm_q: param("norm_q")?,
-            norm_k: param("norm_k")?,
-        })
-    }
+    pub(super) bf16: bool,
 }
 
 impl Block {
-    /// Views the weights in a unit.
-    pub fn new(layers: &Layers, config: &ModelConfig, bf16: bool) -> Result<Self> {
-        let name = |part: &str| format!("{}.{part}", layers.unit.name);
-        let cross = if config.text_dim == 0 {
-            None
-        } else {
-            let norm = match config.cross_attn_norm {
-                true => Some((layers.param(&name("norm2.weight"))?, layers.param(&name("norm2.bias"))?)),
-                false => None,
-            };
-            Some(Cross { attention: Attention::new(layers, "attn2", bf16)?, norm })
-        };
-        Ok(Self {
-            unit: layers.unit.id,
-            attention: Attention::new(layers, "attn1", bf16)?,
-            cross,
-            ffn: (layers.linear(&name("ffn.net.0.proj"), bf16)?, layers.linear(&name("ffn.net.2"), bf16)?),
-            table: layers.param(&name("scale_shift_table"))?,
-            heads: config.num_attention_heads,
-            eps: config.eps,
-            bf16,
-        })
-    }
-
     /// q, k, v `[n, D]` of a tile `x` `[n, D]`, in the compute dtype. Differentiable in x.
     pub fn before(
         &self,

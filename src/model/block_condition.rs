@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 use std::sync::Arc;
 
-use super::block::{Block, Cross};
+use super::block::Block;
+use super::block_weights::Cross;
 use super::condition::leaf;
 use super::cross::CrossText;
 use super::{Condition, RowGroups};
@@ -73,13 +74,6 @@ impl Block {
         let frozen = self.table.is_frozen() && condition.modulation.is_frozen();
         let modulation = leaf("modulation", modulation, frozen)?;
         Ok(BlockCondition { modulation, groups: condition.groups.clone(), text, _packed })
-    }
-
-    /// The layers that every tile goes through.
-    fn layers(&self) -> impl Iterator<Item = &Linear> {
-        let a = &self.attention;
-        let cross = self.cross.iter().flat_map(|cross| [&cross.attention.q, &cross.attention.out]);
-        [&a.q, &a.k, &a.v, &a.out, &self.ffn.0, &self.ffn.1].into_iter().chain(cross)
     }
 
     /// Takes the gradients that the tiles have left in `cond` on to the block's weights and to `condition`.

@@ -11,6 +11,7 @@
 
 mod block;
 mod block_condition;
+mod block_weights;
 mod condition;
 mod config;
 mod cross;

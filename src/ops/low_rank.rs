@@ -4,12 +4,13 @@
 //! x Aᵀ has r elements a row, and backward computes it again. Both products are computed as the layer's own are.
 
 use candle_core::Result;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::dropout::{Drawn, Dropout, Input};
 use super::packed::{Arithmetic, PackedSlot};
 use super::products::Packed;
-use super::{Param, Real, write};
+use super::{Linear, Param, Real, Rows, write};
 use crate::simd::product::Epilogue;
 
 /// The low-rank addend of a linear layer.
@@ -127,5 +128,21 @@ impl<T: Real, E: Epilogue<T>> Epilogue<T> for Adding<'_, T, E> {
             out.iter_mut().zip(addend).for_each(|(o, &a)| *o += a);
         }
         self.epilogue.apply(out, beside, row, column);
+    }
+}
+
+impl Linear {
+    /// The same layer with an adapter: x Wᵀ + s x Aᵀ Bᵀ stands for x Wᵀ everywhere.
+    pub fn adapted(self, low_rank: Option<LowRank>) -> Self {
+        Self { low_rank, ..self }
+    }
+
+    /// The layer for an input of these rows, which an adapter's dropout draws by: this rank's tokens of clips if
+    /// `sharded`, or else what all ranks have.
+    pub fn at(&self, rows: Rows, sharded: bool) -> Cow<'_, Self> {
+        match self.low_rank.as_ref().and_then(|low_rank| low_rank.at(Input { rows, sharded })) {
+            Some(low_rank) => Cow::Owned(self.clone().adapted(Some(low_rank))),
+            None => Cow::Borrowed(self),
+        }
     }
 }

@@ -26,6 +26,14 @@ pub(super) struct Rank<'a> {
     pub buckets: Vec<BucketTerms>,
 }
 
+/// How a rank's steps ended.
+pub(super) struct Ended {
+    /// Steps done.
+    pub step: u64,
+    /// The step that was left unfinished, if one was.
+    pub abandoned: Option<u64>,
+}
+
 /// What differs for clips of each size.
 pub(super) struct BucketTerms {
     /// Patches along each axis.

@@ -12,12 +12,12 @@ use std::time::Instant;
 
 use super::device;
 use super::progress::Progress;
-use super::rank::{BucketTerms, Rank};
+use super::rank::{BucketTerms, Ended, Rank};
 use super::report::{Report, Step};
 use super::schedule::LearningRate;
 use super::trainer::Hook;
 use crate::batch::{NoisyClip, NoisyClips, upload};
-use crate::data::{BucketOrder, Clip, ClipRows, FrameRegion, Loader, Request, Sample, Turn};
+use crate::data::{BucketOrder, ClipRows, FrameRegion, Loader, Sample, Turn};
 use crate::diffusion::{timestep, training_key};
 use crate::engine::Engine;
 use crate::observe::meter::Section;
@@ -25,14 +25,6 @@ use crate::ops::Draws;
 use crate::parallel::{Reduce, agree};
 use crate::sample::conditioning;
 use crate::{Error, Result};
-
-/// How a rank's steps ended.
-pub(super) struct Ended {
-    /// Steps done.
-    pub step: u64,
-    /// The step that was left unfinished, if one was.
-    pub abandoned: Option<u64>,
-}
 
 impl Rank<'_> {
     /// Goes through the run's steps; `hook` is called after each.
@@ -164,14 +156,7 @@ impl Rank<'_> {
         // A step's clips decode while the step before runs, and one more.
         let prefetch = self.setup.config.data.prefetch.max(train.batch);
         match &self.setup.caches.latents {
-            Some(latents) => {
-                let latents = latents.clone();
-                let read = move |request: &Request, _: &Clip, _: &AtomicBool| {
-                    let part: Arc<dyn ClipRows> = Arc::new(latents.read(request, &regions[request.bucket])?);
-                    Ok(part)
-                };
-                Loader::reading(datasets, Box::new(read), prefetch, requests)
-            }
+            Some(latents) => Loader::reading(datasets, latents.reader(regions), prefetch, requests),
             None => Loader::rows(datasets.into_iter().zip(regions).collect(), prefetch, requests),
         }
     }

@@ -8,8 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::monitor::with_monitor;
 use super::progress::Progress;
-use super::rank::Rank;
-use super::run::Ended;
+use super::rank::{Ended, Rank};
 use super::run_lock::RunLock;
 use super::setup::{RunSetup, Start};
 use crate::config::{Data, RunConfig};
