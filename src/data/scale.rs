@@ -138,12 +138,11 @@ impl Scaler {
         lines: Lines<usize>,
         out: &mut [u8],
     ) -> Reason<()> {
-        let flat = match shape.opaque || !ffmpeg::has_alpha(source.format()) {
-            true => None,
-            false => {
-                let size = (source.width(), source.height());
-                Some(over_white(Conversion::run(&mut self.opaque, source, Pixel::RGBA, size)?))
-            }
+        let flat = if !shape.opaque && ffmpeg::has_alpha(source.format()) {
+            let size = (source.width(), source.height());
+            Some(over_white(Conversion::run(&mut self.opaque, source, Pixel::RGBA, size)?))
+        } else {
+            None
         };
         let source = flat.as_ref().unwrap_or(source);
         let turn = shape.orientation;
