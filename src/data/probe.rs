@@ -79,8 +79,8 @@ impl VideoIndex {
         if let Some(trouble) = &reader.trouble {
             return Err(format!("{trouble}: {} can be read", counted(packets.len(), "frame", "frames")));
         }
-        let by_packets = FRAME_A_PACKET.contains(&reader.codec());
-        let found = match if by_packets { from_packets(path, &packets)? } else { None } {
+        let by_packets = if FRAME_A_PACKET.contains(&reader.codec()) { from_packets(path, &packets)? } else { None };
+        let found = match by_packets {
             Some(found) => found,
             None => from_decoding(path, &ids(&packets))?,
         };
