@@ -6,5 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../src"
 for room in */ *.rs; do
     printf '%-12s %6d\n' "${room%/}" "$(find "${room%/}" -name '*.rs' -exec cat {} + | wc -l)"
 done
-mapfile -t clip < <(sed -nE 's/^[0-9]+\. `([a-z_/]+\.rs)`: .*/\1/p' ../docs/design.md)
+mapfile -t clip < <(sed -nE 's/^[0-9]+\. .([a-z_/]+\.rs).: .*/\1/p' ../docs/design.md)
 printf '\na clip, %d files: %d lines\n' "${#clip[@]}" "$(cat "${clip[@]}" | wc -l)"
