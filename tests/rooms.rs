@@ -1,4 +1,5 @@
-//! A room of `src` uses rooms below it and none above, so that it can be read, tested and changed without them.
+//! A room of `src` uses rooms below it and none above, so that it can be read, tested and changed without them. And the
+//! way of a clip through all of them stays short enough to be read in one go.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,4 +119,25 @@ fn a_climb_is_found_wherever_it_stands() {
     {
         assert!(climbs("ops/cast.rs", source).is_empty(), "{source}");
     }
+}
+
+/// The files that `design` lists as the way of a clip, as "12. `engine/mod.rs`: ...".
+fn way_of_a_clip(design: &str) -> Vec<&str> {
+    let listed = design.lines().filter_map(|line| {
+        let (number, rest) = line.split_once(". `")?;
+        let (file, _) = rest.split_once("`: ")?;
+        (number.parse::<usize>().is_ok() && file.ends_with(".rs")).then_some(file)
+    });
+    listed.collect()
+}
+
+#[test]
+fn the_way_of_a_clip_stays_short() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let design = fs::read_to_string(root.join("docs/design.md")).unwrap();
+    let files = way_of_a_clip(&design);
+    assert!((18..=22).contains(&files.len()), "{} files: {files:?}", files.len());
+    let lines = |file: &&str| fs::read_to_string(root.join("src").join(file)).unwrap().lines().count();
+    let count: usize = files.iter().map(lines).sum();
+    assert!(count <= 3600, "{count} lines in {files:?}; what a clip does not pass through may be a file of its own");
 }

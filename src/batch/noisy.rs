@@ -62,7 +62,7 @@ impl NoisyClips<'_> {
     }
 
     /// Calls `f` for each run of rows of one clip: the clip, its tokens, and where they lie in the tile, in elements.
-    fn runs(
+    pub(super) fn runs(
         &self,
         rows: Range<usize>,
         mut f: impl FnMut(&NoisyClip, Range<usize>, Range<usize>) -> Result<()>,
@@ -81,7 +81,7 @@ impl NoisyClips<'_> {
     }
 
     /// x0 and noise of `tokens` of a clip, channel-last.
-    fn clean_and_noise(&self, clip: &NoisyClip, tokens: Range<usize>) -> Result<(Vec<f32>, Vec<f32>)> {
+    pub(super) fn clean_and_noise(&self, clip: &NoisyClip, tokens: Range<usize>) -> Result<(Vec<f32>, Vec<f32>)> {
         let mut x0 = vec![0.0; tokens.len() * self.row()];
         let mut noise = x0.clone();
         clip.frames.clean_rows(self.patch, tokens.clone(), &mut x0)?;
@@ -92,16 +92,10 @@ impl NoisyClips<'_> {
 
 impl engine::Source for NoisyClips<'_> {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
-        match self.clips[0].pixels.as_ref().map(Tensor::device) {
-            #[cfg(feature = "cuda")]
-            Some(Device::Cuda(device)) => cuda::input(self, rows, device),
-            _ => self.input_in_memory(rows),
+        #[cfg(feature = "cuda")]
+        if let Some(Device::Cuda(device)) = self.clips[0].pixels.as_ref().map(Tensor::device) {
+            return cuda::input(self, rows, device);
         }
-    }
-}
-
-impl NoisyClips<'_> {
-    fn input_in_memory(&self, rows: Range<usize>) -> Result<Tensor> {
         let mut input = vec![0.0; rows.len() * self.row()];
         self.runs(rows.clone(), |clip, tokens, values| {
             let (x0, noise) = self.clean_and_noise(clip, tokens)?;
@@ -132,17 +126,4 @@ impl engine::Objective for NoisyClips<'_> {
         })?;
         Ok((loss.get(), Tensor::from_vec(gradient, (rows.len(), self.row()), self.device)?))
     }
-}
-
-/// The squared error of a batch without gradients, for held-out clips: the sum over this rank's elements, for each
-/// clip.
-pub fn squared_errors(clips: &NoisyClips, rows: Range<usize>, output: &Tensor, sums: &mut [f64]) -> Result<()> {
-    let output = output.flatten_all()?.to_vec1::<f32>()?;
-    let mut clip_number = rows.start / clips.tokens.len();
-    clips.runs(rows, |clip, tokens, values| {
-        let (x0, noise) = clips.clean_and_noise(clip, tokens)?;
-        sums[clip_number] += clips.objective.loss_only(&output[values], &x0, &noise, clip.sigma);
-        clip_number += 1;
-        Ok(())
-    })
 }

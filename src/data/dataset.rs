@@ -3,15 +3,11 @@
 //! Which files are used, and in what order, depends on their paths and contents alone, so every rank that opens the
 //! same folder sees the same clips under the same numbers. Files are probed in parallel, once a run.
 
-use super::apart::Apart;
 use super::options::ClipOptions;
-use super::sets::{ClipSets, Source};
 use super::shuffle::Shuffles;
+use super::skipped::Skipped;
 use super::source::{Media, SourceFile};
-use super::walk::Skipped;
-use super::windows::Windows;
-use crate::{Result, bail};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// One clip: where it comes from and what is known of it.
@@ -52,46 +48,6 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens the clips below `path`, a folder (or a single file), cut as `options` say. Held-out clips open the
-    /// same way. Every file not used is logged as a warning with its reason.
-    ///
-    /// # Errors
-    /// As [`survey`](Self::survey); or nothing is usable.
-    pub fn open(options: &ClipOptions, path: &Path) -> Result<Self> {
-        Self::open_without(options, path, &Apart::default())
-    }
-
-    /// As [`open`](Self::open), but for what is `apart`.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_without(options: &ClipOptions, path: &Path, apart: &Apart) -> Result<Self> {
-        Ok(ClipSets::open(&[Source::of_size(options, path, apart)])?.into_single())
-    }
-
-    /// As [`open`](Self::open), but may come out empty, and logs nothing: for reports.
-    ///
-    /// # Errors
-    /// A value of `options` is out of range; `path` cannot be read; a metadata.jsonl is malformed.
-    pub fn survey(options: &ClipOptions, path: &Path) -> Result<Self> {
-        Self::survey_without(options, path, &Apart::default())
-    }
-
-    /// As [`survey`](Self::survey), but for what is `apart`.
-    ///
-    /// # Errors
-    /// As [`survey`](Self::survey).
-    pub fn survey_without(options: &ClipOptions, path: &Path, apart: &Apart) -> Result<Self> {
-        let (dataset, _) = Self::spread(options, path, apart, usize::MAX)?;
-        Ok(dataset)
-    }
-
-    /// The same of at most `most` files, spread evenly over the folder, and how many there are; nothing is logged.
-    pub(super) fn spread(options: &ClipOptions, path: &Path, apart: &Apart, most: usize) -> Result<(Self, usize)> {
-        let (sets, found) = ClipSets::spread(&[Source::of_size(options, path, apart)], most)?;
-        Ok((sets.into_single(), found))
-    }
-
     /// Numbers the clips of `files`, in their order.
     pub(super) fn of_sources(
         options: ClipOptions,
@@ -168,28 +124,6 @@ impl Dataset {
         &self.classes
     }
 
-    /// Numbers the classes as `classes` does: for held-out clips, whose folders may be fewer than those trained on.
-    ///
-    /// # Errors
-    /// A class of this dataset is not among them.
-    pub fn number_classes_as(&mut self, classes: &[String]) -> Result<()> {
-        let mut numbers = Vec::with_capacity(self.classes.len());
-        for name in &self.classes {
-            match classes.iter().position(|known| known == name) {
-                Some(number) => numbers.push(number),
-                None => bail!(
-                    Data,
-                    "class folder {name:?} of the held-out clips is not among the classes trained on: {classes:?}"
-                ),
-            }
-        }
-        for file in &mut self.files {
-            file.class = file.class.map(|class| numbers[class]);
-        }
-        self.classes = classes.to_vec();
-        Ok(())
-    }
-
     /// The index of the file that clip `id` is cut from.
     pub(super) fn file_of(&self, id: usize) -> usize {
         self.starts.partition_point(|&start| start <= id) - 1
@@ -208,11 +142,9 @@ impl Dataset {
         let (first_frame, rate) = match &source.media {
             Media::Image => (0, None),
             Media::Own(_) => (0, source.rate),
-            Media::Video { picks, .. } => {
-                let options = &source.options;
-                let first = source.windowing().frame(window, 0);
-                let first = picks.as_ref().map_or(first, |picks| picks[first] as usize);
-                (first, options.fps.or(source.rate).map(|rate| rate / options.stride as f64))
+            Media::Video { .. } => {
+                let rate = source.options.fps.or(source.rate);
+                (source.frame(window, 0) as usize, rate.map(|rate| rate / source.options.stride as f64))
             }
         };
         Clip {
@@ -225,11 +157,5 @@ impl Dataset {
             class: source.class,
             rate,
         }
-    }
-}
-
-impl SourceFile {
-    pub(super) fn windowing(&self) -> Windows {
-        Windows { frames: self.options.frames, stride: self.options.stride }
     }
 }

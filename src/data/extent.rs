@@ -4,8 +4,8 @@ use super::caught::caught;
 use super::dataset::Dataset;
 use super::options::ClipOptions;
 use super::sets::ClipSets;
+use super::skipped::Skipped;
 use super::source::{SourceFile, look};
-use super::walk::Skipped;
 use rayon::prelude::*;
 
 /// The largest size of clips for which no file is left out.

@@ -96,12 +96,6 @@ pub fn u8_to_unit(value: u8) -> f32 {
     value as f32 / 127.5 - 1.0
 }
 
-/// The nearest u8 of a pixel in [-1, 1]; what lies outside is clamped, and NaN is black.
-#[inline]
-pub fn unit_to_u8(value: f32) -> u8 {
-    ((value + 1.0) * 127.5).round() as u8 // `as` saturates
-}
-
 /// Patches along (t, h, w) of a clip of `size` (frames, height, width).
 ///
 /// # Errors
@@ -148,8 +142,8 @@ impl Frames {
     /// The patch does not divide the frame, a token lies in frames or lines not held, or `out` has another length.
     pub fn patch_rows(&self, patch: [usize; 3], tokens: Range<usize>, order: RowOrder, out: &mut [f32]) -> Result<()> {
         let layout = self.layout(patch, &tokens, out.len())?;
-        let row = layout.row;
-        out.par_chunks_mut(row).with_min_len(rows_a_task(row)).enumerate().for_each(|(i, row)| {
+        let least = (16 * 1024 / layout.row).max(1); // so many rows that handing them to a thread pays
+        out.par_chunks_mut(layout.row).with_min_len(least).enumerate().for_each(|(i, row)| {
             let mut taken = 0;
             for (start, channel_run) in layout.runs(tokens.start + i) {
                 let pixels = &self.data[start..start + channel_run * 3];
@@ -161,11 +155,8 @@ impl Frames {
                     }
                     RowOrder::ChannelFirst => {
                         let plane = row.len() / 3;
-                        let (red, rest) = row.split_at_mut(plane);
-                        let (green, blue) = rest.split_at_mut(plane);
-                        let channels = red[taken..].iter_mut().zip(&mut green[taken..]).zip(&mut blue[taken..]);
-                        for (((r, g), b), pixel) in channels.zip(pixels.chunks_exact(3)) {
-                            (*r, *g, *b) = (u8_to_unit(pixel[0]), u8_to_unit(pixel[1]), u8_to_unit(pixel[2]));
+                        for (i, &pixel) in pixels.iter().enumerate() {
+                            row[i % 3 * plane + taken + i / 3] = u8_to_unit(pixel);
                         }
                     }
                 }
@@ -198,11 +189,6 @@ impl Frames {
         let (first, lines) = (self.first, self.lines.clone());
         Ok(Layout { patch, rows, columns, row, first, lines, width: self.width })
     }
-}
-
-/// So many rows that handing them to a thread pays.
-fn rows_a_task(row: usize) -> usize {
-    (16 * 1024 / row).max(1)
 }
 
 /// Where a token's pixels lie in the frames held.

@@ -60,38 +60,9 @@ struct Queue<C: ?Sized> {
     ready: BTreeMap<u64, Result<Sample<C>>>,
 }
 
-impl Loader {
-    /// Starts to decode `part` (what a rank's tokens lie in) of the clips that `requests` name, at most
-    /// `prefetch` clips ahead, by as many threads but not more than the machine has cores.
-    ///
-    /// # Errors
-    /// The system refuses a thread.
-    pub fn new(
-        dataset: Arc<Dataset>,
-        part: FrameRegion,
-        prefetch: usize,
-        requests: impl Iterator<Item = Request> + Send + 'static,
-    ) -> Result<Self> {
-        Self::of_buckets(vec![(dataset, part)], prefetch, requests)
-    }
-
-    /// As [`new`](Self::new), of clips of several sizes: a dataset for each bucket, with what a rank needs of its
-    /// clips.
-    ///
-    /// # Errors
-    /// The system refuses a thread.
-    pub fn of_buckets(
-        buckets: Vec<(Arc<Dataset>, FrameRegion)>,
-        prefetch: usize,
-        requests: impl Iterator<Item = Request> + Send + 'static,
-    ) -> Result<Self> {
-        let datasets = buckets.iter().map(|bucket| bucket.0.clone()).collect();
-        Self::reading(datasets, of_pixels(buckets), prefetch, requests)
-    }
-}
-
 impl Loader<dyn ClipRows> {
-    /// As [`of_buckets`](Loader::of_buckets), for the network's rows.
+    /// Starts to decode, for the network's rows, what a rank's tokens lie in of the clips that `requests` name: a
+    /// dataset for each bucket, with the region of its clips. See [`reading`](Loader::reading).
     ///
     /// # Errors
     /// The system refuses a thread.
@@ -110,7 +81,7 @@ impl Loader<dyn ClipRows> {
 }
 
 /// Reads the parts of clips that a rank needs, and keeps them where all of all buckets together are small.
-fn of_pixels(buckets: Vec<(Arc<Dataset>, FrameRegion)>) -> Box<ReadClip<Frames>> {
+pub(super) fn of_pixels(buckets: Vec<(Arc<Dataset>, FrameRegion)>) -> Box<ReadClip<Frames>> {
     let bytes = |(dataset, part): &(Arc<Dataset>, FrameRegion)| {
         let options = dataset.options();
         FrameCache::bytes(options, dataset.len(), part.bytes(options.width) as u64)
@@ -128,7 +99,8 @@ fn of_pixels(buckets: Vec<(Arc<Dataset>, FrameRegion)>) -> Box<ReadClip<Frames>>
 }
 
 impl<C: ?Sized + Send + Sync + 'static> Loader<C> {
-    /// As [`new`](Loader::new), but clips are read by `read`, which may give up once its flag is set.
+    /// Starts to read the clips that `requests` name by `read`, which may give up once its flag is set: at most
+    /// `prefetch` clips ahead, by as many threads but not more than the machine has cores.
     ///
     /// # Errors
     /// The system refuses a thread.

@@ -1,19 +1,39 @@
-//! What is done to transparent pixels: they are laid over white.
+//! What is done to transparent pixels: they are laid over white, unless nothing would be seen.
 
-use super::ffmpeg::Reason;
+use super::decode;
+use super::ffmpeg::{self, Reason};
+use super::probe::VideoIndex;
 use super::scale::Conversion;
 use ffmpeg_next::format::Pixel;
 use ffmpeg_next::frame;
+use std::path::Path;
+
+/// Frames looked at to find out whether a file has opacity at all.
+const SAMPLES: usize = 5;
+
+/// Whether pixels could be transparent, and each of some frames is so altogether.
+pub fn is_invisible(path: &Path, index: &VideoIndex) -> Reason<bool> {
+    let last = index.pts.len() - 1;
+    let mut samples: Vec<u32> = (0..SAMPLES).map(|i| (last * i / (SAMPLES - 1)) as u32).collect();
+    samples.dedup();
+    let mut invisible = true;
+    let looked = decode::frames(path, index, &samples, None, |_, frame| {
+        invisible &= ffmpeg::has_alpha(frame.format()) && is_transparent(frame)?;
+        if invisible { Ok(()) } else { Err(String::new()) }
+    });
+    match looked {
+        Err(reason) if invisible => Err(reason),
+        _ => Ok(invisible),
+    }
+}
 
 /// Whether all of a frame is transparent.
-pub fn is_invisible(source: &frame::Video) -> Reason<bool> {
+fn is_transparent(source: &frame::Video) -> Reason<bool> {
     let mut conversion = None;
-    Conversion::run(&mut conversion, source, Pixel::RGBA, (source.width(), source.height()))?;
+    let target = Conversion::run(&mut conversion, source, Pixel::RGBA, (source.width(), source.height()))?;
     let width = source.width() as usize;
-    Ok(conversion.is_none_or(|Conversion { target, .. }| {
-        let lines = target.data(0).chunks_exact(target.stride(0));
-        lines.flat_map(|line| line[..width * 4].chunks_exact(4)).all(|pixel| pixel[3] == 0)
-    }))
+    let mut lines = target.data(0).chunks_exact(target.stride(0));
+    Ok(lines.all(|line| line[..width * 4].chunks_exact(4).all(|pixel| pixel[3] == 0)))
 }
 
 /// An RGBA frame over white, as RGB.

@@ -2,7 +2,8 @@
 //! belong.
 
 use super::captions;
-use super::walk::{Folder, Skipped, has_extension};
+use super::skipped::Skipped;
+use super::walk::{Folder, has_extension};
 use crate::Result;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

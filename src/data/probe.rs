@@ -7,7 +7,8 @@
 //!
 //! The index names frames by their packets, not by their timestamps, which need not be different or in order.
 
-use super::decode;
+mod whole;
+
 use super::ffmpeg::{self, PacketId, PacketInfo, Reader, Reason};
 use super::opacity;
 use super::sizes::{Size, Sizes};
@@ -17,6 +18,7 @@ use ffmpeg_next::codec::Id;
 use ffmpeg_next::frame;
 use std::fs::File;
 use std::path::Path;
+pub(super) use whole::from_decoding;
 
 /// The frames of a video in the order of display.
 #[derive(Clone, Debug)]
@@ -56,22 +58,10 @@ pub struct Key {
 }
 
 /// Codecs of which every packet is one frame that is shown.
-const FRAME_A_PACKET: [Id; 14] = [
-    Id::H264,
-    Id::HEVC,
-    Id::VP9,
-    Id::AV1,
-    Id::MPEG4,
-    Id::MSMPEG4V3,
-    Id::MPEG1VIDEO,
-    Id::MPEG2VIDEO,
-    Id::MJPEG,
-    Id::PNG,
-    Id::PRORES,
-    Id::DNXHD,
-    Id::FFV1,
-    Id::RAWVIDEO,
-];
+const FRAME_A_PACKET: [Id; 14] = {
+    use Id::*;
+    [H264, HEVC, VP9, AV1, MPEG4, MSMPEG4V3, MPEG1VIDEO, MPEG2VIDEO, MJPEG, PNG, PRORES, DNXHD, FFV1, RAWVIDEO]
+};
 
 impl VideoIndex {
     /// Indexes the video at `path`.
@@ -89,11 +79,10 @@ impl VideoIndex {
         if let Some(trouble) = &reader.trouble {
             return Err(format!("{trouble}: {} can be read", counted(packets.len(), "frame", "frames")));
         }
-        let by_packets = FRAME_A_PACKET.contains(&reader.codec());
-        let found = if by_packets { from_packets(path, &packets)? } else { None };
-        let found = match found {
+        let by_packets = if FRAME_A_PACKET.contains(&reader.codec()) { from_packets(path, &packets)? } else { None };
+        let found = match by_packets {
             Some(found) => found,
-            None => from_decoding(path, &packets.iter().map(|packet| packet.id).collect::<Vec<_>>())?,
+            None => from_decoding(path, &ids(&packets))?,
         };
         let mut index = found.index(&packets, &reader);
         if reader.streams > 1 {
@@ -101,7 +90,7 @@ impl VideoIndex {
             let (count, number, codec) = (reader.streams, reader.stream_number(), reader.codec().name());
             index.notes.push(format!("of {count} video streams, number {number} is used ({codec}, {width}x{height})"));
         }
-        if reader.is_avi() && is_invisible(path, &index)? {
+        if reader.is_avi() && opacity::is_invisible(path, &index)? {
             // Old codecs of AVI call 32-bit pixels transparent, of which Windows leaves the last byte unused.
             index.sizes.0.iter_mut().for_each(|run| run.1.shape.opaque = true);
         }
@@ -122,6 +111,10 @@ impl VideoIndex {
     pub fn times(&self) -> Vec<f64> {
         self.pts.iter().map(|&pts| pts as f64 * self.tick).collect()
     }
+}
+
+fn ids(packets: &[PacketInfo]) -> Vec<PacketId> {
+    packets.iter().map(|packet| packet.id).collect()
 }
 
 /// What both ways of indexing find.
@@ -182,7 +175,7 @@ impl Found {
             pts,
             keys: if numbered && !reader.is_gif() { keys } else { Vec::new() },
             tick,
-            packets: packets.iter().map(|packet| packet.id).collect(),
+            packets: ids(packets),
             frames,
             sizes,
             interlaced,
@@ -221,7 +214,7 @@ fn from_packets(path: &Path, packets: &[PacketInfo]) -> Reason<Option<Found>> {
     if packets.iter().any(|packet| late(packet) || packet.changes) || packets.windows(2).any(falls) {
         return Ok(None);
     }
-    let ids: Vec<PacketId> = packets.iter().map(|packet| packet.id).collect();
+    let ids = ids(packets);
     let mut reader = Reader::open(path, None)?.follow(&ids);
     let mut frame = frame::Video::empty();
     let number = |frame: &frame::Video| frame.pts().map(|number| number as usize);
@@ -254,50 +247,6 @@ fn from_packets(path: &Path, packets: &[PacketInfo]) -> Reason<Option<Found>> {
     let order: Vec<Option<usize>> = order.into_iter().map(Some).collect();
     let whole = next == order.len() && reader.trouble.is_none() && sizes.0.len() == 1;
     Ok(whole.then_some(Found { order, sizes, looks }))
-}
-
-/// The index by decoding everything.
-pub(super) fn from_decoding(path: &Path, packets: &[PacketId]) -> Reason<Found> {
-    let mut reader = Reader::open(path, None)?.follow(packets);
-    let mut frame = frame::Video::empty();
-    let (mut order, mut sizes, mut looks) = (Vec::new(), Sizes(Vec::new()), Looks::default());
-    while reader.next_frame(&mut frame)? {
-        if ffmpeg::is_damaged(&frame) {
-            reader.trouble.get_or_insert_with(|| "it is damaged".to_owned());
-        }
-        if let Some(trouble) = &reader.trouble {
-            return Err(format!("{trouble}: {} can be decoded", counted(order.len(), "frame", "frames")));
-        }
-        sizes.note(order.len(), Size::of(&mut frame, &mut reader));
-        looks.note(&frame);
-        order.push(frame.pts().map(|number| number as usize));
-    }
-    if let Some(trouble) = &reader.trouble {
-        return Err(format!("{trouble}: {} can be decoded", counted(order.len(), "frame", "frames")));
-    }
-    if order.is_empty() {
-        return Err("it holds no frames".to_owned());
-    }
-    Ok(Found { order, sizes, looks })
-}
-
-/// Frames looked at to find out whether a file has opacity at all.
-const SAMPLES: usize = 5;
-
-/// Whether pixels could be transparent, and each of some frames is so altogether.
-fn is_invisible(path: &Path, index: &VideoIndex) -> Reason<bool> {
-    let last = index.pts.len() - 1;
-    let mut samples: Vec<u32> = (0..SAMPLES).map(|i| (last * i / (SAMPLES - 1)) as u32).collect();
-    samples.dedup();
-    let mut invisible = true;
-    let looked = decode::frames(path, index, &samples, None, |_, frame| {
-        invisible &= ffmpeg::has_alpha(frame.format()) && opacity::is_invisible(frame)?;
-        if invisible { Ok(()) } else { Err(String::new()) }
-    });
-    match looked {
-        Err(reason) if invisible => Err(reason),
-        _ => Ok(invisible),
-    }
 }
 
 #[cfg(test)]

@@ -53,10 +53,9 @@ impl Dataset {
         let (frames, times) = match &file.media {
             Media::Image => (vec![0], vec![]),
             Media::Own(_) => ((0..options.frames as u32).collect(), vec![]),
-            Media::Video { index, picks } => {
+            Media::Video { index, .. } => {
                 let times = index.times();
-                let taken = (0..options.frames).map(|i| file.windowing().frame(clip.window, i));
-                let taken: Vec<u32> = taken.map(|n| picks.as_ref().map_or(n as u32, |picks| picks[n])).collect();
+                let taken: Vec<u32> = (0..options.frames).map(|i| file.frame(clip.window, i)).collect();
                 let shown = taken.iter().map(|&n| times[n as usize]).collect();
                 (taken, shown)
             }

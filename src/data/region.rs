@@ -78,23 +78,18 @@ impl Dataset {
         }
         let size = [self.options.height, self.options.width];
         let bytes = region.lines.len() * size[1] * 3;
-        let (index, picks) = match &self.files[clip.file].media {
+        let file = &self.files[clip.file];
+        let options = &file.options;
+        let index = match &file.media {
             Media::Image => {
                 let mut image = ImageReader::open(&clip.path)?;
                 return fit_image::fit_image(&mut image, size, augment, region.lines.clone(), &mut out.data);
             }
             Media::Own(own) => return own.fill(size, augment, region, out),
-            Media::Video { index, picks } => (index, picks),
+            Media::Video { index, .. } => index,
         };
         // Resampling to a higher rate takes a frame more than once: it is decoded once and copied.
-        let file = &self.files[clip.file];
-        let (options, windowing) = (&file.options, file.windowing());
-        let taken: Vec<u32> = region
-            .frames
-            .clone()
-            .map(|i| windowing.frame(clip.window, i))
-            .map(|n| picks.as_ref().map_or(n as u32, |picks| picks[n]))
-            .collect();
+        let taken: Vec<u32> = region.frames.clone().map(|i| file.frame(clip.window, i)).collect();
         let mut wanted = taken.clone();
         wanted.dedup();
         let mut scaler = Scaler::new(options.tonemap);

@@ -53,18 +53,11 @@ pub fn corner(size: (usize, usize), [height, width]: [usize; 2], augment: &Augme
 }
 
 /// swscale, from frames of `source` (format, width, height) to `format` at `size` (width, height).
-fn context(source: (Pixel, u32, u32), format: Pixel, size: (u32, u32)) -> Reason<Context> {
+pub fn context(source: (Pixel, u32, u32), format: Pixel, size: (u32, u32)) -> Reason<Context> {
     let flags = Flags::AREA | Flags::ACCURATE_RND | Flags::FULL_CHR_H_INT | Flags::FULL_CHR_H_INP | Flags::BITEXACT;
     let ((kind, width, height), (w, h)) = (source, size);
     Context::get(kind, width, height, format, w, h, flags)
         .map_err(|_| format!("its {width}x{height} frames of {kind:?} cannot be resized to {w}x{h}"))
-}
-
-/// swscale, from RGB to frames of the same `size` (width, height) to be written: YUV is BT.709 in limited range.
-pub fn from_rgb(format: Pixel, size: (u32, u32)) -> Reason<Context> {
-    let mut context = context((Pixel::RGB24, size.0, size.1), format, size)?;
-    ffmpeg::set_colors(&mut context, ffi::SWS_CS_ITU709, None, false);
-    Ok(context)
 }
 
 /// A conversion set up for frames of one kind, and the frame it writes to.
@@ -72,29 +65,28 @@ pub(super) struct Conversion {
     kind: (Pixel, u32, u32, c_int, Option<bool>),
     size: (u32, u32),
     context: Context,
-    pub target: frame::Video,
+    target: frame::Video,
 }
 
 impl Conversion {
-    /// Converts `source` to `format` at `size`, with the set-up of `cached` if it fits.
-    pub fn run(cached: &mut Option<Self>, source: &frame::Video, format: Pixel, size: (u32, u32)) -> Reason<()> {
-        let kind = (
-            source.format(),
-            source.width(),
-            source.height(),
-            matrix(source.color_space(), source.width(), source.height()),
-            full_range(source),
-        );
+    /// `source` in `format` at `size`, with the set-up of `cached` if it fits.
+    pub fn run<'a>(
+        cached: &'a mut Option<Self>,
+        source: &frame::Video,
+        format: Pixel,
+        size: (u32, u32),
+    ) -> Reason<&'a frame::Video> {
+        let (width, height) = (source.width(), source.height());
+        let matrix = matrix(source.color_space(), width, height);
+        let kind = (source.format(), width, height, matrix, full_range(source));
         if !cached.as_ref().is_some_and(|c| (c.kind, c.size) == (kind, size)) {
-            let mut context = context((kind.0, kind.1, kind.2), format, size)?;
-            ffmpeg::set_colors(&mut context, kind.3, kind.4, true);
+            let mut context = context((kind.0, width, height), format, size)?;
+            ffmpeg::set_colors(&mut context, matrix, kind.4, true);
             *cached = Some(Self { kind, size, context, target: frame::Video::new(format, size.0, size.1) });
         }
-        let Some(conversion) = cached else { return Err("it cannot be resized".to_owned()) };
-        conversion
-            .context
-            .run(source, &mut conversion.target)
-            .map_err(|e| format!("its frames cannot be resized ({e})"))
+        let Some(Self { context, target, .. }) = cached else { return Err("it cannot be resized".to_owned()) };
+        context.run(source, target).map_err(|e| format!("its frames cannot be resized ({e})"))?;
+        Ok(target)
     }
 }
 
@@ -146,55 +138,38 @@ impl Scaler {
         lines: Lines<usize>,
         out: &mut [u8],
     ) -> Reason<()> {
-        if !shape.opaque && ffmpeg::has_alpha(source.format()) {
+        let flat = if !shape.opaque && ffmpeg::has_alpha(source.format()) {
             let size = (source.width(), source.height());
-            Conversion::run(&mut self.opaque, source, Pixel::RGBA, size)?;
-            if let Some(conversion) = &self.opaque {
-                let flat = over_white(&conversion.target);
-                return self.fit_opaque(&flat, shape, [height, width], augment, lines, out);
-            }
-        }
-        self.fit_opaque(source, shape, [height, width], augment, lines, out)
-    }
-
-    fn fit_opaque(
-        &mut self,
-        source: &frame::Video,
-        shape: Shape,
-        [height, width]: [usize; 2],
-        augment: &Augment,
-        lines: Lines<usize>,
-        out: &mut [u8],
-    ) -> Reason<()> {
+            Some(over_white(Conversion::run(&mut self.opaque, source, Pixel::RGBA, size)?))
+        } else {
+            None
+        };
+        let source = flat.as_ref().unwrap_or(source);
         let turn = shape.orientation;
         let target = if turn.transpose { (height, width) } else { (width, height) };
         let size = cover((shape.stretched(source.width() as usize), source.height() as usize), target);
         let transfer = Transfer::of(source).filter(|_| self.tonemap);
         let format = if transfer.is_some() { Pixel::RGB48LE } else { Pixel::RGB24 };
-        Conversion::run(&mut self.resize, source, format, (size.0 as u32, size.1 as u32))?;
-        let Some(Conversion { target: resized, .. }) = &self.resize else { return Ok(()) };
-        let flat = transfer.map(|transfer| transfer.in_sdr(resized));
-        let resized = flat.as_ref().unwrap_or(resized);
+        let resized = Conversion::run(&mut self.resize, source, format, (size.0 as u32, size.1 as u32))?;
+        let in_sdr = transfer.map(|transfer| transfer.in_sdr(resized));
+        let resized = in_sdr.as_ref().unwrap_or(resized);
 
         let (pixels, line) = (resized.data(0), resized.stride(0));
         let shown = if turn.transpose { (size.1, size.0) } else { size };
         let [top, left] = corner(shown, [height, width], augment);
-        // Source coordinates of a shown pixel are linear in it: offset of column 0, and the step from column to column.
         let mirrored = |at: usize, side: usize, mirror: bool| if mirror { side - 1 - at } else { at };
         for (y, row) in lines.zip(out.chunks_exact_mut(width * 3)) {
             let v = mirrored(top + y, shown.1, turn.mirror_y);
-            if turn.transpose {
-                for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
-                    let u = mirrored(left + mirrored(x, width, augment.flip), shown.0, turn.mirror_x);
-                    pixel.copy_from_slice(&pixels[u * line + v * 3..][..3]);
-                }
-            } else if turn.mirror_x == augment.flip {
-                let u = if turn.mirror_x { shown.0 - width - left } else { left };
-                row.copy_from_slice(&pixels[v * line + u * 3..][..width * 3]);
+            // Where pixel `x` of the line lies in the resized frame.
+            let place = |x: usize| {
+                let u = mirrored(left + mirrored(x, width, augment.flip), shown.0, turn.mirror_x);
+                if turn.transpose { u * line + v * 3 } else { v * line + u * 3 }
+            };
+            if !turn.transpose && turn.mirror_x == augment.flip {
+                row.copy_from_slice(&pixels[place(0)..][..width * 3]);
             } else {
                 for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
-                    let u = mirrored(left + mirrored(x, width, augment.flip), shown.0, turn.mirror_x);
-                    pixel.copy_from_slice(&pixels[v * line + u * 3..][..3]);
+                    pixel.copy_from_slice(&pixels[place(x)..][..3]);
                 }
             }
         }

@@ -8,7 +8,7 @@ use super::buckets::Bucket;
 use super::dataset::Dataset;
 use super::deal::{Draft, Walked, sort_by_path};
 use super::options::{ClipOptions, Label, SourceOptions};
-use super::walk::Skipped;
+use super::skipped::Skipped;
 use crate::terminal::counted;
 use crate::{Result, bail};
 use std::collections::BTreeSet;

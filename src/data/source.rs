@@ -141,7 +141,7 @@ impl Probed {
 
     /// The file's clips of the size that `options` say, or why it has none.
     pub fn cut(&self, options: &Arc<ClipOptions>) -> Reason<SourceFile> {
-        let windowing = Windows { frames: options.frames, stride: options.stride };
+        let windowing = Windows::of(options);
         match self.frames {
             None if options.frames > 1 => {
                 return Err(format!("it is an image, which is one frame; the config asks {}", options.frames));
@@ -170,6 +170,15 @@ impl Probed {
 }
 
 impl SourceFile {
+    /// The number of frame `i` of its clip `window`.
+    pub(super) fn frame(&self, window: usize, i: usize) -> u32 {
+        let n = Windows::of(&self.options).frame(window, i);
+        match &self.media {
+            Media::Video { picks: Some(picks), .. } => picks[n],
+            _ => n as u32,
+        }
+    }
+
     /// The largest clip that it gives.
     pub(super) fn extent(&self) -> Extent {
         let frames = match &self.media {
@@ -213,7 +222,7 @@ impl SourceFile {
             let (width, height) = index.sizes.of(n).shown();
             width < options.width || height < options.height
         };
-        let windowing = Windows { frames: options.frames, stride: options.stride };
+        let windowing = Windows::of(options);
         let count = windowing.count(picks.as_ref().map_or(index.pts.len(), Vec::len));
         let number = |position: usize| picks.as_ref().map_or(position as u32, |picks| picks[position]);
         let fits = |w: &u32| !(0..windowing.frames).any(|i| small(number(windowing.frame(*w as usize, i))));

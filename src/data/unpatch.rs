@@ -1,8 +1,14 @@
 //! Writes patch rows, and regions that several ranks hold, back into frames: the way back, which samples take.
 
-use super::frames::{Frames, RowOrder, unit_to_u8};
+use super::frames::{Frames, RowOrder};
 use crate::Result;
 use std::ops::Range;
+
+/// The nearest u8 of a pixel in [-1, 1]; what lies outside is clamped, and NaN is black.
+#[inline]
+pub fn unit_to_u8(value: f32) -> u8 {
+    ((value + 1.0) * 127.5).round() as u8 // `as` saturates
+}
 
 impl Frames {
     /// Writes rows in [-1, 1] (clamped; NaN is black) into the pixels of `tokens`.

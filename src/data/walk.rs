@@ -4,10 +4,10 @@
 //! hub's cache is made of them). Contents are not looked at here, except for captions.
 
 use super::apart::Apart;
-use super::buckets::Bucket;
 use super::captions::Captions;
 use super::others::is_junk;
-use crate::{Error, Result, bail, terminal};
+use super::skipped::Skipped;
+use crate::{Error, Result, bail};
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
@@ -17,31 +17,6 @@ const VIDEOS: [&str; 18] = [
 ];
 const IMAGES: [&str; 14] =
     ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "avif", "bmp", "tif", "tiff", "pbm", "pgm", "ppm", "pnm"];
-
-/// A file or folder that is not used, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Skipped {
-    /// The file or folder.
-    pub path: PathBuf,
-    /// Why it is not used, a clause.
-    pub reason: String,
-}
-
-impl Skipped {
-    pub(super) fn new(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Self { path: path.into(), reason: reason.into() }
-    }
-
-    /// The line in the log, without which nothing is skipped.
-    pub(super) fn log(&self) {
-        tracing::warn!("{} is not used: {}", terminal::name(&self.path), self.reason);
-    }
-
-    /// The same of a file that may well give clips of another size.
-    pub(super) fn log_of(&self, bucket: Bucket) {
-        tracing::warn!("{} gives no clip of {bucket}: {}", terminal::name(&self.path), self.reason);
-    }
-}
 
 /// What a folder holds, in the order of paths.
 #[derive(Debug, Default)]

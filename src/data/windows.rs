@@ -2,6 +2,8 @@
 //!
 //! Pure arithmetic on counts and timestamps; nothing here opens a file.
 
+use super::options::ClipOptions;
+
 /// How clips are cut from a run of frames.
 ///
 /// Clip w takes the frames `w * frames * stride + i * stride` for i in 0..frames. Clips do not overlap, none reaches
@@ -15,6 +17,11 @@ pub struct Windows {
 }
 
 impl Windows {
+    /// Those that `options` ask for.
+    pub(super) fn of(options: &ClipOptions) -> Self {
+        Self { frames: options.frames, stride: options.stride }
+    }
+
     /// Frames from a clip's first to its last, both included: what a file must at least have.
     pub fn span(&self) -> usize {
         (self.frames - 1).saturating_mul(self.stride).saturating_add(1)

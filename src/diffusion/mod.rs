@@ -7,15 +7,19 @@
 
 mod exponential;
 mod guidance;
+mod keys;
+mod losses;
 mod noise;
 mod objective;
 mod options;
 mod sampler;
 mod schedule;
 mod tiled;
+mod velocity;
 
 pub use guidance::{Condition, Guidance};
-pub use noise::{channel_first, channel_last, heldout_key, noise_rows, noisy, sample_key, training_key};
+pub use keys::{heldout_key, sample_key};
+pub use noise::{channel_first, channel_last, noise_rows, noisy, training_key};
 pub use objective::Objective;
 pub use options::{DiffusionOptions, LossWeight, Prediction, SamplerKind, Timesteps, optional_shift, shift};
 pub use sampler::Sampler;

@@ -1,4 +1,4 @@
-//! What the network predicts: the loss of a prediction, its gradient, and the velocity it stands for.
+//! What the network predicts: the loss of a prediction, and its gradient.
 //!
 //! Both predictions are judged by the squared error of the velocity. A v-prediction is the velocity `eps - x0` itself.
 //! An x-prediction (JiT, Li and He 2025) is the clean clip, from which `v = (x_sigma - x_hat) / sigma`; in the loss
@@ -7,16 +7,15 @@
 
 use super::options::{DiffusionOptions, Prediction};
 use crate::{Result, bail};
-use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 /// Elements of a partial sum: fixed, so that the loss has the same bits for any number of threads.
-const CHUNK: usize = 4096;
+pub(super) const CHUNK: usize = 4096;
 
 /// The network's target and its loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
-    prediction: Prediction,
+    pub(super) prediction: Prediction,
     clamp: f64,
 }
 
@@ -42,13 +41,8 @@ impl Objective {
     /// If the slices differ in length.
     pub fn loss(&self, prediction: &[f32], x0: &[f32], eps: &[f32], sigma: f64, weight: f64, grad: &mut [f32]) -> f64 {
         let n = prediction.len();
-        assert!(
-            x0.len() == n && eps.len() == n && grad.len() == n,
-            "loss: {n} {} {} {}",
-            x0.len(),
-            eps.len(),
-            grad.len()
-        );
+        let others = [x0.len(), eps.len(), grad.len()];
+        assert!(others == [n; 3], "loss: {n} {others:?}");
         // The squared velocity error of a unit error of the prediction.
         let per_error = self.velocity_per_unit(sigma).powi(2);
         let slope = (2.0 * weight * per_error) as f32;
@@ -69,65 +63,8 @@ impl Objective {
         per_error * parts.iter().sum::<f64>()
     }
 
-    /// [`Objective::loss`] and its gradient by Candle's operations, of `[prediction, x0, eps]` on any device.
-    ///
-    /// # Errors
-    /// If shapes or dtypes differ.
-    pub fn loss_of(&self, rows: [&Tensor; 3], sigma: f64, weight: f64) -> Result<(f64, Tensor)> {
-        let [prediction, x0, eps] = rows;
-        let error = match self.prediction {
-            Prediction::V => (prediction - (eps - x0)?)?,
-            Prediction::X => (prediction - x0)?,
-        };
-        let per_error = self.velocity_per_unit(sigma).powi(2);
-        let sum = error.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
-        Ok((per_error * sum, error.affine(2.0 * weight * per_error, 0.0)?))
-    }
-
-    /// The loss of [`Objective::loss`] alone, for held-out clips.
-    ///
-    /// # Panics
-    /// If the slices differ in length.
-    pub fn loss_only(&self, prediction: &[f32], x0: &[f32], eps: &[f32], sigma: f64) -> f64 {
-        let n = prediction.len();
-        assert!(x0.len() == n && eps.len() == n, "loss_only: {n} {} {}", x0.len(), eps.len());
-        let parts: Vec<f64> = prediction
-            .par_chunks(CHUNK)
-            .zip(x0.par_chunks(CHUNK).zip(eps.par_chunks(CHUNK)))
-            .map(|(prediction, (x0, eps))| {
-                let errors =
-                    prediction.iter().zip(x0.iter().zip(eps)).map(|(&p, (&x0, &eps))| p - self.target(x0, eps));
-                errors.fold(0.0, |sum, error| sum + f64::from(error) * f64::from(error))
-            })
-            .collect();
-        self.velocity_per_unit(sigma).powi(2) * parts.iter().sum::<f64>()
-    }
-
-    /// The velocity that `prediction` stands for at the state `x` and `sigma`, in any shape.
-    ///
-    /// # Errors
-    /// If sigma is 0 for an x-prediction, whose velocity is not defined there, or if shapes or dtypes differ.
-    pub fn velocity(&self, prediction: &Tensor, x: &Tensor, sigma: f64) -> Result<Tensor> {
-        match self.prediction {
-            Prediction::V => Ok(prediction.clone()),
-            Prediction::X if sigma > 0.0 => Ok((x - prediction)?.affine(1.0 / sigma, 0.0)?),
-            Prediction::X => bail!(Config, "an x-prediction has no velocity at sigma = {sigma}"),
-        }
-    }
-
-    /// The clean clip that `prediction` stands for at the state `x` and `sigma`, in any shape.
-    ///
-    /// # Errors
-    /// If shapes or dtypes differ.
-    pub fn clean(&self, prediction: &Tensor, x: &Tensor, sigma: f64) -> Result<Tensor> {
-        match self.prediction {
-            Prediction::V => Ok((x - prediction.affine(sigma, 0.0)?)?),
-            Prediction::X => Ok(prediction.clone()),
-        }
-    }
-
     /// What the prediction should be.
-    fn target(&self, x0: f32, eps: f32) -> f32 {
+    pub(super) fn target(&self, x0: f32, eps: f32) -> f32 {
         match self.prediction {
             Prediction::V => eps - x0,
             Prediction::X => x0,
@@ -135,7 +72,7 @@ impl Objective {
     }
 
     /// How far the loss's velocity moves with the prediction, up to sign.
-    fn velocity_per_unit(&self, sigma: f64) -> f64 {
+    pub(super) fn velocity_per_unit(&self, sigma: f64) -> f64 {
         match self.prediction {
             Prediction::V => 1.0,
             Prediction::X => 1.0 / sigma.max(self.clamp),

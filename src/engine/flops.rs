@@ -2,9 +2,12 @@
 //! products only, as this engine does them, recomputed ones counted too. [`plan::flops`](crate::plan::flops) counts
 //! what any engine would have to do at least.
 
+use std::time::Duration;
+
 use super::Engine;
 use crate::attention::{BACKWARD, FORWARD};
 use crate::model::Model;
+use crate::observe::meter::Section;
 
 /// Operations of a row in the forward pass of each token-local piece.
 pub(super) struct PerRow {
@@ -54,5 +57,12 @@ impl Engine<'_> {
         let embed = if each.trains_embed { 2 } else { 1 };
         let ends = rows * (embed * each.embed + both * each.head);
         ends + self.model.blocks.len() as u64 * (block + attention)
+    }
+
+    /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of
+    /// a step grows with the number of tokens only.
+    pub fn attention_time(&self) -> Duration {
+        let spent = self.meter.spent();
+        spent.of(Section::Attention) + spent.of(Section::AttentionBackward)
     }
 }

@@ -16,22 +16,22 @@ mod flops;
 mod forward;
 pub(crate) mod heads;
 mod hooks;
-
+mod options;
 pub mod precision;
+mod predict;
 pub mod stash;
 mod tile;
 
 use candle_core::{DType, Device, Tensor};
 use parking_lot::Mutex;
 use std::ops::Range;
-use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::sync::Arc;
 
-use crate::model::{Conditioning, Model, RowGroups, TimeGroups};
+use crate::Result;
+use crate::model::{Conditioning, Model, RowGroups};
 use crate::observe::meter::{Phase, Section, StepMeter};
-use crate::ops::{Hardware, Rope, Rows, Tape, bytes};
-use crate::parallel::{Sequence, is_first};
-use crate::{Result, bail};
+use crate::ops::{Rope, Rows, bytes};
+use crate::parallel::Sequence;
 use flops::PerRow;
 use heads::HeadGroup;
 pub use hooks::{ParamHooks, Pass};
@@ -39,9 +39,6 @@ pub use stash::Stash;
 use stash::{Attention, Residuals, Shapes};
 pub(crate) use tile::check_on_gpu;
 pub use tile::tile_rows;
-
-/// Base of the rotary frequencies, Wan's.
-const THETA: f64 = 10_000.0;
 
 /// Where the network's input comes from. Rows are this rank's tokens of the flattened `[B, local tokens]`.
 pub trait Source {
@@ -80,105 +77,7 @@ pub struct Engine<'a> {
     on_phase: Option<&'a dyn Fn(Phase)>,
 }
 
-impl<'a> Engine<'a> {
-    /// `model` on `batch` clips of `grid` (time, height, width) tokens, split over the ranks of `sequence`; `tile` rows
-    /// at a time (0: [`tile_rows`]). Fails if there are more ranks than tokens, or the grid is one for more heads.
-    pub fn new(model: &'a Model, sequence: &Sequence, grid: [usize; 3], batch: usize, tile: usize) -> Result<Self> {
-        if batch == 0 {
-            bail!(Shape, "a batch of no clips")
-        }
-        let config = &model.config;
-        let groups = HeadGroup::split(sequence, grid.iter().product(), config.num_attention_heads, 1)?;
-        let on = hardware(model.device());
-        let tile = tile_rows(tile, config.ffn_dim, on);
-        if on == Hardware::Cuda {
-            let rows = batch * groups[0].attention.local_tokens().len();
-            precision::check_on_gpu(model.bf16, config.attention_head_dim, groups[0].attention.group_tokens())?;
-            check_on_gpu(tile.min(rows), config.widest_row())?;
-        }
-        if grid.iter().any(|&positions| positions > config.rope_max_seq_len) && is_first() {
-            static TOLD: Once = Once::new();
-            let most = config.rope_max_seq_len;
-            TOLD.call_once(|| {
-                tracing::info!(
-                    "the clip's {grid:?} tokens (frames, height, width) go beyond rope_max_seq_len = {most}: angles of further \
-                     positions are computed by the same formula"
-                )
-            });
-        }
-        let rope = Rope::new(grid, groups[0].attention.local_tokens().start, config.attention_head_dim, THETA);
-        Ok(Self {
-            model,
-            sequence: sequence.clone(),
-            groups,
-            rope,
-            grid,
-            batch,
-            times: None,
-            tile,
-            stash: Arc::default(),
-            meter: Arc::default(),
-            per_row: PerRow::new(model),
-            hooks: None,
-            on_phase: None,
-        })
-    }
-
-    /// The same, attention going over the heads in `groups` groups: less memory, the same bits, and a block's `before`
-    /// once a group.
-    ///
-    /// # Errors
-    /// If a group would have fewer heads than a Ulysses group has ranks.
-    pub fn in_head_groups(self, groups: usize) -> Result<Self> {
-        let groups = HeadGroup::split(&self.sequence, self.grid.iter().product(), self.heads(), groups)?;
-        let meter = self.meter.clone();
-        Ok(Self { groups, ..self }.with_meter(meter))
-    }
-
-    /// The same engine, for samples whose tokens have different times: the conditioning's timesteps are those of each
-    /// group of each sample. Tiles end where the time changes.
-    ///
-    /// # Errors
-    /// Those of [`TimeGroups::of_rows`].
-    pub fn with_time_groups(self, groups: &TimeGroups) -> Result<Self> {
-        let times = groups.of_rows(self.batch, self.grid.iter().product(), self.local_tokens())?;
-        Ok(Self { times: Some(Arc::new(times)), ..self })
-    }
-
-    /// The same engine with this stash, in place of one in memory. Engines that run one after another may share it, so
-    /// that clips of several shapes use one scratch file. The lock is that of the crate parking_lot.
-    pub fn with_stash(self, stash: Arc<Mutex<Stash>>) -> Self {
-        Self { stash, ..self }
-    }
-
-    /// The same, called last, without attention's arithmetic: a step holds, sends and stashes the same tensors, but
-    /// their values mean nothing. For measuring the memory of a long step in a short time.
-    pub fn rehearsing(mut self) -> Self {
-        for group in &mut self.groups {
-            group.attention = group.attention.clone().rehearsing();
-        }
-        self
-    }
-
-    /// The same engine, which updates `meter`, and skips what is left of a step when `meter` says stop.
-    pub fn with_meter(mut self, meter: Arc<StepMeter>) -> Self {
-        for group in &mut self.groups {
-            group.attention = group.attention.clone().metered(meter.clone());
-        }
-        Self { meter, ..self }
-    }
-
-    /// The same engine, which calls `hooks` before and after it uses a unit. Without hooks, all units must be there all
-    /// the time.
-    pub fn with_hooks(self, hooks: &'a dyn ParamHooks) -> Self {
-        Self { hooks: Some(hooks), ..self }
-    }
-
-    /// The same engine, which calls `on_phase` with each phase of a step as it begins.
-    pub fn on_phase(self, on_phase: &'a dyn Fn(Phase)) -> Self {
-        Self { on_phase: Some(on_phase), ..self }
-    }
-
+impl Engine<'_> {
     fn enter(&self, phase: Phase) {
         self.meter.enter(phase);
         if let Some(on_phase) = self.on_phase {
@@ -191,26 +90,6 @@ impl<'a> Engine<'a> {
         self.groups[0].attention.local_tokens()
     }
 
-    /// The network's outputs, tile by tile: `take` gets each run of rows and its output `[n, pt ph pw C]`.
-    pub fn predict(
-        &self,
-        conditioning: &Conditioning,
-        source: &dyn Source,
-        mut take: impl FnMut(Range<usize>, Tensor) -> Result<()>,
-    ) -> Result<()> {
-        let (condition, x) = self.embed(conditioning, source)?;
-        let x = self.forward(&condition, x, None)?;
-        self.enter(Phase::Head);
-        self.with_unit(self.model.head.unit, Pass::Forward, || {
-            let head = self.model.head.begin(&condition)?;
-            self.each_tile(self.per_row.head, |tile| {
-                let output =
-                    self.model.head.forward(&Tape::off(), &self.rows_of(&x, &tile)?, &head, self.sample_rows(&tile))?;
-                take(tile, output.to_device(&Device::Cpu)?)
-            })
-        })
-    }
-
     /// Forward and backward: returns this rank's share of the loss and adds this rank's share of every parameter's
     /// gradient.
     pub fn loss_and_gradients(&self, conditioning: &Conditioning, objective: &dyn Objective) -> Result<f64> {
@@ -219,13 +98,6 @@ impl<'a> Engine<'a> {
         let (condition, x) = self.embed(conditioning, objective)?;
         let x = self.forward(&condition, x, Some(&mut stash))?;
         self.backward(&condition, objective, x, &mut stash)
-    }
-
-    /// How long this rank has spent in attention so far, forward and backward, without its all-to-alls: all the rest of
-    /// a step grows with the number of tokens only.
-    pub fn attention_time(&self) -> Duration {
-        let spent = self.meter.spent();
-        spent.of(Section::Attention) + spent.of(Section::AttentionBackward)
     }
 
     /// What each block puts into the stash.
@@ -239,7 +111,12 @@ impl<'a> Engine<'a> {
     /// a row is so many operations.
     fn each_tile(&self, operations: u64, mut work: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
         self.meter.compute(|| {
-            for run in self.runs() {
+            // Runs of rows that tiles may span: all, or those of one time.
+            let runs: Vec<_> = match &self.times {
+                Some(times) => times.runs().collect(),
+                None => std::iter::once(0..self.rows()).collect(),
+            };
+            for run in runs {
                 for start in run.clone().step_by(self.tile) {
                     if self.meter.stops() {
                         return Ok(());
@@ -252,14 +129,6 @@ impl<'a> Engine<'a> {
             }
             Ok(())
         })
-    }
-
-    /// Runs of rows that tiles may span: all, or those of one time.
-    fn runs(&self) -> Vec<Range<usize>> {
-        match &self.times {
-            Some(times) => times.runs().collect(),
-            None => std::iter::once(0..self.rows()).collect(),
-        }
     }
 
     /// This rank's rows: clips times local tokens.
@@ -329,8 +198,4 @@ impl<'a> Engine<'a> {
         let (b, tokens, heads, d) = x.dims4()?;
         Ok(x.reshape((b * tokens, heads * d))?)
     }
-}
-
-fn hardware(device: &Device) -> Hardware {
-    if device.is_cpu() { Hardware::Cpu } else { Hardware::Cuda }
 }

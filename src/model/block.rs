@@ -14,175 +14,27 @@
 //! RMSNorm of q and k is over the whole width, before the split into heads.
 
 use candle_core::{DType, Tensor};
-use std::sync::Arc;
 
-use super::condition::leaf;
-use super::cross::{CrossText, cross_attention};
-use super::{Condition, Layers, ModelConfig, RowGroups, UnitId};
+use super::block_weights::{Attention, Cross};
+use super::cross::cross_attention;
+use super::{BlockCondition, UnitId};
 use crate::Result;
-use crate::ops::{Affine, Linear, PackedGuard, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
+use crate::ops::{Affine, Linear, Param, Rope, Rows, Tape, cast, layer_norm, rms_norm, rms_rope};
 
 /// One block's weights.
 pub struct Block {
     /// Where its parameters are.
     pub unit: UnitId,
-    attention: Attention,
-    cross: Option<Cross>,
-    ffn: (Linear, Linear),
-    table: Param, // [1, 6, D]
-    heads: usize,
-    eps: f64,
-    bf16: bool,
-}
-
-/// Weights of self- or cross-attention.
-struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    out: Linear,
-    norm_q: Param,
-    norm_k: Param,
-}
-
-/// Cross-attention and the affine norm before it.
-struct Cross {
-    attention: Attention,
-    norm: Option<(Param, Param)>,
-}
-
-/// Rows of a block's modulation, in diffusers' order.
-const SHIFT_MSA: usize = 0;
-const SCALE_MSA: usize = 1;
-const GATE_MSA: usize = 2;
-const SHIFT_MLP: usize = 3;
-const SCALE_MLP: usize = 4;
-const GATE_MLP: usize = 5;
-
-/// What a block makes of the condition, once for all tiles.
-pub struct BlockCondition {
-    modulation: Param, // [B, 6, D]
-    groups: Option<Arc<RowGroups>>,
-    text: Option<CrossText>,
-    _packed: Vec<PackedGuard>, // the tiles' weights stay packed
-}
-
-impl BlockCondition {
-    /// The modulations of a tile's rows.
-    fn modulations(&self, rows: Rows) -> Rows {
-        self.groups.as_ref().map_or(rows, |groups| groups.modulations(rows))
-    }
-
-    /// What follows the normalisation before attention: (1 + scale) and shift.
-    fn modulate_msa(&self, rows: Rows) -> Affine {
-        let rows = self.modulations(rows);
-        Affine::Modulation { modulation: self.modulation.clone(), shift: SHIFT_MSA, scale: SCALE_MSA, rows }
-    }
-
-    /// The gate of attention's output: a row of the modulation.
-    fn gate_msa(&self) -> (&Param, usize) {
-        (&self.modulation, GATE_MSA)
-    }
-
-    /// What follows the normalisation before the MLP: (1 + scale) and shift.
-    fn modulate_mlp(&self, rows: Rows) -> Affine {
-        let rows = self.modulations(rows);
-        Affine::Modulation { modulation: self.modulation.clone(), shift: SHIFT_MLP, scale: SCALE_MLP, rows }
-    }
-
-    /// The gate of the MLP's output: a row of the modulation.
-    fn gate_mlp(&self) -> (&Param, usize) {
-        (&self.modulation, GATE_MLP)
-    }
-}
-
-impl Attention {
-    fn new(layers: &Layers, name: &str, bf16: bool) -> Result<Self> {
-        let linear = |part: &str| layers.linear(&format!("{}.{name}.{part}", layers.unit.name), bf16);
-        let param = |part: &str| layers.param(&format!("{}.{name}.{part}.weight", layers.unit.name));
-        Ok(Self {
-            q: linear("to_q")?,
-            k: linear("to_k")?,
-            v: linear("to_v")?,
-            out: linear("to_out.0")?,
-            norm_q: param("norm_q")?,
-            norm_k: param("norm_k")?,
-        })
-    }
+    pub(super) attention: Attention,
+    pub(super) cross: Option<Cross>,
+    pub(super) ffn: (Linear, Linear),
+    pub(super) table: Param, // [1, 6, D]
+    pub(super) heads: usize,
+    pub(super) eps: f64,
+    pub(super) bf16: bool,
 }
 
 impl Block {
-    /// Views the weights in a unit.
-    pub fn new(layers: &Layers, config: &ModelConfig, bf16: bool) -> Result<Self> {
-        let name = |part: &str| format!("{}.{part}", layers.unit.name);
-        let cross = if config.text_dim == 0 {
-            None
-        } else {
-            let norm = match config.cross_attn_norm {
-                true => Some((layers.param(&name("norm2.weight"))?, layers.param(&name("norm2.bias"))?)),
-                false => None,
-            };
-            Some(Cross { attention: Attention::new(layers, "attn2", bf16)?, norm })
-        };
-        Ok(Self {
-            unit: layers.unit.id,
-            attention: Attention::new(layers, "attn1", bf16)?,
-            cross,
-            ffn: (layers.linear(&name("ffn.net.0.proj"), bf16)?, layers.linear(&name("ffn.net.2"), bf16)?),
-            table: layers.param(&name("scale_shift_table"))?,
-            heads: config.num_attention_heads,
-            eps: config.eps,
-            bf16,
-        })
-    }
-
-    /// The block's view of the condition: modulations, and keys and values of the text.
-    pub fn begin(&self, condition: &Condition) -> Result<BlockCondition> {
-        let modulation = condition.modulation.value.broadcast_add(&self.table.value)?;
-        let text = match (&self.cross, &condition.text) {
-            (Some(cross), Some(text)) => {
-                let (k, v) = self.text_rows(&Tape::off(), cross, &text.embedded.value)?;
-                let (keys, values) = (Param::leaf("text keys", k)?, Param::leaf("text values", v)?);
-                Some(CrossText { keys, values, rows: text.rows.clone() })
-            }
-            _ => None,
-        };
-        let _packed = self.layers().map(Linear::pin_packed).collect();
-        let frozen = self.table.is_frozen() && condition.modulation.is_frozen();
-        let modulation = leaf("modulation", modulation, frozen)?;
-        Ok(BlockCondition { modulation, groups: condition.groups.clone(), text, _packed })
-    }
-
-    /// The layers that every tile goes through.
-    fn layers(&self) -> impl Iterator<Item = &Linear> {
-        let a = &self.attention;
-        let cross = self.cross.iter().flat_map(|cross| [&cross.attention.q, &cross.attention.out]);
-        [&a.q, &a.k, &a.v, &a.out, &self.ffn.0, &self.ffn.1].into_iter().chain(cross)
-    }
-
-    /// Takes the gradients that the tiles have left in `cond` on to the block's weights and to `condition`.
-    pub fn end(&self, condition: &Condition, cond: &BlockCondition) -> Result<()> {
-        if let Some(grad) = &cond.modulation.grad {
-            self.table.accumulate(&grad.sum_keepdim(0)?)?;
-            condition.modulation.accumulate(grad)?;
-        }
-        if let (Some(cross), Some(text), Some(of_block)) = (&self.cross, &condition.text, &cond.text) {
-            let (tape, input) = (Tape::recording(), text.embedded.value.clone());
-            let (keys, values) = self.text_rows(&tape, cross, &input)?;
-            let outputs = [(&keys, of_block.keys.grad()?), (&values, of_block.values.grad()?)];
-            text.embedded.accumulate(&tape.backward(&outputs, &[&input])?.remove(0))?;
-        }
-        Ok(())
-    }
-
-    /// Keys and values `[rows, D]` of text rows.
-    fn text_rows(&self, tape: &Tape, cross: &Cross, text: &Tensor) -> Result<(Tensor, Tensor)> {
-        let tokens = text.dims()[0];
-        let a = &cross.attention;
-        let [k, v] = [&a.k, &a.v].map(|layer| layer.at(Rows { start: 0, tokens }, false));
-        Ok((rms_norm(tape, &k.forward(tape, text)?, &a.norm_k, self.eps)?, v.forward(tape, text)?))
-    }
-
     /// q, k, v `[n, D]` of a tile `x` `[n, D]`, in the compute dtype. Differentiable in x.
     pub fn before(
         &self,

@@ -10,6 +10,8 @@
 //! all, class labels with a null class, any patch size on pixels.
 
 mod block;
+mod block_condition;
+mod block_weights;
 mod condition;
 mod config;
 mod cross;
@@ -32,7 +34,8 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::ops::{Draws, Dropout, clear, release};
-pub use block::{Block, BlockCondition};
+pub use block::Block;
+pub use block_condition::BlockCondition;
 pub use condition::{Condition, Conditioner, Conditioning};
 pub use config::{MOST_POSITIONS, ModelConfig};
 pub use cross::{CrossText, cross_attention};

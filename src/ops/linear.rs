@@ -6,11 +6,9 @@
 //! weights are packed once for all tiles.
 
 use candle_core::{DType, Result, Tensor};
-use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use super::custom::{Custom, Op1, Op2, Values, read, write};
-use super::dropout::Input;
 use super::elementwise::sum_columns;
 use super::gelu::{gelu, gelu_backward};
 use super::low_rank::LowRank;
@@ -18,7 +16,6 @@ use super::packed::{Arithmetic, PackedGuard, PackedSlot};
 use super::products::{Addend, WeightMatrix};
 use super::residual::Gate;
 use super::{Param, Real, Rows, Tape};
-use crate::simd::Isa;
 use crate::simd::product::Epilogue;
 
 /// A linear layer over weights `[out, in]` and bias `[out]`, which may have an adapter.
@@ -31,33 +28,13 @@ pub struct Linear {
     /// What is added to x Wᵀ.
     pub(super) low_rank: Option<LowRank>,
     pub(super) how: Arithmetic,
-    packed: PackedSlot,
+    pub(super) packed: PackedSlot,
 }
 
 impl Linear {
     /// A layer over `weight` `[out, in]` and `bias` `[out]`, rounding operands to bf16 if `bf16` (f32 data only).
     pub fn new(weight: Param, bias: Param, bf16: bool) -> Self {
         Self { weight, bias, low_rank: None, how: Arithmetic::best(bf16), packed: PackedSlot::default() }
-    }
-
-    /// The same layer with an adapter: x Wᵀ + s x Aᵀ Bᵀ stands for x Wᵀ everywhere.
-    pub fn adapted(self, low_rank: Option<LowRank>) -> Self {
-        Self { low_rank, ..self }
-    }
-
-    /// The layer for an input of these rows, which an adapter's dropout draws by: this rank's tokens of clips if
-    /// `sharded`, or else what all ranks have.
-    pub fn at(&self, rows: Rows, sharded: bool) -> Cow<'_, Self> {
-        match self.low_rank.as_ref().and_then(|low_rank| low_rank.at(Input { rows, sharded })) {
-            Some(low_rank) => Cow::Owned(self.clone().adapted(Some(low_rank))),
-            None => Cow::Borrowed(self),
-        }
-    }
-
-    /// The same layer on one instruction set, for tests and benchmarks.
-    pub fn on(self, isa: Isa) -> Self {
-        let low_rank = self.low_rank.map(LowRank::unpacked);
-        Self { how: Arithmetic { isa, ..self.how }, packed: PackedSlot::default(), low_rank, ..self }
     }
 
     /// Keeps the weights packed, for all clones of this layer, until the guard is dropped. They must not change

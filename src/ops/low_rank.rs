@@ -5,13 +5,14 @@
 //! that no addend as large as y lies in memory; the share of x's gradient is one of dy W.
 
 use candle_core::Result;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::dropout::{Drawn, Dropout, Input};
-use super::packed::{Arithmetic, PackedSlot};
 use super::elementwise::add_into;
+use super::packed::{Arithmetic, PackedSlot};
 use super::products::{Addend, Packed, WeightMatrix};
-use super::{Param, Real, write};
+use super::{Linear, Param, Real, Rows, write};
 
 /// The low-rank addend of a linear layer.
 #[derive(Clone, Debug)]
@@ -140,5 +141,21 @@ impl LowRank {
     fn rescale<T: Real>(&self, rows: &mut [T]) {
         let scale = T::of(self.scale);
         rows.iter_mut().for_each(|value| *value *= scale);
+    }
+}
+
+impl Linear {
+    /// The same layer with an adapter: x Wᵀ + s x Aᵀ Bᵀ stands for x Wᵀ everywhere.
+    pub fn adapted(self, low_rank: Option<LowRank>) -> Self {
+        Self { low_rank, ..self }
+    }
+
+    /// The layer for an input of these rows, which an adapter's dropout draws by: this rank's tokens of clips if
+    /// `sharded`, or else what all ranks have.
+    pub fn at(&self, rows: Rows, sharded: bool) -> Cow<'_, Self> {
+        match self.low_rank.as_ref().and_then(|low_rank| low_rank.at(Input { rows, sharded })) {
+            Some(low_rank) => Cow::Owned(self.clone().adapted(Some(low_rank))),
+            None => Cow::Borrowed(self),
+        }
     }
 }

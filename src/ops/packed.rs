@@ -5,8 +5,9 @@ use half::bf16;
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
 
+use super::low_rank::LowRank;
 use super::products::{Packed, WeightMatrix, WeightValues};
-use super::{Param, Real, read};
+use super::{Linear, Param, Real, read};
 use crate::simd::Isa;
 
 /// How a layer's products are computed.
@@ -58,5 +59,13 @@ impl PackedSlot {
         }
         let values = read::<T>(&weight.value)?;
         f(&matrix(WeightValues::Same(&values)))
+    }
+}
+
+impl Linear {
+    /// The same layer on one instruction set, for tests and benchmarks.
+    pub fn on(self, isa: Isa) -> Self {
+        let low_rank = self.low_rank.map(LowRank::unpacked);
+        Self { how: Arithmetic { isa, ..self.how }, packed: PackedSlot::default(), low_rank, ..self }
     }
 }

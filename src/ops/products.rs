@@ -6,9 +6,9 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use super::gemm;
+use crate::simd::lines::Lines;
 #[cfg(feature = "media")]
 use crate::simd::panel::right_words;
-use crate::simd::lines::Lines;
 use crate::simd::panel::{Matrix, Panels, Source, across, across_left, along};
 use crate::simd::product::{Epilogue, add_product, product};
 use crate::simd::vector::Simd;

@@ -4,14 +4,14 @@
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
-use super::setup::RunSetup;
+use super::rank::Rank;
 use crate::Result;
 use crate::batch::{NoisyClip, NoisyClips, squared_errors, upload};
-use crate::data::{Bucket, ClipRows, Dataset, FrameRegion};
-use crate::diffusion::{Objective, QUANTILES, SigmaDistribution, heldout_key, timestep};
+use crate::data::{Bucket, ClipRows, ClipSets, Dataset, FrameRegion};
+use crate::diffusion::{QUANTILES, SigmaDistribution, heldout_key, timestep};
 use crate::engine::Engine;
 use crate::model::Model;
-use crate::parallel::{Mesh, Reduce};
+use crate::parallel::Reduce;
 use crate::sample::conditioning;
 
 /// What the held-out clips have said of the weights.
@@ -34,26 +34,24 @@ fn mean(losses: &[f64]) -> f64 {
     losses.iter().sum::<f64>() / losses.len() as f64
 }
 
-/// What is needed to measure the held-out loss on one rank.
-pub struct Heldout<'a> {
-    setup: &'a RunSetup,
-    mesh: &'a Mesh,
-    objective: &'a Objective,
-}
-
-impl<'a> Heldout<'a> {
-    /// None if the run has no held-out clips.
-    pub fn new(setup: &'a RunSetup, mesh: &'a Mesh, objective: &'a Objective) -> Option<Self> {
-        setup.heldout.as_ref().map(|_| Self { setup, mesh, objective })
+impl Rank<'_> {
+    /// The held-out losses of the averaged weights: after every `train.heldout_every` steps, and after the `last`.
+    pub fn heldout_losses(&self, step: u64, last: bool) -> Result<HeldoutLosses> {
+        let every = self.setup.config.train.heldout_every;
+        match &self.setup.heldout {
+            Some(clips) if every > 0 && (last || step.is_multiple_of(every)) => {
+                self.weights.averaged(|model| self.losses_of(model, clips))
+            }
+            _ => Ok(HeldoutLosses::default()),
+        }
     }
 
     /// The losses of all clips, on all ranks.
-    pub fn losses(&self, model: &Model) -> Result<HeldoutLosses> {
-        let Some(clips) = &self.setup.heldout else { return Ok(HeldoutLosses::default()) };
+    fn losses_of(&self, model: &Model, clips: &ClipSets) -> Result<HeldoutLosses> {
         let (mut quantiles, mut sizes, mut first) = (vec![0.0; QUANTILES], vec![], 0);
         for (bucket, dataset) in clips.buckets().iter().enumerate() {
             let share = dataset.len() as f64 / clips.len() as f64;
-            let of_bucket = self.losses_of(model, bucket, dataset, first)?;
+            let of_bucket = self.bucket_losses(model, bucket, dataset, first)?;
             sizes.push((Bucket::from(dataset.options().size()), mean(&of_bucket)));
             quantiles.iter_mut().zip(of_bucket).for_each(|(sum, loss)| *sum += share * loss);
             first += dataset.len();
@@ -66,7 +64,7 @@ impl<'a> Heldout<'a> {
 
     /// The mean loss at each quantile of a bucket's clips, which have the numbers from `first` on. Clips are dealt to
     /// data ranks in turn.
-    fn losses_of(&self, model: &Model, bucket: usize, dataset: &Dataset, first: usize) -> Result<Vec<f64>> {
+    fn bucket_losses(&self, model: &Model, bucket: usize, dataset: &Dataset, first: usize) -> Result<Vec<f64>> {
         let grid = self.setup.grid(dataset)?;
         let sigmas = SigmaDistribution::new(&self.setup.config.diffusion, grid.iter().product())?.heldout(QUANTILES);
         let engine = Engine::new(model, &self.mesh.sequence, grid, QUANTILES, self.setup.config.train.tile)?
@@ -97,7 +95,7 @@ impl<'a> Heldout<'a> {
             let patch = model.config.patch_size;
             let clips = NoisyClips {
                 clips: &clips,
-                objective: self.objective,
+                objective: &self.objective,
                 tokens: tokens.clone(),
                 patch,
                 channels: model.config.in_channels,

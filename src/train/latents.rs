@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compute, RunConfig};
-use crate::data::{Crop, Dataset, FrameRegion, Request};
+use crate::data::{ClipRows, Crop, Dataset, FrameRegion, ReadClip, Request};
 use crate::encode::cache::{Contents, LatentCache, VaeKey};
 use crate::encode::fill::{Filling, fill};
 use crate::encode::latents::Latents;
@@ -134,6 +134,15 @@ impl RunLatents {
     pub fn read(&self, request: &Request, region: &FrameRegion) -> Result<Latents> {
         let (_, cache) = &self.trained[request.bucket];
         cache.read(cache.number(request.clip, request.epoch), region)
+    }
+
+    /// What reads a region of each bucket's clips for a loader.
+    pub(super) fn reader(self: &Arc<Self>, regions: Vec<FrameRegion>) -> Box<ReadClip<dyn ClipRows>> {
+        let latents = self.clone();
+        Box::new(move |request, _, _| {
+            let rows: Arc<dyn ClipRows> = Arc::new(latents.read(request, &regions[request.bucket])?);
+            Ok(rows)
+        })
     }
 
     /// A region of the latents of a held-out clip.

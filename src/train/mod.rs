@@ -16,9 +16,11 @@ pub(crate) mod heldout;
 mod latents;
 mod lineage;
 mod monitor;
+mod rank;
 mod report;
 mod run;
 mod samples;
+mod saving;
 pub(crate) mod setup;
 mod trainer;
 

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::run::Rank;
+use super::rank::Rank;
 use super::setup::{RunSetup, Start};
 use crate::config::RunConfig;
 use crate::data::Turn;

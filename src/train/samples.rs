@@ -1,7 +1,7 @@
 //! Samples clips while a run trains, as `longreel sample` would from the checkpoint of that step.
 
+use super::rank::Rank;
 use super::report::Report;
-use super::run::Rank;
 use crate::Result;
 use crate::sample::{ClipSampler, ClipSpec, Request};
 

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::monitor::with_monitor;
 use super::progress::Progress;
-use super::run::{Ended, Rank};
+use super::rank::{Ended, Rank};
 use super::run_lock::RunLock;
 use super::setup::{RunSetup, Start};
 use crate::config::{Data, RunConfig};

@@ -118,7 +118,7 @@ pub(super) fn backward<S: Simd, E: PackedElement, O: PackedElement + Default>(
         dq.par_chunks_mut(sq * d).enumerate().for_each(|(head, dq)| {
             dq.par_chunks_mut(S::WIDTH * d).enumerate().for_each(|(block, dq)| {
                 let sums = &sums[(head * blocks + block) * sums_len..];
-                if S::MATRIX { finish_turned::<S, O>(dq, sums, d, scale) } else { finish(dq, sums, d, scale) }
+                finish(dq, sums, d, if S::MATRIX { [1, S::WIDTH] } else { [wide(d), 1] }, scale);
             });
         });
     }
@@ -138,19 +138,10 @@ fn sums_words<S: Simd>(d: usize) -> usize {
     S::WIDTH * if S::MATRIX { wide(d).next_multiple_of(S::ROWS) } else { wide(d) }
 }
 
-/// Rounds `[rows, wide]` sums to `[rows, d]` elements, times `scale`.
-fn finish<E: PackedElement>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
-    for (out, sums) in out.chunks_exact_mut(d).zip(sums.chunks_exact(wide(d))) {
-        for (out, x) in out.iter_mut().zip(sums) {
-            *out = E::from_f32(x * scale as f32);
-        }
-    }
-}
-
-/// As [`finish`], for sums `[wide, WIDTH]`.
-fn finish_turned<S: Simd, E: PackedElement>(out: &mut [E], sums: &[f32], d: usize, scale: f64) {
-    for (row, out) in out.chunks_exact_mut(d).enumerate() {
-        for (out, x) in out.iter_mut().zip(sums[row..].iter().step_by(S::WIDTH)) {
+/// Rounds sums to `[rows, d]` elements, times `scale`; that of row i, column j is at `i row + j column` of `sums`.
+fn finish<E: PackedElement>(out: &mut [E], sums: &[f32], d: usize, [row, column]: [usize; 2], scale: f64) {
+    for (i, out) in out.chunks_exact_mut(d).enumerate() {
+        for (out, x) in out.iter_mut().zip(sums[i * row..].iter().step_by(column)) {
             *out = E::from_f32(x * scale as f32);
         }
     }
@@ -204,6 +195,8 @@ impl<E: PackedElement, O: PackedElement> Kernel for Keys<'_, E, O> {
             self.k.rows::<S>(self.head, self.first, keys, of_keys, &mut k_of_dq);
         }
         let mut ds = Scratch::take(of_keys * S::WIDTH); // [keys, WIDTH], paired over keys
+        let step = if S::MATRIX { column_block::<S>(S::WIDTH) } else { S::WIDTH };
+        let column_block = if S::MATRIX { of_keys * step } else { 2 * S::LANES };
         let mut sums = Scratch::take(2 * padded * wide);
         let (dk, dv) = sums.floats().split_at_mut(padded * wide); // [keys, wide]
         let mut squares = Scratch::take(2 * RowBlock::words::<S>()); // of two row blocks, in turn
@@ -222,14 +215,7 @@ impl<E: PackedElement, O: PackedElement> Kernel for Keys<'_, E, O> {
             factor: (self.scale * LOG2_E) as f32,
             dk: dk.as_mut_ptr(),
             dv: dv.as_mut_ptr(),
-            pairs: match S::MATRIX {
-                true => Pairs {
-                    words: ds.as_mut_ptr(),
-                    step: column_block::<S>(S::WIDTH),
-                    column_block: of_keys * column_block::<S>(S::WIDTH),
-                },
-                false => Pairs { words: ds.as_mut_ptr(), step: S::WIDTH, column_block: 2 * S::LANES },
-            },
+            pairs: Pairs { words: ds.as_mut_ptr(), step, column_block },
             squares: [first, second].map(RowBlock::new::<S>),
         };
         let pieces = row_blocks * (self.blocks.len() / self.layout.total);
@@ -276,8 +262,8 @@ impl<E: PackedElement, O: PackedElement> Kernel for Keys<'_, E, O> {
             None => {}
         }
         let (dk, dv) = sums.floats().split_at(padded * wide);
-        finish(grads.dk, dk, d, self.scale);
-        finish(grads.dv, dv, d, 1.0);
+        finish(grads.dk, dk, d, [wide, 1], self.scale);
+        finish(grads.dv, dv, d, [wide, 1], 1.0);
     }
 }
 

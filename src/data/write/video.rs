@@ -13,7 +13,8 @@ use ffmpeg::{Dictionary, Packet, Rational, frame};
 use std::path::{Path, PathBuf};
 
 use super::{check_fps, frame_count};
-use crate::data::scale::from_rgb;
+use crate::data::ffmpeg::{Reason, set_colors};
+use crate::data::scale::context;
 use crate::files::NewFile;
 use crate::{Error, Result, bail};
 
@@ -292,6 +293,13 @@ fn failed(name: &Path, error: ffmpeg::Error) -> Error {
         ffmpeg::Error::Other { errno } => Error::io(name, std::io::Error::from_raw_os_error(errno)),
         other => Error::Data(format!("{}: FFmpeg could not write the video: {other}", name.display())),
     }
+}
+
+/// swscale, from RGB to frames of the same `size` (width, height) to be written: YUV is BT.709 in limited range.
+fn from_rgb(format: Pixel, size: (u32, u32)) -> Reason<scaling::Context> {
+    let mut context = context((Pixel::RGB24, size.0, size.1), format, size)?;
+    set_colors(&mut context, ffmpeg::ffi::SWS_CS_ITU709, None, false);
+    Ok(context)
 }
 
 #[cfg(test)]
