@@ -7,7 +7,7 @@
 //!
 //! The index names frames by their packets, not by their timestamps, which need not be different or in order.
 
-mod whole;
+mod decoding;
 
 use super::ffmpeg::{self, PacketId, PacketInfo, Reader, Reason};
 use super::opacity;
@@ -18,7 +18,7 @@ use ffmpeg_next::codec::Id;
 use ffmpeg_next::frame;
 use std::fs::File;
 use std::path::Path;
-pub(super) use whole::from_decoding;
+pub(super) use decoding::from_decoding;
 
 /// The frames of a video in the order of display.
 #[derive(Clone, Debug)]

@@ -66,7 +66,7 @@ impl Engine<'_> {
     /// Turns `dx`, the gradient of the block's output, into that of its input, in place.
     fn block_backward(&self, condition: &Condition, block: &Block, residuals: Residuals, dx: &Tensor) -> Result<()> {
         let Residuals { x, attention } = residuals;
-        let cond = block.begin(condition)?;
+        let mut cond = block.begin(condition)?;
         let Attention { o, lse } = match attention {
             Some(attention) => attention,
             None => self.attend(block, &cond, &x, [Phase::AgainExchange, Phase::AgainAttention])?,
@@ -76,13 +76,14 @@ impl Engine<'_> {
         let delta = self.buffer(self.heads(), self.dtype())?;
         self.each_tile(self.per_row.both * self.per_row.after, |tile| {
             let (tape, x, o) = (Tape::recording(), self.rows_of(&x, &tile)?, self.rows_of(&o, &tile)?);
-            let y = block.after(&tape, &x, &o, &cond, self.sample_rows(&tile))?;
+            let y = block.after_unread(&tape, &x, &o, &cond, self.sample_rows(&tile))?;
             let gradients = tape.backward(&[(&y, &self.rows_of(dx, &tile)?)], &[&x, &o])?;
             set_rows(dx, &gradients[0], tile.start)?;
             set_rows(&d_o, &gradients[1], tile.start)?;
             set_rows(&delta, &row_dot(&gradients[1], &o, self.heads())?, tile.start)
         })?;
         drop(o);
+        cond.unpin_after();
 
         let d_o = self.by_tokens(&d_o, self.model.config.attention_head_dim)?; // [B, local S, H, d]
         let delta = delta.reshape((self.batch, delta.dims()[0] / self.batch, self.heads()))?; // [B, local S, H]

@@ -57,6 +57,33 @@ impl Block {
     /// The block's output `[n, D]` from its input `x` and the attention output `o` (compute dtype), both `[n, D]`.
     /// Differentiable in x and o.
     pub fn after(&self, tape: &Tape, x: &Tensor, o: &Tensor, cond: &BlockCondition, rows: Rows) -> Result<Tensor> {
+        let (x, h) = self.up_to_mlp_output(tape, x, o, cond, rows)?;
+        Ok(self.ffn.1.at(rows, true).gate_to(tape, &x, &h, cond.gate_mlp(), cond.modulations(rows))?)
+    }
+
+    /// [`after`](Self::after) for a backward pass, which does not read the output: it may be zeros, and is no more
+    /// computed than gradients need.
+    pub fn after_unread(
+        &self,
+        tape: &Tape,
+        x: &Tensor,
+        o: &Tensor,
+        cond: &BlockCondition,
+        rows: Rows,
+    ) -> Result<Tensor> {
+        let (x, h) = self.up_to_mlp_output(tape, x, o, cond, rows)?;
+        Ok(self.ffn.1.at(rows, true).gate_to_unread(tape, &x, &h, cond.gate_mlp(), cond.modulations(rows))?)
+    }
+
+    /// The stream and the hidden rows that the MLP's last layer takes.
+    fn up_to_mlp_output(
+        &self,
+        tape: &Tape,
+        x: &Tensor,
+        o: &Tensor,
+        cond: &BlockCondition,
+        rows: Rows,
+    ) -> Result<(Tensor, Tensor)> {
         let o = cast(tape, o, x.dtype())?;
         let out = self.attention.out.at(rows, true);
         let mut x = out.gate_to(tape, x, &o, cond.gate_msa(), cond.modulations(rows))?;
@@ -75,6 +102,6 @@ impl Block {
         }
         let h = layer_norm(tape, &x, cond.modulate_mlp(rows), self.eps)?;
         let h = self.ffn.0.at(rows, true).gelu(tape, &h)?;
-        Ok(self.ffn.1.at(rows, true).gate_to(tape, &x, &h, cond.gate_mlp(), cond.modulations(rows))?)
+        Ok((x, h))
     }
 }

@@ -24,10 +24,17 @@ pub struct BlockCondition {
     modulation: Param, // [B, 6, D]
     groups: Option<Arc<RowGroups>>,
     pub(super) text: Option<CrossText>,
-    _packed: Vec<PackedGuard>, // the tiles' weights stay packed
+    // The tiles' weights stay packed, those before attention and those after it.
+    _packed_before: [PackedGuard; 3],
+    packed_after: Vec<PackedGuard>,
 }
 
 impl BlockCondition {
+    /// Gives back the packed weights of what comes after attention.
+    pub fn unpin_after(&mut self) {
+        self.packed_after.clear();
+    }
+
     /// The modulations of a tile's rows.
     pub(super) fn modulations(&self, rows: Rows) -> Rows {
         self.groups.as_ref().map_or(rows, |groups| groups.modulations(rows))
@@ -70,10 +77,12 @@ impl Block {
             }
             _ => None,
         };
-        let _packed = self.layers().map(Linear::pin_packed).collect();
+        let _packed_before = self.layers_before().map(Linear::pin_packed);
+        let packed_after = self.layers_after().map(Linear::pin_packed).collect();
         let frozen = self.table.is_frozen() && condition.modulation.is_frozen();
         let modulation = leaf("modulation", modulation, frozen)?;
-        Ok(BlockCondition { modulation, groups: condition.groups.clone(), text, _packed })
+        let groups = condition.groups.clone();
+        Ok(BlockCondition { modulation, groups, text, _packed_before, packed_after })
     }
 
     /// Takes the gradients that the tiles have left in `cond` on to the block's weights and to `condition`.

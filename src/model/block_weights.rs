@@ -61,10 +61,15 @@ impl Block {
         })
     }
 
-    /// The layers that every tile goes through.
-    pub(super) fn layers(&self) -> impl Iterator<Item = &Linear> {
+    /// The layers that every tile goes through before attention.
+    pub(super) fn layers_before(&self) -> [&Linear; 3] {
         let a = &self.attention;
+        [&a.q, &a.k, &a.v]
+    }
+
+    /// The layers that every tile goes through after attention.
+    pub(super) fn layers_after(&self) -> impl Iterator<Item = &Linear> {
         let cross = self.cross.iter().flat_map(|cross| [&cross.attention.q, &cross.attention.out]);
-        [&a.q, &a.k, &a.v, &a.out, &self.ffn.0, &self.ffn.1].into_iter().chain(cross)
+        [&self.attention.out, &self.ffn.0, &self.ffn.1].into_iter().chain(cross)
     }
 }

@@ -69,12 +69,26 @@ impl Linear {
         (modulation, index): (&Param, usize),
         rows: Rows,
     ) -> Result<Tensor> {
-        let gate = Gate { modulation: modulation.clone(), index, rows };
-        tape.two(
-            residual,
-            x,
-            Custom(WithGate { linear: self.clone(), gate, preactivation: SavedPreactivation::new(tape) }),
-        )
+        self.gated(tape, [residual, x], Gate { modulation: modulation.clone(), index, rows }, false)
+    }
+
+    /// The same for a backward pass that does not read the output: it is zeros where the gate is frozen, as nothing of
+    /// x Wᵀ is then needed.
+    pub fn gate_to_unread(
+        &self,
+        tape: &Tape,
+        residual: &Tensor,
+        x: &Tensor,
+        (modulation, index): (&Param, usize),
+        rows: Rows,
+    ) -> Result<Tensor> {
+        let skipped = modulation.is_frozen();
+        self.gated(tape, [residual, x], Gate { modulation: modulation.clone(), index, rows }, skipped)
+    }
+
+    fn gated(&self, tape: &Tape, [residual, x]: [&Tensor; 2], gate: Gate, skipped: bool) -> Result<Tensor> {
+        let preactivation = SavedPreactivation::new(tape);
+        tape.two(residual, x, Custom(WithGate { linear: self.clone(), gate, preactivation, skipped }))
     }
 
     /// Adds the weight and bias gradients for input `x` `[n, in]` and output gradient `dy` `[n, out]`, for where the
@@ -210,6 +224,8 @@ pub(super) struct WithGate {
     pub linear: Linear,
     pub gate: Gate,
     pub preactivation: SavedPreactivation,
+    /// The output is not read, and the gate has no gradient.
+    pub skipped: bool,
 }
 
 /// Adds the bias.
@@ -332,14 +348,20 @@ impl Op2 for WithGate {
     const NAME: &'static str = "linear, gate, residual";
 
     fn forward<T: Real>(&self, residual: &[T], x: &[T], dims: [&[usize]; 2]) -> Result<Vec<T>> {
-        let (bias, modulation) = (self.linear.bias::<T>()?, read::<T>(&self.gate.modulation.value)?);
         check_residual(&self.linear, dims)?;
+        if self.skipped {
+            return Ok(vec![T::zero(); residual.len()]);
+        }
+        let (bias, modulation) = (self.linear.bias::<T>()?, read::<T>(&self.gate.modulation.value)?);
         let epilogue = BiasGate { bias: &bias, residual, gate: &self.gate, modulation: &modulation };
         self.linear.product(x, dims[1], Some(&self.preactivation), &epilogue)
     }
 
     fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
-        let d_sums = self.gate.backward(self.preactivation.get::<Vec<T>>()?, dy)?;
+        let d_sums = match self.skipped {
+            true => self.gate.scaled(dy)?,
+            false => self.gate.backward(self.preactivation.get::<Vec<T>>()?, dy)?,
+        };
         Ok([None, Some(self.linear.backward(x, &d_sums)?)])
     }
 

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use super::gemm;
-use crate::simd::lines::Lines;
+use crate::simd::left::Lines;
 #[cfg(feature = "media")]
 use crate::simd::panel::right_words;
 use crate::simd::panel::{Matrix, Panels, Source, across, across_left, along};

@@ -29,6 +29,21 @@ impl Gate {
         &modulation[self.offset((self.rows.start + row) / self.rows.tokens, width)..][..width]
     }
 
+    /// The gradient of y, given that of x + gate y, where the gate's is not wanted.
+    pub fn scaled<T: Real>(&self, dout: &[T]) -> Result<Vec<T>> {
+        let width = self.modulation.value.dims()[2];
+        let modulation = read::<T>(&self.modulation.value)?;
+        let modulation: &[T] = &modulation;
+        let mut dy = UninitVec::new(dout.len());
+        dy.copied_chunks(dout, CHUNK * width).enumerate().for_each(|(i, dy)| {
+            for (row, dy) in dy.chunks_exact_mut(width).enumerate() {
+                let gate = self.row(modulation, i * CHUNK + row, width);
+                dy.iter_mut().zip(gate).for_each(|(dy, &g)| *dy *= g);
+            }
+        });
+        Ok(dy.into_vec())
+    }
+
     /// The gradient of y, given y and that of x + gate y; the gate's is added to the modulation's.
     pub fn backward<T: Real>(&self, y: &[T], dout: &[T]) -> Result<Vec<T>> {
         let width = self.modulation.value.dims()[2];

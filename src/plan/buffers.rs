@@ -214,8 +214,11 @@ pub struct Panels {
     /// Attention's: keys and values; queries, sums.
     forward: u64,
     backward: [u64; 2],
-    /// A block's weights for forward and for backward that are kept, and that are not.
-    weights: [u64; 2],
+    /// A block's weights that are kept between uses.
+    kept_weights: u64,
+    /// Others, for forward and for backward, of the layers before attention and of those after it.
+    before: [u64; 2],
+    after: [u64; 2],
     /// A tile's.
     tile: u64,
     /// The rank's share of what may be kept.
@@ -230,16 +233,20 @@ impl Panels {
         let forward = words(forward_words(s.half, each, s.group_tokens, d));
         let backward = backward_words(s.half, each, s.group_tokens, d).map(words);
         let (width, hidden) = (model.width(), model.ffn_dim);
-        let squares = if model.text_dim > 0 { 6 } else { 4 };
-        let mut weights = [0, 0];
-        for (count, out, inner) in [(squares, width, width), (1, hidden, width), (1, width, hidden)] {
-            for bytes in packed_words(out, inner, s.half).map(words) {
-                weights[usize::from(!kept(bytes))] += count * bytes;
+        let squares = if model.text_dim > 0 { 3 } else { 1 };
+        let (mut kept_weights, [mut before, mut after]) = (0, [[0; 2]; 2]);
+        let mut add = |side: &mut [u64; 2], count: u64, [out, inner]: [usize; 2]| {
+            for (bytes, sum) in packed_words(out, inner, s.half).map(words).into_iter().zip(side) {
+                *if kept(bytes) { &mut kept_weights } else { sum } += count * bytes;
             }
-        }
+        };
+        add(&mut before, 3, [width, width]);
+        add(&mut after, squares, [width, width]);
+        add(&mut after, 1, [hidden, width]);
+        add(&mut after, 1, [width, hidden]);
         // Of the weight gradient's product: rows of the hidden elements as left and as right operand, and of the width.
         let tile = (s.element() as usize * s.tile * 2 * (hidden + width)) as u64;
-        Self { forward, backward, weights, tile, most: (KEPT / s.ranks) as u64 }
+        Self { forward, backward, kept_weights, before, after, tile, most: (KEPT / s.ranks) as u64 }
     }
 
     /// Panels in use in one of the phases `at`, and those that are kept.
@@ -261,12 +268,20 @@ impl Panels {
                 false => {}
             }
         }
-        let ends = [At::Embed, At::Head, At::Update];
-        if at.iter().any(|phase| !ends.contains(phase)) {
-            used += self.weights[1];
-        }
-        idle += self.weights[0] + self.tile;
+        used += at.iter().map(|phase| self.weights_at(*phase)).max().unwrap_or(0);
+        idle += self.kept_weights + self.tile;
         vec![part("packed panels in use", used), part("packed panels and weights, kept", idle.min(self.most))]
+    }
+
+    /// A block's weights that are packed in a phase.
+    fn weights_at(&self, phase: At) -> u64 {
+        match phase {
+            At::Embed | At::Head | At::Update => 0,
+            At::ForwardAfter => self.before[0] + self.after[0],
+            At::BackwardAfter => self.before[0] + self.after[0] + self.after[1],
+            At::BackwardBefore => self.before[0] + self.before[1],
+            _ => self.before[0],
+        }
     }
 }
 

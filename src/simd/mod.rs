@@ -17,7 +17,7 @@ pub(crate) mod avx512_bf16;
 pub(crate) mod conv;
 mod exp;
 mod halves;
-pub(crate) mod lines;
+pub(crate) mod left;
 mod operands;
 pub(crate) mod packed_frame;
 pub(crate) mod pairs;

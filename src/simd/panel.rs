@@ -5,7 +5,7 @@
 //! them. Three layouts serve all products of a linear layer:
 //! - [`across`]: `[columns / w][rows / PAIR][w]`, contraction over the matrix' rows, a lane a column;
 //! - [`along`]: `[rows / w][columns / PAIR][w]`, contraction over its columns, a lane a row;
-//! - [`Lines`](super::lines::Lines): `[rows][columns / PAIR]`, contraction over its columns, word after word.
+//! - [`Lines`](super::left::Lines): `[rows][columns / PAIR]`, contraction over its columns, word after word.
 //!
 //! A right operand's panel is as wide as the instruction set's register tile, so that a step reads one contiguous run.
 //! A matrix unit's left operands are all row by row, so [`across_left`] turns its panels for it: `[columns][rows /
@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 use super::halves::{halve, widen};
-use super::lines::{apart, left, line_of_words};
+use super::left::{apart, left, line_of_words};
 use super::scratch::Scratch;
 use super::vector::{Kernel, Simd};
 

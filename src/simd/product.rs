@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 use std::ops::Range;
 
-use super::lines::{Block, Lines, left as left_lanes};
+use super::left::{Block, Lines, left as left_lanes};
 use super::panel::Panels;
 use super::scratch::Scratch;
 use super::tile::{Out, Right};

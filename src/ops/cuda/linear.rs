@@ -129,6 +129,9 @@ impl WithResidual {
 
 impl WithGate {
     pub(in crate::ops) fn on_gpu(&self, residual: Array, x: Array) -> Result<Numbers> {
+        if self.skipped {
+            return residual.device().clone_dtod(&residual.view()?);
+        }
         let sums = self.linear.on_gpu(x, Start::Nothing)?;
         let y = self.gate.on_gpu(residual, &sums)?;
         self.preactivation.save(sums);
@@ -136,7 +139,12 @@ impl WithGate {
     }
 
     pub(in crate::ops) fn back_on_gpu(&self, x: Array, dy: Array) -> Result<[Option<Numbers>; 2]> {
-        let d_sums = dy.tensor(self.gate.back_on_gpu(self.preactivation.get::<Numbers>()?, dy)?);
+        // A frozen gate's kernel reads y for a sum that nobody takes: any values serve.
+        let y = match self.skipped {
+            true => dy.view()?,
+            false => self.preactivation.get::<Numbers>()?.as_view(),
+        };
+        let d_sums = dy.tensor(self.gate.back_on_gpu(&y, dy)?);
         Ok([None, Some(self.linear.back_on_gpu(x, Lent::new(&d_sums).array(Self::NAME)?)?)])
     }
 }
@@ -236,7 +244,7 @@ impl Gate {
     }
 
     /// The gradient of y; the gate's is added to the modulation's.
-    pub(in crate::ops) fn back_on_gpu(&self, y: &CudaSlice<f32>, d_out: Array) -> Result<Numbers> {
+    pub(in crate::ops) fn back_on_gpu(&self, y: &CudaView<'_, f32>, d_out: Array) -> Result<Numbers> {
         let ([n, width], device) = (d_out.rows()?, d_out.device());
         let rows = TileRows::new(self.rows.start, self.rows.tokens);
         let [first, samples, runs] = rows.samples(n);
