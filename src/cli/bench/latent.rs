@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::ops::Range;
 
 use super::normal;
@@ -74,14 +74,8 @@ impl ShapeArgs {
 
     /// What a report says of the shape.
     pub fn facts(&self, tokens: usize, layers: usize) -> Vec<(&'static str, Value)> {
-        vec![
-            ("tokens", json!(tokens)),
-            ("layers", json!(layers)),
-            ("dim", json!(self.heads * self.head_dim)),
-            ("heads", json!(self.heads)),
-            ("head_dim", json!(self.head_dim)),
-            ("dtype", json!(self.dtype)),
-        ]
+        let &Self { heads, head_dim, dtype, .. } = self;
+        facts![tokens, layers, dim = heads * head_dim, heads, head_dim, dtype]
     }
 }
 
@@ -103,20 +97,22 @@ impl Latent {
         crate::diffusion::channel_last(&input, row, config.in_channels, &mut target);
         Self { input, target, row, weight: 1.0 / clip.len() as f64 }
     }
+
+    fn tensor(&self, values: &[f32], rows: Range<usize>, device: &Device) -> Result<Tensor> {
+        let values = &values[rows.start * self.row..rows.end * self.row];
+        Ok(Tensor::from_slice(values, (rows.len(), self.row), device)?)
+    }
 }
 
 impl Source for Latent {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
-        let values = &self.input[rows.start * self.row..rows.end * self.row];
-        Ok(Tensor::from_slice(values, (rows.len(), self.row), &Device::Cpu)?)
+        self.tensor(&self.input, rows, &Device::Cpu)
     }
 }
 
 impl Objective for Latent {
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
-        let target = &self.target[rows.start * self.row..rows.end * self.row];
-        let target = Tensor::from_slice(target, (rows.len(), self.row), output.device())?;
-        let error = (output - target)?;
+        let error = (output - self.tensor(&self.target, rows, output.device())?)?;
         let sum = f64::from(error.sqr()?.sum_all()?.to_scalar::<f32>()?);
         Ok((sum * self.weight, (error * (2.0 * self.weight))?))
     }

@@ -54,6 +54,11 @@ impl Report {
         self
     }
 
+    /// Forward, and forward and backward: seconds and operations of each.
+    pub fn passes(self, forward: [f64; 2], both: [f64; 2]) -> Self {
+        self.pass("forward", "fwd", forward[0], forward[1]).pass("forward+backward", "fwdbwd", both[0], both[1])
+    }
+
     /// A further number, in a line of its own called `name` unless that is empty.
     pub fn with(mut self, key: &'static str, name: &'static str, value: f64) -> Self {
         self.more.push((key, name, value));
@@ -61,30 +66,28 @@ impl Report {
     }
 
     pub fn json(&self) -> String {
-        let mut map = Map::new();
-        let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);
-        put("what", json!(self.what));
-        for (key, value) in &self.facts {
-            put(key, value.clone());
-        }
-        for row in &self.rows {
-            put(&format!("{}_s", row.key), json!(row.seconds));
-            put(&format!("{}_gflops", row.key), json!(row.flop / row.seconds / 1e9));
+        let mut map: Map<String, Value> =
+            self.facts.iter().map(|(key, value)| ((*key).into(), value.clone())).collect();
+        let mut put = |key: String, value: f64| map.insert(key, json!(value));
+        for Row { key, seconds, flop, .. } in &self.rows {
+            put(format!("{key}_s"), *seconds);
+            put(format!("{key}_gflops"), flop / seconds / 1e9);
             if let Some(peak) = self.peak {
-                put(&format!("{}_share", row.key), json!(row.flop / row.seconds / peak));
+                put(format!("{key}_share"), flop / seconds / peak);
+                put("peak_gflops".into(), peak / 1e9);
             }
         }
-        if let Some(peak) = self.peak {
-            put("peak_gflops", json!(peak / 1e9));
-        }
         for (key, _, value) in &self.more {
-            put(key, json!(value));
+            put((*key).into(), *value);
         }
-        put("peak_rss_gib", json!(peak_rss_gib()));
+        put("peak_rss_gib".into(), peak_rss_gib());
+        map.insert("what".into(), json!(self.what));
         Value::Object(map).to_string()
     }
 
     pub fn table(&self) -> String {
+        // Text without its quotes.
+        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let facts: Vec<String> = self.facts.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect();
         let mut text = format!("{}: {}\n", self.what, facts.join(", "));
         if let Some(peak) = self.peak {
@@ -103,11 +106,6 @@ impl Report {
         text.pop(); // the last line's end is who prints it's
         text
     }
-}
-
-/// Text without its quotes.
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// The most memory that this process has held.
