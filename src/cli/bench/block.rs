@@ -38,9 +38,9 @@ fn measure(args: &BlockArgs, threads: usize) -> Result<Report> {
     let init = |layers| Model::init(&args.shape.config(layers), DType::F32, bf16, 0);
     let models = [init(1)?, init(2)?];
     let alone = Sequence::new(Arc::new(Single), config.num_attention_heads, 0)?;
-    let engine = |model| Engine::new(model, &alone, grid, 1, args.shape.tile);
+    let engine = |model| Engine::new(model, &alone, grid, 1, 0);
     let engines = [engine(&models[0])?, engine(&models[1])?];
-    let latent = Latent::draw(args.shape.size(), &config, 0..tokens);
+    let latent = Latent::draw(args.shape.size(), &config, 0..tokens)?;
     let conditioning = args.shape.conditioning()?;
     let peak = peak_of(Isa::best(), args.shape.dtype);
     let difference = |f: &dyn Fn(&Engine) -> Result<()>| difference(args.timing.runs, &engines, f);

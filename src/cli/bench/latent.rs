@@ -12,7 +12,6 @@ use crate::cli::at_least_1;
 use crate::config::Compute;
 use crate::engine::{Objective, Source};
 use crate::model::{Conditioning, ModelConfig, Patches, TextTokens};
-use crate::rng::{Key, Purpose};
 
 /// The shapes: a latent of 16 channels in patches of 1 x 2 x 2, and a text.
 #[derive(Debug, Args)]
@@ -44,9 +43,6 @@ pub struct ShapeArgs {
     /// Arithmetic of linear layers and attention
     #[arg(long, default_value = "bf16")]
     pub dtype: Compute,
-    /// Rows of a tile; 0: as in training
-    #[arg(long, default_value = "0")]
-    pub tile: usize,
 }
 
 impl ShapeArgs {
@@ -88,14 +84,13 @@ pub struct Latent {
 }
 
 impl Latent {
-    pub fn draw(size: [usize; 3], config: &ModelConfig, tokens: Range<usize>) -> Self {
+    pub fn draw(size: [usize; 3], config: &ModelConfig, tokens: Range<usize>) -> Result<Self> {
         let patches = Patches { channels: config.in_channels, size, patch: config.patch_size };
-        let mut clip = vec![0.0; config.in_channels * size.iter().product::<usize>()];
-        Key { seed: 0, purpose: Purpose::Test, step: 0, sample: 0 }.stream(0).fill_normal(&mut clip);
+        let clip = normal(&[config.in_channels * size.iter().product::<usize>()], 0)?.to_vec1::<f32>()?;
         let (input, row) = (patches.input_rows(&clip, tokens), patches.row());
         let mut target = vec![0.0; input.len()];
         crate::diffusion::channel_last(&input, row, config.in_channels, &mut target);
-        Self { input, target, row, weight: 1.0 / clip.len() as f64 }
+        Ok(Self { input, target, row, weight: 1.0 / clip.len() as f64 })
     }
 
     fn tensor(&self, values: &[f32], rows: Range<usize>, device: &Device) -> Result<Tensor> {

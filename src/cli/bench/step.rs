@@ -11,7 +11,7 @@ use super::latent::{Latent, ShapeArgs};
 use super::{Report, device_of, flops, median};
 use crate::Result;
 use crate::cli::{at_least_1, threads_per_rank};
-use crate::config::{Compute, Hardware, Place};
+use crate::config::{Compute, Hardware};
 use crate::engine::Engine;
 use crate::engine::stash::{Stash, StashOptions};
 use crate::model::{LoraSpec, Model, ModelConfig};
@@ -41,9 +41,6 @@ pub struct StepArgs {
     /// Threads of each rank; default: its share of the processors
     #[arg(long, value_parser = at_least_1)]
     threads: Option<usize>,
-    /// Where blocks keep what backward needs
-    #[arg(long, default_value = "ram")]
-    stash: Place,
     /// Train adapters of this rank over a frozen network, for all linear layers of all blocks; 0: train all weights
     #[arg(long, value_name = "RANK", default_value = "0")]
     lora: usize,
@@ -111,11 +108,10 @@ fn measure(
     };
     let model = model.to_device(device)?;
     let weights = TrainState::new(model, &options, comm.clone())?;
-    let stash = Stash::open(&StashOptions { place: args.stash, ..Default::default() }, comm.rank(), device)?;
-    let stash = Arc::new(Mutex::new(stash));
+    let stash = Stash::open(&StashOptions::default(), comm.rank(), device)?;
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;
-    let engine = Engine::new(&weights.model, &sequence, grid, 1, args.shape.tile)?.with_stash(stash);
-    let latent = Latent::draw(args.shape.size(), network, engine.local_tokens());
+    let engine = Engine::new(&weights.model, &sequence, grid, 1, 0)?.with_stash(Arc::new(Mutex::new(stash)));
+    let latent = Latent::draw(args.shape.size(), network, engine.local_tokens())?;
     let conditioning = args.shape.conditioning()?;
     comm.barrier()?;
     let peak = peak_on(device, Isa::best(), args.shape.dtype)?;
