@@ -71,15 +71,13 @@ impl<T: Transport> Collectives<T> {
         Ok(())
     }
 
-    /// The outcome of this rank's own work; the other ranks are told of a failure.
-    fn reported<R>(&self, outcome: Result<R>) -> Result<R> {
+    /// Does this rank's own work; the other ranks are told of a failure.
+    fn reported<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
         let Members { all, rank } = self.transport.members();
-        match &outcome {
-            Ok(_) => {}
-            Err(Error::Rank { rank, message }) => self.transport.fail(*rank, message),
-            Err(e) => self.transport.fail(all[*rank], &e.to_string()),
-        }
-        outcome
+        work().inspect_err(|e| match e {
+            Error::Rank { rank, message } => self.transport.fail(*rank, message),
+            e => self.transport.fail(all[*rank], &e.to_string()),
+        })
     }
 
     /// Sends and receives, and waits for it.
@@ -110,7 +108,7 @@ impl<T: Transport> Collectives<T> {
             (0..size).map(|i| Ok(Some(one(piece(i, round))?))).collect()
         };
         let receives = |round| (0..size).map(|_| Receive::New(vec![piece(rank, round).len()], dtype)).collect();
-        let (mut call, _) = self.begin(checked, CallArgs { call: name, ..CallArgs::default() }, || cut(0))?;
+        let (mut call, _) = self.begin(checked, CallArgs::of(name), || cut(0))?;
         let rounds = (0..size).map(|i| part(i).len().div_ceil(step)).max().unwrap_or(0);
         let share = bytes::zeros(&[part(rank).len()], dtype, buffer.device())?;
         let mut next = Some(self.transport.start(&mut call, None, receives(0))?);
@@ -145,8 +143,8 @@ impl<T: Transport> Communicator for Collectives<T> {
         let dtype = send.first().map_or(DType::F32, Tensor::dtype);
         let call = if send.is_empty() { "all_to_all of ".into() } else { format!("all_to_all of {dtype:?}") };
         let sends = send.iter().map(|t| t.dims().to_vec()).enumerate().collect();
-        let own =
-            CallArgs { call, sends, expects: shapes.iter().cloned().enumerate().collect(), ..CallArgs::default() };
+        let expects = shapes.iter().cloned().enumerate().collect();
+        let own = CallArgs { sends, expects, ..CallArgs::of(call) };
         let device = send.first().map_or(Device::Cpu, |t| t.device().clone());
         let first = || {
             let ready = |(i, t): (usize, Tensor)| {
@@ -155,21 +153,20 @@ impl<T: Transport> Communicator for Collectives<T> {
             };
             send.into_iter().enumerate().map(ready).collect()
         };
-        let work = || {
+        self.reported(|| {
             let (mut call, _) = self.begin(checked, own, first)?;
             let receives = shapes.iter().map(|shape| Receive::New(shape.clone(), dtype)).collect();
             let received = self.exchange(&mut call, None, receives)?;
             received.into_iter().map(|t| self.transport.unstage(t, &device)).collect()
-        };
-        self.reported(work())
+        })
     }
 
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
         let checked = check::all_gather(send, shapes, self.rank(), self.size(), |t| self.transport.check(t));
         let call = format!("all_gather of {:?} {shapes:?}", send.dtype());
-        let work = || {
+        self.reported(|| {
             let first = || Ok(vec![Some(self.transport.stage(send)?); self.size()]);
-            let (mut call, _) = self.begin(checked, CallArgs { call, ..CallArgs::default() }, first)?;
+            let (mut call, _) = self.begin(checked, CallArgs::of(call), first)?;
             let receives = shapes.iter().map(|shape| Receive::New(shape.clone(), send.dtype())).collect();
             let received = self.exchange(&mut call, None, receives)?;
             let own_copy = |(i, t): (usize, Tensor)| {
@@ -179,26 +176,24 @@ impl<T: Transport> Communicator for Collectives<T> {
             let received = received.into_iter().enumerate().map(own_copy).collect();
             self.transport.part(call)?;
             received
-        };
-        self.reported(work())
+        })
     }
 
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
         let checked = check::reduce_scatter(buffer, counts, self.size(), |t| self.transport.check(t));
         let name = format!("reduce_scatter of {:?} {counts:?}", buffer.dtype());
-        let work = || {
+        self.reported(|| {
             let staged = if checked.is_ok() { self.transport.stage(buffer)? } else { buffer.clone() };
             let (call, share) = self.reduce(checked, name, &staged, &|i| range_of(counts, i), Reduce::Sum)?;
             self.transport.part(call)?;
             self.transport.unstage(share, buffer.device())
-        };
-        self.reported(work())
+        })
     }
 
     fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
         let checked = check::all_reduce(buffer, |t| self.transport.check(t));
         let name = format!("all_reduce {op:?} of {:?} {:?}", buffer.dtype(), buffer.dims());
-        let work = || {
+        self.reported(|| {
             // A view where it is received, as the buffer is contiguous.
             let flat = if checked.is_ok() { self.transport.stage(&buffer.flatten_all()?)? } else { buffer.clone() };
             let split = Split::new(flat.elem_count(), self.size());
@@ -207,14 +202,13 @@ impl<T: Transport> Communicator for Collectives<T> {
             let receives = (0..self.size()).map(into).collect::<Result<_>>()?;
             self.exchange(&mut call, Some(vec![Some(share); self.size()]), receives)?;
             self.transport.write_back(buffer, &flat)
-        };
-        self.reported(work())
+        })
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
         let checked = check::broadcast(buffer, root, self.size(), |t| self.transport.check(t));
         let call = format!("broadcast of {:?} {:?} from {root}", buffer.dtype(), buffer.dims());
-        let work = || {
+        self.reported(|| {
             let flat = if checked.is_ok() { self.transport.stage(&buffer.flatten_all()?)? } else { buffer.clone() };
             let first = || {
                 if self.rank() != root {
@@ -223,36 +217,34 @@ impl<T: Transport> Communicator for Collectives<T> {
                 let sent = if T::SHARES { bytes::duplicate(&flat)? } else { flat.clone() };
                 Ok((0..self.size()).map(|i| (i != root).then(|| sent.clone())).collect())
             };
-            let (mut call, _) = self.begin(checked, CallArgs { call, ..CallArgs::default() }, first)?;
+            let (mut call, _) = self.begin(checked, CallArgs::of(call), first)?;
             self.transport.broadcast(&mut call, &flat, root)?;
             self.transport.write_back(buffer, &flat)
-        };
-        self.reported(work())
+        })
     }
 
     fn barrier(&self) -> Result<()> {
-        let work = || {
-            let own = CallArgs { call: "barrier".into(), ..CallArgs::default() };
-            let (mut call, _) = self.begin(Ok(()), own, || Ok(vec![]))?;
+        self.reported(|| {
+            let (mut call, _) = self.begin(Ok(()), CallArgs::of("barrier"), || Ok(vec![]))?;
             self.transport.barrier(&mut call)
-        };
-        self.reported(work())
+        })
     }
 
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
-        let work = || -> Result<Arc<dyn Communicator>> {
+        self.reported(|| {
             let split = [color as u64, key as u64, self.transport.free_number()];
-            let own = CallArgs { call: "split".into(), split, ..CallArgs::default() };
+            let own = CallArgs { split, ..CallArgs::of("split") };
             let (mut call, args) = self.begin(Ok(()), own, || Ok(vec![]))?;
             let sides = self.transport.sides(&mut call, &args, split)?;
             let (ranks, rank) = group_of(&sides, self.rank());
             let all = ranks.iter().map(|&r| self.transport.members().all[r]).collect();
-            Ok(match self.transport.split(&mut call, &sides, &ranks, Members { all, rank })? {
-                Some(transport) => Arc::new(Self::new(transport)),
-                None => Arc::new(Single),
-            })
-        };
-        self.reported(work())
+            let part: Arc<dyn Communicator> =
+                match self.transport.split(&mut call, &sides, &ranks, Members { all, rank })? {
+                    Some(transport) => Arc::new(Self::new(transport)),
+                    None => Arc::new(Single),
+                };
+            Ok(part)
+        })
     }
 
     fn reserve(&self) {

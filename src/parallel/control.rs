@@ -98,7 +98,7 @@ impl ControlPlane {
         let ready = link.input.expect(limits.joining + GRACE);
         match ready.map_err(|e| Error::Rank { rank: 0, message: format!("it left before all had come: {e}") })? {
             Frame::Ready => Ok(link),
-            Frame::Failed(Failure { rank, message, .. }) => Err(Error::Rank { rank, message }),
+            Frame::Failed(failure) => Err(failure.error()),
             _ => bail!(Environment, "rank 0 at {} speaks out of turn: is it the same longreel?", joiner.endpoint()),
         }
     }
@@ -150,19 +150,17 @@ impl ControlPlane {
         }
         let _turn = self.turn.lock();
         let links = &*self.links;
+        let own = bytes.to_vec();
         if links.rank != 0 {
-            links.send(0, &Frame::Data(bytes.to_vec()))?;
+            links.send(0, &Frame::Data(own))?;
             return (0..links.size).map(|_| links.take(0)).collect();
         }
-        let mut frames = vec![Frame::Data(bytes.to_vec())];
+        let others = (0..links.count()).map(|link| links.take(link));
+        let all = std::iter::once(Ok(own)).chain(others).collect::<Result<Vec<_>>>()?;
         for link in 0..links.count() {
-            frames.push(Frame::Data(links.take(link)?));
+            all.iter().try_for_each(|bytes| links.send(link, &Frame::Data(bytes.clone())))?;
         }
-        for link in 0..links.count() {
-            frames.iter().try_for_each(|frame| links.send(link, frame))?;
-        }
-        let data = |frame| if let Frame::Data(bytes) = frame { bytes } else { vec![] };
-        Ok(frames.into_iter().map(data).collect())
+        Ok(all)
     }
 
     /// What each rank gives, in rank order, as [`exchange`](Self::exchange) does.

@@ -19,7 +19,7 @@ use super::control::OnFailure;
 use super::cpu_affinity::CpuAffinity;
 use super::peers::Peers;
 use super::wire::{Failure, Frame, Presence};
-use crate::{Error, Result};
+use crate::Result;
 
 pub(super) struct Links {
     pub rank: usize,
@@ -54,10 +54,7 @@ struct State {
 
 impl State {
     fn check(&self) -> Result<()> {
-        match &self.failure {
-            Some(Failure { rank, message, .. }) => Err(Error::Rank { rank: *rank, message: message.clone() }),
-            None => Ok(()),
-        }
+        self.failure.as_ref().map_or(Ok(()), |failure| Err(failure.error()))
     }
 }
 
@@ -144,10 +141,16 @@ impl Links {
         }
     }
 
+    /// Changes what is known, and wakes all who wait for it.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let value = change(&mut self.state.lock());
+        self.news.notify_all();
+        value
+    }
+
     /// Ends all, at once.
     pub fn close(&self) {
-        self.state.lock().over = true;
-        self.news.notify_all();
+        self.change(|state| state.over = true);
         for link in &self.links {
             link.lock().shutdown(Shutdown::Both);
         }
@@ -176,20 +179,19 @@ impl Links {
 
     /// The next bytes that are received on a link; waits for them.
     pub fn take(&self, link: usize) -> Result<Vec<u8>> {
-        let mut state = self.state.lock();
+        let rank = self.other(link);
         loop {
+            let mut state = self.state.lock();
+            self.news.wait_while(&mut state, |state| {
+                state.inbox[link].is_empty() && state.failure.is_none() && !state.peers.left(rank)
+            });
             if let Some(bytes) = state.inbox[link].pop_front() {
                 return Ok(bytes);
             }
             state.check()?;
-            if state.peers.left(self.other(link)) {
-                let message = format!("it ended while rank {} waits for it", self.rank);
-                drop(state);
-                self.take_failure(Failure { rank: self.other(link), message, lost: false }, None);
-                state = self.state.lock();
-                continue;
-            }
-            self.news.wait(&mut state);
+            drop(state);
+            let message = format!("it ended while rank {} waits for it", self.rank);
+            self.take_failure(Failure { rank, message, lost: false }, None);
         }
     }
 
@@ -197,46 +199,41 @@ impl Links {
     pub fn listen(&self, link: usize, mut input: Incoming, silence: Duration) {
         let other = self.other(link);
         loop {
-            let frame = input.next(silence);
-            let mut state = self.state.lock();
-            if frame.is_ok() {
-                state.peers.hear(other);
-            }
+            let frame = match input.next(silence) {
+                Ok(frame) => frame,
+                Err(e) => return self.end(link, &e, silence),
+            };
+            self.state.lock().peers.hear(other);
             match frame {
-                Ok(Frame::Ready) => {}
-                Ok(Frame::Heartbeat(presence)) => state.peers.take(other, presence),
-                Ok(Frame::Left(rank)) => {
-                    drop(state);
+                Frame::Ready => {}
+                Frame::Heartbeat(presence) => self.change(|state| state.peers.take(other, presence)),
+                Frame::Left(rank) => {
                     let rank = if self.rank == 0 { other } else { rank };
                     if self.rank == 0 {
                         self.tell(&Frame::Left(rank), Some(link)); // before rank 0 can see that all have left, and end
                     }
-                    self.state.lock().peers.leave(rank);
+                    self.change(|state| state.peers.leave(rank));
                 }
-                Ok(Frame::Data(_)) if state.inbox[link].len() > self.size => {
-                    drop(state);
+                Frame::Data(_) if self.state.lock().inbox[link].len() > self.size => {
                     return self.lose(link, "it sends more than it is asked for".into());
                 }
-                Ok(Frame::Data(bytes)) => state.inbox[link].push_back(bytes),
-                Ok(Frame::Failed(failure)) => {
-                    drop(state);
-                    self.take_failure(failure, Some(link));
-                }
-                Err(e) => {
-                    let ended = if self.rank == 0 { state.peers.left(other) } else { state.peers.all_left() };
-                    let expected = ended || state.over;
-                    let message = self.why_lost(&state, other, &e, silence);
-                    drop(state);
-                    if !expected {
-                        self.lose(link, message);
-                    }
-                    self.state.lock().closed[link] = true;
-                    self.news.notify_all();
-                    return;
-                }
+                Frame::Data(bytes) => self.change(|state| state.inbox[link].push_back(bytes)),
+                Frame::Failed(failure) => self.take_failure(failure, Some(link)),
             }
-            self.news.notify_all();
         }
+    }
+
+    /// Nothing more comes by a link: its rank is lost unless its end was expected.
+    fn end(&self, link: usize, e: &io::Error, silence: Duration) {
+        let (state, other) = (self.state.lock(), self.other(link));
+        let ended = if self.rank == 0 { state.peers.left(other) } else { state.peers.all_left() };
+        let expected = ended || state.over;
+        let message = self.why_lost(&state, other, e, silence);
+        drop(state);
+        if !expected {
+            self.lose(link, message);
+        }
+        self.change(|state| state.closed[link] = true);
     }
 
     /// Why the link to `rank` has ended, for people; `silence` is how long nothing was heard.
@@ -287,8 +284,7 @@ impl Links {
         if let Some(link) = lost {
             let _ = self.links[link].lock().send(&frame);
         }
-        self.state.lock().telling = false;
-        self.news.notify_all();
+        self.change(|state| state.telling = false);
     }
 
     /// Sends a heartbeat on every link each `every`, and looks for ranks that wait for each other. A busy rank may not

@@ -25,6 +25,10 @@ pub(super) struct CallArgs {
 }
 
 impl CallArgs {
+    pub fn of(call: impl Into<String>) -> Self {
+        Self { call: call.into(), ..Self::default() }
+    }
+
     /// What of it concerns rank `rank`.
     #[cfg(feature = "mpi")]
     pub fn for_rank(&self, rank: usize) -> Self {
