@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
 
-use super::transport::{CallArgs, Sends};
+use super::transport::{CallArgs, Members, Sends};
 use super::wire::Failure;
 use crate::Result;
 
@@ -24,14 +24,6 @@ pub(super) struct Deposit {
     pub args: CallArgs,
     /// What it sends.
     pub tensors: Sends,
-}
-
-/// The members of a communicator, and its number.
-#[derive(Clone)]
-pub(super) struct Group {
-    pub id: u64,
-    /// World ranks, in the group's order.
-    pub members: Arc<[usize]>,
 }
 
 /// Shared by all ranks of a run.
@@ -105,10 +97,10 @@ impl Rendezvous {
         self.state.lock().failure.as_ref().map(|failure| failure.rank)
     }
 
-    /// Deposits `own` as member `index` of `group`, waits for all others' and returns all, in the group's order.
-    pub fn meet(&self, group: &Group, index: usize, ticket: u64, own: Deposit) -> Result<Arc<Vec<Deposit>>> {
-        let key = (group.id, ticket);
-        let me = group.members[index];
+    /// Deposits `own` in a call of group `id`, waits for the other `members`' and returns all, in the group's order.
+    pub fn meet(&self, id: u64, members: &Members, ticket: u64, own: Deposit) -> Result<Arc<Vec<Deposit>>> {
+        let (key, Members { all, rank }) = ((id, ticket), members);
+        let me = all[*rank];
         let mut state = self.state.lock();
         state.check()?;
         let presence = &mut state.ranks[me];
@@ -116,17 +108,15 @@ impl Rendezvous {
         presence.waits = true;
 
         let call = state.pending.entry(key).or_insert_with(|| PendingCall {
-            members: group.members.clone(),
-            deposits: group.members.iter().map(|_| None).collect(),
+            members: all.clone(),
+            deposits: all.iter().map(|_| None).collect(),
             full: None,
             seen: 0,
         });
-        call.deposits[index] = Some(own);
+        call.deposits[*rank] = Some(own);
         if call.deposits.iter().all(Option::is_some) {
             call.full = Some(Arc::new(call.deposits.drain(..).flatten().collect()));
-            for &member in group.members.iter() {
-                state.ranks[member].waits = false;
-            }
+            all.iter().for_each(|&member| state.ranks[member].waits = false);
         } else {
             state.look_for_the_stuck();
         }
@@ -140,7 +130,7 @@ impl Rendezvous {
                 && let Some(full) = call.full.clone()
             {
                 call.seen += 1;
-                if call.seen == group.members.len() {
+                if call.seen == members.size() {
                     state.pending.remove(&key);
                 }
                 return Ok(full);
