@@ -10,7 +10,6 @@ use std::fmt::Write;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -31,8 +30,6 @@ pub(super) struct Links {
     /// No code under this lock panics half-way through a change.
     state: Mutex<State>,
     news: Condvar,
-    /// Set with the first failure.
-    failed: AtomicBool,
 }
 
 struct State {
@@ -73,8 +70,8 @@ impl Links {
             over: false,
         };
         let links = links.into_iter().map(Mutex::new).collect();
-        let (affinities, news, failed) = Default::default();
-        Self { rank, size, affinities, links, state: Mutex::new(state), news, failed }
+        let (affinities, news) = Default::default();
+        Self { rank, size, affinities, links, state: Mutex::new(state), news }
     }
 
     pub fn count(&self) -> usize {
@@ -83,7 +80,7 @@ impl Links {
 
     /// The failure that stopped the run, if one has.
     pub fn check(&self) -> Result<()> {
-        if self.failed.load(Ordering::Acquire) { self.state.lock().check() } else { Ok(()) }
+        self.state.lock().check()
     }
 
     /// Says that the calling thread is the one that the rank's work runs in.
@@ -275,7 +272,6 @@ impl Links {
         }
         state.failure = Some(failure.clone());
         (state.failed_at, state.telling) = (Instant::now(), true);
-        self.failed.store(true, Ordering::Release);
         drop(state);
         self.news.notify_all();
         let lost = from.filter(|&link| failure.rank == self.other(link));
@@ -292,8 +288,10 @@ impl Links {
     pub fn beat(&self, every: Duration, OnFailure { notice, give_up }: OnFailure) {
         let mut state = self.state.lock();
         while !state.over {
-            let presence = if self.rank == 0 { Presence::default() } else { state.peers.own().clone() };
-            let stuck = if self.rank == 0 { state.peers.stuck(2 * every) } else { None };
+            let (presence, stuck) = match self.rank {
+                0 => (Presence::default(), state.peers.stuck(2 * every)),
+                _ => (state.peers.own().clone(), None),
+            };
             drop(state);
             self.tell(&Frame::Heartbeat(presence), None);
             if let Some(failure) = stuck {
@@ -336,17 +334,8 @@ impl Links {
         });
     }
 
-    /// Says in which call this rank waits for others, if in any.
-    pub fn present(&self, waits: Option<&str>) {
-        self.state.lock().peers.present(|presence| presence.waits = waits.map(str::to_owned));
-    }
-
-    /// Whether `rank` left so long ago that nothing more can come from it.
-    pub fn gone(&self, rank: usize) -> bool {
-        self.state.lock().peers.gone(rank)
-    }
-
-    pub fn all_left(&self) -> bool {
-        self.state.lock().peers.all_left()
+    /// What is known of all ranks, to look at or to change.
+    pub fn peers<T>(&self, work: impl FnOnce(&mut Peers) -> T) -> T {
+        work(&mut self.state.lock().peers)
     }
 }

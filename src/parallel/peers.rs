@@ -44,6 +44,12 @@ impl Peers {
         peer.since = Instant::now();
     }
 
+    /// Says in which call this rank waits for others, if in any.
+    #[cfg(feature = "mpi")]
+    pub fn wait_in(&mut self, call: Option<&str>) {
+        self.present(|presence| presence.waits = call.map(str::to_owned));
+    }
+
     /// Says that something was heard from `rank`.
     pub fn hear(&mut self, rank: usize) {
         self.peers[rank].heard = Instant::now();

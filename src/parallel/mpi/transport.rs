@@ -83,7 +83,7 @@ impl Transport for ByMpi {
                 if let Some(note) = channel.take(member, tag)? {
                     let note = serde_json::from_slice(&note);
                     notes[i] = Some(note.map_err(|e| Error::Environment(format!("a rank of another longreel? {e}")))?);
-                } else if control.links().gone(member) {
+                } else if control.links().peers(|peers| peers.gone(member)) {
                     control.fail(member, &format!("it returned while rank {} waits in {text}", control.rank()));
                 }
             }
