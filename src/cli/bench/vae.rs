@@ -134,7 +134,7 @@ fn measure_stages(stages: Vec<Stage>, args: &VaeArgs, mut report: Report) -> Res
         let seconds = timed(args.runs, || stage.push(frame.clone()).map(drop))?;
         let name = format!("{channels} x {rows} x {width}");
         let flop = stage.flops() * (rows * width) as f64;
-        report = report.pass(name, format!("side_{}", stage.side), seconds, flop);
+        report = report.pass(&name, &format!("side_{}", stage.side), seconds, flop);
     }
     Ok(report)
 }
