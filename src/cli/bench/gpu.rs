@@ -15,7 +15,7 @@ pub fn peak_on(device: &Device, isa: Isa, dtype: Compute) -> Result<f64> {
     const N: usize = 8192;
     const RUNS: usize = 8;
     let x = Tensor::rand(-1f32, 1f32, (N, N), device)?.to_dtype(dtype.dtype())?;
-    let products = |runs| {
+    let products = |runs| -> Result<()> {
         (0..runs).try_for_each(|_| x.matmul(&x).map(drop))?;
         Ok(device.synchronize()?)
     };

@@ -51,15 +51,15 @@ fn measure(args: &LinearArgs, threads: usize) -> Result<Report> {
     let peak = peak_of(Isa::best(), dtype);
     let forward = timed(args.timing.runs, || {
         let _held = layer.pin_packed(); // packed once for all tiles, as in training
-        tiles().try_for_each(|tile| layer.forward(&Tape::off(), &rows(&x, &tile)?).map(drop))
+        Ok(tiles().try_for_each(|tile| layer.forward(&Tape::off(), &rows(&x, &tile)?).map(drop))?)
     })?;
     let both = timed(args.timing.runs, || {
         let _held = layer.pin_packed();
-        tiles().try_for_each(|tile| {
+        Ok(tiles().try_for_each(|tile| {
             let (tape, x) = (Tape::recording(), rows(&x, &tile)?);
             let y = layer.forward(&tape, &x)?;
             tape.backward(&[(&y, &rows(&dy, &tile)?)], &[&x]).map(drop)
-        })
+        })?)
     })?;
     let flop = flops::linear(tokens, inner, out);
     let facts = facts![tokens, in = inner, out, dtype, threads, tile];
