@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::split::{group_of, range_of};
-use super::transport::{AllArgs, CallArgs, Members, Receive, Sends, Transport};
+use super::transport::{CallArgs, Members, Receive, Sends, Transport};
 use super::{Communicator, Reduce, Single, Split, check, sum};
 use crate::ops::bytes;
 use crate::{Error, Result};
@@ -28,19 +28,14 @@ impl<T: Transport> Collectives<T> {
 
     /// Begins a call, once all ranks have. `checked` says whether this rank's arguments are sound; `first` makes what
     /// it sends first. Fails on every rank alike if one refuses or two disagree.
-    fn begin(
-        &self,
-        checked: Result<()>,
-        own: CallArgs,
-        first: impl FnOnce() -> Result<Sends>,
-    ) -> Result<(T::Call, AllArgs)> {
+    fn begin(&self, checked: Result<()>, own: CallArgs, first: impl FnOnce() -> Result<Sends>) -> Result<T::Call> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let first = if checked.is_ok() { first()? } else { vec![] };
         let own = CallArgs { refusal: checked.err().map(|e| e.to_string()), ..own };
         let text = format!("{} (call {number} of ranks {:?})", own.call, self.transport.members().all);
         let (call, args) = self.transport.begin(number, &text, own, first)?;
         self.judge(number, &args)?;
-        Ok((call, args))
+        Ok(call)
     }
 
     /// Fails if a rank refuses, or two disagree, as every rank does that sees the same.
@@ -108,7 +103,7 @@ impl<T: Transport> Collectives<T> {
             (0..size).map(|i| Ok(Some(one(piece(i, round))?))).collect()
         };
         let receives = |round| (0..size).map(|_| Receive::New(vec![piece(rank, round).len()], dtype)).collect();
-        let (mut call, _) = self.begin(checked, CallArgs::of(name), || cut(0))?;
+        let mut call = self.begin(checked, CallArgs::of(name), || cut(0))?;
         let rounds = (0..size).map(|i| part(i).len().div_ceil(step)).max().unwrap_or(0);
         let share = bytes::zeros(&[part(rank).len()], dtype, buffer.device())?;
         let mut next = Some(self.transport.start(&mut call, None, receives(0))?);
@@ -154,7 +149,7 @@ impl<T: Transport> Communicator for Collectives<T> {
             send.into_iter().enumerate().map(ready).collect()
         };
         self.reported(|| {
-            let (mut call, _) = self.begin(checked, own, first)?;
+            let mut call = self.begin(checked, own, first)?;
             let receives = shapes.iter().map(|shape| Receive::New(shape.clone(), dtype)).collect();
             let received = self.exchange(&mut call, None, receives)?;
             received.into_iter().map(|t| self.transport.unstage(t, &device)).collect()
@@ -166,7 +161,7 @@ impl<T: Transport> Communicator for Collectives<T> {
         let call = format!("all_gather of {:?} {shapes:?}", send.dtype());
         self.reported(|| {
             let first = || Ok(vec![Some(self.transport.stage(send)?); self.size()]);
-            let (mut call, _) = self.begin(checked, CallArgs::of(call), first)?;
+            let mut call = self.begin(checked, CallArgs::of(call), first)?;
             let receives = shapes.iter().map(|shape| Receive::New(shape.clone(), send.dtype())).collect();
             let received = self.exchange(&mut call, None, receives)?;
             let own_copy = |(i, t): (usize, Tensor)| {
@@ -217,7 +212,7 @@ impl<T: Transport> Communicator for Collectives<T> {
                 let sent = if T::SHARES { bytes::duplicate(&flat)? } else { flat.clone() };
                 Ok((0..self.size()).map(|i| (i != root).then(|| sent.clone())).collect())
             };
-            let (mut call, _) = self.begin(checked, CallArgs::of(call), first)?;
+            let mut call = self.begin(checked, CallArgs::of(call), first)?;
             self.transport.broadcast(&mut call, &flat, root)?;
             self.transport.write_back(buffer, &flat)
         })
@@ -225,17 +220,23 @@ impl<T: Transport> Communicator for Collectives<T> {
 
     fn barrier(&self) -> Result<()> {
         self.reported(|| {
-            let (mut call, _) = self.begin(Ok(()), CallArgs::of("barrier"), || Ok(vec![]))?;
+            let mut call = self.begin(Ok(()), CallArgs::of("barrier"), || Ok(vec![]))?;
             self.transport.barrier(&mut call)
         })
     }
 
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
         self.reported(|| {
-            let split = [color as u64, key as u64, self.transport.free_number()];
-            let own = CallArgs { split, ..CallArgs::of("split") };
-            let (mut call, args) = self.begin(Ok(()), own, || Ok(vec![]))?;
-            let sides = self.transport.sides(&mut call, &args, split)?;
+            // The same 64 bits: Candle has no u64.
+            let side = [color as u64, key as u64, self.transport.free_number()].map(|number| number as i64);
+            let own = self.transport.stage(&Tensor::new(&side, &Device::Cpu)?)?;
+            let mut call = self.begin(Ok(()), CallArgs::of("split"), || Ok(vec![Some(own); self.size()]))?;
+            let receives = (0..self.size()).map(|_| Receive::New(vec![side.len()], DType::I64)).collect();
+            let read = |side: Tensor| -> Result<[u64; 3]> {
+                let side = self.transport.unstage(side, &Device::Cpu)?.to_vec1::<i64>()?;
+                Ok(std::array::from_fn(|i| side[i] as u64))
+            };
+            let sides = self.exchange(&mut call, None, receives)?.into_iter().map(read).collect::<Result<Vec<_>>>()?;
             let (ranks, rank) = group_of(&sides, self.rank());
             let all = ranks.iter().map(|&r| self.transport.members().all[r]).collect();
             let part: Arc<dyn Communicator> =

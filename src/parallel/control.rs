@@ -16,6 +16,7 @@ use super::bootstrap::{self, Joiner};
 use super::connection::Connection;
 use super::cpu_affinity::CpuAffinity;
 use super::links::Links;
+use super::peers::Peers;
 use super::wire::{Failure, Frame, LONGEST};
 use super::{Limits, TorchrunEnv, thread_refused};
 use crate::{Error, Result, bail};
@@ -45,12 +46,8 @@ pub(super) struct OnFailure {
     pub give_up: Option<fn(&Links)>,
 }
 
-impl Default for OnFailure {
-    /// A process is left to notice.
-    fn default() -> Self {
-        Self { notice: Duration::from_secs(3), give_up: None }
-    }
-}
+/// A process is left to notice.
+const LEFT: OnFailure = OnFailure { notice: Duration::from_secs(3), give_up: None };
 
 impl ControlPlane {
     /// Meets the other processes of the job that `env` describes.
@@ -63,7 +60,7 @@ impl ControlPlane {
         let own = |e: Error| if env.rank == 0 { e } else { Error::Rank { rank: env.rank, message: e.to_string() } };
         let joiner = Joiner::by_torchrun(env, env.secret.key(env.rank, until).map_err(own)?);
         let listener = if env.rank == 0 { Some(bootstrap::listen(&joiner)?) } else { None };
-        Self::meet(&joiner, listener, limits, until, OnFailure::default())
+        Self::meet(&joiner, listener, limits, until, LEFT)
     }
 
     /// Meets the other processes `until` then: those that come to rank 0's `listener`.
@@ -126,7 +123,7 @@ impl ControlPlane {
 
     /// Says that the calling thread is the one that the rank's work runs in.
     pub(super) fn enter(&self) {
-        self.links.enter();
+        self.links.peers(Peers::enter);
     }
 
     /// Who has failed, waits or has left.

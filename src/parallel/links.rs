@@ -10,7 +10,6 @@ use std::fmt::Write;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::sync::OnceLock;
-use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::connection::{Incoming, Outgoing, late};
@@ -42,8 +41,6 @@ struct State {
     /// Links by which nothing more comes.
     closed: Vec<bool>,
     peers: Peers,
-    /// The thread that the rank's work runs in.
-    main: Option<ThreadId>,
     /// This rank has nothing left to do but to end.
     finishing: bool,
     over: bool,
@@ -65,7 +62,6 @@ impl Links {
             inbox: vec![VecDeque::new(); links.len()],
             closed: vec![false; links.len()],
             peers: Peers::new(rank, size),
-            main: None,
             finishing: false,
             over: false,
         };
@@ -83,17 +79,16 @@ impl Links {
         self.state.lock().check()
     }
 
-    /// Says that the calling thread is the one that the rank's work runs in.
-    pub fn enter(&self) {
-        self.state.lock().main = Some(thread::current().id());
+    /// What is known of all ranks, to look at or to change.
+    pub fn peers<T>(&self, work: impl FnOnce(&mut Peers) -> T) -> T {
+        work(&mut self.state.lock().peers)
     }
 
-    /// Whether this rank reports to the user: rank 0; if that is lost, the first on another host, or rank 1 if there
-    /// is one host only. All ranks answer alike.
     pub fn is_reporter(&self) -> bool {
         self.rank == self.reporter(&self.state.lock())
     }
 
+    /// The same on all ranks.
     fn reporter(&self, state: &State) -> usize {
         if !matches!(state.failure, Some(Failure { rank: 0, lost: true, .. })) {
             return 0;
@@ -322,20 +317,5 @@ impl Links {
     pub fn lost_for(&self) -> Option<Duration> {
         let state = self.state.lock();
         state.failure.as_ref().filter(|failure| failure.lost).map(|_| state.failed_at.elapsed())
-    }
-
-    /// Says that this rank begins a call.
-    pub fn begin(&self) {
-        let mut state = self.state.lock();
-        let off_main = state.main.is_some_and(|main| main != thread::current().id());
-        state.peers.present(|presence| {
-            presence.calls += 1;
-            presence.off_main |= off_main;
-        });
-    }
-
-    /// What is known of all ranks, to look at or to change.
-    pub fn peers<T>(&self, work: impl FnOnce(&mut Peers) -> T) -> T {
-        work(&mut self.state.lock().peers)
     }
 }
