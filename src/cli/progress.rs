@@ -1,18 +1,14 @@
 //! The progress of a command: a line that renews itself on a terminal, a log line now and then elsewhere.
 
-use indicatif::ProgressBar;
-use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::observe::stderr::{bar, leave};
+use crate::observe::stderr::{LOG_EVERY, ProgressLine, bar};
 use crate::terminal::clock;
-use crate::train::progress::LOG_EVERY;
 
 /// How far a command is, and when it will be done.
 pub(super) struct Progress {
-    bar: Option<ProgressBar>,
+    line: ProgressLine,
     start: Instant,
-    logged: Mutex<Instant>,
 }
 
 /// The bar's length.
@@ -21,33 +17,20 @@ const PARTS: u64 = 10_000;
 impl Progress {
     /// Of work that begins now.
     pub fn new() -> Self {
-        let now = Instant::now();
-        Self { bar: bar(PARTS, 0), start: now, logged: Mutex::new(now) }
+        Self { line: ProgressLine::new(bar(PARTS, 0), LOG_EVERY), start: Instant::now() }
     }
 
     /// Shows what is at work, and when all is done, from the share that is.
     pub fn update(&self, what: &str, share: f64) {
         let line = format!("{what}{}", eta(share, self.start.elapsed()));
-        if let Some(bar) = &self.bar {
-            bar.set_position((share * PARTS as f64) as u64);
-            bar.set_message(line);
-            return;
-        }
-        let mut logged = self.logged.lock();
-        if logged.elapsed() >= LOG_EVERY {
-            tracing::info!("{line}");
-            *logged = Instant::now();
-        }
+        self.line.show((share * PARTS as f64) as u64, line, false);
     }
 }
 
 impl Drop for Progress {
     /// However the work ends: the line goes, what was written is printed in its place.
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-            leave();
-        }
+        self.line.finish(true);
     }
 }
 

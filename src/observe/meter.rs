@@ -13,12 +13,12 @@
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use super::section::{Phase, Section, StepTimes, Traffic};
 
 /// What a rank is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
     /// The phase that began last.
     pub phase: Option<Phase>,
@@ -29,14 +29,9 @@ pub struct Now {
     pub began: Option<Instant>,
 }
 
-impl Now {
-    fn between_steps() -> Self {
-        Self { phase: None, section: Section::Rest, block: None, began: None }
-    }
-}
-
-/// Meters one rank. Any thread may read it; `begin`, `during` and `end` are for the rank's own thread.
-#[derive(Debug)]
+/// Meters one rank, at first between steps, not asked to stop. Any thread may read it; `begin`, `during` and `end` are
+/// for the rank's own thread.
+#[derive(Debug, Default)]
 pub struct StepMeter {
     /// Operations of the step that are done, and all of them.
     done: AtomicU64,
@@ -47,26 +42,12 @@ pub struct StepMeter {
     clock: Mutex<Clock>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Clock {
     now: Now,
-    /// When the current section began.
-    since: Instant,
+    /// When the current section began; none if no work did yet.
+    since: Option<Instant>,
     spent: StepTimes,
-}
-
-impl Default for StepMeter {
-    /// Between steps, not asked to stop.
-    fn default() -> Self {
-        let now = Now::between_steps();
-        Self {
-            done: AtomicU64::new(0),
-            total: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-            skipped: AtomicBool::new(false),
-            clock: Mutex::new(Clock { now, since: Instant::now(), spent: StepTimes::default() }),
-        }
-    }
 }
 
 impl StepMeter {
@@ -75,16 +56,15 @@ impl StepMeter {
         let mut clock = self.clock.lock();
         self.done.store(0, Relaxed);
         self.total.store(total, Relaxed);
-        let start = Instant::now();
-        clock.now = Now { began: Some(start), ..Now::between_steps() };
-        (clock.since, clock.spent) = (start, StepTimes::default());
+        let began = Some(Instant::now());
+        *clock = Clock { now: Now { began, ..Now::default() }, since: began, spent: StepTimes::default() };
     }
 
     /// The step has ended: where its time went.
     pub fn end(&self) -> StepTimes {
         let mut clock = self.clock.lock();
         clock.switch(Section::Rest);
-        clock.now = Now::between_steps();
+        clock.now = Now::default();
         clock.spent.clone()
     }
 
@@ -164,8 +144,8 @@ impl Clock {
     /// Adds the time since the last switch to the current section, and switches to `section`; returns the one before.
     fn switch(&mut self, section: Section) -> Section {
         let now = Instant::now();
-        self.spent.time[self.now.section as usize] += now - self.since;
-        self.since = now;
+        self.spent.time[self.now.section as usize] +=
+            self.since.replace(now).map_or(Duration::ZERO, |since| now - since);
         std::mem::replace(&mut self.now.section, section)
     }
 }
@@ -174,7 +154,6 @@ impl Clock {
 mod tests {
     use super::*;
     use std::thread::sleep;
-    use std::time::Duration;
 
     #[test]
     fn times_of_sections_add_up_to_the_step() {

@@ -12,10 +12,10 @@ use crate::terminal::counted;
 
 /// A list of names, an enum's variants in order.
 macro_rules! named {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident: $text:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($variant,)* }
+    ($(#[$meta:meta])* $name:ident { $($(#[$of:meta])* $variant:ident: $text:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name { $($(#[$of])* $variant,)* }
 
         impl $name {
             /// All, in order.
@@ -31,6 +31,7 @@ macro_rules! named {
 
 named! {
     /// The sections of a step that a rank's time is divided into.
+    #[derive(Default)]
     Section {
         Data: "waiting for clips",
         Embed: "embedding",
@@ -45,52 +46,52 @@ named! {
         Exchange: "exchanges between ranks",
         Stash: "waiting for the stash",
         Optimizer: "optimizer",
+        #[default]
         Rest: "other",
     }
 }
 
-/// Phases in order: name for people, and the section of what is computed there. What a phase waits for, exchanges and
-/// the stash, has sections of its own.
-macro_rules! phases {
-    ($($(#[$doc:meta])* $variant:ident: $text:literal, $section:ident;)*) => {
-        /// A phase of a step: where the engine is, by which buffers live together. `Again` is attention once more,
-        /// where its output is not stashed.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Phase { $($(#[$doc])* $variant,)* }
-
-        impl Phase {
-            /// Its name for people.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-
-            /// The section that its computing belongs to.
-            pub fn section(self) -> Section {
-                match self { $(Self::$variant => Section::$section,)* }
-            }
-        }
-    };
+named! {
+    /// A phase of a step: where the engine is, by which buffers live together. `Again` is attention once more, where
+    /// its output is not stashed.
+    Phase {
+        /// From rows of frames to the residual stream.
+        Embed: "embedding",
+        /// Tiles of q, k and v, which then go from tokens to heads.
+        ForwardExchange: "forward: exchange of q, k, v",
+        ForwardAttention: "forward: attention",
+        /// Its output, back with the tokens, goes through the block's other half.
+        ForwardAfter: "forward: after attention",
+        Head: "head and loss",
+        AgainExchange: "backward: exchange of q, k, v, again",
+        AgainAttention: "backward: attention, again",
+        BackwardAfter: "backward: after attention",
+        BackwardExchange: "backward: exchange of q, k, v",
+        BackwardAttention: "backward: attention",
+        /// dq, dk and dv go from heads to tokens.
+        BackwardReturn: "backward: exchange of gradients",
+        BackwardBefore: "backward: before attention",
+        /// Behind the last block: the embedding's gradient, sums over ranks, the optimizer.
+        Update: "sums of gradients, optimizer",
+    }
 }
 
-phases! {
-    /// From rows of frames to the residual stream.
-    Embed: "embedding", Embed;
-    /// Tiles of q, k and v, which then go from tokens to heads.
-    ForwardExchange: "forward: exchange of q, k, v", Before;
-    ForwardAttention: "forward: attention", Attention;
-    /// Its output, back with the tokens, goes through the block's other half.
-    ForwardAfter: "forward: after attention", After;
-    Head: "head and loss", Head;
-    AgainExchange: "backward: exchange of q, k, v, again", Before;
-    AgainAttention: "backward: attention, again", Attention;
-    BackwardAfter: "backward: after attention", AfterBackward;
-    BackwardExchange: "backward: exchange of q, k, v", Before;
-    BackwardAttention: "backward: attention", AttentionBackward;
-    /// dq, dk and dv go from heads to tokens.
-    BackwardReturn: "backward: exchange of gradients", Exchange;
-    BackwardBefore: "backward: before attention", BeforeBackward;
-    /// Behind the last block: the embedding's gradient, sums over ranks, the optimizer.
-    Update: "sums of gradients, optimizer", EmbedBackward;
+impl Phase {
+    /// The section that its computing belongs to. What it waits for, exchanges and the stash, has sections of its own.
+    pub fn section(self) -> Section {
+        match self {
+            Self::Embed => Section::Embed,
+            Self::ForwardExchange | Self::AgainExchange | Self::BackwardExchange => Section::Before,
+            Self::ForwardAttention | Self::AgainAttention => Section::Attention,
+            Self::ForwardAfter => Section::After,
+            Self::Head => Section::Head,
+            Self::BackwardAfter => Section::AfterBackward,
+            Self::BackwardAttention => Section::AttentionBackward,
+            Self::BackwardReturn => Section::Exchange,
+            Self::BackwardBefore => Section::BeforeBackward,
+            Self::Update => Section::EmbedBackward,
+        }
+    }
 }
 
 named! {
@@ -151,12 +152,10 @@ impl StepTimes {
 
     /// Names and values of a step for its record: `seconds_SECTION`, `bytes_TRAFFIC`; what is 0 is left out.
     pub fn values(&self) -> impl Iterator<Item = (String, f64)> {
+        let times = Section::ALL.map(|section| ("seconds", section.name(), self.of(section).as_secs_f64()));
+        let bytes = Traffic::ALL.map(|traffic| ("bytes", traffic.name(), self.moved(traffic) as f64));
         let key = |kind: &str, name: &str| format!("{kind}_{}", name.replace(", ", "_").replace([' ', '-'], "_"));
-        let times = Section::ALL
-            .into_iter()
-            .map(move |section| (key("seconds", section.name()), self.of(section).as_secs_f64()));
-        let bytes =
-            Traffic::ALL.into_iter().map(move |traffic| (key("bytes", traffic.name()), self.moved(traffic) as f64));
-        times.chain(bytes).filter(|(_, value)| *value > 0.0)
+        let values = times.into_iter().chain(bytes).filter(|(.., value)| *value > 0.0);
+        values.map(move |(kind, name, value)| (key(kind, name), value))
     }
 }

@@ -1,5 +1,6 @@
 //! Names what a rank computes on, and in which arithmetic.
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 /// Arithmetic of the heavy operations.
@@ -20,6 +21,14 @@ impl Compute {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Of the tensors that it computes on.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
         }
     }
 

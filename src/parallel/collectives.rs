@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::split::{group_of, range_of};
-use super::transport::{AllArgs, CallArgs, Members, Receive, Sends, Transport};
+use super::transport::{CallArgs, Members, Receive, Sends, Transport};
 use super::{Communicator, Reduce, Single, Split, check, sum};
 use crate::ops::bytes;
 use crate::{Error, Result};
@@ -28,19 +28,14 @@ impl<T: Transport> Collectives<T> {
 
     /// Begins a call, once all ranks have. `checked` says whether this rank's arguments are sound; `first` makes what
     /// it sends first. Fails on every rank alike if one refuses or two disagree.
-    fn begin(
-        &self,
-        checked: Result<()>,
-        own: CallArgs,
-        first: impl FnOnce() -> Result<Sends>,
-    ) -> Result<(T::Call, AllArgs)> {
+    fn begin(&self, checked: Result<()>, own: CallArgs, first: impl FnOnce() -> Result<Sends>) -> Result<T::Call> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let first = if checked.is_ok() { first()? } else { vec![] };
         let own = CallArgs { refusal: checked.err().map(|e| e.to_string()), ..own };
         let text = format!("{} (call {number} of ranks {:?})", own.call, self.transport.members().all);
         let (call, args) = self.transport.begin(number, &text, own, first)?;
         self.judge(number, &args)?;
-        Ok((call, args))
+        Ok(call)
     }
 
     /// Fails if a rank refuses, or two disagree, as every rank does that sees the same.
@@ -71,15 +66,13 @@ impl<T: Transport> Collectives<T> {
         Ok(())
     }
 
-    /// The outcome of this rank's own work; the other ranks are told of a failure.
-    fn reported<R>(&self, outcome: Result<R>) -> Result<R> {
+    /// Does this rank's own work; the other ranks are told of a failure.
+    fn reported<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
         let Members { all, rank } = self.transport.members();
-        match &outcome {
-            Ok(_) => {}
-            Err(Error::Rank { rank, message }) => self.transport.fail(*rank, message),
-            Err(e) => self.transport.fail(all[*rank], &e.to_string()),
-        }
-        outcome
+        work().inspect_err(|e| match e {
+            Error::Rank { rank, message } => self.transport.fail(*rank, message),
+            e => self.transport.fail(all[*rank], &e.to_string()),
+        })
     }
 
     /// Sends and receives, and waits for it.
@@ -110,7 +103,7 @@ impl<T: Transport> Collectives<T> {
             (0..size).map(|i| Ok(Some(one(piece(i, round))?))).collect()
         };
         let receives = |round| (0..size).map(|_| Receive::New(vec![piece(rank, round).len()], dtype)).collect();
-        let (mut call, _) = self.begin(checked, CallArgs { call: name, ..CallArgs::default() }, || cut(0))?;
+        let mut call = self.begin(checked, CallArgs::of(name), || cut(0))?;
         let rounds = (0..size).map(|i| part(i).len().div_ceil(step)).max().unwrap_or(0);
         let share = bytes::zeros(&[part(rank).len()], dtype, buffer.device())?;
         let mut next = Some(self.transport.start(&mut call, None, receives(0))?);
@@ -145,8 +138,8 @@ impl<T: Transport> Communicator for Collectives<T> {
         let dtype = send.first().map_or(DType::F32, Tensor::dtype);
         let call = if send.is_empty() { "all_to_all of ".into() } else { format!("all_to_all of {dtype:?}") };
         let sends = send.iter().map(|t| t.dims().to_vec()).enumerate().collect();
-        let own =
-            CallArgs { call, sends, expects: shapes.iter().cloned().enumerate().collect(), ..CallArgs::default() };
+        let expects = shapes.iter().cloned().enumerate().collect();
+        let own = CallArgs { sends, expects, ..CallArgs::of(call) };
         let device = send.first().map_or(Device::Cpu, |t| t.device().clone());
         let first = || {
             let ready = |(i, t): (usize, Tensor)| {
@@ -155,21 +148,20 @@ impl<T: Transport> Communicator for Collectives<T> {
             };
             send.into_iter().enumerate().map(ready).collect()
         };
-        let work = || {
-            let (mut call, _) = self.begin(checked, own, first)?;
+        self.reported(|| {
+            let mut call = self.begin(checked, own, first)?;
             let receives = shapes.iter().map(|shape| Receive::New(shape.clone(), dtype)).collect();
             let received = self.exchange(&mut call, None, receives)?;
             received.into_iter().map(|t| self.transport.unstage(t, &device)).collect()
-        };
-        self.reported(work())
+        })
     }
 
     fn all_gather(&self, send: &Tensor, shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
         let checked = check::all_gather(send, shapes, self.rank(), self.size(), |t| self.transport.check(t));
         let call = format!("all_gather of {:?} {shapes:?}", send.dtype());
-        let work = || {
+        self.reported(|| {
             let first = || Ok(vec![Some(self.transport.stage(send)?); self.size()]);
-            let (mut call, _) = self.begin(checked, CallArgs { call, ..CallArgs::default() }, first)?;
+            let mut call = self.begin(checked, CallArgs::of(call), first)?;
             let receives = shapes.iter().map(|shape| Receive::New(shape.clone(), send.dtype())).collect();
             let received = self.exchange(&mut call, None, receives)?;
             let own_copy = |(i, t): (usize, Tensor)| {
@@ -179,26 +171,24 @@ impl<T: Transport> Communicator for Collectives<T> {
             let received = received.into_iter().enumerate().map(own_copy).collect();
             self.transport.part(call)?;
             received
-        };
-        self.reported(work())
+        })
     }
 
     fn reduce_scatter(&self, buffer: &Tensor, counts: &[usize]) -> Result<Tensor> {
         let checked = check::reduce_scatter(buffer, counts, self.size(), |t| self.transport.check(t));
         let name = format!("reduce_scatter of {:?} {counts:?}", buffer.dtype());
-        let work = || {
+        self.reported(|| {
             let staged = if checked.is_ok() { self.transport.stage(buffer)? } else { buffer.clone() };
             let (call, share) = self.reduce(checked, name, &staged, &|i| range_of(counts, i), Reduce::Sum)?;
             self.transport.part(call)?;
             self.transport.unstage(share, buffer.device())
-        };
-        self.reported(work())
+        })
     }
 
     fn all_reduce(&self, buffer: &Tensor, op: Reduce) -> Result<()> {
         let checked = check::all_reduce(buffer, |t| self.transport.check(t));
         let name = format!("all_reduce {op:?} of {:?} {:?}", buffer.dtype(), buffer.dims());
-        let work = || {
+        self.reported(|| {
             // A view where it is received, as the buffer is contiguous.
             let flat = if checked.is_ok() { self.transport.stage(&buffer.flatten_all()?)? } else { buffer.clone() };
             let split = Split::new(flat.elem_count(), self.size());
@@ -207,14 +197,13 @@ impl<T: Transport> Communicator for Collectives<T> {
             let receives = (0..self.size()).map(into).collect::<Result<_>>()?;
             self.exchange(&mut call, Some(vec![Some(share); self.size()]), receives)?;
             self.transport.write_back(buffer, &flat)
-        };
-        self.reported(work())
+        })
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
         let checked = check::broadcast(buffer, root, self.size(), |t| self.transport.check(t));
         let call = format!("broadcast of {:?} {:?} from {root}", buffer.dtype(), buffer.dims());
-        let work = || {
+        self.reported(|| {
             let flat = if checked.is_ok() { self.transport.stage(&buffer.flatten_all()?)? } else { buffer.clone() };
             let first = || {
                 if self.rank() != root {
@@ -223,36 +212,40 @@ impl<T: Transport> Communicator for Collectives<T> {
                 let sent = if T::SHARES { bytes::duplicate(&flat)? } else { flat.clone() };
                 Ok((0..self.size()).map(|i| (i != root).then(|| sent.clone())).collect())
             };
-            let (mut call, _) = self.begin(checked, CallArgs { call, ..CallArgs::default() }, first)?;
+            let mut call = self.begin(checked, CallArgs::of(call), first)?;
             self.transport.broadcast(&mut call, &flat, root)?;
             self.transport.write_back(buffer, &flat)
-        };
-        self.reported(work())
+        })
     }
 
     fn barrier(&self) -> Result<()> {
-        let work = || {
-            let own = CallArgs { call: "barrier".into(), ..CallArgs::default() };
-            let (mut call, _) = self.begin(Ok(()), own, || Ok(vec![]))?;
+        self.reported(|| {
+            let mut call = self.begin(Ok(()), CallArgs::of("barrier"), || Ok(vec![]))?;
             self.transport.barrier(&mut call)
-        };
-        self.reported(work())
+        })
     }
 
     fn split(&self, color: usize, key: usize) -> Result<Arc<dyn Communicator>> {
-        let work = || -> Result<Arc<dyn Communicator>> {
-            let split = [color as u64, key as u64, self.transport.free_number()];
-            let own = CallArgs { call: "split".into(), split, ..CallArgs::default() };
-            let (mut call, args) = self.begin(Ok(()), own, || Ok(vec![]))?;
-            let sides = self.transport.sides(&mut call, &args, split)?;
+        self.reported(|| {
+            // The same 64 bits: Candle has no u64.
+            let side = [color as u64, key as u64, self.transport.free_number()].map(|number| number as i64);
+            let own = self.transport.stage(&Tensor::new(&side, &Device::Cpu)?)?;
+            let mut call = self.begin(Ok(()), CallArgs::of("split"), || Ok(vec![Some(own); self.size()]))?;
+            let receives = (0..self.size()).map(|_| Receive::New(vec![side.len()], DType::I64)).collect();
+            let read = |side: Tensor| -> Result<[u64; 3]> {
+                let side = self.transport.unstage(side, &Device::Cpu)?.to_vec1::<i64>()?;
+                Ok(std::array::from_fn(|i| side[i] as u64))
+            };
+            let sides = self.exchange(&mut call, None, receives)?.into_iter().map(read).collect::<Result<Vec<_>>>()?;
             let (ranks, rank) = group_of(&sides, self.rank());
             let all = ranks.iter().map(|&r| self.transport.members().all[r]).collect();
-            Ok(match self.transport.split(&mut call, &sides, &ranks, Members { all, rank })? {
-                Some(transport) => Arc::new(Self::new(transport)),
-                None => Arc::new(Single),
-            })
-        };
-        self.reported(work())
+            let part: Arc<dyn Communicator> =
+                match self.transport.split(&mut call, &sides, &ranks, Members { all, rank })? {
+                    Some(transport) => Arc::new(Self::new(transport)),
+                    None => Arc::new(Single),
+                };
+            Ok(part)
+        })
     }
 
     fn reserve(&self) {

@@ -16,6 +16,7 @@ use super::bootstrap::{self, Joiner};
 use super::connection::Connection;
 use super::cpu_affinity::CpuAffinity;
 use super::links::Links;
+use super::peers::Peers;
 use super::wire::{Failure, Frame, LONGEST};
 use super::{Limits, TorchrunEnv, thread_refused};
 use crate::{Error, Result, bail};
@@ -45,12 +46,8 @@ pub(super) struct OnFailure {
     pub give_up: Option<fn(&Links)>,
 }
 
-impl Default for OnFailure {
-    /// A process is left to notice.
-    fn default() -> Self {
-        Self { notice: Duration::from_secs(3), give_up: None }
-    }
-}
+/// A process is left to notice.
+const LEFT: OnFailure = OnFailure { notice: Duration::from_secs(3), give_up: None };
 
 impl ControlPlane {
     /// Meets the other processes of the job that `env` describes.
@@ -63,7 +60,7 @@ impl ControlPlane {
         let own = |e: Error| if env.rank == 0 { e } else { Error::Rank { rank: env.rank, message: e.to_string() } };
         let joiner = Joiner::by_torchrun(env, env.secret.key(env.rank, until).map_err(own)?);
         let listener = if env.rank == 0 { Some(bootstrap::listen(&joiner)?) } else { None };
-        Self::meet(&joiner, listener, limits, until, OnFailure::default())
+        Self::meet(&joiner, listener, limits, until, LEFT)
     }
 
     /// Meets the other processes `until` then: those that come to rank 0's `listener`.
@@ -98,7 +95,7 @@ impl ControlPlane {
         let ready = link.input.expect(limits.joining + GRACE);
         match ready.map_err(|e| Error::Rank { rank: 0, message: format!("it left before all had come: {e}") })? {
             Frame::Ready => Ok(link),
-            Frame::Failed(Failure { rank, message, .. }) => Err(Error::Rank { rank, message }),
+            Frame::Failed(failure) => Err(failure.error()),
             _ => bail!(Environment, "rank 0 at {} speaks out of turn: is it the same longreel?", joiner.endpoint()),
         }
     }
@@ -126,7 +123,7 @@ impl ControlPlane {
 
     /// Says that the calling thread is the one that the rank's work runs in.
     pub(super) fn enter(&self) {
-        self.links.enter();
+        self.links.peers(Peers::enter);
     }
 
     /// Who has failed, waits or has left.
@@ -150,19 +147,17 @@ impl ControlPlane {
         }
         let _turn = self.turn.lock();
         let links = &*self.links;
+        let own = bytes.to_vec();
         if links.rank != 0 {
-            links.send(0, &Frame::Data(bytes.to_vec()))?;
+            links.send(0, &Frame::Data(own))?;
             return (0..links.size).map(|_| links.take(0)).collect();
         }
-        let mut frames = vec![Frame::Data(bytes.to_vec())];
+        let others = (0..links.count()).map(|link| links.take(link));
+        let all = std::iter::once(Ok(own)).chain(others).collect::<Result<Vec<_>>>()?;
         for link in 0..links.count() {
-            frames.push(Frame::Data(links.take(link)?));
+            all.iter().try_for_each(|bytes| links.send(link, &Frame::Data(bytes.clone())))?;
         }
-        for link in 0..links.count() {
-            frames.iter().try_for_each(|frame| links.send(link, frame))?;
-        }
-        let data = |frame| if let Frame::Data(bytes) = frame { bytes } else { vec![] };
-        Ok(frames.into_iter().map(data).collect())
+        Ok(all)
     }
 
     /// What each rank gives, in rank order, as [`exchange`](Self::exchange) does.

@@ -10,8 +10,6 @@ use std::fmt::Write;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::connection::{Incoming, Outgoing, late};
@@ -19,7 +17,7 @@ use super::control::OnFailure;
 use super::cpu_affinity::CpuAffinity;
 use super::peers::Peers;
 use super::wire::{Failure, Frame, Presence};
-use crate::{Error, Result};
+use crate::Result;
 
 pub(super) struct Links {
     pub rank: usize,
@@ -31,8 +29,6 @@ pub(super) struct Links {
     /// No code under this lock panics half-way through a change.
     state: Mutex<State>,
     news: Condvar,
-    /// Set with the first failure.
-    failed: AtomicBool,
 }
 
 struct State {
@@ -45,8 +41,6 @@ struct State {
     /// Links by which nothing more comes.
     closed: Vec<bool>,
     peers: Peers,
-    /// The thread that the rank's work runs in.
-    main: Option<ThreadId>,
     /// This rank has nothing left to do but to end.
     finishing: bool,
     over: bool,
@@ -54,10 +48,7 @@ struct State {
 
 impl State {
     fn check(&self) -> Result<()> {
-        match &self.failure {
-            Some(Failure { rank, message, .. }) => Err(Error::Rank { rank: *rank, message: message.clone() }),
-            None => Ok(()),
-        }
+        self.failure.as_ref().map_or(Ok(()), |failure| Err(failure.error()))
     }
 }
 
@@ -71,13 +62,12 @@ impl Links {
             inbox: vec![VecDeque::new(); links.len()],
             closed: vec![false; links.len()],
             peers: Peers::new(rank, size),
-            main: None,
             finishing: false,
             over: false,
         };
         let links = links.into_iter().map(Mutex::new).collect();
-        let (affinities, news, failed) = Default::default();
-        Self { rank, size, affinities, links, state: Mutex::new(state), news, failed }
+        let (affinities, news) = Default::default();
+        Self { rank, size, affinities, links, state: Mutex::new(state), news }
     }
 
     pub fn count(&self) -> usize {
@@ -86,20 +76,19 @@ impl Links {
 
     /// The failure that stopped the run, if one has.
     pub fn check(&self) -> Result<()> {
-        if self.failed.load(Ordering::Acquire) { self.state.lock().check() } else { Ok(()) }
+        self.state.lock().check()
     }
 
-    /// Says that the calling thread is the one that the rank's work runs in.
-    pub fn enter(&self) {
-        self.state.lock().main = Some(thread::current().id());
+    /// What is known of all ranks, to look at or to change.
+    pub fn peers<T>(&self, work: impl FnOnce(&mut Peers) -> T) -> T {
+        work(&mut self.state.lock().peers)
     }
 
-    /// Whether this rank reports to the user: rank 0; if that is lost, the first on another host, or rank 1 if there
-    /// is one host only. All ranks answer alike.
     pub fn is_reporter(&self) -> bool {
         self.rank == self.reporter(&self.state.lock())
     }
 
+    /// The same on all ranks.
     fn reporter(&self, state: &State) -> usize {
         if !matches!(state.failure, Some(Failure { rank: 0, lost: true, .. })) {
             return 0;
@@ -144,10 +133,16 @@ impl Links {
         }
     }
 
+    /// Changes what is known, and wakes all who wait for it.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let value = change(&mut self.state.lock());
+        self.news.notify_all();
+        value
+    }
+
     /// Ends all, at once.
     pub fn close(&self) {
-        self.state.lock().over = true;
-        self.news.notify_all();
+        self.change(|state| state.over = true);
         for link in &self.links {
             link.lock().shutdown(Shutdown::Both);
         }
@@ -176,20 +171,19 @@ impl Links {
 
     /// The next bytes that are received on a link; waits for them.
     pub fn take(&self, link: usize) -> Result<Vec<u8>> {
-        let mut state = self.state.lock();
+        let rank = self.other(link);
         loop {
+            let mut state = self.state.lock();
+            self.news.wait_while(&mut state, |state| {
+                state.inbox[link].is_empty() && state.failure.is_none() && !state.peers.left(rank)
+            });
             if let Some(bytes) = state.inbox[link].pop_front() {
                 return Ok(bytes);
             }
             state.check()?;
-            if state.peers.left(self.other(link)) {
-                let message = format!("it ended while rank {} waits for it", self.rank);
-                drop(state);
-                self.take_failure(Failure { rank: self.other(link), message, lost: false }, None);
-                state = self.state.lock();
-                continue;
-            }
-            self.news.wait(&mut state);
+            drop(state);
+            let message = format!("it ended while rank {} waits for it", self.rank);
+            self.take_failure(Failure { rank, message, lost: false }, None);
         }
     }
 
@@ -197,46 +191,41 @@ impl Links {
     pub fn listen(&self, link: usize, mut input: Incoming, silence: Duration) {
         let other = self.other(link);
         loop {
-            let frame = input.next(silence);
-            let mut state = self.state.lock();
-            if frame.is_ok() {
-                state.peers.hear(other);
-            }
+            let frame = match input.next(silence) {
+                Ok(frame) => frame,
+                Err(e) => return self.end(link, &e, silence),
+            };
+            self.state.lock().peers.hear(other);
             match frame {
-                Ok(Frame::Ready) => {}
-                Ok(Frame::Heartbeat(presence)) => state.peers.take(other, presence),
-                Ok(Frame::Left(rank)) => {
-                    drop(state);
+                Frame::Ready => {}
+                Frame::Heartbeat(presence) => self.change(|state| state.peers.take(other, presence)),
+                Frame::Left(rank) => {
                     let rank = if self.rank == 0 { other } else { rank };
                     if self.rank == 0 {
                         self.tell(&Frame::Left(rank), Some(link)); // before rank 0 can see that all have left, and end
                     }
-                    self.state.lock().peers.leave(rank);
+                    self.change(|state| state.peers.leave(rank));
                 }
-                Ok(Frame::Data(_)) if state.inbox[link].len() > self.size => {
-                    drop(state);
+                Frame::Data(_) if self.state.lock().inbox[link].len() > self.size => {
                     return self.lose(link, "it sends more than it is asked for".into());
                 }
-                Ok(Frame::Data(bytes)) => state.inbox[link].push_back(bytes),
-                Ok(Frame::Failed(failure)) => {
-                    drop(state);
-                    self.take_failure(failure, Some(link));
-                }
-                Err(e) => {
-                    let ended = if self.rank == 0 { state.peers.left(other) } else { state.peers.all_left() };
-                    let expected = ended || state.over;
-                    let message = self.why_lost(&state, other, &e, silence);
-                    drop(state);
-                    if !expected {
-                        self.lose(link, message);
-                    }
-                    self.state.lock().closed[link] = true;
-                    self.news.notify_all();
-                    return;
-                }
+                Frame::Data(bytes) => self.change(|state| state.inbox[link].push_back(bytes)),
+                Frame::Failed(failure) => self.take_failure(failure, Some(link)),
             }
-            self.news.notify_all();
         }
+    }
+
+    /// Nothing more comes by a link: its rank is lost unless its end was expected.
+    fn end(&self, link: usize, e: &io::Error, silence: Duration) {
+        let (state, other) = (self.state.lock(), self.other(link));
+        let ended = if self.rank == 0 { state.peers.left(other) } else { state.peers.all_left() };
+        let expected = ended || state.over;
+        let message = self.why_lost(&state, other, e, silence);
+        drop(state);
+        if !expected {
+            self.lose(link, message);
+        }
+        self.change(|state| state.closed[link] = true);
     }
 
     /// Why the link to `rank` has ended, for people; `silence` is how long nothing was heard.
@@ -278,7 +267,6 @@ impl Links {
         }
         state.failure = Some(failure.clone());
         (state.failed_at, state.telling) = (Instant::now(), true);
-        self.failed.store(true, Ordering::Release);
         drop(state);
         self.news.notify_all();
         let lost = from.filter(|&link| failure.rank == self.other(link));
@@ -287,8 +275,7 @@ impl Links {
         if let Some(link) = lost {
             let _ = self.links[link].lock().send(&frame);
         }
-        self.state.lock().telling = false;
-        self.news.notify_all();
+        self.change(|state| state.telling = false);
     }
 
     /// Sends a heartbeat on every link each `every`, and looks for ranks that wait for each other. A busy rank may not
@@ -296,8 +283,10 @@ impl Links {
     pub fn beat(&self, every: Duration, OnFailure { notice, give_up }: OnFailure) {
         let mut state = self.state.lock();
         while !state.over {
-            let presence = if self.rank == 0 { Presence::default() } else { state.peers.own().clone() };
-            let stuck = if self.rank == 0 { state.peers.stuck(2 * every) } else { None };
+            let (presence, stuck) = match self.rank {
+                0 => (Presence::default(), state.peers.stuck(2 * every)),
+                _ => (state.peers.own().clone(), None),
+            };
             drop(state);
             self.tell(&Frame::Heartbeat(presence), None);
             if let Some(failure) = stuck {
@@ -328,29 +317,5 @@ impl Links {
     pub fn lost_for(&self) -> Option<Duration> {
         let state = self.state.lock();
         state.failure.as_ref().filter(|failure| failure.lost).map(|_| state.failed_at.elapsed())
-    }
-
-    /// Says that this rank begins a call.
-    pub fn begin(&self) {
-        let mut state = self.state.lock();
-        let off_main = state.main.is_some_and(|main| main != thread::current().id());
-        state.peers.present(|presence| {
-            presence.calls += 1;
-            presence.off_main |= off_main;
-        });
-    }
-
-    /// Says in which call this rank waits for others, if in any.
-    pub fn present(&self, waits: Option<&str>) {
-        self.state.lock().peers.present(|presence| presence.waits = waits.map(str::to_owned));
-    }
-
-    /// Whether `rank` left so long ago that nothing more can come from it.
-    pub fn gone(&self, rank: usize) -> bool {
-        self.state.lock().peers.gone(rank)
-    }
-
-    pub fn all_left(&self) -> bool {
-        self.state.lock().peers.all_left()
     }
 }

@@ -1,5 +1,6 @@
 //! Keeps what a process knows of all ranks: when each was heard, the call it waits in, and whether its work has ended.
 
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::wire::{Failure, Presence};
@@ -22,6 +23,8 @@ struct Peer {
 /// All ranks, this one too.
 pub(super) struct Peers {
     own: usize,
+    /// The thread that this rank's work runs in.
+    main: Option<ThreadId>,
     peers: Vec<Peer>,
 }
 
@@ -29,19 +32,30 @@ impl Peers {
     pub fn new(own: usize, size: usize) -> Self {
         let now = Instant::now();
         let peer = |_| Peer { heard: now, presence: Presence::default(), since: now, left: None };
-        Self { own, peers: (0..size).map(peer).collect() }
+        Self { own, main: None, peers: (0..size).map(peer).collect() }
     }
 
     pub fn own(&self) -> &Presence {
         &self.peers[self.own].presence
     }
 
-    /// Changes what this rank says of itself.
+    /// Says that the calling thread is the one that this rank's work runs in.
+    pub fn enter(&mut self) {
+        self.main = Some(thread::current().id());
+    }
+
+    /// Says that this rank begins a call.
     #[cfg(feature = "mpi")]
-    pub fn present(&mut self, change: impl FnOnce(&mut Presence)) {
-        let peer = &mut self.peers[self.own];
-        change(&mut peer.presence);
-        peer.since = Instant::now();
+    pub fn begin(&mut self) {
+        let Presence { calls, off_main, waits } = self.own().clone();
+        let off_main = off_main || self.main.is_some_and(|main| main != thread::current().id());
+        self.take(self.own, Presence { calls: calls + 1, off_main, waits });
+    }
+
+    /// Says in which call this rank waits for others, if in any.
+    #[cfg(feature = "mpi")]
+    pub fn wait_in(&mut self, call: Option<&str>) {
+        self.take(self.own, Presence { waits: call.map(str::to_owned), ..self.own().clone() });
     }
 
     /// Says that something was heard from `rank`.

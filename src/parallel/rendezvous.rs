@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
 
-use super::transport::{CallArgs, Sends};
-use crate::{Error, Result};
+use super::transport::{CallArgs, Members, Sends};
+use super::wire::Failure;
+use crate::Result;
 
 /// What a rank brings to a rendezvous.
 #[derive(Default)]
@@ -25,14 +26,6 @@ pub(super) struct Deposit {
     pub tensors: Sends,
 }
 
-/// The members of a communicator, and its number.
-#[derive(Clone)]
-pub(super) struct Group {
-    pub id: u64,
-    /// World ranks, in the group's order.
-    pub members: Arc<[usize]>,
-}
-
 /// Shared by all ranks of a run.
 pub(super) struct Rendezvous {
     /// No code under this lock panics half-way through a change.
@@ -42,8 +35,8 @@ pub(super) struct Rendezvous {
 }
 
 struct State {
-    /// The first failure: world rank and message.
-    failure: Option<(usize, String)>,
+    /// The first failure, of a world rank.
+    failure: Option<Failure>,
     ranks: Vec<Presence>,
     /// By group and ticket (the number of the group's rendezvous, from 0).
     pending: BTreeMap<(u64, u64), PendingCall>,
@@ -95,19 +88,19 @@ impl Rendezvous {
     /// Makes all pending and later calls fail. Only the first failure counts.
     pub fn fail(&self, rank: usize, message: String) {
         let mut state = self.state.lock();
-        state.failure.get_or_insert((rank, message));
+        state.failure.get_or_insert(Failure { rank, message, lost: false });
         self.bell.notify_all();
     }
 
     /// The rank that failed first.
     pub fn failed(&self) -> Option<usize> {
-        self.state.lock().failure.as_ref().map(|f| f.0)
+        self.state.lock().failure.as_ref().map(|failure| failure.rank)
     }
 
-    /// Deposits `own` as member `index` of `group`, waits for all others' and returns all, in the group's order.
-    pub fn meet(&self, group: &Group, index: usize, ticket: u64, own: Deposit) -> Result<Arc<Vec<Deposit>>> {
-        let key = (group.id, ticket);
-        let me = group.members[index];
+    /// Deposits `own` in a call of group `id`, waits for the other `members`' and returns all, in the group's order.
+    pub fn meet(&self, id: u64, members: &Members, ticket: u64, own: Deposit) -> Result<Arc<Vec<Deposit>>> {
+        let (key, Members { all, rank }) = ((id, ticket), members);
+        let me = all[*rank];
         let mut state = self.state.lock();
         state.check()?;
         let presence = &mut state.ranks[me];
@@ -115,17 +108,15 @@ impl Rendezvous {
         presence.waits = true;
 
         let call = state.pending.entry(key).or_insert_with(|| PendingCall {
-            members: group.members.clone(),
-            deposits: group.members.iter().map(|_| None).collect(),
+            members: all.clone(),
+            deposits: all.iter().map(|_| None).collect(),
             full: None,
             seen: 0,
         });
-        call.deposits[index] = Some(own);
+        call.deposits[*rank] = Some(own);
         if call.deposits.iter().all(Option::is_some) {
             call.full = Some(Arc::new(call.deposits.drain(..).flatten().collect()));
-            for &member in group.members.iter() {
-                state.ranks[member].waits = false;
-            }
+            all.iter().for_each(|&member| state.ranks[member].waits = false);
         } else {
             state.look_for_the_stuck();
         }
@@ -139,7 +130,7 @@ impl Rendezvous {
                 && let Some(full) = call.full.clone()
             {
                 call.seen += 1;
-                if call.seen == group.members.len() {
+                if call.seen == members.size() {
                     state.pending.remove(&key);
                 }
                 return Ok(full);
@@ -152,10 +143,7 @@ impl Rendezvous {
 
 impl State {
     fn check(&self) -> Result<()> {
-        match &self.failure {
-            Some((rank, message)) => Err(Error::Rank { rank: *rank, message: message.clone() }),
-            None => Ok(()),
-        }
+        self.failure.as_ref().map_or(Ok(()), |failure| Err(failure.error()))
     }
 
     /// Fails the run if a call can never complete.
@@ -167,7 +155,8 @@ impl State {
         for call in waiting() {
             let absent = |&(i, &rank): &(usize, &usize)| call.deposits[i].is_none() && self.ranks[rank].left;
             if let Some((_, &rank)) = call.members.iter().enumerate().find(absent) {
-                self.failure = Some((rank, format!("it returned while {}", call.describe())));
+                let message = format!("it returned while {}", call.describe());
+                self.failure = Some(Failure { rank, message, lost: false });
                 return;
             }
         }
@@ -177,24 +166,22 @@ impl State {
         {
             let calls: Vec<String> = waiting().map(PendingCall::describe).collect();
             let message = format!("the ranks wait for each other and none can go on: {}", calls.join("; "));
-            let rank = first.members.iter().zip(&first.deposits).find_map(|(&rank, o)| o.as_ref().map(|_| rank));
-            self.failure = Some((rank.unwrap_or(0), message));
+            let rank = first.waiting().next().unwrap_or(0);
+            self.failure = Some(Failure { rank, message, lost: false });
         }
     }
 }
 
 impl PendingCall {
+    /// The ranks that have come.
+    fn waiting(&self) -> impl Iterator<Item = usize> {
+        self.members.iter().zip(&self.deposits).filter_map(|(&rank, own)| own.as_ref().map(|_| rank))
+    }
+
     /// "ranks 0, 2 waits in barrier (call 4 of ranks [0, 1, 2])".
     fn describe(&self) -> String {
-        let deposits = self.members.iter().zip(&self.deposits);
-        let waiting: Vec<usize> = deposits.filter_map(|(&rank, own)| own.as_ref().map(|_| rank)).collect();
+        let waiting: Vec<String> = self.waiting().map(|rank| rank.to_string()).collect();
         let text = self.deposits.iter().flatten().next().map_or("", |own| &own.text);
-        let verb = if waiting.len() == 1 { "rank" } else { "ranks" };
-        format!("{verb} {} waits in {text}", list(&waiting))
+        format!("{} {} waits in {text}", if waiting.len() == 1 { "rank" } else { "ranks" }, waiting.join(", "))
     }
-}
-
-/// "3" or "1, 3".
-fn list(ranks: &[usize]) -> String {
-    ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }

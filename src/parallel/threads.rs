@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::collectives::Collectives;
-use super::rendezvous::{Deposit, Group, Rendezvous};
+use super::rendezvous::{Deposit, Rendezvous};
 use super::transport::{AllArgs, CallArgs, Members, Receive, Sends, Transport};
 use super::{Communicator, Single, thread_refused};
 use crate::ops::bytes;
@@ -49,7 +49,7 @@ where
             let span = if ranks == 1 { parent.clone() } else { tracing::error_span!(parent: &parent, "rank", rank) };
             let comm: Arc<dyn Communicator> = match ranks {
                 1 => Arc::new(Single),
-                _ => Arc::new(Collectives::new(Threads::new(rendezvous.clone(), 0, members))),
+                _ => Arc::new(Collectives::new(Threads { rendezvous: rendezvous.clone(), id: 0, members })),
             };
             let body = move || {
                 let outcome = in_pool(rank, threads_per_rank, span, || {
@@ -116,7 +116,8 @@ fn message_of(e: &Error, rank: usize) -> String {
 /// Hands tensors from thread to thread.
 struct Threads {
     rendezvous: Arc<Rendezvous>,
-    group: Group,
+    /// The group's number.
+    id: u64,
     members: Members,
 }
 
@@ -131,12 +132,8 @@ struct Call {
 }
 
 impl Threads {
-    fn new(rendezvous: Arc<Rendezvous>, id: u64, members: Members) -> Self {
-        Self { rendezvous, group: Group { id, members: members.all.clone() }, members }
-    }
-
     fn meet(&self, ticket: u64, own: Deposit) -> Result<Arc<Vec<Deposit>>> {
-        self.rendezvous.meet(&self.group, self.members.rank, ticket, own)
+        self.rendezvous.meet(self.id, &self.members, ticket, own)
     }
 
     /// The second time that ranks meet in a call.
@@ -204,6 +201,6 @@ impl Transport for Threads {
 
     fn split(&self, _: &mut Call, sides: &[[u64; 3]], ranks: &[usize], members: Members) -> Result<Option<Self>> {
         let id = sides[ranks[0]][2]; // all agree on the first member's
-        Ok((ranks.len() > 1).then(|| Self::new(self.rendezvous.clone(), id, members)))
+        Ok((ranks.len() > 1).then(|| Self { rendezvous: self.rendezvous.clone(), id, members }))
     }
 }

@@ -20,11 +20,13 @@ pub(super) struct CallArgs {
     pub sends: BTreeMap<usize, Vec<usize>>,
     /// The shapes of what it is to receive, by sender.
     pub expects: BTreeMap<usize, Vec<usize>>,
-    /// Color, key and a number that no group of this rank has, when splitting.
-    pub split: [u64; 3],
 }
 
 impl CallArgs {
+    pub fn of(call: impl Into<String>) -> Self {
+        Self { call: call.into(), ..Self::default() }
+    }
+
     /// What of it concerns rank `rank`.
     #[cfg(feature = "mpi")]
     pub fn for_rank(&self, rank: usize) -> Self {
@@ -188,13 +190,8 @@ pub(super) trait Transport: Send + Sync + Sized + 'static {
     /// A number that no group has which a rank of this process is in.
     fn free_number(&self) -> u64;
 
-    /// What each rank gave to split by, which are this rank's `own`.
-    fn sides(&self, _call: &mut Self::Call, args: &[(usize, CallArgs)], _own: [u64; 3]) -> Result<Vec<[u64; 3]>> {
-        Ok(args.iter().map(|(_, args)| args.split).collect())
-    }
-
     /// The transport of a part of this group, which are its `ranks`; none where that is one rank. All ranks call it
-    /// with the `sides` that they gave.
+    /// with the `sides` that they gave: color, key and a free number.
     fn split(
         &self,
         call: &mut Self::Call,

@@ -5,7 +5,7 @@
 
 use std::io::{self, ErrorKind};
 
-use crate::terminal;
+use crate::{Error, terminal};
 
 /// The most bytes of one frame.
 pub(super) const LONGEST: usize = 64 << 10;
@@ -51,6 +51,13 @@ pub struct Failure {
     pub lost: bool,
 }
 
+impl Failure {
+    /// As the calls of all ranks return it.
+    pub fn error(&self) -> Error {
+        Error::Rank { rank: self.rank, message: self.message.clone() }
+    }
+}
+
 impl Frame {
     /// The frame as it is sent, without its tag.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -72,10 +79,7 @@ impl Frame {
             Self::Left(rank) => (3, (*rank as u32).to_le_bytes().to_vec()),
             Self::Ready => (4, vec![]),
         };
-        let mut whole = vec![kind];
-        whole.extend((bytes.len() as u32).to_le_bytes());
-        whole.extend(bytes);
-        whole
+        [&[kind][..], &(bytes.len() as u32).to_le_bytes(), &bytes].concat()
     }
 
     /// A whole frame, without its tag, of bytes that anybody may have sent.

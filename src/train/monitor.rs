@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::progress::Progress;
@@ -38,8 +38,27 @@ pub fn with_monitor<T>(
     ranks: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     let (end, ended) = mpsc::channel::<()>();
+    let monitor = move || {
+        let (mut eta, mut asked, mut abandoned) = (EtaEstimator::default(), None, false);
+        while matches!(ended.recv_timeout(TICK), Err(RecvTimeoutError::Timeout)) {
+            let now = Instant::now();
+            if interrupted.load(Ordering::SeqCst) {
+                asked.get_or_insert(now);
+            }
+            let at = meters[0].now();
+            let Some(began) = at.began else { continue };
+            let work = meters.iter().map(|meter| meter.work()).fold([0, 0], |a, b| [a[0] + b[0], a[1] + b[1]]);
+            let left = eta.left(now, began, work);
+            if now - began >= LONG {
+                progress.within(share(work), &place(at, blocks), left);
+            }
+            if !abandoned && asked.is_some_and(|asked| now + left.unwrap_or_default() > asked + GRACE) {
+                abandoned = true;
+                meters.iter().for_each(|meter| meter.ask_to_stop());
+            }
+        }
+    };
     std::thread::scope(|scope| {
-        let monitor = move || monitor(meters, blocks, progress, interrupted, &ended);
         let thread = std::thread::Builder::new().name("monitor".into()).spawn_scoped(scope, monitor);
         thread.map_err(|e| thread_refused("a thread to watch the ranks", &e))?;
         let result = ranks();
@@ -48,46 +67,13 @@ pub fn with_monitor<T>(
     })
 }
 
-fn monitor(
-    meters: &[Arc<StepMeter>],
-    blocks: usize,
-    progress: &Progress,
-    interrupted: &AtomicBool,
-    ended: &Receiver<()>,
-) {
-    let (mut eta, mut asked, mut abandoned) = (EtaEstimator::default(), None, false);
-    while matches!(ended.recv_timeout(TICK), Err(RecvTimeoutError::Timeout)) {
-        let now = Instant::now();
-        if interrupted.load(Ordering::SeqCst) {
-            asked.get_or_insert(now);
-        }
-        let section = meters[0].now();
-        let Some(began) = section.began else { continue };
-        let [done, total] = meters.iter().map(|meter| meter.work()).fold([0, 0], |a, b| [a[0] + b[0], a[1] + b[1]]);
-        let left = eta.left(now, began, [done, total]);
-        if now - began >= LONG {
-            progress.within(share([done, total]), &place(section, blocks), left);
-        }
-        if let Some(asked) = asked
-            && !abandoned
-            && now + left.unwrap_or_default() > asked + GRACE
-        {
-            abandoned = true;
-            meters.iter().for_each(|meter| meter.ask_to_stop());
-        }
-    }
-}
-
 fn share([done, total]: [u64; 2]) -> f64 {
     (done as f64 / total.max(1) as f64).min(1.0)
 }
 
 /// "block 1/4, attention, backward".
 fn place(now: Now, blocks: usize) -> String {
-    let name = match now.section {
-        Section::Rest => "",
-        section => section.name(),
-    };
+    let name = if now.section == Section::Rest { "" } else { now.section.name() };
     match now.block {
         Some(block) => format!("block {}/{blocks}, {name}", block + 1),
         None => name.to_owned(),

@@ -2,22 +2,18 @@
 
 use crate::files::gib;
 use crate::observe::process::{Memory, memory};
-use crate::observe::stderr::{bar, leave};
+use crate::observe::stderr::{LOG_EVERY, ProgressLine, bar};
 use crate::terminal::{clock, epoch, rate};
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 
-/// Without a terminal a log line comes this often.
-pub(crate) const LOG_EVERY: Duration = Duration::from_secs(60);
-
 /// Progress of a run: step, loss, tokens per second, memory and the time left; within a long step, how far that is.
 /// Ranks and whoever watches them share it.
 #[derive(Debug)]
 pub struct Progress {
-    bar: Option<ProgressBar>,
+    line: ProgressLine,
     total: u64,
-    log_every: Duration,
     state: Mutex<State>,
 }
 
@@ -26,9 +22,7 @@ struct State {
     /// Steps done.
     done: u64,
     step_time: StepTime,
-    /// When the last log line came, or the run began.
-    logged: Instant,
-    /// Whether a step has been logged yet.
+    /// No step has been logged yet.
     first: bool,
 }
 
@@ -42,57 +36,34 @@ impl Progress {
     }
 
     fn with(bar: Option<ProgressBar>, total: u64, done: u64, log_every: Duration) -> Self {
-        let now = Instant::now();
-        let state = State { done, step_time: StepTime::new(now, done), logged: now, first: true };
-        Self { bar, total, log_every, state: Mutex::new(state) }
+        let state = State { done, step_time: StepTime::new(Instant::now(), done), first: true };
+        Self { line: ProgressLine::new(bar, log_every), total, state: Mutex::new(state) }
     }
 
     /// Reports that `step` is done, and with it the data gone through `times` times. Without a terminal this logs the
     /// first step, the last, and one now and then.
     pub fn update(&self, step: u64, times: f64, loss: f64, tokens_per_s: f64) {
-        let now = Instant::now();
         let mut state = self.state.lock();
         state.done = step;
-        state.step_time.update(now, step);
+        state.step_time.update(Instant::now(), step);
         let left = state.step_time.left(self.total.saturating_sub(step));
         let line = line([step, self.total], times, loss, tokens_per_s, memory(), left);
-        let due = step >= self.total || state.first || now - state.logged >= self.log_every;
-        self.show(&mut state, now, due, step.saturating_mul(PARTS), line);
-        state.first &= !due;
+        let first = std::mem::take(&mut state.first);
+        self.line.show(step.saturating_mul(PARTS), line, step >= self.total || first);
     }
 
     /// Reports that of the step after the last one reported a `share` (0 to 1) is done, that it is `at` something, and
     /// how long it will go on, if that is known. Without a terminal this logs now and then.
     pub fn within(&self, share: f64, at: &str, left: Option<Duration>) {
-        let now = Instant::now();
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         let later = state.step_time.left(self.total.saturating_sub(state.done + 1));
         let line = within(state.done + 1, self.total, share, at, memory(), left, later);
-        let due = now - state.logged >= self.log_every;
-        let position = state.done.saturating_mul(PARTS) + (share * PARTS as f64) as u64;
-        self.show(&mut state, now, due, position, line);
-    }
-
-    fn show(&self, state: &mut State, now: Instant, due: bool, position: u64, line: String) {
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(position);
-                bar.set_message(line);
-            }
-            None if due => {
-                tracing::info!("{line}");
-                state.logged = now;
-            }
-            None => {}
-        }
+        self.line.show(state.done.saturating_mul(PARTS) + (share * PARTS as f64) as u64, line, false);
     }
 
     /// Leaves the line as it stands; what is logged now comes below it.
     pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.abandon();
-            leave();
-        }
+        self.line.finish(false);
     }
 }
 

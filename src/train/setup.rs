@@ -313,9 +313,8 @@ impl RunSetup {
         let model = &self.model;
         let tokens = self.clip_tokens()?.into_iter().max().unwrap_or(0);
         let clips = self.config.train.batch.saturating_mul(self.config.parallel.data);
-        let compute = if self.config.train.dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
         let lse = [clips, model.num_attention_heads, tokens];
-        Ok(Shapes::new(clips.saturating_mul(tokens), model.width(), lse, DType::F32, compute))
+        Ok(Shapes::new(clips.saturating_mul(tokens), model.width(), lse, DType::F32, self.config.train.dtype.dtype()))
     }
 
     /// What the optimizer and its state are made by.

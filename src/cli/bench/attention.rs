@@ -1,11 +1,11 @@
 //! Times attention of one clip, forward and forward+backward, on any instruction set. Counterpart:
 //! benches/peers/attention.py.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::Args;
-use serde_json::json;
 
-use super::{Report, device_of, flops, normal, on_threads, peak_on, timed};
+use super::gpu::peak_on;
+use super::{Report, Timing, device_of, flops, normal, on_threads, timed};
 use crate::attention::cpu::{backward_on, forward_on};
 use crate::attention::{Qkv, SavedRows, flash, flash_backward};
 use crate::cli::at_least_1;
@@ -30,12 +30,8 @@ pub struct AttentionArgs {
     /// Dtype of q, k and v
     #[arg(long, default_value = "bf16")]
     dtype: Compute,
-    /// Runs measured, after one that is not; the median is reported
-    #[arg(long, default_value = "5", value_parser = at_least_1)]
-    runs: usize,
-    /// Threads; default: one for each processor
-    #[arg(long, value_parser = at_least_1)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    timing: Timing,
     /// Unit: pairs, tiles, portable, avx2, avx512, avx512-bf16 or amx; default: this CPU's best
     #[arg(long)]
     path: Option<String>,
@@ -54,7 +50,7 @@ pub fn run(args: &AttentionArgs) -> Result<Report> {
     if device.is_cuda() {
         check_on_gpu(args.dtype == Compute::Bf16, args.head_dim, args.tokens)?;
     }
-    on_threads(args.threads, |threads| measure(args, isa, &device, threads))
+    on_threads(args.timing.threads, |threads| measure(args, isa, &device, threads))
 }
 
 /// The path of this name, which this CPU must have.
@@ -72,17 +68,16 @@ fn named(name: &str) -> Result<Isa> {
 fn measure(args: &AttentionArgs, isa: Isa, device: &Device, threads: usize) -> Result<Report> {
     let &AttentionArgs { tokens, heads, head_dim, dtype, .. } = args;
     let shape = [1, heads, tokens, head_dim];
-    let kind = if dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
-    let draw = |sample: u64| -> Result<Tensor> { Ok(normal(&shape, sample)?.to_device(device)?.to_dtype(kind)?) };
+    let draw = |sample| -> Result<Tensor> { Ok(normal(&shape, sample)?.to_device(device)?.to_dtype(dtype.dtype())?) };
     let (q, k, v, d_o) = (draw(0)?, draw(1)?, draw(2)?, draw(3)?);
     let scale = (head_dim as f64).powf(-0.5);
     let peak = peak_on(device, isa, dtype)?;
     let qkv = Qkv::new(&q, &k, &v);
     let attend = || if device.is_cpu() { forward_on(isa, qkv, scale) } else { flash(qkv, scale) };
     let done = || Ok(device.synchronize()?); // a GPU is only asked to work so far
-    let forward = timed(args.runs, || attend().and_then(|_| done()))?;
+    let forward = timed(args.timing.runs, || attend().and_then(|_| done()))?;
     let rows = |x: &Tensor| x.reshape((heads * tokens, head_dim));
-    let both = timed(args.runs, || {
+    let both = timed(args.timing.runs, || {
         let (o, lse) = attend()?;
         let delta = row_dot(&rows(&d_o)?, &rows(&o)?, 1)?.reshape((1, heads, tokens))?;
         let saved = SavedRows::new(&d_o, &lse, &delta);
@@ -93,18 +88,8 @@ fn measure(args: &AttentionArgs, isa: Isa, device: &Device, threads: usize) -> R
         done()
     })?;
     let flop = flops::attention(tokens, heads, head_dim);
-    let facts = vec![
-        ("tokens", json!(tokens)),
-        ("heads", json!(heads)),
-        ("head_dim", json!(head_dim)),
-        ("dtype", json!(dtype)),
-        ("threads", json!(threads)),
-        ("path", json!(if device.is_cpu() { isa.name() } else { "cuda" })),
-    ];
-    Ok(Report::new("attention", facts).on(device).against(peak, tokens).pass("forward", "fwd", forward, flop).pass(
-        "forward+backward",
-        "fwdbwd",
-        both,
-        flops::ATTENTION_BOTH * flop,
-    ))
+    let path = if device.is_cpu() { isa.name() } else { "cuda" };
+    let facts = facts![tokens, heads, head_dim, dtype, threads, path];
+    let report = Report::new("attention", facts).on(device).against(peak, tokens);
+    Ok(report.passes([forward, flop], [both, flops::ATTENTION_BOTH * flop]))
 }

@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::ops::Range;
 
 use super::normal;
@@ -12,7 +12,6 @@ use crate::cli::at_least_1;
 use crate::config::Compute;
 use crate::engine::{Objective, Source};
 use crate::model::{Conditioning, ModelConfig, Patches, TextTokens};
-use crate::rng::{Key, Purpose};
 
 /// The shapes: a latent of 16 channels in patches of 1 x 2 x 2, and a text.
 #[derive(Debug, Args)]
@@ -44,9 +43,6 @@ pub struct ShapeArgs {
     /// Arithmetic of linear layers and attention
     #[arg(long, default_value = "bf16")]
     pub dtype: Compute,
-    /// Rows of a tile; 0: as in training
-    #[arg(long, default_value = "0")]
-    pub tile: usize,
 }
 
 impl ShapeArgs {
@@ -74,14 +70,8 @@ impl ShapeArgs {
 
     /// What a report says of the shape.
     pub fn facts(&self, tokens: usize, layers: usize) -> Vec<(&'static str, Value)> {
-        vec![
-            ("tokens", json!(tokens)),
-            ("layers", json!(layers)),
-            ("dim", json!(self.heads * self.head_dim)),
-            ("heads", json!(self.heads)),
-            ("head_dim", json!(self.head_dim)),
-            ("dtype", json!(self.dtype)),
-        ]
+        let &Self { heads, head_dim, dtype, .. } = self;
+        facts![tokens, layers, dim = heads * head_dim, heads, head_dim, dtype]
     }
 }
 
@@ -94,29 +84,30 @@ pub struct Latent {
 }
 
 impl Latent {
-    pub fn draw(size: [usize; 3], config: &ModelConfig, tokens: Range<usize>) -> Self {
+    pub fn draw(size: [usize; 3], config: &ModelConfig, tokens: Range<usize>) -> Result<Self> {
         let patches = Patches { channels: config.in_channels, size, patch: config.patch_size };
-        let mut clip = vec![0.0; config.in_channels * size.iter().product::<usize>()];
-        Key { seed: 0, purpose: Purpose::Test, step: 0, sample: 0 }.stream(0).fill_normal(&mut clip);
+        let clip = normal(&[config.in_channels * size.iter().product::<usize>()], 0)?.to_vec1::<f32>()?;
         let (input, row) = (patches.input_rows(&clip, tokens), patches.row());
         let mut target = vec![0.0; input.len()];
         crate::diffusion::channel_last(&input, row, config.in_channels, &mut target);
-        Self { input, target, row, weight: 1.0 / clip.len() as f64 }
+        Ok(Self { input, target, row, weight: 1.0 / clip.len() as f64 })
+    }
+
+    fn tensor(&self, values: &[f32], rows: Range<usize>, device: &Device) -> Result<Tensor> {
+        let values = &values[rows.start * self.row..rows.end * self.row];
+        Ok(Tensor::from_slice(values, (rows.len(), self.row), device)?)
     }
 }
 
 impl Source for Latent {
     fn input(&self, rows: Range<usize>) -> Result<Tensor> {
-        let values = &self.input[rows.start * self.row..rows.end * self.row];
-        Ok(Tensor::from_slice(values, (rows.len(), self.row), &Device::Cpu)?)
+        self.tensor(&self.input, rows, &Device::Cpu)
     }
 }
 
 impl Objective for Latent {
     fn loss(&self, rows: Range<usize>, output: &Tensor) -> Result<(f64, Tensor)> {
-        let target = &self.target[rows.start * self.row..rows.end * self.row];
-        let target = Tensor::from_slice(target, (rows.len(), self.row), output.device())?;
-        let error = (output - target)?;
+        let error = (output - self.tensor(&self.target, rows, output.device())?)?;
         let sum = f64::from(error.sqr()?.sum_all()?.to_scalar::<f32>()?);
         Ok((sum * self.weight, (error * (2.0 * self.weight))?))
     }

@@ -2,10 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
-use serde_json::json;
 use std::ops::Range;
 
-use super::{Report, flops, normal, on_threads, peak_of, timed};
+use super::{Report, Timing, flops, normal, on_threads, peak_of, timed};
 use crate::Result;
 use crate::cli::at_least_1;
 use crate::config::{Compute, Hardware};
@@ -28,12 +27,8 @@ pub struct LinearArgs {
     /// Arithmetic; values and gradients are f32 either way
     #[arg(long, default_value = "bf16")]
     dtype: Compute,
-    /// Runs measured, after one that is not; the median is reported
-    #[arg(long, default_value = "5", value_parser = at_least_1)]
-    runs: usize,
-    /// Threads; default: one for each processor
-    #[arg(long, value_parser = at_least_1)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    timing: Timing,
     /// Rows of a tile; 0: as in training
     #[arg(long, default_value = "0")]
     tile: usize,
@@ -41,52 +36,33 @@ pub struct LinearArgs {
 
 /// Measures it.
 pub fn run(args: &LinearArgs) -> Result<Report> {
-    on_threads(args.threads, |threads| measure(args, threads))
-}
-
-/// The layer, with random weights.
-fn layer(args: &LinearArgs) -> Result<Linear> {
-    let weight = Param::leaf("weight", normal(&[args.out, args.inner], 0)?)?;
-    let bias = Param::leaf("bias", Tensor::zeros(args.out, DType::F32, &Device::Cpu)?)?;
-    Ok(Linear::new(weight, bias, args.dtype == Compute::Bf16))
+    on_threads(args.timing.threads, |threads| measure(args, threads))
 }
 
 fn measure(args: &LinearArgs, threads: usize) -> Result<Report> {
     let &LinearArgs { tokens, inner, out, dtype, .. } = args;
     let tile = tile_rows(args.tile, inner.max(out), Hardware::Cpu);
     let tiles = || (0..tokens).step_by(tile).map(|start| start..(start + tile).min(tokens));
-    let (layer, x, dy) = (layer(args)?, normal(&[tokens, inner], 1)?, normal(&[tokens, out], 2)?);
+    let weight = Param::leaf("weight", normal(&[out, inner], 0)?)?;
+    let bias = Param::leaf("bias", Tensor::zeros(out, DType::F32, &Device::Cpu)?)?;
+    let layer = Linear::new(weight, bias, dtype == Compute::Bf16);
+    let (x, dy) = (normal(&[tokens, inner], 1)?, normal(&[tokens, out], 2)?);
     let rows = |x: &Tensor, rows: &Range<usize>| x.narrow(0, rows.start, rows.len());
     let peak = peak_of(Isa::best(), dtype);
-    let forward = timed(args.runs, || {
+    let forward = timed(args.timing.runs, || {
         let _held = layer.pin_packed(); // packed once for all tiles, as in training
-        tiles().try_for_each(|tile| {
-            layer.forward(&Tape::off(), &rows(&x, &tile)?)?;
-            Ok(())
-        })
+        Ok(tiles().try_for_each(|tile| layer.forward(&Tape::off(), &rows(&x, &tile)?).map(drop))?)
     })?;
-    let both = timed(args.runs, || {
+    let both = timed(args.timing.runs, || {
         let _held = layer.pin_packed();
-        tiles().try_for_each(|tile| {
+        Ok(tiles().try_for_each(|tile| {
             let (tape, x) = (Tape::recording(), rows(&x, &tile)?);
             let y = layer.forward(&tape, &x)?;
-            tape.backward(&[(&y, &rows(&dy, &tile)?)], &[&x])?;
-            Ok(())
-        })
+            tape.backward(&[(&y, &rows(&dy, &tile)?)], &[&x]).map(drop)
+        })?)
     })?;
     let flop = flops::linear(tokens, inner, out);
-    let facts = vec![
-        ("tokens", json!(tokens)),
-        ("in", json!(inner)),
-        ("out", json!(out)),
-        ("dtype", json!(dtype)),
-        ("threads", json!(threads)),
-        ("tile", json!(tile)),
-    ];
-    Ok(Report::new("linear", facts).against(peak, tokens).pass("forward", "fwd", forward, flop).pass(
-        "forward+backward",
-        "fwdbwd",
-        both,
-        flops::LINEAR_BOTH * flop,
-    ))
+    let facts = facts![tokens, in = inner, out, dtype, threads, tile];
+    let report = Report::new("linear", facts).against(peak, tokens);
+    Ok(report.passes([forward, flop], [both, flops::LINEAR_BOTH * flop]))
 }

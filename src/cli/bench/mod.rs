@@ -4,8 +4,16 @@
 //! run that does not count. Operations are counted from the shapes ([`crate::plan::flops`]), whatever the code really
 //! did, and their share is of the peak that the same threads reached just before ([`mod@crate::simd::peak`]).
 
+/// What a report says of a setting: `facts![tokens, in = inner]`.
+macro_rules! facts {
+    (@ $name:tt) => { (stringify!($name), serde_json::json!($name)) };
+    (@ $name:tt $value:expr) => { (stringify!($name), serde_json::json!($value)) };
+    ($($name:tt $(= $value:expr)?),*) => { vec![$(facts!(@ $name $($value)?)),*] };
+}
+
 mod attention;
 mod block;
+mod gpu;
 mod latent;
 mod linear;
 mod peak;
@@ -14,18 +22,18 @@ mod step;
 mod text;
 mod vae;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::{Args, Subcommand};
 use rayon::prelude::*;
 use std::time::Instant;
 
+use super::at_least_1;
 use super::machine::{on_threads, peak_of};
 use crate::Result;
-use crate::config::{Compute, Hardware};
+use crate::config::Hardware;
 use crate::parallel::Launch;
 use crate::plan::flops;
 use crate::rng::{Key, Purpose};
-use crate::simd::Isa;
 use crate::train::device::device;
 use report::Report;
 
@@ -50,6 +58,17 @@ enum What {
     Peak(peak::PeakArgs),
 }
 
+/// How work is timed that takes moments.
+#[derive(Debug, Args)]
+struct Timing {
+    /// Runs measured, after one that is not; the median is reported
+    #[arg(long, default_value = "5", value_parser = at_least_1)]
+    runs: usize,
+    /// Threads; default: one for each processor
+    #[arg(long, value_parser = at_least_1)]
+    threads: Option<usize>,
+}
+
 /// Runs the command.
 pub fn run(args: BenchArgs) -> Result<()> {
     let report = match args.what {
@@ -69,42 +88,28 @@ fn device_of(wanted: Option<Hardware>, ranks: usize) -> Result<Device> {
     device(wanted, "--device", ranks, &Launch::threads())
 }
 
-/// FLOP/s that `device` reaches in `dtype`: these threads on `isa`, or a GPU in large products by
-/// cuBLAS.
-fn peak_on(device: &Device, isa: Isa, dtype: Compute) -> Result<f64> {
-    if device.is_cpu() {
-        return Ok(peak_of(isa, dtype));
-    }
-    const N: usize = 8192;
-    const RUNS: usize = 8;
-    let kind = if dtype == Compute::Bf16 { DType::BF16 } else { DType::F32 };
-    let x = Tensor::rand(-1f32, 1f32, (N, N), device)?.to_dtype(kind)?;
-    x.matmul(&x)?;
-    device.synchronize()?;
-    let start = Instant::now();
-    for _ in 0..RUNS {
-        x.matmul(&x)?;
-    }
-    device.synchronize()?;
-    Ok((RUNS * 2 * N.pow(3)) as f64 / start.elapsed().as_secs_f64())
-}
-
 /// The median of seconds.
 fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
 }
 
-/// The median seconds of `runs` runs of `f`, after one that does not count.
-fn timed(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
-    f()?;
-    let mut seconds = vec![];
-    for _ in 0..runs {
-        let start = Instant::now();
-        f()?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    Ok(median(seconds))
+/// The median of what `runs` rounds return, after one that does not count.
+fn median_of(runs: usize, mut round: impl FnMut() -> Result<f64>) -> Result<f64> {
+    let mut rounds = (0..=runs).map(|_| round()).collect::<Result<Vec<_>>>()?;
+    Ok(median(rounds.split_off(1)))
+}
+
+/// The seconds that `work` takes.
+fn seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// The median seconds of `runs` runs of `work`, after one that does not count.
+fn timed(runs: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    median_of(runs, || seconds(&mut work))
 }
 
 /// Values of a tensor that one stream of random numbers makes. All threads draw such pieces: one alone would take

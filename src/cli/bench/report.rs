@@ -7,114 +7,90 @@ use std::fmt::Write;
 use crate::observe::process::memory;
 use crate::train::device::used_at_most;
 
+const GIB: f64 = (1u64 << 30) as f64;
+
 /// What was measured, and on what.
 pub struct Report {
-    what: &'static str,
-    /// The shape and the setting, in order.
-    facts: Vec<(&'static str, Value)>,
-    rows: Vec<Row>,
-    /// Tokens that a pass takes; 0 where there are none.
-    tokens: usize,
+    json: Map<String, Value>,
+    /// The table's parts, of which all lines but the first begin with a newline: the shape and the setting, passes,
+    /// further numbers.
+    head: String,
+    passes: String,
+    more: String,
     /// FLOP/s that the same threads reached just before.
-    peak: Option<f64>,
-    /// Further numbers: JSON key, what a line of the table calls it (nothing: not there), value.
-    more: Vec<(&'static str, &'static str, f64)>,
-}
-
-/// A line of the table.
-struct Row {
-    name: String,
-    /// What its JSON keys start with.
-    key: String,
-    seconds: f64,
-    flop: f64,
+    peak: f64,
+    /// Tokens that a pass takes.
+    tokens: usize,
 }
 
 impl Report {
     pub fn new(what: &'static str, facts: Vec<(&'static str, Value)>) -> Self {
-        Self { what, facts, rows: vec![], tokens: 0, peak: None, more: vec![] }
+        // Text without its quotes.
+        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let words: Vec<String> = facts.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect();
+        let mut json: Map<String, Value> = facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        json.insert("what".to_owned(), json!(what));
+        let head = format!("{what}: {}", words.join(", "));
+        Self { json, head, passes: String::new(), more: String::new(), peak: 0.0, tokens: 0 }
+    }
+
+    fn put(&mut self, key: String, value: f64) {
+        self.json.insert(key, json!(value));
     }
 
     /// Takes passes over `tokens` tokens on threads that reach `peak` FLOP/s.
-    pub fn against(self, peak: f64, tokens: usize) -> Self {
-        Self { peak: Some(peak), tokens, ..self }
+    pub fn against(mut self, peak: f64, tokens: usize) -> Self {
+        self.put("peak_gflops".to_owned(), peak / 1e9);
+        Self { peak, tokens, ..self }
     }
 
     /// Says how much memory of `device` tensors had in use at most, if that is a GPU.
     pub fn on(self, device: &Device) -> Self {
         match used_at_most(device) {
-            Some(bytes) => self.with("gpu_gib", "tensors on the GPU at most, GiB", gib(bytes)),
+            Some(bytes) => self.with("gpu_gib", "tensors on the GPU at most, GiB", bytes as f64 / GIB),
             None => self,
         }
     }
 
     /// A pass of `flop` operations: `{key}_s`, `{key}_gflops` and `{key}_share` in JSON.
-    pub fn pass(mut self, name: impl Into<String>, key: impl Into<String>, seconds: f64, flop: f64) -> Self {
-        self.rows.push(Row { name: name.into(), key: key.into(), seconds, flop });
+    pub fn pass(mut self, name: &str, key: &str, seconds: f64, flop: f64) -> Self {
+        let (rate, share, tokens) = (flop / seconds / 1e9, flop / seconds / self.peak, self.tokens as f64 / seconds);
+        let values = [("s", seconds), ("gflops", rate), ("share", share)];
+        values.into_iter().for_each(|(of, value)| self.put(format!("{key}_{of}"), value));
+        let share = 100.0 * share;
+        let _ = write!(self.passes, "\n{name:18}{seconds:12.5}{rate:12.1}{share:9.1}%{tokens:12.0}");
         self
+    }
+
+    /// Forward, and forward and backward: seconds and operations of each.
+    pub fn passes(self, forward: [f64; 2], both: [f64; 2]) -> Self {
+        self.pass("forward", "fwd", forward[0], forward[1]).pass("forward+backward", "fwdbwd", both[0], both[1])
     }
 
     /// A further number, in a line of its own called `name` unless that is empty.
-    pub fn with(mut self, key: &'static str, name: &'static str, value: f64) -> Self {
-        self.more.push((key, name, value));
+    pub fn with(mut self, key: &str, name: &str, value: f64) -> Self {
+        self.put(key.to_owned(), value);
+        if !name.is_empty() {
+            let _ = write!(self.more, "\n{name:30}{value:12.3}");
+        }
         self
     }
 
-    pub fn json(&self) -> String {
-        let mut map = Map::new();
-        let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);
-        put("what", json!(self.what));
-        for (key, value) in &self.facts {
-            put(key, value.clone());
-        }
-        for row in &self.rows {
-            put(&format!("{}_s", row.key), json!(row.seconds));
-            put(&format!("{}_gflops", row.key), json!(row.flop / row.seconds / 1e9));
-            if let Some(peak) = self.peak {
-                put(&format!("{}_share", row.key), json!(row.flop / row.seconds / peak));
-            }
-        }
-        if let Some(peak) = self.peak {
-            put("peak_gflops", json!(peak / 1e9));
-        }
-        for (key, _, value) in &self.more {
-            put(key, json!(value));
-        }
-        put("peak_rss_gib", json!(peak_rss_gib()));
-        Value::Object(map).to_string()
+    /// Says the most memory that this process has held.
+    fn with_memory(self) -> Self {
+        self.with("peak_rss_gib", "memory at most, GiB", memory().peak as f64 / GIB)
     }
 
-    pub fn table(&self) -> String {
-        let facts: Vec<String> = self.facts.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect();
-        let mut text = format!("{}: {}\n", self.what, facts.join(", "));
-        if let Some(peak) = self.peak {
-            let _ = writeln!(text, "{:18}{:>12}{:>12}{:>10}{:>12}", "", "seconds", "GFLOP/s", "of peak", "tokens/s");
-            for Row { name, seconds, flop, .. } in &self.rows {
-                let (rate, share) = (flop / seconds / 1e9, 100.0 * flop / seconds / peak);
-                let tokens = self.tokens as f64 / seconds;
-                let _ = writeln!(text, "{name:18}{seconds:12.5}{rate:12.1}{share:9.1}%{tokens:12.0}");
-            }
-            let _ = writeln!(text, "{:18}{:12}{:12.1}", "peak", "", peak / 1e9);
-        }
-        let memory = ("", "memory at most, GiB", peak_rss_gib());
-        for (_, name, value) in self.more.iter().chain([&memory]).filter(|more| !more.1.is_empty()) {
-            let _ = writeln!(text, "{name:30}{value:12.3}");
-        }
-        text.pop(); // the last line's end is who prints it's
-        text
+    pub fn json(self) -> String {
+        Value::Object(self.with_memory().json).to_string()
     }
-}
 
-/// Text without its quotes.
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// The most memory that this process has held.
-fn peak_rss_gib() -> f64 {
-    gib(memory().peak)
-}
-
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / (1u64 << 30) as f64
+    pub fn table(self) -> String {
+        let Self { head, passes, more, peak, .. } = self.with_memory();
+        if passes.is_empty() {
+            return head + &more;
+        }
+        let names = format!("\n{:18}{:>12}{:>12}{:>10}{:>12}", "", "seconds", "GFLOP/s", "of peak", "tokens/s");
+        head + &names + &passes + &format!("\n{:18}{:12}{:12.1}", "peak", "", peak / 1e9) + &more
+    }
 }

@@ -3,14 +3,15 @@
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use parking_lot::Mutex;
-use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::gpu::peak_on;
 use super::latent::{Latent, ShapeArgs};
-use super::{Report, device_of, flops, median, peak_on};
+use super::{Report, device_of, flops, median};
+use crate::Result;
 use crate::cli::{at_least_1, threads_per_rank};
-use crate::config::{Compute, Hardware, Place};
+use crate::config::{Compute, Hardware};
 use crate::engine::Engine;
 use crate::engine::stash::{Stash, StashOptions};
 use crate::model::{LoraSpec, Model, ModelConfig};
@@ -19,7 +20,6 @@ use crate::parallel::{Communicator, Reduce, Sequence, run_threads};
 use crate::simd::Isa;
 use crate::state::StateOptions;
 use crate::state::weights::TrainState;
-use crate::{Result, bail};
 
 /// One training step of a Wan transformer on a random latent: forward, backward, AdamW.
 #[derive(Debug, Args)]
@@ -41,9 +41,6 @@ pub struct StepArgs {
     /// Threads of each rank; default: its share of the processors
     #[arg(long, value_parser = at_least_1)]
     threads: Option<usize>,
-    /// Where blocks keep what backward needs
-    #[arg(long, default_value = "ram")]
-    stash: Place,
     /// Train adapters of this rank over a frozen network, for all linear layers of all blocks; 0: train all weights
     #[arg(long, value_name = "RANK", default_value = "0")]
     lora: usize,
@@ -52,22 +49,15 @@ pub struct StepArgs {
     device: Option<Hardware>,
 }
 
-/// What a rank measured.
-struct Measured {
-    /// FLOP/s it reached while all ranks measured theirs.
-    peak: f64,
-    /// Seconds of each step: all of it, and its parts.
-    steps: Vec<Seconds>,
-    loss: f64,
-}
-
-/// Seconds of a step, and what it asked of the system.
-struct Seconds {
+/// What a rank measured of a step.
+struct Step {
+    /// Seconds of all of it, and of its parts.
     whole: f64,
     attention: f64,
     update: f64,
     /// Page faults of the process, all ranks together.
     faults: f64,
+    loss: f64,
 }
 
 /// Measures it.
@@ -78,32 +68,33 @@ pub fn run(args: &StepArgs) -> Result<Report> {
     let device = device_of(args.device, args.ranks)?;
     let threads = args.threads.unwrap_or_else(|| threads_per_rank(args.ranks));
     let ranks = run_threads(args.ranks, threads, |comm| measure(args, &config, grid, &device, comm))?;
-    let Some(first) = ranks.first() else { bail!(Environment, "no rank") };
-    let step = |part: fn(&Seconds) -> f64| median(first.steps.iter().map(part).collect());
+    let steps = &ranks[0].1;
+    let step = |part: fn(&Step) -> f64| median(steps.iter().map(part).collect());
     let mut facts = args.shape.facts(tokens, args.layers);
-    facts.extend([("ranks", json!(args.ranks)), ("threads", json!(threads))]);
+    facts.extend(facts![ranks = args.ranks, threads]);
     if args.lora > 0 {
-        facts.push(("lora", json!(args.lora)));
+        facts.extend(facts![lora = args.lora]);
     }
-    facts.push(("device", json!(args.device.unwrap_or_default())));
+    facts.extend(facts![device = args.device.unwrap_or_default()]);
     Ok(Report::new("step", facts)
         .on(&device)
-        .against(ranks.iter().map(|rank| rank.peak).sum(), tokens)
+        .against(ranks.iter().map(|rank| rank.0).sum(), tokens)
         .pass("step", "step", step(|s| s.whole), flops::step(&config, tokens))
         .with("tokens_per_s", "", tokens as f64 / step(|s| s.whole))
         .with("attention_s", "in attention, s", step(|s| s.attention))
         .with("update_s", "in gradient sums and AdamW, s", step(|s| s.update))
         .with("faults", "page faults", step(|s| s.faults))
-        .with("loss", "loss", first.loss))
+        .with("loss", "loss", steps[steps.len() - 1].loss))
 }
 
+/// FLOP/s that a rank reached while all measured theirs, and its steps.
 fn measure(
     args: &StepArgs,
     network: &ModelConfig,
     grid: [usize; 3],
     device: &Device,
     comm: Arc<dyn Communicator>,
-) -> Result<Measured> {
+) -> Result<(f64, Vec<Step>)> {
     let bf16 = args.shape.dtype == Compute::Bf16;
     let options = StateOptions { ema: 0.0, shared: true, ..StateOptions::default() };
     let model = match args.lora {
@@ -117,15 +108,14 @@ fn measure(
     };
     let model = model.to_device(device)?;
     let weights = TrainState::new(model, &options, comm.clone())?;
-    let stash = Stash::open(&StashOptions { place: args.stash, ..Default::default() }, comm.rank(), device)?;
-    let stash = Arc::new(Mutex::new(stash));
+    let stash = Stash::open(&StashOptions::default(), comm.rank(), device)?;
     let sequence = Sequence::new(comm.clone(), network.num_attention_heads, 0)?;
-    let engine = Engine::new(&weights.model, &sequence, grid, 1, args.shape.tile)?.with_stash(stash);
-    let latent = Latent::draw(args.shape.size(), network, engine.local_tokens());
+    let engine = Engine::new(&weights.model, &sequence, grid, 1, 0)?.with_stash(Arc::new(Mutex::new(stash)));
+    let latent = Latent::draw(args.shape.size(), network, engine.local_tokens())?;
     let conditioning = args.shape.conditioning()?;
     comm.barrier()?;
     let peak = peak_on(device, Isa::best(), args.shape.dtype)?;
-    let (mut steps, mut loss) = (vec![], 0.0);
+    let mut steps = vec![];
     for step in 0..(args.warmup + args.steps) as u64 {
         comm.barrier()?;
         let (start, attention, faults) = (Instant::now(), engine.attention_time(), page_faults());
@@ -136,13 +126,13 @@ fn measure(
         weights.sum_gradients()?;
         weights.update(step, 1e-4, weights.gradient_norm(step)?)?;
         device.synchronize()?; // a GPU is only asked to work so far
-        steps.push(Seconds {
+        steps.push(Step {
             whole: start.elapsed().as_secs_f64(),
             attention: (engine.attention_time() - attention).as_secs_f64(),
             update: backward.elapsed().as_secs_f64(),
             faults: (page_faults() - faults) as f64,
+            loss: share.to_vec1::<f64>()?[0],
         });
-        loss = share.to_vec1::<f64>()?[0];
     }
-    Ok(Measured { peak, steps: steps.split_off(args.warmup), loss })
+    Ok((peak, steps.split_off(args.warmup)))
 }

@@ -2,7 +2,6 @@
 //! benches/peers/text.py, and benches/text_model.py, which makes a model of a real one's widths.
 
 use clap::Args;
-use serde_json::json;
 use std::path::PathBuf;
 
 use super::{Report, on_threads, peak_of, timed};
@@ -48,14 +47,7 @@ fn measure(args: &TextArgs, threads: usize) -> Result<Report> {
     let texts: Vec<Vec<u32>> = (0..prompts).map(|p| (0..tokens).map(|t| id(p * tokens + t)).collect()).collect();
     let peak = peak_of(Isa::best(), dtype);
     let seconds = timed(args.runs, || model.encode_ids(&texts, &mut |_, _| ()).map(drop))?;
-    let facts = vec![
-        ("layers", json!(config.layers)),
-        ("dim", json!(config.width)),
-        ("prompts", json!(prompts)),
-        ("tokens", json!(tokens)),
-        ("dtype", json!(dtype)),
-        ("threads", json!(threads)),
-    ];
+    let facts = facts![layers = config.layers, dim = config.width, prompts, tokens, dtype, threads];
     let products = config.parameters() - config.vocab * config.width;
     let scores = 2 * config.layers * config.heads * config.head_dim * tokens;
     let flop = 2.0 * (prompts * tokens) as f64 * (products + scores) as f64;

@@ -2,7 +2,6 @@
 
 use candle_core::Device;
 use clap::{Args, ValueEnum};
-use serde_json::json;
 use std::sync::Arc;
 
 use super::{Report, normal, on_threads, peak_of, timed};
@@ -92,15 +91,9 @@ fn measure(args: &VaeArgs, threads: usize) -> Result<Report> {
     let size = config.space().size([frames, height, width], [1; 3])?;
     let arithmetic = Arithmetic { isa: Isa::best(), bf16: dtype == Compute::Bf16 };
     let peak = peak_of(Isa::best(), dtype);
-    let facts = vec![
-        ("half", json!(if matches!(half, Half::Encode) { "encode" } else { "decode" })),
-        ("kind", json!(if matches!(kind, Kind::Wan21) { "2.1" } else { "2.2" })),
-        ("frames", json!(frames)),
-        ("height", json!(height)),
-        ("width", json!(width)),
-        ("dtype", json!(dtype)),
-        ("threads", json!(threads)),
-    ];
+    let name = if matches!(kind, Kind::Wan21) { "2.1" } else { "2.2" };
+    let facts = facts![half = if matches!(half, Half::Encode) { "encode" } else { "decode" }, kind = name];
+    let facts = [facts, facts![frames, height, width, dtype, threads]].concat();
     let report = Report::new("vae", facts);
     if args.stages {
         let stages = match half {
@@ -141,7 +134,7 @@ fn measure_stages(stages: Vec<Stage>, args: &VaeArgs, mut report: Report) -> Res
         let seconds = timed(args.runs, || stage.push(frame.clone()).map(drop))?;
         let name = format!("{channels} x {rows} x {width}");
         let flop = stage.flops() * (rows * width) as f64;
-        report = report.pass(name, format!("side_{}", stage.side), seconds, flop);
+        report = report.pass(&name, &format!("side_{}", stage.side), seconds, flop);
     }
     Ok(report)
 }

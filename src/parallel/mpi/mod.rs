@@ -120,7 +120,7 @@ impl Drop for World {
     /// Ends MPI, together with the others if all have come to their ends.
     fn drop(&mut self) {
         let control = &self.link.control;
-        if !control.links().all_left() {
+        if !control.links().peers(|peers| peers.all_left()) {
             let mut hosts = control.affinities().iter().map(|affinity| &affinity.host);
             let first = hosts.next();
             return abort(control.links(), hosts.any(|host| Some(host) != first));
@@ -189,12 +189,12 @@ impl Link {
             }
             if call.is_some() && !announced {
                 announced = true;
-                self.control.links().present(call);
+                self.control.links().peers(|peers| peers.wait_in(call));
             }
             thread::sleep((waited / 8).clamp(Duration::from_micros(10), longest));
         };
         if announced {
-            self.control.links().present(None);
+            self.control.links().peers(|peers| peers.wait_in(None));
         }
         outcome
     }

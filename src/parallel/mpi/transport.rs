@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::Link;
 use super::messages::Flight;
+use crate::parallel::peers::Peers;
 use crate::parallel::transport::{AllArgs, CallArgs, Members, Messages, Receive, Sends, Transport};
 use crate::{Error, Result, bail};
 
@@ -70,7 +71,7 @@ impl Transport for ByMpi {
     fn begin(&self, _: u64, text: &str, own: CallArgs, first: Sends) -> Result<(Sends, AllArgs)> {
         let Link { channel, control, .. } = &*self.link;
         control.check()?;
-        control.links().begin();
+        control.links().peers(Peers::begin);
         let (tag, mut flight) = (self.tags()[0], Flight::new(self.link.limits.message));
         for (i, member) in self.others() {
             let note = serde_json::to_vec(&own.for_rank(i)).map_err(|e| Error::Environment(e.to_string()))?;
@@ -83,7 +84,7 @@ impl Transport for ByMpi {
                 if let Some(note) = channel.take(member, tag)? {
                     let note = serde_json::from_slice(&note);
                     notes[i] = Some(note.map_err(|e| Error::Environment(format!("a rank of another longreel? {e}")))?);
-                } else if control.links().gone(member) {
+                } else if control.links().peers(|peers| peers.gone(member)) {
                     control.fail(member, &format!("it returned while rank {} waits in {text}", control.rank()));
                 }
             }

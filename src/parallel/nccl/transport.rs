@@ -147,15 +147,6 @@ impl Transport for ByNccl {
         0
     }
 
-    fn sides(&self, call: &mut Call, _: &[(usize, CallArgs)], own: [u64; 3]) -> Result<Vec<[u64; 3]>> {
-        let own = Tensor::new(&own.map(|number| number as i64), &Device::Cpu)?; // the same 64 bits
-        let read = |side: Tensor| {
-            let side = side.to_vec1::<i64>()?;
-            Ok([side[0] as u64, side[1] as u64, side[2] as u64])
-        };
-        self.gather(call, &own)?.into_iter().map(read).collect()
-    }
-
     /// By a new meeting place, which the first rank of each color gives to the others. `ncclCommSplit` would say which
     /// communicator it makes only when it is made: one that waits for a lost rank could not be aborted.
     fn split(&self, call: &mut Call, _: &[[u64; 3]], ranks: &[usize], members: Members) -> Result<Option<Self>> {
