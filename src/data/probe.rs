@@ -14,11 +14,11 @@ use super::opacity;
 use super::sizes::{Size, Sizes};
 use super::{hdr, timing, truncation};
 use crate::terminal::counted;
+pub(super) use decoding::from_decoding;
 use ffmpeg_next::codec::Id;
 use ffmpeg_next::frame;
 use std::fs::File;
 use std::path::Path;
-pub(super) use decoding::from_decoding;
 
 /// The frames of a video in the order of display.
 #[derive(Clone, Debug)]

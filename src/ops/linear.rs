@@ -14,8 +14,7 @@ use super::gelu::{gelu, gelu_backward};
 use super::low_rank::LowRank;
 use super::packed::{Arithmetic, PackedGuard, PackedSlot};
 use super::products::{Addend, WeightMatrix};
-use super::residual::Gate;
-use super::{Param, Real, Rows, Tape};
+use super::{Param, Real, Tape};
 use crate::simd::product::Epilogue;
 
 /// A linear layer over weights `[out, in]` and bias `[out]`, which may have an adapter.
@@ -59,38 +58,6 @@ impl Linear {
         tape.two(residual, x, Custom(WithResidual(self.clone())))
     }
 
-    /// residual + gate * (x Wᵀ + b), differentiable in residual and x. The gate of a row is `modulation[sample, index]`
-    /// of `modulation` `[B, k, out]`; its gradient is added to the modulation's.
-    pub fn gate_to(
-        &self,
-        tape: &Tape,
-        residual: &Tensor,
-        x: &Tensor,
-        (modulation, index): (&Param, usize),
-        rows: Rows,
-    ) -> Result<Tensor> {
-        self.gated(tape, [residual, x], Gate { modulation: modulation.clone(), index, rows }, false)
-    }
-
-    /// The same for a backward pass that does not read the output: it is zeros where the gate is frozen, as nothing of
-    /// x Wᵀ is then needed.
-    pub fn gate_to_unread(
-        &self,
-        tape: &Tape,
-        residual: &Tensor,
-        x: &Tensor,
-        (modulation, index): (&Param, usize),
-        rows: Rows,
-    ) -> Result<Tensor> {
-        let skipped = modulation.is_frozen();
-        self.gated(tape, [residual, x], Gate { modulation: modulation.clone(), index, rows }, skipped)
-    }
-
-    fn gated(&self, tape: &Tape, [residual, x]: [&Tensor; 2], gate: Gate, skipped: bool) -> Result<Tensor> {
-        let preactivation = SavedPreactivation::new(tape);
-        tape.two(residual, x, Custom(WithGate { linear: self.clone(), gate, preactivation, skipped }))
-    }
-
     /// Adds the weight and bias gradients for input `x` `[n, in]` and output gradient `dy` `[n, out]`, for where the
     /// input's own gradient is not wanted.
     pub fn accumulate(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
@@ -117,7 +84,7 @@ impl Linear {
 
     /// epilogue(x Wᵀ) for `x` of shape `dims`, the adapter's addend included; its second result, the preactivation,
     /// goes to `saved` if backward needs it.
-    fn product<T: Real>(
+    pub(super) fn product<T: Real>(
         &self,
         x: &[T],
         dims: &[usize],
@@ -146,7 +113,7 @@ impl Linear {
     }
 
     /// Adds the gradients of weight and bias, unless they are frozen, and of the adapter; returns that of `x`.
-    fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
+    pub(super) fn backward<T: Real>(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
         let (_, inner) = self.dims()?;
         let n = x.len() / inner;
         let d_inner = self.low_rank.as_ref().map(|low_rank| low_rank.d_inner(self.how, dy, n)).transpose()?;
@@ -181,7 +148,7 @@ impl Linear {
         self.bias.add_grad(0, &sums) // when no thread holds the weight's gradient, which may be of the same storage
     }
 
-    fn bias<T: Real>(&self) -> Result<Values<'_, T>> {
+    pub(super) fn bias<T: Real>(&self) -> Result<Values<'_, T>> {
         read(&self.bias.value)
     }
 }
@@ -190,7 +157,7 @@ impl Linear {
 pub(super) struct SavedPreactivation(Option<OnceLock<Box<dyn std::any::Any + Send + Sync>>>);
 
 impl SavedPreactivation {
-    fn new(tape: &Tape) -> Self {
+    pub fn new(tape: &Tape) -> Self {
         Self(tape.records().then(OnceLock::new))
     }
 
@@ -220,14 +187,6 @@ pub(super) struct WithGelu {
     pub preactivation: SavedPreactivation,
 }
 pub(super) struct WithResidual(pub Linear);
-pub(super) struct WithGate {
-    pub linear: Linear,
-    pub gate: Gate,
-    pub preactivation: SavedPreactivation,
-    /// The output is not read, and the gate has no gradient.
-    pub skipped: bool,
-}
-
 /// Adds the bias.
 struct Bias<'a, T>(&'a [T]);
 
@@ -264,30 +223,6 @@ impl<T: Real> Epilogue<T> for BiasResidual<'_, T> {
         let residual = &self.residual[row * self.bias.len() + column..];
         for ((o, &b), &r) in out.iter_mut().zip(&self.bias[column..]).zip(residual) {
             *o = r + (*o + b);
-        }
-    }
-}
-
-/// Adds the bias, keeps the sum beside, and adds it to the residual times the row's gate.
-struct BiasGate<'a, T> {
-    bias: &'a [T],
-    residual: &'a [T],
-    gate: &'a Gate,
-    modulation: &'a [T],
-}
-
-impl<T: Real> Epilogue<T> for BiasGate<'_, T> {
-    #[inline(always)]
-    fn apply(&self, out: &mut [T], beside: &mut [T], row: usize, column: usize) {
-        let width = self.bias.len();
-        out.iter_mut().zip(&self.bias[column..]).for_each(|(o, &b)| *o += b);
-        if !beside.is_empty() {
-            beside.copy_from_slice(out);
-        }
-        let residual = &self.residual[row * width + column..];
-        let gate = &self.gate.row(self.modulation, row, width)[column..];
-        for ((o, &r), &g) in out.iter_mut().zip(residual).zip(gate) {
-            *o = r + *o * g;
         }
     }
 }
@@ -344,32 +279,8 @@ impl Op2 for WithResidual {
     super::on_gpu!(two);
 }
 
-impl Op2 for WithGate {
-    const NAME: &'static str = "linear, gate, residual";
-
-    fn forward<T: Real>(&self, residual: &[T], x: &[T], dims: [&[usize]; 2]) -> Result<Vec<T>> {
-        check_residual(&self.linear, dims)?;
-        if self.skipped {
-            return Ok(vec![T::zero(); residual.len()]);
-        }
-        let (bias, modulation) = (self.linear.bias::<T>()?, read::<T>(&self.gate.modulation.value)?);
-        let epilogue = BiasGate { bias: &bias, residual, gate: &self.gate, modulation: &modulation };
-        self.linear.product(x, dims[1], Some(&self.preactivation), &epilogue)
-    }
-
-    fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
-        let d_sums = match self.skipped {
-            true => self.gate.scaled(dy)?,
-            false => self.gate.backward(self.preactivation.get::<Vec<T>>()?, dy)?,
-        };
-        Ok([None, Some(self.linear.backward(x, &d_sums)?)])
-    }
-
-    super::on_gpu!(two);
-}
-
 /// The residual is as large as the layer's output.
-fn check_residual(linear: &Linear, [residual, x]: [&[usize]; 2]) -> Result<()> {
+pub(super) fn check_residual(linear: &Linear, [residual, x]: [&[usize]; 2]) -> Result<()> {
     let out = linear.weight.value.dims()[0];
     if residual != [x[0], out] {
         candle_core::bail!("{}: a residual [{}, {out}] wanted, got {residual:?}", linear.weight.name, x[0])

@@ -140,7 +140,7 @@ impl Products for f32 {
         on_isa!(w, S => {
             let factors = std::iter::once((w, x)).chain(addend);
             let terms: Vec<_> = factors
-                .map(|(w, x)| (Lines::new::<S>(Matrix::new(x, n, w.inner)), w.forward_panels::<S>()))
+                .map(|(w, x)| (Lines(Matrix::new(x, n, w.inner)), w.forward_panels::<S>()))
                 .collect();
             product::<S, _>(&terms, n, second, epilogue)
         })
@@ -150,7 +150,7 @@ impl Products for f32 {
         on_isa!(w, S => {
             let factors = std::iter::once((w, dy)).chain(addend);
             let terms: Vec<_> = factors
-                .map(|(w, dy)| (Lines::new::<S>(Matrix::new(dy, n, w.out)), w.backward_panels::<S>()))
+                .map(|(w, dy)| (Lines(Matrix::new(dy, n, w.out)), w.backward_panels::<S>()))
                 .collect();
             let [dx, _] = product::<S, _>(&terms, n, false, &());
             dx

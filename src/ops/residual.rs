@@ -1,12 +1,13 @@
-//! Computes the gate of a gated residual x + gate y, one row a sample, and its gradient; the op is
-//! [`Linear::gate_to`](super::Linear::gate_to).
+//! Adds a linear layer's output to a residual through a gate, x + gate y, one gate a sample, with the gate's gradient.
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::custom::read;
+use super::custom::{Custom, Op2, read};
 use super::elementwise::CHUNK;
-use super::{Param, Real, Rows};
+use super::linear::{Linear, SavedPreactivation, check_residual};
+use super::{Param, Real, Rows, Tape};
+use crate::simd::product::Epilogue;
 use crate::simd::uninit_vec::UninitVec;
 
 /// Row `index` of each sample's `modulation` `[B, k, width]`.
@@ -77,4 +78,95 @@ impl Gate {
         }
         Ok(dy.into_vec())
     }
+}
+
+/// x + gate (x Wᵀ + b) as an op.
+pub(super) struct WithGate {
+    pub linear: Linear,
+    pub gate: Gate,
+    pub preactivation: SavedPreactivation,
+    /// The output is not read, and the gate has no gradient.
+    pub skipped: bool,
+}
+
+impl Linear {
+    /// residual + gate * (x Wᵀ + b), differentiable in residual and x. The gate of a row is `modulation[sample, index]`
+    /// of `modulation` `[B, k, out]`; its gradient is added to the modulation's.
+    pub fn gate_to(
+        &self,
+        tape: &Tape,
+        residual: &Tensor,
+        x: &Tensor,
+        (modulation, index): (&Param, usize),
+        rows: Rows,
+    ) -> Result<Tensor> {
+        self.gated(tape, [residual, x], Gate { modulation: modulation.clone(), index, rows }, false)
+    }
+
+    /// The same for a backward pass that does not read the output: it is zeros where the gate is frozen, as nothing of
+    /// x Wᵀ is then needed.
+    pub fn gate_to_unread(
+        &self,
+        tape: &Tape,
+        residual: &Tensor,
+        x: &Tensor,
+        (modulation, index): (&Param, usize),
+        rows: Rows,
+    ) -> Result<Tensor> {
+        let skipped = modulation.is_frozen();
+        self.gated(tape, [residual, x], Gate { modulation: modulation.clone(), index, rows }, skipped)
+    }
+
+    fn gated(&self, tape: &Tape, [residual, x]: [&Tensor; 2], gate: Gate, skipped: bool) -> Result<Tensor> {
+        let preactivation = SavedPreactivation::new(tape);
+        tape.two(residual, x, Custom(WithGate { linear: self.clone(), gate, preactivation, skipped }))
+    }
+}
+
+/// Adds the bias, keeps the sum beside, and adds it to the residual times the row's gate.
+struct BiasGate<'a, T> {
+    bias: &'a [T],
+    residual: &'a [T],
+    gate: &'a Gate,
+    modulation: &'a [T],
+}
+
+impl<T: Real> Epilogue<T> for BiasGate<'_, T> {
+    #[inline(always)]
+    fn apply(&self, out: &mut [T], beside: &mut [T], row: usize, column: usize) {
+        let width = self.bias.len();
+        out.iter_mut().zip(&self.bias[column..]).for_each(|(o, &b)| *o += b);
+        if !beside.is_empty() {
+            beside.copy_from_slice(out);
+        }
+        let residual = &self.residual[row * width + column..];
+        let gate = &self.gate.row(self.modulation, row, width)[column..];
+        for ((o, &r), &g) in out.iter_mut().zip(residual).zip(gate) {
+            *o = r + *o * g;
+        }
+    }
+}
+
+impl Op2 for WithGate {
+    const NAME: &'static str = "linear, gate, residual";
+
+    fn forward<T: Real>(&self, residual: &[T], x: &[T], dims: [&[usize]; 2]) -> Result<Vec<T>> {
+        check_residual(&self.linear, dims)?;
+        if self.skipped {
+            return Ok(vec![T::zero(); residual.len()]);
+        }
+        let (bias, modulation) = (self.linear.bias::<T>()?, read::<T>(&self.gate.modulation.value)?);
+        let epilogue = BiasGate { bias: &bias, residual, gate: &self.gate, modulation: &modulation };
+        self.linear.product(x, dims[1], Some(&self.preactivation), &epilogue)
+    }
+
+    fn backward<T: Real>(&self, [_, x]: [&[T]; 2], dy: &[T], _: [&[usize]; 2]) -> Result<[Option<Vec<T>>; 2]> {
+        let d_sums = match self.skipped {
+            true => self.gate.scaled(dy)?,
+            false => self.gate.backward(self.preactivation.get::<Vec<T>>()?, dy)?,
+        };
+        Ok([None, Some(self.linear.backward(x, &d_sums)?)])
+    }
+
+    super::on_gpu!(two);
 }

@@ -33,14 +33,6 @@ pub(super) unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
     }
 }
 
-/// A matrix word after word: the left operand of a contraction over its columns. The task that needs a block packs it;
-/// f32 instruction sets read the matrix itself.
-pub(crate) struct Lines<'a> {
-    m: Matrix<'a>,
-    /// Words from one row to the next.
-    stride: usize,
-}
-
 /// From one row to the next where rows of `words` are read by tiles: an odd number of cache lines, so that a tile's
 /// sixteen are not all in a few sets of L1.
 pub(super) fn apart<S: Simd>(words: usize) -> usize {
@@ -48,76 +40,93 @@ pub(super) fn apart<S: Simd>(words: usize) -> usize {
     if S::MATRIX { words | S::STEPS } else { words }
 }
 
-impl<'a> Lines<'a> {
-    pub fn new<S: Simd>(m: Matrix<'a>) -> Self {
-        let whole = m.columns.next_multiple_of(2 * S::LANES) / S::PAIR; // whole vectors, since they are written in twos
-        Self { m, stride: if S::HALF { apart::<S>(whole) } else { m.columns } }
-    }
+/// A matrix word after word: the left operand of a contraction over its columns. The task that needs a block packs it.
+pub(crate) struct Lines<'a>(pub Matrix<'a>);
 
-    /// `count` rows from `first` on. Rows that fill up the last register tile are zeros.
-    pub fn block<S: Simd>(&self, first: usize, count: usize) -> Block<'a> {
-        let Self { m, stride } = *self;
-        let left = Left { words: std::ptr::null(), tile: S::ROWS * stride, row: stride, step: 1 };
-        let lent = if S::HALF { 0 } else { count / S::ROWS * S::ROWS };
-        let values = &m.values[first * m.columns..(first + lent) * m.columns];
-        let mut words = Scratch::take((count - lent).next_multiple_of(S::ROWS) * stride);
-        let (rows, none) = words.split_at_mut((count - lent) * stride);
-        if S::HALF {
-            // SAFETY: this instruction set was chosen for this CPU.
-            unsafe { S::run(Rows { m, first, stride, words: rows }) }
-        } else {
-            let rest = &m.values[(first + lent) * m.columns..(first + count) * m.columns];
-            rows.copy_from_slice(bytemuck::cast_slice(rest));
-        }
-        none.fill(0);
-        Block { lent: bytemuck::cast_slice(values), lent_rows: lent, packed: Some(words), left }
+impl Lines<'_> {
+    /// `count` rows from `first` on, in runs of `run` steps. Rows that fill up the last register tile are zeros.
+    pub fn block<S: Simd>(&self, first: usize, count: usize, run: usize) -> Block<'static> {
+        let steps = self.0.columns.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
+        let (rows, last) = (count.next_multiple_of(S::ROWS), steps % run);
+        let strides = [apart::<S>(run), apart::<S>(last)];
+        // Vectors are written in twos: the last may lie beyond a row.
+        let mut words = Scratch::take(rows * (steps / run * strides[0] + strides[1]) + 2 * S::LANES);
+        // SAFETY: this instruction set was chosen for this CPU.
+        unsafe { S::run(Rows { m: self.0, first, count, run, steps, strides, words: &mut words }) }
+        Block::Packed { words, rows, run, steps, strides }
     }
 }
 
 /// A run of a left operand's rows, whole register tiles of them.
-pub(crate) struct Block<'a> {
-    /// The first rows, of a panel or of the matrix itself.
-    lent: &'a [u32],
-    lent_rows: usize,
-    /// The others.
-    packed: Option<Scratch>,
-    left: Left<0>,
+pub(crate) enum Block<'a> {
+    /// Run of steps by run of steps, so that what is multiplied together lies together: `[runs][rows][stride]`.
+    Packed {
+        words: Scratch,
+        rows: usize,
+        run: usize,
+        steps: usize,
+        /// From one row to the next in a whole run, and in the last if it is shorter.
+        strides: [usize; 2],
+    },
+    /// The lanes of a panel of [`across_left`](super::panel::across_left) as rows.
+    Panel { words: &'a [u32], left: Left<0> },
 }
 
 impl<'a> Block<'a> {
     /// The lanes of panel `i` of [`across_left`](super::panel::across_left) as rows.
     pub fn of_panel<S: Simd>(panels: &'a Panels, i: usize) -> Self {
-        let lent = panels.panel(i);
-        let (row, step) = if S::MATRIX { (lent.len() / panels.width, 1) } else { (1, left::<S>()) };
-        let left = Left { words: std::ptr::null(), tile: S::ROWS * row, row, step };
-        Self { lent, lent_rows: usize::MAX, packed: None, left }
+        let words = panels.panel(i);
+        let (row, step) = if S::MATRIX { (words.len() / panels.width, 1) } else { (1, left::<S>()) };
+        Self::Panel { words, left: Left { words: std::ptr::null(), tile: S::ROWS * row, row, step } }
     }
 
-    /// The operand from row `row`, a tile's first, and step `step` on: the rows up to the next that lie elsewhere.
+    /// The operand from row `row`, a tile's first, and step `step` on: up to the end of the run.
     pub fn at<S: Simd>(&self, row: usize, step: usize) -> Left<0> {
-        let (words, row) = match &self.packed {
-            Some(packed) if row >= self.lent_rows => (&packed[..], row - self.lent_rows),
-            _ => (self.lent, row),
-        };
-        let words = words[row / S::ROWS * self.left.tile + step * self.left.step..].as_ptr();
-        Left { words, ..self.left }
+        match self {
+            Self::Packed { words, rows, run, steps, strides } => {
+                let stride = strides[usize::from(step >= steps / run * run)];
+                let words = words[step / run * rows * strides[0] + row * stride + step % run..].as_ptr();
+                Left { words, tile: S::ROWS * stride, row: stride, step: 1 }
+            }
+            Self::Panel { words, left } => {
+                let words = words[row / S::ROWS * left.tile + step * left.step..].as_ptr();
+                Left { words, ..*left }
+            }
+        }
     }
 }
 
 struct Rows<'a> {
     m: Matrix<'a>,
     first: usize,
-    stride: usize,
+    count: usize,
+    run: usize,
+    steps: usize,
+    strides: [usize; 2],
     words: &'a mut [u32],
 }
 
 impl Kernel for Rows<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for (i, words) in self.words.chunks_exact_mut(self.stride.max(1)).enumerate() {
-            // SAFETY: the stride is a row's words rounded up to two vectors.
-            unsafe { line_of_words::<S>(self.m.row(self.first + i), words.as_mut_ptr()) }
-            words[self.m.columns.next_multiple_of(2 * S::LANES) / S::PAIR..].fill(0);
+        let Self { m, first, count, run, steps, strides, words } = self;
+        let rows = count.next_multiple_of(S::ROWS);
+        let mut start = 0; // of the run's words
+        for from in (0..m.columns).step_by(run * S::PAIR) {
+            let to = m.columns.min(from + run * S::PAIR);
+            let stride = strides[usize::from(from / S::PAIR + run > steps)];
+            // A row's last vectors may reach into the next one, which is written after it.
+            for row in 0..count {
+                let line = start + row * stride;
+                // SAFETY: the words have room for two vectors beyond the last row.
+                unsafe { line_of_words::<S>(&m.row(first + row)[from..to], words[line..].as_mut_ptr()) }
+                let written = (to - from).next_multiple_of(2 * S::LANES) / S::PAIR;
+                if written < stride {
+                    words[line + written..line + stride].fill(0);
+                }
+            }
+            words[start + count * stride..start + rows * stride].fill(0);
+            start += rows * stride;
         }
     }
 }

@@ -35,6 +35,13 @@ fn block_rows<S: Simd>(rows: usize) -> usize {
     share.clamp(2 * left_lanes::<S>(), 6 * left_lanes::<S>())
 }
 
+/// Steps of the contraction that are taken for all panels, of `rows` rows and right panels of `width`: whole runs of the
+/// right operand's, so that each element's sum has one order whatever the rows.
+fn run<S: Simd>(rows: usize, width: usize) -> usize {
+    let most = words::<S>() / width;
+    (LEFT_WORDS / rows / most).max(1) * most
+}
+
 /// An operation that is fused behind a product: it turns sums into results.
 pub trait Epilogue<T>: Sync {
     /// Turns the sums `out` of row `row` from column `column` on into results; `beside` is the same part of a second
@@ -66,7 +73,9 @@ pub(crate) fn product<S: Simd, T: Epilogue<f32>>(
             // Zeros bring the block into the cache in one sweep, before sums are added there.
             let (out, beside) = (out.filled(0.0), beside.filled(0.0));
             let (first, rows) = (i * block, out.len() / columns);
-            let blocks: Vec<_> = terms.iter().map(|(left, right)| (left.block::<S>(first, rows), *right)).collect();
+            let run = run::<S>(rows, terms[0].1.width);
+            let blocks: Vec<_> =
+                terms.iter().map(|(left, right)| (left.block::<S>(first, rows, run), *right)).collect();
             let task = Task { terms: &blocks, out, beside, first, add: false, epilogue };
             // SAFETY: this instruction set was chosen for this CPU.
             unsafe { S::run(task) }
@@ -104,9 +113,7 @@ impl<T: Epilogue<f32>> Kernel for Task<'_, T> {
         let Panels { lanes: columns, width, .. } = *terms[0].1;
         let rows = out.len() / columns;
         let (mut edge, mut halves) = (None, None);
-        // A run of the left operand is whole runs of the right one's, so that sums have one order whatever the rows.
-        let most = words::<S>() / width;
-        let run = (LEFT_WORDS / rows / most).max(1) * most;
+        let (most, run) = (words::<S>() / width, run::<S>(rows, width));
         for (i, (block, right)) in terms.iter().enumerate() {
             for from in (0..right.steps.max(1)).step_by(run) {
                 let to = right.steps.min(from + run);

@@ -13,8 +13,8 @@ use crate::cuda::{
     to_bf16, to_f32,
 };
 use crate::ops::custom::{Op1, Op2};
-use crate::ops::linear::{Linear, Plain, WithGate, WithGelu, WithResidual};
-use crate::ops::residual::Gate;
+use crate::ops::linear::{Linear, Plain, WithGelu, WithResidual};
+use crate::ops::residual::{Gate, WithGate};
 
 /// What stands in front of x Wᵀ + b.
 enum Start<'a> {
