@@ -245,7 +245,9 @@ impl Panels {
         add(&mut after, 1, [hidden, width]);
         add(&mut after, 1, [width, hidden]);
         // Of the weight gradient's product: rows of the hidden elements as left and as right operand, and of the width.
-        let tile = (s.element() as usize * s.tile * 2 * (hidden + width)) as u64;
+        // Rows to be multiplied, where they are rounded on the way, lie packed beside them.
+        let rounded = if s.half { 4 * s.tile * hidden.max(width) } else { 0 };
+        let tile = (s.element() as usize * s.tile * 2 * (hidden + width) + rounded) as u64;
         Self { forward, backward, kept_weights, before, after, tile, most: (KEPT / s.ranks) as u64 }
     }
 
