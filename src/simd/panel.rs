@@ -34,8 +34,24 @@ impl<'a> Matrix<'a> {
         Self { values, rows, columns }
     }
 
-    fn row(&self, i: usize) -> &'a [f32] {
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    pub(super) fn row(&self, i: usize) -> &'a [f32] {
         &self.values[i * self.columns..][..self.columns]
+    }
+
+    /// `count` rows from `first` on.
+    fn part(&self, first: usize, count: usize) -> Self {
+        let values = &self.values[first * self.columns..][..count * self.columns];
+        Self { values, rows: count, columns: self.columns }
     }
 }
 
@@ -45,8 +61,13 @@ pub(crate) const fn left<S: Simd>() -> usize {
 }
 
 /// Lanes of a panel that is a right operand.
-fn right<S: Simd>() -> usize {
+pub(crate) const fn right<S: Simd>() -> usize {
     S::COLS * S::LANES
+}
+
+/// Steps of a contraction.
+pub(super) fn steps<S: Simd>(contraction: usize) -> usize {
+    contraction.div_ceil(S::PAIR).next_multiple_of(S::STEPS)
 }
 
 /// Lanes of the widest panel.
@@ -67,7 +88,7 @@ pub(crate) struct Panels {
 
 impl Panels {
     fn new<S: Simd>(contraction: usize, lanes: usize, width: usize, turned: bool) -> Self {
-        let steps = contraction.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
+        let steps = steps::<S>(contraction);
         let len = if turned { width * apart::<S>(steps) } else { Self::len::<S>(contraction, width) };
         Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, width, len }
     }
@@ -92,7 +113,7 @@ impl Panels {
 /// Words of a right operand's panels.
 #[cfg(feature = "media")]
 pub(crate) fn right_words<S: Simd>(contraction: usize, lanes: usize) -> usize {
-    lanes.div_ceil(right::<S>()) * Panels::len::<S>(contraction, right::<S>())
+    lanes.div_ceil(right::<S>()) * along_words::<S>(contraction)
 }
 
 /// The columns of `m` as a right operand, contraction over its rows.
@@ -176,25 +197,34 @@ pub(crate) fn along<S: Simd>(m: Matrix) -> Panels {
     let len = panels.len;
     if len > 0 {
         panels.words.par_chunks_exact_mut(len).enumerate().for_each(|(i, words)| {
-            // SAFETY: this instruction set was chosen for this CPU.
-            unsafe { S::run(Along { m, first: i * width, width, words }) }
+            along_into::<S>(m.part(i * width, width.min(m.rows - i * width)), words);
         });
     }
     panels
 }
 
+/// Words of a panel of [`along`].
+pub(crate) fn along_words<S: Simd>(contraction: usize) -> usize {
+    Panels::len::<S>(contraction, right::<S>())
+}
+
+/// Packs the rows of `m`, at most [`right`], as one panel of [`along`].
+pub(crate) fn along_into<S: Simd>(m: Matrix, words: &mut [u32]) {
+    assert!(m.rows <= right::<S>() && words.len() == along_words::<S>(m.columns), "one panel");
+    // SAFETY: this instruction set was chosen for this CPU.
+    unsafe { S::run(Along { m, words }) }
+}
+
 struct Along<'a> {
     m: Matrix<'a>,
-    first: usize,
-    width: usize,
     words: &'a mut [u32],
 }
 
 impl Kernel for Along<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { m, first, width, words } = self;
-        let count = width.min(m.rows - first);
+        let Self { m, words } = self;
+        let width = right::<S>();
         words[m.columns.div_ceil(S::PAIR) * width..].fill(0);
         // Runs of a few lines of the target at a time, so that a row's words meet lines that the row before has
         // touched.
@@ -205,9 +235,9 @@ impl Kernel for Along<'_> {
         {
             let end = (start + RUN).min(m.columns);
             for (r, line) in lines.chunks_exact_mut(LINE).take(S::LANES).enumerate() {
-                if lane + r < count {
+                if lane + r < m.rows {
                     // SAFETY: a run and a vector's slack fit into the line.
-                    unsafe { line_of_words::<S>(&m.row(first + lane + r)[start..end], line.as_mut_ptr()) };
+                    unsafe { line_of_words::<S>(&m.row(lane + r)[start..end], line.as_mut_ptr()) };
                 } else {
                     line.fill(0);
                 }
@@ -242,7 +272,7 @@ pub(crate) unsafe fn turn<S: Simd>(from: *const u32, stride: usize, to: &mut [u3
 /// # Safety
 /// The CPU has the features of `S`; `to` holds the words rounded up to two vectors.
 #[inline(always)]
-unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
+pub(super) unsafe fn line_of_words<S: Simd>(values: &[f32], to: *mut u32) {
     let both = 2 * S::LANES;
     let whole = values.len() / both * both;
     // SAFETY: reads end at `whole`; the last, partial group is copied to where two vectors can be read.
@@ -270,7 +300,7 @@ pub(crate) struct Lines<'a> {
 
 /// From one row to the next where rows of `words` are read by tiles: an odd number of cache lines, so that a tile's
 /// sixteen are not all in a few sets of L1.
-fn apart<S: Simd>(words: usize) -> usize {
+pub(super) fn apart<S: Simd>(words: usize) -> usize {
     let words = words.next_multiple_of(S::STEPS);
     if S::MATRIX { words | S::STEPS } else { words }
 }
