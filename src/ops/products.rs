@@ -7,11 +7,11 @@ use std::sync::OnceLock;
 
 use super::cast::to_f32;
 use super::gemm;
+use crate::simd::Isa;
 #[cfg(feature = "media")]
 use crate::simd::panel::right_words;
 use crate::simd::panel::{Lines, Matrix, Panels, across, across_left, along};
 use crate::simd::product::{Epilogue, add_product, product};
-use crate::simd::Isa;
 #[cfg(feature = "media")]
 use crate::simd::with_isa;
 

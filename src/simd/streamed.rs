@@ -106,9 +106,9 @@ impl Kernel for PackRun<'_> {
     }
 }
 
-/// `epilogue(rows Wᵀ)`, row-major `[rows, columns]`, of W whose rows `panel(0, i)` gives, packed as
-/// [`along_into`](super::panel::along_into) does, [`right`] of them. `second`: of `panel(1, i)` too, whose sums are what
-/// the epilogue finds beside. Each panel is asked for once.
+/// `epilogue(rows Wᵀ)`, row-major `[rows, columns]`, of W whose rows `panel(0, i)` gives, [`right`] of them, packed as
+/// by [`along_into`](super::panel::along_into). `second`: the epilogue finds the sums with `panel(1, i)` beside. Each
+/// panel is asked for once.
 ///
 /// # Errors
 /// Those of `panel`.
@@ -175,7 +175,8 @@ impl<T: Epilogue<f32>> Kernel for Task<'_, T> {
                 let steps = rows.run.min(rows.steps - step);
                 let left = rows.tiles::<S>(first, step, steps);
                 for (panel, sums) in panels.iter().zip(sums.floats().chunks_exact_mut(most * width)) {
-                    let right = Right { words: panel[step * width..][..steps * width].as_ptr(), step: width, column_block: 0 };
+                    let right =
+                        Right { words: panel[step * width..][..steps * width].as_ptr(), step: width, column_block: 0 };
                     let out = Out { values: sums.as_mut_ptr(), stride: width, rows: padded, width, add: step > 0 };
                     // SAFETY: the operands are as long as their steps say, and there are sums for `padded` rows.
                     unsafe { S::product(steps, left, right, out) }
@@ -268,7 +269,9 @@ mod tests {
     #[test]
     fn bits_are_those_of_products_by_rows_on_every_isa() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            for (rows, columns, inner) in [(1, 1, 1), (7, 70, 33), (96, 128, 160), (850, 33, 90), (13, 2100, 17), (5, 40, 1700)] {
+            for (rows, columns, inner) in
+                [(1, 1, 1), (7, 70, 33), (96, 128, 160), (850, 33, 90), (13, 2100, 17), (5, 40, 1700)]
+            {
                 with_isa!(isa, false, S => check::<S>(rows, columns, inner));
                 with_isa!(isa, true, S => check::<S>(rows, columns, inner));
             }

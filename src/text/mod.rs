@@ -8,8 +8,8 @@
 //! residual are f32; operands of products may be rounded to bf16.
 //!
 //! [`TextEncoder`] is the whole; [`TextModel`] takes ids. Files are found by [`places`], named by [`names`], read by
-//! [`weights`]; [`t5`] and [`bert`] run [`layers`] of [`matrix`] and [`attention`] on [`texts`]; [`clean`] and [`tokens`]
-//! make ids.
+//! [`weights`] and multiplied by [`matrix`]; [`t5`] and [`bert`] run [`layers`] and [`attention`] on [`texts`], which
+//! [`times`] counts; [`clean`] and [`tokens`] make ids.
 //!
 //! ```no_run
 //! use longreel::text::TextEncoder;
