@@ -36,7 +36,7 @@ pub(crate) struct RowTiles {
     run: usize,
 }
 
-/// Words from a row of a tile to the next on a matrix unit, in a run of `steps`; a step's share of a row elsewhere.
+/// Words that a row takes in a run of `steps`.
 fn stride<S: Simd>(steps: usize) -> usize {
     if S::MATRIX { apart::<S>(steps) } else { steps }
 }
