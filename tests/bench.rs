@@ -100,6 +100,9 @@ fn bench_text_counts_its_products_and_scores() {
     let layer = 4.0 * 32.0 * 48.0 + 3.0 * 32.0 * 40.0 + 2.0 * 32.0 + 32.0 * 6.0; // products, norms, biases
     let scores = 3.0 * 2.0 * 7.0 * 48.0;
     check(&result, facts, &[("fwd", 2.0 * 21.0 * (3.0 * layer + 32.0 + scores))]);
+    for part in ["reading_s", "packing_s", "attention_s"] {
+        assert!((1e-9..=number(&result, "fwd_s")).contains(&number(&result, part)), "{part} in {result}");
+    }
 }
 
 #[test]

@@ -98,11 +98,14 @@ impl PthTensors {
         if entry.is_contiguous() {
             return self.read_run(name, entry, out, first as u64);
         }
-        // Row by row in another order: all elements that it spans, then each from its place.
-        let mut all = vec![0f32; entry.span() as usize];
-        self.read_run(name, entry, &mut all, 0)?;
-        for (i, x) in out.iter_mut().enumerate() {
-            *x = all[entry.place(first + i)];
+        // Row by row in another order: each run of elements that are neighbours in the file, and each to its place.
+        let mut places: Vec<(usize, usize)> = (0..out.len()).map(|i| (entry.place(first + i), i)).collect();
+        places.sort_unstable();
+        for run in places.chunk_by(|(one, _), (next, _)| next - one <= 1) {
+            let (start, end) = (run[0].0, run[run.len() - 1].0);
+            let mut values = vec![0f32; end - start + 1];
+            self.read_run(name, entry, &mut values, start as u64)?;
+            run.iter().for_each(|&(place, i)| out[i] = values[place - start]);
         }
         Ok(())
     }
@@ -139,11 +142,6 @@ impl Entry {
             next *= size;
             fits
         })
-    }
-
-    /// Elements from the first to the last in the file.
-    fn span(&self) -> u64 {
-        span(&self.shape, &self.strides).unwrap_or(0)
     }
 
     /// Where element `i` in row-major order lies, counted from the first.

@@ -6,13 +6,15 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use super::gemm;
+use crate::simd::Isa;
 use crate::simd::left::Lines;
 #[cfg(feature = "media")]
 use crate::simd::panel::right_words;
 use crate::simd::panel::{Matrix, Panels, Source, across, across_left, along};
 use crate::simd::product::{Epilogue, add_product, product};
 use crate::simd::vector::Simd;
-use crate::simd::{Isa, with_isa};
+#[cfg(feature = "media")]
+use crate::simd::with_isa;
 
 /// A weight matrix `[out, inner]`, and the instruction set that multiplies it.
 pub struct WeightMatrix<'a, T> {
@@ -69,19 +71,6 @@ pub struct Packed {
     backward: OnceLock<Panels>,
 }
 
-impl Packed {
-    /// `values` `[out, inner]` packed for the forward product at once, which then needs the values no more.
-    pub fn forward_of(values: &[f32], [out, inner]: [usize; 2], isa: Isa, bf16: bool) -> Self {
-        let matrix = Matrix::new(values, out, inner);
-        let panels = if bf16 {
-            with_isa!(isa, true, S => along::<S>(matrix))
-        } else {
-            with_isa!(isa, false, S => along::<S>(matrix))
-        };
-        Self { forward: OnceLock::from(panels), backward: OnceLock::new() }
-    }
-}
-
 impl std::fmt::Debug for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let made = [&self.forward, &self.backward].map(|panels| panels.get().is_some());
@@ -124,9 +113,15 @@ pub trait Products: Sized {
 /// Runs an expression with `$S` the layer's instruction set.
 macro_rules! on_isa {
     ($w:expr, $S:ident => $body:expr) => {
-        if $w.bf16 { with_isa!($w.isa, true, $S => $body) } else { with_isa!($w.isa, false, $S => $body) }
+        if $w.bf16 {
+            $crate::simd::with_isa!($w.isa, true, $S => $body)
+        } else {
+            $crate::simd::with_isa!($w.isa, false, $S => $body)
+        }
     };
 }
+
+pub(crate) use on_isa;
 
 impl Products for f32 {
     fn forward(

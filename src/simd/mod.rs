@@ -2,9 +2,10 @@
 //!
 //! From below: [`simd`] is the trait that `avx512_bf16`, `avx512`, `avx2` and `portable` implement; [`tile`] multiplies
 //! packed panels (`operands`) on registers, `amx` on a matrix unit; [`scratch`] is their working memory and
-//! [`uninit_vec`] new results; [`panel`] packs matrices and [`product`] multiplies them whole, as [`conv`] does
-//! frames ([`packed_frame`]) and kernels; [`mod@peak`] measures what an instruction set can do. Code is written once
-//! for all of them and runs on the one that [`Isa`] names, so tests can compare each with a plain form.
+//! [`uninit_vec`] new results; [`panel`] packs matrices, and [`product`] multiplies them whole, [`streamed`] panel by
+//! panel; [`conv`] multiplies frames ([`packed_frame`]) with kernels; [`mod@peak`] measures what an instruction set can
+//! do. Code is written once for all of them and runs on the one that [`Isa`] names, so tests can compare each with a
+//! plain form.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -26,6 +27,7 @@ pub mod peak;
 pub(crate) mod portable;
 pub(crate) mod product;
 pub(crate) mod scratch;
+pub(crate) mod streamed;
 pub(crate) mod tile;
 pub(crate) mod uninit_vec;
 pub(crate) mod vector;

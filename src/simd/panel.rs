@@ -75,14 +75,35 @@ impl<'a> Matrix<'a> {
         Self { values, rows, columns }
     }
 
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
     pub fn row(&self, i: usize) -> &'a [f32] {
         &self.values[i * self.columns..][..self.columns]
+    }
+
+    /// `count` rows from `first` on.
+    fn part(&self, first: usize, count: usize) -> Self {
+        let values = &self.values[first * self.columns..][..count * self.columns];
+        Self { values, rows: count, columns: self.columns }
     }
 }
 
 /// Lanes of a panel that is a right operand.
-fn right<S: Simd>() -> usize {
+pub(crate) const fn right<S: Simd>() -> usize {
     S::COLS * S::LANES
+}
+
+/// Steps of a contraction.
+pub(super) fn steps<S: Simd>(contraction: usize) -> usize {
+    contraction.div_ceil(S::PAIR).next_multiple_of(S::STEPS)
 }
 
 /// Lanes of the widest panel.
@@ -110,7 +131,7 @@ const fn halved<S: Simd>() -> bool {
 
 impl Panels {
     fn new<S: Simd>(contraction: usize, lanes: usize, width: usize, turned: bool, halved: bool) -> Self {
-        let steps = contraction.div_ceil(S::PAIR).next_multiple_of(S::STEPS);
+        let steps = steps::<S>(contraction);
         let len = if turned { width * apart::<S>(steps) } else { Self::len::<S>(contraction, width, halved) };
         Self { words: Scratch::take(lanes.div_ceil(width) * len), steps, lanes, width, len, halved }
     }
@@ -255,24 +276,33 @@ pub(crate) fn along<'a, S: Simd>(m: impl Into<Source<'a>>) -> Panels {
         let lanes = i * width..rows.min((i + 1) * width);
         m.with_part(lanes.clone(), 0..columns, |m, first, _| {
             // SAFETY: this instruction set was chosen for this CPU.
-            unsafe { S::run(Along { m, first, count: lanes.len(), width, words }) }
+            unsafe { S::run(Along { m: m.part(first, lanes.len()), words }) }
         });
     })
 }
 
+/// Words of a panel of [`along`].
+pub(crate) fn along_words<S: Simd>(contraction: usize) -> usize {
+    Panels::len::<S>(contraction, right::<S>(), false)
+}
+
+/// Packs the rows of `m`, at most [`right`], as one panel of [`along`].
+pub(crate) fn along_into<S: Simd>(m: Matrix, words: &mut [u32]) {
+    assert!(m.rows <= right::<S>() && words.len() == along_words::<S>(m.columns), "one panel");
+    // SAFETY: this instruction set was chosen for this CPU.
+    unsafe { S::run(Along { m, words }) }
+}
+
 struct Along<'a> {
     m: Matrix<'a>,
-    /// The panel's first row in it, and how many it has.
-    first: usize,
-    count: usize,
-    width: usize,
     words: &'a mut [u32],
 }
 
 impl Kernel for Along<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { m, first, count, width, words } = self;
+        let Self { m, words } = self;
+        let width = right::<S>();
         words[m.columns.div_ceil(S::PAIR) * width..].fill(0);
         // Runs of a few lines of the target at a time, so that a row's words meet lines that the row before has
         // touched.
@@ -283,9 +313,9 @@ impl Kernel for Along<'_> {
         {
             let end = (start + RUN).min(m.columns);
             for (r, line) in lines.chunks_exact_mut(LINE).take(S::LANES).enumerate() {
-                if lane + r < count {
+                if lane + r < m.rows {
                     // SAFETY: a run and a vector's slack fit into the line.
-                    unsafe { line_of_words::<S>(&m.row(first + lane + r)[start..end], line.as_mut_ptr()) };
+                    unsafe { line_of_words::<S>(&m.row(lane + r)[start..end], line.as_mut_ptr()) };
                 } else {
                     line.fill(0);
                 }

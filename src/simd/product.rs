@@ -18,7 +18,7 @@ use super::vector::{Kernel, Simd};
 
 /// Words of the right operand taken at a time: 20 KiB, which stay in L1 beside the rows of the left one. A matrix unit,
 /// which takes longer over its sums than over its operands, has more.
-fn words<S: Simd>() -> usize {
+pub(super) fn words<S: Simd>() -> usize {
     if S::MATRIX { 16 << 10 } else { 5 << 10 }
 }
 

@@ -7,6 +7,7 @@ use crate::ops::products::{Packed, Products, WeightMatrix, WeightValues};
 use crate::ops::softmax;
 use crate::simd::Isa;
 use crate::simd::product::Epilogue;
+use crate::simd::uninit_vec::UninitVec;
 
 /// The heads of an attention, and what becomes of their scores before softmax.
 pub(super) struct Heads<'a> {
@@ -24,31 +25,26 @@ impl Heads<'_> {
     pub fn attend(&self, [q, k, v]: [&[f32]; 3], lengths: &[usize]) -> Vec<f32> {
         let Self { count, dim, .. } = *self;
         let row = count * dim;
-        let starts = lengths.iter().scan(0, |next, &n| {
-            let start = *next;
-            *next += n;
-            Some((start, n))
+        let mut out = UninitVec::new(q.len());
+        let texts: Vec<_> = out.chunks_of(lengths.iter().map(|n| n * row)).into_iter().zip(lengths).collect();
+        let starts = lengths.iter().scan(0, |next, n| Some(std::mem::replace(next, *next + n)));
+        texts.into_par_iter().zip(starts.collect::<Vec<_>>()).for_each(|((out, &n), start)| {
+            let of_head = |x: &[f32], head: usize| {
+                let mut values = Vec::with_capacity(n * dim);
+                for x in x[start * row..(start + n) * row].chunks_exact(row) {
+                    values.extend_from_slice(&x[head * dim..][..dim]);
+                }
+                values
+            };
+            let attend = |head| self.one_head(head, [q, k, v].map(|x| of_head(x, head)), n);
+            let heads: Vec<Vec<f32>> = (0..count).into_par_iter().map(attend).collect();
+            for (i, out) in out.filled(0.0).chunks_exact_mut(row).enumerate() {
+                for (out, head) in out.chunks_exact_mut(dim).zip(&heads) {
+                    out.copy_from_slice(&head[i * dim..][..dim]);
+                }
+            }
         });
-        let tasks: Vec<_> = starts.flat_map(|text| (0..count).map(move |head| (text, head))).collect();
-        let outputs: Vec<Vec<f32>> = tasks
-            .par_iter()
-            .map(|&((start, n), head)| {
-                let of_head = |x: &[f32]| -> Vec<f32> {
-                    x[start * row..(start + n) * row]
-                        .chunks_exact(row)
-                        .flat_map(|x| &x[head * dim..][..dim])
-                        .copied()
-                        .collect()
-                };
-                self.one_head(head, [of_head(q), of_head(k), of_head(v)], n)
-            })
-            .collect();
-        let mut out = vec![0.0; q.len()];
-        for (((start, n), head), output) in tasks.into_iter().zip(outputs) {
-            let rows = out[start * row..(start + n) * row].chunks_exact_mut(row);
-            rows.zip(output.chunks_exact(dim)).for_each(|(row, o)| row[head * dim..][..dim].copy_from_slice(o));
-        }
-        out
+        out.into_vec()
     }
 
     /// Of one head, `[n, dim]` each.

@@ -8,7 +8,8 @@
 //! after norm(token + position + type) (Devlin et al. 2019).
 
 use super::attention::Heads;
-use super::layers::{Arithmetic, Attention, Bias, BiasGelu, BiasResidual, Matrix, Residual, layer_norm};
+use super::layers::{Attention, Bias, BiasGelu, BiasResidual, Residual, layer_norm};
+use super::matrix::{Arithmetic, Matrix};
 use super::names;
 use super::texts::Texts;
 use super::weights::EncoderWeights;
@@ -21,8 +22,9 @@ pub(super) fn run(weights: &EncoderWeights, arithmetic: Arithmetic, texts: &mut 
     let pair = |name: &str| -> Result<[Vec<f32>; 2]> {
         Ok([weights.read(&format!("{name}.weight"))?, weights.read(&format!("{name}.bias"))?])
     };
+    let keep = texts.runs() > 1;
     let linear = |name: &str| -> Result<(Matrix, Vec<f32>)> {
-        Ok((weights.matrix(&format!("{name}.weight"), arithmetic)?, weights.read(&format!("{name}.bias"))?))
+        Ok((weights.matrix(&format!("{name}.weight"), arithmetic, keep)?, weights.read(&format!("{name}.bias"))?))
     };
     let [weight, bias] = pair("embeddings.LayerNorm")?;
     texts.each_run(|mut x, lengths| {
@@ -42,7 +44,7 @@ pub(super) fn run(weights: &EncoderWeights, arithmetic: Arithmetic, texts: &mut 
         let attention = Attention { projections: [q, k, v], biases: Some([q_bias, k_bias, v_bias]), output, heads };
         texts.each_run(|x, lengths| {
             let added = BiasResidual(Bias(&output_bias), Residual { rows: &x, width });
-            let mut y = attention.apply(&x, lengths, &added);
+            let mut y = attention.apply(&x, lengths, &added)?;
             layer_norm(&mut y, [&weight, &bias], eps);
             Ok(y)
         })?;
@@ -51,8 +53,9 @@ pub(super) fn run(weights: &EncoderWeights, arithmetic: Arithmetic, texts: &mut 
         let (down, down_bias) = linear(&names::bert(layer, "output.dense"))?;
         let [weight, bias] = pair(&names::bert(layer, "output.LayerNorm"))?;
         texts.each_run(|x, _| {
-            let hidden = up.apply(&x, &BiasGelu(&up_bias));
-            let mut y = down.apply(&hidden, &BiasResidual(Bias(&down_bias), Residual { rows: &x, width }));
+            let hidden = up.apply(&up.rows(&x), &BiasGelu(&up_bias))?;
+            let added = BiasResidual(Bias(&down_bias), Residual { rows: &x, width });
+            let mut y = down.apply(&down.rows(&hidden), &added)?;
             layer_norm(&mut y, [&weight, &bias], eps);
             Ok(y)
         })?;

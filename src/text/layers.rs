@@ -2,65 +2,48 @@
 
 use multiversion::multiversion;
 use rayon::prelude::*;
+use std::time::Instant;
 
 use super::attention::Heads;
+use super::matrix::Matrix;
+use super::times::Times;
+use crate::Result;
 use crate::ops::gelu;
-use crate::ops::products::{Packed, Products, WeightMatrix, WeightValues};
-use crate::simd::Isa;
 use crate::simd::product::Epilogue;
-
-/// What products are computed with.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Arithmetic {
-    pub isa: Isa,
-    /// Round operands of the linear layers' products to bf16; all else stays f32.
-    pub bf16: bool,
-}
-
-/// A linear layer's weights, packed.
-pub(super) struct Matrix {
-    arithmetic: Arithmetic,
-    packed: Packed,
-    out: usize,
-    inner: usize,
-}
-
-impl Matrix {
-    /// Of `values` `[out, inner]`.
-    pub fn new(arithmetic: Arithmetic, values: &[f32], [out, inner]: [usize; 2]) -> Self {
-        let packed = Packed::forward_of(values, [out, inner], arithmetic.isa, arithmetic.bf16);
-        Self { arithmetic, packed, out, inner }
-    }
-
-    /// `epilogue(x Wᵀ)` of rows `x` `[n, inner]`.
-    pub fn apply(&self, x: &[f32], epilogue: &impl Epilogue<f32>) -> Vec<f32> {
-        let Self { arithmetic: Arithmetic { isa, bf16 }, ref packed, out, inner } = *self;
-        let matrix = WeightMatrix { values: WeightValues::Same(&[]), out, inner, isa, bf16, packed };
-        let [y, _] = f32::forward(&matrix, x, x.len() / inner, None, false, epilogue);
-        y
-    }
-}
+use crate::simd::uninit_vec::UninitVec;
 
 /// Query, key and value projections, attention, and the projection back.
 pub(super) struct Attention<'a> {
     /// Of query, key and value.
-    pub projections: [Matrix; 3],
+    pub projections: [Matrix<'a>; 3],
     /// Their biases, which T5 has not.
     pub biases: Option<[Vec<f32>; 3]>,
-    pub output: Matrix,
+    pub output: Matrix<'a>,
     pub heads: Heads<'a>,
 }
 
 impl Attention<'_> {
     /// `epilogue(output(attention(x)))` of texts of `lengths` tokens.
-    pub fn apply(&self, x: &[f32], lengths: &[usize], epilogue: &impl Epilogue<f32>) -> Vec<f32> {
-        let projected = [0, 1, 2].map(|i| match &self.biases {
-            Some(biases) => self.projections[i].apply(x, &Bias(&biases[i])),
-            None => self.projections[i].apply(x, &()),
-        });
+    ///
+    /// # Errors
+    /// Those of [`Matrix::apply`].
+    pub fn apply(&self, x: &[f32], lengths: &[usize], epilogue: &impl Epilogue<f32>) -> Result<Vec<f32>> {
+        let rows = self.projections[0].rows(x);
+        let project = |i: usize| match &self.biases {
+            Some(biases) => self.projections[i].apply(&rows, &Bias(&biases[i])),
+            None => self.projections[i].apply(&rows, &()),
+        };
+        // At once, so that no thread waits for another between them.
+        let (q, (k, v)) = rayon::join(|| project(0), || rayon::join(|| project(1), || project(2)));
+        let projected = [q?, k?, v?];
+        drop(rows);
+        let start = Instant::now();
         let attended = self.heads.attend(projected.each_ref().map(Vec::as_slice), lengths);
+        Times::add(&self.output.times().attention, start);
         drop(projected);
-        self.output.apply(&attended, epilogue)
+        let rows = self.output.rows(&attended);
+        drop(attended);
+        self.output.apply(&rows, epilogue)
     }
 }
 
@@ -121,16 +104,13 @@ impl Epilogue<f32> for Relu {
     }
 }
 
-/// Multiplies with GELU, in tanh form, of `gate`, rows of the same width.
-pub(super) struct Gated<'a> {
-    pub gate: &'a [f32],
-    pub width: usize,
-}
+/// Multiplies with GELU, in tanh form, of what is beside.
+pub(super) struct Gated;
 
-impl Epilogue<f32> for Gated<'_> {
+impl Epilogue<f32> for Gated {
     #[inline(always)]
-    fn apply(&self, out: &mut [f32], _: &mut [f32], row: usize, column: usize) {
-        gated(out, &self.gate[row * self.width + column..]);
+    fn apply(&self, out: &mut [f32], gate: &mut [f32], _: usize, _: usize) {
+        gated(out, gate);
     }
 }
 
@@ -142,12 +122,12 @@ fn gated(out: &mut [f32], gate: &[f32]) {
 /// Each row of `x` `[n, D]` by its root mean square, times `weight` `[D]`.
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
     let width = weight.len();
-    let mut out = x.to_vec();
-    out.par_chunks_exact_mut(width).for_each(|row| {
+    let mut out = UninitVec::new(x.len());
+    out.copied_chunks(x, width).for_each(|row| {
         let scale = (1.0 / (sum(row, |x| x * x) / width as f64 + eps).sqrt()) as f32;
         row.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
     });
-    out
+    out.into_vec()
 }
 
 /// Each row of `x` `[n, D]` less its mean, by its deviation, times `weight`, plus `bias`.

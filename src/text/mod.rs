@@ -2,12 +2,14 @@
 //! such as MiniLM.
 //!
 //! An encoder may be larger than memory: its embedding is read by the row, and its layers pass by half a layer at a
-//! time for all captions at once. So its file is read once, and the memory is that of the largest half (670 MB for
-//! UMT5-XXL in f32), the embeddings themselves apart. Each caption is encoded alone and unpadded, which is what padding
-//! with a mask comes to. Sums, norms, softmax and the residual are f32; operands of products may be rounded to bf16.
+//! time for all captions at once, read and packed within the products themselves. So its file is read once. Up to 2048
+//! tokens its weights take no memory; of more, the largest half is kept for what follows (503 MB for UMT5-XXL in f32).
+//! Each caption is encoded alone and unpadded, which is what padding with a mask comes to. Sums, norms, softmax and the
+//! residual are f32; operands of products may be rounded to bf16.
 //!
 //! [`TextEncoder`] is the whole; [`TextModel`] takes ids. Files are found by [`places`], named by [`names`], read by
-//! [`weights`]; [`t5`] and [`bert`] run [`layers`] and [`attention`] on [`texts`]; [`clean`] and [`tokens`] make ids.
+//! [`weights`] and multiplied by [`matrix`]; [`t5`] and [`bert`] run [`layers`] and [`attention`] on [`texts`], which
+//! [`times`] counts; [`clean`] and [`tokens`] make ids.
 //!
 //! ```no_run
 //! use longreel::text::TextEncoder;
@@ -24,10 +26,12 @@ mod buckets;
 mod clean;
 mod config;
 mod layers;
+mod matrix;
 mod names;
 mod places;
 mod t5;
 mod texts;
+mod times;
 mod tokens;
 mod weights;
 
@@ -43,7 +47,7 @@ pub use config::{Kind, TextConfig};
 use crate::files::{KnownHashes, to_hex};
 use crate::simd::Isa;
 use crate::{Result, bail};
-use layers::Arithmetic;
+use matrix::Arithmetic;
 use places::Places;
 use texts::Texts;
 use tokens::CaptionTokenizer;
@@ -92,6 +96,12 @@ impl TextModel {
         self
     }
 
+    /// Seconds since the last call: reading matrices and packing them, of all threads together, and attention between
+    /// its projections.
+    pub fn times(&self) -> [f64; 3] {
+        self.weights.times.take()
+    }
+
     /// The network's sizes.
     pub fn config(&self) -> &TextConfig {
         &self.weights.config
@@ -120,14 +130,13 @@ impl TextModel {
             Kind::T5 { .. } => names::EMBEDDINGS[0],
             Kind::Bert { .. } => names::BERT_EMBEDDING,
         };
-        let mut states = vec![];
-        for ids in texts {
-            let mut state = vec![0.0; ids.len() * config.width];
-            let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+        let embed = |texts: &[&[u32]]| {
+            let rows: Vec<usize> = texts.concat().into_iter().map(|id| id as usize).collect();
+            let mut state = vec![0.0; rows.len() * config.width];
             self.weights.add_rows(embedding, &rows, &mut state)?;
-            states.push(state);
-        }
-        let mut texts = Texts::new(states, config.width, 2 * config.layers + 1, progress);
+            Ok(state)
+        };
+        let mut texts = Texts::new(texts, config.width, embed, 2 * config.layers + 1, progress)?;
         match config.kind {
             Kind::T5 { .. } => t5::run(&self.weights, self.arithmetic, &mut texts)?,
             Kind::Bert { .. } => bert::run(&self.weights, self.arithmetic, &mut texts)?,

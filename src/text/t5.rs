@@ -10,7 +10,8 @@
 use super::attention::Heads;
 use super::buckets::{self, Biases};
 use super::config::Kind;
-use super::layers::{Arithmetic, Attention, Gated, Relu, Residual, rms_norm};
+use super::layers::{Attention, Gated, Relu, Residual, rms_norm};
+use super::matrix::Arithmetic;
 use super::names;
 use super::texts::Texts;
 use super::weights::EncoderWeights;
@@ -21,10 +22,11 @@ pub(super) fn run(weights: &EncoderWeights, arithmetic: Arithmetic, texts: &mut 
     let config = &weights.config;
     let Kind::T5 { own_biases, gated, .. } = config.kind else { unreachable!("a T5") };
     let (width, eps) = (config.width, config.eps);
+    let keep = texts.runs() > 1;
     let mut table = vec![];
     for layer in 0..config.layers {
         let norm = weights.read(&names::t5_norm(layer, 0))?;
-        let matrix = |part: &str| weights.matrix(&names::t5_attention(layer, part), arithmetic);
+        let matrix = |part: &str| weights.matrix(&names::t5_attention(layer, part), arithmetic, keep);
         if own_biases || layer == 0 {
             table = weights.read(&names::t5_bias(layer))?;
             debug_assert_eq!(table.len(), buckets::COUNT * config.heads);
@@ -39,22 +41,24 @@ pub(super) fn run(weights: &EncoderWeights, arithmetic: Arithmetic, texts: &mut 
             heads,
         };
         texts.each_run(|x, lengths| {
-            Ok(attention.apply(&rms_norm(&x, &norm, eps), lengths, &Residual { rows: &x, width }))
+            attention.apply(&rms_norm(&x, &norm, eps), lengths, &Residual { rows: &x, width })
         })?;
         drop(attention);
 
         let norm = weights.read(&names::t5_norm(layer, 1))?;
-        let matrix = |part: &str| weights.matrix(&names::t5_ff(layer, part), arithmetic);
+        let matrix = |part: &str| weights.matrix(&names::t5_ff(layer, part), arithmetic, keep);
         let (up, gate) = if gated { (matrix("wi_1")?, Some(matrix("wi_0")?)) } else { (matrix("wi")?, None) };
         let down = matrix("wo")?;
         texts.each_run(|x, _| {
-            let normed = rms_norm(&x, &norm, eps);
+            let rows = up.rows(&rms_norm(&x, &norm, eps));
             let hidden = match &gate {
-                Some(gate) => up.apply(&normed, &Gated { gate: &gate.apply(&normed, &()), width: config.ff }),
-                None => up.apply(&normed, &Relu),
+                Some(gate) => up.apply_with(Some(gate), &rows, &Gated)?,
+                None => up.apply(&rows, &Relu)?,
             };
-            drop(normed);
-            Ok(down.apply(&hidden, &Residual { rows: &x, width }))
+            drop(rows);
+            let rows = down.rows(&hidden);
+            drop(hidden);
+            down.apply(&rows, &Residual { rows: &x, width })
         })?;
     }
     let norm = weights.read(names::T5_NORM)?;

@@ -1,46 +1,69 @@
 //! Holds the hidden states of all texts while their layers pass by, and hands them out in runs of a few at a time.
 
-use std::ops::Range;
-
 use crate::Result;
 
-/// Tokens of a run: enough for products of full speed, and little memory for what lies between them.
-const RUN: usize = 1024;
+/// Tokens of a run: few enough that what lies between them takes little memory. A layer's weights are kept while there
+/// are further runs.
+const RUN: usize = 2048;
 
 /// Hidden states of texts, `[n, width]` each.
 pub(super) struct Texts<'a> {
-    states: Vec<Vec<f32>>,
+    runs: Vec<Run>,
     width: usize,
-    /// Texts of each run.
-    runs: Vec<Range<usize>>,
     /// Calls of [`each_run`](Self::each_run) until all is done.
     passes: usize,
     done: usize,
     progress: &'a mut dyn FnMut(usize, usize),
 }
 
+/// Texts that are computed together.
+struct Run {
+    /// Rows one text after the other.
+    state: Vec<f32>,
+    /// Tokens of each.
+    lengths: Vec<usize>,
+}
+
 impl<'a> Texts<'a> {
-    /// Of texts with these states. `progress` is told the runs that are done and all there will be in `passes`.
-    pub fn new(states: Vec<Vec<f32>>, width: usize, passes: usize, progress: &'a mut dyn FnMut(usize, usize)) -> Self {
-        let mut runs: Vec<Range<usize>> = vec![];
+    /// Of texts of ids, with the states that `embed` gives to some of them, one after the other. `progress` is told the
+    /// runs that are done and all there will be in `passes`.
+    ///
+    /// # Errors
+    /// Those of `embed`.
+    pub fn new(
+        texts: &[Vec<u32>],
+        width: usize,
+        embed: impl Fn(&[&[u32]]) -> Result<Vec<f32>>,
+        passes: usize,
+        progress: &'a mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let mut groups: Vec<Vec<&[u32]>> = vec![];
         let mut tokens = 0;
-        for (i, state) in states.iter().enumerate() {
-            let n = state.len() / width;
-            match runs.last_mut() {
-                Some(run) if tokens + n <= RUN => run.end = i + 1,
+        for ids in texts {
+            match groups.last_mut() {
+                Some(group) if tokens + ids.len() <= RUN => group.push(ids),
                 _ => {
-                    runs.push(i..i + 1);
+                    groups.push(vec![ids]);
                     tokens = 0;
                 }
             }
-            tokens += n;
+            tokens += ids.len();
         }
-        Self { states, width, runs, passes, done: 0, progress }
+        let run = |group: Vec<&[u32]>| {
+            Ok(Run { state: embed(&group)?, lengths: group.iter().map(|ids| ids.len()).collect() })
+        };
+        let runs = groups.into_iter().map(run).collect::<Result<_>>()?;
+        Ok(Self { runs, width, passes, done: 0, progress })
+    }
+
+    /// How many runs there are.
+    pub fn runs(&self) -> usize {
+        self.runs.len()
     }
 
     /// Tokens of the longest text.
     pub fn longest(&self) -> usize {
-        self.states.iter().map(|state| state.len() / self.width).max().unwrap_or(0).max(1)
+        self.runs.iter().flat_map(|run| &run.lengths).copied().max().unwrap_or(1)
     }
 
     /// Replaces the states of each run of texts by what `pass` makes of them: rows one text after the other, and the
@@ -49,24 +72,26 @@ impl<'a> Texts<'a> {
     /// # Errors
     /// Those of `pass`.
     pub fn each_run(&mut self, pass: impl Fn(Vec<f32>, &[usize]) -> Result<Vec<f32>>) -> Result<()> {
-        for run in self.runs.clone() {
-            let states = &mut self.states[run];
-            let lengths: Vec<usize> = states.iter().map(|state| state.len() / self.width).collect();
-            let made = pass(states.concat(), &lengths)?;
-            let mut rest = made.as_slice();
-            for state in states {
-                let (own, others) = rest.split_at(state.len());
-                state.copy_from_slice(own);
-                rest = others;
-            }
+        let all = self.passes * self.runs.len();
+        for run in &mut self.runs {
+            run.state = pass(std::mem::take(&mut run.state), &run.lengths)?;
             self.done += 1;
-            (self.progress)(self.done, self.passes * self.runs.len());
+            (self.progress)(self.done, all);
         }
         Ok(())
     }
 
-    /// The states.
+    /// The state of each text.
     pub fn into_states(self) -> Vec<Vec<f32>> {
-        self.states
+        let mut states = vec![];
+        for Run { state, lengths } in self.runs {
+            let mut rest = state.as_slice();
+            for n in lengths {
+                let (own, others) = rest.split_at(n * self.width);
+                states.push(own.to_vec());
+                rest = others;
+            }
+        }
+        states
     }
 }

@@ -1,14 +1,16 @@
 //! Opens a text encoder's weights by any of their names, and reads them a matrix at a time.
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::config::TextConfig;
-use super::layers::{Arithmetic, Matrix};
+use super::matrix::{Arithmetic, Matrix};
 use super::names;
 use super::places::Places;
+use super::times::Times;
 use crate::files::model_folder::read_config;
 use crate::files::{KnownHashes, WeightFile, check_names, to_hex};
 use crate::{Error, Result, bail};
@@ -26,6 +28,7 @@ pub(super) struct EncoderWeights {
     file: WeightFile,
     /// From Hugging Face's names to those of the file, with shapes.
     tensors: BTreeMap<String, (String, Vec<usize>)>,
+    pub times: Times,
 }
 
 impl EncoderWeights {
@@ -58,7 +61,7 @@ impl EncoderWeights {
             (known, (name, shape))
         };
         let tensors = expected.into_iter().map(entry).collect();
-        Ok(Self { config, file, tensors })
+        Ok(Self { config, file, tensors, times: Times::default() })
     }
 
     /// Whether the file of weights `path` has an encoder's embedding.
@@ -83,15 +86,15 @@ impl EncoderWeights {
         Ok(values)
     }
 
-    /// A matrix, ready for products.
+    /// A matrix for products, which read it: each for itself, or the first for all if its packed form is to be `kept`.
     ///
     /// # Errors
-    /// Those of [`read`](Self::read).
-    pub fn matrix(&self, name: &str, arithmetic: Arithmetic) -> Result<Matrix> {
+    /// There is no such matrix.
+    pub fn matrix(&self, name: &str, arithmetic: Arithmetic, kept: bool) -> Result<Matrix<'_>> {
         let &[out, inner] = self.entry(name)?.1.as_slice() else {
             bail!(Shape, "{}: `{name}` is no matrix", self.path().display())
         };
-        Ok(Matrix::new(arithmetic, &self.read(name)?, [out, inner]))
+        Ok(Matrix::new(self, name, [out, inner], arithmetic, kept))
     }
 
     /// Adds row `rows[i]` of a matrix to row i of `x`; only these rows are read.
@@ -108,10 +111,16 @@ impl EncoderWeights {
         })
     }
 
-    fn read_at(&self, name: &str, first: usize, out: &mut [f32]) -> Result<()> {
+    /// Fills `out` with a tensor's values from number `first` on.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn read_at(&self, name: &str, first: usize, out: &mut [f32]) -> Result<()> {
         let stored = &self.entry(name)?.0;
         self.file.read_f32_at(stored, first, out)?;
-        if let Some(value) = out.iter().find(|x| !x.is_finite()) {
+        if !all_finite(out)
+            && let Some(value) = out.iter().find(|x| !x.is_finite())
+        {
             bail!(
                 Data,
                 "{}: tensor `{stored}` has a value that is {value}; the file is damaged",
@@ -158,6 +167,12 @@ impl EncoderWeights {
         }
         Ok(to_hex(sum.finalize()))
     }
+}
+
+/// Whether no value is infinite or NaN: those have the largest exponent.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn all_finite(values: &[f32]) -> bool {
+    values.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)) < f32::INFINITY.to_bits()
 }
 
 /// Hugging Face's name of the tensor that a file calls `name`.

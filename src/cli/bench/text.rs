@@ -46,10 +46,21 @@ fn measure(args: &TextArgs, threads: usize) -> Result<Report> {
     let id = |i: usize| (i.wrapping_mul(2_654_435_761) % config.vocab) as u32;
     let texts: Vec<Vec<u32>> = (0..prompts).map(|p| (0..tokens).map(|t| id(p * tokens + t)).collect()).collect();
     let peak = peak_of(Isa::best(), dtype);
-    let seconds = timed(args.runs, || model.encode_ids(&texts, &mut |_, _| ()).map(drop))?;
+    let mut times = [0.0; 3];
+    let seconds = timed(args.runs, || {
+        model.encode_ids(&texts, &mut |_, _| ())?;
+        times = model.times();
+        Ok(())
+    })?;
     let facts = facts![layers = config.layers, dim = config.width, prompts, tokens, dtype, threads];
     let products = config.parameters() - config.vocab * config.width;
     let scores = 2 * config.layers * config.heads * config.head_dim * tokens;
     let flop = 2.0 * (prompts * tokens) as f64 * (products + scores) as f64;
-    Ok(Report::new("text", facts).against(peak, prompts * tokens).pass("texts", "fwd", seconds, flop))
+    let [reading, packing, attention] = times;
+    Ok(Report::new("text", facts)
+        .against(peak, prompts * tokens)
+        .pass("texts", "fwd", seconds, flop)
+        .with("reading_s", "reading weights, s", reading / threads as f64)
+        .with("packing_s", "packing them, s", packing / threads as f64)
+        .with("attention_s", "attention, s", attention))
 }
