@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lines of Rust in each room of src, along the way of a clip from its file to a gradient, which docs/design.md lists, and
-# of the periphery: what is beside the subject and should stay small.
+# Lines of Rust in each room of src, along the way of a clip from its file to a gradient, which docs/design.md lists,
+# and of the periphery: what is beside the subject and should stay small.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../src"
 for room in */ *.rs; do

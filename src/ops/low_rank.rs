@@ -1,8 +1,8 @@
 //! Adds an adapter's low-rank product to a linear layer before its epilogue, y = x Wᵀ + s (x Aᵀ) Bᵀ (LoRA, arXiv
 //! 2106.09685), and the gradients of A and B in place.
 //!
-//! x Aᵀ has r elements a row, and backward computes it again. Times Bᵀ it is a second term of the layer's own product, so
-//! that no addend as large as y lies in memory; the share of x's gradient is one of dy W.
+//! x Aᵀ has r elements a row, and backward computes it again. Times Bᵀ it is a second term of the layer's own product,
+//! so that no addend as large as y lies in memory; the share of x's gradient is one of dy W.
 
 use candle_core::Result;
 use std::borrow::Cow;

@@ -235,15 +235,20 @@ impl Panels {
         let (width, hidden) = (model.width(), model.ffn_dim);
         let squares = if model.text_dim > 0 { 3 } else { 1 };
         let (mut kept_weights, [mut before, mut after]) = (0, [[0; 2]; 2]);
-        let mut add = |side: &mut [u64; 2], count: u64, [out, inner]: [usize; 2]| {
-            for (bytes, sum) in packed_words(out, inner, s.half).map(words).into_iter().zip(side) {
-                *if kept(bytes) { &mut kept_weights } else { sum } += count * bytes;
+        for (i, bytes) in packed_words(width, width, s.half).map(words).into_iter().enumerate() {
+            if kept(bytes) {
+                // Those of before attention, in backward, take what those of after it have given back.
+                kept_weights += squares.max(3) * bytes;
+            } else {
+                before[i] += 3 * bytes;
+                after[i] += squares * bytes;
             }
-        };
-        add(&mut before, 3, [width, width]);
-        add(&mut after, squares, [width, width]);
-        add(&mut after, 1, [hidden, width]);
-        add(&mut after, 1, [width, hidden]);
+        }
+        for [out, inner] in [[hidden, width], [width, hidden]] {
+            for (bytes, sum) in packed_words(out, inner, s.half).map(words).into_iter().zip(&mut after) {
+                *if kept(bytes) { &mut kept_weights } else { sum } += bytes;
+            }
+        }
         // Of the weight gradient's product: rows of the hidden elements as left and as right operand, and of the width.
         // Rows to be multiplied, where they are rounded on the way, lie packed beside them.
         let rounded = if s.half { 4 * s.tile * hidden.max(width) } else { 0 };

@@ -1,8 +1,8 @@
 //! Holds words of bf16 in half their room: the upper 16 bits of an f32 whose lower ones are zero.
 //!
-//! Instruction sets without products of bf16 multiply f32 whose values were rounded to bf16. Their packed right operands
-//! lie in memory as halves, and a task widens as much as stays in L1 before it multiplies many rows by it: weights are
-//! read from memory far more often than they are packed.
+//! Instruction sets without products of bf16 multiply f32 whose values were rounded to bf16. Their packed right
+//! operands lie in memory as halves, and a task widens as much as stays in L1 before it multiplies many rows by it:
+//! weights are read from memory far more often than they are packed.
 
 use multiversion::multiversion;
 

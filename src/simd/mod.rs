@@ -2,10 +2,10 @@
 //!
 //! From below: [`simd`] is the trait that `avx512_bf16`, `avx512`, `avx2` and `portable` implement; [`tile`] multiplies
 //! packed panels (`operands`) on registers, `amx` on a matrix unit; [`scratch`] is their working memory and
-//! [`uninit_vec`] new results; [`panel`] packs matrices, and [`product`] multiplies them whole, [`streamed`] panel by
-//! panel; [`conv`] multiplies frames ([`packed_frame`]) with kernels; [`mod@peak`] measures what an instruction set can
-//! do. Code is written once for all of them and runs on the one that [`Isa`] names, so tests can compare each with a
-//! plain form.
+//! [`uninit_vec`] new results; [`panel`] packs matrices on the right (bf16 by `halves`), [`left`] rows on the left;
+//! [`product`] multiplies them whole, [`streamed`] panel by panel; [`conv`] multiplies frames ([`packed_frame`]) with
+//! kernels; [`mod@peak`] measures what an instruction set can do. Code is written once for all of them and runs on the
+//! one that [`Isa`] names, so tests can compare each with a plain form.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

@@ -204,7 +204,8 @@ pub(crate) fn across_left<S: Simd>(m: Matrix) -> Panels {
     across_by::<S>(m.into(), left::<S>(), S::MATRIX, false)
 }
 
-/// The columns of `m` in panels of `width`, contraction over its rows; `turned`: a row a lane; `halved`: held by halves.
+/// The columns of `m` in panels of `width`, contraction over its rows; `turned`: a row a lane; `halved`: held by
+/// halves.
 pub(crate) fn across_by<S: Simd>(m: Source, width: usize, turned: bool, halved: bool) -> Panels {
     let [rows, columns] = m.dims();
     Panels::new::<S>(rows, columns, width, turned, halved).filled(|i, words| {

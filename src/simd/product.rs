@@ -35,8 +35,8 @@ fn block_rows<S: Simd>(rows: usize) -> usize {
     share.clamp(2 * left_lanes::<S>(), 6 * left_lanes::<S>())
 }
 
-/// Steps of the contraction that are taken for all panels, of `rows` rows and right panels of `width`: whole runs of the
-/// right operand's, so that each element's sum has one order whatever the rows.
+/// Steps of the contraction that are taken for all panels, of `rows` rows and right panels of `width`: whole runs of
+/// the right operand's, so that each element's sum has one order whatever the rows.
 fn run<S: Simd>(rows: usize, width: usize) -> usize {
     let most = words::<S>() / width;
     (LEFT_WORDS / rows / most).max(1) * most
@@ -55,8 +55,8 @@ impl<T> Epilogue<T> for () {
     fn apply(&self, _: &mut [T], _: &mut [T], _: usize, _: usize) {}
 }
 
-/// `epilogue(the sum of left right over the terms)`, row-major `[rows, lanes of right]`, and the epilogue's second result,
-/// as large, or empty if it is not wanted. The terms' right operands have the same lanes.
+/// `epilogue(the sum of left right over the terms)`, row-major `[rows, lanes of right]`, and the epilogue's second
+/// result, as large, or empty if it is not wanted. The terms' right operands have the same lanes.
 pub(crate) fn product<S: Simd, T: Epilogue<f32>>(
     terms: &[(Lines, &Panels)],
     rows: usize,
@@ -151,8 +151,8 @@ impl<T: Epilogue<f32>> Kernel for Task<'_, T> {
     }
 }
 
-/// Some columns of a block's result: rows that are whole tiles of whole vectors are summed where they lie, the others in
-/// a buffer.
+/// Some columns of a block's result: rows that are whole tiles of whole vectors are summed where they lie, the others
+/// in a buffer.
 struct Part {
     rows: usize,
     /// Rows that are whole tiles, and those of them that are summed where they lie.

@@ -102,6 +102,36 @@ fn frozen_base_changes_no_bit_and_has_no_gradient() {
     assert!(layer(&p).accumulate(&x, &dy).is_ok());
 }
 
+/// A backward pass that does not read the output has the bits of one that does; under a frozen gate it has no output.
+#[test]
+fn unread_output_changes_no_gradient() {
+    let f32 = |t: Tensor| t.to_dtype(DType::F32).unwrap();
+    for (n, start, tokens) in RUNS {
+        let (x, residual, dy) = (normal(1, (n, 40)), normal(6, (n, 24)), normal(9, (n, 24)));
+        let ([x, residual, dy], at) = ([x, residual, dy].map(f32), Rows { start, tokens });
+        for frozen in [false, true] {
+            let run = |unread: bool| {
+                let (p, tape) = (single(40, 24, 3, true), Tape::recording());
+                let mut modulation = Param::leaf("m", f32(normal(7, (SAMPLES, 3, 24)))).unwrap();
+                modulation.grad = modulation.grad.filter(|_| !frozen);
+                let gate = (&modulation, 1);
+                let y = match unread {
+                    true => layer(&p).gate_to_unread(&tape, &residual, &x, gate, at).unwrap(),
+                    false => layer(&p).gate_to(&tape, &residual, &x, gate, at).unwrap(),
+                };
+                let computed = values(&y).iter().any(|y| *y != 0.0);
+                let gradients = tape.backward(&[(&y, &dy)], &[&residual, &x]).unwrap();
+                let adapters = [p[2].grad().unwrap(), p[3].grad().unwrap()];
+                let all: Vec<_> = gradients.iter().chain(adapters).chain(&modulation.grad).map(values).collect();
+                (all, computed)
+            };
+            let ((read, _), (unread, computed)) = (run(false), run(true));
+            assert_eq!(read, unread, "{n} rows, frozen {frozen}");
+            assert_eq!(computed, !frozen);
+        }
+    }
+}
+
 /// Products in bf16 round a weight's elements: one that is held in bf16 gives the same bits, on every instruction set.
 #[test]
 fn base_in_bf16_gives_the_bits_of_its_rounded_weight() {
