@@ -101,19 +101,19 @@ impl ParameterCounts {
         parts
     }
 
-    /// What a tile has beside what it has without adapters, in `before` and `after`: a layer's addend and its share of
-    /// the input's gradient; on a CPU a weight that is widened from bf16 to be packed, on a GPU the rounded copy of an
-    /// input of which elements are dropped.
+    /// What a tile has beside what it has without adapters, in `before` and `after`. On a CPU, where they are a term of
+    /// their layer's product, only with dropout: an input of which elements are dropped, and the adapter's share of its
+    /// gradient. On a GPU a layer's addend and that share, and the rounded copy of an input of which elements are
+    /// dropped.
     pub fn of_a_tile(&self, model: &ModelConfig, shape: &Shape) -> [u64; 2] {
         let Some(lora) = &self.lora else { return [0; 2] };
+        if !shape.gpu && lora.dropout == 0.0 {
+            return [0; 2];
+        }
         let (width, hidden) = (model.width(), model.ffn_dim);
         let rounded = shape.gpu && shape.half && lora.dropout > 0.0;
         let dropped = |width: usize| if rounded { 2 * (shape.tile * width) as u64 } else { 0 };
-        let widened = |elements: usize| if shape.half && !shape.gpu { 4 * elements as u64 } else { 0 };
         let rows = |width: usize| 4 * (shape.tile * width) as u64;
-        [
-            rows(2 * width) + widened(width * width) + dropped(width),
-            rows(width + hidden) + widened(width * hidden) + dropped(hidden),
-        ]
+        [rows(2 * width) + dropped(width), rows(width + hidden) + dropped(hidden)]
     }
 }
