@@ -55,8 +55,8 @@ fn a_rehearsal_of_adapters_has_what_the_plan_says() {
     for more in [&["train.dtype=bf16"][..], &[], &["train.dtype=bf16", "--ranks=2", "parallel.zero=3"]] {
         let case = case(more);
         for (what, both) in rehearsed(&place, &case) {
-            // The plan counts what a tile keeps for its weights' gradients, which frozen layers do not: it says some MiB
-            // too much. Two ranks' kept panels are the process's, and both are seldom at their peak at once.
+            // The plan counts what a tile keeps for its weights' gradients, which frozen layers do not: it says some
+            // MiB too much. Two ranks' kept panels are the process's, and both are seldom at their peak at once.
             check(&case, &what, both, if more.len() > 1 { 32.0 } else { 16.0 });
         }
     }

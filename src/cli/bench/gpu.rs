@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use super::{Report, peak_of, seconds};
 use crate::config::Compute;
 use crate::simd::Isa;
-use crate::{Error, Result, bail};
+use crate::{Error, Result};
 
 /// FLOP/s that `device` reaches in `dtype`: these threads on `isa`, or a GPU in large products by cuBLAS.
 pub fn peak_on(device: &Device, isa: Isa, dtype: Compute) -> Result<f64> {
@@ -46,5 +46,5 @@ fn copies(device: &Device) -> Result<[f64; 3]> {
 
 #[cfg(not(feature = "cuda"))]
 fn copies(_: &Device) -> Result<[f64; 3]> {
-    bail!(Environment, "this longreel was built without CUDA")
+    crate::bail!(Environment, "this longreel was built without CUDA")
 }
